@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The Chronicle node.
+//!
+//! The write path, by folder: `listeners/` (bytes to requests) → `broker/` (admission, routing) → `partition/` (the
+//! sequencer, one owner per raft group) → `raft/` (openraft adapters) → `chronicle-log` (disk).
+
+pub mod broker;
+pub mod config;

@@ -1,0 +1,225 @@
+//! The one configuration tree of a node.
+//!
+//! Every field says what it trades and its default. Values come, later over earlier, from the defaults, a YAML file,
+//! the environment (`CHRONICLE_` and the path of the field, levels joined by `__`) and flags. Unknown keys are refused,
+//! and everything is checked before anything is opened.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Configuration of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Who this node is.
+    pub node: NodeConfig,
+    /// Where it listens.
+    pub listeners: ListenersConfig,
+    /// How it stores.
+    pub storage: StorageConfig,
+    /// How partitions live.
+    pub partitions: PartitionsConfig,
+    /// What it refuses.
+    pub limits: LimitsConfig,
+    /// What it says.
+    pub log: LogConfig,
+}
+
+/// Who this node is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NodeConfig {
+    /// Name for people; the identity is the UUID in the data directory. Default: `chronicle-0`.
+    pub name: String,
+    /// Data directory, created when missing. One process at a time. Default: `data`.
+    pub data_dir: PathBuf,
+    /// `HOST:PORT` that clients are told to use; empty: the data listener's address. Default: empty.
+    pub advertised_address: String,
+    /// Create this topic (one partition, default settings) when it is missing; empty: none. Default: `default`.
+    pub default_topic: String,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            name: "chronicle-0".into(),
+            data_dir: "data".into(),
+            advertised_address: String::new(),
+            default_topic: "default".into(),
+        }
+    }
+}
+
+/// Where the node listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ListenersConfig {
+    /// gRPC and HTTP/JSON. Default: `127.0.0.1:7400`.
+    pub data: SocketAddr,
+    /// Health and metrics; no data. Default: `127.0.0.1:9644`.
+    pub ops: SocketAddr,
+}
+
+impl Default for ListenersConfig {
+    fn default() -> Self {
+        Self { data: SocketAddr::from(([127, 0, 0, 1], 7400)), ops: SocketAddr::from(([127, 0, 0, 1], 9644)) }
+    }
+}
+
+/// How a round of writes is made durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BarrierKind {
+    /// `syncfs` for rounds of many files when the data directory is a volume of its own, else `fdatasync`.
+    #[default]
+    Auto,
+    /// `fdatasync` of each file on a small pool.
+    Fdatasync,
+    /// One `syncfs` of the volume; also waits for whatever else is dirty there.
+    Syncfs,
+}
+
+/// How the node stores.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct StorageConfig {
+    /// How a round of writes is made durable. Default: `auto`.
+    pub barrier: BarrierKind,
+    /// Threads that flush files of one round side by side. More: shorter rounds over many partitions. Default: 16.
+    pub flush_threads: usize,
+    /// One index entry per this many bytes of segment. Smaller: less scanning per read, larger index. Default: 4096.
+    pub index_interval_bytes: u64,
+    /// Most recent entries kept in memory, all partitions together. Default: 64 MiB.
+    pub tail_cache_bytes: u64,
+    /// Bytes accepted and not flushed yet, all partitions together; above it appends are refused. Default: 64 MiB.
+    pub pending_bytes_max: u64,
+    /// Refuse appends while the volume has fewer free bytes than this, so that the node can still write what it must.
+    /// Default: 64 MiB.
+    pub reserve_bytes: u64,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self {
+            barrier: BarrierKind::Auto,
+            flush_threads: 16,
+            index_interval_bytes: 4096,
+            tail_cache_bytes: 64 << 20,
+            pending_bytes_max: 64 << 20,
+            reserve_bytes: 64 << 20,
+        }
+    }
+}
+
+/// How partitions live.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PartitionsConfig {
+    /// Largest raft entry that the sequencer gathers, in bytes. Larger: more throughput, longer stalls. Default: 1 MiB.
+    pub entry_bytes_max: usize,
+    /// Entries proposed and not committed yet, per partition. Default: 8.
+    pub entries_in_flight_max: usize,
+    /// Bytes that wait in one partition's queue; above it appends are refused. Default: 16 MiB.
+    pub queue_bytes_max: usize,
+    /// Put a partition that nobody used for this long to sleep, in milliseconds. Default: 60000.
+    pub idle_ms: u64,
+    /// How often retention looks for segments to delete, in milliseconds. Default: 30000.
+    pub retention_check_ms: u64,
+    /// Keys whose versions one partition remembers for expected-version appends. Default: 10000000.
+    pub versioned_keys_max: usize,
+    /// Idempotent producers that one partition remembers; beyond it the one idle for longest is forgotten.
+    /// Default: 10000.
+    pub producers_max: usize,
+}
+
+impl Default for PartitionsConfig {
+    fn default() -> Self {
+        Self {
+            entry_bytes_max: 1 << 20,
+            entries_in_flight_max: 8,
+            queue_bytes_max: 16 << 20,
+            idle_ms: 60_000,
+            retention_check_ms: 30_000,
+            versioned_keys_max: 10_000_000,
+            producers_max: 10_000,
+        }
+    }
+}
+
+/// What the node refuses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LimitsConfig {
+    /// Open connections on the data port; one more is answered `TOO_MANY_CONNECTIONS` and closed. Default: 4096.
+    pub connections_max: usize,
+    /// Largest request body or gRPC message, in bytes. Default: 8 MiB.
+    pub request_bytes_max: usize,
+    /// Bytes of requests being served, all connections together. Default: 256 MiB.
+    pub in_flight_bytes_max: usize,
+    /// Requests of one ProduceStream that may wait for their answer. Default: 256.
+    pub stream_window_max: usize,
+    /// Largest answer to one read, in bytes. Default: 4 MiB.
+    pub fetch_bytes_max: usize,
+    /// Longest wait of a long poll, in milliseconds. Default: 60000.
+    pub wait_ms_max: u64,
+    /// Close a stream whose reader takes nothing for this long, in milliseconds. Default: 60000.
+    pub slow_reader_ms: u64,
+    /// Close a connection that has not sent a complete request header after this long, in milliseconds. Default: 10000.
+    pub header_timeout_ms: u64,
+    /// Finish accepted work for at most this long when stopping, in milliseconds. Default: 10000.
+    pub shutdown_grace_ms: u64,
+    /// Topics of the cluster. Default: 10000.
+    pub topics_max: usize,
+    /// Largest decompressed size of one batch, in bytes. Default: 64 MiB.
+    pub decompressed_bytes_max: usize,
+    /// Records of one batch. Default: 1000000.
+    pub batch_records_max: usize,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            connections_max: 4096,
+            request_bytes_max: 8 << 20,
+            in_flight_bytes_max: 256 << 20,
+            stream_window_max: 256,
+            fetch_bytes_max: 4 << 20,
+            wait_ms_max: 60_000,
+            slow_reader_ms: 60_000,
+            header_timeout_ms: 10_000,
+            shutdown_grace_ms: 10_000,
+            topics_max: 10_000,
+            decompressed_bytes_max: 64 << 20,
+            batch_records_max: 1_000_000,
+        }
+    }
+}
+
+/// Form of the node's own log lines (standard error).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the node says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LogConfig {
+    /// Filter as of `tracing-subscriber`'s `EnvFilter`. Default: `info`.
+    pub filter: String,
+    /// Default: `text`.
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Text }
+    }
+}
