@@ -11,7 +11,8 @@ pub struct Limits {
     /// Largest batch as it is sent and stored, in bytes including its header. Default: 16 MiB.
     pub max_batch_bytes: usize,
     /// Largest size in bytes of the records of a compressed batch once unpacked. This is the memory that checking or
-    /// reading one batch may take. Default: 64 MiB.
+    /// reading one batch may take; zstd needs as much again for its window (it reserves up to 128 MiB of addresses, as the
+    /// frame asks, but touches no more of them than it unpacks). Default: 64 MiB.
     pub max_decompressed_bytes: usize,
     /// Most records in a batch. Default: 1,000,000.
     pub max_records: usize,

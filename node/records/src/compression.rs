@@ -145,15 +145,33 @@ fn unzstd(packed: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
 }
 
 /// Reads a decoder to its end, but not past `limit` bytes.
-fn read_limited(decoder: impl Read, packed_len: usize, limit: usize) -> Result<Vec<u8>, Failure> {
-    let mut out = Vec::with_capacity(packed_len.saturating_mul(EXPECTED_RATIO).min(limit));
+fn read_limited(mut decoder: impl Read, packed_len: usize, limit: usize) -> Result<Vec<u8>, Failure> {
     // One byte more than allowed tells "exactly the limit" from "more".
-    let mut decoder = decoder.take((limit as u64).saturating_add(1));
-    decoder.read_to_end(&mut out).map_err(Failure::corrupt)?;
-    if out.len() > limit {
-        return Err(Failure::Limit);
+    let most = limit.saturating_add(1);
+    let mut out = unpack_buffer(packed_len, most);
+    while out.len() <= limit {
+        reserve_within(&mut out, 1, most);
+        let room = out.capacity() - out.len();
+        let read = decoder.by_ref().take(room as u64).read_to_end(&mut out).map_err(Failure::corrupt)?;
+        if read == 0 {
+            return Ok(out);
+        }
     }
-    Ok(out)
+    Err(Failure::Limit)
+}
+
+/// A buffer for what `packed_len` bytes usually unpack to, of at most `most` bytes.
+fn unpack_buffer(packed_len: usize, most: usize) -> Vec<u8> {
+    Vec::with_capacity(packed_len.saturating_mul(EXPECTED_RATIO).min(most))
+}
+
+/// Makes room for `more` bytes, doubling like `Vec` does, but not past `most` in all unless `more` itself asks for it.
+fn reserve_within(out: &mut Vec<u8>, more: usize, most: usize) {
+    let needed = out.len() + more;
+    if needed > out.capacity() {
+        let target = out.capacity().saturating_mul(2).min(most).max(needed);
+        out.reserve_exact(target - out.len());
+    }
 }
 
 /// Refuses bytes behind the end of the compressed stream.

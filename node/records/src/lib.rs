@@ -29,7 +29,7 @@
 //!
 //! - No function panics on any bytes that came from outside; each refusal is a [`BatchError`] that names the field,
 //!   its value and the rule.
-//! - No function allocates more than its [`Limits`] allow, whatever sizes the bytes claim.
+//! - No buffer for unpacked records grows past its [`Limits`], whatever sizes the bytes claim.
 //! - A batch that [`check`] accepts is readable by [`records`] to its last record, and by other Kafka clients:
 //!   compressed data is exactly one stream of the codec, with nothing behind it.
 //!
@@ -40,6 +40,24 @@
 //! | a client | [`check`]: header, CRC and every record |
 //! | a peer or the disk | [`check_shallow`]: header and CRC |
 //! | memory that was checked before | [`parse_header`], [`split`], [`records`] |
+//!
+//! # Example
+//!
+//! ```
+//! use chronicle_records::{BatchBuilder, Compression, Limits, check, patch, records};
+//!
+//! let mut builder = BatchBuilder::new(Compression::Zstd);
+//! builder.push(1_700_000_000_000, Some(b"key"), Some(b"value"), [("trace", Some(&b"1"[..]))])?;
+//! let mut batch = builder.build()?;
+//! patch(&mut batch, 42, 7);
+//!
+//! let limits = Limits::default();
+//! assert_eq!(check(&batch, &limits)?.base_offset, 42);
+//! for record in records(&batch.freeze(), &limits)? {
+//!     assert_eq!(record?.value.as_deref(), Some(&b"value"[..]));
+//! }
+//! # Ok::<(), chronicle_records::BatchError>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -20,7 +20,7 @@ use lz4_flex::block::{decompress_into, decompress_into_with_dict};
 use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
 use twox_hash::XxHash32;
 
-use super::{Failure, expect_end};
+use super::{Failure, expect_end, reserve_within, unpack_buffer};
 
 const MAGIC: u32 = 0x184D_2204;
 /// FLG bits 6 and 7: the format version, of which there is one.
@@ -56,7 +56,7 @@ pub(super) fn decompress(packed: &[u8], limit: usize) -> Result<Vec<u8>, Failure
         return Err(Failure::Limit);
     }
 
-    let mut out = Vec::new();
+    let mut out = unpack_buffer(packed.len(), limit);
     loop {
         let size = input.u32("block size")?;
         if size == 0 {
@@ -78,6 +78,7 @@ pub(super) fn decompress(packed: &[u8], limit: usize) -> Result<Vec<u8>, Failure
             if block.len() > limit - out.len() {
                 return Err(Failure::Limit);
             }
+            reserve_within(&mut out, block.len(), limit);
             out.extend_from_slice(block);
         } else {
             append_block(block, &frame, limit, &mut out)?;
@@ -100,6 +101,7 @@ fn append_block(block: &[u8], frame: &Frame, limit: usize, out: &mut Vec<u8>) ->
     let start = out.len();
     let room = frame.max_block.min(block.len().saturating_mul(MAX_RATIO));
     let allowed = limit - start;
+    reserve_within(out, room.min(allowed), limit);
     out.resize(start + room.min(allowed), 0);
     let (before, target) = out.split_at_mut(start);
     let unpacked = if frame.linked {

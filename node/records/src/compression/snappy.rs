@@ -9,7 +9,7 @@ use std::io;
 
 use bytes::{BufMut, BytesMut};
 
-use super::Failure;
+use super::{Failure, reserve_within, unpack_buffer};
 
 const MAGIC: &[u8; 8] = b"\x82SNAPPY\0";
 /// Magic and two versions.
@@ -38,7 +38,7 @@ pub(super) fn compress(data: &[u8], out: &mut BytesMut) -> io::Result<()> {
 }
 
 pub(super) fn decompress(packed: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
-    let mut out = Vec::new();
+    let mut out = unpack_buffer(packed.len(), limit);
     let Some((header, mut rest)) = packed.split_first_chunk::<HEADER_LEN>().filter(|(h, _)| h.starts_with(MAGIC))
     else {
         append_block(packed, limit, &mut out)?;
@@ -75,6 +75,7 @@ fn append_block(block: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Fai
         )));
     }
     let start = out.len();
+    reserve_within(out, length, limit);
     out.resize(start + length, 0);
     let unpacked = snap::raw::Decoder::new().decompress(block, &mut out[start..]).map_err(Failure::corrupt)?;
     if unpacked != length {

@@ -332,7 +332,7 @@ fn zstd_that_is_not_a_zstandard_frame_is_refused() {
 }
 
 #[test]
-fn an_unknown_gzip_member_name_or_raw_deflate_is_refused() {
+fn raw_deflate_under_the_name_of_gzip_is_refused() {
     let mut raw = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
     raw.write_all(&[12, 0, 0, 0, 1, 1, 0]).unwrap();
     let error = refused(&around(Compression::Gzip, 1, &raw.finish().unwrap()));
