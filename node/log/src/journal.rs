@@ -54,8 +54,8 @@ pub(crate) mod engine_key {
     pub(crate) const DURABLE_MARK: u8 = 0;
     /// `CleanMark`: the log was closed and not written since.
     pub(crate) const CLEAN: u8 = 1;
-    /// `ResetMark`: the log is being, or was, emptied and starts at this place.
-    pub(crate) const RESET: u8 = 2;
+    /// `StartMark`: where the log starts, once that is not index 0.
+    pub(crate) const START: u8 = 2;
     /// Empty: the log is being deleted.
     pub(crate) const DELETING: u8 = 3;
 }

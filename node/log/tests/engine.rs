@@ -97,7 +97,10 @@ fn entries_that_do_not_fit_are_refused_by_name_and_nothing_is_written() {
     let refuse = |entries: Vec<Entry>| append(&log, entries).map(drop).unwrap_err().to_string();
     assert_eq!(refuse(vec![sample(1)]), "entry index 1 does not follow the log: expected 0");
     assert_eq!(refuse(vec![sample(0), sample(2)]), "entry index 2 does not follow the log: expected 1");
-    assert_eq!(refuse(vec![data(0, 0, 0, "x")]), "entry 0: record_count is 0, but a data entry has at least one record");
+    assert_eq!(
+        refuse(vec![data(0, 0, 0, "x")]),
+        "entry 0: record_count is 0, but a data entry has at least one record"
+    );
     let control = Entry { record_count: 1, ..blank(0) };
     assert_eq!(refuse(vec![control]), "entry 0: record_count is 1, but a control entry has no records");
     assert_eq!(log.position().next_index, 0);

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
-use super::{CleanMark, DeletedSegments, LastEntry, Log, LogInner, Pending, Phase, Segment, State, Writer};
+use super::{
+    CleanMark, DeletedSegments, LastEntry, Log, LogInner, Pending, Phase, Segment, State, Writer, recover::StartMark,
+};
 use crate::{
     LogError,
     disk::{DiskFile, OpenMode},
@@ -361,57 +363,62 @@ impl LogInner {
 
     /// The durable steps of a reset, which recovery repeats when the first of them was done and the last was not.
     pub(crate) fn empty_on_disk(&self, bases: Vec<u64>, next_index: u64, next_offset: u64) -> Result<(), LogError> {
-        let mut mark = super::recover::ResetMark { next_index, next_offset, pending: true };
+        let mut mark = StartMark { first_index: next_index, start_offset: next_offset, resetting: true };
         let shared = &self.shared;
-        shared.journal_and_wait(self.id, engine_key::RESET, Some(mark.encode()))?;
+        shared.journal_and_wait(self.id, engine_key::START, Some(mark.encode()))?;
         shared.journal_and_wait(self.id, engine_key::CLEAN, None)?;
         for base_index in bases.into_iter().rev() {
             self.remove_segment(base_index)?;
         }
         let value = bytes::Bytes::copy_from_slice(&next_index.to_le_bytes());
         shared.journal_and_wait(self.id, engine_key::DURABLE_MARK, Some(value))?;
-        mark.pending = false;
-        shared.journal_and_wait(self.id, engine_key::RESET, Some(mark.encode()))
+        mark.resetting = false;
+        shared.journal_and_wait(self.id, engine_key::START, Some(mark.encode()))
     }
 
     fn delete_before(self: &Arc<Self>, index: u64) -> Result<DeletedSegments, LogError> {
-        let mut deleted = DeletedSegments { segments: 0, bytes: 0, first_index: 0, start_offset: 0 };
-        loop {
-            // One change at a time, one segment each: appends get in between.
-            let due = {
-                let state = self.state.lock();
-                state.check_usable()?;
-                deleted.first_index = state.first_index();
-                deleted.start_offset = state.start_offset();
-                match state.segments.front() {
-                    Some(first)
-                        if state.segments.len() > 1
-                            && first.contents.next_index <= index
-                            && matches!(first.phase, Phase::Sealed { .. }) =>
-                    {
-                        (first.contents.base_index, first.file_len())
-                    }
-                    _ => return Ok(deleted),
-                }
+        // No other change moves the log's start or the ends of sealed segments meanwhile; appends go on.
+        let _seal = self.seal_lock.lock();
+        let (gone, deleted) = {
+            let state = self.state.lock();
+            state.check_usable()?;
+            let may_go = state.segments.len().saturating_sub(1);
+            let goes = |segment: &&Segment| {
+                segment.contents.next_index <= index && matches!(segment.phase, Phase::Sealed { .. })
             };
-            let _seal = self.seal_lock.lock();
-            {
-                let mut state = self.state.lock();
-                if state.segments.len() < 2 || state.segments[0].contents.base_index != due.0 {
-                    continue;
-                }
-                // Readers stop finding it before it goes.
-                state.segments.pop_front();
-                state.generation += 1;
-                self.shared.files.forget(self.id);
-            }
-            if let Err(error) = self.remove_segment(due.0) {
-                self.fail(error.clone());
-                return Err(error);
-            }
-            deleted.segments += 1;
-            deleted.bytes += due.1;
+            let gone: Vec<u64> = state
+                .segments
+                .iter()
+                .take(may_go)
+                .take_while(goes)
+                .map(|segment| segment.contents.base_index)
+                .collect();
+            let start = state.segments.get(gone.len()).map(|segment| &segment.contents);
+            let deleted = DeletedSegments {
+                segments: gone.len(),
+                bytes: state.segments.iter().take(gone.len()).map(Segment::file_len).sum(),
+                first_index: start.map_or(state.first_index(), |start| start.base_index),
+                start_offset: start.map_or(state.start_offset(), |start| start.base_offset),
+            };
+            (gone, deleted)
+        };
+        if gone.is_empty() {
+            return Ok(deleted);
         }
+        let DeletedSegments { first_index, start_offset, .. } = deleted;
+        let start = StartMark { first_index, start_offset, resetting: false };
+        self.shared.journal_and_wait(self.id, engine_key::START, Some(start.encode()))?;
+        {
+            // Readers stop finding them before they go.
+            let mut state = self.state.lock();
+            state.segments.drain(..gone.len());
+            state.generation += 1;
+            self.shared.files.forget(self.id);
+        }
+        for base_index in gone {
+            self.remove_segment(base_index).inspect_err(|error| self.fail(error.clone()))?;
+        }
+        Ok(deleted)
     }
 
     /// Everything of closing but the journal's flush. `None`: there is nothing to note (the log was closed cleanly and

@@ -241,7 +241,7 @@ impl State {
     }
 
     pub(crate) fn first_index(&self) -> u64 {
-        self.segments.front().map_or(self.next_index, |segment| segment.contents.base_index)
+        self.segments.front().map_or(self.written_next, |segment| segment.contents.base_index)
     }
 
     pub(crate) fn start_offset(&self) -> u64 {

@@ -106,27 +106,31 @@ impl CleanMark {
     }
 }
 
-/// Where a log starts that was emptied.
+/// Where a log starts: written before old segments are deleted, so that a first segment that is missing shows, and
+/// by a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ResetMark {
-    pub(crate) next_index: u64,
-    pub(crate) next_offset: u64,
-    /// The old segments may still be there.
-    pub(crate) pending: bool,
+pub(crate) struct StartMark {
+    pub(crate) first_index: u64,
+    pub(crate) start_offset: u64,
+    /// A reset to this place is under way: segments from before it may still be there.
+    pub(crate) resetting: bool,
 }
 
-impl ResetMark {
+impl StartMark {
     pub(crate) fn encode(self) -> Bytes {
         let mut bytes = vec![0; 24];
-        put_u64(&mut bytes, 0, self.next_index);
-        put_u64(&mut bytes, 8, self.next_offset);
-        put_u64(&mut bytes, 16, u64::from(self.pending));
+        put_u64(&mut bytes, 0, self.first_index);
+        put_u64(&mut bytes, 8, self.start_offset);
+        put_u64(&mut bytes, 16, u64::from(self.resetting));
         bytes.into()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let pending = bytes.len() == 24 && get_u64(bytes, 16) != 0;
-        (bytes.len() == 24).then(|| Self { next_index: get_u64(bytes, 0), next_offset: get_u64(bytes, 8), pending })
+        (bytes.len() == 24).then(|| Self {
+            first_index: get_u64(bytes, 0),
+            start_offset: get_u64(bytes, 8),
+            resetting: get_u64(bytes, 16) != 0,
+        })
     }
 }
 
@@ -162,16 +166,14 @@ impl LogInner {
     /// index on can be trusted, even if it reads well, since the page cache may hold what the disk does not.
     pub(crate) fn recover(&self, known_durable: Option<u64>) -> Result<Recovered, LogError> {
         self.sweep()?;
-        let reset = self.shared.journal.get((self.id, Space::Engine, engine_key::RESET));
-        let reset = reset.and_then(|bytes| ResetMark::decode(&bytes));
+        let start = self.shared.journal.get((self.id, Space::Engine, engine_key::START));
+        let start = start.and_then(|bytes| StartMark::decode(&bytes));
+        let start = start.unwrap_or(StartMark { first_index: 0, start_offset: 0, resetting: false });
         let mut bases = self.bases()?;
-        if let Some(mark) = reset.filter(|mark| mark.pending) {
-            self.empty_on_disk(std::mem::take(&mut bases), mark.next_index, mark.next_offset)?;
+        if start.resetting {
+            self.empty_on_disk(std::mem::take(&mut bases), start.first_index, start.start_offset)?;
         }
-        let start = match (bases.first(), reset) {
-            (None, Some(mark)) => Expect { index: mark.next_index, offset: mark.next_offset, prev_crc: 0 },
-            _ => Expect { index: 0, offset: 0, prev_crc: 0 },
-        };
+        let start = Expect { index: start.first_index, offset: start.start_offset, prev_crc: 0 };
         let mut found = bases.iter().map(|base| self.look_at(*base)).collect::<Result<Vec<_>, _>>()?;
         let marked = self.journal_mark().max(self.journal_clean_mark().map_or(0, |mark| mark.newest.next_index));
         let clean = match known_durable {
@@ -355,18 +357,16 @@ impl Scan {
                     break;
                 }
             };
-            if at == 0 {
-                expect = Expect { index: header.base_index, offset: header.base_offset, prev_crc: header.prev_crc };
+            let begins = Expect { index: header.base_index, offset: header.base_offset, prev_crc: header.prev_crc };
+            if at == 0 && begins.index <= expect.index {
+                // Retention that a crash interrupted leaves segments from before the start; they are as good as any.
+                expect = begins;
             }
             marked = marked.max(header.durable_mark);
-            let begins = Expect { index: header.base_index, offset: header.base_offset, prev_crc: header.prev_crc };
             if begins != expect {
-                let reason = format!("it starts at {begins:?}, but the segment before it ends at {expect:?}");
-                if segments.last().is_some_and(|segment: &Segment| matches!(segment.phase, Phase::Sealed { .. })) {
-                    // Sealed means complete: nothing a crash does opens a gap after it.
-                    log.shared.metrics.damage_found.add(1);
-                    return Err(LogError::damaged(&path, 0, Some(expect.index), reason));
-                }
+                // A segment before it is missing or short. Names reach the disk in any order too, so that this alone is no
+                // damage.
+                let reason = format!("the log goes on at entry {}, expected was {}", begins.index, expect.index);
                 broken = Some(break_at(0, expect.index, reason));
                 break;
             }

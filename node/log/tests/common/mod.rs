@@ -60,12 +60,7 @@ pub fn blank(index: u64) -> Entry {
 pub fn sample(index: u64) -> Entry {
     match index % 7 {
         0 => blank(index),
-        n => data(
-            index,
-            n as u32,
-            1000 + index as i64,
-            vec![(index * 31 % 251) as u8; (index as usize * 37) % 300],
-        ),
+        n => data(index, n as u32, 1000 + index as i64, vec![(index * 31 % 251) as u8; (index as usize * 37) % 300]),
     }
 }
 
