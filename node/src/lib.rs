@@ -5,3 +5,6 @@
 
 pub mod broker;
 pub mod config;
+pub mod listeners;
+pub mod ops;
+pub mod telemetry;
