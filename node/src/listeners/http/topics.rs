@@ -146,4 +146,4 @@ pub(super) async fn init_producer(context: &Context, call: Call) -> Result<Respo
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::listeners::http) mod tests;
