@@ -81,7 +81,11 @@ impl Stalls {
 
     /// Evicts answers that stall for longer than the limit.
     pub(crate) fn check(&self, metrics: &Metrics) -> Verdict {
-        let (now, limit) = (self.now_ms(), self.limit.as_millis() as u64);
+        self.check_at(self.now_ms(), metrics)
+    }
+
+    fn check_at(&self, now: u64, metrics: &Metrics) -> Verdict {
+        let limit = self.limit.as_millis() as u64;
         let mut verdict = Verdict::Fine;
         self.answers.lock().retain(|answer| {
             let Some(stall) = answer.upgrade() else { return false };
@@ -217,7 +221,7 @@ mod tests {
 
     #[tokio::test]
     async fn large_answers_leave_in_chunks_and_whole() {
-        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(1)));
+        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10)));
         let mut body = outflow(3 * CHUNK_BYTES + 5, false, &stalls, &metrics);
         assert_eq!(body.size_hint().exact(), Some(3 * CHUNK_BYTES as u64 + 5));
         let mut sizes = Vec::new();
@@ -228,41 +232,39 @@ mod tests {
         assert_eq!(sizes, [CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, 5]);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_answer_nobody_takes_is_evicted_with_overloaded_and_then_closes_the_connection() {
-        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_millis(100)));
+        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10)));
         let mut taken = outflow(2 * CHUNK_BYTES, true, &stalls, &metrics);
         let mut stuck = outflow(2 * CHUNK_BYTES, true, &stalls, &metrics);
         taken.frame().await.unwrap().unwrap();
         stuck.frame().await.unwrap().unwrap();
-        tokio::time::advance(Duration::from_millis(150)).await;
-        assert_eq!(stalls.check(&metrics), Verdict::Fine);
+        let later = stalls.now_ms() + 10_000;
+        assert_eq!(stalls.check_at(later, &metrics), Verdict::Fine);
         assert!(metrics.encode().contains("chronicle_slow_readers_total 2"));
         let trailers = taken.frame().await.unwrap().unwrap().into_trailers().unwrap();
         assert_eq!(trailers["grpc-status"], "8");
         assert!(taken.frame().await.is_none());
-        tokio::time::advance(Duration::from_millis(150)).await;
-        assert_eq!(stalls.check(&metrics), Verdict::Close);
+        assert_eq!(stalls.check_at(later + 9_999, &metrics), Verdict::Fine);
+        assert_eq!(stalls.check_at(later + 10_000, &metrics), Verdict::Close);
         drop(stuck);
-        assert_eq!(stalls.check(&metrics), Verdict::Fine);
+        assert_eq!(stalls.check_at(later + 10_000, &metrics), Verdict::Fine);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_client_that_keeps_taking_is_left_alone_and_so_is_one_that_waits_for_records() {
-        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_millis(100)));
+        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10)));
         let mut body = outflow(4 * CHUNK_BYTES, true, &stalls, &metrics);
         for _ in 0..4 {
             body.frame().await.unwrap().unwrap();
-            tokio::time::advance(Duration::from_millis(90)).await;
-            assert_eq!(stalls.check(&metrics), Verdict::Fine);
+            assert_eq!(stalls.check_at(stalls.now_ms() + 5_000, &metrics), Verdict::Fine);
         }
         let (_sender, waiting) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, std::io::Error>>(1);
         let stream = http_body_util::StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(waiting));
         let mut waiting = Outflow::new(stream, true, stalls.clone(), metrics.clone(), None);
         assert!(futures::poll!(std::pin::pin!(waiting.frame())).is_pending());
         drop(body);
-        tokio::time::advance(Duration::from_millis(500)).await;
-        assert_eq!(stalls.check(&metrics), Verdict::Fine);
+        assert_eq!(stalls.check_at(stalls.now_ms() + 50_000, &metrics), Verdict::Fine);
         assert!(metrics.encode().contains("chronicle_slow_readers_total 0"));
     }
 }
