@@ -174,3 +174,42 @@ impl Drop for Open {
         self.metrics.connection_closed();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{grpc, http};
+    use crate::broker::{ErrorKind, Reason};
+
+    #[test]
+    fn the_documentation_of_errors_has_exactly_the_reasons_with_the_codes_of_the_tables() {
+        let text = include_str!("../../../docs/errors.md");
+        let documented: Vec<Vec<&str>> = text
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.split('|').map(str::trim).skip(1).take(4).collect())
+            .collect();
+        let tables: Vec<Vec<String>> = Reason::ALL
+            .iter()
+            .map(|reason| {
+                let code = format!("{:?}", grpc::status::code(*reason));
+                let code = code.chars().enumerate().fold(String::new(), |name, (i, c)| match c {
+                    c if c.is_ascii_uppercase() && i > 0 => name + "_" + &c.to_string(),
+                    c => name + &c.to_ascii_uppercase().to_string(),
+                });
+                let kind = match reason.kind() {
+                    ErrorKind::Retry => "retry",
+                    ErrorKind::Redirect => "redirect",
+                    ErrorKind::Rejected => "rejected",
+                    ErrorKind::Unknown => "unknown",
+                    ErrorKind::Fatal => "fatal",
+                };
+                let status = http::problem::status(*reason).as_u16().to_string();
+                vec![format!("`{}`", reason.as_str()), code, status, kind.to_owned()]
+            })
+            .collect();
+        assert_eq!(documented, tables);
+        for reason in Reason::ALL {
+            assert!(text.contains(&format!("\n**`{}`** ", reason.as_str())), "{reason:?} is not explained");
+        }
+    }
+}
