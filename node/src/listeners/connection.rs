@@ -38,6 +38,8 @@ const STREAMS_MAX: u32 = 256;
 const HEADER_LIST_BYTES: u32 = 16 << 10;
 /// Bytes of one answer that HTTP/2 buffers beyond what the client has room for.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// Read and write buffer of one HTTP/1 connection, in bytes each: all that a client can pin after its last answer.
+const HTTP1_BUFFER_BYTES: usize = 128 << 10;
 /// Longest life of a connection over the limit.
 const REFUSAL: Duration = Duration::from_secs(1);
 
@@ -83,7 +85,7 @@ impl Builders {
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
             .max_header_size(HEADER_LIST_BYTES as usize)
-            .pipeline_flush(true);
+            .max_buf_size(HTTP1_BUFFER_BYTES);
         let mut http2 = http2::Builder::new(Tracked(tasks.clone()));
         http2
             .timer(TokioTimer::new())
