@@ -55,7 +55,7 @@ fn value(status: &Status, name: &str) -> String {
 fn batch(values: &[&'static str]) -> Bytes {
     let mut builder = BatchBuilder::new(Compression::None);
     for value in values {
-        builder.push(1, None, Some(value.as_bytes()), &[]).unwrap();
+        builder.push(1, None, Some(value.as_bytes()), []).unwrap();
     }
     builder.build().unwrap().freeze()
 }
@@ -212,7 +212,10 @@ async fn a_produce_stream_answers_in_order_refuses_in_place_and_goes_on() {
         }
     }
     assert!(answers.next().await.is_none());
-    assert_eq!(node.metric(r#"chronicle_requests_total{listener="grpc",operation="produce_stream",outcome="OK"}"#), 490.0);
+    assert_eq!(
+        node.metric(r#"chronicle_requests_total{listener="grpc",operation="produce_stream",outcome="OK"}"#),
+        490.0
+    );
     assert_eq!(node.metric("chronicle_in_flight_bytes"), 0.0);
     node.stop().await;
 }
@@ -370,7 +373,12 @@ async fn stopping_finishes_what_was_accepted_and_ends_streams_with_unavailable()
     sender.send(produce("a")).await.unwrap();
     assert!(matches!(writing.next().await.unwrap().unwrap().result, Some(Answer::Ok(_))));
     node.begin_stop();
-    for status in [reading.next().await.unwrap().unwrap_err(), writing.next().await.unwrap().unwrap_err()] {
+    let read = loop {
+        if let Err(status) = reading.next().await.unwrap() {
+            break status;
+        }
+    };
+    for status in [read, writing.next().await.unwrap().unwrap_err()] {
         assert_eq!(reason(&status), (Code::Unavailable, "UNAVAILABLE".into()), "{status:?}");
     }
     node.stop().await;

@@ -56,7 +56,10 @@ async fn any_other_body_is_the_value_and_many_records_are_appended_at_once() {
     let many = json!({"records": [{"value": {"text": "a"}}, {"value": null}, {"value": ""}], "compression": "zstd"});
     assert_eq!(answer(http.post(node.url(RECORDS)).json(&many)).await, (200, json!({"offset": 1, "count": 3})));
     let (_, read) = answer(http.get(node.url(&format!("{RECORDS}?offset=0&max_records=3")))).await;
-    assert_eq!((&read["next_offset"], &read["high_watermark"], &read["log_start_offset"]), (&json!(3), &json!(4), &json!(0)));
+    assert_eq!(
+        (&read["next_offset"], &read["high_watermark"], &read["log_start_offset"]),
+        (&json!(3), &json!(4), &json!(0))
+    );
     let values: Vec<_> = read["records"].as_array().unwrap().iter().map(|record| &record["value"]).collect();
     assert_eq!(values, [&json!(base64([0u8, 255, 7])), &json!(base64("a")), &Value::Null]);
     assert_eq!(read["records"][0]["key"], base64("k"));
@@ -135,12 +138,22 @@ async fn bad_input_is_refused_by_name_and_does_no_harm() {
         (large((2 << 20) + 1), 413, "RECORD_TOO_LARGE", "limits.request-bytes-max"),
         (http.post(node.url("/v1/topics/none/partitions/0/records")).body(""), 404, "UNKNOWN_TOPIC", "none"),
         (http.post(node.url("/v1/topics/default/partitions/9/records")).body(""), 404, "UNKNOWN_PARTITION", "9"),
-        (http.post(node.url("/v1/topics/default/partitions/x/records")).body(""), 400, "INVALID_REQUEST", "partition: x"),
+        (
+            http.post(node.url("/v1/topics/default/partitions/x/records")).body(""),
+            400,
+            "INVALID_REQUEST",
+            "partition: x",
+        ),
         (http.get(node.url("/?offset=-1")), 400, "INVALID_REQUEST", "offset: -1: must be a whole number"),
         (http.get(node.url("/?ofset=1")), 400, "INVALID_REQUEST", "query: ofset: must be one of offset"),
         (http.get(node.url("/v2")), 404, "NO_SUCH_ENDPOINT", "path: /v2"),
         (http.put(node.url("/")), 405, "NO_SUCH_ENDPOINT", "method: PUT"),
-        (http.get(node.url("/?offset=0")).header("accept", "image/png"), 406, "UNSUPPORTED_MEDIA_TYPE", "accept: image/png"),
+        (
+            http.get(node.url("/?offset=0")).header("accept", "image/png"),
+            406,
+            "UNSUPPORTED_MEDIA_TYPE",
+            "accept: image/png",
+        ),
         (http.get(node.url("/v1/topics/%ff")), 400, "INVALID_REQUEST", "path: undecodable"),
         (
             http.post(node.url("/")).header("content-type", "application/grpc").body(""),
@@ -175,7 +188,8 @@ async fn topics_are_created_listed_described_changed_and_deleted() {
     let again = json!({"name": "events", "partitions": 3, "if_not_exists": true});
     assert_eq!(answer(create().json(&again)).await.0, 200);
     let (_, list) = answer(http.get(node.url("/v1/topics"))).await;
-    let names: Vec<_> = list["topics"].as_array().unwrap().iter().map(|topic| topic["name"].as_str().unwrap()).collect();
+    let names: Vec<_> =
+        list["topics"].as_array().unwrap().iter().map(|topic| topic["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["default", "events"]);
     let alter = http.patch(node.url("/v1/topics/events")).json(&json!({"settings": {"retention_ms": -1}}));
     assert_eq!(answer(alter).await.1["topic"]["settings"]["retention_ms"], -1);

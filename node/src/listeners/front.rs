@@ -69,6 +69,7 @@ impl Front {
                 metrics: context.metrics.clone(),
                 messages: is_grpc.then(Messages::default),
                 message_bytes_max: context.limits().request_bytes_max,
+                refused: None,
             })
         });
         request.extensions_mut().insert(ticket.clone());

@@ -69,8 +69,9 @@ impl Messages {
     /// Takes the next bytes of the body.
     ///
     /// # Errors
-    /// RECORD_TOO_LARGE at the prefix of a message longer than `limit` bytes.
-    pub(crate) fn advance(&mut self, mut bytes: &[u8], limit: usize) -> Result<(), BrokerError> {
+    /// RECORD_TOO_LARGE at the prefix of a message longer than `limit` bytes, and how many of the bytes lie before it.
+    pub(crate) fn advance(&mut self, mut bytes: &[u8], limit: usize) -> Result<(), (usize, BrokerError)> {
+        let all = bytes.len();
         while !bytes.is_empty() {
             let skipped = self.left.min(bytes.len());
             self.left -= skipped;
@@ -84,7 +85,8 @@ impl Messages {
                 self.prefix_filled = 0;
                 self.left = u32::from_be_bytes(length) as usize;
                 if self.left > limit {
-                    return Err(too_large("message", self.left, limit));
+                    let before = (all - bytes.len()).saturating_sub(self.prefix.len());
+                    return Err((before, too_large("message", self.left, limit)));
                 }
             }
         }
@@ -109,6 +111,8 @@ pub(crate) struct Intake<B> {
     pub(crate) metrics: Metrics,
     pub(crate) messages: Option<Messages>,
     pub(crate) message_bytes_max: usize,
+    /// Why the body is not read further, once the messages before are handed on.
+    pub(crate) refused: Option<BrokerError>,
 }
 
 impl<B> Body for Intake<B>
@@ -124,26 +128,33 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = &mut *self;
+        if let Some(error) = this.refused.take() {
+            return Poll::Ready(Some(Err(Box::new(Refused::new(error)))));
+        }
         let frame = match std::task::ready!(Pin::new(&mut this.body).poll_frame(cx)) {
             None => return Poll::Ready(None),
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
             Some(Ok(frame)) => frame,
         };
-        if let Some(data) = frame.data_ref() {
-            this.metrics.received(data.len());
-            let checked = match &mut this.messages {
-                Some(messages) => messages.advance(data, this.message_bytes_max),
-                None => Ok(()),
-            };
-            if let Err(error) = checked.and_then(|()| this.ticket.take(data.len())) {
-                return Poll::Ready(Some(Err(Box::new(Refused::new(error)))));
-            }
+        let mut data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => return Poll::Ready(Some(Ok(frame))),
+        };
+        this.metrics.received(data.len());
+        if let Some(messages) = &mut this.messages
+            && let Err((before, error)) = messages.advance(&data, this.message_bytes_max)
+        {
+            data.truncate(before);
+            this.refused = Some(error);
         }
-        Poll::Ready(Some(Ok(frame)))
+        if let Err(error) = this.ticket.take(data.len()) {
+            return Poll::Ready(Some(Err(Box::new(Refused::new(error)))));
+        }
+        Poll::Ready(Some(Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.refused.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -182,8 +193,10 @@ mod tests {
             prop_assert_eq!((messages.left, messages.prefix_filled), (0, 0));
             bytes.extend_from_slice(&framed(&[50]));
             let mut messages = Messages::default();
+            let whole = Messages::default().advance(&bytes, 49).unwrap_err();
+            prop_assert_eq!(whole.0, bytes.len() - 55);
             let refused = bytes.chunks(step).find_map(|chunk| messages.advance(chunk, 49).err());
-            prop_assert_eq!(refused.unwrap().reason, Reason::RecordTooLarge);
+            prop_assert_eq!(refused.unwrap().1.reason, Reason::RecordTooLarge);
         }
 
         #[test]

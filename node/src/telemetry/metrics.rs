@@ -312,35 +312,48 @@ type Labels<'a> = &'a [(&'static str, String)];
 
 /// Where a collector puts its values. Names get the prefix `chronicle_`; counters the suffix `_total`.
 pub struct Samples {
-    families: Vec<(&'static str, &'static str, bool, Vec<(Vec<(&'static str, String)>, f64)>)>,
+    families: Vec<SampleFamily>,
+}
+
+/// All values of one name.
+struct SampleFamily {
+    name: &'static str,
+    help: &'static str,
+    values: Vec<(Vec<(&'static str, String)>, Value)>,
+}
+
+#[derive(Clone, Copy)]
+enum Value {
+    Gauge(f64),
+    Counter(u64),
 }
 
 impl Samples {
     /// A value that goes up and down. `name` carries its unit.
     pub fn gauge(&mut self, name: &'static str, help: &'static str, value: f64) {
-        self.push(name, help, false, &[], value);
+        self.push(name, help, &[], Value::Gauge(value));
     }
 
     /// A value that only grows. `name` carries its unit.
     pub fn counter(&mut self, name: &'static str, help: &'static str, value: u64) {
-        self.push(name, help, true, &[], value as f64);
+        self.push(name, help, &[], Value::Counter(value));
     }
 
     /// One labelled value of a gauge. Keep the number of label values small.
     pub fn gauge_of(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: f64) {
-        self.push(name, help, false, labels, value);
+        self.push(name, help, labels, Value::Gauge(value));
     }
 
     /// One labelled value of a counter. Keep the number of label values small.
     pub fn counter_of(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: u64) {
-        self.push(name, help, true, labels, value as f64);
+        self.push(name, help, labels, Value::Counter(value));
     }
 
-    fn push(&mut self, name: &'static str, help: &'static str, counter: bool, labels: Labels<'_>, value: f64) {
+    fn push(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: Value) {
         let sample = (labels.to_vec(), value);
-        match self.families.iter_mut().find(|family| family.0 == name) {
-            Some(family) => family.3.push(sample),
-            None => self.families.push((name, help, counter, vec![sample])),
+        match self.families.iter_mut().find(|family| family.name == name) {
+            Some(family) => family.values.push(sample),
+            None => self.families.push(SampleFamily { name, help, values: vec![sample] }),
         }
     }
 }
@@ -359,14 +372,18 @@ impl Collector for FnCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut samples = Samples { families: Vec::new() };
         (self.0)(&mut samples);
-        for (name, help, counter, values) in &samples.families {
-            let kind = if *counter { MetricType::Counter } else { MetricType::Gauge };
-            let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
-            for (labels, value) in values {
-                if labels.is_empty() {
-                    encode_value(*counter, *value, metric.encode_family(&NO_LABELS)?)?;
-                } else {
-                    encode_value(*counter, *value, metric.encode_family(labels)?)?;
+        for SampleFamily { name, help, values } in &samples.families {
+            let kind = match values.first() {
+                Some((_, Value::Counter(_))) => MetricType::Counter,
+                _ => MetricType::Gauge,
+            };
+            let mut metric = encoder.encode_descriptor(name, &format!("{help}."), None, kind)?;
+            match values.as_slice() {
+                [(labels, value)] if labels.is_empty() => encode_value(*value, metric)?,
+                values => {
+                    for (labels, value) in values {
+                        encode_value(*value, metric.encode_family(labels)?)?;
+                    }
                 }
             }
         }
@@ -374,10 +391,11 @@ impl Collector for FnCollector {
     }
 }
 
-const NO_LABELS: [(&str, &str); 0] = [];
-
-fn encode_value(counter: bool, value: f64, encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-    if counter { ConstCounter::new(value).encode(encoder) } else { ConstGauge::new(value).encode(encoder) }
+fn encode_value(value: Value, encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+    match value {
+        Value::Gauge(value) => ConstGauge::new(value).encode(encoder),
+        Value::Counter(value) => ConstCounter::new(value).encode(encoder),
+    }
 }
 
 /// `VmRSS` of /proc/self/status; `None` where there is no such file.
@@ -422,8 +440,8 @@ mod tests {
             samples.counter_of("flushes", "Flushes", &[("kind", "fdatasync".into())], 4);
         });
         let text = metrics.encode();
-        assert!(text.contains("chronicle_disk_free_bytes 5"), "{text}");
+        assert!(text.contains("\nchronicle_disk_free_bytes 5.0\n"), "{text}");
         assert_eq!(text.matches("# TYPE chronicle_flushes counter").count(), 1);
-        assert!(text.contains("chronicle_flushes_total{kind=\"fdatasync\"} 4"), "{text}");
+        assert!(text.contains("chronicle_flushes_total{kind=\"fdatasync\"} 4\n"), "{text}");
     }
 }
