@@ -8,5 +8,8 @@
 pub mod broker;
 pub mod config;
 pub mod controller;
+pub mod listeners;
+pub mod ops;
 pub mod partition;
 pub mod raft;
+pub mod telemetry;

@@ -1,0 +1,8 @@
+//! What the node says about itself: metrics ([`Metrics`]) and log lines ([`logging`]).
+//!
+//! Neighbours: `ops/` serves the metrics; listeners, broker and engine report into them. Nothing here decides anything.
+
+pub mod logging;
+mod metrics;
+
+pub use metrics::{Listener, Metrics, Operation, Samples};
