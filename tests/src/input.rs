@@ -30,7 +30,10 @@ pub fn lines() -> Result<Vec<Item>> {
         let content = Bytes::from(content);
         let mut items = Vec::new();
         for (number, line) in content.split(|byte| *byte == b'\n').enumerate() {
-            items.push(Item { key: format!("{}:{}", path.display(), number + 1).into(), value: content.slice_ref(line) });
+            items.push(Item {
+                key: format!("{}:{}", path.display(), number + 1).into(),
+                value: content.slice_ref(line),
+            });
         }
         // What follows the last newline is no line.
         if items.last().is_some_and(|item| item.value.is_empty()) {

@@ -1,9 +1,9 @@
 //! Process harness, end-to-end tests and benchmarks.
 //!
 //! [`node`] starts real `chronicle` processes and ends them in every way a machine can; [`api`] speaks to them over plain
-//! gRPC and HTTP without the project's own client, so that a mistake in both cannot hide; [`input`] finds real data to
-//! feed them; [`mount`] makes small, full and read-only volumes. The tests lie in `tests/tests`, the benchmark in
-//! [`bench`] and `tests/src/bin/bench.rs`.
+//! gRPC and HTTP without the project's own client, so that a mistake in both cannot hide; [`writer`] keeps writing through
+//! crashes; [`input`] finds real data to feed them; [`mount`] makes small, full and read-only volumes. The tests lie in
+//! `tests/tests`; the benchmark is `tests/src/bin/bench`.
 
 use std::path::PathBuf;
 
@@ -12,6 +12,7 @@ pub mod binary;
 pub mod input;
 pub mod mount;
 pub mod node;
+pub mod writer;
 
 /// The root of the checkout that this crate was built from.
 pub fn repository() -> PathBuf {

@@ -58,6 +58,13 @@ impl Setup {
         self
     }
 
+    /// Serve health and metrics on this port.
+    #[must_use]
+    pub fn ops_port(mut self, port: u16) -> Self {
+        self.ops_port = port;
+        self
+    }
+
     /// Sets one field of the configuration by its dotted path, such as `limits.connections-max`.
     #[must_use]
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {

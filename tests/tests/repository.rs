@@ -122,7 +122,8 @@ fn links_in_documents_lead_somewhere() {
             }
             checked += 1;
             let (file, fragment) = target.split_once('#').unwrap_or((target, ""));
-            let file = if file.is_empty() { path.clone() } else { path.parent().expect("a file has a folder").join(file) };
+            let file =
+                if file.is_empty() { path.clone() } else { path.parent().expect("a file has a folder").join(file) };
             if !file.exists() {
                 broken.push(format!("{}: {target}: no such file", shown(&path)));
             } else if !fragment.is_empty() && !anchors(&file).contains(fragment) {
@@ -205,7 +206,7 @@ fn the_dockerfile_has_both_targets_and_finds_what_it_copies() {
 fn the_test_command_counts_and_fails_as_cargo_does() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let fake = dir.path().join("cargo");
-    let mut run = |script: &str| {
+    let run = |script: &str| {
         fs::write(&fake, format!("#!/bin/sh\n{script}\n")).expect("the stand-in can be written");
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(&fake, mode).expect("the stand-in can be made executable");
