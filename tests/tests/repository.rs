@@ -223,3 +223,18 @@ fn the_test_command_counts_and_fails_as_cargo_does() {
     // A test program that dies prints no result line; cargo's status alone says so.
     assert_eq!(run(&format!("{ok}\nexit 101")), (false, "3 passed, 0 failed".into()));
 }
+
+#[test]
+fn every_make_verb_that_the_readme_names_exists() {
+    let makefile = fs::read_to_string(repository().join("Makefile")).expect("there is a Makefile");
+    let readme = fs::read_to_string(repository().join("README.md")).expect("there is a README");
+    let mut named = 0;
+    for rest in readme.split("make ").skip(1) {
+        let verb: String = rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+        if readme.contains(&format!("`make {verb}`")) || readme.contains(&format!("\nmake {verb} ")) {
+            named += 1;
+            assert!(makefile.contains(&format!("\n{verb}: ")), "README names `make {verb}`, the Makefile does not");
+        }
+    }
+    assert!(named >= 2, "README names no verbs");
+}
