@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chronicle_log::{Fault, FaultRule, FaultyDisk, Operation, RealDisk};
+use chronicle_log::disk::{Fault, FaultRule, FaultyDisk, Operation, RealDisk};
 use chronicle_node::broker::{Broker, BrokerError, Position, Reason};
 use support::*;
 
@@ -17,7 +17,7 @@ struct Node {
 
 async fn node() -> Node {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FaultyDisk::new(Arc::new(RealDisk::new()));
+    let disk = FaultyDisk::new(Arc::new(RealDisk));
     let broker = Broker::start_on(Arc::new(config(dir.path())), Arc::new(disk.clone())).await.unwrap();
     for i in 0..10 {
         put(&broker, format!("kept {i}")).await.unwrap();
@@ -117,7 +117,7 @@ async fn free_space_below_the_reserve_refuses_appends_before_the_disk_is_full() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_directory_is_refused_at_start() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FaultyDisk::new(Arc::new(RealDisk::new()));
+    let disk = FaultyDisk::new(Arc::new(RealDisk));
     disk.add(FaultRule::new(Operation::Change, Fault::READ_ONLY));
     let Err(error) = Broker::start_on(Arc::new(config(dir.path())), Arc::new(disk)).await else {
         panic!("a read-only directory cannot be served")

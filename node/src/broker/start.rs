@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use chronicle_log::{Barrier, Disk, RealDisk, Store, StoreConfig};
+use chronicle_log::disk::{Disk, RealDisk};
+use chronicle_log::{Barrier, Store, StoreConfig};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,7 +25,7 @@ impl Broker {
     /// Everything that keeps the data directory from opening (in use, newer format, read-only, damaged, full), with a
     /// message that names it.
     pub async fn start(config: Arc<Config>) -> Result<Broker, BrokerError> {
-        Self::start_on(config, Arc::new(RealDisk::new())).await
+        Self::start_on(config, Arc::new(RealDisk)).await
     }
 
     /// As [`Broker::start`], on another disk: a simulation's, or one that fails on purpose.
@@ -203,7 +204,7 @@ async fn wake_for_retention(broker: &Broker) {
             let too_large = settings.retention_bytes >= 0 && summary.bytes > settings.retention_bytes as u64;
             let too_old = settings.retention_ms >= 0
                 && summary.start_offset < summary.next_offset
-                && summary.oldest_segment_max_timestamp.is_some_and(|newest| newest < now - settings.retention_ms);
+                && summary.max_timestamp.is_some_and(|newest| newest < now - settings.retention_ms);
             if ((too_large && summary.segments > 1) || too_old)
                 && let Err(error) = broker.open(topic, partition).await
             {

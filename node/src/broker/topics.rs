@@ -66,7 +66,8 @@ impl Broker {
     async fn describe_partition(&self, topic: &Topic, partition: i32) -> PartitionDescription {
         let leader = self.address();
         let slot = self.slot(topic, partition);
-        if let SlotState::Active(open) = slot.state() {
+        let state = slot.settled().await;
+        if let SlotState::Active(open) = state {
             return open.describe(leader);
         }
         let mut description = PartitionDescription {
@@ -77,7 +78,7 @@ impl Broker {
             segments: 0,
             term: 0,
             leader: leader.clone(),
-            state: match slot.state() {
+            state: match state {
                 SlotState::Failed { error, .. } => format!("failed: {error}"),
                 _ => "dormant".into(),
             },

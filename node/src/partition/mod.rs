@@ -119,7 +119,7 @@ impl Partition {
             }
         };
         let (queue, receiver) = mpsc::unbounded_channel();
-        let failure = Failure::default();
+        let failure = Failure::new(log.clone());
         let sequencer = Sequencer {
             group: group.clone(),
             leader,
@@ -180,15 +180,7 @@ impl Partition {
 
     /// Why the partition has to start again, if it has.
     pub fn failure(&self) -> Option<BrokerError> {
-        match self.log.failure() {
-            // The log knows best what went wrong below raft.
-            Some(error) => {
-                let error = log_error(&error);
-                self.failure.set(error.clone());
-                Some(error)
-            }
-            None => self.failure.get(),
-        }
+        self.failure.get()
     }
 
     /// What readers may see, and a way to wait for more.

@@ -92,13 +92,18 @@ pub(super) struct Sequencer {
 }
 
 /// Why the partition has to start again; set once, by whoever sees it first.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Failure {
+    log: Arc<Log>,
     cause: Arc<Mutex<Option<BrokerError>>>,
     stop: CancellationToken,
 }
 
 impl Failure {
+    pub(super) fn new(log: Arc<Log>) -> Self {
+        Self { log, cause: Arc::default(), stop: CancellationToken::new() }
+    }
+
     /// Sets the cause, if there is none, and stops the sequencer.
     pub(super) fn set(&self, error: BrokerError) {
         self.cause.lock().get_or_insert(error);
@@ -110,12 +115,15 @@ impl Failure {
         self.stop.cancel();
     }
 
-    /// The cause, once there is one.
+    /// The cause, once there is one. Where the log failed, that is the cause, and not what raft made of it.
     pub(super) fn get(&self) -> Option<BrokerError> {
         if !self.stop.is_cancelled() {
             return None;
         }
-        self.cause.lock().clone()
+        match self.log.failure() {
+            Some(error) => Some(super::log_error(&error)),
+            None => self.cause.lock().clone(),
+        }
     }
 }
 

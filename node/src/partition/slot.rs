@@ -70,6 +70,12 @@ impl Slot {
         self.state.read().clone()
     }
 
+    /// What the slot holds once an opening or closing under way is done.
+    pub async fn settled(&self) -> SlotState {
+        let _changing = self.changing.lock().await;
+        self.state()
+    }
+
     /// The partition, opened if need be with these settings.
     ///
     /// # Errors

@@ -116,6 +116,8 @@ impl<M: Machine> Group<M> {
             heartbeat_interval: 500,
             election_timeout_min: 2000,
             election_timeout_max: 4000,
+            // A node that starts again wins its leadership anew, in a new term.
+            enable_leader_restore: Some(false),
             // Checkpoints are taken when segments roll; purging follows retention.
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,

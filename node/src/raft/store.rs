@@ -175,7 +175,15 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries.into_iter().map(to_entry).collect();
+        let entries: Vec<Entry> = entries.into_iter().map(to_entry).collect();
+        if let Some(first) = entries.first() {
+            // A log that holds nothing may begin anywhere; one that does, only goes on.
+            let position = self.shared.log.position();
+            if position.last.is_none() && first.index > position.next_index {
+                let (log, index) = (self.shared.log.clone(), first.index);
+                blocking(move || log.reset(index, position.next_offset)).await?;
+            }
+        }
         let done = Box::new(move |result: Result<(), LogError>| callback.io_completed(result.map_err(to_io)));
         self.shared.log.append(entries, done).map(|_| ()).map_err(to_io)
     }

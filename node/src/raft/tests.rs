@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chronicle_log::{LogConfig, LogId, RealDisk, Store, StoreConfig};
+use chronicle_log::disk::RealDisk;
+use chronicle_log::{LogConfig, LogId, Store, StoreConfig};
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
@@ -50,7 +51,7 @@ impl StoreBuilder<TypeConfig, LogStorage, MachineStore<Journal>, (Arc<Store>, Te
         &self,
     ) -> Result<((Arc<Store>, TempDir), LogStorage, MachineStore<Journal>), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(Arc::new(RealDisk::new()), dir.path(), StoreConfig::default()).unwrap();
+        let store = Store::open(Arc::new(RealDisk), dir.path(), StoreConfig::default()).unwrap();
         let log = store.open_log(LOG, LogConfig::default()).unwrap();
         let storage = LogStorage::open(store.clone(), log.clone(), LOG).unwrap();
         let machine = MachineStore::open(log, Journal::default()).unwrap();
@@ -79,7 +80,7 @@ async fn propose(group: &Group<Journal>, leader: super::LeaderTerm, text: &str) 
 }
 
 fn open(dir: &TempDir) -> Arc<Store> {
-    Store::open(Arc::new(RealDisk::new()), dir.path(), StoreConfig::default()).unwrap()
+    Store::open(Arc::new(RealDisk), dir.path(), StoreConfig::default()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
