@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use chronicle_log::{Barrier, Entry, EntryKind, Log, LogConfig, LogError, LogId, RealDisk, Store, StoreConfig};
+use chronicle_log::disk::RealDisk;
+use chronicle_log::{Barrier, Entry, EntryKind, Log, LogConfig, LogError, LogId, Store, StoreConfig};
 use uuid::Uuid;
 
 use super::disk::{Files, Variant, append_and_sync, noise};
@@ -23,7 +24,7 @@ const RECORD_BYTES: usize = 1 << 10;
 pub(crate) const PARTITIONS: usize = 1000;
 
 pub(crate) fn open_store(dir: &Path, config: StoreConfig) -> Result<Arc<Store>> {
-    Ok(Store::open(Arc::new(RealDisk::new()), dir, config)?)
+    Ok(Store::open(Arc::new(RealDisk), dir, config)?)
 }
 
 pub(crate) fn log_id(partition: usize) -> LogId {
@@ -38,7 +39,7 @@ pub(crate) struct Appender {
 
 impl Appender {
     pub(crate) fn new(log: Arc<Log>) -> Self {
-        let next_index = log.position().last.map_or(1, |last| last.index + 1);
+        let next_index = log.position().last.map_or(0, |last| last.index + 1);
         Self { log, next_index }
     }
 
