@@ -322,10 +322,11 @@ struct SampleFamily {
     values: Vec<(Vec<(&'static str, String)>, Value)>,
 }
 
-#[derive(Clone, Copy)]
 enum Value {
     Gauge(f64),
     Counter(u64),
+    /// Sum, and counts by upper bound, not cumulated.
+    Histogram(f64, Vec<(f64, u64)>),
 }
 
 impl Samples {
@@ -347,6 +348,12 @@ impl Samples {
     /// One labelled value of a counter. Keep the number of label values small.
     pub fn counter_of(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: u64) {
         self.push(name, help, labels, Value::Counter(value));
+    }
+
+    /// A distribution: the sum of its values, and how many fell into each bucket (inclusive upper bound and count, not
+    /// cumulated; the last bound is `f64::INFINITY`). `name` carries its unit.
+    pub fn histogram(&mut self, name: &'static str, help: &'static str, sum: f64, buckets: Vec<(f64, u64)>) {
+        self.push(name, help, &[], Value::Histogram(sum, buckets));
     }
 
     fn push(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: Value) {
@@ -375,14 +382,15 @@ impl Collector for FnCollector {
         for SampleFamily { name, help, values } in &samples.families {
             let kind = match values.first() {
                 Some((_, Value::Counter(_))) => MetricType::Counter,
+                Some((_, Value::Histogram(..))) => MetricType::Histogram,
                 _ => MetricType::Gauge,
             };
             let mut metric = encoder.encode_descriptor(name, &format!("{help}."), None, kind)?;
             match values.as_slice() {
-                [(labels, value)] if labels.is_empty() => encode_value(*value, metric)?,
+                [(labels, value)] if labels.is_empty() => encode_value(value, metric)?,
                 values => {
                     for (labels, value) in values {
-                        encode_value(*value, metric.encode_family(labels)?)?;
+                        encode_value(value, metric.encode_family(labels)?)?;
                     }
                 }
             }
@@ -391,10 +399,14 @@ impl Collector for FnCollector {
     }
 }
 
-fn encode_value(value: Value, encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+fn encode_value(value: &Value, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
     match value {
-        Value::Gauge(value) => ConstGauge::new(value).encode(encoder),
-        Value::Counter(value) => ConstCounter::new(value).encode(encoder),
+        Value::Gauge(value) => ConstGauge::new(*value).encode(encoder),
+        Value::Counter(value) => ConstCounter::new(*value).encode(encoder),
+        Value::Histogram(sum, buckets) => {
+            let count = buckets.iter().map(|(_, count)| count).sum();
+            encoder.encode_histogram::<[(&str, &str); 0]>(*sum, count, buckets, None)
+        }
     }
 }
 
@@ -438,9 +450,11 @@ mod tests {
             samples.gauge("disk_free_bytes", "Free", 5.0);
             samples.counter_of("flushes", "Flushes", &[("kind", "syncfs".into())], 3);
             samples.counter_of("flushes", "Flushes", &[("kind", "fdatasync".into())], 4);
+            samples.histogram("wait_seconds", "Waits", 1.5, vec![(0.5, 2), (f64::INFINITY, 1)]);
         });
         let text = metrics.encode();
         assert!(text.contains("\nchronicle_disk_free_bytes 5.0\n"), "{text}");
+        assert!(text.contains("chronicle_wait_seconds_bucket{le=\"+Inf\"} 3\n"), "{text}");
         assert_eq!(text.matches("# TYPE chronicle_flushes counter").count(), 1);
         assert!(text.contains("chronicle_flushes_total{kind=\"fdatasync\"} 4\n"), "{text}");
     }

@@ -4,5 +4,7 @@
 
 pub mod logging;
 mod metrics;
+mod node;
 
 pub use metrics::{Listener, Metrics, Operation, Samples};
+pub use node::register_node;
