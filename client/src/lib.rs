@@ -1,1 +1,47 @@
-//! Placeholder.
+//! The Rust client of Chronicle.
+//!
+//! Promise: a call answers within its deadline, and its error says whether the node took the request
+//! ([`ErrorKind`]). Nothing is repeated that could happen twice: reads and requests that were not accepted are retried
+//! with growing, jittered pauses; an append whose outcome is open is repeated only when it carries a producer id and
+//! sequence, which make the repetition harmless.
+//!
+//! - [`Client`] (`client.rs`): the calls of `chronicle.v1`, each with retries inside a deadline.
+//! - [`Producer`] (`producer/`): ordered, batched, pipelined appends to one partition, exactly once by default.
+//! - [`Consumer`] (`consumer.rs`): the records of a partition from a position on, across reconnects.
+//!
+//! Below them: `retry.rs` (what is repeated, and when), `resolver.rs` (which node a request goes to), `connect.rs` (the
+//! one seam to the network, replaceable by a simulation), `error.rs` (status and stream errors decoded).
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), chronicle_client::ClientError> {
+//! use chronicle_client::{Client, ConsumerConfig, Partition, ProducerConfig, Record};
+//!
+//! let client = Client::connect("127.0.0.1:7400")?;
+//! let producer = client.producer(Partition::new("default", 0), ProducerConfig::default());
+//! let offset = producer.send(Record::value("hello")).await?.await?;
+//! producer.close().await?;
+//!
+//! let mut consumer = client.consumer(Partition::new("default", 0), ConsumerConfig::from_offset(offset));
+//! let record = consumer.next().await?;
+//! # let _ = record; Ok(()) }
+//! ```
+#![forbid(unsafe_code)]
+
+mod client;
+mod config;
+mod connect;
+mod consumer;
+mod error;
+mod producer;
+mod record;
+mod resolver;
+mod retry;
+
+pub use chronicle_proto::v1;
+pub use client::Client;
+pub use config::{ClientConfig, RetryConfig};
+pub use connect::{BoxedIo, Connector, Io, tcp_connector};
+pub use consumer::{Consumer, ConsumerConfig};
+pub use error::{ClientError, ErrorKind};
+pub use producer::{Delivery, Producer, ProducerConfig};
+pub use record::{Compression, Partition, Position, Record, StoredRecord};

@@ -112,7 +112,8 @@ async fn an_idempotent_producer_may_repeat_itself_even_across_a_restart() {
 async fn an_expected_version_is_judged_in_log_order() {
     let dir = tempfile::tempdir().unwrap();
     let broker = start(config(dir.path())).await;
-    let version = |key: &'static str, version| Expectation::KeyVersion { key: Bytes::from_static(key.as_bytes()), version };
+    let version =
+        |key: &'static str, version| Expectation::KeyVersion { key: Bytes::from_static(key.as_bytes()), version };
 
     put_if(&broker, record("0"), Expectation::NextOffset(0)).await.unwrap();
     let conflict = put_if(&broker, record("x"), Expectation::NextOffset(0)).await.unwrap_err();
@@ -208,7 +209,9 @@ async fn offsets_are_found_by_time() {
         second.timestamp_ms = Some(1_000 + i * 20 + 10);
         broker.produce(append(vec![first, second])).await.unwrap();
     }
-    for (time, expected) in [(0, Some((0, 1_000))), (1_001, Some((1, 1_010))), (1_500, Some((50, 1_500))), (1_991, None)] {
+    for (time, expected) in
+        [(0, Some((0, 1_000))), (1_001, Some((1, 1_010))), (1_500, Some((50, 1_500))), (1_991, None)]
+    {
         let offsets = broker.offsets(&target("default"), Some(time)).await.unwrap();
         assert_eq!(offsets.at_timestamp, expected, "time {time}");
         assert_eq!((offsets.earliest, offsets.next), (0, 100));
@@ -314,11 +317,8 @@ async fn retention_by_bytes_and_by_age_moves_the_log_start_and_survives_a_restar
     let mut config = config(dir.path());
     config.partitions.retention_check_ms = 20;
     let broker = start(config.clone()).await;
-    let change = SettingsChange {
-        segment_bytes: Some(65_536),
-        retention_bytes: Some(200_000),
-        ..SettingsChange::default()
-    };
+    let change =
+        SettingsChange { segment_bytes: Some(65_536), retention_bytes: Some(200_000), ..SettingsChange::default() };
     broker.alter_topic("default", 0, change).await.unwrap();
     for i in 0..600u32 {
         put(&broker, vec![i as u8; 1000]).await.unwrap();

@@ -134,8 +134,7 @@ impl Broker {
             validate::expectation(expectation)?;
         }
         let limits = &self.inner.config.limits;
-        let (batch, header) =
-            validate::batch(request.payload, request.producer, &topic, limits, start::now_ms())?;
+        let (batch, header) = validate::batch(request.payload, request.producer, &topic, limits, start::now_ms())?;
         self.inner.disk_space.check(&self.inner.store)?;
         let partition = self.open(&topic, request.target.partition).await?;
         let answer = partition.submit(batch, header, request.expectation).await?;

@@ -89,8 +89,9 @@ impl Broker {
 
 async fn resolve(partition: &Partition, from: Position, progress: Progress) -> Result<u64, BrokerError> {
     Ok(match from {
-        Position::Offset(offset) => u64::try_from(offset)
-            .map_err(|_| BrokerError::invalid("offset", offset, "must be 0 or more"))?,
+        Position::Offset(offset) => {
+            u64::try_from(offset).map_err(|_| BrokerError::invalid("offset", offset, "must be 0 or more"))?
+        }
         Position::Earliest => partition.log_start(),
         Position::Latest => progress.next_offset,
         Position::Timestamp(time_ms) => match record_at_time(partition, time_ms, progress).await? {

@@ -4,8 +4,8 @@ use chronicle_log::LogId;
 use uuid::Uuid;
 
 use super::{
-    Broker, BrokerError, NewTopic, PartitionDescription, Reason, Server, SettingsChange, Topic, TopicSettings,
-    start, validate,
+    Broker, BrokerError, NewTopic, PartitionDescription, Reason, Server, SettingsChange, Topic, TopicSettings, start,
+    validate,
 };
 use crate::controller::unknown_topic;
 use crate::partition::{SlotState, log_error};
@@ -104,12 +104,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`Reason::UnknownTopic`], [`Reason::InvalidRequest`]; failures of the controller group.
-    pub async fn alter_topic(
-        &self,
-        name: &str,
-        partitions: i32,
-        change: SettingsChange,
-    ) -> Result<Topic, BrokerError> {
+    pub async fn alter_topic(&self, name: &str, partitions: i32, change: SettingsChange) -> Result<Topic, BrokerError> {
         let before = self.topic_named(name)?;
         let mut topic = before.clone();
         if partitions != 0 {

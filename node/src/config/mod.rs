@@ -3,11 +3,25 @@
 //! Every field says what it trades and its default. Values come, later over earlier, from the defaults, a YAML file,
 //! the environment (`CHRONICLE_` and the path of the field, levels joined by `__`) and flags. Unknown keys are refused,
 //! and everything is checked before anything is opened.
+//!
+//! `load.rs` reads the layers, `validate.rs` checks ranges and relations, `sample.yaml` is the tree with its
+//! documentation; docs/configuration.md contains it.
+
+mod load;
+#[cfg(test)]
+mod tests;
+mod validate;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, Sources, field_paths, load};
+pub use validate::InvalidConfig;
+
+/// Every field with its documentation and its default, as YAML.
+pub const SAMPLE: &str = include_str!("sample.yaml");
 
 /// Configuration of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

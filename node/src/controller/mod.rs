@@ -85,10 +85,9 @@ impl Controller {
             .map_err(|e| log_error(&e))?;
         let shared = Shared::default();
         let machine = ControllerMachine { shared: shared.clone() };
-        let group =
-            Group::start(env.store.clone(), log.clone(), CONTROLLER_LOG, env.node, env.member.clone(), machine)
-                .await
-                .map_err(|e| group_error(&e))?;
+        let group = Group::start(env.store.clone(), log.clone(), CONTROLLER_LOG, env.node, env.member.clone(), machine)
+            .await
+            .map_err(|e| group_error(&e))?;
         let leader = match group.lead().await {
             Ok(leader) => leader,
             Err(error) => {
@@ -122,9 +121,8 @@ impl Controller {
         };
         self.group.propose(self.leader, proposal, done).await.map_err(|e| group_error(&e))?;
         let stopped = || {
-            let cause = self
-                .failure()
-                .unwrap_or_else(|| BrokerError::new(Reason::Unavailable, "the controller group stopped"));
+            let cause =
+                self.failure().unwrap_or_else(|| BrokerError::new(Reason::Unavailable, "the controller group stopped"));
             BrokerError::unknown(&cause)
         };
         let answer = match rx.await {
@@ -132,7 +130,8 @@ impl Controller {
             Ok(Err(ProposeError::NotAccepted(why))) => return Err(BrokerError::new(Reason::Unavailable, why)),
             Ok(Err(ProposeError::Unknown(_))) | Err(_) => return Err(stopped()),
         };
-        serde_json::from_slice(&answer).map_err(|e| BrokerError::new(Reason::Internal, format!("controller answer: {e}")))
+        serde_json::from_slice(&answer)
+            .map_err(|e| BrokerError::new(Reason::Internal, format!("controller answer: {e}")))
     }
 
     async fn decide(&self, command: &Command) -> Result<Option<Topic>, BrokerError> {

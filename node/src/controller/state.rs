@@ -12,13 +12,26 @@ use crate::broker::Topic;
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub(super) enum Command {
     /// First command of a cluster.
-    InitCluster { cluster_id: Uuid },
-    CreateTopic { topic: Topic, topics_max: usize },
-    AlterTopic { topic: Topic },
-    DeleteTopic { name: String },
+    InitCluster {
+        cluster_id: Uuid,
+    },
+    CreateTopic {
+        topic: Topic,
+        topics_max: usize,
+    },
+    AlterTopic {
+        topic: Topic,
+    },
+    DeleteTopic {
+        name: String,
+    },
     /// The files of a deleted topic are gone.
-    ForgetTopic { id: Uuid },
-    ReserveProducerIds { count: i64 },
+    ForgetTopic {
+        id: Uuid,
+    },
+    ReserveProducerIds {
+        count: i64,
+    },
 }
 
 /// What became of a command.
@@ -151,7 +164,10 @@ mod tests {
     #[test]
     fn producer_ids_are_never_reserved_twice() {
         let mut state = ControllerState::default();
-        assert_eq!(state.apply(Command::ReserveProducerIds { count: 10 }), Outcome::ProducerIds { first: 0, count: 10 });
+        assert_eq!(
+            state.apply(Command::ReserveProducerIds { count: 10 }),
+            Outcome::ProducerIds { first: 0, count: 10 }
+        );
         assert_eq!(state.apply(Command::ReserveProducerIds { count: 5 }), Outcome::ProducerIds { first: 10, count: 5 });
     }
 }

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use chronicle_log::Log;
 use hashbrown::HashMap;
 
-
 /// Bytes read at once while building.
 const READ_BYTES: usize = 4 << 20;
 

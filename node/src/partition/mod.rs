@@ -197,7 +197,12 @@ impl Partition {
     ///
     /// # Errors
     /// [`Reason::OffsetOutOfRange`] below the log start, [`Reason::DataDamaged`], and failures of the disk.
-    pub async fn read(&self, offset: u64, progress: Progress, max_bytes: usize) -> Result<Vec<StoredEntry>, BrokerError> {
+    pub async fn read(
+        &self,
+        offset: u64,
+        progress: Progress,
+        max_bytes: usize,
+    ) -> Result<Vec<StoredEntry>, BrokerError> {
         let Some(index) = progress.index else { return Ok(Vec::new()) };
         let log = self.log.clone();
         on_disk(move || log.read_at_offset(offset, index, max_bytes)).await
@@ -309,7 +314,9 @@ pub(crate) fn log_error(error: &LogError) -> BrokerError {
 pub(crate) fn out_of_range(offset: i64, earliest: i64, next: i64) -> BrokerError {
     BrokerError::new(
         Reason::OffsetOutOfRange,
-        format!("offset {offset} is out of range: the partition holds offsets from {earliest} up to, not including, {next}"),
+        format!(
+            "offset {offset} is out of range: the partition holds offsets from {earliest} up to, not including, {next}"
+        ),
     )
     .with("earliest", earliest)
     .with("next", next)

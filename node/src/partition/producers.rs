@@ -120,8 +120,7 @@ impl ProducerTable {
         if header.producer_id < 0 {
             return;
         }
-        let run =
-            Run { sequence: header.base_sequence, base_offset, records: i64::from(header.record_count) };
+        let run = Run { sequence: header.base_sequence, base_offset, records: i64::from(header.record_count) };
         if let Some(producer) = self.producers.get_mut(&header.producer_id) {
             if producer.epoch != header.producer_epoch {
                 producer.epoch = header.producer_epoch;
@@ -158,11 +157,8 @@ impl ProducerTable {
 
     /// Drops the tenth of the producers whose last append is the longest ago, in offsets.
     fn forget_idle(&mut self) {
-        let mut last: Vec<(i64, i64)> = self
-            .producers
-            .iter()
-            .map(|(id, p)| (p.runs.back().map(|run| run.base_offset).unwrap_or(0), *id))
-            .collect();
+        let mut last: Vec<(i64, i64)> =
+            self.producers.iter().map(|(id, p)| (p.runs.back().map(|run| run.base_offset).unwrap_or(0), *id)).collect();
         last.sort_unstable();
         let drop = (self.producers.len() / 10).max(1);
         for (_, id) in last.into_iter().take(drop) {
@@ -176,8 +172,11 @@ mod tests {
     use super::*;
 
     fn header(producer_id: i64, epoch: i16, sequence: i32, records: i32) -> BatchHeader {
-        let mut builder = chronicle_records::BatchBuilder::new(chronicle_records::Compression::None)
-            .with_producer(producer_id, epoch, sequence);
+        let mut builder = chronicle_records::BatchBuilder::new(chronicle_records::Compression::None).with_producer(
+            producer_id,
+            epoch,
+            sequence,
+        );
         for _ in 0..records {
             builder.push(0, None, Some(b"v"), std::iter::empty()).unwrap();
         }

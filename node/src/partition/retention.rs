@@ -29,8 +29,8 @@ pub(super) async fn run(
     if max_bytes.is_none() && min_time.is_none() {
         return Ok(());
     }
-    if min_time.is_some() {
-        roll_if_expired(log, min_time.unwrap_or(i64::MIN)).await?;
+    if let Some(min_time) = min_time {
+        roll_if_expired(log, group, min_time).await?;
     }
     let Some(keep) = log.retention_index(max_bytes, min_time, applied) else { return Ok(()) };
     let first = log.position().first_index;
@@ -51,15 +51,13 @@ pub(super) async fn run(
 }
 
 /// Rolls an active segment whose newest record has expired, so that it can go: a partition that nobody writes to any
-/// more still keeps its promise about age.
-async fn roll_if_expired(log: &Arc<Log>, min_time: i64) -> Result<(), BrokerError> {
-    let expired = log
-        .segments()
-        .last()
-        .is_some_and(|active| active.max_timestamp.is_some_and(|newest| newest < min_time));
+/// more still keeps its promise about age. The newest segment always stays, so that a blank entry starts the next one.
+async fn roll_if_expired(log: &Arc<Log>, group: &Group<PartitionMachine>, min_time: i64) -> Result<(), BrokerError> {
+    let expired = log.segments().last().and_then(|active| active.max_timestamp).is_some_and(|newest| newest < min_time);
     if !expired {
         return Ok(());
     }
-    let log = log.clone();
-    super::on_disk(move || log.roll()).await.map(|_| ())
+    let target = log.clone();
+    super::on_disk(move || target.roll()).await?;
+    group.blank().await.map_err(|e| super::group_error(&e))
 }

@@ -126,7 +126,8 @@ impl Slot {
 
     /// Puts the partition to sleep if nobody has used it for `idle` and nobody holds it.
     pub async fn sleep_if_idle(&self, idle: Duration) {
-        let quiet = || self.start.elapsed().saturating_sub(Duration::from_millis(self.last_used.load(Ordering::Relaxed)));
+        let quiet =
+            || self.start.elapsed().saturating_sub(Duration::from_millis(self.last_used.load(Ordering::Relaxed)));
         if quiet() < idle {
             return;
         }

@@ -155,8 +155,7 @@ impl<M: Machine> Group<M> {
     /// # Errors
     /// When the group failed, or another node leads.
     pub async fn lead(&self) -> Result<LeaderTerm, GroupError> {
-        let no_leader =
-            || GroupError::NoLeader { group: self.id, waited_ms: LEAD_TIMEOUT.as_millis() as u64 };
+        let no_leader = || GroupError::NoLeader { group: self.id, waited_ms: LEAD_TIMEOUT.as_millis() as u64 };
         self.raft
             .wait(Some(LEAD_TIMEOUT))
             .state(ServerState::Leader, "start of a group")
@@ -198,12 +197,12 @@ impl<M: Machine> Group<M> {
         let callback = Callback(Box::new(move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
             done(match result {
                 Ok(response) => Ok(response.data),
-                Err(ClientWriteError::ForwardToLeader(ForwardToLeader { leader_id, .. })) => Err(
-                    ProposeError::NotAccepted(match leader_id {
+                Err(ClientWriteError::ForwardToLeader(ForwardToLeader { leader_id, .. })) => {
+                    Err(ProposeError::NotAccepted(match leader_id {
                         Some(id) => format!("node {id} leads"),
                         None => "no leader is known".into(),
-                    }),
-                ),
+                    }))
+                }
                 Err(ClientWriteError::LogEntryDiscarded(_)) => {
                     Err(ProposeError::Unknown("the leader changed before the entry committed".into()))
                 }
@@ -212,6 +211,18 @@ impl<M: Machine> Group<M> {
         }));
         let leader_id = super::types::CommittedLeaderId { term: leader.term, node_id: leader.leader };
         self.raft.write(proposal).with_leader(leader_id).responder(callback).await.map_err(|e| self.fatal(e))
+    }
+
+    /// Appends an entry without data and waits until it is committed.
+    ///
+    /// # Errors
+    /// When the group has stopped or no longer leads.
+    pub async fn blank(&self) -> Result<(), GroupError> {
+        match self.raft.write_blank().await {
+            Ok(_) => Ok(()),
+            Err(openraft::errors::RaftError::Fatal(fatal)) => Err(self.fatal(fatal)),
+            Err(other) => Err(GroupError::Raft { group: self.id, reason: other.to_string() }),
+        }
     }
 
     /// Saves the machine's state as the log's checkpoint.

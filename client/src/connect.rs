@@ -1,0 +1,30 @@
+//! The one seam to the network: a closure that opens a byte stream to an address.
+
+use std::io;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+/// A byte stream in both directions.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// A boxed [`Io`].
+pub type BoxedIo = Box<dyn Io>;
+
+/// Opens a connection to `HOST:PORT`.
+pub type Connector = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<BoxedIo>> + Send + Sync>;
+
+/// Connects over TCP without Nagle's delay.
+pub fn tcp_connector() -> Connector {
+    Arc::new(|address| {
+        Box::pin(async move {
+            let stream = TcpStream::connect(&address).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as BoxedIo)
+        })
+    })
+}

@@ -1,0 +1,250 @@
+//! One error for every call, which says what the caller may do next.
+//!
+//! A node's own errors carry a `google.rpc.ErrorInfo` (domain `chronicle.dev`) or come as a `StreamError`; both are
+//! decoded by [`from_reason`]. Everything else was made on the way: by this process, by the connection or by a proxy.
+//! Then all that is known is whether the request was handed to the network at all.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+
+use chronicle_proto::v1::StreamError;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// What the caller should do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Not accepted, and never will be as it stands.
+    Rejected,
+    /// Not accepted; the same request may succeed later. The client has already retried within the deadline.
+    Retryable,
+    /// Not accepted here; another node leads the partition.
+    Redirect {
+        /// `HOST:PORT` of the leader, if the node knew it.
+        leader: Option<String>,
+    },
+    /// The append may or may not have happened. Only an idempotent producer may repeat it.
+    OutcomeUnknown,
+    /// The connection failed, or something between here and the node answered.
+    Transport {
+        /// False: the request certainly did not reach a node.
+        sent: bool,
+    },
+    /// The node cannot go on with the data asked for, or has a defect; somebody has to look.
+    Fatal,
+}
+
+/// A call that did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientError {
+    /// What to do next.
+    pub kind: ErrorKind,
+    /// What happened: a reason of docs/errors.md, or for errors made on the way `UNREACHABLE`, `CONNECTION_LOST`,
+    /// `DEADLINE_EXCEEDED`, `INVALID_ARGUMENT`, `PRODUCER_CLOSED` or the name of a gRPC code.
+    pub reason: String,
+    /// For a person; one line.
+    pub message: String,
+    /// For a program: values by name, as docs/errors.md lists them for the reason.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl ClientError {
+    pub(crate) fn new(kind: ErrorKind, reason: &str, message: impl Into<String>) -> Self {
+        Self { kind, reason: reason.into(), message: one_line(&message.into()), metadata: BTreeMap::new() }
+    }
+
+    pub(crate) fn invalid(field: &str, value: impl fmt::Display, rule: &str) -> Self {
+        Self::new(ErrorKind::Rejected, "INVALID_ARGUMENT", format!("{field}: {value}: {rule}"))
+    }
+
+    /// Whether the request was certainly not accepted, so that repeating it cannot do it twice.
+    pub fn not_accepted(&self) -> bool {
+        !matches!(self.kind, ErrorKind::OutcomeUnknown | ErrorKind::Transport { sent: true } | ErrorKind::Fatal)
+    }
+
+    /// Whether the same request may succeed when it is sent again (which for an append may do it twice unless
+    /// [`Self::not_accepted`]).
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self.kind, ErrorKind::Rejected | ErrorKind::Fatal)
+    }
+
+    /// The metadata value of this name as a number.
+    pub fn number(&self, name: &str) -> Option<i64> {
+        self.metadata.get(name)?.parse().ok()
+    }
+
+    /// The same error for an append that may have happened: `OUTCOME_UNKNOWN` with the old reason as `cause`.
+    pub(crate) fn into_unknown(mut self) -> Self {
+        if self.kind == ErrorKind::OutcomeUnknown {
+            return self;
+        }
+        self.message = format!("the append may or may not have happened: {self}");
+        self.metadata.insert("cause".into(), std::mem::replace(&mut self.reason, "OUTCOME_UNKNOWN".into()));
+        self.kind = ErrorKind::OutcomeUnknown;
+        self
+    }
+
+    /// The same error after retries ended at a deadline.
+    pub(crate) fn after_deadline(mut self, deadline: std::time::Duration) -> Self {
+        self.message = format!("gave up after {} ms: {}", deadline.as_millis(), self.message);
+        self
+    }
+
+    pub(crate) fn from_stream(error: StreamError) -> Self {
+        from_reason(Code::from(error.code), &error.reason, error.message, error.metadata.into_iter().collect())
+    }
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}
+
+impl Error for ClientError {}
+
+impl From<Status> for ClientError {
+    fn from(status: Status) -> Self {
+        if let Some(info) = status.get_details_error_info() {
+            let metadata = info.metadata.into_iter().collect();
+            return from_reason(status.code(), &info.reason, status.message().into(), metadata);
+        }
+        if connect_failed(&status) {
+            let message = format!("cannot reach the node: {}", root_cause(&status));
+            return Self::new(ErrorKind::Transport { sent: false }, "UNREACHABLE", message);
+        }
+        let kind = match status.code() {
+            // Answers of the gRPC layer about the request itself.
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented => ErrorKind::Rejected,
+            Code::ResourceExhausted | Code::Aborted => ErrorKind::Retryable,
+            Code::DataLoss => ErrorKind::Fatal,
+            // The connection broke, a proxy gave up, a handler died: the request may have been carried out.
+            Code::Ok
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Internal
+            | Code::Unavailable => {
+                let message = format!("{}: {}", code_name(status.code()), root_cause(&status));
+                return Self::new(ErrorKind::Transport { sent: true }, "CONNECTION_LOST", message);
+            }
+        };
+        Self::new(kind, code_name(status.code()), status.message())
+    }
+}
+
+/// An error that a node made, by its reason and gRPC code.
+fn from_reason(code: Code, reason: &str, message: String, metadata: BTreeMap<String, String>) -> ClientError {
+    let kind = match reason {
+        "OUTCOME_UNKNOWN" => ErrorKind::OutcomeUnknown,
+        "NOT_LEADER" => {
+            ErrorKind::Redirect { leader: metadata.get("leader").filter(|address| !address.is_empty()).cloned() }
+        }
+        _ => match code {
+            Code::Unavailable | Code::ResourceExhausted | Code::Aborted => ErrorKind::Retryable,
+            Code::Unknown => ErrorKind::OutcomeUnknown,
+            Code::DataLoss | Code::Internal => ErrorKind::Fatal,
+            _ => ErrorKind::Rejected,
+        },
+    };
+    let reason = if reason.is_empty() { code_name(code) } else { reason };
+    ClientError { kind, reason: reason.into(), message: one_line(&message), metadata }
+}
+
+fn connect_failed(status: &Status) -> bool {
+    causes(status).any(|cause| cause.is::<tonic::ConnectError>())
+}
+
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(status.source(), |error: &&(dyn Error + 'static)| (*error).source())
+}
+
+/// The innermost cause: "connection refused" rather than "transport error".
+fn root_cause(status: &Status) -> String {
+    match causes(status).last() {
+        Some(cause) => cause.to_string(),
+        None => status.message().to_owned(),
+    }
+}
+
+fn one_line(text: &str) -> String {
+    if text.contains(['\n', '\r']) { text.split_whitespace().collect::<Vec<_>>().join(" ") } else { text.to_owned() }
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream_error(code: Code, reason: &str, metadata: &[(&str, &str)]) -> ClientError {
+        ClientError::from_stream(StreamError {
+            code: code as i32,
+            message: "why\nand how".into(),
+            reason: reason.into(),
+            metadata: metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        })
+    }
+
+    #[test]
+    fn a_leader_hint_becomes_a_redirect() {
+        let error = stream_error(Code::Unavailable, "NOT_LEADER", &[("leader", "10.0.0.7:7400")]);
+        assert_eq!(error.kind, ErrorKind::Redirect { leader: Some("10.0.0.7:7400".into()) });
+        assert!(error.not_accepted() && error.is_retryable());
+        let error = stream_error(Code::Unavailable, "NOT_LEADER", &[("leader", "")]);
+        assert_eq!(error.kind, ErrorKind::Redirect { leader: None });
+    }
+
+    #[test]
+    fn messages_are_one_line_and_numbers_are_readable() {
+        let error = stream_error(Code::OutOfRange, "OFFSET_OUT_OF_RANGE", &[("next", "41")]);
+        assert_eq!(error.to_string(), "OFFSET_OUT_OF_RANGE: why and how");
+        assert_eq!((error.number("next"), error.number("earliest")), (Some(41), None));
+        assert_eq!(error.kind, ErrorKind::Rejected);
+    }
+
+    #[test]
+    fn a_status_without_details_leaves_the_outcome_open() {
+        let error = ClientError::from(Status::unavailable("upstream reset"));
+        assert_eq!(error.kind, ErrorKind::Transport { sent: true });
+        assert!(!error.not_accepted());
+        let error = error.into_unknown();
+        assert_eq!((error.kind.clone(), error.reason.as_str()), (ErrorKind::OutcomeUnknown, "OUTCOME_UNKNOWN"));
+        assert_eq!(error.metadata["cause"], "CONNECTION_LOST");
+    }
+
+    #[test]
+    fn a_defect_of_the_node_is_neither_retried_nor_called_not_accepted() {
+        let error = stream_error(Code::Internal, "INTERNAL", &[]);
+        assert!(!error.is_retryable() && !error.not_accepted());
+    }
+}

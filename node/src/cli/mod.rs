@@ -1,0 +1,218 @@
+//! The command line: arguments in, one command out.
+//!
+//! Each command lives in its own file and answers `anyhow::Result`; here an error becomes one line on standard error and an
+//! exit code: 0 done, 1 failed, 2 wrong usage. Data goes to standard output (`output.rs` writes it in the form asked
+//! for), everything else to standard error. A reader that goes away ends a command quietly.
+
+mod bench;
+mod completions;
+mod config;
+mod consume;
+mod dev;
+mod histogram;
+mod input;
+mod node;
+mod output;
+mod parse;
+mod produce;
+mod serve;
+mod signal;
+mod time;
+mod topic;
+
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use chronicle_client::{Client, ClientConfig};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use output::Format;
+
+/// Chronicle: a durable commit log.
+#[derive(Debug, Parser)]
+#[command(name = "chronicle", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// Node to talk to.
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOST:PORT",
+        env = "CHRONICLE_SERVER",
+        default_value = "127.0.0.1:7400",
+        help_heading = "Global options"
+    )]
+    server: String,
+    /// Form of printed data: table for people, json or yaml for programs.
+    #[arg(
+        long,
+        short = 'o',
+        global = true,
+        value_enum,
+        value_name = "FORM",
+        default_value = "table",
+        hide_possible_values = true,
+        help_heading = "Global options"
+    )]
+    output: Format,
+    /// Give up a call to the node after this long, retries included (such as 30s or 500ms).
+    #[arg(
+        long,
+        global = true,
+        value_name = "TIME",
+        default_value = "30s",
+        value_parser = parse::duration,
+        help_heading = "Global options"
+    )]
+    timeout: Duration,
+}
+
+impl Global {
+    /// A client of the node; must be called inside the runtime.
+    fn client(&self) -> anyhow::Result<Client> {
+        let config = ClientConfig::new(&self.server).request_timeout(self.timeout);
+        Ok(Client::connect(config)?)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one node on this machine, ready for use: loopback only, data in a folder, topic `default`.
+    Dev(dev::DevArgs),
+    /// Run a node from its configuration.
+    Node(node::NodeArgs),
+    /// Create, list, describe, change and delete topics.
+    #[command(subcommand)]
+    Topic(topic::TopicCommand),
+    /// Append records from standard input or files.
+    Produce(produce::ProduceArgs),
+    /// Read records.
+    Consume(consume::ConsumeArgs),
+    /// Measure appends or reads.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Print the configuration in force, or a documented sample.
+    Config(config::ConfigArgs),
+    /// Print a completion script for a shell.
+    Completions(completions::CompletionsArgs),
+}
+
+/// Runs the command line of this process.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime failed")
+        .and_then(|runtime| {
+            let result = runtime.block_on(run(cli));
+            // A read of standard input that nobody waits for must not keep the process.
+            runtime.shutdown_background();
+            result
+        });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let global = cli.global;
+    match cli.command {
+        Command::Dev(args) => dev::run(args).await,
+        Command::Node(args) => node::run(args).await,
+        Command::Topic(command) => topic::run(&global, command).await,
+        Command::Produce(args) => produce::run(&global, args).await,
+        Command::Consume(args) => consume::run(&global, args).await,
+        Command::Bench(command) => bench::run(&global, command).await,
+        Command::Config(args) => config::run(&global, &args),
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+    }
+}
+
+/// The whole chain of causes on one line.
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whoever read our output has seen enough.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn usage_error(line: &str) -> clap::Error {
+        Cli::try_parse_from(line.split(' ')).expect_err(line)
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_takes_the_global_options() {
+        for command in ["topic list", "produce", "consume", "bench produce", "bench consume", "config", "dev"] {
+            let line = format!("chronicle {command} --server host:1 --output json");
+            let cli = Cli::try_parse_from(line.split(' ')).expect(command);
+            assert_eq!((cli.global.server.as_str(), cli.global.output), ("host:1", Format::Json), "{command}");
+        }
+    }
+
+    #[test]
+    fn several_nodes_in_one_process_are_refused_with_the_reason() {
+        let error = usage_error("chronicle dev --nodes 3");
+        assert_eq!(error.kind(), ErrorKind::ValueValidation);
+        assert!(error.to_string().contains("not available yet"), "{error}");
+        assert!(Cli::try_parse_from(["chronicle", "dev", "--nodes", "1"]).is_ok());
+    }
+
+    #[test]
+    fn wrong_values_are_usage_errors() {
+        for line in [
+            "chronicle consume --from yesterday",
+            "chronicle consume --max -1",
+            "chronicle consume --separator \\q",
+            "chronicle produce -H novalue",
+            "chronicle produce --compression lzma",
+            "chronicle produce --expect-next -1",
+            "chronicle produce --lines a --file b",
+            "chronicle produce --keyed",
+            "chronicle bench produce --mode fast",
+            "chronicle topic create",
+            "chronicle topic create t --retention 5x",
+            "chronicle --timeout soon topic list",
+        ] {
+            let error = usage_error(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_closed_output_is_no_error_and_others_are_one_line() {
+        let error = anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe)).context("writing");
+        assert!(is_broken_pipe(&error));
+        let error = anyhow::anyhow!("first\nsecond").context("reading  x");
+        assert!(!is_broken_pipe(&error));
+        assert_eq!(one_line(&error), "reading x: first second");
+    }
+}

@@ -1,0 +1,32 @@
+//! A node from start to stop, for `node` and `dev`.
+
+use chronicle_node::config::Config;
+use chronicle_node::server::{self, Serving};
+use chronicle_node::telemetry::logging;
+use tokio_util::sync::CancellationToken;
+
+use super::signal;
+
+/// Serves until SIGINT or SIGTERM, then stops in good order; says on standard output when requests are accepted.
+pub(super) async fn run(config: Config) -> anyhow::Result<()> {
+    logging::init(&config.log)?;
+    let stop = CancellationToken::new();
+    let mut node = tokio::spawn(server::run(config, stop.clone(), announce));
+    // Nothing is lost when the signal comes first: the node is waited for below.
+    tokio::select! {
+        ended = &mut node => return Ok(ended??),
+        requested = signal::stop_requested() => requested?,
+    }
+    stop.cancel();
+    Ok(node.await??)
+}
+
+/// One line on standard output; whoever started the node may have closed it.
+fn announce(serving: &Serving) {
+    use std::io::Write;
+    let Serving { data, ops, data_dir } = serving;
+    let mut out = std::io::stdout().lock();
+    let dir = data_dir.display();
+    let _ = writeln!(out, "chronicle serves on {data} (gRPC, HTTP), ops on {ops}, data in {dir}")
+        .and_then(|()| out.flush());
+}

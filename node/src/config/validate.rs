@@ -1,0 +1,109 @@
+//! Ranges and relations that the types cannot say. Checked before anything is opened.
+
+use super::Config;
+
+/// A field, its value, and the rule that it breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {value}: {rule}")]
+pub struct InvalidConfig {
+    /// Path of the field, levels joined by dots.
+    pub field: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What it must be.
+    pub rule: String,
+}
+
+impl Config {
+    /// Checks ranges and relations between fields.
+    ///
+    /// # Errors
+    /// The first field that breaks a rule.
+    pub fn validate(&self) -> Result<(), InvalidConfig> {
+        let Config { node, listeners, storage, partitions, limits, log } = self;
+        rule("node.name", &node.name, !node.name.trim().is_empty(), "must not be empty")?;
+        let data_dir = node.data_dir.display();
+        rule("node.data-dir", data_dir, !node.data_dir.as_os_str().is_empty(), "must not be empty")?;
+        let advertised = &node.advertised_address;
+        rule("node.advertised-address", advertised, is_host_port_or_empty(advertised), "must be HOST:PORT or empty")?;
+        let topic = &node.default_topic;
+        let named = topic.is_empty() || is_topic_name(topic);
+        rule("node.default-topic", topic, named, "must be 1 to 249 of a-z A-Z 0-9 . _ -, not . or .., or empty")?;
+
+        // Different hosts can still clash when one is the wildcard, so the ports must differ.
+        let ports_differ = listeners.ops.port() == 0 || listeners.ops.port() != listeners.data.port();
+        rule("listeners.ops", listeners.ops, ports_differ, "must have another port than listeners.data")?;
+
+        range("storage.flush-threads", storage.flush_threads as u64, 1, 1024)?;
+        range("storage.index-interval-bytes", storage.index_interval_bytes, 64, 1 << 30)?;
+        let entry = partitions.entry_bytes_max as u64;
+        range("partitions.entry-bytes-max", entry, 1024, 1 << 30)?;
+        at_least("storage.pending-bytes-max", storage.pending_bytes_max, "partitions.entry-bytes-max", entry)?;
+        range("partitions.entries-in-flight-max", partitions.entries_in_flight_max as u64, 1, 1024)?;
+        let queue = partitions.queue_bytes_max as u64;
+        let request = limits.request_bytes_max as u64;
+        range("limits.request-bytes-max", request, 1024, 1 << 30)?;
+        let fits = entry <= request;
+        let why = format!("must be at most limits.request-bytes-max ({request})");
+        rule("partitions.entry-bytes-max", entry, fits, &why)?;
+        at_least("partitions.queue-bytes-max", queue, "partitions.entry-bytes-max", entry)?;
+        at_least("partitions.queue-bytes-max", queue, "limits.request-bytes-max", request)?;
+        positive("partitions.idle-ms", partitions.idle_ms)?;
+        positive("partitions.retention-check-ms", partitions.retention_check_ms)?;
+        positive("partitions.versioned-keys-max", partitions.versioned_keys_max as u64)?;
+        positive("partitions.producers-max", partitions.producers_max as u64)?;
+
+        positive("limits.connections-max", limits.connections_max as u64)?;
+        let in_flight = limits.in_flight_bytes_max as u64;
+        at_least("limits.in-flight-bytes-max", in_flight, "limits.request-bytes-max", request)?;
+        range("limits.stream-window-max", limits.stream_window_max as u64, 1, 65_536)?;
+        range("limits.fetch-bytes-max", limits.fetch_bytes_max as u64, 1024, 1 << 30)?;
+        positive("limits.wait-ms-max", limits.wait_ms_max)?;
+        positive("limits.slow-reader-ms", limits.slow_reader_ms)?;
+        positive("limits.header-timeout-ms", limits.header_timeout_ms)?;
+        positive("limits.topics-max", limits.topics_max as u64)?;
+        let decompressed = limits.decompressed_bytes_max as u64;
+        at_least("limits.decompressed-bytes-max", decompressed, "partitions.entry-bytes-max", entry)?;
+        positive("limits.batch-records-max", limits.batch_records_max as u64)?;
+
+        let parsed = tracing_subscriber::EnvFilter::builder().parse(&log.filter);
+        let why = parsed.as_ref().err().map(|error| format!("must be a log filter: {error}")).unwrap_or_default();
+        rule("log.filter", &log.filter, parsed.is_ok(), &why)
+    }
+}
+
+fn rule(field: &'static str, value: impl ToString, holds: bool, rule: &str) -> Result<(), InvalidConfig> {
+    if holds {
+        return Ok(());
+    }
+    let value = value.to_string();
+    let value = if value.is_empty() { "\"\"".to_owned() } else { value };
+    Err(InvalidConfig { field, value, rule: rule.to_owned() })
+}
+
+fn positive(field: &'static str, value: u64) -> Result<(), InvalidConfig> {
+    rule(field, value, value > 0, "must be at least 1")
+}
+
+/// Both ends are allowed.
+fn range(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), InvalidConfig> {
+    rule(field, value, (min..=max).contains(&value), &format!("must be from {min} to {max}"))
+}
+
+fn at_least(field: &'static str, value: u64, other: &str, min: u64) -> Result<(), InvalidConfig> {
+    rule(field, value, value >= min, &format!("must be at least {other} ({min})"))
+}
+
+fn is_host_port_or_empty(text: &str) -> bool {
+    text.is_empty()
+        || text
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+fn is_topic_name(name: &str) -> bool {
+    (1..=249).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
