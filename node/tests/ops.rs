@@ -64,7 +64,10 @@ async fn metrics_are_served_as_text_and_nothing_else_is() {
         r#"chronicle_log_flush_seconds_bucket{le="+Inf"} "#,
         "# EOF",
     ] {
-        assert!(text.lines().any(|l| l == line || (line.ends_with("} ") && l.starts_with(line))), "{line} not in\n{text}");
+        assert!(
+            text.lines().any(|l| l == line || (line.ends_with("} ") && l.starts_with(line))),
+            "{line} not in\n{text}"
+        );
     }
     for path in ["/", "/metrics/x", "/v1/topics"] {
         assert_eq!(get(&http, address, path).await.0, 404, "{path}");
