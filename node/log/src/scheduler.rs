@@ -422,18 +422,10 @@ impl Scheduler {
                 timers.push((self.shared.config.idle_mark_delay, TimerKind::IdleMark(state.durable_next)));
             }
         }
-        let abandoned = state.closed && !state.changing && !state.queued && state.pending.is_empty();
-        if abandoned {
-            log.release(&mut state);
-        }
-        drop(state);
         for (delay, kind) in timers {
             self.arm(delay, kind, Arc::downgrade(&log));
         }
-        log.changed.notify_all();
-        if abandoned {
-            self.shared.deregister(&log);
-        }
+        log.rest_if_done(state);
     }
 
     /// Drops the oldest cached entries until the cache fits its budget. What is not safe yet stays.

@@ -52,8 +52,8 @@ pub struct LogSummary {
     pub max_timestamp: Option<i64>,
 }
 
-/// One data directory. Dropping it without [`Store::close`] flushes what is pending and stops its threads, but leaves open logs
-/// to be scanned next time.
+/// One data directory. Dropping it without [`Store::close`] flushes what is pending and stops its threads, but leaves logs that
+/// are still open to be scanned next time.
 #[derive(Debug)]
 pub struct Store {
     shared: Arc<Shared>,

@@ -351,9 +351,10 @@ fn a_reader_survives_truncation_and_retention_underneath() {
             }
         });
         for _ in 0..20 {
-            let next = log.position().next_index;
-            log.truncate_after(next - 15).unwrap();
-            fill(&log, next - 14, next + 10);
+            let (first, next) = (log.position().first_index, log.position().next_index);
+            let keep = first.max(next - 15);
+            log.truncate_after(keep).unwrap();
+            fill(&log, keep + 1, next + 25);
             log.delete_before(log.position().first_index + 30).unwrap();
         }
         reader.join().unwrap();
@@ -398,8 +399,8 @@ fn answers_come_in_the_order_of_appends() {
 }
 
 #[test]
-fn a_log_that_was_dropped_open_is_scanned_and_complete() {
-    let (_, disk) = memory();
+fn a_log_that_was_dropped_is_flushed_and_closed_in_the_background() {
+    let (memory, disk) = memory();
     let store = open(&disk);
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     assert!(matches!(store.open_log(id(0), LogConfig::default()), Err(LogError::AlreadyOpen(_))));
@@ -409,9 +410,19 @@ fn a_log_that_was_dropped_open_is_scanned_and_complete() {
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     assert_samples(&log, 0, 50);
     assert!(waits.into_iter().all(|wait| wait.recv().unwrap().is_ok()));
-    assert_eq!(store.metrics().recoveries.get(), 1);
+    fill(&log, 50, 51);
+    let killed: Arc<dyn Disk> = Arc::new(memory.fork());
     log.close().unwrap();
-    assert!(matches!(append(&log, vec![sample(50)]), Err(LogError::Closed)));
+    assert!(matches!(append(&log, vec![sample(51)]), Err(LogError::Closed)));
+
+    let store = open(&killed);
+    assert_samples(&store.open_log(id(0), LogConfig::default()).unwrap(), 0, 51);
+    assert_eq!(store.metrics().recoveries.get(), 1, "killed while open: scanned");
+    store.close().unwrap();
+    let store = open(&killed);
+    drop(store.open_log(id(0), LogConfig::default()).unwrap());
+    assert_samples(&store.open_log(id(0), LogConfig::default()).unwrap(), 0, 51);
+    assert_eq!(store.metrics().recoveries.get(), 0);
 }
 
 #[test]
@@ -429,8 +440,8 @@ fn a_closed_log_is_summed_up_without_looking_at_its_files() {
     assert!(summary.bytes >= position.bytes);
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     fill(&log, 100, 101);
+    assert_eq!(store.summary(id(0)).unwrap(), None, "it is open again");
     drop(log);
-    assert_eq!(store.summary(id(0)).unwrap(), None, "it was written and not closed");
     assert_eq!(store.summary(id(9)).unwrap(), None);
 }
 

@@ -76,7 +76,8 @@ fn check(log: &Log, model: &Model) {
     for offset in (model.start_offset()..model.next_offset + 3).step_by(3) {
         let max_index = model.next_index().saturating_sub(offset % 4);
         let found = log.read_at_offset(offset, max_index, 700).unwrap();
-        let mut expected = model.data().filter(|(base, entry)| base + entry.offsets() > offset && entry.index <= max_index);
+        let mut expected =
+            model.data().filter(|(base, entry)| base + entry.offsets() > offset && entry.index <= max_index);
         match expected.next() {
             None => assert!(found.is_empty()),
             Some((base, entry)) => {
@@ -96,7 +97,7 @@ fn check(log: &Log, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(160))]
 
     #[test]
     fn the_log_does_what_a_list_does(
