@@ -80,7 +80,9 @@ fn reads_stop_at_the_byte_limit_but_give_at_least_one_entry() {
     let store = Store::open(disk, Path::new(DIR), config).unwrap();
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     append_durably(&log, (0..50).map(|index| data(index, 1, 0, vec![7; 100])).collect()).unwrap();
-    log.flush().unwrap();
+    while store.metrics().cache_bytes.get() > 0 {
+        std::thread::yield_now();
+    }
     for (limit, count) in [(0, 1), (175, 1), (176, 1), (352, 2), (17_600, 50), (usize::MAX, 50)] {
         assert_eq!(log.read(0, 50, limit).unwrap().len(), count, "limit {limit}");
     }
@@ -590,4 +592,34 @@ fn directories_that_cannot_be_used_are_refused_by_name() {
     let zero = StoreConfig { flush_threads: 0, ..config() };
     let error = Store::open(disk, Path::new(DIR), zero).unwrap_err();
     assert_eq!(error.to_string(), "flush_threads is 0, but it must be at least 1");
+}
+
+#[test]
+fn handles_that_outlive_their_store_are_refused_and_never_hang() {
+    let (_, disk) = memory();
+    for close in [false, true] {
+        let store = open(&disk);
+        let log = store.open_log(id(0), LogConfig::default()).unwrap();
+        let next = log.position().next_index;
+        let wait = append(&log, vec![sample(next)]).unwrap().1;
+        if close {
+            store.close().unwrap();
+            assert!(matches!(store.journal_put(id(0), 1, Bytes::new(), None), Err(LogError::Failed(_))));
+        }
+        drop(store);
+        wait.recv().unwrap().unwrap();
+        assert!(matches!(append(&log, vec![sample(next + 1)]), Err(LogError::Closed)));
+        assert!(log.truncate_after(0).is_err() && log.roll().is_err() && log.close().is_err());
+    }
+    assert_samples(&open(&disk).open_log(id(0), LogConfig::default()).unwrap(), 0, 2);
+}
+
+#[test]
+fn a_callback_that_panics_stops_nobody() {
+    let (_, disk) = memory();
+    let store = open(&disk);
+    let log = store.open_log(id(0), LogConfig::default()).unwrap();
+    log.append(vec![sample(0)], Box::new(|_| panic!("on purpose"))).unwrap();
+    fill(&log, 1, 5);
+    assert_samples(&log, 0, 5);
 }

@@ -304,7 +304,7 @@ impl LogInner {
     pub(crate) fn answer(&self, answered: Vec<Pending>, result: &Result<(), LogError>) {
         for pending in answered {
             self.shared.metrics.pending_bytes.sub(pending.bytes);
-            (pending.done)(result.clone());
+            crate::answer(pending.done, result.clone());
         }
     }
 
