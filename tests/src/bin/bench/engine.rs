@@ -83,7 +83,7 @@ fn durable(appender: &mut Appender, payloads: &[Bytes], records: u32, groups: us
 }
 
 pub(crate) fn append(bench: &Bench, report: &mut Report) -> Result<()> {
-    let groups = bench.size(128, 32);
+    let groups = 16;
     let megabytes = (groups * GROUP_BYTES) as f64 / 1e6;
     let dir = bench.fresh("append")?;
     // Hardly any cache, so that reading goes through the files.
@@ -96,28 +96,37 @@ pub(crate) fn append(bench: &Bench, report: &mut Report) -> Result<()> {
     let mut of_records = Appender::new(store.open_log(log_id(0), LogConfig::default())?);
     let mut of_batches = Appender::new(store.open_log(log_id(1), LogConfig::default())?);
 
-    let [mut raw, mut records, mut batches, mut piped, mut read] = [const { Vec::new() }; 5];
-    let [mut raw_p50, mut engine_p50] = [const { Vec::new() }; 2];
-    let samples = bench.size(400, 150);
     let mut of_singles = Appender::new(store.open_log(log_id(2), LogConfig::default())?);
-    for round in 0..bench.rounds() {
-        let seconds = append_and_sync(&dir.join(format!("{round}.raw")), GROUP_BYTES, groups)?;
-        raw.push(megabytes / seconds.iter().sum::<f64>());
-        records.push(megabytes / durable(&mut of_records, &small, 1, groups, 1)?);
-        batches.push(megabytes / durable(&mut of_batches, &large, per_group, groups, 1)?);
-        piped.push(megabytes / durable(&mut of_batches, &large, per_group, groups, 4)?);
-        std::fs::remove_file(dir.join(format!("{round}.raw")))?;
 
-        raw_p50.push(median(append_and_sync(&dir.join("single.raw"), RECORD_BYTES, samples)?) * 1e6);
-        let mut single = Vec::with_capacity(samples);
-        for _ in 0..samples {
-            single.push(durable(&mut of_singles, &small[..1], 1, 1, 1)?);
+    let samples = bench.size(100, 50);
+    let [mut raw, mut records, mut batches, mut piped] = [const { Vec::new() }; 4];
+    let [mut raw_p50, mut engine_p50] = [const { Vec::new() }; 2];
+    for round in 0..bench.rounds() {
+        // Whoever comes right after a pause finds a rested disk, so everybody gets to be first.
+        for step in 0..6 {
+            match (round + step) % 6 {
+                0 => {
+                    let seconds = append_and_sync(&dir.join("groups.raw"), GROUP_BYTES, groups)?;
+                    raw.push(megabytes / seconds.iter().sum::<f64>());
+                }
+                1 => records.push(megabytes / durable(&mut of_records, &small, 1, groups, 1)?),
+                2 => batches.push(megabytes / durable(&mut of_batches, &large, per_group, groups, 1)?),
+                3 => piped.push(megabytes / durable(&mut of_batches, &large, per_group, groups, 4)?),
+                4 => raw_p50.push(median(append_and_sync(&dir.join("single.raw"), RECORD_BYTES, samples)?) * 1e6),
+                _ => {
+                    let mut seconds = Vec::with_capacity(samples);
+                    for _ in 0..samples {
+                        seconds.push(durable(&mut of_singles, &small[..1], 1, 1, 1)?);
+                    }
+                    engine_p50.push(median(seconds) * 1e6);
+                }
+            }
         }
-        engine_p50.push(median(single) * 1e6);
     }
+    let mut read = Vec::new();
     for (name, appender) in [("of 1 KiB entries", &of_records), ("of 1 MiB entries", &of_batches)] {
         let mut rates = Vec::new();
-        for _ in 0..bench.rounds() {
+        for _ in 0..5 {
             rates.push(read_all(&appender.log)?);
         }
         let rate = report.figure(format!("engine: sequential read {name}, page cache"), "GB/s per core", rates);
