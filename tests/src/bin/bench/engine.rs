@@ -171,13 +171,19 @@ fn read_all(log: &Log) -> Result<f64> {
 
 pub(crate) fn partitions(bench: &Bench, report: &mut Report) -> Result<()> {
     let dir = bench.fresh("partitions")?;
-    let rounds = bench.size(21, 7);
+    let rounds = bench.size(32, 8);
     std::fs::create_dir(dir.join("raw"))?;
     let mut files = Files::create(&dir.join("raw"), PARTITIONS, RECORD_BYTES)?;
     let payload = [Bytes::from(noise(RECORD_BYTES))];
     let configs = [
-        ("default barrier", StoreConfig::default()),
-        ("16 flush threads", StoreConfig { flush_threads: 16, ..StoreConfig::default() }),
+        (
+            "fdatasync on 16 threads",
+            StoreConfig { barrier: Barrier::Fdatasync, flush_threads: 16, ..StoreConfig::default() },
+        ),
+        (
+            "fdatasync on 32 threads",
+            StoreConfig { barrier: Barrier::Fdatasync, flush_threads: 32, ..StoreConfig::default() },
+        ),
         ("syncfs", StoreConfig { barrier: Barrier::Syncfs, ..StoreConfig::default() }),
     ];
     let mut stores = Vec::new();
@@ -193,14 +199,18 @@ pub(crate) fn partitions(bench: &Bench, report: &mut Report) -> Result<()> {
     }
     let variants = [Variant::Pool(8), Variant::Pool(16), Variant::Pool(32), Variant::Syncfs, Variant::SharedJournal];
     let mut raw = vec![Vec::new(); variants.len()];
-    for _ in 0..rounds {
-        for (variant, seconds) in variants.iter().zip(&mut raw) {
-            seconds.push(files.round(*variant)? * 1e3);
-        }
-        // What the shared journal left in the page cache is nobody else's to flush.
-        files.settle()?;
-        for (_, _, logs, seconds) in &mut stores {
-            seconds.push(engine_round(logs, &payload)? * 1e3);
+    for round in 0..rounds {
+        let contestants = variants.len() + stores.len();
+        for step in 0..contestants {
+            let turn = (round + step) % contestants;
+            if let Some(variant) = variants.get(turn) {
+                raw[turn].push(files.round(*variant)? * 1e3);
+                // What the shared journal left in the page cache is nobody else's to flush.
+                files.settle()?;
+            } else {
+                let (_, _, logs, seconds) = &mut stores[turn - variants.len()];
+                seconds.push(engine_round(logs, &payload)? * 1e3);
+            }
         }
     }
     let mut best = f64::INFINITY;
