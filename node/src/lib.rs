@@ -12,4 +12,5 @@ pub mod listeners;
 pub mod ops;
 pub mod partition;
 pub mod raft;
+pub mod server;
 pub mod telemetry;

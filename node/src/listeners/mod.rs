@@ -62,6 +62,17 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+/// Listens on the data port; returns the address in force.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn listen(wanted: SocketAddr) -> Result<(Acceptor, SocketAddr), BindError> {
+    let error = |source| BindError { field: "listeners.data", address: wanted, source };
+    let acceptor = Acceptor::bind(wanted).await.map_err(error)?;
+    let address = acceptor.local_addr().map_err(error)?;
+    Ok((acceptor, address))
+}
+
 /// The data port: bound, and serving once [`Server::serve`] runs.
 pub struct Server {
     acceptor: Acceptor,
@@ -75,10 +86,12 @@ impl Server {
     /// # Errors
     /// When the address cannot be listened on.
     pub async fn bind(broker: Broker, metrics: Metrics) -> Result<Self, BindError> {
-        let wanted = broker.config().listeners.data;
-        let error = |source| BindError { field: "listeners.data", address: wanted, source };
-        let acceptor = Acceptor::bind(wanted).await.map_err(error)?;
-        let address = acceptor.local_addr().map_err(error)?;
+        let (acceptor, address) = listen(broker.config().listeners.data).await?;
+        Ok(Self::new(acceptor, address, broker, metrics))
+    }
+
+    /// As [`Server::bind`], on a port that was bound before the broker started.
+    pub fn new(acceptor: Acceptor, address: SocketAddr, broker: Broker, metrics: Metrics) -> Self {
         let budget = Budget::new(broker.config().limits.in_flight_bytes_max);
         let gauge = budget.clone();
         metrics.register_collector(move |samples| {
@@ -86,7 +99,7 @@ impl Server {
             samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
         });
         let context = Context { broker, metrics, budget, stopping: CancellationToken::new() };
-        Ok(Self { acceptor, address, routes: Routes::new(context) })
+        Self { acceptor, address, routes: Routes::new(context) }
     }
 
     /// The address in force; the port is the real one when the configuration says 0.

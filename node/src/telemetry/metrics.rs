@@ -322,10 +322,15 @@ struct SampleFamily {
     values: Vec<(Vec<(&'static str, String)>, Value)>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Value {
     Gauge(f64),
     Counter(u64),
+    Histogram {
+        /// Upper bound (inclusive) and count of each bucket, not cumulative; the last bound is the greatest number.
+        buckets: Vec<(f64, u64)>,
+        sum: f64,
+    },
 }
 
 impl Samples {
@@ -347,6 +352,14 @@ impl Samples {
     /// One labelled value of a counter. Keep the number of label values small.
     pub fn counter_of(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: u64) {
         self.push(name, help, labels, Value::Counter(value));
+    }
+
+    /// A histogram that somebody else counted: upper bounds (inclusive) of the buckets, their counts and one more for what
+    /// lies above, and the sum of all values. `name` carries the unit.
+    pub fn histogram(&mut self, name: &'static str, help: &'static str, bounds: &[f64], counts: &[u64], sum: f64) {
+        let bounds = bounds.iter().copied().chain([f64::MAX]);
+        let buckets = bounds.zip(counts.iter().copied()).collect();
+        self.push(name, help, &[], Value::Histogram { buckets, sum });
     }
 
     fn push(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: Value) {
@@ -375,14 +388,15 @@ impl Collector for FnCollector {
         for SampleFamily { name, help, values } in &samples.families {
             let kind = match values.first() {
                 Some((_, Value::Counter(_))) => MetricType::Counter,
+                Some((_, Value::Histogram { .. })) => MetricType::Histogram,
                 _ => MetricType::Gauge,
             };
             let mut metric = encoder.encode_descriptor(name, &format!("{help}."), None, kind)?;
             match values.as_slice() {
-                [(labels, value)] if labels.is_empty() => encode_value(*value, metric)?,
+                [(labels, value)] if labels.is_empty() => encode_value(value, metric)?,
                 values => {
                     for (labels, value) in values {
-                        encode_value(*value, metric.encode_family(labels)?)?;
+                        encode_value(value, metric.encode_family(labels)?)?;
                     }
                 }
             }
@@ -391,10 +405,14 @@ impl Collector for FnCollector {
     }
 }
 
-fn encode_value(value: Value, encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+fn encode_value(value: &Value, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
     match value {
-        Value::Gauge(value) => ConstGauge::new(value).encode(encoder),
-        Value::Counter(value) => ConstCounter::new(value).encode(encoder),
+        Value::Gauge(value) => ConstGauge::new(*value).encode(encoder),
+        Value::Counter(value) => ConstCounter::new(*value).encode(encoder),
+        Value::Histogram { buckets, sum } => {
+            let count = buckets.iter().map(|(_, count)| count).sum();
+            encoder.encode_histogram::<[(&str, &str); 0]>(*sum, count, buckets, None)
+        }
     }
 }
 
