@@ -545,6 +545,11 @@ impl JournalFile {
         state.due = Some(now);
     }
 
+    /// Whether the file has grown so far that rewriting it should not wait for an idle moment.
+    pub(crate) fn overgrown(&self) -> bool {
+        self.end >= self.rewrite_bytes.saturating_mul(4)
+    }
+
     /// Moves to a new file when the present one is large and mostly dead. Call with nothing urgent waiting.
     pub(crate) fn rewrite_if_due(&mut self, journal: &Journal) -> Result<(), LogError> {
         let live = journal.state.lock().live_bytes;

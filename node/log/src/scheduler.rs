@@ -282,8 +282,10 @@ impl Scheduler {
                     self.journal_timer = true;
                     self.arm(self.shared.config.idle_mark_delay, TimerKind::JournalMark, Weak::new());
                 }
-                // Rewriting takes a while: not while appends wait for this round.
-                if idle && let Err(error) = self.journal.rewrite_if_due(&self.shared.journal) {
+                // Rewriting takes a while: not while appends wait for this round, unless they always do.
+                if (idle || self.journal.overgrown())
+                    && let Err(error) = self.journal.rewrite_if_due(&self.shared.journal)
+                {
                     tracing::warn!(%error, "cannot rewrite the journal; it goes on growing");
                 }
                 Ok(())
