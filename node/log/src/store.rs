@@ -50,6 +50,9 @@ pub struct LogSummary {
     pub segments: u64,
     /// Greatest timestamp of any data entry, in ms since the Unix epoch; `None` if there is none.
     pub max_timestamp: Option<i64>,
+    /// Greatest timestamp of the oldest segment that has data entries, in ms since the Unix epoch; `None` if there is none.
+    /// What retention by age looks at first.
+    pub oldest_segment_max_timestamp: Option<i64>,
 }
 
 /// One data directory. Dropping it without [`Store::close`] flushes what is pending and stops its threads, but leaves logs that
@@ -309,6 +312,7 @@ impl Store {
             bytes: mark.bytes,
             segments: mark.segments,
             max_timestamp: (mark.max_timestamp != i64::MIN).then_some(mark.max_timestamp),
+            oldest_segment_max_timestamp: (mark.oldest_max_timestamp != i64::MIN).then_some(mark.oldest_max_timestamp),
         };
         Ok(mark.and_then(|mark| CleanMark::decode(&mark)).map(summary))
     }
