@@ -3,5 +3,14 @@
 //! The write path, by folder: `listeners/` (bytes to requests) → `broker/` (admission, routing) → `partition/` (the
 //! sequencer, one owner per raft group) → `raft/` (openraft adapters) → `chronicle-log` (disk).
 
+#![forbid(unsafe_code)]
+
 pub mod broker;
 pub mod config;
+pub mod controller;
+pub mod listeners;
+pub mod ops;
+pub mod partition;
+pub mod raft;
+pub mod server;
+pub mod telemetry;

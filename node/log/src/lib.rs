@@ -1,6 +1,55 @@
-//! Placeholder until the engine lands.
+//! The segmented log engine of Chronicle: raft entries, durable, readable by index, offset and time.
+//!
+//! Synchronous; knows neither network nor raft. One [`Store`] owns a data directory; a [`Log`] in it is one partition.
+//!
+//! An append goes through these files:
+//!
+//! ```text
+//! log/mod.rs (append: check, take offsets, keep in memory)
+//!   -> scheduler.rs (one thread per store: rounds)
+//!        -> journal.rs (votes and marks first)
+//!        -> log/write.rs, frame.rs (encode, write to segment.rs files)
+//!        -> barrier.rs (one flush for all)
+//!        -> done(Ok) of every append
+//!   -> sealer.rs (finished segments: verify, hash, footer, index.rs)
+//! ```
+//!
+//! Opening goes through `store.rs` and `log/recover.rs`, reading through `log/read.rs` and `reader.rs`. All I/O goes through
+//! [`disk::Disk`]. The bytes are described in `docs/disk-format.md`.
 
-/// Errors of the engine.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("log error")]
-pub struct LogError;
+mod barrier;
+mod bytes_le;
+mod clock;
+mod config;
+pub mod debug;
+pub mod disk;
+mod entry;
+mod error;
+mod files;
+mod frame;
+mod id;
+mod index;
+mod journal;
+mod log;
+mod metrics;
+mod reader;
+mod scheduler;
+mod sealer;
+mod segment;
+mod shared;
+mod store;
+
+pub use clock::{Clock, SystemClock};
+pub use config::{Barrier, Durability, LogConfig, StoreConfig};
+pub use entry::{Entry, EntryKind, StoredEntry};
+pub use error::LogError;
+pub use frame::MAX_PAYLOAD;
+pub use id::LogId;
+pub use journal::MAX_JOURNAL_VALUE;
+pub use log::{Appended, DeletedSegments, LastEntry, Log, LogPosition, SegmentInfo};
+pub use metrics::{Counter, FLUSH_BUCKETS_US, StoreMetrics};
+pub use store::{FORMAT_VERSION, LogSummary, Store};
+
+/// The answer to an append or a journal put: called exactly once, on a thread of the store. Must be quick and must not wait
+/// for the store.
+pub type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;

@@ -4,19 +4,37 @@
 //! or below. Neighbours: `listeners/` above; `partition/` (one sequencer per raft group) and `controller/` below.
 
 mod decode;
+mod disk_space;
 mod error;
+mod reads;
+mod start;
+mod topics;
 mod types;
+pub(crate) mod validate;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use chronicle_log::{LogId, Store};
+use parking_lot::RwLock;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use disk_space::DiskSpace;
 pub use error::{BrokerError, ErrorKind, Reason};
 pub use types::*;
 
 use crate::config::Config;
+use crate::controller::{Controller, unknown_topic};
+use crate::partition::{Answer, Environment, Partition, Slot, SlotState};
 
 /// An accepted append that is waiting for its answer. Dropping it does not take the append back.
 #[derive(Debug)]
-pub struct PendingProduce {}
+pub struct PendingProduce {
+    answer: oneshot::Receiver<Answer>,
+}
 
 impl PendingProduce {
     /// Waits until the append is durable and committed, or refused.
@@ -24,93 +42,145 @@ impl PendingProduce {
     /// # Errors
     /// As [`Broker::produce`].
     pub async fn wait(self) -> Result<Produced, BrokerError> {
-        unimplemented!()
+        self.answer.await.unwrap_or_else(|_| {
+            let stopped = BrokerError::new(Reason::Unavailable, "the partition stopped without an answer");
+            Err(BrokerError::unknown(&stopped))
+        })
     }
 }
 
 /// The node behind its listeners. Cheap to clone.
 #[derive(Clone)]
 pub struct Broker {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     config: Arc<Config>,
+    store: Arc<Store>,
+    env: Arc<Environment>,
+    controller: Controller,
+    /// Partitions that have been used, by log.
+    slots: RwLock<HashMap<LogId, Arc<Slot>>>,
+    disk_space: DiskSpace,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    /// Taken at shutdown: a runtime must not be dropped inside another one.
+    consensus: parking_lot::Mutex<Option<Runtime>>,
+}
+
+/// Counts for metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PartitionCounts {
+    /// Topics of the cluster.
+    pub topics: usize,
+    /// Partitions of all topics.
+    pub partitions: usize,
+    /// Partitions that are open on this node.
+    pub active: usize,
+    /// Partitions that failed and wait to be tried again.
+    pub failed: usize,
 }
 
 impl Broker {
-    /// Opens the data directory of `config`, starts the controller group and creates the default topic.
-    pub async fn start(config: Arc<Config>) -> Result<Broker, BrokerError> {
-        Ok(Broker { config })
-    }
-
-    /// Finishes accepted work, then closes every partition and the data directory.
-    pub async fn shutdown(&self) {}
-
     /// The configuration in force.
     pub fn config(&self) -> &Config {
-        &self.config
+        &self.inner.config
+    }
+
+    /// The data directory, for its metrics.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.inner.store
     }
 
     /// Whether the node can serve.
     pub fn readiness(&self) -> Readiness {
-        unimplemented!()
+        if self.inner.stop.is_cancelled() {
+            return Readiness::NotReady("stopping".into());
+        }
+        match self.inner.controller.failure() {
+            Some(error) => Readiness::NotReady(format!("controller group: {error}")),
+            None => Readiness::Ready,
+        }
+    }
+
+    /// Counts for metrics.
+    pub fn partition_counts(&self) -> PartitionCounts {
+        let state = self.inner.controller.state();
+        let mut counts = PartitionCounts {
+            topics: state.topics.len(),
+            partitions: state.topics.values().map(|topic| topic.partitions as usize).sum(),
+            ..PartitionCounts::default()
+        };
+        for slot in self.inner.slots.read().values() {
+            match slot.state() {
+                SlotState::Active(partition) if partition.failure().is_some() => counts.failed += 1,
+                SlotState::Active(_) => counts.active += 1,
+                SlotState::Failed { .. } => counts.failed += 1,
+                SlotState::Dormant | SlotState::Closed => {}
+            }
+        }
+        counts
     }
 
     /// Checks and queues an append; appends to one partition are judged in the order in which this returns. The answer
-    /// comes from [`PendingProduce::wait`].
-    pub async fn submit(&self, _request: Produce) -> Result<PendingProduce, BrokerError> {
-        unimplemented!()
+    /// comes from [`PendingProduce::wait`]. Waits while the partition's queue is full.
+    ///
+    /// # Errors
+    /// Everything that [`Broker::produce`] refuses before the append has its place in the queue.
+    pub async fn submit(&self, request: Produce) -> Result<PendingProduce, BrokerError> {
+        let topic = self.topic(&request.target)?;
+        if let Some(expectation) = &request.expectation {
+            validate::expectation(expectation)?;
+        }
+        let limits = &self.inner.config.limits;
+        let (batch, header) = validate::batch(request.payload, request.producer, &topic, limits, start::now_ms())?;
+        self.inner.disk_space.check(&self.inner.store)?;
+        let partition = self.open(&topic, request.target.partition).await?;
+        let answer = partition.submit(batch, header, request.expectation).await?;
+        Ok(PendingProduce { answer })
     }
 
     /// Appends and waits until it is durable.
+    ///
+    /// # Errors
+    /// Not accepted: [`Reason::UnknownTopic`], [`Reason::UnknownPartition`], [`Reason::RecordTooLarge`],
+    /// [`Reason::CorruptBatch`], [`Reason::UnsupportedCompression`], [`Reason::InvalidRequest`],
+    /// [`Reason::VersionConflict`], [`Reason::OutOfOrderSequence`], [`Reason::ProducerFenced`], [`Reason::DiskFull`],
+    /// [`Reason::DiskFailed`], [`Reason::DataDamaged`], [`Reason::Unavailable`]. Open: [`Reason::OutcomeUnknown`].
     pub async fn produce(&self, request: Produce) -> Result<Produced, BrokerError> {
         self.submit(request).await?.wait().await
     }
 
-    /// Reads whole stored batches.
-    pub async fn fetch(&self, _request: Fetch) -> Result<Fetched, BrokerError> {
-        unimplemented!()
-    }
-
-    /// Offsets of a partition, and the first at or after a time (milliseconds since the Unix epoch).
-    pub async fn offsets(&self, _target: &TopicPartition, _time_ms: Option<i64>) -> Result<Offsets, BrokerError> {
-        unimplemented!()
-    }
-
     /// Hands out a producer id and epoch.
+    ///
+    /// # Errors
+    /// Failures of the controller group.
     pub async fn init_producer(&self) -> Result<(i64, i16), BrokerError> {
-        unimplemented!()
+        Ok((self.inner.controller.producer_id().await?, 0))
     }
 
-    /// Creates a topic; `false` when it was there and the request allows it.
-    pub async fn create_topic(&self, _topic: NewTopic) -> Result<(Topic, bool), BrokerError> {
-        unimplemented!()
+    /// The topic of a request, when it has the partition asked for.
+    fn topic(&self, target: &TopicPartition) -> Result<Topic, BrokerError> {
+        let state = self.inner.controller.state();
+        let topic = state.topics.get(&target.topic).ok_or_else(|| unknown_topic(&target.topic))?;
+        validate::partition(topic, target.partition)?;
+        Ok(topic.clone())
     }
 
-    /// All topics, by name.
-    pub async fn topics(&self) -> Result<Vec<Topic>, BrokerError> {
-        unimplemented!()
+    fn slot(&self, topic: &Topic, partition: i32) -> Arc<Slot> {
+        let id = LogId { topic: topic.id, partition: partition as u32 };
+        if let Some(slot) = self.inner.slots.read().get(&id) {
+            return slot.clone();
+        }
+        let mut slots = self.inner.slots.write();
+        slots.entry(id).or_insert_with(|| Arc::new(Slot::new(self.inner.env.clone(), id))).clone()
     }
 
-    /// One topic and its partitions.
-    pub async fn describe_topic(&self, _name: &str) -> Result<(Topic, Vec<PartitionDescription>), BrokerError> {
-        unimplemented!()
-    }
-
-    /// Changes settings; grows the number of partitions (0: unchanged).
-    pub async fn alter_topic(
-        &self,
-        _name: &str,
-        _partitions: i32,
-        _change: SettingsChange,
-    ) -> Result<Topic, BrokerError> {
-        unimplemented!()
-    }
-
-    /// Deletes a topic and its data.
-    pub async fn delete_topic(&self, _name: &str) -> Result<(), BrokerError> {
-        unimplemented!()
-    }
-
-    /// The nodes of the cluster, and the cluster's id.
-    pub async fn servers(&self) -> Result<(Vec<Server>, uuid::Uuid), BrokerError> {
-        unimplemented!()
+    async fn open(&self, topic: &Topic, partition: i32) -> Result<Arc<Partition>, BrokerError> {
+        if self.inner.stop.is_cancelled() {
+            return Err(BrokerError::new(Reason::Unavailable, "the node is stopping"));
+        }
+        self.slot(topic, partition).get(&topic.settings).await
     }
 }

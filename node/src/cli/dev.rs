@@ -2,12 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::Args;
 
 use super::config::ConfigSource;
-use super::node::announce;
 use super::serve;
 
 #[derive(Debug, Args)]
@@ -48,5 +46,5 @@ pub(super) async fn run(args: DevArgs) -> anyhow::Result<()> {
     config.listeners.data = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
     config.listeners.ops = SocketAddr::from((Ipv4Addr::LOCALHOST, args.ops_port));
     config.validate()?;
-    serve::run(Arc::new(config), announce).await
+    serve::run(config).await
 }

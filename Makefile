@@ -1,0 +1,52 @@
+# The verbs of the project; .ci/run calls `make ci`, so what passes here passes there.
+CARGO ?= cargo
+DATA ?= data
+# make run RELEASE=1: a slower build, a much faster node.
+PROFILE_FLAG = $(if $(RELEASE),--release,)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint fmt fmt-check doc ci bench licences image clean
+
+help: ## List the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+run: ## Build and start a node on 127.0.0.1:7400 with its data in ./data (DATA=dir, RELEASE=1)
+	$(CARGO) build $(PROFILE_FLAG) --locked --package chronicle-node --bin chronicle
+	@echo
+	@echo "Once it serves, in another terminal (Ctrl-C here stops the node):"
+	@echo "  curl --data 'hello' http://127.0.0.1:7400/"
+	@echo "  curl 'http://127.0.0.1:7400/?offset=0'"
+	@echo "  $(CARGO) run --quiet --bin chronicle -- consume --topic default --from earliest"
+	@echo
+	@exec $(CARGO) run --quiet $(PROFILE_FLAG) --locked --package chronicle-node --bin chronicle -- dev --data "$(DATA)"
+
+test: ## Every test; the last line counts them
+	@CARGO="$(CARGO)" .ci/test
+
+lint: ## Clippy on everything, warnings are errors
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+fmt-check: ## Check the format
+	$(CARGO) fmt --all -- --check
+
+doc: ## Build the API documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+ci: fmt-check lint doc test ## What .ci/run runs
+
+bench: ## Measure the disk and beside it the engine and the node (BENCH_FLAGS="--quick --data /mnt/disk")
+	$(CARGO) build --release --locked --package chronicle-node --package chronicle-tests --bin chronicle --bin bench
+	@"$${CARGO_TARGET_DIR:-target}/release/bench" $(BENCH_FLAGS)
+
+licences: ## Check the licence of every dependency
+	$(CARGO) test --locked --package chronicle-tests --test licences
+
+image: ## Build the container images chronicle and chronicle-operator
+	docker build --target node --tag chronicle:dev .
+	docker build --target operator --tag chronicle-operator:dev .
+
+clean: ## Remove build output (never data)
+	$(CARGO) clean

@@ -1,0 +1,112 @@
+//! Settings of a store and of one log.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    LogError,
+    clock::{Clock, SystemClock},
+};
+
+/// How a flush round makes many files durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Barrier {
+    /// `fdatasync` per file; one `syncfs` instead when many files are dirty *and* the data directory is the root of a
+    /// volume of its own (on a shared volume `syncfs` would also wait for everybody else's data).
+    #[default]
+    Auto,
+    /// Always `fdatasync` per file.
+    Fdatasync,
+    /// One `syncfs` whenever more than two files are dirty.
+    Syncfs,
+}
+
+/// When an append counts as done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// Once it is on disk.
+    #[default]
+    Fsync,
+    /// Once it is in the page cache; it reaches the disk within the interval. A power cut may lose that much.
+    Memory {
+        /// Longest time that a completed append may stay unflushed.
+        flush_interval: Duration,
+    },
+}
+
+/// Settings of one log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LogConfig {
+    /// Roll to a new segment before it would exceed this many bytes. 0: the store's [`StoreConfig::segment_bytes`].
+    /// Default: 0.
+    pub segment_bytes: u64,
+    /// When an append counts as done. Default: [`Durability::Fsync`].
+    pub durability: Durability,
+}
+
+/// Settings of a store.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// Roll to a new segment before it would exceed this many bytes. Larger: fewer files, slower recovery after a crash.
+    /// Default: 128 MiB.
+    pub segment_bytes: u64,
+    /// Put an entry in the sparse index for every so many bytes of segment. Smaller: shorter scans per lookup, larger
+    /// indexes (32 bytes an entry). Default: 4096.
+    pub index_interval_bytes: u64,
+    /// Bytes of recent entries kept in memory, for the whole store. Entries that are not flushed yet are kept whatever
+    /// this says. Default: 64 MiB.
+    pub tail_cache_bytes: u64,
+    /// Bytes that may be appended and not yet flushed, for the whole store; appends above it are refused as
+    /// [`LogError::Overloaded`]. One append larger than this is accepted when nothing else waits. Default: 64 MiB.
+    pub max_pending_bytes: u64,
+    /// How a round of many files is made durable. Default: [`Barrier::Auto`].
+    pub barrier: Barrier,
+    /// Dirty files from which [`Barrier::Auto`] prefers `syncfs`. Default: 16.
+    pub syncfs_threshold: usize,
+    /// Threads that run `fdatasync` beside the writer thread. Default: 8.
+    pub flush_threads: usize,
+    /// Sealed segment files, and maps of their indexes, kept open for reading. Default: 512.
+    pub open_segments: usize,
+    /// How long a log or the journal stays idle before its durable mark is written to the journal: the window in which damage
+    /// to the very last acknowledged group cannot be told from a torn write. Default: 500 ms.
+    pub idle_mark_delay: Duration,
+    /// Longest time that a lazy journal record waits. Default: 1 s.
+    pub journal_lazy_delay: Duration,
+    /// Rewrite the journal once it is larger than this and mostly dead, in bytes. Default: 4 MiB.
+    pub journal_rewrite_bytes: u64,
+    /// Source of time. Default: the system's clocks.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 128 << 20,
+            index_interval_bytes: 4096,
+            tail_cache_bytes: 64 << 20,
+            max_pending_bytes: 64 << 20,
+            barrier: Barrier::Auto,
+            syncfs_threshold: 16,
+            flush_threads: 8,
+            open_segments: 512,
+            idle_mark_delay: Duration::from_millis(500),
+            journal_lazy_delay: Duration::from_secs(1),
+            journal_rewrite_bytes: 4 << 20,
+            clock: Arc::new(SystemClock::new()),
+        }
+    }
+}
+
+impl StoreConfig {
+    /// Checks every field against its range.
+    pub fn validate(&self) -> Result<(), LogError> {
+        let at_least = |field, value: u64, least: u64, rule| {
+            if value < least { Err(LogError::InvalidConfig { field, value, rule }) } else { Ok(()) }
+        };
+        at_least("segment_bytes", self.segment_bytes, 1024, "it must be at least 1024")?;
+        at_least("index_interval_bytes", self.index_interval_bytes, 64, "it must be at least 64")?;
+        at_least("max_pending_bytes", self.max_pending_bytes, 1, "it must be at least 1")?;
+        at_least("flush_threads", self.flush_threads as u64, 1, "it must be at least 1")?;
+        at_least("open_segments", self.open_segments as u64, 1, "it must be at least 1")?;
+        at_least("journal_rewrite_bytes", self.journal_rewrite_bytes, 4096, "it must be at least 4096")
+    }
+}

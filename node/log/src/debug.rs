@@ -1,0 +1,1 @@
+//! Looking into segment files without opening a store.

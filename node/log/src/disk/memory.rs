@@ -1,0 +1,542 @@
+//! A file system in memory that can lose power.
+//!
+//! [`MemoryDisk::crash`] forgets, keeps or tears everything that was not synced, at random from a seed: each 512-byte
+//! sector of each write survives or not on its own, in any order, as on a real disk behind a page cache; each change of
+//! a directory survives or not on its own.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsString,
+    io::{self, IoSlice},
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+
+use super::{DirEntry, DirLock, Disk, DiskFile, FileMap, OpenMode, Volume};
+
+const SECTOR: u64 = 512;
+
+/// A file system in memory; clones share it.
+#[derive(Debug, Clone)]
+pub struct MemoryDisk {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    nodes: HashMap<u64, Node>,
+    next_node: u64,
+    /// Increased by each crash: handles from before it are dead.
+    epoch: u64,
+    locks: HashMap<PathBuf, u64>,
+    free_bytes: u64,
+    dedicated: bool,
+}
+
+#[derive(Debug)]
+enum Node {
+    File(FileNode),
+    Dir(DirNode),
+}
+
+#[derive(Debug, Default)]
+struct FileNode {
+    bytes: Vec<u8>,
+    durable: Vec<u8>,
+    unsynced: Vec<Change>,
+}
+
+#[derive(Debug)]
+enum Change {
+    Write { position: u64, bytes: Vec<u8> },
+    SetLen(u64),
+}
+
+#[derive(Debug, Default)]
+struct DirNode {
+    names: BTreeMap<OsString, u64>,
+    durable: BTreeMap<OsString, u64>,
+    unsynced: Vec<NameChange>,
+}
+
+/// One atomic change of a directory: names that go, then names that come.
+#[derive(Debug)]
+struct NameChange {
+    gone: Option<OsString>,
+    come: Option<(OsString, u64)>,
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): tiny, seedable, good enough to choose what a crash loses.
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.next().is_multiple_of(n)
+    }
+}
+
+const ROOT: u64 = 0;
+
+impl Default for MemoryDisk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryDisk {
+    /// An empty file system.
+    pub fn new() -> Self {
+        let nodes = HashMap::from([(ROOT, Node::Dir(DirNode::default()))]);
+        let state =
+            State { nodes, next_node: 1, epoch: 0, locks: HashMap::new(), free_bytes: 1 << 40, dedicated: true };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Loses power: everything unsynced is lost, kept or torn as `seed` says, locks are released, and every open handle
+    /// fails from now on. The same history and seed give the same outcome.
+    pub fn crash(&self, seed: u64) {
+        let mut state = self.state.lock();
+        state.epoch += 1;
+        state.locks.clear();
+        let mut random = SplitMix(seed);
+        // How much survives differs between crashes: often nothing, often everything, else a mixture.
+        let fate = random.next() % 4;
+        let mut ids: Vec<u64> = state.nodes.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            match state.nodes.get_mut(&id) {
+                Some(Node::File(file)) => file.crash(fate, &mut random),
+                Some(Node::Dir(dir)) => dir.crash(fate, &mut random),
+                None => {}
+            }
+        }
+    }
+
+    /// Sets what [`Volume::free_bytes`] reports.
+    pub fn set_free_bytes(&self, bytes: u64) {
+        self.state.lock().free_bytes = bytes;
+    }
+
+    /// Sets what [`Volume::is_dedicated`] reports of volumes opened from now on. Initially true.
+    pub fn set_dedicated(&self, dedicated: bool) {
+        self.state.lock().dedicated = dedicated;
+    }
+
+    /// All bytes of a file as a reader sees them.
+    pub fn contents(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let mut state = self.state.lock();
+        let id = state.resolve(path)?;
+        Ok(state.file(id)?.bytes.clone())
+    }
+
+    /// Replaces a file's bytes, durably, as if the disk had changed by itself.
+    pub fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let id = state.resolve(path)?;
+        let file = state.file(id)?;
+        *file = FileNode { bytes: bytes.to_vec(), durable: bytes.to_vec(), unsynced: Vec::new() };
+        Ok(())
+    }
+
+    /// An independent copy of the whole file system, with no handle and no lock on it.
+    pub fn fork(&self) -> Self {
+        let state = self.state.lock();
+        let copy = |node: &Node| match node {
+            Node::File(file) => {
+                Node::File(FileNode { bytes: file.bytes.clone(), durable: file.bytes.clone(), unsynced: Vec::new() })
+            }
+            Node::Dir(dir) => {
+                Node::Dir(DirNode { names: dir.names.clone(), durable: dir.names.clone(), unsynced: Vec::new() })
+            }
+        };
+        let nodes = state.nodes.iter().map(|(id, node)| (*id, copy(node))).collect();
+        let forked = State {
+            nodes,
+            next_node: state.next_node,
+            epoch: 0,
+            locks: HashMap::new(),
+            free_bytes: state.free_bytes,
+            dedicated: state.dedicated,
+        };
+        Self { state: Arc::new(Mutex::new(forked)) }
+    }
+}
+
+impl FileNode {
+    fn crash(&mut self, fate: u64, random: &mut SplitMix) {
+        let mut bytes = std::mem::take(&mut self.durable);
+        for change in self.unsynced.drain(..) {
+            let keep = match fate {
+                0 => false,
+                1 => true,
+                _ => random.one_in(2),
+            };
+            match change {
+                Change::SetLen(len) if keep => bytes.resize(len as usize, 0),
+                Change::SetLen(_) => {}
+                Change::Write { position, bytes: written } => {
+                    let torn = fate >= 2 && random.one_in(2);
+                    if !keep && !torn {
+                        continue;
+                    }
+                    let end = position + written.len() as u64;
+                    if bytes.len() < end as usize {
+                        bytes.resize(end as usize, 0);
+                    }
+                    let mut at = position;
+                    while at < end {
+                        let stop = ((at / SECTOR + 1) * SECTOR).min(end);
+                        if !torn || random.one_in(2) {
+                            bytes[at as usize..stop as usize]
+                                .copy_from_slice(&written[(at - position) as usize..(stop - position) as usize]);
+                        }
+                        at = stop;
+                    }
+                }
+            }
+        }
+        self.durable.clone_from(&bytes);
+        self.bytes = bytes;
+    }
+
+    fn sync(&mut self) {
+        self.durable.clone_from(&self.bytes);
+        self.unsynced.clear();
+    }
+}
+
+impl DirNode {
+    fn apply(names: &mut BTreeMap<OsString, u64>, change: &NameChange) {
+        if let Some(gone) = &change.gone {
+            names.remove(gone);
+        }
+        if let Some((name, id)) = &change.come {
+            names.insert(name.clone(), *id);
+        }
+    }
+
+    fn change(&mut self, change: NameChange) {
+        Self::apply(&mut self.names, &change);
+        self.unsynced.push(change);
+    }
+
+    fn crash(&mut self, fate: u64, random: &mut SplitMix) {
+        for change in self.unsynced.drain(..) {
+            let keep = match fate {
+                0 => false,
+                1 => true,
+                _ => random.one_in(2),
+            };
+            if keep {
+                Self::apply(&mut self.durable, &change);
+            }
+        }
+        self.names.clone_from(&self.durable);
+    }
+
+    fn sync(&mut self) {
+        self.durable.clone_from(&self.names);
+        self.unsynced.clear();
+    }
+}
+
+fn not_found() -> io::Error {
+    io::ErrorKind::NotFound.into()
+}
+
+impl State {
+    fn resolve(&self, path: &Path) -> io::Result<u64> {
+        let mut at = ROOT;
+        for part in path.components() {
+            if let Component::Normal(name) = part {
+                let Some(Node::Dir(dir)) = self.nodes.get(&at) else { return Err(io::ErrorKind::NotADirectory.into()) };
+                at = *dir.names.get(name).ok_or_else(not_found)?;
+            }
+        }
+        Ok(at)
+    }
+
+    fn file(&mut self, id: u64) -> io::Result<&mut FileNode> {
+        match self.nodes.get_mut(&id) {
+            Some(Node::File(file)) => Ok(file),
+            Some(Node::Dir(_)) => Err(io::ErrorKind::IsADirectory.into()),
+            None => Err(not_found()),
+        }
+    }
+
+    fn dir(&mut self, id: u64) -> io::Result<&mut DirNode> {
+        match self.nodes.get_mut(&id) {
+            Some(Node::Dir(dir)) => Ok(dir),
+            Some(Node::File(_)) => Err(io::ErrorKind::NotADirectory.into()),
+            None => Err(not_found()),
+        }
+    }
+
+    fn parent(&mut self, path: &Path) -> io::Result<(&mut DirNode, OsString)> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        let id = self.resolve(path.parent().unwrap_or(Path::new("/")))?;
+        Ok((self.dir(id)?, name))
+    }
+
+    fn add(&mut self, path: &Path, node: Node) -> io::Result<u64> {
+        let id = self.next_node;
+        let (dir, name) = self.parent(path)?;
+        dir.change(NameChange { gone: None, come: Some((name, id)) });
+        self.next_node += 1;
+        self.nodes.insert(id, node);
+        Ok(id)
+    }
+}
+
+#[derive(Debug)]
+struct MemoryFile {
+    state: Arc<Mutex<State>>,
+    node: u64,
+    epoch: u64,
+    writable: bool,
+}
+
+impl MemoryFile {
+    fn with<T>(&self, run: impl FnOnce(&mut FileNode) -> io::Result<T>) -> io::Result<T> {
+        let mut state = self.state.lock();
+        if state.epoch != self.epoch {
+            return Err(io::Error::other("the disk lost power since this file was opened"));
+        }
+        run(state.file(self.node)?)
+    }
+
+    fn write<T>(&self, run: impl FnOnce(&mut FileNode) -> io::Result<T>) -> io::Result<T> {
+        if !self.writable {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.with(run)
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.state.lock();
+        let found = match state.resolve(path) {
+            Ok(id) => Some(id),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let node = match (mode, found) {
+            (OpenMode::Read | OpenMode::Write, Some(id)) => id,
+            (OpenMode::Read | OpenMode::Write, None) => return Err(not_found()),
+            (OpenMode::CreateNew, Some(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (OpenMode::Truncate, Some(id)) => {
+                let file = state.file(id)?;
+                file.bytes.clear();
+                file.unsynced.push(Change::SetLen(0));
+                id
+            }
+            (OpenMode::CreateNew | OpenMode::Truncate, None) => state.add(path, Node::File(FileNode::default()))?,
+        };
+        state.file(node)?;
+        let epoch = state.epoch;
+        Ok(Arc::new(MemoryFile { state: self.state.clone(), node, epoch, writable: mode != OpenMode::Read }))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let mut so_far = PathBuf::new();
+        for part in path.components() {
+            so_far.push(part);
+            if !matches!(part, Component::Normal(_)) {
+                continue;
+            }
+            match state.resolve(&so_far) {
+                Ok(id) => drop(state.dir(id)?),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    state.add(&so_far, Node::Dir(DirNode::default()))?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        let mut state = self.state.lock();
+        let id = state.resolve(path)?;
+        let names = state.dir(id)?.names.clone();
+        let entry = |(name, id): (OsString, u64)| {
+            let is_dir = matches!(state.nodes.get(&id), Some(Node::Dir(_)));
+            name.into_string().ok().map(|name| DirEntry { name, is_dir })
+        };
+        Ok(names.into_iter().filter_map(entry).collect())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if from.parent() != to.parent() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "renames stay within one directory"));
+        }
+        let mut state = self.state.lock();
+        let id = state.resolve(from)?;
+        let target = to.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        let (dir, name) = state.parent(from)?;
+        dir.change(NameChange { gone: Some(name), come: Some((target, id)) });
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let id = state.resolve(path)?;
+        state.file(id)?;
+        let (dir, name) = state.parent(path)?;
+        dir.change(NameChange { gone: Some(name), come: None });
+        Ok(())
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let id = state.resolve(path)?;
+        state.dir(id)?;
+        let (dir, name) = state.parent(path)?;
+        dir.change(NameChange { gone: Some(name), come: None });
+        Ok(())
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let id = state.resolve(path)?;
+        state.dir(id)?.sync();
+        Ok(())
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn DirLock>> {
+        let mut state = self.state.lock();
+        if state.resolve(path).is_err() {
+            state.add(path, Node::File(FileNode::default()))?;
+        }
+        let epoch = state.epoch;
+        if state.locks.contains_key(path) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        state.locks.insert(path.to_owned(), epoch);
+        Ok(Box::new(MemoryLock { state: self.state.clone(), path: path.to_owned(), epoch }))
+    }
+
+    fn volume(&self, dir: &Path) -> io::Result<Arc<dyn Volume>> {
+        let mut state = self.state.lock();
+        let id = state.resolve(dir)?;
+        state.dir(id)?;
+        Ok(Arc::new(MemoryVolume { state: self.state.clone(), epoch: state.epoch, dedicated: state.dedicated }))
+    }
+}
+
+impl DiskFile for MemoryFile {
+    fn read_at(&self, position: u64, len: usize) -> io::Result<Vec<u8>> {
+        self.with(|file| {
+            let start = usize::try_from(position).unwrap_or(usize::MAX).min(file.bytes.len());
+            let end = start.saturating_add(len).min(file.bytes.len());
+            Ok(file.bytes[start..end].to_vec())
+        })
+    }
+
+    fn write_at(&self, position: u64, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.write(|file| {
+            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+            let (start, end) = (position as usize, position as usize + bytes.len());
+            if file.bytes.len() < end {
+                file.bytes.resize(end, 0);
+            }
+            file.bytes[start..end].copy_from_slice(&bytes);
+            let written = bytes.len();
+            file.unsynced.push(Change::Write { position, bytes });
+            Ok(written)
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.with(|file| {
+            file.sync();
+            Ok(())
+        })
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.write(|file| {
+            file.bytes.resize(len as usize, 0);
+            file.unsynced.push(Change::SetLen(len));
+            Ok(())
+        })
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.with(|file| Ok(file.bytes.len() as u64))
+    }
+
+    fn map(&self) -> io::Result<Box<dyn FileMap>> {
+        self.with(|file| Ok(Box::new(MemoryMap(file.bytes.clone())) as Box<dyn FileMap>))
+    }
+}
+
+struct MemoryMap(Vec<u8>);
+
+impl FileMap for MemoryMap {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[derive(Debug)]
+struct MemoryLock {
+    state: Arc<Mutex<State>>,
+    path: PathBuf,
+    epoch: u64,
+}
+
+impl DirLock for MemoryLock {}
+
+impl Drop for MemoryLock {
+    fn drop(&mut self) {
+        let mut state = self.state.lock();
+        // A lock from before a crash was released by the crash; somebody else may hold it now.
+        if state.epoch == self.epoch {
+            state.locks.remove(&self.path);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct MemoryVolume {
+    state: Arc<Mutex<State>>,
+    epoch: u64,
+    dedicated: bool,
+}
+
+impl Volume for MemoryVolume {
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if state.epoch != self.epoch {
+            return Err(io::Error::other("the disk lost power since this volume was opened"));
+        }
+        for node in state.nodes.values_mut() {
+            match node {
+                Node::File(file) => file.sync(),
+                Node::Dir(dir) => dir.sync(),
+            }
+        }
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(self.state.lock().free_bytes)
+    }
+
+    fn is_dedicated(&self) -> bool {
+        self.dedicated
+    }
+}

@@ -1,0 +1,66 @@
+//! The name of a log.
+
+use std::{fmt, str::FromStr};
+
+use uuid::Uuid;
+
+use crate::LogError;
+
+/// Names one log: a partition of a topic. Its text form, `<uuid>-<partition>`, is also the name of its directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LogId {
+    /// The topic. Never reused, so that a directory of a deleted topic cannot be taken for that of a new one.
+    pub topic: Uuid,
+    /// Partition number within the topic, from 0.
+    pub partition: u32,
+}
+
+impl LogId {
+    /// The identity as it enters checksums and headers: 16 bytes of topic, then the partition, little-endian.
+    pub(crate) fn to_bytes(self) -> [u8; 20] {
+        let mut bytes = [0; 20];
+        bytes[..16].copy_from_slice(self.topic.as_bytes());
+        bytes[16..].copy_from_slice(&self.partition.to_le_bytes());
+        bytes
+    }
+}
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.topic.hyphenated(), self.partition)
+    }
+}
+
+impl FromStr for LogId {
+    type Err = LogError;
+
+    fn from_str(text: &str) -> Result<Self, LogError> {
+        let parse = || {
+            let (topic, partition) = text.rsplit_once('-')?;
+            let id = Self { topic: Uuid::try_parse(topic).ok()?, partition: partition.parse().ok()? };
+            // Only the canonical spelling is a name: one log must not have two directories.
+            (id.to_string() == text).then_some(id)
+        };
+        parse().ok_or_else(|| LogError::InvalidName(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_form_round_trips() {
+        let id = LogId { topic: Uuid::from_u128(0xfeed), partition: 7 };
+        assert_eq!(id.to_string().parse::<LogId>().unwrap(), id);
+    }
+
+    #[test]
+    fn only_the_canonical_spelling_is_a_name() {
+        let id = LogId { topic: Uuid::from_u128(0xfeed), partition: 7 }.to_string();
+        let zero_padded = id.replace("-7", "-07");
+        for text in ["", "x", "-", "00000000-0000-0000-0000-000000000000", &id.to_uppercase(), &zero_padded] {
+            assert!(matches!(text.parse::<LogId>(), Err(LogError::InvalidName(_))), "{text:?}");
+        }
+    }
+}

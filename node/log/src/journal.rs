@@ -1,0 +1,554 @@
+//! The meta journal: small facts of every log (votes, marks) in one file per store.
+//!
+//! Promise: a record is durable when its `done` fires, and a round's records are durable before anything that the round
+//! writes to segments (the scheduler flushes the journal first), so a vote precedes later appends.
+//!
+//! Invariants:
+//! - `durable <= end`; each record carries the `durable` of the moment it was encoded, so that recovery can tell a torn
+//!   tail (cut) from damage to something acknowledged (an error).
+//! - The map in memory is ahead of the file by at most what is queued.
+//! - A file is never rewritten in place: the live records go to a new file, which replaces the old by rename.
+//!
+//! [`Journal`] is shared; [`JournalFile`] belongs to the flush scheduler.
+
+use std::{
+    io::{self, IoSlice},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use crate::{
+    Done, LogError, LogId,
+    bytes_le::{align8, get_u32, get_u64, put_u32, put_u64},
+    disk::{Disk, DiskFile, OpenMode, write_all_at},
+};
+
+const MAGIC: &[u8; 8] = b"CHRNLJNL";
+const VERSION: u32 = 1;
+const FILE_HEADER: usize = 56;
+const RECORD_HEADER: usize = 40;
+const PREFIX: usize = 8;
+/// Largest value, in bytes.
+pub const MAX_JOURNAL_VALUE: usize = 64 << 10;
+/// Most bytes that may wait for a flush.
+const MAX_QUEUED: usize = 16 << 20;
+
+/// Whose key it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Space {
+    /// Put by the caller of the store.
+    User = 0,
+    /// Put by the engine.
+    Engine = 1,
+}
+
+/// Keys of the engine.
+pub(crate) mod engine_key {
+    /// u64: every entry below this index is on disk.
+    pub(crate) const DURABLE_MARK: u8 = 0;
+    /// `CleanMark`: the log was closed and not written since.
+    pub(crate) const CLEAN: u8 = 1;
+    /// `StartMark`: where the log starts, once that is not index 0.
+    pub(crate) const START: u8 = 2;
+    /// Empty: the log is being deleted.
+    pub(crate) const DELETING: u8 = 3;
+}
+
+pub(crate) type Key = (LogId, Space, u8);
+
+#[derive(Debug, Clone)]
+enum Record {
+    Put(Key, Bytes),
+    Remove(Key),
+    RemoveLog(LogId),
+    /// Says only how much was durable.
+    Mark,
+}
+
+impl Record {
+    fn len(&self) -> u64 {
+        let value = if let Self::Put(_, value) = self { value.len() } else { 0 };
+        align8((RECORD_HEADER + value) as u64)
+    }
+
+    fn encode(&self, durable: u64, seed: u32, out: &mut Vec<u8>) {
+        let nil = LogId { topic: Uuid::nil(), partition: 0 };
+        let (kind, (id, space, key), value) = match self {
+            Self::Put(key, value) => (1, *key, &value[..]),
+            Self::Remove(key) => (2, *key, &[][..]),
+            Self::RemoveLog(id) => (3, (*id, Space::User, 0), &[][..]),
+            Self::Mark => (4, (nil, Space::User, 0), &[][..]),
+        };
+        let mut header = [0; RECORD_HEADER];
+        put_u32(&mut header, 0, (RECORD_HEADER - PREFIX + value.len()) as u32);
+        header[8] = kind;
+        header[9] = space as u8;
+        header[10] = key;
+        header[12..32].copy_from_slice(&id.to_bytes());
+        put_u64(&mut header, 32, durable);
+        let crc = record_crc(&header, value, seed);
+        put_u32(&mut header, 4, crc);
+        out.extend_from_slice(&header);
+        out.extend_from_slice(value);
+        out.resize(out.len().next_multiple_of(8), 0);
+    }
+
+    /// Decodes the record at the start of `bytes`, with its durable mark.
+    fn decode(bytes: &Bytes, seed: u32) -> Result<(Self, u64), &'static str> {
+        if bytes.len() < RECORD_HEADER {
+            return Err("a record header does not fit into what is left");
+        }
+        let length = get_u32(bytes, 0) as usize;
+        if length < RECORD_HEADER - PREFIX || length > RECORD_HEADER - PREFIX + MAX_JOURNAL_VALUE {
+            return Err("a record's length is out of range");
+        }
+        let end = PREFIX + length;
+        if end > bytes.len() {
+            return Err("a record does not fit into what is left");
+        }
+        let (header, value) = bytes[..end].split_at(RECORD_HEADER);
+        if get_u32(header, 4) != record_crc(header, value, seed) {
+            return Err("a record's checksum does not match");
+        }
+        let mut topic = [0; 16];
+        topic.copy_from_slice(&header[12..28]);
+        let id = LogId { topic: Uuid::from_bytes(topic), partition: get_u32(header, 28) };
+        let space = match header[9] {
+            0 => Space::User,
+            1 => Space::Engine,
+            _ => return Err("a record's key space is unknown"),
+        };
+        let key = (id, space, header[10]);
+        let record = match header[8] {
+            1 => Self::Put(key, bytes.slice(RECORD_HEADER..end)),
+            2 => Self::Remove(key),
+            3 => Self::RemoveLog(id),
+            4 => Self::Mark,
+            _ => return Err("a record's kind is unknown"),
+        };
+        Ok((record, get_u64(header, 32)))
+    }
+}
+
+fn record_crc(header: &[u8], value: &[u8], seed: u32) -> u32 {
+    let crc = crc32c::crc32c_append(seed, &header[..4]);
+    crc32c::crc32c_append(crc32c::crc32c_append(crc, &header[PREFIX..]), value)
+}
+
+fn file_seed(node: Uuid, sequence: u64) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(node.as_bytes()), &sequence.to_le_bytes())
+}
+
+fn file_name(sequence: u64) -> String {
+    format!("journal-{sequence:020}")
+}
+
+#[derive(Default)]
+struct State {
+    map: HashMap<Key, Bytes>,
+    live_bytes: u64,
+    queue: Vec<Record>,
+    queued_bytes: usize,
+    dones: Vec<Done>,
+    /// Flush in the next round.
+    urgent: bool,
+    /// Flush at this time of the store's clock at the latest.
+    due: Option<Duration>,
+    failed: Option<LogError>,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").finish_non_exhaustive()
+    }
+}
+
+impl State {
+    fn apply(&mut self, record: &Record) {
+        match record {
+            Record::Put(key, value) => {
+                self.live_bytes += record.len();
+                if let Some(old) = self.map.insert(*key, value.clone()) {
+                    self.live_bytes -= Record::Put(*key, old).len();
+                }
+            }
+            Record::Remove(key) => {
+                if let Some(old) = self.map.remove(key) {
+                    self.live_bytes -= Record::Put(*key, old).len();
+                }
+            }
+            Record::RemoveLog(id) => {
+                let live = &mut self.live_bytes;
+                self.map.retain(|key, value| {
+                    let keep = key.0 != *id;
+                    if !keep {
+                        *live -= align8((RECORD_HEADER + value.len()) as u64);
+                    }
+                    keep
+                });
+            }
+            Record::Mark => {}
+        }
+    }
+}
+
+/// The shared side: what is known, and what waits for the disk.
+pub(crate) struct Journal {
+    state: Mutex<State>,
+}
+
+impl Journal {
+    /// Puts, or removes (`None`), a key. Visible at once. With `urgent` it goes with the next round, else by `due` at the latest.
+    /// Returns whether the scheduler should be woken.
+    pub(crate) fn put(
+        &self,
+        key: Key,
+        value: Option<Bytes>,
+        urgent: bool,
+        due: Duration,
+        done: Option<Done>,
+    ) -> Result<bool, LogError> {
+        if let Some(value) = &value
+            && value.len() > MAX_JOURNAL_VALUE
+        {
+            let rule = "a journal value has at most 65536 bytes";
+            return Err(LogError::InvalidConfig { field: "value length", value: value.len() as u64, rule });
+        }
+        let record = match value {
+            Some(value) => Record::Put(key, value),
+            None => Record::Remove(key),
+        };
+        self.push(record, urgent, due, done)
+    }
+
+    /// Removes every key of a log, urgently.
+    pub(crate) fn remove_log(&self, id: LogId, done: Done) -> Result<(), LogError> {
+        self.push(Record::RemoveLog(id), true, Duration::ZERO, Some(done)).map(drop)
+    }
+
+    fn push(&self, record: Record, urgent: bool, due: Duration, done: Option<Done>) -> Result<bool, LogError> {
+        let mut state = self.state.lock();
+        if let Some(failed) = &state.failed {
+            return Err(failed.sticky());
+        }
+        let len = record.len() as usize;
+        if state.queued_bytes + len > MAX_QUEUED {
+            return Err(LogError::Overloaded { pending: state.queued_bytes as u64, limit: MAX_QUEUED as u64 });
+        }
+        state.apply(&record);
+        state.queue.push(record);
+        state.queued_bytes += len;
+        state.dones.extend(done);
+        let wake = urgent || state.due.is_none_or(|old| due < old);
+        state.urgent |= urgent;
+        state.due = Some(state.due.map_or(due, |old| old.min(due)));
+        Ok(wake)
+    }
+
+    pub(crate) fn get(&self, key: Key) -> Option<Bytes> {
+        self.state.lock().map.get(&key).cloned()
+    }
+
+    /// Logs that have a key of the engine.
+    pub(crate) fn logs_with(&self, engine_key: u8) -> Vec<LogId> {
+        let state = self.state.lock();
+        state.map.keys().filter(|key| key.1 == Space::Engine && key.2 == engine_key).map(|key| key.0).collect()
+    }
+
+    /// Whether a flush is wanted now, and if not, when.
+    pub(crate) fn wanted(&self) -> (bool, Option<Duration>) {
+        let state = self.state.lock();
+        (state.urgent, state.due)
+    }
+
+    pub(crate) fn failure(&self) -> Option<LogError> {
+        self.state.lock().failed.clone()
+    }
+}
+
+/// The file side, owned by the flush scheduler.
+#[derive(Debug)]
+pub(crate) struct JournalFile {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    node: Uuid,
+    sequence: u64,
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    /// End of what was written.
+    end: u64,
+    /// Everything before this is on disk.
+    durable: u64,
+    /// Records were flushed that no later record vouches for yet.
+    unconfirmed: bool,
+    rewrite_bytes: u64,
+}
+
+impl JournalFile {
+    /// Opens the newest journal file in `dir`; for a `fresh` data directory makes the first one. Cuts a torn tail; damage
+    /// before it, or no journal where there was one, is an error.
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        node: Uuid,
+        rewrite_bytes: u64,
+        fresh: bool,
+    ) -> Result<(Journal, Self), LogError> {
+        let list = disk.list(dir).map_err(|error| LogError::io(dir, "list the directory", error))?;
+        let mut sequences: Vec<u64> = list
+            .iter()
+            .filter_map(|entry| {
+                entry.name.strip_prefix("journal-")?.parse().ok().filter(|n| file_name(*n) == entry.name)
+            })
+            .collect();
+        sequences.sort_unstable();
+        let newest = sequences.pop();
+        let mut leftovers: Vec<String> = sequences.into_iter().map(file_name).collect();
+        leftovers.extend(list.into_iter().map(|entry| entry.name).filter(|name| name.ends_with(".tmp")));
+
+        let mut state = State::default();
+        let mut journal = match newest {
+            _ if fresh => {
+                leftovers.extend(newest.map(file_name));
+                Self::create(disk.clone(), dir, node, newest.map_or(1, |newest| newest + 1), &state, rewrite_bytes)?
+            }
+            None => return Err(LogError::damaged(dir, 0, None, "the journal is missing")),
+            Some(sequence) => Self::load(disk.clone(), dir, node, sequence, &mut state, rewrite_bytes)?,
+        };
+        for name in leftovers {
+            let path = dir.join(name);
+            disk.remove_file(&path).map_err(|error| LogError::io(&path, "remove a leftover file", error))?;
+        }
+        // Whatever was read may still be only in the page cache of a process that was killed.
+        journal.file.sync_data().map_err(|error| LogError::io(&journal.path, "flush the journal", error))?;
+        journal.durable = journal.end;
+        journal.unconfirmed = journal.end > FILE_HEADER as u64;
+        Ok((Journal { state: Mutex::new(state) }, journal))
+    }
+
+    /// Writes a new file with the live records and gives it its name.
+    fn create(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        node: Uuid,
+        sequence: u64,
+        live: &State,
+        rewrite_bytes: u64,
+    ) -> Result<Self, LogError> {
+        let seed = file_seed(node, sequence);
+        let mut bytes = vec![0; FILE_HEADER];
+        for (key, value) in &live.map {
+            Record::Put(*key, value.clone()).encode(0, seed, &mut bytes);
+        }
+        let end = bytes.len() as u64;
+        bytes[..8].copy_from_slice(MAGIC);
+        put_u32(&mut bytes, 8, VERSION);
+        bytes[16..32].copy_from_slice(node.as_bytes());
+        put_u64(&mut bytes, 32, sequence);
+        put_u64(&mut bytes, 40, end);
+        let crc = crc32c::crc32c(&bytes[..52]);
+        put_u32(&mut bytes, 52, crc);
+
+        let path = dir.join(file_name(sequence));
+        let aside = dir.join(format!("{}.tmp", file_name(sequence)));
+        let io = |action| {
+            let path = path.clone();
+            move |error| LogError::io(path, action, error)
+        };
+        let file = disk.open(&aside, OpenMode::Truncate).map_err(io("create the journal"))?;
+        write_all_at(&*file, 0, &mut [IoSlice::new(&bytes)]).map_err(io("write the journal"))?;
+        file.sync_data().map_err(io("flush the journal"))?;
+        disk.rename(&aside, &path).map_err(io("rename the journal"))?;
+        disk.sync_dir(dir).map_err(io("flush the directory of the journal"))?;
+        Ok(Self {
+            disk,
+            dir: dir.to_owned(),
+            node,
+            sequence,
+            path,
+            file,
+            end,
+            durable: end,
+            unconfirmed: false,
+            rewrite_bytes,
+        })
+    }
+
+    fn load(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        node: Uuid,
+        sequence: u64,
+        state: &mut State,
+        rewrite_bytes: u64,
+    ) -> Result<Self, LogError> {
+        let path = dir.join(file_name(sequence));
+        let io = |action| {
+            let path = path.clone();
+            move |error| LogError::io(path, action, error)
+        };
+        let file = disk.open(&path, OpenMode::Write).map_err(io("open the journal"))?;
+        let len = file.len().map_err(io("read the journal"))?;
+        let bytes = Bytes::from(file.read_at(0, len as usize).map_err(io("read the journal"))?);
+        if bytes.len() < FILE_HEADER || &bytes[..8] != MAGIC || get_u32(&bytes, 52) != crc32c::crc32c(&bytes[..52]) {
+            return Err(LogError::damaged(&path, 0, None, "the journal's header does not match its checksum"));
+        }
+        if get_u32(&bytes, 8) > VERSION {
+            return Err(LogError::NewerFormat { path, found: get_u32(&bytes, 8), supported: VERSION });
+        }
+        if bytes[16..32] != *node.as_bytes() || get_u64(&bytes, 32) != sequence {
+            return Err(LogError::damaged(&path, 16, None, "the journal belongs to another data directory"));
+        }
+        let seed = file_seed(node, sequence);
+        let mut marked = get_u64(&bytes, 40);
+        let mut at = FILE_HEADER;
+        let mut bad = None;
+        while at < bytes.len() {
+            match Record::decode(&bytes.slice(at..), seed) {
+                Ok((record, mark)) => {
+                    state.apply(&record);
+                    marked = marked.max(mark);
+                    at += record.len() as usize;
+                }
+                Err(reason) => {
+                    bad = Some(reason);
+                    break;
+                }
+            }
+        }
+        // Blocks reach the disk in any order: a record after the bad one may vouch for it.
+        let mut ahead = at + 8;
+        while bad.is_some() && ahead + RECORD_HEADER <= bytes.len() {
+            match Record::decode(&bytes.slice(ahead..), seed) {
+                Ok((record, mark)) => {
+                    marked = marked.max(mark);
+                    ahead += record.len() as usize;
+                }
+                Err(_) => ahead += 8,
+            }
+        }
+        if marked > at as u64 {
+            let reason = format!("{}, but everything up to byte {marked} was durable", bad.unwrap_or("the file ends"));
+            return Err(LogError::damaged(&path, at as u64, None, reason));
+        }
+        let end = at as u64;
+        if let Some(reason) = bad {
+            tracing::info!(
+                ?path,
+                position = end,
+                bytes = len.saturating_sub(end),
+                reason,
+                "cut a torn tail off the journal"
+            );
+            file.set_len(end).map_err(io("cut the torn tail of the journal"))?;
+        }
+        let dir = dir.to_owned();
+        Ok(Self { disk, dir, node, sequence, path, file, end, durable: 0, unconfirmed: true, rewrite_bytes })
+    }
+
+    /// Flushes everything queued and answers it. The error, if any, has been given to every `done` as well.
+    /// Returns whether anything was flushed.
+    /// When the volume is full the records stay queued and are due again at `retry_at`.
+    pub(crate) fn flush(&mut self, journal: &Journal, retry_at: Duration) -> Result<bool, LogError> {
+        let (queue, queued_bytes, dones) = {
+            let mut state = journal.state.lock();
+            state.urgent = false;
+            state.due = None;
+            if let Some(failed) = &state.failed {
+                return Err(failed.sticky());
+            }
+            let queued_bytes = std::mem::take(&mut state.queued_bytes);
+            (std::mem::take(&mut state.queue), queued_bytes, std::mem::take(&mut state.dones))
+        };
+        if queue.is_empty() {
+            return Ok(false);
+        }
+        let mut bytes = Vec::with_capacity(queued_bytes);
+        let seed = file_seed(self.node, self.sequence);
+        for record in &queue {
+            record.encode(self.durable, seed, &mut bytes);
+        }
+        let result = self.write(&bytes);
+        match &result {
+            Ok(()) => self.unconfirmed = queue.iter().any(|record| !matches!(record, Record::Mark)),
+            Err(LogError::NoSpace { .. }) => {
+                // Nothing was synced and `end` did not move: the records go first into the next flush, which writes
+                // over whatever part of them got there. Their callers hear now that they are not durable.
+                let mut state = journal.state.lock();
+                state.queued_bytes += queued_bytes;
+                let newer = std::mem::replace(&mut state.queue, queue);
+                state.queue.extend(newer);
+                state.due = Some(retry_at);
+            }
+            Err(error) => journal.state.lock().failed = Some(error.clone()),
+        }
+        for done in dones {
+            done(result.clone());
+        }
+        if let Err(error) = &result
+            && !matches!(error, LogError::NoSpace { .. })
+        {
+            // What was queued in the meantime will never be flushed.
+            let late = std::mem::take(&mut journal.state.lock().dones);
+            for done in late {
+                done(Err(error.sticky()));
+            }
+        }
+        result.map(|()| true)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), LogError> {
+        let io = |action| {
+            let path = self.path.clone();
+            move |error: io::Error| LogError::io(path, action, error)
+        };
+        write_all_at(&*self.file, self.end, &mut [IoSlice::new(bytes)]).map_err(io("write to the journal"))?;
+        self.file.sync_data().map_err(|error| match LogError::io(&self.path, "flush the journal", error) {
+            // After a failed flush the bytes may be anywhere: never retried, whatever the reason.
+            LogError::NoSpace { path, action } => {
+                LogError::Io { path, action, source: Arc::new(io::ErrorKind::StorageFull.into()) }
+            }
+            error => error,
+        })?;
+        self.end += bytes.len() as u64;
+        self.durable = self.end;
+        Ok(())
+    }
+
+    /// Whether records were flushed that no later record vouches for.
+    pub(crate) fn unconfirmed(&self) -> bool {
+        self.unconfirmed
+    }
+
+    /// Queues a record that vouches for everything flushed so far.
+    pub(crate) fn confirm(&mut self, journal: &Journal, now: Duration) {
+        self.unconfirmed = false;
+        let mut state = journal.state.lock();
+        state.queued_bytes += Record::Mark.len() as usize;
+        state.queue.push(Record::Mark);
+        state.due = Some(now);
+    }
+
+    /// Moves to a new file when the present one is large and mostly dead. Call with nothing urgent waiting.
+    pub(crate) fn rewrite_if_due(&mut self, journal: &Journal) -> Result<(), LogError> {
+        let live = journal.state.lock().live_bytes;
+        if self.end < self.rewrite_bytes || self.end < live.saturating_mul(4) {
+            return Ok(());
+        }
+        // The snapshot includes queued records; they will be written again to the new file, which changes nothing.
+        let snapshot = {
+            let state = journal.state.lock();
+            State { map: state.map.clone(), live_bytes: state.live_bytes, ..State::default() }
+        };
+        let sequence = self.sequence + 1;
+        let next = Self::create(self.disk.clone(), &self.dir, self.node, sequence, &snapshot, self.rewrite_bytes)?;
+        let old = std::mem::replace(self, next);
+        self.disk.remove_file(&old.path).map_err(|error| LogError::io(&old.path, "remove the old journal", error))
+    }
+}

@@ -1,0 +1,86 @@
+//! A small file beside the segments for the owner's own state, replaced atomically.
+
+use std::io::IoSlice;
+
+use bytes::Bytes;
+
+use super::Log;
+use crate::{
+    LogError,
+    bytes_le::{get_u32, get_u64, put_u32, put_u64},
+    disk::{OpenMode, write_all_at},
+};
+
+const NAME: &str = "checkpoint";
+const MAGIC: &[u8; 8] = b"CHRNLCKP";
+const VERSION: u32 = 1;
+const HEADER: usize = 24;
+
+impl Log {
+    /// Replaces the log's checkpoint. Atomic and durable when it returns: after a crash either the old or the new one is there.
+    ///
+    /// # Errors
+    /// [`LogError::NoSpace`], [`LogError::Io`] and the like; the old checkpoint stays.
+    pub fn save_checkpoint(&self, bytes: &[u8]) -> Result<(), LogError> {
+        let inner = &self.inner;
+        // One at a time: two writers would share the temporary file.
+        let _seal = inner.seal_lock.lock();
+        let disk = &inner.shared.disk;
+        let path = inner.dir.join(NAME);
+        let aside = inner.dir.join(format!("{NAME}.tmp"));
+        let io = |action| {
+            let path = path.clone();
+            move |error| LogError::io(path, action, error)
+        };
+        let mut header = [0; HEADER];
+        header[..8].copy_from_slice(MAGIC);
+        put_u32(&mut header, 8, VERSION);
+        put_u64(&mut header, 16, bytes.len() as u64);
+        let crc = crc(&header, bytes, inner.id.to_bytes());
+        put_u32(&mut header, 12, crc);
+        let file = disk.open(&aside, OpenMode::Truncate).map_err(io("create the checkpoint"))?;
+        write_all_at(&*file, 0, &mut [IoSlice::new(&header), IoSlice::new(bytes)])
+            .map_err(io("write the checkpoint"))?;
+        file.sync_data().map_err(io("flush the checkpoint"))?;
+        disk.rename(&aside, &path).map_err(io("rename the checkpoint"))?;
+        disk.sync_dir(&inner.dir).map_err(io("flush the directory of the checkpoint"))?;
+        inner.make_dir_durable()
+    }
+
+    /// The newest checkpoint, `None` if none was ever saved.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] when its bytes do not match their checksum, [`LogError::NewerFormat`].
+    pub fn load_checkpoint(&self) -> Result<Option<Bytes>, LogError> {
+        let inner = &self.inner;
+        let path = inner.dir.join(NAME);
+        let io = |error| LogError::io(path.clone(), "read the checkpoint", error);
+        let file = match inner.shared.disk.open(&path, OpenMode::Read) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io(error)),
+        };
+        let len = file.len().map_err(io)?;
+        let bytes = Bytes::from(file.read_at(0, len as usize).map_err(io)?);
+        let damaged = |reason| Err(LogError::damaged(&path, 0, None, reason));
+        if bytes.len() < HEADER || &bytes[..8] != MAGIC {
+            return damaged("the checkpoint does not start with its magic number");
+        }
+        if get_u64(&bytes, 16) != (bytes.len() - HEADER) as u64 {
+            return damaged("the checkpoint's length does not match its header");
+        }
+        if get_u32(&bytes, 12) != crc(&bytes[..HEADER], &bytes[HEADER..], inner.id.to_bytes()) {
+            return damaged("the checkpoint's checksum does not match");
+        }
+        if get_u32(&bytes, 8) != VERSION {
+            return Err(LogError::NewerFormat { path, found: get_u32(&bytes, 8), supported: VERSION });
+        }
+        Ok(Some(bytes.slice(HEADER..)))
+    }
+}
+
+/// CRC of the log's identity, the header without the CRC field, and the content.
+fn crc(header: &[u8], content: &[u8], id: [u8; 20]) -> u32 {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&id), &header[..12]);
+    crc32c::crc32c_append(crc32c::crc32c_append(crc, &header[16..HEADER]), content)
+}

@@ -1,0 +1,361 @@
+//! One segment file: header, frames and, once sealed, a footer.
+//!
+//! This module knows the bytes of header and footer and how to walk a whole segment; it holds no state. See
+//! `docs/disk-format.md` for the fields.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::{
+    EntryKind, LogId,
+    bytes_le::{get_i64, get_u32, get_u64, put_i64, put_u32, put_u64},
+    disk::DiskFile,
+    frame::{Expect, FrameHeader},
+    index::{IndexBuilder, IndexEntry},
+    reader::{FrameReader, Stop},
+};
+
+/// Bytes of a segment header; the first frame starts here.
+pub(crate) const SEGMENT_HEADER: usize = 80;
+/// Bytes of a footer.
+pub(crate) const FOOTER: usize = 144;
+/// Newest segment version this release reads, and the one it writes.
+pub(crate) const SEGMENT_VERSION: u32 = 1;
+/// Bytes fetched at once when a whole segment is walked.
+pub(crate) const SCAN_CHUNK: usize = 1 << 20;
+
+const MAGIC: &[u8; 8] = b"CHRNLSEG";
+const FOOTER_MAGIC: &[u8; 8] = b"CHRNLFTR";
+
+/// File name of a segment.
+pub(crate) fn segment_name(base_index: u64) -> String {
+    format!("{base_index:020}.log")
+}
+
+/// Path of the index that belongs to a segment.
+pub(crate) fn index_path(dir: &Path, base_index: u64) -> PathBuf {
+    dir.join(format!("{base_index:020}.idx"))
+}
+
+/// The base index in a segment's file name.
+pub(crate) fn parse_segment_name(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".log")?;
+    (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+/// A decoded segment header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    pub(crate) id: LogId,
+    pub(crate) base_index: u64,
+    pub(crate) base_offset: u64,
+    /// CRC of the last frame before this segment: the chain goes on through it.
+    pub(crate) prev_crc: u32,
+    pub(crate) created_ms: i64,
+    /// Every entry below this index was on disk when the segment was created.
+    pub(crate) durable_mark: u64,
+}
+
+/// Why bytes are not a segment header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HeaderError {
+    #[error("the file has {0} bytes, a segment header has {SEGMENT_HEADER}")]
+    Short(u64),
+    #[error("the file does not start with a segment's magic number")]
+    Magic,
+    #[error("the segment header's checksum does not match")]
+    Crc,
+    #[error("segment version {0} is newer than the newest known, {SEGMENT_VERSION}")]
+    Version(u32),
+}
+
+impl SegmentHeader {
+    pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER] {
+        let mut bytes = [0; SEGMENT_HEADER];
+        bytes[..8].copy_from_slice(MAGIC);
+        put_u32(&mut bytes, 8, SEGMENT_VERSION);
+        put_u32(&mut bytes, 12, SEGMENT_HEADER as u32);
+        bytes[16..36].copy_from_slice(&self.id.to_bytes());
+        put_u32(&mut bytes, 36, self.prev_crc);
+        put_u64(&mut bytes, 40, self.base_index);
+        put_u64(&mut bytes, 48, self.base_offset);
+        put_i64(&mut bytes, 56, self.created_ms);
+        put_u64(&mut bytes, 64, self.durable_mark);
+        let crc = crc32c::crc32c(&bytes[..76]);
+        put_u32(&mut bytes, 76, crc);
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
+        if bytes.len() < SEGMENT_HEADER {
+            return Err(HeaderError::Short(bytes.len() as u64));
+        }
+        if &bytes[..8] != MAGIC {
+            return Err(HeaderError::Magic);
+        }
+        if get_u32(bytes, 76) != crc32c::crc32c(&bytes[..76]) {
+            return Err(HeaderError::Crc);
+        }
+        if get_u32(bytes, 8) != SEGMENT_VERSION {
+            return Err(HeaderError::Version(get_u32(bytes, 8)));
+        }
+        let mut topic = [0; 16];
+        topic.copy_from_slice(&bytes[16..32]);
+        Ok(Self {
+            id: LogId { topic: Uuid::from_bytes(topic), partition: get_u32(bytes, 32) },
+            prev_crc: get_u32(bytes, 36),
+            base_index: get_u64(bytes, 40),
+            base_offset: get_u64(bytes, 48),
+            created_ms: get_i64(bytes, 56),
+            durable_mark: get_u64(bytes, 64),
+        })
+    }
+}
+
+/// What is known of the frames of a segment, whether sealed or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Contents {
+    pub(crate) base_index: u64,
+    pub(crate) base_offset: u64,
+    /// First index after the segment.
+    pub(crate) next_index: u64,
+    /// First offset after the segment.
+    pub(crate) next_offset: u64,
+    /// Where the frames end in the file.
+    pub(crate) data_len: u64,
+    /// Smallest and greatest timestamp of its data entries; `i64::MAX` and `i64::MIN` when there is none.
+    pub(crate) min_timestamp: i64,
+    pub(crate) max_timestamp: i64,
+    pub(crate) last_term: u64,
+    pub(crate) last_leader: u64,
+    /// CRC of its last frame; the header's `prev_crc` when it has none.
+    pub(crate) last_crc: u32,
+}
+
+impl Contents {
+    /// A segment with no frames.
+    pub(crate) fn empty(base_index: u64, base_offset: u64, prev_crc: u32) -> Self {
+        Self {
+            base_index,
+            base_offset,
+            next_index: base_index,
+            next_offset: base_offset,
+            data_len: SEGMENT_HEADER as u64,
+            min_timestamp: i64::MAX,
+            max_timestamp: i64::MIN,
+            last_term: 0,
+            last_leader: 0,
+            last_crc: prev_crc,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.next_index == self.base_index
+    }
+
+    /// Adds a frame that starts at `data_len`.
+    pub(crate) fn push(&mut self, header: &FrameHeader) {
+        if header.kind == EntryKind::Data {
+            self.min_timestamp = self.min_timestamp.min(header.max_timestamp);
+            self.max_timestamp = self.max_timestamp.max(header.max_timestamp);
+        }
+        self.next_index = header.index + 1;
+        self.next_offset = header.next_offset();
+        self.data_len += header.frame_len();
+        self.last_term = header.term;
+        self.last_leader = header.leader;
+        self.last_crc = header.crc;
+    }
+
+    pub(crate) fn expect(&self) -> Expect {
+        Expect { index: self.next_index, offset: self.next_offset, prev_crc: self.last_crc }
+    }
+}
+
+/// A decoded footer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Footer {
+    pub(crate) contents: Contents,
+    /// BLAKE3 of the canonical content of the frames; equal on every replica.
+    pub(crate) hash: [u8; 32],
+}
+
+impl Footer {
+    pub(crate) fn encode(&self, seed: u32) -> [u8; FOOTER] {
+        let contents = &self.contents;
+        let mut bytes = [0; FOOTER];
+        bytes[..8].copy_from_slice(FOOTER_MAGIC);
+        put_u32(&mut bytes, 8, SEGMENT_VERSION);
+        put_u32(&mut bytes, 12, FOOTER as u32);
+        put_u64(&mut bytes, 16, contents.data_len);
+        put_u64(&mut bytes, 24, contents.next_index - contents.base_index);
+        put_u64(&mut bytes, 32, contents.base_index);
+        put_u64(&mut bytes, 40, contents.next_index);
+        put_u64(&mut bytes, 48, contents.base_offset);
+        put_u64(&mut bytes, 56, contents.next_offset);
+        put_i64(&mut bytes, 64, contents.min_timestamp);
+        put_i64(&mut bytes, 72, contents.max_timestamp);
+        put_u64(&mut bytes, 80, contents.last_term);
+        put_u64(&mut bytes, 88, contents.last_leader);
+        bytes[96..128].copy_from_slice(&self.hash);
+        put_u32(&mut bytes, 136, contents.last_crc);
+        let crc = crc32c::crc32c_append(seed, &bytes[..140]);
+        put_u32(&mut bytes, 140, crc);
+        bytes
+    }
+
+    /// Decodes the last [`FOOTER`] bytes of a file of `file_len` bytes. `None`: there is no intact footer of this segment.
+    pub(crate) fn decode(bytes: &[u8], file_len: u64, seed: u32) -> Option<Self> {
+        let intact = bytes.len() == FOOTER
+            && &bytes[..8] == FOOTER_MAGIC
+            && get_u32(bytes, 140) == crc32c::crc32c_append(seed, &bytes[..140])
+            && get_u32(bytes, 8) == SEGMENT_VERSION
+            && get_u64(bytes, 16).checked_add(FOOTER as u64) == Some(file_len);
+        if !intact {
+            return None;
+        }
+        let mut hash = [0; 32];
+        hash.copy_from_slice(&bytes[96..128]);
+        let contents = Contents {
+            data_len: get_u64(bytes, 16),
+            base_index: get_u64(bytes, 32),
+            next_index: get_u64(bytes, 40),
+            base_offset: get_u64(bytes, 48),
+            next_offset: get_u64(bytes, 56),
+            min_timestamp: get_i64(bytes, 64),
+            max_timestamp: get_i64(bytes, 72),
+            last_term: get_u64(bytes, 80),
+            last_leader: get_u64(bytes, 88),
+            last_crc: get_u32(bytes, 136),
+        };
+        Some(Self { contents, hash })
+    }
+
+    /// Reads the footer of a file, if it has an intact one.
+    pub(crate) fn read(file: &dyn DiskFile, file_len: u64, seed: u32) -> io::Result<Option<Self>> {
+        match file_len.checked_sub(FOOTER as u64) {
+            Some(position) if position >= SEGMENT_HEADER as u64 => {
+                Ok(Self::decode(&file.read_at(position, FOOTER)?, file_len, seed))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Hash of what a segment says, leaving out what only this replica knows (durable marks, chain).
+pub(crate) struct ContentHasher(blake3::Hasher);
+
+impl ContentHasher {
+    pub(crate) fn new() -> Self {
+        Self(blake3::Hasher::new())
+    }
+
+    pub(crate) fn update(&mut self, header: &FrameHeader, payload: &[u8]) {
+        let mut fixed = [0; 56];
+        put_u64(&mut fixed, 0, header.index);
+        put_u64(&mut fixed, 8, header.term);
+        put_u64(&mut fixed, 16, header.leader);
+        put_u64(&mut fixed, 24, header.base_offset);
+        put_i64(&mut fixed, 32, header.max_timestamp);
+        put_u32(&mut fixed, 40, header.record_count);
+        put_u32(&mut fixed, 44, u32::from(header.kind as u8));
+        put_u64(&mut fixed, 48, payload.len() as u64);
+        self.0.update(&fixed);
+        self.0.update(payload);
+    }
+
+    pub(crate) fn finish(&self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
+    }
+}
+
+/// Outcome of walking a segment's frames from the first on.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    /// What the valid frames say.
+    pub(crate) contents: Contents,
+    /// Index entries of the valid frames.
+    pub(crate) index: Vec<IndexEntry>,
+    /// Greatest durable mark in the valid frames.
+    pub(crate) durable_mark: u64,
+    /// Why the walk stopped before `end`, if it did: the frame at `contents.data_len` is bad.
+    pub(crate) bad: Option<crate::frame::FrameError>,
+}
+
+/// Walks the frames that start after the header and end at `end` or at the first bad one.
+pub(crate) fn walk(
+    file: &Arc<dyn DiskFile>,
+    header: &SegmentHeader,
+    seed: u32,
+    end: u64,
+    interval: u64,
+    mut each: impl FnMut(&FrameHeader, &Bytes),
+) -> io::Result<Walk> {
+    let mut contents = Contents::empty(header.base_index, header.base_offset, header.prev_crc);
+    let mut reader = FrameReader::new(file.clone(), seed, contents.data_len, end, SCAN_CHUNK);
+    let mut builder = IndexBuilder::new(interval);
+    let (mut index, mut durable_mark, mut bad) = (Vec::new(), 0, None);
+    loop {
+        let found = match reader.next() {
+            Ok(Some(found)) => found,
+            Ok(None) => break,
+            Err(Stop::Io(error)) => return Err(error),
+            Err(Stop::Bad(error)) => {
+                bad = Some(error);
+                break;
+            }
+        };
+        if let Err(error) = contents.expect().advance(&found.header) {
+            bad = Some(error);
+            break;
+        }
+        index.extend(builder.note_frame(&found.header, found.position));
+        durable_mark = durable_mark.max(found.header.durable_mark);
+        contents.push(&found.header);
+        each(&found.header, &found.payload);
+    }
+    Ok(Walk { contents, index, durable_mark, bad })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_sort_like_their_base_index_and_parse_back() {
+        assert_eq!(segment_name(42), "00000000000000000042.log");
+        assert_eq!(parse_segment_name(&segment_name(u64::MAX)), Some(u64::MAX));
+        for name in ["42.log", "00000000000000000042.idx", "+0000000000000000042.log", "99999999999999999999.log"] {
+            assert_eq!(parse_segment_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn header_and_footer_round_trip_and_notice_every_flipped_byte() {
+        let id = LogId { topic: Uuid::from_u128(9), partition: 1 };
+        let header = SegmentHeader { id, base_index: 3, base_offset: 4, prev_crc: 5, created_ms: 6, durable_mark: 7 };
+        let bytes = header.encode();
+        assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
+        let footer = Footer { contents: Contents::empty(3, 4, 5), hash: [8; 32] };
+        let tail = footer.encode(11);
+        let file_len = footer.contents.data_len + FOOTER as u64;
+        assert_eq!(Footer::decode(&tail, file_len, 11), Some(footer));
+        assert_eq!(Footer::decode(&tail, file_len, 12), None);
+        for at in 0..SEGMENT_HEADER {
+            let mut bytes = bytes;
+            bytes[at] ^= 1;
+            assert!(SegmentHeader::decode(&bytes).is_err(), "byte {at}");
+        }
+        for at in 0..FOOTER {
+            let mut tail = tail;
+            tail[at] ^= 1;
+            assert_eq!(Footer::decode(&tail, file_len, 11), None, "byte {at}");
+        }
+    }
+}

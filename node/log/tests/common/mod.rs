@@ -1,0 +1,122 @@
+//! What every test of the engine needs: a log on a disk in memory, entries, and a way to wait for an append.
+#![allow(dead_code, unreachable_pub, reason = "shared by test binaries that each use a part")]
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use chronicle_log::{
+    Appended, Done, Durability, Entry, EntryKind, Log, LogConfig, LogError, LogId, Store, StoreConfig,
+    disk::{Disk, MemoryDisk},
+};
+use uuid::Uuid;
+
+pub const DIR: &str = "/data";
+
+pub fn id(n: u32) -> LogId {
+    LogId { topic: Uuid::from_u128(0xc0de), partition: n }
+}
+
+pub fn config() -> StoreConfig {
+    StoreConfig {
+        segment_bytes: 4096,
+        index_interval_bytes: 256,
+        // Marks never come by themselves: tests say when a log is idle.
+        idle_mark_delay: Duration::from_secs(3600),
+        flush_threads: 2,
+        ..StoreConfig::default()
+    }
+}
+
+pub fn open(disk: &Arc<dyn Disk>) -> Arc<Store> {
+    Store::open(disk.clone(), Path::new(DIR), config()).unwrap()
+}
+
+pub fn memory() -> (MemoryDisk, Arc<dyn Disk>) {
+    let disk = MemoryDisk::new();
+    (disk.clone(), Arc::new(disk))
+}
+
+pub fn data(index: u64, records: u32, timestamp: i64, payload: impl Into<Bytes>) -> Entry {
+    Entry {
+        term: 1 + index / 10,
+        leader: 1,
+        index,
+        kind: EntryKind::Data,
+        record_count: records,
+        max_timestamp: timestamp,
+        payload: payload.into(),
+    }
+}
+
+pub fn blank(index: u64) -> Entry {
+    Entry { kind: EntryKind::Blank, record_count: 0, ..data(index, 0, 0, Bytes::new()) }
+}
+
+/// An entry whose every byte follows from its index.
+pub fn sample(index: u64) -> Entry {
+    match index % 7 {
+        0 => blank(index),
+        n => data(index, n as u32, 1000 + index as i64, vec![(index * 31 % 251) as u8; (index as usize * 37) % 300]),
+    }
+}
+
+pub type Wait = mpsc::Receiver<Result<(), LogError>>;
+
+pub fn done() -> (Done, Wait) {
+    let (sender, receiver) = mpsc::channel();
+    (Box::new(move |result| sender.send(result).unwrap_or_default()), receiver)
+}
+
+pub fn append(log: &Log, entries: Vec<Entry>) -> Result<(Appended, Wait), LogError> {
+    let (done, wait) = done();
+    Ok((log.append(entries, done)?, wait))
+}
+
+pub fn append_durably(log: &Log, entries: Vec<Entry>) -> Result<Appended, LogError> {
+    let (appended, wait) = append(log, entries)?;
+    wait.recv().expect("every append is answered")?;
+    Ok(appended)
+}
+
+/// Appends the samples `from..to`, each on its own.
+pub fn fill(log: &Log, from: u64, to: u64) {
+    for index in from..to {
+        append_durably(log, vec![sample(index)]).unwrap();
+    }
+}
+
+pub fn read_all(log: &Log) -> Result<Vec<Entry>, LogError> {
+    let first = log.position().first_index;
+    let mut entries: Vec<Entry> = Vec::new();
+    loop {
+        let batch = log.read(first + entries.len() as u64, u64::MAX, 1000)?;
+        if batch.is_empty() {
+            return Ok(entries);
+        }
+        entries.extend(batch.into_iter().map(|stored| stored.entry));
+    }
+}
+
+pub fn assert_samples(log: &Log, from: u64, to: u64) {
+    let expected: Vec<Entry> = (from..to).map(sample).collect();
+    assert_eq!(read_all(log).unwrap(), expected);
+}
+
+pub fn memory_mode(flush_interval: Duration) -> LogConfig {
+    LogConfig { durability: Durability::Memory { flush_interval }, ..LogConfig::default() }
+}
+
+pub fn log_dir(n: u32) -> PathBuf {
+    Path::new(DIR).join("logs").join(id(n).to_string())
+}
+
+/// Waits until every finished segment is sealed.
+pub fn wait_sealed(log: &Log) {
+    while log.segments().iter().rev().skip(1).any(|segment| segment.hash.is_none()) {
+        std::thread::yield_now();
+    }
+}

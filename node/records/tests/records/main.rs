@@ -1,0 +1,7 @@
+//! The public interface of `chronicle-records`, from outside.
+
+mod common;
+mod interop;
+mod properties;
+mod refusals;
+mod roundtrip;

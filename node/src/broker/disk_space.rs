@@ -1,0 +1,62 @@
+//! Admission by free space: appends are refused before the volume is so full that the node cannot write what it must.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use chronicle_log::Store;
+use tokio::time::Instant;
+
+use super::{BrokerError, Reason};
+
+/// How long one look at the volume is good for. A volume fills by at most a few GB/s, so that the reserve (64 MiB) and
+/// the bound on unflushed bytes leave room for what is accepted in between.
+const FRESH: Duration = Duration::from_millis(20);
+
+/// Watches the free space of the data directory's volume.
+pub(super) struct DiskSpace {
+    reserve_bytes: u64,
+    start: Instant,
+    checked_us: AtomicU64,
+    full: AtomicBool,
+    free_bytes: AtomicU64,
+}
+
+impl DiskSpace {
+    pub(super) fn new(reserve_bytes: u64) -> Self {
+        Self {
+            reserve_bytes,
+            start: Instant::now(),
+            checked_us: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+            free_bytes: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Refuses while fewer than the reserve are free.
+    pub(super) fn check(&self, store: &Store) -> Result<(), BrokerError> {
+        let now = self.start.elapsed().as_micros() as u64 + 1;
+        let checked = self.checked_us.load(Ordering::Relaxed);
+        if checked == 0 || now.saturating_sub(checked) > FRESH.as_micros() as u64 {
+            self.checked_us.store(now, Ordering::Relaxed);
+            match store.free_bytes() {
+                Ok(free) => {
+                    self.free_bytes.store(free, Ordering::Relaxed);
+                    let full = free < self.reserve_bytes;
+                    if self.full.swap(full, Ordering::Relaxed) != full {
+                        tracing::warn!(free, reserve = self.reserve_bytes, full, "free space crossed the reserve");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "free space is not known"),
+            }
+        }
+        if !self.full.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let free = self.free_bytes.load(Ordering::Relaxed);
+        Err(BrokerError::new(
+            Reason::DiskFull,
+            format!("free space: {free} bytes are left, storage.reserve-bytes keeps {}", self.reserve_bytes),
+        )
+        .with("free", free))
+    }
+}

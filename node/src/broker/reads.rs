@@ -1,0 +1,127 @@
+//! Reads: where a position points, what lies there, and waiting for more.
+
+use std::time::Duration;
+
+use chronicle_records::BatchError;
+use tokio::time::Instant;
+
+use super::{Broker, BrokerError, Fetch, Fetched, Offsets, Position, Reason, TopicPartition};
+use crate::partition::{Partition, Progress, STORED, batches_from, out_of_range};
+
+/// Bytes that a read returns when it does not say.
+const DEFAULT_FETCH_BYTES: usize = 1 << 20;
+
+impl Broker {
+    /// Reads whole stored batches.
+    ///
+    /// # Errors
+    /// [`super::Reason::OffsetOutOfRange`] below the log start, past the end, or at the end without a wait;
+    /// [`super::Reason::UnknownTopic`], [`super::Reason::UnknownPartition`], [`super::Reason::DataDamaged`]; failures of
+    /// the disk.
+    pub async fn fetch(&self, request: Fetch) -> Result<Fetched, BrokerError> {
+        let topic = self.topic(&request.target)?;
+        let limits = &self.inner.config.limits;
+        let max_bytes = match request.max_bytes {
+            0 => DEFAULT_FETCH_BYTES.min(limits.fetch_bytes_max),
+            bytes => bytes.min(limits.fetch_bytes_max),
+        };
+        let deadline = Instant::now() + request.max_wait.min(Duration::from_millis(limits.wait_ms_max));
+        let partition = self.open(&topic, request.target.partition).await?;
+        let mut updates = partition.progress();
+        let mut progress = *updates.borrow_and_update();
+        let start = resolve(&partition, request.from, progress).await?;
+        loop {
+            let log_start = partition.log_start();
+            let end = progress.next_offset;
+            if start < log_start || start > end {
+                return Err(out_of_range(start as i64, log_start as i64, end as i64));
+            }
+            if start < end {
+                let entries = partition.read(start, progress, max_bytes).await?;
+                let next = entries.last().map(|entry| entry.next_offset()).unwrap_or(start);
+                return Ok(Fetched {
+                    batches: batches_from(&entries, start)?,
+                    start_offset: start as i64,
+                    next_offset: next as i64,
+                    high_watermark: end as i64,
+                    log_start_offset: log_start as i64,
+                });
+            }
+            if request.max_wait.is_zero() {
+                return Err(out_of_range(start as i64, log_start as i64, end as i64));
+            }
+            let more = tokio::select! {
+                biased;
+                () = self.inner.stop.cancelled() => false,
+                more = tokio::time::timeout_at(deadline, updates.wait_for(|p| p.next_offset > start)) => match more {
+                    Ok(Ok(found)) => { progress = *found; true }
+                    // The wait ran out, or the partition went away.
+                    Ok(Err(_)) | Err(_) => false,
+                },
+            };
+            if !more {
+                return Ok(Fetched {
+                    batches: Vec::new(),
+                    start_offset: start as i64,
+                    next_offset: start as i64,
+                    high_watermark: end as i64,
+                    log_start_offset: log_start as i64,
+                });
+            }
+        }
+    }
+
+    /// Offsets of a partition, and the first at or after a time (milliseconds since the Unix epoch).
+    ///
+    /// # Errors
+    /// As [`Broker::fetch`], without the range.
+    pub async fn offsets(&self, target: &TopicPartition, time_ms: Option<i64>) -> Result<Offsets, BrokerError> {
+        let topic = self.topic(target)?;
+        let partition = self.open(&topic, target.partition).await?;
+        let progress = *partition.progress().borrow();
+        let at_timestamp = match time_ms {
+            Some(time_ms) => record_at_time(&partition, time_ms, progress).await?,
+            None => None,
+        };
+        Ok(Offsets { earliest: partition.log_start() as i64, next: progress.next_offset as i64, at_timestamp })
+    }
+}
+
+async fn resolve(partition: &Partition, from: Position, progress: Progress) -> Result<u64, BrokerError> {
+    Ok(match from {
+        Position::Offset(offset) => {
+            u64::try_from(offset).map_err(|_| BrokerError::invalid("offset", offset, "must be 0 or more"))?
+        }
+        Position::Earliest => partition.log_start(),
+        Position::Latest => progress.next_offset,
+        Position::Timestamp(time_ms) => match record_at_time(partition, time_ms, progress).await? {
+            Some((offset, _)) => offset as u64,
+            None => progress.next_offset,
+        },
+    })
+}
+
+/// Offset and timestamp of the first record at or after a time.
+async fn record_at_time(
+    partition: &Partition,
+    time_ms: i64,
+    progress: Progress,
+) -> Result<Option<(i64, i64)>, BrokerError> {
+    let Some(entry) = partition.entry_at_time(time_ms, progress).await? else { return Ok(None) };
+    let mut from = entry.base_offset.max(partition.log_start());
+    // The newest timestamp of an entry is its producer's claim: where no record keeps it, the search goes on behind.
+    loop {
+        let entries = partition.read(from, progress, DEFAULT_FETCH_BYTES).await?;
+        let Some(last) = entries.last() else { return Ok(None) };
+        for batch in batches_from(&entries, from)? {
+            let damaged = |e: BatchError| BrokerError::new(Reason::DataDamaged, format!("a stored batch: {e}"));
+            for record in chronicle_records::records(&batch, &STORED).map_err(damaged)? {
+                let record = record.map_err(damaged)?;
+                if record.timestamp >= time_ms && record.offset >= from as i64 {
+                    return Ok(Some((record.offset, record.timestamp)));
+                }
+            }
+        }
+        from = last.next_offset();
+    }
+}

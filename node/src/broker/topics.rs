@@ -1,0 +1,181 @@
+//! Topics: create, list, describe, alter, delete; and who serves them.
+
+use chronicle_log::LogId;
+use uuid::Uuid;
+
+use super::{
+    Broker, BrokerError, NewTopic, PartitionDescription, Reason, Server, SettingsChange, Topic, TopicSettings, start,
+    validate,
+};
+use crate::controller::unknown_topic;
+use crate::partition::{SlotState, log_error};
+
+impl Broker {
+    /// Creates a topic; `false` when it was there and the request allows it.
+    ///
+    /// # Errors
+    /// [`Reason::InvalidRequest`], [`Reason::TopicExists`], [`Reason::Overloaded`] at the limit of topics; failures of
+    /// the controller group.
+    pub async fn create_topic(&self, topic: NewTopic) -> Result<(Topic, bool), BrokerError> {
+        validate::topic_name(&topic.name)?;
+        let (partitions, replication_factor) = validate::topic_shape(&topic)?;
+        let limits = &self.inner.config.limits;
+        let settings = validate::settings(TopicSettings::default(), &topic.settings, limits)?;
+        let created = Topic {
+            name: topic.name.clone(),
+            id: Uuid::now_v7(),
+            partitions,
+            replication_factor,
+            settings,
+            created_ms: start::now_ms(),
+        };
+        match self.inner.controller.create_topic(created, limits.topics_max).await {
+            Ok(topic) => Ok((topic, true)),
+            Err(error) if error.reason == Reason::TopicExists && topic.if_not_exists => {
+                Ok((self.topic_named(&topic.name)?, false))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All topics, by name.
+    ///
+    /// # Errors
+    /// None today; a follower may be unable to answer.
+    pub async fn topics(&self) -> Result<Vec<Topic>, BrokerError> {
+        Ok(self.inner.controller.state().topics.values().cloned().collect())
+    }
+
+    fn topic_named(&self, name: &str) -> Result<Topic, BrokerError> {
+        self.inner.controller.state().topics.get(name).cloned().ok_or_else(|| unknown_topic(name))
+    }
+
+    /// One topic and its partitions. A partition that sleeps is described from what its log said when it closed.
+    ///
+    /// # Errors
+    /// [`Reason::UnknownTopic`].
+    pub async fn describe_topic(&self, name: &str) -> Result<(Topic, Vec<PartitionDescription>), BrokerError> {
+        let topic = self.topic_named(name)?;
+        let mut partitions = Vec::with_capacity(topic.partitions as usize);
+        for partition in 0..topic.partitions {
+            partitions.push(self.describe_partition(&topic, partition).await);
+        }
+        Ok((topic, partitions))
+    }
+
+    async fn describe_partition(&self, topic: &Topic, partition: i32) -> PartitionDescription {
+        let leader = self.address();
+        let slot = self.slot(topic, partition);
+        let state = slot.settled().await;
+        if let SlotState::Active(open) = state {
+            return open.describe(leader);
+        }
+        let mut description = PartitionDescription {
+            partition,
+            earliest: 0,
+            next: 0,
+            bytes: 0,
+            segments: 0,
+            term: 0,
+            leader: leader.clone(),
+            state: match state {
+                SlotState::Failed { error, .. } => format!("failed: {error}"),
+                _ => "dormant".into(),
+            },
+        };
+        match self.inner.store.summary(slot.id()) {
+            Ok(Some(summary)) => {
+                description.earliest = summary.start_offset as i64;
+                description.next = summary.next_offset as i64;
+                description.bytes = summary.bytes as i64;
+                description.segments = summary.segments as i32;
+            }
+            // Nothing stored yet, or not closed cleanly: opening it tells.
+            Ok(None) => match self.open(topic, partition).await {
+                Ok(open) => return open.describe(leader),
+                Err(error) => description.state = format!("failed: {error}"),
+            },
+            Err(error) => description.state = format!("failed: {}", log_error(&error)),
+        }
+        description
+    }
+
+    /// Changes settings; grows the number of partitions (0: unchanged).
+    ///
+    /// # Errors
+    /// [`Reason::UnknownTopic`], [`Reason::InvalidRequest`]; failures of the controller group.
+    pub async fn alter_topic(&self, name: &str, partitions: i32, change: SettingsChange) -> Result<Topic, BrokerError> {
+        let before = self.topic_named(name)?;
+        let mut topic = before.clone();
+        if partitions != 0 {
+            validate::partition_count(partitions)?;
+            topic.partitions = partitions;
+        }
+        topic.settings = validate::settings(topic.settings, &change, &self.inner.config.limits)?;
+        let topic = self.inner.controller.alter_topic(topic).await?;
+        if topic.settings != before.settings {
+            // Open partitions carry the old settings.
+            for partition in 0..before.partitions {
+                self.slot(&topic, partition).restart().await;
+            }
+        }
+        Ok(topic)
+    }
+
+    /// Deletes a topic and its data.
+    ///
+    /// # Errors
+    /// [`Reason::UnknownTopic`]; failures of the controller group.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), BrokerError> {
+        let topic = self.inner.controller.delete_topic(name).await?;
+        self.delete_files(topic.id, topic.partitions).await;
+        Ok(())
+    }
+
+    /// Deletes the files of a topic that the controller has dropped. What fails is tried again at the next start.
+    pub(super) async fn delete_files(&self, id: Uuid, partitions: i32) {
+        let mut complete = true;
+        for partition in 0..partitions {
+            let log = LogId { topic: id, partition: partition as u32 };
+            let slot = self.inner.slots.read().get(&log).cloned();
+            if let Some(slot) = slot {
+                slot.close().await;
+                self.inner.slots.write().remove(&log);
+            }
+            let store = self.inner.store.clone();
+            match tokio::task::spawn_blocking(move || store.delete_log(log)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    complete = false;
+                    tracing::warn!(log = %log, %error, "files of a deleted topic stay until the next start");
+                }
+                Err(error) => {
+                    complete = false;
+                    tracing::error!(log = %log, %error, "deleting a log panicked");
+                }
+            }
+        }
+        if complete && let Err(error) = self.inner.controller.forget(id).await {
+            tracing::warn!(topic = %id, %error, "the deletion is noted at the next start");
+        }
+    }
+
+    /// The nodes of the cluster, and the cluster's id.
+    ///
+    /// # Errors
+    /// None today; a follower may be unable to answer.
+    pub async fn servers(&self) -> Result<(Vec<Server>, Uuid), BrokerError> {
+        let server = Server {
+            node_id: self.inner.store.node_id(),
+            name: self.inner.config.node.name.clone(),
+            address: self.address(),
+            controller_leader: true,
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
+        Ok((vec![server], self.inner.controller.state().cluster_id))
+    }
+
+    fn address(&self) -> String {
+        self.inner.env.member.address.clone()
+    }
+}

@@ -1,0 +1,252 @@
+//! Admission: what a request must satisfy before anything is done for it. Pure.
+
+use bytes::{Bytes, BytesMut};
+use chronicle_records::{BatchBuilder, BatchError, BatchHeader, Compression, Limits};
+
+use super::{
+    BrokerError, Expectation, NewRecord, NewTopic, Payload, ProducerIdentity, Reason, SettingsChange, Topic,
+    TopicSettings,
+};
+use crate::config::LimitsConfig;
+
+const TOPIC_NAME_MAX: usize = 249;
+const PARTITIONS_MAX: i32 = 10_000;
+const SEGMENT_BYTES_MIN: i64 = 64 << 10;
+const SEGMENT_BYTES_MAX: i64 = 4 << 30;
+const MESSAGE_BYTES_MIN: i32 = 1024;
+
+/// A topic name: 1 to 249 characters of `a-z A-Z 0-9 . _ -`, neither `.` nor `..` (Kafka's rule).
+pub(super) fn topic_name(name: &str) -> Result<(), BrokerError> {
+    let fits = (1..=TOPIC_NAME_MAX).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if fits {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(64).collect();
+    Err(BrokerError::invalid(
+        "name",
+        format!("{shown:?}"),
+        "a topic name has 1 to 249 characters of a-z A-Z 0-9 . _ - and is neither . nor ..",
+    ))
+}
+
+/// Partition count and replication factor of a new topic, zeros filled in.
+pub(super) fn topic_shape(topic: &NewTopic) -> Result<(i32, i32), BrokerError> {
+    let partitions = if topic.partitions == 0 { 1 } else { topic.partitions };
+    partition_count(partitions)?;
+    let replication = if topic.replication_factor == 0 { 1 } else { topic.replication_factor };
+    if replication != 1 {
+        return Err(BrokerError::invalid(
+            "replication_factor",
+            replication,
+            "must be from 1 up to the number of nodes, which is 1",
+        ));
+    }
+    Ok((partitions, replication))
+}
+
+/// The number of partitions of a topic.
+pub(super) fn partition_count(partitions: i32) -> Result<(), BrokerError> {
+    if (1..=PARTITIONS_MAX).contains(&partitions) {
+        return Ok(());
+    }
+    Err(BrokerError::invalid("partitions", partitions, &format!("must be from 1 to {PARTITIONS_MAX}")))
+}
+
+/// Settings with a change made to them.
+pub(super) fn settings(
+    mut settings: TopicSettings,
+    change: &SettingsChange,
+    limits: &LimitsConfig,
+) -> Result<TopicSettings, BrokerError> {
+    if let Some(bytes) = change.retention_bytes {
+        at_least("retention_bytes", bytes, -1)?;
+        settings.retention_bytes = bytes;
+    }
+    if let Some(ms) = change.retention_ms {
+        at_least("retention_ms", ms, -1)?;
+        settings.retention_ms = ms;
+    }
+    if let Some(bytes) = change.segment_bytes {
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) {
+            let rule = format!("must be from {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}");
+            return Err(BrokerError::invalid("segment_bytes", bytes, &rule));
+        }
+        settings.segment_bytes = bytes;
+    }
+    if let Some(bytes) = change.max_message_bytes {
+        let max = i32::try_from(limits.request_bytes_max).unwrap_or(i32::MAX);
+        if !(MESSAGE_BYTES_MIN..=max).contains(&bytes) {
+            let rule = format!("must be from {MESSAGE_BYTES_MIN} to {max} (limits.request-bytes-max)");
+            return Err(BrokerError::invalid("max_message_bytes", bytes, &rule));
+        }
+        settings.max_message_bytes = bytes;
+    }
+    if let Some(durability) = change.durability {
+        settings.durability = durability;
+    }
+    if let Some(ms) = change.flush_interval_ms {
+        at_least("flush_interval_ms", i64::from(ms), 1)?;
+        settings.flush_interval_ms = ms;
+    }
+    Ok(settings)
+}
+
+fn at_least(field: &str, value: i64, least: i64) -> Result<(), BrokerError> {
+    if value >= least {
+        return Ok(());
+    }
+    Err(BrokerError::invalid(field, value, &format!("must be at least {least}")))
+}
+
+/// The partition number of a topic.
+pub(super) fn partition(topic: &Topic, partition: i32) -> Result<(), BrokerError> {
+    if (0..topic.partitions).contains(&partition) {
+        return Ok(());
+    }
+    Err(BrokerError::new(
+        Reason::UnknownPartition,
+        format!("partition: {partition}: topic {} has partitions 0 to {}", topic.name, topic.partitions - 1),
+    ))
+}
+
+/// The expectation's fields.
+pub(super) fn expectation(expectation: &Expectation) -> Result<(), BrokerError> {
+    match expectation {
+        Expectation::NextOffset(offset) => at_least("expectation.next_offset", *offset, 0),
+        Expectation::KeyVersion { version, .. } => at_least("expectation.key_version.version", *version, -1),
+    }
+}
+
+/// The one batch that a request stores, checked.
+pub(super) fn batch(
+    payload: Payload,
+    producer: Option<ProducerIdentity>,
+    topic: &Topic,
+    limits: &LimitsConfig,
+    now_ms: i64,
+) -> Result<(BytesMut, BatchHeader), BrokerError> {
+    let max_batch_bytes = topic.settings.max_message_bytes as usize;
+    match payload {
+        Payload::Records { records, compression } => {
+            let batch = encode(records, compression, producer, max_batch_bytes, limits, now_ms)?;
+            let header = chronicle_records::parse_header(&batch).map_err(|e| batch_error(&e))?;
+            Ok((batch, header))
+        }
+        Payload::Batch(bytes) => {
+            if producer.is_some() {
+                return Err(BrokerError::invalid(
+                    "producer",
+                    "given",
+                    "with `batch`, the producer fields of the batch itself are used",
+                ));
+            }
+            let limits = Limits {
+                max_batch_bytes,
+                max_decompressed_bytes: limits.decompressed_bytes_max,
+                max_records: limits.batch_records_max,
+            };
+            let header = chronicle_records::check(&bytes, &limits).map_err(|e| batch_error(&e))?;
+            raw_batch(&header)?;
+            // A buffer that nobody else holds is taken over without a copy.
+            let batch = bytes.try_into_mut().unwrap_or_else(|shared: Bytes| BytesMut::from(&shared[..]));
+            Ok((batch, header))
+        }
+    }
+}
+
+/// Rules for batches that producers built themselves, beyond their structure.
+fn raw_batch(header: &BatchHeader) -> Result<(), BrokerError> {
+    if header.is_control {
+        return Err(BrokerError::invalid("batch.attributes", "control batch", "only the log writes control batches"));
+    }
+    if header.is_transactional {
+        return Err(BrokerError::invalid(
+            "batch.attributes",
+            "transactional batch",
+            "transactions are not supported by this version",
+        ));
+    }
+    if header.producer_id >= 0 {
+        producer(header.producer_id, i32::from(header.producer_epoch), header.base_sequence)?;
+    }
+    Ok(())
+}
+
+/// The fields of an idempotent producer. Returns the epoch in its stored width.
+pub(crate) fn producer(producer_id: i64, epoch: i32, sequence: i32) -> Result<i16, BrokerError> {
+    at_least("producer.producer_id", producer_id, 0)?;
+    at_least("producer.sequence", i64::from(sequence), 0)?;
+    let narrow = i16::try_from(epoch).ok().filter(|epoch| *epoch >= 0);
+    narrow.ok_or_else(|| BrokerError::invalid("producer.epoch", epoch, "must be from 0 to 32767"))
+}
+
+fn encode(
+    records: Vec<NewRecord>,
+    compression: Compression,
+    identity: Option<ProducerIdentity>,
+    max_batch_bytes: usize,
+    limits: &LimitsConfig,
+    now_ms: i64,
+) -> Result<BytesMut, BrokerError> {
+    if records.is_empty() {
+        return Err(BrokerError::invalid("records", "empty", "a request has at least one record"));
+    }
+    if records.len() > limits.batch_records_max {
+        let rule = format!("a request has at most {} (limits.batch-records-max)", limits.batch_records_max);
+        return Err(BrokerError::invalid("records", records.len(), &rule));
+    }
+    let size = records.iter().map(record_bytes).sum::<usize>();
+    if size > limits.decompressed_bytes_max {
+        return Err(too_large(size, limits.decompressed_bytes_max, "limits.decompressed-bytes-max"));
+    }
+    let mut builder = BatchBuilder::with_capacity(compression, size);
+    if let Some(identity) = identity {
+        producer(identity.producer_id, i32::from(identity.epoch), identity.sequence)?;
+        builder = builder.with_producer(identity.producer_id, identity.epoch, identity.sequence);
+    }
+    for (index, record) in records.iter().enumerate() {
+        let timestamp = record.timestamp_ms.unwrap_or(now_ms);
+        if timestamp < 0 {
+            return Err(BrokerError::invalid(
+                &format!("records[{index}].timestamp_ms"),
+                timestamp,
+                "must be milliseconds since the Unix epoch, not before it",
+            ));
+        }
+        let headers = record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
+        builder
+            .push(timestamp, record.key.as_deref(), record.value.as_deref(), headers)
+            .map_err(|e| batch_error(&e))?;
+    }
+    let batch = builder.build().map_err(|e| batch_error(&e))?;
+    if batch.len() > max_batch_bytes {
+        return Err(too_large(batch.len(), max_batch_bytes, "the topic's max_message_bytes"));
+    }
+    Ok(batch)
+}
+
+fn record_bytes(record: &NewRecord) -> usize {
+    let headers: usize = record.headers.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, Bytes::len) + 10).sum();
+    record.key.as_ref().map_or(0, Bytes::len) + record.value.as_ref().map_or(0, Bytes::len) + headers + 40
+}
+
+fn too_large(bytes: usize, limit: usize, what: &str) -> BrokerError {
+    BrokerError::new(Reason::RecordTooLarge, format!("batch: {bytes} bytes are more than {what} ({limit})"))
+        .with("limit", limit)
+}
+
+/// What a refused batch means to a client.
+pub(super) fn batch_error(error: &BatchError) -> BrokerError {
+    let message = format!("batch: {error}");
+    match error {
+        BatchError::UnknownCompression(_) => BrokerError::new(Reason::UnsupportedCompression, message),
+        BatchError::TooLarge { limit, .. } | BatchError::TooManyRecords { limit, .. } => {
+            BrokerError::new(Reason::RecordTooLarge, message).with("limit", limit)
+        }
+        BatchError::Compress { .. } => BrokerError::new(Reason::Internal, message),
+        _ => BrokerError::new(Reason::CorruptBatch, message),
+    }
+}

@@ -1,0 +1,207 @@
+//! One connection from its first byte to its last: version, limits, draining, and the end of clients that stall.
+//!
+//! Memory that one HTTP/2 connection can pin before a handler runs: [`CONNECTION_WINDOW_BYTES`] of unread request
+//! bodies, [`STREAMS_MAX`] × [`HEADER_LIST_BYTES`] of headers. Bodies that handlers read, and answers, are in the node's
+//! byte budget (`budget.rs`).
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::front::{Routes, is_grpc};
+use super::grpc::status;
+use super::http::problem::Problem;
+use super::net::Socket;
+use super::outflow::{Stalls, Verdict};
+use super::sniff::{Version, sniff};
+use crate::broker::{BrokerError, Reason};
+
+/// Flow-control window of one HTTP/2 stream, in bytes: 1 GB/s at 1 ms of round trip.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// Flow-control window of one HTTP/2 connection, in bytes.
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Largest HTTP/2 frame accepted, in bytes: fewer, larger reads for large batches.
+const FRAME_BYTES: u32 = 256 << 10;
+/// Requests of one HTTP/2 connection at a time.
+const STREAMS_MAX: u32 = 256;
+/// Headers of one request, in bytes.
+const HEADER_LIST_BYTES: u32 = 16 << 10;
+/// Bytes of one answer that HTTP/2 buffers beyond what the client has room for.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// Read and write buffer of one HTTP/1 connection, in bytes each: all that a client can pin after its last answer.
+const HTTP1_BUFFER_BYTES: usize = 128 << 10;
+/// Longest life of a connection over the limit.
+const REFUSAL: Duration = Duration::from_secs(1);
+
+/// Runs HTTP/2's per-request futures as tasks that the server waits for.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn(async move {
+            future.await;
+        });
+    }
+}
+
+/// How connections are told to end.
+#[derive(Clone)]
+pub(crate) struct Ending {
+    /// Finish what was accepted, then close.
+    pub(crate) drain: CancellationToken,
+    /// Close now.
+    pub(crate) kill: CancellationToken,
+}
+
+/// Both versions' settings.
+#[derive(Clone)]
+pub(crate) struct Builders {
+    http1: http1::Builder,
+    http2: http2::Builder<Tracked>,
+    header_timeout: Duration,
+}
+
+impl Builders {
+    /// `header_timeout` bounds the wait for a whole request header, and so the time that an idle HTTP/1 connection is
+    /// kept. An idle HTTP/2 connection is pinged as often, and closed when it does not answer in that time.
+    pub(crate) fn new(header_timeout: Duration, tasks: &TaskTracker) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(header_timeout)
+            .max_header_size(HEADER_LIST_BYTES as usize)
+            .max_buf_size(HTTP1_BUFFER_BYTES);
+        let mut http2 = http2::Builder::new(Tracked(tasks.clone()));
+        http2
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(HEADER_LIST_BYTES)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
+            .keep_alive_interval(header_timeout)
+            .keep_alive_timeout(header_timeout);
+        Self { http1, http2, header_timeout }
+    }
+
+    /// Serves one connection to its end.
+    pub(crate) async fn serve(&self, socket: Socket, routes: &Routes, ending: &Ending) {
+        let begin = async {
+            tokio::select! {
+                first = timeout(self.header_timeout, sniff(socket)) => first.ok()?.ok(),
+                () = ending.drain.cancelled() => None,
+            }
+        };
+        let Some((version, io)) = begin.await else { return };
+        let context = routes.context();
+        let stalls = Stalls::new(Duration::from_millis(context.limits().slow_reader_ms));
+        let (io, front) = (TokioIo::new(io), routes.front(stalls.clone()));
+        let result = match version {
+            Version::Http1 => {
+                let connection = pin!(self.http1.serve_connection(io, front));
+                drive(connection, http1::Connection::graceful_shutdown, &stalls, routes, ending).await
+            }
+            Version::Http2 => {
+                let connection = pin!(self.http2.serve_connection(io, front));
+                drive(connection, http2::Connection::graceful_shutdown, &stalls, routes, ending).await
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "connection ended");
+        }
+    }
+
+    /// Tells a client that is over the connection limit so, in its protocol, and closes.
+    pub(crate) async fn refuse(&self, socket: Socket, error: &BrokerError) {
+        let refusal = async {
+            let (version, io) = sniff(socket).await.ok()?;
+            let io = TokioIo::new(io);
+            let answered = CancellationToken::new();
+            let service = service_fn(|request: Request<Incoming>| {
+                answered.cancel();
+                std::future::ready(Ok::<_, std::convert::Infallible>(refusal(&request, error)))
+            });
+            match version {
+                Version::Http1 => {
+                    let mut builder = self.http1.clone();
+                    builder.keep_alive(false).serve_connection(io, service).await.ok()
+                }
+                Version::Http2 => {
+                    let mut connection = pin!(self.http2.serve_connection(io, service));
+                    tokio::select! {
+                        result = connection.as_mut() => return result.ok(),
+                        () = answered.cancelled() => connection.as_mut().graceful_shutdown(),
+                    }
+                    connection.await.ok()
+                }
+            }
+        };
+        // A client that does not even ask in time is closed without an answer.
+        let _ = timeout(REFUSAL, refusal).await;
+    }
+}
+
+fn refusal(request: &Request<Incoming>, error: &BrokerError) -> Response<Body> {
+    if is_grpc(request.headers()) {
+        status::status(error).into_http()
+    } else {
+        Problem::from(error.clone()).into_response()
+    }
+}
+
+/// The error of a connection over the limit.
+pub(crate) fn too_many(limit: usize) -> BrokerError {
+    BrokerError::new(
+        Reason::TooManyConnections,
+        format!("limits.connections-max: {limit} connections are open: close some, or try again later"),
+    )
+    .with("limit", limit)
+}
+
+async fn drive<C>(
+    mut connection: Pin<&mut C>,
+    drain: impl Fn(Pin<&mut C>),
+    stalls: &Arc<Stalls>,
+    routes: &Routes,
+    ending: &Ending,
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut tick = interval(stalls.interval());
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut draining = false;
+    loop {
+        // Each branch only signals; the connection itself is polled again until it ends or is closed on purpose.
+        tokio::select! {
+            result = connection.as_mut() => return result,
+            () = ending.drain.cancelled(), if !draining => {
+                draining = true;
+                drain(connection.as_mut());
+            }
+            () = ending.kill.cancelled() => return Ok(()),
+            _ = tick.tick() => {
+                if stalls.check(&routes.context().metrics) == Verdict::Close {
+                    tracing::info!("closing a connection whose client does not read");
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

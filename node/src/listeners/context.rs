@@ -1,0 +1,79 @@
+//! What every handler of every protocol needs, in one handle.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::budget::{Budget, Hold};
+use crate::broker::{Broker, BrokerError, Fetch, Fetched, Produce, Produced, Reason};
+use crate::config::LimitsConfig;
+use crate::telemetry::{Listener, Metrics, Operation};
+
+/// The topic that requests without one mean.
+pub(crate) const DEFAULT_TOPIC: &str = "default";
+
+impl AsRef<BrokerError> for BrokerError {
+    fn as_ref(&self) -> &BrokerError {
+        self
+    }
+}
+
+/// The node as handlers see it. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) broker: Broker,
+    pub(crate) metrics: Metrics,
+    pub(crate) budget: Budget,
+    /// Cancelled when the node begins to stop: streams and long polls end, accepted appends go on.
+    pub(crate) stopping: CancellationToken,
+}
+
+impl Context {
+    pub(crate) fn limits(&self) -> &LimitsConfig {
+        &self.broker.config().limits
+    }
+
+    /// Runs one request and counts it.
+    pub(crate) async fn observe<T, E: AsRef<BrokerError>>(
+        &self,
+        listener: Listener,
+        operation: Operation,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let began = Instant::now();
+        let result = work.await;
+        let error = result.as_ref().err().map(AsRef::as_ref);
+        self.metrics.request(listener, operation, error.map(|error| error.reason), began.elapsed());
+        if let Some(error) = error.filter(|error| error.reason == Reason::Internal) {
+            tracing::error!(operation = operation.as_str(), %error, "request failed by a defect");
+        }
+        result
+    }
+
+    /// Appends and waits.
+    pub(crate) async fn produce(&self, request: Produce) -> Result<Produced, BrokerError> {
+        let produced = self.broker.produce(request).await?;
+        self.metrics.appended(produced.record_count.max(0) as usize);
+        Ok(produced)
+    }
+
+    /// Reads, and takes what was read from the budget. The wait ends early when the node stops.
+    pub(crate) async fn fetch(&self, mut request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
+        request.max_wait = request.max_wait.min(Duration::from_millis(self.limits().wait_ms_max));
+        request.max_bytes = request.max_bytes.clamp(1, self.limits().fetch_bytes_max);
+        // Dropping the fetch loses nothing: it changes nothing.
+        let fetched = tokio::select! {
+            biased;
+            fetched = self.broker.fetch(request) => fetched?,
+            () = self.stopping.cancelled() => return Err(stopping()),
+        };
+        let hold = self.budget.hold(fetched.batches.iter().map(bytes::Bytes::len).sum())?;
+        Ok((fetched, hold))
+    }
+}
+
+/// The answer to work that is given up because the node stops.
+pub(crate) fn stopping() -> BrokerError {
+    BrokerError::new(Reason::Unavailable, "the node is stopping")
+}

@@ -1,0 +1,46 @@
+//! What a fetch found, as records, within the limits of one answer.
+
+use chronicle_records::Record;
+
+use crate::broker::{BrokerError, Fetched};
+
+/// The records of `fetched`, at most `max_records` (`None`: no limit) and about `max_bytes` of them but at least one,
+/// and where to go on reading. Decodes batch by batch, so that what a small compressed answer unfolds to is bounded by
+/// one batch more than the answer.
+///
+/// # Errors
+/// DATA_DAMAGED when a stored batch cannot be decoded.
+pub(crate) fn records(
+    fetched: &Fetched,
+    max_records: Option<usize>,
+    max_bytes: usize,
+) -> Result<(Vec<Record>, i64), BrokerError> {
+    let mut records: Vec<Record> = Vec::new();
+    let mut bytes = 0usize;
+    for batch in &fetched.batches {
+        let one = Fetched { batches: vec![batch.clone()], ..*fetched };
+        let (decoded, _) = one.records(max_records.map(|max| max.saturating_sub(records.len())))?;
+        for record in decoded {
+            let full = max_records.is_some_and(|max| records.len() >= max);
+            if full || (!records.is_empty() && bytes + size(&record) > max_bytes) {
+                return Ok((records, record.offset));
+            }
+            bytes += size(&record);
+            records.push(record);
+        }
+        if max_records.is_some_and(|max| records.len() >= max)
+            && let Some(last) = records.last()
+        {
+            let next = last.offset + 1;
+            return Ok((records, next));
+        }
+    }
+    Ok((records, fetched.next_offset))
+}
+
+/// Bytes of a record that a client gets, about.
+fn size(record: &Record) -> usize {
+    let len = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, |bytes| bytes.len());
+    let headers: usize = record.headers.iter().map(|(name, value)| name.len() + len(value) + 8).sum();
+    len(&record.key) + len(&record.value) + headers + 24
+}

@@ -1,0 +1,111 @@
+//! Reads: one answer, and the stream that follows the log.
+//!
+//! A stream holds at most one answer: the next fetch starts when the client has room for more. A client that takes
+//! nothing is ended by the watch on the answer's body (`listeners/outflow.rs`), so no task runs per stream.
+
+use std::time::Duration;
+
+use chronicle_proto::v1 as proto;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tonic::Status;
+
+use super::convert::{self, Shape};
+use super::log::observe;
+use crate::broker::{BrokerError, Fetch, Fetched, Position};
+use crate::listeners::budget::Hold;
+use crate::listeners::context::Context;
+use crate::listeners::decode;
+use crate::telemetry::Operation;
+
+/// One answer; records at or after `until` are left out.
+pub(super) fn response(
+    context: &Context,
+    fetched: Fetched,
+    shape: Shape,
+    until: Option<i64>,
+) -> Result<proto::ConsumeResponse, BrokerError> {
+    let mut response = proto::ConsumeResponse {
+        next_offset: fetched.next_offset,
+        high_watermark: fetched.high_watermark,
+        log_start_offset: fetched.log_start_offset,
+        ..Default::default()
+    };
+    if shape.raw_batches {
+        context.metrics.read(fetched.next_offset.saturating_sub(fetched.start_offset).max(0) as usize);
+        response.batches = fetched.batches;
+    } else {
+        let (mut records, next_offset) = decode::records(&fetched, shape.max_records, shape.max_bytes)?;
+        response.next_offset = next_offset;
+        if let Some(until) = until {
+            records.retain(|record| record.offset < until);
+            response.next_offset = next_offset.min(until);
+        }
+        context.metrics.read(records.len());
+        response.records = records.into_iter().map(convert::stored).collect();
+    }
+    Ok(response)
+}
+
+struct Follow {
+    context: Context,
+    fetch: Fetch,
+    shape: Shape,
+    until: Option<i64>,
+    /// Bytes of the answer before, which the client takes while the next is fetched.
+    hold: Option<Hold>,
+    done: bool,
+}
+
+/// Answers from the fetch's position on, until `until`, an error, or the end of the node.
+pub(super) fn follow(
+    context: Context,
+    fetch: Fetch,
+    shape: Shape,
+    until: Option<i64>,
+) -> BoxStream<'static, Result<proto::ConsumeResponse, Status>> {
+    let follow = Follow { context, fetch, shape, until, hold: None, done: false };
+    stream::unfold(follow, |mut follow| async move {
+        if follow.done {
+            return None;
+        }
+        let context = follow.context.clone();
+        match observe(&context, Operation::ConsumeStream, follow.next()).await {
+            Ok(Some(response)) => Some((Ok(response), follow)),
+            Ok(None) => None,
+            Err(status) => {
+                follow.done = true;
+                Some((Err(status), follow))
+            }
+        }
+    })
+    .boxed()
+}
+
+impl Follow {
+    /// The next answer with records; `None` at the end.
+    async fn next(&mut self) -> Result<Option<proto::ConsumeResponse>, BrokerError> {
+        self.fetch.max_wait = Duration::from_millis(self.context.limits().wait_ms_max.max(1));
+        loop {
+            if let (Some(until), Position::Offset(offset)) = (self.until, self.fetch.from)
+                && offset >= until
+            {
+                return Ok(None);
+            }
+            // Asked for again, so the client has room: the answer before is on its way.
+            self.hold = None;
+            let (fetched, hold) = self.context.fetch(self.fetch.clone()).await?;
+            if let Some(until) = self.until
+                && fetched.start_offset >= until
+            {
+                return Ok(None);
+            }
+            let response = response(&self.context, fetched, self.shape, self.until)?;
+            self.fetch.from = Position::Offset(response.next_offset);
+            if !response.records.is_empty() || !response.batches.is_empty() {
+                self.hold = Some(hold);
+                return Ok(Some(response));
+            }
+        }
+    }
+}

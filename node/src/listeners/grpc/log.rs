@@ -1,0 +1,109 @@
+//! `chronicle.v1.Log`: appends and reads.
+
+use std::sync::Arc;
+
+use chronicle_proto::v1 as proto;
+use chronicle_proto::v1::log_server::Log;
+use futures::stream::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{consume, convert, produce_stream, status};
+use crate::broker::BrokerError;
+use crate::listeners::budget::Ticket;
+use crate::listeners::context::Context;
+use crate::telemetry::{Listener, Operation};
+
+pub(super) struct LogService {
+    context: Context,
+}
+
+impl LogService {
+    pub(super) fn new(context: Context) -> Self {
+        Self { context }
+    }
+}
+
+/// Runs one request, counts it, and turns its error into a status.
+pub(super) async fn observe<T>(
+    context: &Context,
+    operation: Operation,
+    work: impl Future<Output = Result<T, BrokerError>>,
+) -> Result<T, Status> {
+    context.observe(Listener::Grpc, operation, work).await.map_err(|error| status::status(&error))
+}
+
+#[tonic::async_trait]
+impl Log for LogService {
+    async fn produce(
+        &self,
+        request: Request<proto::ProduceRequest>,
+    ) -> Result<Response<proto::ProduceResponse>, Status> {
+        observe(&self.context, Operation::Produce, async {
+            let produced = self.context.produce(convert::produce(request.into_inner())?).await?;
+            Ok(Response::new(convert::produced(produced)))
+        })
+        .await
+    }
+
+    async fn consume(
+        &self,
+        request: Request<proto::ConsumeRequest>,
+    ) -> Result<Response<proto::ConsumeResponse>, Status> {
+        observe(&self.context, Operation::Consume, async {
+            let (fetch, shape) = convert::consume(request.into_inner())?;
+            let (fetched, hold) = self.context.fetch(fetch).await?;
+            let mut response = Response::new(consume::response(&self.context, fetched, shape, None)?);
+            // Given back when the client has taken the answer.
+            response.extensions_mut().insert(Arc::new(hold));
+            Ok(response)
+        })
+        .await
+    }
+
+    type ProduceStreamStream = BoxStream<'static, Result<proto::ProduceStreamResponse, Status>>;
+
+    async fn produce_stream(
+        &self,
+        request: Request<Streaming<proto::ProduceRequest>>,
+    ) -> Result<Response<Self::ProduceStreamStream>, Status> {
+        let ticket = request.extensions().get::<Arc<Ticket>>().cloned();
+        let ticket = ticket.unwrap_or_else(|| self.context.budget.ticket());
+        Ok(Response::new(produce_stream::answers(self.context.clone(), ticket, request.into_inner())))
+    }
+
+    type ConsumeStreamStream = BoxStream<'static, Result<proto::ConsumeResponse, Status>>;
+
+    async fn consume_stream(
+        &self,
+        request: Request<proto::ConsumeStreamRequest>,
+    ) -> Result<Response<Self::ConsumeStreamStream>, Status> {
+        match convert::consume_stream(request.into_inner()) {
+            Ok((fetch, shape, until)) => Ok(Response::new(consume::follow(self.context.clone(), fetch, shape, until))),
+            Err(error) => observe(&self.context, Operation::ConsumeStream, std::future::ready(Err(error))).await,
+        }
+    }
+
+    async fn init_producer(
+        &self,
+        _request: Request<proto::InitProducerRequest>,
+    ) -> Result<Response<proto::InitProducerResponse>, Status> {
+        observe(&self.context, Operation::InitProducer, async {
+            let (producer_id, epoch) = self.context.broker.init_producer().await?;
+            Ok(Response::new(proto::InitProducerResponse { producer_id, epoch: epoch.into() }))
+        })
+        .await
+    }
+
+    async fn list_offsets(
+        &self,
+        request: Request<proto::ListOffsetsRequest>,
+    ) -> Result<Response<proto::ListOffsetsResponse>, Status> {
+        observe(&self.context, Operation::Offsets, async {
+            let proto::ListOffsetsRequest { partition, timestamp_ms } = request.into_inner();
+            let (target, time) = (convert::target(partition)?, convert::time(timestamp_ms)?);
+            let offsets = self.context.broker.offsets(&target, time).await?;
+            Ok(Response::new(convert::offsets(offsets)))
+        })
+        .await
+    }
+}

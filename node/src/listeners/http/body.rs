@@ -1,0 +1,69 @@
+//! Request bodies: read whole, within limits of size and time.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+use crate::broker::{BrokerError, Reason};
+use crate::config::LimitsConfig;
+use crate::listeners::intake::{Refused, too_large};
+
+/// Reads a body to its end.
+///
+/// # Errors
+/// RECORD_TOO_LARGE past `limits.request-bytes-max`, OVERLOADED past the node's budget, MALFORMED_BODY when it breaks off
+/// or nothing comes for `limits.header-timeout-ms`.
+pub(super) async fn read(mut body: Body, limits: &LimitsConfig) -> Result<Bytes, BrokerError> {
+    let limit = limits.request_bytes_max;
+    let announced = body.size_hint().lower();
+    if announced > limit as u64 {
+        return Err(too_large("body", usize::try_from(announced).unwrap_or(usize::MAX), limit));
+    }
+    let wait = Duration::from_millis(limits.header_timeout_ms);
+    let mut whole = BytesMut::new();
+    let mut first: Option<Bytes> = None;
+    loop {
+        let frame = timeout(wait, body.frame()).await.map_err(|_| {
+            let message = format!("body: nothing came for {} ms (limits.header-timeout-ms)", limits.header_timeout_ms);
+            BrokerError::new(Reason::MalformedBody, message)
+        })?;
+        let Some(frame) = frame else { break };
+        let frame = frame.map_err(|error| match Refused::find(&error) {
+            Some(refused) => refused.clone(),
+            None => BrokerError::new(Reason::MalformedBody, format!("body: breaks off: {error}")),
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        let bytes = first.as_ref().map_or(whole.len(), Bytes::len) + data.len();
+        if bytes > limit {
+            return Err(too_large("body", bytes, limit));
+        }
+        // Small bodies come in one piece, which is kept as it is.
+        match first.take() {
+            None if whole.is_empty() => first = Some(data),
+            None => whole.extend_from_slice(&data),
+            Some(piece) => {
+                whole.reserve(usize::try_from(announced).unwrap_or(0).max(bytes));
+                whole.extend_from_slice(&piece);
+                whole.extend_from_slice(&data);
+            }
+        }
+    }
+    Ok(first.unwrap_or_else(|| whole.freeze()))
+}
+
+/// A JSON body.
+///
+/// # Errors
+/// MALFORMED_BODY with line and column.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BrokerError> {
+    serde_json::from_slice(body).map_err(|error| {
+        BrokerError::new(Reason::MalformedBody, format!("body: {error}"))
+            .with("line", error.line())
+            .with("column", error.column())
+    })
+}

@@ -1,0 +1,149 @@
+//! Topics, nodes and producer ids. Documents have the names and units of `chronicle.v1`.
+
+use axum::body::Body;
+use http::{Response, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::problem::Problem;
+use super::query::Query;
+use super::{Call, accept, body, document};
+use crate::broker::{BrokerError, NewTopic, PartitionDescription, Server, SettingsChange, TopicDurability};
+use crate::listeners::context::Context;
+
+/// See [`SettingsChange`].
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SettingsBody {
+    retention_bytes: Option<i64>,
+    retention_ms: Option<i64>,
+    segment_bytes: Option<i64>,
+    max_message_bytes: Option<i32>,
+    durability: Option<TopicDurability>,
+    flush_interval_ms: Option<i32>,
+}
+
+impl From<SettingsBody> for SettingsChange {
+    fn from(body: SettingsBody) -> Self {
+        let SettingsBody {
+            retention_bytes,
+            retention_ms,
+            segment_bytes,
+            max_message_bytes,
+            durability,
+            flush_interval_ms,
+        } = body;
+        Self { retention_bytes, retention_ms, segment_bytes, max_message_bytes, durability, flush_interval_ms }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateBody {
+    name: String,
+    #[serde(default)]
+    partitions: i32,
+    #[serde(default)]
+    replication_factor: i32,
+    #[serde(default)]
+    settings: SettingsBody,
+    #[serde(default)]
+    if_not_exists: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AlterBody {
+    #[serde(default)]
+    partitions: i32,
+    #[serde(default)]
+    settings: SettingsBody,
+}
+
+fn not_negative(field: &str, value: i32) -> Result<i32, BrokerError> {
+    if value < 0 { Err(BrokerError::invalid(field, value, "must be at least 0")) } else { Ok(value) }
+}
+
+/// What every endpoint here checks first.
+fn begin(call: &Call) -> Result<(), Problem> {
+    accept::choose(&call.headers, &[accept::JSON])?;
+    Query::parse(&call.uri, &[])?;
+    Ok(())
+}
+
+pub(super) async fn list(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
+    begin(&call)?;
+    document(StatusCode::OK, &json!({"topics": context.broker.topics().await?}))
+}
+
+pub(super) async fn create(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
+    begin(&call)?;
+    accept::require_json(&call.headers)?;
+    let body: CreateBody = body::parse(&body::read(call.body, context.limits()).await?)?;
+    let new = NewTopic {
+        name: body.name,
+        partitions: not_negative("partitions", body.partitions)?,
+        replication_factor: not_negative("replication_factor", body.replication_factor)?,
+        settings: body.settings.into(),
+        if_not_exists: body.if_not_exists,
+    };
+    let (topic, created) = context.broker.create_topic(new).await?;
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    document(status, &json!({"topic": topic, "created": created}))
+}
+
+pub(super) async fn describe(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
+    begin(&call)?;
+    let (topic, partitions) = context.broker.describe_topic(call.topic()).await?;
+    let partitions: Vec<_> = partitions.into_iter().map(partition).collect();
+    document(StatusCode::OK, &json!({"topic": topic, "partitions": partitions}))
+}
+
+fn partition(partition: PartitionDescription) -> serde_json::Value {
+    let PartitionDescription { partition, earliest, next, bytes, segments, term, leader, state } = partition;
+    json!({
+        "partition": partition, "earliest": earliest, "next": next, "bytes": bytes, "segments": segments, "term": term,
+        "leader": leader, "state": state,
+    })
+}
+
+pub(super) async fn alter(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
+    begin(&call)?;
+    accept::require_json(&call.headers)?;
+    let topic = call.topic().to_owned();
+    let body: AlterBody = body::parse(&body::read(call.body, context.limits()).await?)?;
+    let partitions = not_negative("partitions", body.partitions)?;
+    let topic = context.broker.alter_topic(&topic, partitions, body.settings.into()).await?;
+    document(StatusCode::OK, &json!({"topic": topic}))
+}
+
+pub(super) async fn delete(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
+    Query::parse(&call.uri, &[])?;
+    context.broker.delete_topic(call.topic()).await?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    Ok(response)
+}
+
+pub(super) async fn servers(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
+    begin(&call)?;
+    let (servers, cluster_id) = context.broker.servers().await?;
+    let servers: Vec<_> = servers.into_iter().map(server).collect();
+    document(StatusCode::OK, &json!({"servers": servers, "cluster_id": cluster_id}))
+}
+
+fn server(server: Server) -> serde_json::Value {
+    let Server { node_id, name, address, controller_leader, version } = server;
+    json!({
+        "node_id": node_id, "name": name, "address": address, "controller_leader": controller_leader, "version": version,
+    })
+}
+
+pub(super) async fn init_producer(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
+    begin(&call)?;
+    let (id, epoch) = context.broker.init_producer().await?;
+    document(StatusCode::OK, &json!({"id": id, "epoch": epoch}))
+}
+
+#[cfg(test)]
+pub(in crate::listeners::http) mod tests;

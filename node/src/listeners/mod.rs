@@ -1,0 +1,228 @@
+//! Listeners: bytes to requests and answers to bytes, no decisions.
+//!
+//! One TCP port carries gRPC and HTTP/JSON, over HTTP/1.1 and HTTP/2. The way of a request:
+//!
+//! ```text
+//! net (accept) -> sniff (HTTP version) -> connection (limits) -> front (gRPC or JSON) -> intake (metered body)
+//!   -> grpc/ or http/ (request of the broker) -> broker -> outflow (chunked, watched answer)
+//! ```
+//!
+//! Invariants:
+//! - Memory is bounded: connections, streams of a connection, headers, message size, bytes in flight (`budget`), and
+//!   what a client that does not read can pin (`outflow`).
+//! - Every task started here is waited for by [`Server::serve`].
+//! - A protocol has one table for errors: `grpc::status` and `http::problem`.
+//!
+//! Neighbours: `broker/` below, `ops/` beside it on a port of its own.
+
+mod budget;
+mod connection;
+mod context;
+mod decode;
+mod front;
+pub mod grpc;
+pub mod http;
+mod intake;
+pub mod net;
+mod outflow;
+mod sniff;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::budget::Budget;
+use self::connection::{Builders, Ending, too_many};
+use self::context::Context;
+use self::front::Routes;
+use self::net::{Acceptor, Socket};
+use crate::broker::Broker;
+use crate::telemetry::Metrics;
+
+/// Connections over the limit that are told so at a time; beyond them they are closed without a word.
+const REFUSALS_MAX: usize = 64;
+/// Wait after a failed accept: running out of file descriptors passes when connections close.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// A port that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("{field}: {address}: cannot listen: {source}")]
+pub struct BindError {
+    /// The field of the configuration.
+    pub field: &'static str,
+    /// Its value.
+    pub address: SocketAddr,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// Listens on the data port; returns the address in force.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn listen(wanted: SocketAddr) -> Result<(Acceptor, SocketAddr), BindError> {
+    let error = |source| BindError { field: "listeners.data", address: wanted, source };
+    let acceptor = Acceptor::bind(wanted).await.map_err(error)?;
+    let address = acceptor.local_addr().map_err(error)?;
+    Ok((acceptor, address))
+}
+
+/// The data port: bound, and serving once [`Server::serve`] runs.
+pub struct Server {
+    acceptor: Acceptor,
+    address: SocketAddr,
+    routes: Routes,
+}
+
+impl Server {
+    /// Listens on `listeners.data` of the broker's configuration. Limits are those of its `limits`.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn bind(broker: Broker, metrics: Metrics) -> Result<Self, BindError> {
+        let (acceptor, address) = listen(broker.config().listeners.data).await?;
+        Ok(Self::new(acceptor, address, broker, metrics))
+    }
+
+    /// As [`Server::bind`], on a port that was bound before the broker started.
+    pub fn new(acceptor: Acceptor, address: SocketAddr, broker: Broker, metrics: Metrics) -> Self {
+        let budget = Budget::new(broker.config().limits.in_flight_bytes_max);
+        let gauge = budget.clone();
+        metrics.register_collector(move |samples| {
+            let used = gauge.used() as f64;
+            samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
+        });
+        let context = Context { broker, metrics, budget, stopping: CancellationToken::new() };
+        Self { acceptor, address, routes: Routes::new(context) }
+    }
+
+    /// The address in force; the port is the real one when the configuration says 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`: then accepts no more, ends streams and long polls, finishes accepted requests for at most
+    /// `limits.shutdown-grace-ms`, and closes what is left. Returns when every connection and task has ended.
+    pub async fn serve(self, shutdown: CancellationToken) {
+        let Self { acceptor, routes, .. } = self;
+        let context = routes.context().clone();
+        let limits = context.limits().clone();
+        let tasks = TaskTracker::new();
+        let builders = Arc::new(Builders::new(Duration::from_millis(limits.header_timeout_ms), &tasks));
+        let ending = Ending { drain: context.stopping.clone(), kill: CancellationToken::new() };
+        let places = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
+        let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+        // Dropping the accept loses nothing: an accepted connection is returned by the poll that took it.
+        while let Some(socket) = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => None,
+            socket = accept(&acceptor) => Some(socket),
+        } {
+            let (builders, metrics) = (builders.clone(), &context.metrics);
+            if let Ok(place) = places.clone().try_acquire_owned() {
+                let open = Open::new(metrics, place);
+                let (routes, ending) = (routes.clone(), ending.clone());
+                tasks.spawn(async move {
+                    builders.serve(socket, &routes, &ending).await;
+                    drop(open);
+                });
+                continue;
+            }
+            metrics.connection_refused("connection_limit");
+            if let Ok(permit) = refusals.clone().try_acquire_owned() {
+                let kill = ending.kill.clone();
+                tasks.spawn(async move {
+                    let error = too_many(limits.connections_max);
+                    let _ = kill.run_until_cancelled(builders.refuse(socket, &error)).await;
+                    drop(permit);
+                });
+            }
+        }
+        drop(acceptor);
+        ending.drain.cancel();
+        tasks.close();
+        if timeout(Duration::from_millis(limits.shutdown_grace_ms), tasks.wait()).await.is_err() {
+            tracing::warn!(grace_ms = limits.shutdown_grace_ms, "closing connections that did not finish in time");
+            ending.kill.cancel();
+            tasks.wait().await;
+        }
+    }
+}
+
+/// The next connection; failures are logged and waited out.
+async fn accept(acceptor: &Acceptor) -> Socket {
+    loop {
+        match acceptor.accept().await {
+            Ok((socket, _)) => return socket,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+/// A place under the connection limit, and its count.
+struct Open {
+    metrics: Metrics,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(metrics: &Metrics, place: OwnedSemaphorePermit) -> Self {
+        metrics.connection_opened();
+        Self { metrics: metrics.clone(), _place: place }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.metrics.connection_closed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{grpc, http};
+    use crate::broker::{ErrorKind, Reason};
+
+    #[test]
+    fn the_documentation_of_errors_has_exactly_the_reasons_with_the_codes_of_the_tables() {
+        let text = include_str!("../../../docs/errors.md");
+        let documented: Vec<Vec<&str>> = text
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.split('|').map(str::trim).skip(1).take(4).collect())
+            .collect();
+        let tables: Vec<Vec<String>> = Reason::ALL
+            .iter()
+            .map(|reason| {
+                let code = format!("{:?}", grpc::status::code(*reason));
+                let code = code.chars().enumerate().fold(String::new(), |name, (i, c)| match c {
+                    c if c.is_ascii_uppercase() && i > 0 => name + "_" + &c.to_string(),
+                    c => name + &c.to_ascii_uppercase().to_string(),
+                });
+                let kind = match reason.kind() {
+                    ErrorKind::Retry => "retry",
+                    ErrorKind::Redirect => "redirect",
+                    ErrorKind::Rejected => "rejected",
+                    ErrorKind::Unknown => "unknown",
+                    ErrorKind::Fatal => "fatal",
+                };
+                let status = http::problem::status(*reason).as_u16().to_string();
+                vec![format!("`{}`", reason.as_str()), code, status, kind.to_owned()]
+            })
+            .collect();
+        assert_eq!(documented, tables);
+        for reason in Reason::ALL {
+            assert!(text.contains(&format!("\n**`{}`** ", reason.as_str())), "{reason:?} is not explained");
+        }
+    }
+}

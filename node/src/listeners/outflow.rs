@@ -1,0 +1,270 @@
+//! The body of an answer on its way out: counted, cut into chunks, and watched, so that a client that takes nothing
+//! does not keep memory for ever.
+//!
+//! Invariants:
+//! - hyper asks for the next chunk only once the client has room for the one before, so an unanswered chunk is a client
+//!   that does not read. Chunks are at most [`CHUNK_BYTES`], which bounds what is out of sight in HTTP/2's own buffers.
+//! - A stalled answer is evicted first (its stream ends with OVERLOADED as soon as the client reads again); if even
+//!   that is not taken for as long again, the connection is closed and everything it holds is freed.
+//!
+//! [`Stalls`] belongs to the connection task, which calls [`Stalls::check`] on a timer.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper::body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::budget::Hold;
+use super::grpc::status;
+use crate::broker::{BrokerError, Reason};
+use crate::telemetry::Metrics;
+
+/// Largest piece handed to HTTP at once.
+pub(crate) const CHUNK_BYTES: usize = 64 << 10;
+
+const MOVING: u64 = 0;
+const GIVEN_UP: u64 = 1 << 63;
+
+/// Since when a chunk is outstanding, in milliseconds since the connection began plus one; [`MOVING`] while none is.
+/// With the [`GIVEN_UP`] bit: since when the answer is evicted.
+#[derive(Debug, Default)]
+struct Stall(AtomicU64);
+
+/// The answers under way on one connection.
+#[derive(Debug)]
+pub(crate) struct Stalls {
+    began: Instant,
+    limit: Duration,
+    answers: Mutex<Vec<Weak<Stall>>>,
+}
+
+/// What the connection should do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Go on.
+    Fine,
+    /// A client does not take even the end of an evicted answer: close.
+    Close,
+}
+
+impl Stalls {
+    pub(crate) fn new(limit: Duration) -> Arc<Self> {
+        Arc::new(Self { began: Instant::now(), limit, answers: Mutex::new(Vec::new()) })
+    }
+
+    /// How often to call [`Stalls::check`].
+    pub(crate) fn interval(&self) -> Duration {
+        (self.limit / 8).clamp(Duration::from_millis(10), Duration::from_secs(10))
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64 + 1
+    }
+
+    fn register(&self) -> Arc<Stall> {
+        let stall = Arc::new(Stall::default());
+        let mut answers = self.answers.lock();
+        if answers.len() == answers.capacity() {
+            answers.retain(|answer| answer.strong_count() > 0);
+        }
+        answers.push(Arc::downgrade(&stall));
+        stall
+    }
+
+    /// Evicts answers that stall for longer than the limit.
+    pub(crate) fn check(&self, metrics: &Metrics) -> Verdict {
+        self.check_at(self.now_ms(), metrics)
+    }
+
+    fn check_at(&self, now: u64, metrics: &Metrics) -> Verdict {
+        let limit = self.limit.as_millis() as u64;
+        let mut verdict = Verdict::Fine;
+        self.answers.lock().retain(|answer| {
+            let Some(stall) = answer.upgrade() else { return false };
+            let state = stall.0.load(Ordering::Relaxed);
+            let since = state & !GIVEN_UP;
+            if since == MOVING {
+                return true;
+            }
+            let stalled = now.saturating_sub(since);
+            if state & GIVEN_UP == 0 {
+                // Lost against a poll in between: the client took something after all.
+                if stalled >= limit
+                    && stall.0.compare_exchange(state, now | GIVEN_UP, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+                {
+                    metrics.slow_reader();
+                }
+            } else if stalled >= limit {
+                verdict = Verdict::Close;
+            }
+            true
+        });
+        verdict
+    }
+}
+
+/// A response body under watch.
+pub(crate) struct Outflow<B> {
+    body: Option<B>,
+    rest: Bytes,
+    grpc: bool,
+    stall: Arc<Stall>,
+    stalls: Arc<Stalls>,
+    metrics: Metrics,
+    hold: Option<Arc<Hold>>,
+}
+
+impl<B> Outflow<B> {
+    pub(crate) fn new(body: B, grpc: bool, stalls: Arc<Stalls>, metrics: Metrics, hold: Option<Arc<Hold>>) -> Self {
+        Self { body: Some(body), rest: Bytes::new(), grpc, stall: stalls.register(), stalls, metrics, hold }
+    }
+
+    fn chunk(&mut self, mut data: Bytes) -> Frame<Bytes> {
+        self.rest = if data.len() > CHUNK_BYTES { data.split_off(CHUNK_BYTES) } else { Bytes::new() };
+        self.metrics.sent(data.len());
+        self.stall.0.store(self.stalls.now_ms(), Ordering::Relaxed);
+        Frame::data(data)
+    }
+}
+
+/// The client did not read for too long.
+pub(crate) fn slow_reader(limit: Duration) -> BrokerError {
+    let ms = limit.as_millis();
+    BrokerError::new(
+        Reason::Overloaded,
+        format!("the client took nothing of the answer for {ms} ms (limits.slow-reader-ms): the rest is dropped"),
+    )
+    .with("slow_reader_ms", ms)
+}
+
+impl<B> Body for Outflow<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = &mut *self;
+        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        if this.stall.0.swap(MOVING, Ordering::Relaxed) & GIVEN_UP != 0 {
+            this.body = None;
+            this.rest = Bytes::new();
+            this.hold = None;
+            let error = slow_reader(this.stalls.limit);
+            return Poll::Ready(Some(if this.grpc {
+                let mut trailers = HeaderMap::new();
+                status::status(&error).add_header(&mut trailers).map_err(Box::new)?;
+                Ok(Frame::trailers(trailers))
+            } else {
+                Err(Box::new(error))
+            }));
+        }
+        if !this.rest.is_empty() {
+            let rest = std::mem::take(&mut this.rest);
+            return Poll::Ready(Some(Ok(this.chunk(rest))));
+        }
+        match std::task::ready!(Pin::new(body).poll_frame(cx)) {
+            None => Poll::Ready(None),
+            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+            Some(Ok(frame)) => Poll::Ready(Some(Ok(match frame.into_data() {
+                Ok(data) => this.chunk(data),
+                Err(frame) => frame,
+            }))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.body {
+            None => true,
+            Some(body) => self.rest.is_empty() && body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.body {
+            None => SizeHint::with_exact(0),
+            Some(body) => {
+                let (inner, rest) = (body.size_hint(), self.rest.len() as u64);
+                let mut hint = SizeHint::new();
+                if let Some(upper) = inner.upper() {
+                    hint.set_upper(upper.saturating_add(rest));
+                }
+                hint.set_lower(inner.lower().saturating_add(rest));
+                hint
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Full};
+
+    use super::*;
+
+    fn outflow(bytes: usize, grpc: bool, stalls: &Arc<Stalls>, metrics: &Metrics) -> Outflow<Full<Bytes>> {
+        Outflow::new(Full::new(vec![7; bytes].into()), grpc, stalls.clone(), metrics.clone(), None)
+    }
+
+    #[tokio::test]
+    async fn large_answers_leave_in_chunks_and_whole() {
+        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10)));
+        let mut body = outflow(3 * CHUNK_BYTES + 5, false, &stalls, &metrics);
+        assert_eq!(body.size_hint().exact(), Some(3 * CHUNK_BYTES as u64 + 5));
+        let mut sizes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            sizes.push(frame.unwrap().into_data().unwrap().len());
+            assert_eq!(body.size_hint().exact(), Some((3 * CHUNK_BYTES + 5 - sizes.iter().sum::<usize>()) as u64));
+        }
+        assert_eq!(sizes, [CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, 5]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_nobody_takes_is_evicted_with_overloaded_and_then_closes_the_connection() {
+        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10)));
+        let mut taken = outflow(2 * CHUNK_BYTES, true, &stalls, &metrics);
+        let mut stuck = outflow(2 * CHUNK_BYTES, true, &stalls, &metrics);
+        taken.frame().await.unwrap().unwrap();
+        stuck.frame().await.unwrap().unwrap();
+        let later = stalls.now_ms() + 10_000;
+        assert_eq!(stalls.check_at(later, &metrics), Verdict::Fine);
+        assert!(metrics.encode().contains("chronicle_slow_readers_total 2"));
+        let trailers = taken.frame().await.unwrap().unwrap().into_trailers().unwrap();
+        assert_eq!(trailers["grpc-status"], "8");
+        assert!(taken.frame().await.is_none());
+        assert_eq!(stalls.check_at(later + 9_999, &metrics), Verdict::Fine);
+        assert_eq!(stalls.check_at(later + 10_000, &metrics), Verdict::Close);
+        drop(stuck);
+        assert_eq!(stalls.check_at(later + 10_000, &metrics), Verdict::Fine);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_keeps_taking_is_left_alone_and_so_is_one_that_waits_for_records() {
+        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10)));
+        let mut body = outflow(4 * CHUNK_BYTES, true, &stalls, &metrics);
+        for _ in 0..4 {
+            body.frame().await.unwrap().unwrap();
+            assert_eq!(stalls.check_at(stalls.now_ms() + 5_000, &metrics), Verdict::Fine);
+        }
+        let (_sender, waiting) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, std::io::Error>>(1);
+        let stream = http_body_util::StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(waiting));
+        let mut waiting = Outflow::new(stream, true, stalls.clone(), metrics.clone(), None);
+        assert!(futures::poll!(std::pin::pin!(waiting.frame())).is_pending());
+        drop(body);
+        assert_eq!(stalls.check_at(stalls.now_ms() + 50_000, &metrics), Verdict::Fine);
+        assert!(metrics.encode().contains("chronicle_slow_readers_total 0"));
+    }
+}

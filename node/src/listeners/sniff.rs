@@ -1,0 +1,121 @@
+//! Tells HTTP/2 (prior knowledge) from HTTP/1 by the first bytes of a connection, and gives the bytes back.
+//!
+//! The HTTP/2 preface (RFC 9113, section 3.4) cannot be the start of an HTTP/1 request: its method, `PRI`, is reserved.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What the client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    Http1,
+    Http2,
+}
+
+/// Reads until the version is clear. Not cancellation safe: when dropped, bytes read are lost with the connection.
+///
+/// # Errors
+/// When reading fails or the client closes before it has said anything.
+pub(crate) async fn sniff<I: AsyncRead + Unpin>(mut io: I) -> io::Result<(Version, Prefixed<I>)> {
+    let mut first = [0; PREFACE.len()];
+    let mut filled = 0;
+    let version = loop {
+        let read = io.read(&mut first[filled..]).await?;
+        if read == 0 {
+            if filled == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            break Version::Http1;
+        }
+        filled += read;
+        if first[..filled] != PREFACE[..filled] {
+            break Version::Http1;
+        }
+        if filled == PREFACE.len() {
+            break Version::Http2;
+        }
+    };
+    Ok((version, Prefixed { prefix: Bytes::copy_from_slice(&first[..filled]), io }))
+}
+
+/// A byte stream whose first bytes were read before and are read again.
+#[derive(Debug)]
+pub(crate) struct Prefixed<I> {
+    prefix: Bytes,
+    io: I,
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Prefixed<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let n = self.prefix.len().min(buf.remaining());
+        buf.put_slice(&self.prefix[..n]);
+        self.prefix.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Prefixed<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    async fn first(bytes: &'static [u8]) -> (Version, Vec<u8>) {
+        let (mut client, server) = tokio::io::duplex(3);
+        let writer = tokio::spawn(async move {
+            client.write_all(bytes).await.unwrap();
+        });
+        let (version, mut io) = sniff(server).await.unwrap();
+        let mut rest = Vec::new();
+        io.read_to_end(&mut rest).await.unwrap();
+        writer.await.unwrap();
+        (version, rest)
+    }
+
+    #[tokio::test]
+    async fn versions_are_told_apart_and_no_byte_is_lost() {
+        for (bytes, version) in [
+            (&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nframes"[..], Version::Http2),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r!", Version::Http1),
+            (b"POST / HTTP/1.1\r\n\r\n", Version::Http1),
+            (b"P", Version::Http1),
+        ] {
+            assert_eq!(first(bytes).await, (version, bytes.to_vec()));
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Idempotent producers: who appended which sequence numbers last (KIP-98).
+//!
+//! The table is a pure function of the log prefix: every replica derives it from the batch headers of committed entries,
+//! and the leader's sequencer keeps a copy that runs ahead with what it has proposed.
+//!
+//! Where Kafka remembers five batches of a producer, this table remembers runs: consecutive batches whose sequences and
+//! offsets both follow on merge into one, so that a producer that has a partition to itself costs one run however far it
+//! pipelines, and a repeated request is recognised anywhere in the remembered runs.
+
+use std::collections::{HashMap, VecDeque};
+
+use chronicle_records::BatchHeader;
+use serde::{Deserialize, Serialize};
+
+/// Sequence numbers are 31 bits and wrap to 0.
+const SEQUENCE_MASK: i32 = i32::MAX;
+
+/// Runs remembered per producer; the requests that a client may have in flight on one stream.
+const RUNS_MAX: usize = 256;
+
+/// A run is cut at its front when it grows past this many records, to keep sequence arithmetic within half the range.
+const RUN_RECORDS_MAX: i64 = 1 << 29;
+
+/// What a batch of an idempotent producer is, judged against the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The next one: append it.
+    Next,
+    /// Stored before, at this base offset.
+    Duplicate {
+        /// Offset of its first record.
+        base_offset: i64,
+    },
+    /// Its epoch is older than `current`.
+    Fenced {
+        /// The producer's epoch in the log.
+        current: i16,
+    },
+    /// It does not follow on what is stored and is not remembered either.
+    OutOfOrder {
+        /// The sequence number that would follow.
+        expected: i32,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Run {
+    sequence: i32,
+    base_offset: i64,
+    records: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Producer {
+    epoch: i16,
+    /// Oldest first, never empty.
+    runs: VecDeque<Run>,
+}
+
+/// The producers of one partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProducerTable {
+    producers: HashMap<i64, Producer>,
+    /// Bound of the table; 0 is none.
+    #[serde(skip)]
+    max: usize,
+}
+
+/// `sequence + records`, wrapping after `i32::MAX` to 0.
+fn advance(sequence: i32, records: i64) -> i32 {
+    ((i64::from(sequence) + records) & i64::from(SEQUENCE_MASK)) as i32
+}
+
+/// How far `to` lies behind `from` in sequence space.
+fn distance(from: i32, to: i32) -> i64 {
+    i64::from(to.wrapping_sub(from) & SEQUENCE_MASK)
+}
+
+impl ProducerTable {
+    /// An empty table that forgets the producers idle for longest beyond `max` of them.
+    pub(super) fn new(max: usize) -> Self {
+        Self { producers: HashMap::new(), max }
+    }
+
+    /// Sets the bound of a table that was read from a checkpoint.
+    pub(super) fn set_max(&mut self, max: usize) {
+        self.max = max;
+    }
+
+    /// Judges a batch. Batches without a producer id are always next.
+    pub(super) fn judge(&self, header: &BatchHeader) -> Verdict {
+        if header.producer_id < 0 {
+            return Verdict::Next;
+        }
+        // A producer that is not remembered may go on: its state went with retention or the table's bound.
+        let Some(producer) = self.producers.get(&header.producer_id) else { return Verdict::Next };
+        if header.producer_epoch < producer.epoch {
+            return Verdict::Fenced { current: producer.epoch };
+        }
+        if header.producer_epoch > producer.epoch {
+            return if header.base_sequence == 0 { Verdict::Next } else { Verdict::OutOfOrder { expected: 0 } };
+        }
+        let last = producer.runs.back().expect("a producer has at least one run");
+        let expected = advance(last.sequence, last.records);
+        if header.base_sequence == expected {
+            return Verdict::Next;
+        }
+        let records = i64::from(header.record_count);
+        for run in producer.runs.iter().rev() {
+            let skip = distance(run.sequence, header.base_sequence);
+            if skip + records <= run.records {
+                return Verdict::Duplicate { base_offset: run.base_offset + skip };
+            }
+        }
+        Verdict::OutOfOrder { expected }
+    }
+
+    /// Records that a batch was appended at `base_offset`. It must have been judged [`Verdict::Next`].
+    pub(super) fn appended(&mut self, header: &BatchHeader, base_offset: i64) {
+        if header.producer_id < 0 {
+            return;
+        }
+        let run = Run { sequence: header.base_sequence, base_offset, records: i64::from(header.record_count) };
+        if let Some(producer) = self.producers.get_mut(&header.producer_id) {
+            if producer.epoch != header.producer_epoch {
+                producer.epoch = header.producer_epoch;
+                producer.runs.clear();
+            }
+            match producer.runs.back_mut() {
+                Some(last)
+                    if last.base_offset + last.records == base_offset
+                        && advance(last.sequence, last.records) == run.sequence =>
+                {
+                    last.records += run.records;
+                    if last.records > RUN_RECORDS_MAX {
+                        let cut = last.records / 2;
+                        last.sequence = advance(last.sequence, cut);
+                        last.base_offset += cut;
+                        last.records -= cut;
+                    }
+                }
+                _ => {
+                    if producer.runs.len() == RUNS_MAX {
+                        producer.runs.pop_front();
+                    }
+                    producer.runs.push_back(run);
+                }
+            }
+            return;
+        }
+        if self.max > 0 && self.producers.len() >= self.max {
+            self.forget_idle();
+        }
+        self.producers
+            .insert(header.producer_id, Producer { epoch: header.producer_epoch, runs: VecDeque::from([run]) });
+    }
+
+    /// Drops the tenth of the producers whose last append is the longest ago, in offsets.
+    fn forget_idle(&mut self) {
+        let mut last: Vec<(i64, i64)> =
+            self.producers.iter().map(|(id, p)| (p.runs.back().map(|run| run.base_offset).unwrap_or(0), *id)).collect();
+        last.sort_unstable();
+        let drop = (self.producers.len() / 10).max(1);
+        for (_, id) in last.into_iter().take(drop) {
+            self.producers.remove(&id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(producer_id: i64, epoch: i16, sequence: i32, records: i32) -> BatchHeader {
+        let mut builder = chronicle_records::BatchBuilder::new(chronicle_records::Compression::None).with_producer(
+            producer_id,
+            epoch,
+            sequence,
+        );
+        for _ in 0..records {
+            builder.push(0, None, Some(b"v"), std::iter::empty()).unwrap();
+        }
+        chronicle_records::parse_header(&builder.build().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_repeated_batch_gets_its_first_offset_even_inside_a_merged_run() {
+        let mut table = ProducerTable::new(10);
+        for (i, offset) in [(0, 100), (3, 103), (6, 106)] {
+            let batch = header(1, 0, i, 3);
+            assert_eq!(table.judge(&batch), Verdict::Next);
+            table.appended(&batch, offset);
+        }
+        assert_eq!(table.producers[&1].runs.len(), 1);
+        assert_eq!(table.judge(&header(1, 0, 3, 3)), Verdict::Duplicate { base_offset: 103 });
+        assert_eq!(table.judge(&header(1, 0, 9, 1)), Verdict::Next);
+        assert_eq!(table.judge(&header(1, 0, 10, 1)), Verdict::OutOfOrder { expected: 9 });
+        // Half old, half new: not the request of before.
+        assert_eq!(table.judge(&header(1, 0, 8, 3)), Verdict::OutOfOrder { expected: 9 });
+    }
+
+    #[test]
+    fn interleaved_producers_are_told_apart() {
+        let mut table = ProducerTable::new(10);
+        table.appended(&header(1, 0, 0, 1), 0);
+        table.appended(&header(2, 0, 0, 1), 1);
+        table.appended(&header(1, 0, 1, 1), 2);
+        assert_eq!(table.judge(&header(1, 0, 0, 1)), Verdict::Duplicate { base_offset: 0 });
+        assert_eq!(table.judge(&header(1, 0, 1, 1)), Verdict::Duplicate { base_offset: 2 });
+        assert_eq!(table.judge(&header(2, 0, 0, 1)), Verdict::Duplicate { base_offset: 1 });
+    }
+
+    #[test]
+    fn sequences_wrap_to_zero() {
+        let mut table = ProducerTable::new(10);
+        table.appended(&header(1, 0, i32::MAX - 1, 1), 0);
+        let last = header(1, 0, i32::MAX, 1);
+        assert_eq!(table.judge(&last), Verdict::Next);
+        table.appended(&last, 1);
+        assert_eq!(table.judge(&header(1, 0, 0, 2)), Verdict::Next);
+        table.appended(&header(1, 0, 0, 2), 2);
+        assert_eq!(table.judge(&header(1, 0, i32::MAX, 1)), Verdict::Duplicate { base_offset: 1 });
+        assert_eq!(table.judge(&header(1, 0, 1, 1)), Verdict::Duplicate { base_offset: 3 });
+    }
+
+    #[test]
+    fn an_old_epoch_is_fenced_and_a_new_one_starts_at_zero() {
+        let mut table = ProducerTable::new(10);
+        table.appended(&header(1, 3, 7, 1), 0);
+        assert_eq!(table.judge(&header(1, 2, 8, 1)), Verdict::Fenced { current: 3 });
+        assert_eq!(table.judge(&header(1, 4, 8, 1)), Verdict::OutOfOrder { expected: 0 });
+        assert_eq!(table.judge(&header(1, 4, 0, 1)), Verdict::Next);
+        table.appended(&header(1, 4, 0, 1), 1);
+        assert_eq!(table.judge(&header(1, 3, 8, 1)), Verdict::Fenced { current: 4 });
+    }
+
+    #[test]
+    fn beyond_the_bound_the_idlest_are_forgotten() {
+        let mut table = ProducerTable::new(20);
+        for id in 0..30 {
+            table.appended(&header(id, 0, 0, 1), id);
+        }
+        assert!(table.producers.len() <= 20);
+        assert_eq!(table.judge(&header(29, 0, 0, 1)), Verdict::Duplicate { base_offset: 29 });
+        assert_eq!(table.judge(&header(0, 0, 5, 1)), Verdict::Next);
+    }
+}

@@ -1,0 +1,63 @@
+//! Checkpoints and retention of one partition.
+//!
+//! Order: a checkpoint that covers what shall go, then raft's purge mark (durable), then the files, oldest first. A crash
+//! between any two leaves a log that starts: at worst it keeps more than it must.
+
+use std::sync::Arc;
+
+use chronicle_log::Log;
+
+use super::machine::{PartitionMachine, Shared};
+use crate::broker::{BrokerError, TopicSettings};
+use crate::raft::Group;
+
+pub(super) async fn run(
+    log: &Arc<Log>,
+    group: &Group<PartitionMachine>,
+    shared: &Shared,
+    settings: &TopicSettings,
+    now_ms: i64,
+) -> Result<(), BrokerError> {
+    let Some(applied) = shared.progress.borrow().index else { return Ok(()) };
+    let active_base = log.segments().last().map(|segment| segment.base_index).unwrap_or(0);
+    let covered = group.status().checkpoint.unwrap_or(0);
+    if active_base > 0 && covered + 1 < active_base {
+        group.checkpoint().await.map_err(|e| super::group_error(&e))?;
+    }
+    let max_bytes = u64::try_from(settings.retention_bytes).ok();
+    let min_time = (settings.retention_ms >= 0).then(|| now_ms.saturating_sub(settings.retention_ms));
+    if max_bytes.is_none() && min_time.is_none() {
+        return Ok(());
+    }
+    if let Some(min_time) = min_time {
+        roll_if_expired(log, group, min_time).await?;
+    }
+    let Some(keep) = log.retention_index(max_bytes, min_time, applied) else { return Ok(()) };
+    let first = log.position().first_index;
+    if keep <= first {
+        return Ok(());
+    }
+    group.checkpoint().await.map_err(|e| super::group_error(&e))?;
+    group.purge(keep - 1).await.map_err(|e| super::group_error(&e))?;
+    let target = log.clone();
+    let deleted = super::on_disk(move || target.delete_before(keep)).await?;
+    tracing::info!(
+        segments = deleted.segments,
+        bytes = deleted.bytes,
+        first_index = log.position().first_index,
+        "retention deleted segments"
+    );
+    Ok(())
+}
+
+/// Rolls an active segment whose newest record has expired, so that it can go: a partition that nobody writes to any
+/// more still keeps its promise about age. The newest segment always stays, so that a blank entry starts the next one.
+async fn roll_if_expired(log: &Arc<Log>, group: &Group<PartitionMachine>, min_time: i64) -> Result<(), BrokerError> {
+    let expired = log.segments().last().and_then(|active| active.max_timestamp).is_some_and(|newest| newest < min_time);
+    if !expired {
+        return Ok(());
+    }
+    let target = log.clone();
+    super::on_disk(move || target.roll()).await?;
+    group.blank().await.map_err(|e| super::group_error(&e))
+}

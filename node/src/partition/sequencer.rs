@@ -1,0 +1,413 @@
+//! The sequencer: one task per led partition that owns the order of its appends.
+//!
+//! It gathers the requests that wait into one raft entry (bounded in bytes; batching comes from the wait for earlier
+//! entries, not from a timer), judges each against the speculative tail (what it has proposed so far) and proposes the
+//! entry pinned to its term, so that an entry that lands is valid by construction.
+//!
+//! Invariants:
+//! - Base offsets are assigned here, in queue order, and patched into the batches in place.
+//! - A refusal or a duplicate's answer leaves only after the entries that it was judged against are committed.
+//! - When an entry fails, everything speculative is void: the sequencer stops, and the partition starts again from the
+//!   committed state.
+//! - Every request is answered: a [`Reply`] that is dropped says "not accepted" before its proposal and "outcome unknown"
+//!   after it.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use chronicle_log::Log;
+use chronicle_records::BatchHeader;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::keys::{KeyVersions, KeysError};
+use super::machine::{PartitionMachine, Shared};
+use super::producers::{ProducerTable, Verdict};
+use crate::broker::{BrokerError, Expectation, Produced, Reason};
+use crate::raft::{Group, LeaderTerm, Proposal, ProposeError, ProposeResult};
+
+/// The answer of an append.
+pub type Answer = Result<Produced, BrokerError>;
+
+/// A promise to one client. Dropped unanswered, it says what is known of the append's fate.
+#[derive(Debug)]
+pub struct Reply {
+    sender: Option<oneshot::Sender<Answer>>,
+    proposed: bool,
+}
+
+impl Reply {
+    /// A reply and where its answer arrives.
+    pub fn new() -> (Self, oneshot::Receiver<Answer>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self { sender: Some(sender), proposed: false }, receiver)
+    }
+
+    fn send(mut self, answer: Answer) {
+        if let Some(sender) = self.sender.take() {
+            // A client that went away needs no answer.
+            let _ = sender.send(answer);
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(sender) = self.sender.take() {
+            let stopped = BrokerError::new(Reason::Unavailable, "the partition stopped before the append was judged");
+            let _ = sender.send(Err(if self.proposed { BrokerError::unknown(&stopped) } else { stopped }));
+        }
+    }
+}
+
+/// One append on its way into the log.
+pub(super) struct Append {
+    /// One checked record batch.
+    pub batch: BytesMut,
+    /// Its header.
+    pub header: BatchHeader,
+    /// Its condition.
+    pub expectation: Option<Expectation>,
+    /// Where the answer goes.
+    pub reply: Reply,
+    /// Its place in the queue's byte bound; free once it is proposed.
+    pub permit: OwnedSemaphorePermit,
+}
+
+/// What the sequencer works with.
+pub(super) struct Sequencer {
+    pub(super) group: Arc<Group<PartitionMachine>>,
+    pub(super) leader: LeaderTerm,
+    pub(super) log: Arc<Log>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) queue: mpsc::UnboundedReceiver<Append>,
+    /// Entries that may be proposed and not committed.
+    pub(super) slots: Arc<Semaphore>,
+    /// KiB that all partitions together may have proposed and not committed.
+    pub(super) budget: Arc<Semaphore>,
+    pub(super) entry_bytes_max: usize,
+    pub(super) versioned_keys_max: usize,
+    pub(super) failure: Failure,
+}
+
+/// Why the partition has to start again; set once, by whoever sees it first.
+#[derive(Clone)]
+pub(super) struct Failure {
+    log: Arc<Log>,
+    cause: Arc<Mutex<Option<BrokerError>>>,
+    stop: CancellationToken,
+}
+
+impl Failure {
+    pub(super) fn new(log: Arc<Log>) -> Self {
+        Self { log, cause: Arc::default(), stop: CancellationToken::new() }
+    }
+
+    /// Sets the cause, if there is none, and stops the sequencer.
+    pub(super) fn set(&self, error: BrokerError) {
+        self.cause.lock().get_or_insert(error);
+        self.stop.cancel();
+    }
+
+    /// Stops the sequencer without a failure: accepted appends are finished, queued ones refused.
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// The cause, once there is one. Where the log failed, that is the cause, and not what raft made of it.
+    pub(super) fn get(&self) -> Option<BrokerError> {
+        if !self.stop.is_cancelled() {
+            return None;
+        }
+        match self.log.failure() {
+            Some(error) => Some(super::log_error(&error)),
+            None => self.cause.lock().clone(),
+        }
+    }
+}
+
+/// What is known of the log's end, with everything proposed so far.
+struct Tail {
+    next_offset: u64,
+    producers: ProducerTable,
+    /// Built on first use.
+    keys: Option<KeyVersions>,
+}
+
+/// A reply that waits for a commit.
+struct Waiting {
+    reply: Reply,
+    answer: Answer,
+    /// Part of the entry itself, not only judged against it.
+    in_entry: bool,
+}
+
+/// Replies that wait for one entry; `None` once it has committed or failed.
+type Waiters = Arc<Mutex<Option<Vec<Waiting>>>>;
+
+/// An entry being put together.
+#[derive(Default)]
+struct Draft {
+    payload: BytesMut,
+    records: u32,
+    max_timestamp: i64,
+    waiting: Vec<Waiting>,
+}
+
+impl Sequencer {
+    /// Runs until the queue closes or the partition fails. Returns when every proposed entry has been answered.
+    pub(super) async fn run(mut self) {
+        let mut tail = Tail {
+            next_offset: self.shared.progress.borrow().next_offset,
+            producers: self.shared.producers.lock().clone(),
+            keys: None,
+        };
+        let slots_max = self.slots.available_permits() as u32;
+        let mut last: Option<Waiters> = None;
+        let mut held: Option<Append> = None;
+        loop {
+            let first = match held.take() {
+                Some(append) => append,
+                None => tokio::select! {
+                    biased;
+                    () = self.failure.stop.cancelled() => break,
+                    next = self.queue.recv() => match next {
+                        Some(append) => append,
+                        None => break,
+                    },
+                },
+            };
+            // While this waits, requests gather behind it.
+            let slot = tokio::select! {
+                biased;
+                () = self.failure.stop.cancelled() => break,
+                slot = self.slots.clone().acquire_owned() => slot.expect("the semaphore is never closed"),
+            };
+            let mut draft = Draft::default();
+            self.take(first, &mut tail, &mut draft, &last).await;
+            while draft.payload.len() < self.entry_bytes_max {
+                let Ok(next) = self.queue.try_recv() else { break };
+                if !draft.payload.is_empty() && draft.payload.len() + next.batch.len() > self.entry_bytes_max {
+                    held = Some(next);
+                    break;
+                }
+                self.take(next, &mut tail, &mut draft, &last).await;
+            }
+            if draft.payload.is_empty() {
+                continue;
+            }
+            match self.propose(draft, slot).await {
+                Some(waiters) => last = Some(waiters),
+                None => break,
+            }
+        }
+        // Refuse what is queued, then wait for what is proposed: all slots are free again once it is answered.
+        self.queue.close();
+        drop(held);
+        while self.queue.try_recv().is_ok() {}
+        let _ = self.slots.acquire_many(slots_max).await;
+    }
+
+    /// Judges one append: into the draft, or to its refusal.
+    async fn take(&self, append: Append, tail: &mut Tail, draft: &mut Draft, last: &Option<Waiters>) {
+        let Append { mut batch, header, expectation, reply, permit } = append;
+        let verdict = match tail.producers.judge(&header) {
+            Verdict::Next => match expectation {
+                Some(expectation) => self.expect(&expectation, tail, draft, &header).await,
+                None => Ok(()),
+            },
+            Verdict::Duplicate { base_offset } => {
+                let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: true });
+                return answer_after(Waiting { reply, answer, in_entry: false }, draft, last);
+            }
+            Verdict::Fenced { current } => Err(BrokerError::new(
+                Reason::ProducerFenced,
+                format!("producer {}: epoch {} is older than {current}", header.producer_id, header.producer_epoch),
+            )
+            .with("current", current)),
+            Verdict::OutOfOrder { expected } => Err(BrokerError::new(
+                Reason::OutOfOrderSequence,
+                format!(
+                    "producer {}: sequence {} is neither the next ({expected}) nor one that is remembered",
+                    header.producer_id, header.base_sequence
+                ),
+            )
+            .with("expected", expected)),
+        };
+        if let Err(error) = verdict {
+            return answer_after(Waiting { reply, answer: Err(error), in_entry: false }, draft, last);
+        }
+        let base_offset = tail.next_offset as i64;
+        chronicle_records::patch(&mut batch, base_offset, leader_epoch(self.leader.term));
+        tail.producers.appended(&header, base_offset);
+        tail.next_offset += header.record_count as u64;
+        if let Some(keys) = &mut tail.keys {
+            let batches = batch.clone().freeze();
+            if let Err(error) = keys.observe(&batches) {
+                tracing::warn!(%error, "key versions are dropped and will be built again");
+                tail.keys = None;
+            }
+        }
+        if draft.payload.is_empty() {
+            draft.payload = batch;
+            draft.max_timestamp = header.max_timestamp;
+        } else {
+            draft.payload.extend_from_slice(&batch);
+            draft.max_timestamp = draft.max_timestamp.max(header.max_timestamp);
+        }
+        draft.records += header.record_count as u32;
+        let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: false });
+        draft.waiting.push(Waiting { reply, answer, in_entry: true });
+        drop(permit);
+    }
+
+    /// Judges an expectation against the speculative tail.
+    async fn expect(
+        &self,
+        expectation: &Expectation,
+        tail: &mut Tail,
+        draft: &Draft,
+        header: &BatchHeader,
+    ) -> Result<(), BrokerError> {
+        match expectation {
+            Expectation::NextOffset(wanted) if *wanted == tail.next_offset as i64 => Ok(()),
+            Expectation::NextOffset(wanted) => Err(BrokerError::new(
+                Reason::VersionConflict,
+                format!("expected next offset {wanted}: the partition is at {}", tail.next_offset),
+            )
+            .with("current", tail.next_offset)),
+            Expectation::KeyVersion { key, version } => {
+                if tail.keys.is_none() {
+                    tail.keys = Some(self.build_keys(tail.next_offset, draft).await?);
+                }
+                let keys = tail.keys.as_ref().expect("built above");
+                let current = keys.version(key, self.log.position().start_offset);
+                if current == *version {
+                    return Ok(());
+                }
+                Err(BrokerError::new(
+                    Reason::VersionConflict,
+                    format!(
+                        "expected version {version} of the key: it is at {current} ({} records refused)",
+                        header.record_count
+                    ),
+                )
+                .with("current", current))
+            }
+        }
+    }
+
+    /// Reads the versions of all keys: everything proposed is waited for first, so that the log holds it, and the draft
+    /// is added.
+    async fn build_keys(&self, next_offset: u64, draft: &Draft) -> Result<KeyVersions, BrokerError> {
+        let committed = next_offset - u64::from(draft.records);
+        let mut progress = self.shared.progress.subscribe();
+        let reached = tokio::select! {
+            biased;
+            () = self.failure.stop.cancelled() => None,
+            reached = progress.wait_for(|p| p.next_offset >= committed) => reached.ok().map(|p| *p),
+        };
+        let Some(reached) = reached else {
+            return Err(BrokerError::new(Reason::Unavailable, "the partition is stopping"));
+        };
+        let (log, max) = (self.log.clone(), self.versioned_keys_max);
+        let built = tokio::task::spawn_blocking(move || KeyVersions::build(&log, reached.index, max)).await;
+        let mut keys = built.map_err(|e| BrokerError::new(Reason::Internal, e.to_string()))?.map_err(keys_error)?;
+        if !draft.payload.is_empty() {
+            keys.observe(&draft.payload.clone().freeze()).map_err(keys_error)?;
+        }
+        Ok(keys)
+    }
+
+    /// Proposes a draft. `None`: the group has stopped.
+    async fn propose(&self, draft: Draft, slot: OwnedSemaphorePermit) -> Option<Waiters> {
+        let kib = draft.payload.len().div_ceil(1024) as u32;
+        let budget = self.budget.clone().acquire_many_owned(kib).await.expect("the semaphore is never closed");
+        let mut waiting = draft.waiting;
+        for waiter in &mut waiting {
+            waiter.reply.proposed = waiter.in_entry;
+        }
+        let waiters: Waiters = Arc::new(Mutex::new(Some(waiting)));
+        let proposal = Proposal {
+            record_count: draft.records,
+            max_timestamp: draft.max_timestamp,
+            payload: draft.payload.freeze(),
+        };
+        let done = Completion { waiters: waiters.clone(), failure: self.failure.clone(), held: Some((slot, budget)) };
+        if let Err(error) = self.group.propose(self.leader, proposal, move |result| done.finish(result)).await {
+            self.failure.set(super::group_error(&error));
+            return None;
+        }
+        Some(waiters)
+    }
+}
+
+/// Answers the replies of one entry when it commits or fails.
+struct Completion {
+    waiters: Waiters,
+    failure: Failure,
+    /// Places in the partition's slots and in the node's budget.
+    held: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+}
+
+impl Completion {
+    fn finish(mut self, result: ProposeResult) {
+        self.answer(result.map(|_| ()));
+    }
+
+    fn answer(&mut self, result: Result<(), ProposeError>) {
+        let waiting = self.waiters.lock().take().unwrap_or_default();
+        match result {
+            Ok(()) => waiting.into_iter().for_each(|w| w.reply.send(w.answer)),
+            Err(error) => {
+                let accepted = matches!(error, ProposeError::Unknown(_));
+                let cause = BrokerError::new(Reason::Unavailable, error.to_string());
+                self.failure.set(cause.clone());
+                let cause = self.failure.get().unwrap_or(cause);
+                for waiter in waiting {
+                    // What was only judged against the entry was not accepted, whatever became of the entry.
+                    let unknown = waiter.in_entry && accepted;
+                    waiter.reply.send(Err(if unknown { BrokerError::unknown(&cause) } else { cause.clone() }));
+                }
+            }
+        }
+        self.held = None;
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        if self.held.is_some() {
+            self.answer(Err(ProposeError::Unknown("the raft group stopped".into())));
+        }
+    }
+}
+
+/// Sends an answer once everything proposed before it has committed.
+fn answer_after(waiting: Waiting, draft: &mut Draft, last: &Option<Waiters>) {
+    if !draft.payload.is_empty() {
+        draft.waiting.push(waiting);
+        return;
+    }
+    if let Some(last) = last
+        && let Some(waiters) = last.lock().as_mut()
+    {
+        waiters.push(waiting);
+        return;
+    }
+    waiting.reply.send(waiting.answer);
+}
+
+fn keys_error(error: KeysError) -> BrokerError {
+    match error {
+        KeysError::TooMany(_) => BrokerError::new(Reason::Overloaded, error.to_string()),
+        KeysError::Log(error) => super::log_error(&error),
+        KeysError::Batch(_) => BrokerError::new(Reason::DataDamaged, error.to_string()),
+    }
+}
+
+/// Kafka's leader epoch is 31 bits of the term.
+fn leader_epoch(term: u64) -> i32 {
+    (term & i32::MAX as u64) as i32
+}

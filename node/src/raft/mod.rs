@@ -1,0 +1,20 @@
+//! Consensus: openraft over `chronicle-log`.
+//!
+//! Promise: nothing outside this folder names an openraft type, so that it can be upgraded or replaced in one place.
+//! What the rest of the node sees is [`Group`] (one raft group on this node), [`Machine`] (what a group does with its
+//! committed entries) and [`Proposal`].
+//!
+//! Neighbours: `partition/` and `controller/` above; `chronicle-log` below.
+
+mod group;
+mod machine;
+mod network;
+mod runtime;
+mod store;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use group::{Group, GroupError, ProposeError, ProposeResult};
+pub use machine::{Committed, Machine};
+pub use types::{LeaderTerm, Member, Proposal};

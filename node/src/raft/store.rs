@@ -1,0 +1,322 @@
+//! openraft's log storage on a [`chronicle_log::Log`]: the raft log is the commit log.
+//!
+//! Invariants:
+//! - Votes go to the store's journal and are durable before the call returns, hence before any later append.
+//! - `purge` moves only raft's low-water mark (durable in the journal). Files are deleted by retention, never here, and
+//!   only below that mark.
+//! - Entries are readable as soon as `append` returns; the callback fires after the flush.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use chronicle_log::{Entry, EntryKind, Log, LogError, LogId, Store, StoredEntry};
+use futures::Stream;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{EntryPayload, OptionalSend, RaftLogReader};
+use parking_lot::Mutex;
+
+use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftVote, TypeConfig, log_id};
+
+const KEY_VOTE: u8 = 1;
+const KEY_PURGED: u8 = 2;
+
+/// Bytes that one read hands to openraft; an entry larger than this comes alone.
+const READ_BYTES: usize = 4 << 20;
+
+/// The log of one group as openraft sees it. Clones share one state.
+#[derive(Clone)]
+pub(super) struct LogStorage {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Arc<Store>,
+    log: Arc<Log>,
+    id: LogId,
+    marks: Mutex<Marks>,
+}
+
+/// What the journal holds for this group, as last written.
+struct Marks {
+    vote: Option<RaftVote>,
+    purged: Option<RaftLogId>,
+}
+
+impl LogStorage {
+    pub(super) fn open(store: Arc<Store>, log: Arc<Log>, id: LogId) -> io::Result<Self> {
+        let vote = store.journal_get(id, KEY_VOTE).map(|bytes| decode_vote(&bytes)).transpose()?;
+        let purged = store.journal_get(id, KEY_PURGED).map(|bytes| decode_log_id(&bytes)).transpose()?;
+        Ok(Self { shared: Arc::new(Shared { store, log, id, marks: Mutex::new(Marks { vote, purged }) }) })
+    }
+
+    /// First index that raft may read.
+    fn first_index(&self) -> u64 {
+        let purged = self.shared.marks.lock().purged.map(|id| id.index + 1).unwrap_or(0);
+        purged.max(self.shared.log.position().first_index)
+    }
+
+    async fn journal(&self, key: u8, value: Bytes) -> io::Result<()> {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        let done = Box::new(move |result| {
+            let _ = tx.send(result);
+        });
+        self.shared.store.journal_put(self.shared.id, key, value, Some(done)).map_err(to_io)?;
+        rx.await.map_err(|_| io::Error::other("the store closed before the journal was flushed"))?.map_err(to_io)
+    }
+
+    fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
+        let from = from.max(self.first_index());
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let stored = self.shared.log.read(from, to, max_bytes).map_err(to_io)?;
+        stored.into_iter().map(from_stored).collect()
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStorage {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<RaftEntry>, io::Error> {
+        let (from, to) = bounds(&range);
+        let mut entries = self.read(from, to, READ_BYTES)?;
+        // openraft expects the whole range here; the streaming calls below are the bounded ones.
+        while let Some(last) = entries.last() {
+            let next = last.log_id.index + 1;
+            let more = self.read(next, to, READ_BYTES)?;
+            if more.is_empty() {
+                break;
+            }
+            entries.extend(more);
+        }
+        Ok(entries)
+    }
+
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<RaftEntry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, to) = bounds(&range);
+        Chunks { storage: self.clone(), next: from, to, ready: Vec::new().into_iter(), failed: false }
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<RaftVote>, io::Error> {
+        Ok(self.shared.marks.lock().vote)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, io::Error> {
+        self.read(start, end, READ_BYTES)
+    }
+}
+
+/// Reads a range in pieces of bounded size.
+struct Chunks {
+    storage: LogStorage,
+    next: u64,
+    to: u64,
+    ready: std::vec::IntoIter<RaftEntry>,
+    failed: bool,
+}
+
+impl Stream for Chunks {
+    type Item = io::Result<RaftEntry>;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        _cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        use std::task::Poll;
+        loop {
+            if let Some(entry) = self.ready.next() {
+                self.next = entry.log_id.index + 1;
+                return Poll::Ready(Some(Ok(entry)));
+            }
+            if self.failed || self.next >= self.to {
+                return Poll::Ready(None);
+            }
+            match self.storage.read(self.next, self.to, READ_BYTES) {
+                Ok(entries) if entries.is_empty() => return Poll::Ready(None),
+                Ok(entries) => self.ready = entries.into_iter(),
+                Err(error) => {
+                    self.failed = true;
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStorage {
+    type LogReader = LogStorage;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let position = self.shared.log.position();
+        let purged = self.shared.marks.lock().purged;
+        let last = position.last.map(|last| log_id(last.term, last.leader, last.index));
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last.max(purged) })
+    }
+
+    async fn get_log_reader(&mut self) -> Self::LogReader {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), io::Error> {
+        self.journal(KEY_VOTE, encode_vote(vote)).await?;
+        self.shared.marks.lock().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = RaftEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().map(to_entry).collect();
+        if let Some(first) = entries.first() {
+            // A log that holds nothing may begin anywhere; one that does, only goes on.
+            let position = self.shared.log.position();
+            if position.last.is_none() && first.index > position.next_index {
+                let (log, index) = (self.shared.log.clone(), first.index);
+                blocking(move || log.reset(index, position.next_offset)).await?;
+            }
+        }
+        let done = Box::new(move |result: Result<(), LogError>| callback.io_completed(result.map_err(to_io)));
+        self.shared.log.append(entries, done).map(|_| ()).map_err(to_io)
+    }
+
+    async fn truncate_after(&mut self, last: Option<RaftLogId>) -> Result<(), io::Error> {
+        let keep = last.or(self.shared.marks.lock().purged);
+        let log = self.shared.log.clone();
+        blocking(move || match keep {
+            Some(id) => log.truncate_after(id.index),
+            None => log.reset(0, 0),
+        })
+        .await
+    }
+
+    async fn purge(&mut self, upto: RaftLogId) -> Result<(), io::Error> {
+        if self.shared.marks.lock().purged >= Some(upto) {
+            return Ok(());
+        }
+        self.journal(KEY_PURGED, encode_log_id(&upto)).await?;
+        self.shared.marks.lock().purged = Some(upto);
+        let position = self.shared.log.position();
+        let next = position.last.map(|last| last.index + 1).unwrap_or(position.first_index);
+        if next <= upto.index {
+            // A snapshot is ahead of the log: the log goes on behind it. The machine that installed the snapshot has
+            // set the offset; what is left here is only a log that ends too early.
+            let log = self.shared.log.clone();
+            let next_offset = position.next_offset;
+            blocking(move || log.reset(upto.index + 1, next_offset)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs a rare call that waits for the disk away from the consensus threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, LogError> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(call).await.map_err(io::Error::other)?.map_err(to_io)
+}
+
+/// Keeps the typed error inside, so that it can be found again with [`log_error`].
+pub(super) fn to_io(error: LogError) -> io::Error {
+    io::Error::other(error)
+}
+
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(i) => *i,
+        Bound::Excluded(i) => i.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let to = match range.end_bound() {
+        Bound::Included(i) => i.saturating_add(1),
+        Bound::Excluded(i) => *i,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, to)
+}
+
+fn to_entry(entry: RaftEntry) -> Entry {
+    let id = entry.log_id;
+    let (kind, record_count, max_timestamp, payload) = match entry.payload {
+        EntryPayload::Blank => (EntryKind::Blank, 0, 0, Bytes::new()),
+        EntryPayload::Normal(data) => (EntryKind::Data, data.record_count, data.max_timestamp, data.payload),
+        EntryPayload::Membership(m) => (EntryKind::Membership, 0, 0, MembershipRecord::encode(&m)),
+    };
+    Entry {
+        term: id.leader_id.term,
+        leader: id.leader_id.node_id,
+        index: id.index,
+        kind,
+        record_count,
+        max_timestamp,
+        payload,
+    }
+}
+
+fn from_stored(stored: StoredEntry) -> io::Result<RaftEntry> {
+    let entry = stored.entry;
+    let payload = match entry.kind {
+        EntryKind::Blank => EntryPayload::Blank,
+        EntryKind::Data => EntryPayload::Normal(Proposal {
+            record_count: entry.record_count,
+            max_timestamp: entry.max_timestamp,
+            payload: entry.payload,
+        }),
+        EntryKind::Membership => {
+            let membership = MembershipRecord::decode(&entry.payload)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("raft index {}: {e}", entry.index)))?;
+            EntryPayload::Membership(membership)
+        }
+        EntryKind::Config => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("raft index {}: entry kind config is not used by this version", entry.index),
+            ));
+        }
+    };
+    Ok(RaftEntry { log_id: log_id(entry.term, entry.leader, entry.index), payload })
+}
+
+fn encode_log_id(id: &RaftLogId) -> Bytes {
+    let mut out = BytesMut::with_capacity(24);
+    out.put_u64_le(id.leader_id.term);
+    out.put_u64_le(id.leader_id.node_id);
+    out.put_u64_le(id.index);
+    out.freeze()
+}
+
+fn decode_log_id(mut bytes: &[u8]) -> io::Result<RaftLogId> {
+    if bytes.len() != 24 {
+        return Err(journal_length("purge mark", bytes.len(), 24));
+    }
+    Ok(log_id(bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le()))
+}
+
+fn encode_vote(vote: &RaftVote) -> Bytes {
+    let mut out = BytesMut::with_capacity(17);
+    out.put_u64_le(vote.leader_id.term);
+    out.put_u64_le(vote.leader_id.node_id);
+    out.put_u8(u8::from(vote.committed));
+    out.freeze()
+}
+
+fn decode_vote(mut bytes: &[u8]) -> io::Result<RaftVote> {
+    if bytes.len() != 17 {
+        return Err(journal_length("vote", bytes.len(), 17));
+    }
+    let mut vote = RaftVote::new(bytes.get_u64_le(), bytes.get_u64_le());
+    vote.committed = bytes.get_u8() != 0;
+    Ok(vote)
+}
+
+fn journal_length(what: &str, found: usize, wanted: usize) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("journal: {what} of {found} bytes, must be {wanted}"))
+}

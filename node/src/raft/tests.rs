@@ -1,0 +1,139 @@
+//! openraft's own storage suite on the real engine, and a group's life: start, propose, restart, checkpoint, purge.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chronicle_log::disk::RealDisk;
+use chronicle_log::{LogConfig, LogId, Store, StoreConfig};
+use openraft::StorageError;
+use openraft::testing::log::{StoreBuilder, Suite};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::machine::MachineStore;
+use super::store::LogStorage;
+use super::types::TypeConfig;
+use super::{Committed, Group, Machine, Member, Proposal, ProposeError};
+
+const LOG: LogId = LogId { topic: Uuid::from_u128(7), partition: 3 };
+
+/// Remembers the payloads that were applied.
+#[derive(Default)]
+struct Journal {
+    lines: Vec<String>,
+}
+
+impl Machine for Journal {
+    fn apply(&mut self, entry: &Committed<'_>) -> Result<Bytes, String> {
+        if let Some(data) = entry.data {
+            self.lines.push(String::from_utf8(data.payload.to_vec()).map_err(|e| e.to_string())?);
+        }
+        Ok(Bytes::from(self.lines.join(",")))
+    }
+
+    fn applied(&mut self, _index: u64) {}
+
+    fn save(&self) -> Vec<u8> {
+        self.lines.join("\n").into_bytes()
+    }
+
+    fn restore(&mut self, bytes: &[u8], _applied_index: Option<u64>) -> Result<(), String> {
+        let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
+        self.lines = text.lines().map(str::to_owned).collect();
+        Ok(())
+    }
+}
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStorage, MachineStore<Journal>, (Arc<Store>, TempDir)> for Builder {
+    async fn build(
+        &self,
+    ) -> Result<((Arc<Store>, TempDir), LogStorage, MachineStore<Journal>), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(Arc::new(RealDisk), dir.path(), StoreConfig::default()).unwrap();
+        let log = store.open_log(LOG, LogConfig::default()).unwrap();
+        let storage = LogStorage::open(store.clone(), log.clone(), LOG).unwrap();
+        let machine = MachineStore::open(log, Journal::default()).unwrap();
+        Ok(((store, dir), storage, machine))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_storage_adapter_passes_openrafts_own_suite_on_the_real_engine() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+async fn group(store: &Arc<Store>) -> (Group<Journal>, Arc<chronicle_log::Log>) {
+    let log = store.open_log(LOG, LogConfig { segment_bytes: 4096, ..LogConfig::default() }).unwrap();
+    let group = Group::start(store.clone(), log.clone(), LOG, 1, Member::default(), Journal::default()).await.unwrap();
+    (group, log)
+}
+
+async fn propose(group: &Group<Journal>, leader: super::LeaderTerm, text: &str) -> Result<Bytes, ProposeError> {
+    let (tx, rx) = tokio::sync::oneshot::channel();
+    let proposal = Proposal { record_count: 1, max_timestamp: 0, payload: Bytes::copy_from_slice(text.as_bytes()) };
+    group.propose(leader, proposal, move |result| tx.send(result).unwrap()).await.unwrap();
+    rx.await.unwrap()
+}
+
+fn open(dir: &TempDir) -> Arc<Store> {
+    Store::open(Arc::new(RealDisk), dir.path(), StoreConfig::default()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_keeps_its_entries_over_restarts_with_and_without_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (first, log) = group(&store).await;
+    let leader = first.lead().await.unwrap();
+    assert_eq!(propose(&first, leader, "a").await.unwrap(), "a");
+    first.checkpoint().await.unwrap();
+    assert_eq!(propose(&first, leader, "b").await.unwrap(), "a,b");
+    first.shutdown().await;
+    log.close().unwrap();
+    store.close().unwrap();
+
+    let store = open(&dir);
+    let (second, log) = group(&store).await;
+    let next_leader = second.lead().await.unwrap();
+    assert!(next_leader.term > leader.term, "{next_leader:?} after {leader:?}");
+    // A proposal pinned to the old term does not land.
+    assert!(matches!(propose(&second, leader, "x").await, Err(ProposeError::NotAccepted(_))));
+    assert_eq!(propose(&second, next_leader, "c").await.unwrap(), "a,b,c");
+    second.shutdown().await;
+    log.close().unwrap();
+    store.close().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purging_lets_segments_go_and_the_group_starts_from_its_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (first, log) = group(&store).await;
+    let leader = first.lead().await.unwrap();
+    let long = "x".repeat(1000);
+    for _ in 0..40 {
+        propose(&first, leader, &long).await.unwrap();
+    }
+    first.checkpoint().await.unwrap();
+    let keep = log.retention_index(Some(8192), None, u64::MAX).expect("more than two segments are there");
+    first.purge(keep - 1).await.unwrap();
+    // Segments are sealed in the background; only sealed ones go.
+    while log.delete_before(keep).unwrap().segments == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(log.position().first_index > 0);
+    first.shutdown().await;
+    log.close().unwrap();
+    store.close().unwrap();
+
+    let store = open(&dir);
+    let (second, log) = group(&store).await;
+    let leader = second.lead().await.unwrap();
+    let lines = propose(&second, leader, "end").await.unwrap();
+    assert_eq!(lines.split(|b| *b == b',').count(), 41);
+    second.shutdown().await;
+    log.close().unwrap();
+    store.close().unwrap();
+}

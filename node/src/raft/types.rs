@@ -1,0 +1,131 @@
+//! The types that openraft is configured with, and their plain counterparts for the rest of the node.
+
+use std::fmt;
+
+use bytes::Bytes;
+use openraft::raft::responder::Responder;
+use openraft::{LogId, RaftTypeConfig};
+
+/// What a leader proposes: the payload of one data entry.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proposal {
+    /// How many offsets the entry takes.
+    pub record_count: u32,
+    /// Largest timestamp of its records, in milliseconds since the Unix epoch.
+    pub max_timestamp: i64,
+    /// Concatenated record batches, or what the group's machine understands.
+    pub payload: Bytes,
+}
+
+impl fmt::Debug for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl fmt::Display for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} records, {} bytes", self.record_count, self.payload.len())
+    }
+}
+
+/// A node as a group's membership knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Member {
+    /// Identity from the data directory, as text.
+    pub node_id: String,
+    /// `HOST:PORT` of its data port.
+    pub address: String,
+}
+
+/// A term of leadership: what a proposal is pinned to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeaderTerm {
+    /// Raft term.
+    pub term: u64,
+    /// Raft id of the leader.
+    pub leader: u64,
+}
+
+/// Configuration of every group, controller and partitions alike. Written out because the macro cannot set a responder.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TypeConfig;
+
+impl RaftTypeConfig for TypeConfig {
+    type D = Proposal;
+    type R = Bytes;
+    type NodeId = u64;
+    type Node = Member;
+    type Term = u64;
+    type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
+    type Vote = openraft::impls::Vote<Self::LeaderId>;
+    type Payload = openraft::EntryPayload<Proposal, u64, Member>;
+    type Entry = openraft::impls::Entry<CommittedLeaderId, Self::Payload>;
+    type AsyncRuntime = super::runtime::ConsensusRuntime;
+    type Responder<T>
+        = Callback<T>
+    where
+        T: openraft::OptionalSend + 'static;
+    type Batch<T>
+        = openraft::impls::InlineBatch<T>
+    where
+        T: openraft::OptionalSend + 'static;
+    type ErrorSource = openraft::AnyError;
+}
+
+/// Calls a closure with the outcome of a proposal, on the state machine's task: one hop less than a channel.
+pub(super) struct Callback<T>(pub(super) Box<dyn FnOnce(T) + Send>);
+
+impl<T: Send + 'static> Responder<TypeConfig, T> for Callback<T> {
+    fn on_complete(self, result: T) {
+        (self.0)(result);
+    }
+}
+
+pub(super) type CommittedLeaderId = openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>;
+pub(super) type RaftLogId = LogId<CommittedLeaderId>;
+pub(super) type RaftEntry = <TypeConfig as RaftTypeConfig>::Entry;
+pub(super) type RaftVote = <TypeConfig as RaftTypeConfig>::Vote;
+pub(super) type RaftMembership = openraft::Membership<u64, Member>;
+pub(super) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
+pub(super) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
+pub(super) type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, Bytes>;
+
+pub(super) fn log_id(term: u64, leader: u64, index: u64) -> RaftLogId {
+    LogId::new(CommittedLeaderId { term, node_id: leader }, index)
+}
+
+/// Plain form of a membership for disk: JSON, since it is small and rare.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct MembershipRecord {
+    configs: Vec<std::collections::BTreeSet<u64>>,
+    nodes: std::collections::BTreeMap<u64, Member>,
+}
+
+impl MembershipRecord {
+    pub(super) fn encode(membership: &RaftMembership) -> Bytes {
+        serde_json::to_vec(&Self::from_membership(membership))
+            .expect("a membership record has only string keys and plain values")
+            .into()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<RaftMembership, String> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|e| format!("membership entry: {e}"))?;
+        record.into_membership()
+    }
+
+    pub(super) fn from_membership(membership: &RaftMembership) -> Self {
+        Self {
+            configs: membership.get_joint_config().clone(),
+            nodes: membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
+        }
+    }
+
+    pub(super) fn into_membership(self) -> Result<RaftMembership, String> {
+        // The initial, empty membership is legal in a snapshot but not for `Membership::new`.
+        if self.configs.iter().all(|config| config.is_empty()) {
+            return Ok(RaftMembership::default());
+        }
+        RaftMembership::new(self.configs, self.nodes).map_err(|e| format!("membership entry: {e}"))
+    }
+}

@@ -1,0 +1,74 @@
+//! A whole node from start to stop: ports, broker, listeners, in the order in which they depend on one another.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{Broker, BrokerError};
+use crate::config::Config;
+use crate::listeners::{self, BindError};
+use crate::ops::{OpsServer, Probe};
+use crate::telemetry::{Metrics, collect_node};
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The data directory or the controller group does not open.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// Where a node that is ready serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serving {
+    /// Data port.
+    pub data: SocketAddr,
+    /// Ops port.
+    pub ops: SocketAddr,
+    /// Data directory.
+    pub data_dir: PathBuf,
+}
+
+/// Runs a node until `stop`. The ports are bound first, so that a taken one is found before the data directory is touched
+/// and the ops port answers while the data directory recovers; `ready` is called once requests are served. Stopping
+/// refuses new work, finishes accepted work, and closes the data directory so that the next start needs no recovery.
+///
+/// # Errors
+/// What keeps the node from starting; nothing is left running then.
+pub async fn run(mut config: Config, stop: CancellationToken, ready: impl FnOnce(&Serving)) -> Result<(), StartError> {
+    let (acceptor, data) = listeners::listen(config.listeners.data).await?;
+    config.listeners.data = data;
+    let metrics = Metrics::new();
+    let probe = Probe::new();
+    let ops = OpsServer::bind(config.listeners.ops, probe.clone(), metrics.clone()).await?;
+    let serving = Serving { data, ops: ops.local_addr(), data_dir: config.node.data_dir.clone() };
+
+    let ops_stop = CancellationToken::new();
+    let ops_task = tokio::spawn(ops.serve(ops_stop.clone()));
+    let result = match Broker::start(Arc::new(config)).await {
+        Err(error) => Err(error.into()),
+        Ok(broker) => {
+            collect_node(&metrics, &broker);
+            probe.attach(broker.clone());
+            let server = listeners::Server::new(acceptor, data, broker.clone(), metrics);
+            let server_task = tokio::spawn(server.serve(stop.clone()));
+            ready(&serving);
+            stop.cancelled().await;
+            if let Err(error) = server_task.await {
+                tracing::error!(%error, "the data listener panicked");
+            }
+            broker.shutdown().await;
+            Ok(())
+        }
+    };
+    ops_stop.cancel();
+    if let Err(error) = ops_task.await {
+        tracing::error!(%error, "the ops listener panicked");
+    }
+    result
+}

@@ -1,0 +1,10 @@
+//! What the node says about itself: metrics ([`Metrics`]) and log lines ([`logging`]).
+//!
+//! Neighbours: `ops/` serves the metrics; listeners, broker and engine report into them. Nothing here decides anything.
+
+mod collect;
+pub mod logging;
+mod metrics;
+
+pub use collect::collect_node;
+pub use metrics::{Listener, Metrics, Operation, Samples};

@@ -1,0 +1,81 @@
+//! A node with its listeners on free loopback ports, and what their tests share.
+#![allow(dead_code, unreachable_pub, reason = "every test binary uses its own part")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronicle_node::broker::Broker;
+use chronicle_node::config::Config;
+use chronicle_node::listeners::Server;
+use chronicle_node::telemetry::Metrics;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A node that serves.
+pub struct Node {
+    pub broker: Broker,
+    pub metrics: Metrics,
+    pub address: SocketAddr,
+    shutdown: CancellationToken,
+    serving: JoinHandle<()>,
+    _directory: tempfile::TempDir,
+}
+
+impl Node {
+    /// A node with the defaults.
+    pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// A node with a changed configuration.
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.node.data_dir = directory.path().join("data");
+        config.listeners.data = "127.0.0.1:0".parse().unwrap();
+        config.listeners.ops = "127.0.0.1:0".parse().unwrap();
+        change(&mut config);
+        let broker = Broker::start(Arc::new(config)).await.unwrap();
+        let metrics = Metrics::new();
+        let server = Server::bind(broker.clone(), metrics.clone()).await.unwrap();
+        let (address, shutdown) = (server.local_addr(), CancellationToken::new());
+        let serving = tokio::spawn(server.serve(shutdown.clone()));
+        Self { broker, metrics, address, shutdown, serving, _directory: directory }
+    }
+
+    /// `http://HOST:PORT` and a path.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Tells the listeners to stop.
+    pub fn begin_stop(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// Stops listeners, then the broker; every test ends with it, so that tasks that do not end show.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.serving.await.unwrap();
+        self.broker.shutdown().await;
+    }
+
+    /// The value of a metric, by the start of its line; 0 when it is not there.
+    pub fn metric(&self, line: &str) -> f64 {
+        let text = self.metrics.encode();
+        let found = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' '));
+        found.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until a metric is at least this.
+    pub async fn reaches(&self, line: &str, value: f64) {
+        let reached = async {
+            while self.metric(line) < value {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let reached = tokio::time::timeout(Duration::from_secs(30), reached).await;
+        assert!(reached.is_ok(), "{line} stays below {value}:\n{}", self.metrics.encode());
+    }
+}

@@ -1,0 +1,351 @@
+//! One real node: a `chronicle` process on loopback ports of its own, with its data in a folder.
+//!
+//! Invariants:
+//! - A node's child process never outlives the [`Node`] value; the threads that collect its output end with it.
+//! - [`Node::restart`] serves on the same ports and the same data.
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+use crate::binary;
+
+/// How long a node may take to serve or to stop before a test gives up. Generous: the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How to start a node.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    data_dir: Option<PathBuf>,
+    settings: Map<String, Value>,
+    data_port: u16,
+    ops_port: u16,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Setup {
+    /// A node with default settings, free ports and an empty data folder of its own.
+    pub fn new() -> Self {
+        Self { data_dir: None, settings: Map::new(), data_port: free_port(), ops_port: free_port() }
+    }
+
+    /// Keep the data here, and leave it there.
+    #[must_use]
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(dir.into());
+        self
+    }
+
+    /// Serve data on this port.
+    #[must_use]
+    pub fn data_port(mut self, port: u16) -> Self {
+        self.data_port = port;
+        self
+    }
+
+    /// Serve health and metrics on this port.
+    #[must_use]
+    pub fn ops_port(mut self, port: u16) -> Self {
+        self.ops_port = port;
+        self
+    }
+
+    /// Sets one field of the configuration by its dotted path, such as `limits.connections-max`.
+    #[must_use]
+    pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
+        let (section, field) = path.split_once('.').expect("a path has a section and a field");
+        let section = self.settings.entry(section).or_insert_with(|| json!({}));
+        section[field] = value.into();
+        self
+    }
+
+    /// Starts the node and waits until it is ready.
+    ///
+    /// # Errors
+    /// The process does not start, ends, or is not ready in time; the error carries its log.
+    pub fn start(self) -> Result<Node> {
+        let (dir, temporary) = self.folder()?;
+        let mut node = Node { setup: self, dir, _temporary: temporary, child: None };
+        node.spawn()?;
+        Ok(node)
+    }
+
+    /// Starts a node that must refuse to start; answers how it ended and what it printed.
+    ///
+    /// # Errors
+    /// The process does not start, or goes on running.
+    pub fn start_refused(self) -> Result<Output> {
+        let (dir, _temporary) = self.folder()?;
+        let scratch = tempfile::tempdir()?;
+        let child = self
+            .command(&dir, scratch.path())?
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting chronicle")?;
+        let pid = Pid::from_child(&child);
+        let waiter = std::thread::spawn(move || child.wait_with_output());
+        let deadline = Instant::now() + PATIENCE;
+        while !waiter.is_finished() {
+            if Instant::now() > deadline {
+                // The process is still ours: nobody has waited for it yet.
+                let _ = kill_process(pid, Signal::KILL);
+                let output = waiter.join().expect("waiting does not panic")?;
+                bail!("the node went on running: {}", String::from_utf8_lossy(&output.stderr));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(waiter.join().expect("waiting does not panic")?)
+    }
+
+    fn folder(&self) -> Result<(PathBuf, Option<TempDir>)> {
+        if let Some(dir) = &self.data_dir {
+            return Ok((dir.clone(), None));
+        }
+        let temporary = tempfile::tempdir().context("creating a data folder")?;
+        Ok((temporary.path().join("data"), Some(temporary)))
+    }
+
+    /// `chronicle node --config FILE` with the settings as a file in `scratch` (JSON is YAML).
+    fn command(&self, dir: &Path, scratch: &Path) -> Result<Command> {
+        let mut tree = self.settings.clone();
+        let section = tree.entry("node").or_insert_with(|| json!({}));
+        section["data-dir"] = json!(dir);
+        let section = tree.entry("listeners").or_insert_with(|| json!({}));
+        section["data"] = json!(format!("127.0.0.1:{}", self.data_port));
+        section["ops"] = json!(format!("127.0.0.1:{}", self.ops_port));
+        let file = scratch.join("chronicle.yaml");
+        std::fs::write(&file, serde_json::to_vec_pretty(&Value::Object(tree))?).context("writing the configuration")?;
+        let mut command = program()?;
+        command.arg("node").arg("--config").arg(file);
+        Ok(command)
+    }
+}
+
+/// The `chronicle` program with an environment of its own: variables of whoever runs the tests must not configure it.
+///
+/// # Errors
+/// The program cannot be built.
+pub fn program() -> Result<Command> {
+    let mut command = Command::new(binary::chronicle()?);
+    command.env_clear().stdin(Stdio::null());
+    for name in ["PATH", "HOME", "TMPDIR"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    Ok(command)
+}
+
+/// A running (or killed, or stopped) node.
+#[derive(Debug)]
+pub struct Node {
+    setup: Setup,
+    dir: PathBuf,
+    _temporary: Option<TempDir>,
+    child: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+    // Holds the configuration file.
+    _scratch: TempDir,
+}
+
+impl Node {
+    /// Where gRPC and HTTP are served.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.setup.data_port))
+    }
+
+    /// Where health and metrics are served.
+    pub fn ops_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.setup.ops_port))
+    }
+
+    /// The data folder.
+    pub fn data_dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// How this node was started; start another one like it.
+    pub fn setup(&self) -> Setup {
+        Setup { data_dir: Some(self.dir.clone()), ..self.setup.clone() }
+    }
+
+    /// Process id of the running node.
+    ///
+    /// # Panics
+    /// The node is not running.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the node runs").child.id()
+    }
+
+    /// What the node has printed since it was last started, both streams.
+    pub fn log(&self) -> String {
+        self.child.as_ref().map(Running::log).unwrap_or_default()
+    }
+
+    fn spawn(&mut self) -> Result<()> {
+        let scratch = tempfile::tempdir().context("creating a folder for the configuration")?;
+        let mut child = self
+            .setup
+            .command(&self.dir, scratch.path())?
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting chronicle")?;
+        let log = Arc::new(Mutex::new(String::new()));
+        let readers = vec![
+            collect(child.stdout.take().expect("standard output is a pipe"), log.clone()),
+            collect(child.stderr.take().expect("standard error is a pipe"), log.clone()),
+        ];
+        let running = self.child.insert(Running { child, log, readers, _scratch: scratch });
+        let ops = SocketAddr::from(([127, 0, 0, 1], self.setup.ops_port));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = running.child.try_wait()? {
+                bail!("the node ended with {status} before it was ready:\n{}", running.log());
+            }
+            if matches!(get(ops, "/readyz"), Ok((200, _))) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("the node was not ready after {PATIENCE:?}:\n{}", running.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Ends the process at once, as a power cut to it alone would (`kill -9`).
+    pub fn kill(&mut self) {
+        if let Some(mut running) = self.child.take() {
+            // Both fail only when the process has ended already.
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+            running.join();
+        }
+    }
+
+    /// Asks the process to stop (SIGTERM) and waits for it; answers how it ended and what it had printed.
+    ///
+    /// # Errors
+    /// It does not run, or does not end in time.
+    pub fn terminate(&mut self) -> Result<(ExitStatus, String)> {
+        let mut running = self.child.take().context("the node does not run")?;
+        kill_process(Pid::from_child(&running.child), Signal::TERM)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = running.child.try_wait()? {
+                running.join();
+                return Ok((status, running.log()));
+            }
+            if Instant::now() > deadline {
+                let _ = running.child.kill();
+                let _ = running.child.wait();
+                running.join();
+                bail!("the node did not stop within {PATIENCE:?}:\n{}", running.log());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Starts a node that was killed or stopped again: same ports, same data.
+    ///
+    /// # Errors
+    /// As [`Setup::start`].
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill();
+        self.spawn()
+    }
+
+    /// `GET` of a path on the ops port: status and body.
+    ///
+    /// # Errors
+    /// The connection fails.
+    pub fn ops(&self, path: &str) -> Result<(u16, String)> {
+        get(self.ops_address(), path)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of the node on {} ---\n{}", self.address(), self.log());
+        }
+        self.kill();
+    }
+}
+
+impl Running {
+    fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn join(&mut self) {
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+    }
+}
+
+fn collect(stream: impl Read + Send + 'static, log: Arc<Mutex<String>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(stream);
+        let mut line = Vec::new();
+        while matches!(lines.read_until(b'\n', &mut line), Ok(1..)) {
+            log.lock().unwrap_or_else(PoisonError::into_inner).push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+    })
+}
+
+/// A plain HTTP/1.1 `GET`: status and body. Blocking, for the little that the harness itself asks.
+///
+/// # Errors
+/// The connection fails or the answer is not HTTP.
+pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no status line")?;
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_string()).unwrap_or_default();
+    Ok((status, body))
+}
+
+/// A loopback port that nobody listens on, and that no outgoing connection is given by the kernel (those start at 32768).
+///
+/// # Panics
+/// No port in the range is free.
+pub fn free_port() -> u16 {
+    static TAKEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..10_000 {
+        let port = rand::random_range(20_000..30_000);
+        if !taken.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            taken.insert(port);
+            return port;
+        }
+    }
+    panic!("no free port between 20000 and 30000");
+}
