@@ -191,13 +191,10 @@ impl Node {
             Fault::Cut => Outcome::Cut,
             Fault::Hang => Outcome::Hang,
             Fault::None => Outcome::Answer(state.judge(request)),
-            Fault::StoreThenCut => {
-                state.judge(request).unwrap();
-                Outcome::Cut
-            }
+            Fault::StoreThenCut => state.judge(request).map_or_else(|e| Outcome::Answer(Err(e)), |_| Outcome::Cut),
             Fault::StoreThenUnknown => {
-                state.judge(request).unwrap();
-                Outcome::Answer(Err(status(Code::Unknown, "OUTCOME_UNKNOWN")))
+                let unknown = status(Code::Unknown, "OUTCOME_UNKNOWN");
+                Outcome::Answer(state.judge(request).and(Err(unknown)))
             }
         };
         drop(state);
