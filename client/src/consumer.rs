@@ -181,31 +181,30 @@ impl Consumer {
             Some(stream) => stream,
             None => {
                 let until = Instant::now() + self.client.request_timeout();
-                let (position, stream) = timeout_at(until, self.open()).await.map_err(|_| {
+                // Kept as soon as it is known, for the case that the stream does not open.
+                if self.position == Position::Latest {
+                    let offsets = self.client.list_offsets(&self.partition, None).await?;
+                    self.position = Position::Offset(offsets.next);
+                }
+                let stream = timeout_at(until, self.open()).await.map_err(|_| {
                     let why = "the stream did not open";
                     ClientError::new(ErrorKind::Transport { sent: true }, "DEADLINE_EXCEEDED", why)
                 })??;
-                self.position = position;
                 self.stream.insert(stream)
             }
         };
         Ok(stream.message().await?.map_or(Received::End, Received::Answer))
     }
 
-    async fn open(&self) -> Result<(Position, Streaming<v1::ConsumeResponse>), ClientError> {
-        let mut position = self.position;
-        if position == Position::Latest {
-            position = Position::Offset(self.client.list_offsets(&self.partition, None).await?.next);
-        }
+    async fn open(&self) -> Result<Streaming<v1::ConsumeResponse>, ClientError> {
         let request = v1::ConsumeStreamRequest {
             partition: Some((&self.partition).into()),
-            from: Some(position.into()),
+            from: Some(self.position.into()),
             max_bytes: self.config.max_bytes,
             raw_batches: false,
             until_offset: self.config.until_offset,
         };
-        let stream = self.client.log().consume_stream(request).await?.into_inner();
-        Ok((position, stream))
+        Ok(self.client.log().consume_stream(request).await?.into_inner())
     }
 
     fn take(&mut self, answer: v1::ConsumeResponse) {

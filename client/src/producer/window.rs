@@ -9,7 +9,8 @@
 //!   (and never open before), nothing later in that stream was accepted either.
 //! - `open` marks a request that may have been stored by an attempt without an answer. It keeps its sequence for ever. A
 //!   refusal of it proves nothing about the earlier attempt, so it ends the producer.
-//! - Only requests that are not open are renumbered, after a request before them was given up.
+//! - When a request is given up, those behind it move up by its sequences. Only requests that are not open may move. Requests
+//!   that succeeded keep their place: a gap that they leave between those that are left is not closed.
 
 use std::collections::VecDeque;
 
@@ -72,6 +73,16 @@ impl Request {
     fn of(items: Vec<Item>, sequence: i32) -> Self {
         let count = items.iter().map(Item::count).sum();
         Self { items, count, sequence, open: false, failure: None }
+    }
+
+    /// Takes the place of `freed` sequences before it.
+    fn move_up(&mut self, freed: i32) -> Result<(), Stuck> {
+        if freed > 0 && self.open {
+            let message = format!("sequence {} may be stored and cannot change", self.sequence);
+            return Err(Stuck(ClientError::new(ErrorKind::OutcomeUnknown, "OUTCOME_UNKNOWN", message)));
+        }
+        self.sequence = retreat(self.sequence, freed);
+        Ok(())
     }
 
     fn fail(self, error: &ClientError) {
@@ -256,7 +267,6 @@ impl Window {
     /// what is unanswered may have been stored. Afterwards nothing is in flight. Answers the last failure that asks for a
     /// pause before the next attempt.
     pub(super) fn settle(&mut self) -> Result<Option<ClientError>, Stuck> {
-        let first_sequence = self.requests.front().map(|request| request.sequence);
         let sent = std::mem::take(&mut self.sent);
         self.answered = 0;
         let mut left = std::mem::take(&mut self.requests);
@@ -271,8 +281,15 @@ impl Window {
         // A refusal for its sequence is a consequence only when something before it was not stored.
         let mut after_failure = false;
         let mut wait = None;
+        // Sequences of requests that were given up.
+        let mut freed = 0;
         while let Some(mut request) = left.pop_front() {
             let failure = request.failure.take();
+            if let Err(stuck) = request.move_up(freed) {
+                self.requests.push_back(request);
+                self.requests.append(&mut left);
+                return Err(stuck);
+            }
             match self.verdict(&request, failure.as_ref(), after_failure) {
                 Verdict::Keep => {
                     after_failure |= failure.is_some();
@@ -281,11 +298,16 @@ impl Window {
                 }
                 Verdict::Split => {
                     after_failure = true;
-                    let sequence = request.sequence;
-                    self.requests.extend(request.items.into_iter().map(|item| Request::of(vec![item], sequence)));
+                    let mut sequence = request.sequence;
+                    for item in request.items {
+                        let request = Request::of(vec![item], sequence);
+                        sequence = advance(sequence, request.count);
+                        self.requests.push_back(request);
+                    }
                 }
                 Verdict::Fail(error) => {
                     after_failure = true;
+                    freed = advance(freed, request.count);
                     self.report(&error);
                     request.fail(&error);
                 }
@@ -296,7 +318,7 @@ impl Window {
                 }
             }
         }
-        self.renumber(first_sequence)?;
+        self.next_sequence = retreat(self.next_sequence, freed);
         Ok(wait)
     }
 
@@ -337,7 +359,6 @@ impl Window {
             Some(last) => ClientError { message: format!("not delivered in time: {}", last.message), ..last.clone() },
             None => ClientError::new(ErrorKind::Retryable, "DEADLINE_EXCEEDED", "not delivered in time"),
         };
-        let first_sequence = self.requests.front().map(|request| request.sequence);
         let is_expired = |request: &Request| request.items.iter().any(|item| item.expires <= now);
         if self.requests.iter().any(|request| request.open && is_expired(request)) {
             return Err(Stuck(error));
@@ -345,9 +366,17 @@ impl Window {
         // Not open, so certainly not stored: that nothing is known about the last attempt does not matter.
         let error = if error.not_accepted() { error } else { ClientError { kind: ErrorKind::Retryable, ..error } };
         self.report(&error);
-        for request in std::mem::take(&mut self.requests) {
+        let mut freed = 0;
+        let mut left = std::mem::take(&mut self.requests);
+        while let Some(mut request) = left.pop_front() {
+            if let Err(stuck) = request.move_up(freed) {
+                self.requests.push_back(request);
+                self.requests.append(&mut left);
+                return Err(stuck);
+            }
             let (expired, kept): (Vec<Item>, Vec<Item>) =
                 request.items.into_iter().partition(|item| !request.open && item.expires <= now);
+            freed = advance(freed, expired.iter().map(Item::count).sum());
             expired.into_iter().for_each(|item| item.answer(Err(error.clone())));
             if !kept.is_empty() {
                 self.requests.push_back(Request { open: request.open, ..Request::of(kept, request.sequence) });
@@ -356,21 +385,7 @@ impl Window {
         while let Some(item) = self.queue.pop_front_if(|item| item.expires <= now) {
             item.answer(Err(error.clone()));
         }
-        self.renumber(first_sequence)
-    }
-
-    /// Numbers the requests without gaps from `first` on.
-    fn renumber(&mut self, first: Option<i32>) -> Result<(), Stuck> {
-        let Some(mut sequence) = first else { return Ok(()) };
-        for request in &mut self.requests {
-            if request.open && request.sequence != sequence {
-                let message = format!("sequence {} may be stored and cannot become {sequence}", request.sequence);
-                return Err(Stuck(ClientError::new(ErrorKind::OutcomeUnknown, "OUTCOME_UNKNOWN", message)));
-            }
-            request.sequence = sequence;
-            sequence = advance(sequence, request.count);
-        }
-        self.next_sequence = sequence;
+        self.next_sequence = retreat(self.next_sequence, freed);
         Ok(())
     }
 
@@ -413,6 +428,10 @@ enum Verdict {
 /// Sequences wrap after 2147483647.
 fn advance(sequence: i32, count: i32) -> i32 {
     sequence.wrapping_add(count) & i32::MAX
+}
+
+fn retreat(sequence: i32, count: i32) -> i32 {
+    sequence.wrapping_sub(count) & i32::MAX
 }
 
 fn lost() -> ClientError {

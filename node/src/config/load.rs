@@ -135,18 +135,18 @@ fn file_layer(path: &Path, defaults: &Dict) -> Result<Layer, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|error| ConfigError::source(&origin, error.to_string()))?;
     let values: Option<Dict> =
         serde_yaml::from_str(&text).map_err(|error| ConfigError::source(&origin, format!("is not valid: {error}")))?;
-    let values = typed("", values.unwrap_or_default(), defaults, &origin)?;
+    let values = typed("", values.unwrap_or_default(), defaults, defaults, &origin)?;
     Ok(Layer { origin, values })
 }
 
-/// A YAML tree with every key known and every size a number.
-fn typed(prefix: &str, values: Dict, tree: &Dict, origin: &str) -> Result<Dict, ConfigError> {
+/// A YAML tree with every key known and every size a number. `tree` is the part of `root` under `prefix`.
+fn typed(prefix: &str, values: Dict, tree: &Dict, root: &Dict, origin: &str) -> Result<Dict, ConfigError> {
     let typed_entry = |(name, value): (String, Value)| {
         let path = format!("{prefix}{name}");
-        let default = tree.get(&name).ok_or_else(|| unknown(&path, tree, origin))?;
+        let default = tree.get(&name).ok_or_else(|| unknown(&path, root, origin))?;
         let value = match (default, value) {
             (Value::Dict(_, inner), Value::Dict(_, values)) => {
-                Value::from(typed(&format!("{path}."), values, inner, origin)?)
+                Value::from(typed(&format!("{path}."), values, inner, root, origin)?)
             }
             // A group that is written but left empty.
             (Value::Dict(..), Value::Empty(..)) => Value::from(Dict::new()),

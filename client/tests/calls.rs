@@ -1,0 +1,134 @@
+//! Single calls: what is retried, what is not, and what the error says.
+
+mod fake;
+
+use std::time::Duration;
+
+use chronicle_client::{Client, ClientConfig, ErrorKind, Partition, v1};
+use fake::{Fault, Node};
+use tonic::Code;
+
+fn partition() -> Partition {
+    Partition::new("", 0)
+}
+
+fn request(value: &str, producer: Option<v1::ProducerIdentity>) -> v1::ProduceRequest {
+    let record = v1::Record { value: Some(value.to_owned().into()), ..Default::default() };
+    v1::ProduceRequest { records: vec![record], producer, ..Default::default() }
+}
+
+fn identity(sequence: i32) -> Option<v1::ProducerIdentity> {
+    Some(v1::ProducerIdentity { producer_id: 1, epoch: 0, sequence })
+}
+
+#[tokio::test]
+async fn reads_are_retried_while_the_node_is_unavailable() {
+    let node = Node::start();
+    node.state.lock().unavailable_reads = 3;
+    let offsets = node.client().list_offsets(&partition(), None).await.unwrap();
+    assert_eq!((offsets.next, node.state.lock().offsets_calls), (0, 4));
+}
+
+#[tokio::test]
+async fn a_client_connects_when_it_is_used_and_again_after_a_cut() {
+    let node = Node::start();
+    node.refuse_connections(true);
+    let client = node.client();
+    assert_eq!(node.state.lock().connections, 0);
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.list_offsets(&partition(), None).await }
+    });
+    node.refuse_connections(false);
+    waiting.await.unwrap().unwrap();
+    node.cut();
+    client.list_offsets(&partition(), None).await.unwrap();
+    assert_eq!(node.state.lock().connections, 2);
+}
+
+#[tokio::test]
+async fn an_unreachable_node_is_named_and_nothing_was_sent() {
+    let node = Node::start();
+    node.refuse_connections(true);
+    let client = Client::connect(node.config().request_timeout(Duration::from_millis(100))).unwrap();
+    let error = client.produce(request("a", None)).await.unwrap_err();
+    assert_eq!((error.reason.as_str(), &error.kind), ("UNREACHABLE", &ErrorKind::Transport { sent: false }), "{error}");
+    assert!(error.not_accepted());
+    assert!(error.message.contains("gave up after 100 ms") && error.message.contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn an_append_that_was_not_accepted_is_retried() {
+    let node = Node::start();
+    node.faults([
+        Fault::Refuse(Code::Unavailable, "UNAVAILABLE"),
+        Fault::Refuse(Code::ResourceExhausted, "OVERLOADED"),
+        Fault::Refuse(Code::Unavailable, "NOT_LEADER"),
+    ]);
+    let answer = node.client().produce(request("a", None)).await.unwrap();
+    assert_eq!((answer.base_offset, node.values()), (0, vec!["a".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_rejected_append_is_not_retried() {
+    let node = Node::start();
+    node.faults([Fault::Refuse(Code::InvalidArgument, "RECORD_TOO_LARGE")]);
+    let error = node.client().produce(request("a", None)).await.unwrap_err();
+    assert_eq!((error.reason.as_str(), error.kind), ("RECORD_TOO_LARGE", ErrorKind::Rejected));
+    assert_eq!(error.metadata["expected"], "0");
+    assert_eq!(node.state.lock().requests.len(), 1);
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_is_told_when_the_append_is_not_idempotent() {
+    let node = Node::start();
+    for fault in [Fault::StoreThenCut, Fault::StoreThenUnknown, Fault::Cut] {
+        node.faults([fault.clone()]);
+        let before = node.state.lock().requests.len();
+        let error = node.client().produce(request("a", None)).await.unwrap_err();
+        assert_eq!((error.reason.as_str(), error.kind), ("OUTCOME_UNKNOWN", ErrorKind::OutcomeUnknown), "{fault:?}");
+        assert_eq!(node.state.lock().requests.len(), before + 1, "{fault:?}: sent once");
+    }
+}
+
+#[tokio::test]
+async fn an_idempotent_append_is_repeated_and_stored_once() {
+    let node = Node::start();
+    let client = node.client();
+    node.faults([Fault::StoreThenCut, Fault::Cut, Fault::StoreThenUnknown]);
+    let answer = client.produce(request("a", identity(0))).await.unwrap();
+    assert!(answer.duplicate);
+    let answer = client.produce(request("b", identity(1))).await.unwrap();
+    assert_eq!((answer.base_offset, node.values()), (1, vec!["a".to_owned(), "b".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_refusal_after_an_open_attempt_stays_open() {
+    let node = Node::start();
+    node.faults([Fault::Cut, Fault::Refuse(Code::FailedPrecondition, "VERSION_CONFLICT")]);
+    let error = node.client().produce(request("a", identity(0))).await.unwrap_err();
+    assert_eq!((error.kind.clone(), error.metadata["cause"].as_str()), (ErrorKind::OutcomeUnknown, "VERSION_CONFLICT"));
+}
+
+#[tokio::test]
+async fn a_call_ends_at_its_deadline_and_says_whether_it_may_have_happened() {
+    let node = Node::start();
+    let client = Client::connect(node.config().request_timeout(Duration::from_millis(50))).unwrap();
+    node.faults([Fault::Hang]);
+    let error = client.produce(request("a", None)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::OutcomeUnknown, "{error}");
+    node.faults(vec![Fault::Refuse(Code::ResourceExhausted, "DISK_FULL"); 1000]);
+    let error = client.produce(request("a", None)).await.unwrap_err();
+    assert_eq!((error.kind.clone(), error.reason.as_str()), (ErrorKind::Retryable, "DISK_FULL"), "{error}");
+}
+
+#[tokio::test]
+async fn an_address_must_be_host_and_port() {
+    for wrong in ["", "host", ":7400", "host:", "host:0", "host:99999", "http://host:1", "host:1/path", "a b:1"] {
+        let error = Client::connect(ClientConfig::from(wrong)).expect_err(wrong);
+        assert_eq!(error.reason, "INVALID_ARGUMENT");
+    }
+    for right in ["localhost:7400", "127.0.0.1:7400", "[::1]:7400", "chronicle-0.chronicle:7400"] {
+        Client::connect(right).expect(right);
+    }
+}
