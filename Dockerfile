@@ -16,11 +16,11 @@ COPY tests tests
 # The build tree is a cache mount and not part of the layer, so the programs are copied out of it in the same step.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked \
+    cargo build --profile dist --locked \
         --package chronicle-node --bin chronicle \
         --package chronicle-operator --bin chronicle-operator \
     && mkdir /out \
-    && cp target/release/chronicle target/release/chronicle-operator /out/
+    && cp target/dist/chronicle target/dist/chronicle-operator /out/
 # An owned, empty directory to copy from: the runtime image runs as a user that could not create it.
 RUN mkdir -p /out/data
 

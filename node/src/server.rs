@@ -18,7 +18,7 @@ pub enum StartError {
     /// A port cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The data directory or the controller group does not open.
+    /// The data directory or the controller group does not open, or the controller group failed while running.
     #[error(transparent)]
     Broker(#[from] BrokerError),
 }
@@ -39,7 +39,7 @@ pub struct Serving {
 /// refuses new work, finishes accepted work, and closes the data directory so that the next start needs no recovery.
 ///
 /// # Errors
-/// What keeps the node from starting; nothing is left running then.
+/// What keeps the node from starting, or the failure of its controller group; nothing is left running then.
 pub async fn run(mut config: Config, stop: CancellationToken, ready: impl FnOnce(&Serving)) -> Result<(), StartError> {
     let (acceptor, data) = listeners::listen(config.listeners.data).await?;
     config.listeners.data = data;
@@ -58,12 +58,21 @@ pub async fn run(mut config: Config, stop: CancellationToken, ready: impl FnOnce
             let server = listeners::Server::new(acceptor, data, broker.clone(), metrics);
             let server_task = tokio::spawn(server.serve(stop.clone()));
             ready(&serving);
-            stop.cancelled().await;
+            // A node whose controller group failed has nothing to go by; it starts again from what is on disk.
+            let failed = tokio::select! {
+                biased;
+                () = stop.cancelled() => None,
+                error = broker.failed() => Some(error),
+            };
+            if let Some(error) = &failed {
+                tracing::error!(%error, "the controller group failed: the node stops");
+            }
+            stop.cancel();
             if let Err(error) = server_task.await {
                 tracing::error!(%error, "the data listener panicked");
             }
             broker.shutdown().await;
-            Ok(())
+            failed.map_or(Ok(()), |error| Err(error.into()))
         }
     };
     ops_stop.cancel();

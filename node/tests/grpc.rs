@@ -221,6 +221,21 @@ async fn a_produce_stream_answers_in_order_refuses_in_place_and_goes_on() {
 }
 
 #[tokio::test]
+async fn a_produce_stream_gives_back_its_bytes_answer_by_answer() {
+    let node = Node::start_with(|config| config.limits.in_flight_bytes_max = 4 << 20).await;
+    let mut log = node.log().await;
+    // Five times the node's budget through one stream.
+    let requests = tokio_stream::iter((0..320).map(|_| produce(vec![7; 64 << 10])));
+    let answers = log.produce_stream(requests).await.unwrap().into_inner();
+    let answers: Vec<_> = answers.collect().await;
+    assert_eq!(answers.len(), 320);
+    for answer in answers {
+        assert!(matches!(answer.unwrap().result, Some(Answer::Ok(_))));
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_produce_stream_stops_reading_while_its_client_takes_no_answers() {
     let node = Node::start_with(|config| config.limits.stream_window_max = 4).await;
     let channel = node.endpoint().initial_stream_window_size(1024).connect().await.unwrap();

@@ -44,6 +44,7 @@ async fn metrics_are_served_as_text_and_nothing_else_is() {
     let node = Node::start().await;
     let probe = Probe::new();
     probe.attach(node.broker.clone());
+    chronicle_node::telemetry::collect_node(&node.metrics, &node.broker);
     let server = OpsServer::bind(ANY, probe, node.metrics.clone()).await.unwrap();
     let (address, shutdown) = (server.local_addr(), CancellationToken::new());
     let serving = tokio::spawn(server.serve(shutdown.clone()));
@@ -57,9 +58,16 @@ async fn metrics_are_served_as_text_and_nothing_else_is() {
         "chronicle_received_bytes_total 3",
         "chronicle_records_appended_total 1",
         "chronicle_connections_open 1",
+        "chronicle_topics 1.0",
+        "# TYPE chronicle_log_flush_seconds histogram",
+        r#"chronicle_log_flush_seconds_bucket{le="2.0"} "#,
+        r#"chronicle_log_flush_seconds_bucket{le="+Inf"} "#,
         "# EOF",
     ] {
-        assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
+        assert!(
+            text.lines().any(|l| l == line || (line.ends_with("} ") && l.starts_with(line))),
+            "{line} not in\n{text}"
+        );
     }
     for path in ["/", "/metrics/x", "/v1/topics"] {
         assert_eq!(get(&http, address, path).await.0, 404, "{path}");

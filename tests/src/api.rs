@@ -96,6 +96,11 @@ pub fn reason(status: &tonic::Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
+/// A value of a status' `ErrorInfo`, or an empty text.
+pub fn metadata(status: &tonic::Status, name: &str) -> String {
+    status.get_details_error_info().and_then(|info| info.metadata.get(name).cloned()).unwrap_or_default()
+}
+
 /// Reads partition 0 from its first record to its end over gRPC, in answers of at most `bytes_max` bytes.
 ///
 /// # Errors

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::{
-    Done, LogError, LogId,
+    Done, LogError, LogId, answer,
     bytes_le::{align8, get_u32, get_u64, put_u32, put_u64},
     disk::{Disk, DiskFile, OpenMode, write_all_at},
 };
@@ -105,7 +105,7 @@ impl Record {
             return Err("a record header does not fit into what is left");
         }
         let length = get_u32(bytes, 0) as usize;
-        if length < RECORD_HEADER - PREFIX || length > RECORD_HEADER - PREFIX + MAX_JOURNAL_VALUE {
+        if !(RECORD_HEADER - PREFIX..=RECORD_HEADER - PREFIX + MAX_JOURNAL_VALUE).contains(&length) {
             return Err("a record's length is out of range");
         }
         let end = PREFIX + length;
@@ -265,6 +265,16 @@ impl Journal {
     pub(crate) fn wanted(&self) -> (bool, Option<Duration>) {
         let state = self.state.lock();
         (state.urgent, state.due)
+    }
+
+    /// Accepts nothing more, unless something waits for a flush still. Returns whether it is closed.
+    pub(crate) fn close_if_empty(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.failed.is_none() && !state.queue.is_empty() {
+            return false;
+        }
+        state.failed.get_or_insert(LogError::Closed);
+        true
     }
 
     pub(crate) fn failure(&self) -> Option<LogError> {
@@ -489,7 +499,7 @@ impl JournalFile {
             Err(error) => journal.state.lock().failed = Some(error.clone()),
         }
         for done in dones {
-            done(result.clone());
+            answer(done, result.clone());
         }
         if let Err(error) = &result
             && !matches!(error, LogError::NoSpace { .. })
@@ -497,7 +507,7 @@ impl JournalFile {
             // What was queued in the meantime will never be flushed.
             let late = std::mem::take(&mut journal.state.lock().dones);
             for done in late {
-                done(Err(error.sticky()));
+                answer(done, Err(error.sticky()));
             }
         }
         result.map(|()| true)
@@ -533,6 +543,11 @@ impl JournalFile {
         state.queued_bytes += Record::Mark.len() as usize;
         state.queue.push(Record::Mark);
         state.due = Some(now);
+    }
+
+    /// Whether the file has grown so far that rewriting it should not wait for an idle moment.
+    pub(crate) fn overgrown(&self) -> bool {
+        self.end >= self.rewrite_bytes.saturating_mul(4)
     }
 
     /// Moves to a new file when the present one is large and mostly dead. Call with nothing urgent waiting.

@@ -53,3 +53,10 @@ pub use store::{FORMAT_VERSION, LogSummary, Store};
 /// The answer to an append or a journal put: called exactly once, on a thread of the store. Must be quick and must not wait
 /// for the store.
 pub type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;
+
+/// Calls a `done`. One that panics must not take the thread down that every log of the store depends on.
+fn answer(done: Done, result: Result<(), LogError>) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| done(result))).is_err() {
+        tracing::error!("the callback of an append or journal put panicked");
+    }
+}

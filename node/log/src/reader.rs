@@ -102,6 +102,11 @@ impl FrameReader {
         Ok(found)
     }
 
+    /// Ends the walk: nothing is left.
+    pub(crate) fn stop(&mut self) {
+        self.position = self.end;
+    }
+
     /// Looks for the next valid frame at or after the current position, at any multiple of 8 bytes.
     pub(crate) fn resync(&mut self) -> io::Result<Option<Found>> {
         self.position = self.position.next_multiple_of(8);

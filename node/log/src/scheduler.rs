@@ -238,8 +238,12 @@ impl Scheduler {
     fn round(&mut self, logs: Vec<Arc<LogInner>>) {
         let mut jobs: Vec<Job> = logs.iter().filter_map(Job::begin).collect();
         for job in jobs.iter_mut().filter(|job| job.writer.clean_mark && !job.entries.is_empty()) {
-            let key = (job.log.id, Space::Engine, engine_key::CLEAN);
-            job.result = self.shared.journal.put(key, None, true, Duration::ZERO, None).map(drop);
+            // The mark goes on vouching for what is there, by itself.
+            let id = job.log.id;
+            let end = Bytes::copy_from_slice(&job.durable_next.to_le_bytes());
+            let journal = &self.shared.journal;
+            let put = |key, value| journal.put((id, Space::Engine, key), value, true, Duration::ZERO, None);
+            job.result = put(engine_key::DURABLE_MARK, Some(end)).and_then(|_| put(engine_key::CLEAN, None)).map(drop);
         }
         let journal = self.flush_journal(jobs.is_empty());
         for job in &mut jobs {
@@ -278,8 +282,10 @@ impl Scheduler {
                     self.journal_timer = true;
                     self.arm(self.shared.config.idle_mark_delay, TimerKind::JournalMark, Weak::new());
                 }
-                // Rewriting takes a while: not while appends wait for this round.
-                if idle && let Err(error) = self.journal.rewrite_if_due(&self.shared.journal) {
+                // Rewriting takes a while: not while appends wait for this round, unless they always do.
+                if (idle || self.journal.overgrown())
+                    && let Err(error) = self.journal.rewrite_if_due(&self.shared.journal)
+                {
                     tracing::warn!(%error, "cannot rewrite the journal; it goes on growing");
                 }
                 Ok(())
@@ -312,6 +318,13 @@ impl Scheduler {
         flush(&mut self.journal);
         if self.journal.unconfirmed() && journal.failure().is_none() {
             self.journal.confirm(journal, now);
+            flush(&mut self.journal);
+        }
+        // A full disk may keep records queued: they are given up then.
+        for _ in 0..3 {
+            if journal.close_if_empty() {
+                return;
+            }
             flush(&mut self.journal);
         }
     }
@@ -422,18 +435,10 @@ impl Scheduler {
                 timers.push((self.shared.config.idle_mark_delay, TimerKind::IdleMark(state.durable_next)));
             }
         }
-        let abandoned = state.closed && !state.changing && !state.queued && state.pending.is_empty();
-        if abandoned {
-            log.release(&mut state);
-        }
-        drop(state);
         for (delay, kind) in timers {
             self.arm(delay, kind, Arc::downgrade(&log));
         }
-        log.changed.notify_all();
-        if abandoned {
-            self.shared.deregister(&log);
-        }
+        log.rest_if_done(state);
     }
 
     /// Drops the oldest cached entries until the cache fits its budget. What is not safe yet stays.

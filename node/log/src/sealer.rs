@@ -62,8 +62,9 @@ impl SealQueue {
             if !stop {
                 settle(&log, seal(shared, &log, base_index));
             }
-            log.state.lock().sealing -= 1;
-            log.changed.notify_all();
+            let mut state = log.state.lock();
+            state.sealing -= 1;
+            log.rest_if_done(state);
         }
     }
 }

@@ -165,7 +165,7 @@ impl Contents {
             self.min_timestamp = self.min_timestamp.min(header.max_timestamp);
             self.max_timestamp = self.max_timestamp.max(header.max_timestamp);
         }
-        self.next_index = header.index + 1;
+        self.next_index = header.index.saturating_add(1);
         self.next_offset = header.next_offset();
         self.data_len += header.frame_len();
         self.last_term = header.term;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) volume: Arc<dyn Volume>,
     /// Logs that are open, or were dropped and still have work in the background.
     pub(crate) open: Mutex<HashMap<LogId, Arc<LogInner>>>,
+    /// Logs whose directories are known to survive a crash.
+    pub(crate) durable_dirs: Mutex<HashSet<LogId>>,
     /// Logs that failed since the store was opened, and up to where (exclusive) they are known to be on disk.
     pub(crate) failed: Mutex<HashMap<LogId, u64>>,
 }

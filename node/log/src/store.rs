@@ -50,10 +50,13 @@ pub struct LogSummary {
     pub segments: u64,
     /// Greatest timestamp of any data entry, in ms since the Unix epoch; `None` if there is none.
     pub max_timestamp: Option<i64>,
+    /// Greatest timestamp of the oldest segment that has data entries, in ms since the Unix epoch; `None` if there is none.
+    /// What retention by age looks at first.
+    pub oldest_segment_max_timestamp: Option<i64>,
 }
 
-/// One data directory. Dropping it without [`Store::close`] flushes what is pending and stops its threads, but leaves open logs
-/// to be scanned next time.
+/// One data directory. Dropping it without [`Store::close`] flushes what is pending and stops its threads, but leaves logs that
+/// are still open to be scanned next time.
 #[derive(Debug)]
 pub struct Store {
     shared: Arc<Shared>,
@@ -94,6 +97,9 @@ impl Store {
             write_format(&*disk, dir, node_id)?;
         }
 
+        // Names left by a process that was killed may be in memory only.
+        disk.sync_dir(&logs).map_err(|error| LogError::io(&logs, "flush the directory", error))?;
+        let durable_dirs = list_dir(&*disk, &logs)?.iter().filter_map(|name| name.parse().ok()).collect();
         let files = OpenFiles::new(config.open_segments);
         let shared = Arc::new(Shared {
             disk,
@@ -107,6 +113,7 @@ impl Store {
             files,
             volume,
             open: Mutex::default(),
+            durable_dirs: Mutex::new(durable_dirs),
             failed: Mutex::default(),
         });
         let thread_failed = |error| LogError::io(dir, "start a thread", error);
@@ -160,7 +167,7 @@ impl Store {
             state: Mutex::new(State::empty_at(nowhere)),
             changed: Condvar::new(),
             seal_lock: Mutex::new(()),
-            dir_durable: AtomicBool::new(false),
+            dir_durable: AtomicBool::new(shared.durable_dirs.lock().contains(&id)),
         });
         self.register(&inner)?;
         let opened = (|| -> Result<_, LogError> {
@@ -177,6 +184,19 @@ impl Store {
                 shared.failed.lock().remove(&id);
                 let mut state = inner.state.lock();
                 *state = recovered.state;
+                // What recovery took over counts as acknowledged from now on: vouch for it as if the log had gone idle.
+                if state.durable_next > state.marked {
+                    let end = Bytes::copy_from_slice(&state.durable_next.to_le_bytes());
+                    let key = (id, Space::Engine, engine_key::DURABLE_MARK);
+                    let due = shared.config.clock.monotonic() + shared.config.idle_mark_delay;
+                    // If the journal cannot take it now, the next time that the log goes idle brings it again.
+                    if let Ok(wake) = shared.journal.put(key, Some(end), false, due, None) {
+                        state.marked = state.durable_next;
+                        if wake {
+                            shared.queue.wake();
+                        }
+                    }
+                }
                 inner.request_seals(&mut state);
                 drop(state);
                 inner.changed.notify_all();
@@ -236,6 +256,7 @@ impl Store {
     fn finish_deletion(&self, id: LogId) -> Result<(), LogError> {
         let shared = &self.shared;
         let logs = shared.logs_dir();
+        shared.durable_dirs.lock().remove(&id);
         let dir = logs.join(id.to_string());
         let aside = logs.join(format!("{id}.deleted"));
         remove_dir(&*shared.disk, &aside)?;
@@ -291,6 +312,7 @@ impl Store {
             bytes: mark.bytes,
             segments: mark.segments,
             max_timestamp: (mark.max_timestamp != i64::MIN).then_some(mark.max_timestamp),
+            oldest_segment_max_timestamp: (mark.oldest_max_timestamp != i64::MIN).then_some(mark.oldest_max_timestamp),
         };
         Ok(mark.and_then(|mark| CleanMark::decode(&mark)).map(summary))
     }
@@ -379,6 +401,11 @@ impl Store {
     }
 
     fn stop(&self) {
+        // Nobody may append any more: nobody would write it.
+        for log in self.shared.open.lock().values() {
+            log.state.lock().closed = true;
+            log.changed.notify_all();
+        }
         self.shared.sealer.stop();
         self.shared.queue.stop();
         let own = std::thread::current().id();

@@ -80,7 +80,9 @@ fn reads_stop_at_the_byte_limit_but_give_at_least_one_entry() {
     let store = Store::open(disk, Path::new(DIR), config).unwrap();
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     append_durably(&log, (0..50).map(|index| data(index, 1, 0, vec![7; 100])).collect()).unwrap();
-    log.flush().unwrap();
+    while store.metrics().cache_bytes.get() > 0 {
+        std::thread::yield_now();
+    }
     for (limit, count) in [(0, 1), (175, 1), (176, 1), (352, 2), (17_600, 50), (usize::MAX, 50)] {
         assert_eq!(log.read(0, 50, limit).unwrap().len(), count, "limit {limit}");
     }
@@ -351,9 +353,10 @@ fn a_reader_survives_truncation_and_retention_underneath() {
             }
         });
         for _ in 0..20 {
-            let next = log.position().next_index;
-            log.truncate_after(next - 15).unwrap();
-            fill(&log, next - 14, next + 10);
+            let (first, next) = (log.position().first_index, log.position().next_index);
+            let keep = first.max(next - 15);
+            log.truncate_after(keep).unwrap();
+            fill(&log, keep + 1, next + 25);
             log.delete_before(log.position().first_index + 30).unwrap();
         }
         reader.join().unwrap();
@@ -398,8 +401,8 @@ fn answers_come_in_the_order_of_appends() {
 }
 
 #[test]
-fn a_log_that_was_dropped_open_is_scanned_and_complete() {
-    let (_, disk) = memory();
+fn a_log_that_was_dropped_is_flushed_and_closed_in_the_background() {
+    let (memory, disk) = memory();
     let store = open(&disk);
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     assert!(matches!(store.open_log(id(0), LogConfig::default()), Err(LogError::AlreadyOpen(_))));
@@ -409,9 +412,19 @@ fn a_log_that_was_dropped_open_is_scanned_and_complete() {
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     assert_samples(&log, 0, 50);
     assert!(waits.into_iter().all(|wait| wait.recv().unwrap().is_ok()));
-    assert_eq!(store.metrics().recoveries.get(), 1);
+    fill(&log, 50, 51);
+    let killed: Arc<dyn Disk> = Arc::new(memory.fork());
     log.close().unwrap();
-    assert!(matches!(append(&log, vec![sample(50)]), Err(LogError::Closed)));
+    assert!(matches!(append(&log, vec![sample(51)]), Err(LogError::Closed)));
+
+    let store = open(&killed);
+    assert_samples(&store.open_log(id(0), LogConfig::default()).unwrap(), 0, 51);
+    assert_eq!(store.metrics().recoveries.get(), 1, "killed while open: scanned");
+    store.close().unwrap();
+    let store = open(&killed);
+    drop(store.open_log(id(0), LogConfig::default()).unwrap());
+    assert_samples(&store.open_log(id(0), LogConfig::default()).unwrap(), 0, 51);
+    assert_eq!(store.metrics().recoveries.get(), 0);
 }
 
 #[test]
@@ -429,8 +442,8 @@ fn a_closed_log_is_summed_up_without_looking_at_its_files() {
     assert!(summary.bytes >= position.bytes);
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     fill(&log, 100, 101);
+    assert_eq!(store.summary(id(0)).unwrap(), None, "it is open again");
     drop(log);
-    assert_eq!(store.summary(id(0)).unwrap(), None, "it was written and not closed");
     assert_eq!(store.summary(id(9)).unwrap(), None);
 }
 
@@ -579,4 +592,34 @@ fn directories_that_cannot_be_used_are_refused_by_name() {
     let zero = StoreConfig { flush_threads: 0, ..config() };
     let error = Store::open(disk, Path::new(DIR), zero).unwrap_err();
     assert_eq!(error.to_string(), "flush_threads is 0, but it must be at least 1");
+}
+
+#[test]
+fn handles_that_outlive_their_store_are_refused_and_never_hang() {
+    let (_, disk) = memory();
+    for close in [false, true] {
+        let store = open(&disk);
+        let log = store.open_log(id(0), LogConfig::default()).unwrap();
+        let next = log.position().next_index;
+        let wait = append(&log, vec![sample(next)]).unwrap().1;
+        if close {
+            store.close().unwrap();
+            assert!(matches!(store.journal_put(id(0), 1, Bytes::new(), None), Err(LogError::Failed(_))));
+        }
+        drop(store);
+        wait.recv().unwrap().unwrap();
+        assert!(matches!(append(&log, vec![sample(next + 1)]), Err(LogError::Closed)));
+        assert!(log.truncate_after(0).is_err() && log.roll().is_err() && log.close().is_err());
+    }
+    assert_samples(&open(&disk).open_log(id(0), LogConfig::default()).unwrap(), 0, 2);
+}
+
+#[test]
+fn a_callback_that_panics_stops_nobody() {
+    let (_, disk) = memory();
+    let store = open(&disk);
+    let log = store.open_log(id(0), LogConfig::default()).unwrap();
+    log.append(vec![sample(0)], Box::new(|_| panic!("on purpose"))).unwrap();
+    fill(&log, 1, 5);
+    assert_samples(&log, 0, 5);
 }

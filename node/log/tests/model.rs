@@ -97,7 +97,7 @@ fn check(log: &Log, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(160))]
 
     #[test]
     fn the_log_does_what_a_list_does(

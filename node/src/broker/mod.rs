@@ -30,6 +30,9 @@ use crate::config::Config;
 use crate::controller::{Controller, unknown_topic};
 use crate::partition::{Answer, Environment, Partition, Slot, SlotState};
 
+/// How often the controller group is looked at for a failure.
+const FAILURE_CHECK: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// An accepted append that is waiting for its answer. Dropping it does not take the append back.
 #[derive(Debug)]
 pub struct PendingProduce {
@@ -104,6 +107,17 @@ impl Broker {
         }
     }
 
+    /// Waits until the controller group has failed, and says why. A healthy node waits for ever.
+    pub async fn failed(&self) -> BrokerError {
+        let mut tick = tokio::time::interval(FAILURE_CHECK);
+        loop {
+            tick.tick().await;
+            if let Some(error) = self.inner.controller.failure() {
+                return error;
+            }
+        }
+    }
+
     /// Counts for metrics.
     pub fn partition_counts(&self) -> PartitionCounts {
         let state = self.inner.controller.state();
@@ -155,8 +169,9 @@ impl Broker {
     /// Hands out a producer id and epoch.
     ///
     /// # Errors
-    /// Failures of the controller group.
+    /// [`Reason::DiskFull`]; failures of the controller group.
     pub async fn init_producer(&self) -> Result<(i64, i16), BrokerError> {
+        self.inner.disk_space.check(&self.inner.store)?;
         Ok((self.inner.controller.producer_id().await?, 0))
     }
 

@@ -204,7 +204,7 @@ async fn wake_for_retention(broker: &Broker) {
             let too_large = settings.retention_bytes >= 0 && summary.bytes > settings.retention_bytes as u64;
             let too_old = settings.retention_ms >= 0
                 && summary.start_offset < summary.next_offset
-                && summary.max_timestamp.is_some_and(|newest| newest < now - settings.retention_ms);
+                && summary.oldest_segment_max_timestamp.is_some_and(|newest| newest < now - settings.retention_ms);
             if ((too_large && summary.segments > 1) || too_old)
                 && let Err(error) = broker.open(topic, partition).await
             {

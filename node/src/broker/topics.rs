@@ -14,13 +14,14 @@ impl Broker {
     /// Creates a topic; `false` when it was there and the request allows it.
     ///
     /// # Errors
-    /// [`Reason::InvalidRequest`], [`Reason::TopicExists`], [`Reason::Overloaded`] at the limit of topics; failures of
-    /// the controller group.
+    /// [`Reason::InvalidRequest`], [`Reason::TopicExists`], [`Reason::Overloaded`] at the limit of topics,
+    /// [`Reason::DiskFull`]; failures of the controller group.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<(Topic, bool), BrokerError> {
         validate::topic_name(&topic.name)?;
         let (partitions, replication_factor) = validate::topic_shape(&topic)?;
         let limits = &self.inner.config.limits;
         let settings = validate::settings(TopicSettings::default(), &topic.settings, limits)?;
+        self.inner.disk_space.check(&self.inner.store)?;
         let created = Topic {
             name: topic.name.clone(),
             id: Uuid::now_v7(),

@@ -357,7 +357,7 @@ impl Samples {
     /// A histogram that somebody else counted: upper bounds (inclusive) of the buckets, their counts and one more for what
     /// lies above, and the sum of all values. `name` carries the unit.
     pub fn histogram(&mut self, name: &'static str, help: &'static str, bounds: &[f64], counts: &[u64], sum: f64) {
-        let bounds = bounds.iter().copied().chain([f64::MAX]);
+        let bounds = bounds.iter().copied().chain([f64::INFINITY]);
         let buckets = bounds.zip(counts.iter().copied()).collect();
         self.push(name, help, &[], Value::Histogram { buckets, sum });
     }

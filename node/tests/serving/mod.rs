@@ -35,6 +35,8 @@ impl Node {
         config.node.data_dir = directory.path().join("data");
         config.listeners.data = "127.0.0.1:0".parse().unwrap();
         config.listeners.ops = "127.0.0.1:0".parse().unwrap();
+        // Longer than `stop` waits, so that a connection that does not end by itself shows.
+        config.limits.shutdown_grace_ms = 600_000;
         change(&mut config);
         let broker = Broker::start(Arc::new(config)).await.unwrap();
         let metrics = Metrics::new();
@@ -57,7 +59,8 @@ impl Node {
     /// Stops listeners, then the broker; every test ends with it, so that tasks that do not end show.
     pub async fn stop(self) {
         self.shutdown.cancel();
-        self.serving.await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(20), self.serving).await;
+        ended.expect("every connection ends").unwrap();
         self.broker.shutdown().await;
     }
 

@@ -17,7 +17,7 @@ use crate::{
     disk::{DiskFile, OpenMode},
     frame::{self, Expect},
     index::{IndexBuilder, IndexOwner, SparseIndex, write_index},
-    journal::engine_key,
+    journal::{Space, engine_key},
     log::write::Active,
     reader::{FrameReader, Stop},
     segment::SegmentHeader,
@@ -451,6 +451,44 @@ impl LogInner {
         self.release(&mut state);
         drop(state);
         self.shared.deregister(self);
+    }
+
+    /// Lets a log rest whose last handle was dropped, once nothing in the background works on it any more: until then nobody
+    /// may open it again. Called by whoever may have been the last.
+    pub(crate) fn rest_if_done(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let done = state.closed && state.is_idle();
+        if done {
+            self.rest(&mut state);
+        }
+        drop(state);
+        self.changed.notify_all();
+        if done {
+            self.shared.deregister(self);
+        }
+    }
+
+    /// Lets go of what a log holds that has nothing left to do. If all of it is on disk, the journal
+    /// is to say, at its next flush, that it was closed cleanly.
+    pub(crate) fn rest(&self, state: &mut MutexGuard<'_, State>) {
+        if let Some(writer) = &state.writer
+            && state.durable_next == state.next_index
+            && state.failure.is_none()
+            && state.sealing == 0
+        {
+            let mark = CleanMark::of(state, writer);
+            if self.journal_clean_mark() != Some(mark) {
+                self.write_active_index(state);
+                let config = &self.shared.config;
+                let due = config.clock.monotonic() + config.journal_lazy_delay;
+                let key = (self.id, Space::Engine, engine_key::CLEAN);
+                match self.shared.journal.put(key, Some(mark.encode()), false, due, None) {
+                    Ok(true) => self.shared.queue.wake(),
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!(log = %self.id, %error, "the log will be scanned when it is opened"),
+                }
+            }
+        }
+        self.release(state);
     }
 
     /// Writes the index of the newest segment, if it is in memory only. Failing to is no failure: it is rebuilt when needed.

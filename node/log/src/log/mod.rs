@@ -118,8 +118,8 @@ pub struct DeletedSegments {
     pub start_offset: u64,
 }
 
-/// One log, open. Dropping the last handle without [`Log::close`] flushes what was appended in the background, and leaves the
-/// log to be scanned when it is opened next.
+/// One log, open. Dropping the last handle without [`Log::close`] closes the log in the background, once what was appended is
+/// flushed; nobody hears of a failure then.
 #[derive(Debug)]
 pub struct Log {
     pub(crate) inner: Arc<LogInner>,
@@ -270,6 +270,12 @@ impl State {
         }
     }
 
+    /// Nothing in the background touches, or is about to touch, the log's files.
+    pub(crate) fn is_idle(&self) -> bool {
+        let busy = self.changing || self.queued || self.sealing > 0 || !self.pending.is_empty();
+        !busy && self.writer.is_some()
+    }
+
     /// Takes the appends out that are answered once everything below `next` is safe.
     pub(crate) fn take_answered(&mut self, next: u64) -> Vec<Pending> {
         let count = self.pending.partition_point(|pending| pending.next_index <= next);
@@ -298,7 +304,7 @@ impl LogInner {
     pub(crate) fn answer(&self, answered: Vec<Pending>, result: &Result<(), LogError>) {
         for pending in answered {
             self.shared.metrics.pending_bytes.sub(pending.bytes);
-            (pending.done)(result.clone());
+            crate::answer(pending.done, result.clone());
         }
     }
 
@@ -529,13 +535,9 @@ impl Drop for Log {
             return;
         }
         // Never waits: the last handle may be dropped by a `done` on the scheduler's own thread. What is pending still gets
-        // flushed; opening the log again waits for that.
+        // flushed, then the scheduler lets the log rest; opening the log again waits for that.
         state.closed = true;
-        if state.pending.is_empty() && state.writer.is_some() && !state.queued {
-            inner.release(&mut state);
-            drop(state);
-            inner.shared.deregister(inner);
-        }
+        inner.rest_if_done(state);
     }
 }
 
@@ -543,14 +545,10 @@ impl LogInner {
     /// Waits until a log that was dropped without `close` has no work left in the background.
     pub(crate) fn wait_abandoned(&self) {
         let mut state = self.state.lock();
-        while state.failure.is_none() && (!state.pending.is_empty() || state.writer.is_none() || state.queued) {
+        while !state.is_idle() {
             self.changed.wait(&mut state);
         }
-        // A failed log's writer may still be in a round.
-        while state.writer.is_none() || state.sealing > 0 {
-            self.changed.wait(&mut state);
-        }
-        self.release(&mut state);
+        self.rest(&mut state);
     }
 
     pub(crate) fn is_closed(&self) -> bool {

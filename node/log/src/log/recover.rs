@@ -34,12 +34,14 @@ pub(crate) struct CleanMark {
     pub(crate) segments: u64,
     /// Greatest timestamp of any data entry; `i64::MIN` if there is none.
     pub(crate) max_timestamp: i64,
+    /// Greatest timestamp of the oldest segment that has data entries; `i64::MIN` if there is none.
+    pub(crate) oldest_max_timestamp: i64,
     /// The newest segment when it is not sealed; otherwise an empty one that does not exist, at the log's end.
     pub(crate) newest: Contents,
 }
 
 impl CleanMark {
-    const LEN: usize = 120;
+    const LEN: usize = 128;
 
     pub(crate) fn of(state: &State, writer: &Writer) -> Self {
         let Expect { index, offset, prev_crc } = writer.expect;
@@ -53,6 +55,12 @@ impl CleanMark {
             bytes: state.bytes(),
             segments: state.segments.len() as u64,
             max_timestamp: state.segments.iter().map(|s| s.contents.max_timestamp).max().unwrap_or(i64::MIN),
+            oldest_max_timestamp: state
+                .segments
+                .iter()
+                .map(|s| s.contents.max_timestamp)
+                .find(|newest| *newest != i64::MIN)
+                .unwrap_or(i64::MIN),
             newest,
         }
     }
@@ -75,6 +83,7 @@ impl CleanMark {
         put_u64(&mut bytes, 96, newest.last_term);
         put_u64(&mut bytes, 104, newest.last_leader);
         put_u32(&mut bytes, 112, newest.last_crc);
+        put_i64(&mut bytes, 120, self.oldest_max_timestamp);
         bytes.into()
     }
 
@@ -101,6 +110,7 @@ impl CleanMark {
             bytes: get_u64(bytes, 16),
             segments: get_u64(bytes, 24),
             max_timestamp: get_i64(bytes, 32),
+            oldest_max_timestamp: get_i64(bytes, 120),
             newest,
         })
     }

@@ -1,6 +1,6 @@
 //! HTTP/JSON: the same log for anything that speaks HTTP.
 //!
-//! [`ROUTES`] is the one list of endpoints: the router is built from it, and a test holds `openapi.json` to it.
+//! `ROUTES` is the one list of endpoints: the router is built from it, and a test holds `openapi.json` to it.
 //! `json` and `query` turn requests into those of the broker (pure); `problem` is the one table of errors; `append`,
 //! `read` and `topics` are the handlers.
 

@@ -83,7 +83,7 @@ fn durable(appender: &mut Appender, payloads: &[Bytes], records: u32, groups: us
 }
 
 pub(crate) fn append(bench: &Bench, report: &mut Report) -> Result<()> {
-    let groups = bench.size(128, 32);
+    let groups = 16;
     let megabytes = (groups * GROUP_BYTES) as f64 / 1e6;
     let dir = bench.fresh("append")?;
     // Hardly any cache, so that reading goes through the files.
@@ -96,28 +96,37 @@ pub(crate) fn append(bench: &Bench, report: &mut Report) -> Result<()> {
     let mut of_records = Appender::new(store.open_log(log_id(0), LogConfig::default())?);
     let mut of_batches = Appender::new(store.open_log(log_id(1), LogConfig::default())?);
 
-    let [mut raw, mut records, mut batches, mut piped, mut read] = [const { Vec::new() }; 5];
-    let [mut raw_p50, mut engine_p50] = [const { Vec::new() }; 2];
-    let samples = bench.size(400, 150);
     let mut of_singles = Appender::new(store.open_log(log_id(2), LogConfig::default())?);
-    for round in 0..bench.rounds() {
-        let seconds = append_and_sync(&dir.join(format!("{round}.raw")), GROUP_BYTES, groups)?;
-        raw.push(megabytes / seconds.iter().sum::<f64>());
-        records.push(megabytes / durable(&mut of_records, &small, 1, groups, 1)?);
-        batches.push(megabytes / durable(&mut of_batches, &large, per_group, groups, 1)?);
-        piped.push(megabytes / durable(&mut of_batches, &large, per_group, groups, 4)?);
-        std::fs::remove_file(dir.join(format!("{round}.raw")))?;
 
-        raw_p50.push(median(append_and_sync(&dir.join("single.raw"), RECORD_BYTES, samples)?) * 1e6);
-        let mut single = Vec::with_capacity(samples);
-        for _ in 0..samples {
-            single.push(durable(&mut of_singles, &small[..1], 1, 1, 1)?);
+    let samples = bench.size(100, 50);
+    let [mut raw, mut records, mut batches, mut piped] = [const { Vec::new() }; 4];
+    let [mut raw_p50, mut engine_p50] = [const { Vec::new() }; 2];
+    for round in 0..bench.rounds() {
+        // Whoever comes right after a pause finds a rested disk, so everybody gets to be first.
+        for step in 0..6 {
+            match (round + step) % 6 {
+                0 => {
+                    let seconds = append_and_sync(&dir.join("groups.raw"), GROUP_BYTES, groups)?;
+                    raw.push(megabytes / seconds.iter().sum::<f64>());
+                }
+                1 => records.push(megabytes / durable(&mut of_records, &small, 1, groups, 1)?),
+                2 => batches.push(megabytes / durable(&mut of_batches, &large, per_group, groups, 1)?),
+                3 => piped.push(megabytes / durable(&mut of_batches, &large, per_group, groups, 4)?),
+                4 => raw_p50.push(median(append_and_sync(&dir.join("single.raw"), RECORD_BYTES, samples)?) * 1e6),
+                _ => {
+                    let mut seconds = Vec::with_capacity(samples);
+                    for _ in 0..samples {
+                        seconds.push(durable(&mut of_singles, &small[..1], 1, 1, 1)?);
+                    }
+                    engine_p50.push(median(seconds) * 1e6);
+                }
+            }
         }
-        engine_p50.push(median(single) * 1e6);
     }
+    let mut read = Vec::new();
     for (name, appender) in [("of 1 KiB entries", &of_records), ("of 1 MiB entries", &of_batches)] {
         let mut rates = Vec::new();
-        for _ in 0..bench.rounds() {
+        for _ in 0..5 {
             rates.push(read_all(&appender.log)?);
         }
         let rate = report.figure(format!("engine: sequential read {name}, page cache"), "GB/s per core", rates);
@@ -162,13 +171,19 @@ fn read_all(log: &Log) -> Result<f64> {
 
 pub(crate) fn partitions(bench: &Bench, report: &mut Report) -> Result<()> {
     let dir = bench.fresh("partitions")?;
-    let rounds = bench.size(21, 7);
+    let rounds = bench.size(32, 8);
     std::fs::create_dir(dir.join("raw"))?;
     let mut files = Files::create(&dir.join("raw"), PARTITIONS, RECORD_BYTES)?;
     let payload = [Bytes::from(noise(RECORD_BYTES))];
     let configs = [
-        ("default barrier", StoreConfig::default()),
-        ("16 flush threads", StoreConfig { flush_threads: 16, ..StoreConfig::default() }),
+        (
+            "fdatasync on 16 threads",
+            StoreConfig { barrier: Barrier::Fdatasync, flush_threads: 16, ..StoreConfig::default() },
+        ),
+        (
+            "fdatasync on 32 threads",
+            StoreConfig { barrier: Barrier::Fdatasync, flush_threads: 32, ..StoreConfig::default() },
+        ),
         ("syncfs", StoreConfig { barrier: Barrier::Syncfs, ..StoreConfig::default() }),
     ];
     let mut stores = Vec::new();
@@ -184,14 +199,18 @@ pub(crate) fn partitions(bench: &Bench, report: &mut Report) -> Result<()> {
     }
     let variants = [Variant::Pool(8), Variant::Pool(16), Variant::Pool(32), Variant::Syncfs, Variant::SharedJournal];
     let mut raw = vec![Vec::new(); variants.len()];
-    for _ in 0..rounds {
-        for (variant, seconds) in variants.iter().zip(&mut raw) {
-            seconds.push(files.round(*variant)? * 1e3);
-        }
-        // What the shared journal left in the page cache is nobody else's to flush.
-        files.settle()?;
-        for (_, _, logs, seconds) in &mut stores {
-            seconds.push(engine_round(logs, &payload)? * 1e3);
+    for round in 0..rounds {
+        let contestants = variants.len() + stores.len();
+        for step in 0..contestants {
+            let turn = (round + step) % contestants;
+            if let Some(variant) = variants.get(turn) {
+                raw[turn].push(files.round(*variant)? * 1e3);
+                // What the shared journal left in the page cache is nobody else's to flush.
+                files.settle()?;
+            } else {
+                let (_, _, logs, seconds) = &mut stores[turn - variants.len()];
+                seconds.push(engine_round(logs, &payload)? * 1e3);
+            }
         }
     }
     let mut best = f64::INFINITY;

@@ -31,27 +31,25 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let dir = bench.fresh("grpc")?;
     let node = Setup::new().data_dir(dir.join("data")).start()?;
     let runtime = Runtime::new()?;
-    let span = Duration::from_millis(bench.size(4000, 1500));
-    let samples = bench.size(400, 150);
+    let span = Duration::from_millis(bench.size(2000, 1000));
+    let samples = bench.size(200, 100);
     let [mut raw_p50, mut one_p50, mut one, mut many, mut raw, mut stream, mut node_cores, mut own_cores] =
         [const { Vec::new() }; 8];
-    for round in 0..bench.rounds() {
-        let file = dir.join(format!("{round}.raw"));
-        raw_p50.push(median(append_and_sync(&file, RECORD_BYTES, samples)?) * 1e6);
+    for _ in 0..bench.size(9, 3) {
+        raw_p50.push(median(append_and_sync(&dir.join("single.raw"), RECORD_BYTES, samples)?) * 1e6);
         let seconds = runtime.block_on(unbatched(&node, samples))?;
         one.push(seconds.len() as f64 / seconds.iter().sum::<f64>());
         one_p50.push(median(seconds) * 1e6);
         many.push(runtime.block_on(producers(&node, span))?);
 
-        let groups = bench.size(128, 32);
-        let seconds: f64 = append_and_sync(&file, 1 << 20, groups)?.iter().sum();
+        let groups = 32;
+        let seconds: f64 = append_and_sync(&dir.join("groups.raw"), 1 << 20, groups)?.iter().sum();
         raw.push((groups << 20) as f64 / 1e6 / seconds);
         let (node_cpu, own_cpu) = (probe::cpu_seconds(node.pid())?, probe::cpu_seconds(std::process::id())?);
         let (bytes, seconds) = runtime.block_on(streaming(&node, span))?;
         stream.push(bytes / 1e6 / seconds);
         node_cores.push((probe::cpu_seconds(node.pid())? - node_cpu) / seconds);
         own_cores.push((probe::cpu_seconds(std::process::id())? - own_cpu) / seconds);
-        std::fs::remove_file(file)?;
     }
     let raw_p50 = report.figure("disk: write + fdatasync, 1 KiB, p50 (beside gRPC)", "us", raw_p50);
     let one_p50 = report.figure("node: one unbatched producer, 1 KiB, p50", "us", one_p50);

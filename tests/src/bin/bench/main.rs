@@ -79,7 +79,7 @@ impl Bench<'_> {
 
     /// Alternating rounds of everything that is compared.
     fn rounds(&self) -> usize {
-        self.size(7, 3)
+        self.size(24, 6)
     }
 
     /// A fresh folder of this name.

@@ -25,7 +25,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     fill(&dir, gigabytes << 30)?;
 
     let mut clean = Vec::new();
-    for _ in 0..bench.rounds() {
+    for _ in 0..bench.size(5, 3) {
         forget_cache(&dir)?;
         let (seconds, position) = open(&dir)?;
         ensure!(position.bytes >= gigabytes << 30, "only {} bytes are there", position.bytes);
