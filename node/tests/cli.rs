@@ -206,6 +206,47 @@ fn following_prints_what_comes_and_ends_cleanly_on_a_signal_or_a_closed_pipe() {
 }
 
 #[test]
+fn segments_are_printed_and_damage_is_found() {
+    let mut node = Dev::start();
+    node.ok(&["produce", "--key-separator", "="], b"k=debugged value\nl=w\n");
+    kill_process(Pid::from_child(&node.child), Signal::TERM).unwrap();
+    assert!(node.child.wait().unwrap().success());
+    let logs = std::fs::read_dir(node.data().join("data/logs")).unwrap().map(|log| log.unwrap().path());
+    let files: Vec<_> = logs.flat_map(|log| std::fs::read_dir(log).unwrap().map(|file| file.unwrap().path())).collect();
+    let holds = |path: &Path| std::fs::read(path).unwrap().windows(14).any(|bytes| bytes == b"debugged value");
+    let segment = files.iter().find(|path| path.extension().is_some_and(|e| e == "log") && holds(path)).unwrap();
+    let run =
+        |arguments: &[&str]| chronicle().args(["debug", "segment"]).args(arguments).arg(segment).output().unwrap();
+
+    let output = run(&["--records", "-o", "json"]);
+    assert!(output.status.success(), "{output:?}");
+    let documents: Vec<Value> = output
+        .stdout
+        .split(|b| *b == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect();
+    let summary = &documents.last().unwrap()["summary"];
+    assert_eq!((&summary["records"], &summary["problems"]), (&2.into(), &Value::Array(Vec::new())), "{summary}");
+    let records: Vec<&Value> =
+        documents.iter().filter_map(|document| document["entry"]["records"].as_array()).flatten().collect();
+    assert_eq!(
+        (&records[0]["key"], &records[1]["offset"], &records[1]["value"]),
+        (&"aw==".into(), &1.into(), &"dw==".into())
+    );
+    let text = String::from_utf8(run(&[]).stdout).unwrap();
+    assert!(text.contains("2 records from offset 0") && text.contains(": intact"), "{text}");
+
+    let mut bytes = std::fs::read(segment).unwrap();
+    let at = bytes.windows(14).position(|bytes| bytes == b"debugged value").unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(segment, bytes).unwrap();
+    let output = run(&["--summary"]);
+    assert_eq!(failure(&output, 1), "error: 1 of 1 segments have problems");
+    assert!(String::from_utf8(output.stdout).unwrap().contains("problem: "));
+}
+
+#[test]
 fn the_bench_reports_rates_and_latencies() {
     let node = Dev::start();
     for mode in ["unary", "stream"] {

@@ -8,6 +8,7 @@ mod bench;
 mod completions;
 mod config;
 mod consume;
+mod debug;
 mod dev;
 mod histogram;
 mod input;
@@ -101,6 +102,9 @@ enum Command {
     /// Measure appends or reads.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Look into the files of a node.
+    #[command(subcommand)]
+    Debug(debug::DebugCommand),
     /// Print the configuration in force, or a documented sample.
     Config(config::ConfigArgs),
     /// Print a completion script for a shell.
@@ -139,6 +143,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Produce(args) => produce::run(&global, args).await,
         Command::Consume(args) => consume::run(&global, args).await,
         Command::Bench(command) => bench::run(&global, command).await,
+        Command::Debug(command) => debug::run(&global, command),
         Command::Config(args) => config::run(&global, &args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     }
