@@ -86,6 +86,17 @@ async fn a_lost_stream_loses_and_doubles_nothing() {
 }
 
 #[tokio::test]
+async fn a_request_that_stays_open_is_settled_before_the_node_can_forget_it() {
+    let node = Node::start();
+    let unknown = Fault::StoreThenUnknown;
+    node.faults([unknown.clone(), unknown.clone(), Fault::None, Fault::None, unknown.clone(), unknown]);
+    let producer = producer(&node, ProducerConfig { batch_records_max: 1, in_flight_max: 4, ..config() });
+    send_all(&producer, 0..20).await.into_iter().for_each(|offset| drop(offset.unwrap()));
+    assert_eq!(node.values(), values(0..20));
+    producer.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_node_that_is_away_for_a_while_gets_everything_in_the_end() {
     let node = Node::start();
     let producer = producer(&node, config());

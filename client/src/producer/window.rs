@@ -9,6 +9,8 @@
 //!   (and never open before), nothing later in that stream was accepted either.
 //! - `open` marks a request that may have been stored by an attempt without an answer. It keeps its sequence for ever. A
 //!   refusal of it proves nothing about the earlier attempt, so it ends the producer.
+//! - While a request is open, nothing that is not open is sent: a node remembers only so many requests of a producer, and
+//!   one that is repeated must not have left its memory.
 //! - When a request is given up, those behind it move up by its sequences. Only requests that are not open may move. Requests
 //!   that succeeded keep their place: a gap that they leave between those that are left is not closed.
 
@@ -205,10 +207,18 @@ impl Window {
         if self.is_draining() || self.sent >= self.limits.in_flight {
             return None;
         }
+        // The open ones are the first ones.
+        let repairing = self.requests.front().is_some_and(|request| request.open);
         if !self.has_formed_request() {
+            if repairing {
+                return None;
+            }
             self.form()?;
         }
         let request = self.requests.get(self.sent)?;
+        if repairing && !request.open {
+            return None;
+        }
         self.sent += 1;
         let mut records = Vec::with_capacity(usize::try_from(request.count).unwrap_or(0));
         for item in &request.items {

@@ -1,7 +1,7 @@
 //! A node in memory for the client's tests: one partition, idempotent producers, and faults on order. It is reached
 //! through the client's connector, so that a test can cut connections.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "shared by test files, each of which uses a part of it")]
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;

@@ -1,153 +1,144 @@
-//! `chronicle debug segment`: prints and verifies segment files. Reads only, and works on damaged files and while a node
-//! runs (the newest segment may then end in the middle of a frame).
+//! `chronicle debug segment`: prints and verifies segment files, of a node that runs or not. Nothing is written.
+//!
+//! A segment may hold many frames, so each is printed as it is read: one line, one JSON object a line, or one YAML document.
 
-use std::path::PathBuf;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use chronicle_log::EntryKind;
 use chronicle_log::debug::{FrameInfo, SegmentFile, Stretch};
 use chronicle_log::disk::RealDisk;
-use chronicle_records::{Limits, Record};
+use chronicle_records::{Limits, records, split};
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::Global;
-use super::output::{self, Table};
+use super::output::Format;
+use super::time::format_rfc3339;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DebugCommand {
-    /// Print and verify segment files. Fails when a file has a problem.
+    /// Print and verify segment files (DATA/logs/LOG/INDEX.log).
     Segment(SegmentArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct SegmentArgs {
-    /// Segment files (`<data>/logs/<log>/<base index>.log`).
+    /// Segment files.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// List the frames: one raft entry each.
-    #[arg(long)]
-    frames: bool,
-    /// List the frames and their records.
+    /// Print the records of each entry too.
     #[arg(long)]
     records: bool,
-}
-
-/// What one file holds.
-#[derive(Debug, Serialize)]
-struct Segment {
-    file: String,
-    log: String,
-    bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    created_ms: Option<i64>,
-    sealed: bool,
-    entries: u64,
-    records: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    first_index: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_index: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    first_offset: Option<u64>,
-    next_offset: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    blake3: Option<String>,
-    /// Empty: the file is intact.
-    problems: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    frames: Vec<Frame>,
-}
-
-#[derive(Debug, Serialize)]
-struct Frame {
-    position: u64,
-    bytes: u64,
-    index: u64,
-    term: u64,
-    leader: u64,
-    kind: &'static str,
-    base_offset: u64,
-    record_count: u32,
-    max_timestamp: i64,
-    durable_mark: u64,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    records: Vec<RecordLine>,
-}
-
-#[derive(Debug, Serialize)]
-struct RecordLine {
-    offset: i64,
-    timestamp: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<String>,
-    /// Bytes of the value; absent: null.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value_bytes: Option<usize>,
-    headers: usize,
+    /// Print problems and the summary of each file only.
+    #[arg(long, conflicts_with = "records")]
+    summary: bool,
 }
 
 pub(super) fn run(global: &Global, command: DebugCommand) -> anyhow::Result<()> {
     let DebugCommand::Segment(args) = command;
-    let segments: Vec<Segment> = args.files.iter().map(|file| inspect(file, &args)).collect::<anyhow::Result<_>>()?;
-    let damaged = segments.iter().filter(|segment| !segment.problems.is_empty()).count();
-    output::print(global.output, &segments, || table(&segments))?;
-    anyhow::ensure!(damaged == 0, "{damaged} of {} segment files have problems", segments.len());
+    let mut out = BufWriter::with_capacity(64 << 10, io::stdout());
+    let mut damaged = 0;
+    for path in &args.files {
+        let sound = segment(&mut out, global.output, &args, path).with_context(|| path.display().to_string())?;
+        damaged += usize::from(!sound);
+    }
+    out.flush()?;
+    if damaged > 0 {
+        bail!("{damaged} of {} segments have problems", args.files.len());
+    }
     Ok(())
 }
 
-fn inspect(path: &PathBuf, args: &SegmentArgs) -> anyhow::Result<Segment> {
-    let disk = RealDisk;
-    let file = SegmentFile::open(&disk, path)?;
-    let footer = file.footer();
-    let mut segment = Segment {
-        file: path.display().to_string(),
-        log: file.id().to_string(),
-        bytes: file.len(),
-        created_ms: file.header().ok().map(|header| header.created_ms),
-        sealed: footer.is_some(),
-        entries: 0,
-        records: 0,
-        first_index: None,
-        last_index: None,
-        first_offset: None,
-        next_offset: file.header().map_or(0, |header| header.base_offset),
-        blake3: footer.map(|footer| footer.hash.iter().map(|byte| format!("{byte:02x}")).collect()),
-        problems: file.verify(&disk)?,
-        frames: Vec::new(),
-    };
-    for stretch in file.stretches() {
-        // Damaged stretches are among the problems already.
-        let Stretch::Frame { position, frame } = stretch? else { continue };
-        segment.entries += 1;
-        segment.records += u64::from(frame.record_count);
-        segment.first_index.get_or_insert(frame.index);
-        segment.first_offset.get_or_insert(frame.base_offset);
-        segment.last_index = Some(frame.index);
-        segment.next_offset = frame.base_offset + u64::from(frame.record_count);
-        let records = match records(&frame) {
-            Ok(records) => records,
-            Err(problem) => {
-                segment.problems.push(format!("entry {} at byte {position}: {problem}", frame.index));
-                Vec::new()
-            }
-        };
-        if args.frames || args.records {
-            segment.frames.push(Frame {
-                position,
-                bytes: frame.len,
-                index: frame.index,
-                term: frame.term,
-                leader: frame.leader,
-                kind: kind(frame.kind),
-                base_offset: frame.base_offset,
-                record_count: frame.record_count,
-                max_timestamp: frame.max_timestamp,
-                durable_mark: frame.durable_mark,
-                records: if args.records { records } else { Vec::new() },
-            });
+/// Prints one segment; whether it is intact.
+fn segment(out: &mut impl Write, format: Format, args: &SegmentArgs, path: &Path) -> anyhow::Result<bool> {
+    let segment = SegmentFile::open(&RealDisk, path)?;
+    if format == Format::Table {
+        writeln!(out, "{}: log {}, {} bytes", path.display(), segment.id(), segment.len())?;
+        if let Ok(header) = segment.header() {
+            let created = format_rfc3339(header.created_ms);
+            writeln!(
+                out,
+                "  first index {}, first offset {}, created {created}",
+                header.base_index, header.base_offset
+            )?;
         }
     }
-    Ok(segment)
+    let (mut frames, mut count) = (0_u64, 0_u64);
+    for stretch in segment.stretches() {
+        let stretch = stretch?;
+        if let Stretch::Frame { frame, .. } = &stretch {
+            frames += 1;
+            count += u64::from(frame.record_count);
+        }
+        if !args.summary {
+            print_stretch(out, format, args.records, &stretch)?;
+        }
+    }
+    let problems = segment.verify(&RealDisk)?;
+    let sealed = segment.footer().is_some();
+    if format == Format::Table {
+        let state = if sealed { "sealed" } else { "not sealed" };
+        writeln!(out, "  {frames} entries, {count} records, {state}: {}", verdict(&problems))?;
+        problems.iter().try_for_each(|problem| writeln!(out, "  problem: {problem}"))?;
+    } else {
+        let file = path.display().to_string();
+        let summary = json!({
+            "summary": { "file": file, "log": segment.id().to_string(), "bytes": segment.len(), "sealed": sealed,
+                         "entries": frames, "records": count, "problems": problems },
+        });
+        print_document(out, format, &summary)?;
+    }
+    Ok(problems.is_empty())
+}
+
+fn verdict(problems: &[String]) -> String {
+    if problems.is_empty() { "intact".into() } else { format!("{} problems", problems.len()) }
+}
+
+fn print_stretch(out: &mut impl Write, format: Format, with_records: bool, stretch: &Stretch) -> anyhow::Result<()> {
+    match stretch {
+        Stretch::Damage { position, len, reason } if format == Format::Table => {
+            writeln!(out, "  byte {position:>10}  DAMAGE: {len} bytes: {reason}")?;
+        }
+        Stretch::Damage { position, len, reason } => {
+            let damage = json!({ "damage": { "position": position, "bytes": len, "reason": reason } });
+            print_document(out, format, &damage)?;
+        }
+        Stretch::Frame { position, frame } => {
+            let decoded = (with_records && frame.kind == EntryKind::Data).then(|| decode(frame));
+            if format == Format::Table {
+                print_frame_line(out, *position, frame)?;
+                match decoded {
+                    Some(Ok(records)) => records.iter().try_for_each(|record| print_record_line(out, record))?,
+                    Some(Err(reason)) => writeln!(out, "      no record batches: {reason}")?,
+                    None => {}
+                }
+            } else {
+                print_document(out, format, &frame_document(*position, frame, decoded))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn print_frame_line(out: &mut impl Write, position: u64, frame: &FrameInfo) -> io::Result<()> {
+    let kind = kind(frame.kind);
+    let FrameInfo { index, term, base_offset, record_count, .. } = frame;
+    let bytes = frame.payload.len();
+    write!(out, "  byte {position:>10}  index {index:>8}  term {term:>3}  {kind:<10}  {bytes:>8} bytes")?;
+    if frame.kind == EntryKind::Data {
+        write!(out, "  {record_count:>6} records from offset {base_offset}")?;
+    }
+    match &frame.misplaced {
+        Some(reason) => writeln!(out, "  MISPLACED: {reason}"),
+        None => writeln!(out),
+    }
 }
 
 fn kind(kind: EntryKind) -> &'static str {
@@ -159,103 +150,68 @@ fn kind(kind: EntryKind) -> &'static str {
     }
 }
 
-/// The records of a frame, and whether they are what the frame says. The controller's entries are no record batches.
-fn records(frame: &FrameInfo) -> Result<Vec<RecordLine>, String> {
-    if frame.kind != EntryKind::Data || frame.payload.first() == Some(&b'{') {
-        return Ok(Vec::new());
-    }
-    let mut lines = Vec::new();
-    for batch in chronicle_records::split(&frame.payload) {
-        let (_, bytes) = batch.map_err(|e| e.to_string())?;
-        chronicle_records::check_shallow(&bytes).map_err(|e| e.to_string())?;
-        for record in chronicle_records::records(&bytes, &Limits::default()).map_err(|e| e.to_string())? {
-            lines.push(line(record.map_err(|e| e.to_string())?));
-        }
-    }
-    if lines.len() as u64 != u64::from(frame.record_count) {
-        return Err(format!("{} records in its batches, the frame says {}", lines.len(), frame.record_count));
-    }
-    match lines.first() {
-        Some(first) if first.offset != frame.base_offset as i64 => {
-            Err(format!("its batches start at offset {}, the frame says {}", first.offset, frame.base_offset))
-        }
-        _ => Ok(lines),
-    }
+/// A record as printed.
+#[derive(Debug, Serialize)]
+struct RecordView {
+    offset: u64,
+    timestamp: i64,
+    key: Option<String>,
+    value: Option<String>,
+    headers: Vec<Value>,
+    #[serde(skip)]
+    value_bytes: usize,
 }
 
-fn line(record: Record) -> RecordLine {
-    RecordLine {
-        offset: record.offset,
-        timestamp: record.timestamp,
-        key: record.key.map(|key| String::from_utf8_lossy(&key).into_owned()),
-        value_bytes: record.value.map(|value| value.len()),
-        headers: record.headers.len(),
+/// The records of an entry's batches. Offsets come from the frame: those in the batches are set when they are served.
+fn decode(frame: &FrameInfo) -> Result<Vec<RecordView>, String> {
+    let base64 = |bytes: &Bytes| STANDARD.encode(bytes);
+    let mut views = Vec::new();
+    for batch in split(&frame.payload) {
+        let (_, batch) = batch.map_err(|error| error.to_string())?;
+        for record in records(&batch, &Limits::default()).map_err(|error| error.to_string())? {
+            let record = record.map_err(|error| error.to_string())?;
+            let header = |(name, value): &(Bytes, Option<Bytes>)| json!({ "name": String::from_utf8_lossy(name), "value": value.as_ref().map(base64) });
+            views.push(RecordView {
+                offset: frame.base_offset + views.len() as u64,
+                timestamp: record.timestamp,
+                key: record.key.as_ref().map(base64),
+                value: record.value.as_ref().map(base64),
+                headers: record.headers.iter().map(header).collect(),
+                value_bytes: record.value.as_ref().map_or(0, Bytes::len),
+            });
+        }
     }
+    Ok(views)
 }
 
-fn table(segments: &[Segment]) -> Table {
-    let headings: &[&'static str] =
-        &["FILE", "AT", "WHAT", "INDEX", "TERM", "OFFSET", "RECORDS", "BYTES", "TIMESTAMP", "NOTE"];
-    let mut table = Table::new(headings);
-    for segment in segments {
-        let number = |value: Option<u64>| value.map(|value| value.to_string()).unwrap_or_default();
-        table.row(vec![
-            segment.file.clone(),
-            String::new(),
-            if segment.sealed { "sealed" } else { "unsealed" }.into(),
-            number(segment.first_index),
-            String::new(),
-            number(segment.first_offset),
-            segment.records.to_string(),
-            segment.bytes.to_string(),
-            String::new(),
-            match segment.problems.len() {
-                0 => format!("intact, {} entries", segment.entries),
-                problems => format!("{problems} problems, {} entries", segment.entries),
-            },
-        ]);
-        for frame in &segment.frames {
-            table.row(vec![
-                String::new(),
-                frame.position.to_string(),
-                frame.kind.into(),
-                frame.index.to_string(),
-                frame.term.to_string(),
-                frame.base_offset.to_string(),
-                frame.record_count.to_string(),
-                frame.bytes.to_string(),
-                frame.max_timestamp.to_string(),
-                format!("durable below {}", frame.durable_mark),
-            ]);
-            for record in &frame.records {
-                table.row(vec![
-                    String::new(),
-                    String::new(),
-                    "record".into(),
-                    String::new(),
-                    String::new(),
-                    record.offset.to_string(),
-                    String::new(),
-                    record.value_bytes.map_or_else(|| "null".into(), |bytes| bytes.to_string()),
-                    record.timestamp.to_string(),
-                    record.key.as_ref().map(|key| format!("key {key:?}")).unwrap_or_default(),
-                ]);
-            }
-        }
-        for problem in &segment.problems {
-            table.row(vec![
-                String::new(),
-                String::new(),
-                "problem".into(),
-                String::new(),
-                String::new(),
-                String::new(),
-                String::new(),
-                String::new(),
-                String::new(),
-                problem.clone(),
-            ]);
-        }
+fn print_record_line(out: &mut impl Write, record: &RecordView) -> io::Result<()> {
+    let time = format_rfc3339(record.timestamp);
+    let key = record.key.as_ref().map_or_else(|| "no key".to_owned(), |key| format!("key {key}"));
+    writeln!(out, "      offset {:>8}  {time}  {key}, value of {} bytes", record.offset, record.value_bytes)
+}
+
+fn frame_document(position: u64, frame: &FrameInfo, decoded: Option<Result<Vec<RecordView>, String>>) -> Value {
+    let mut entry = json!({
+        "position": position, "bytes": frame.len, "index": frame.index, "term": frame.term, "leader": frame.leader,
+        "kind": kind(frame.kind), "base_offset": frame.base_offset, "record_count": frame.record_count,
+        "max_timestamp": frame.max_timestamp, "durable_mark": frame.durable_mark, "payload_bytes": frame.payload.len(),
+        "misplaced": frame.misplaced,
+    });
+    match decoded {
+        Some(Ok(records)) => entry["records"] = json!(records),
+        Some(Err(reason)) => entry["records_error"] = json!(reason),
+        None => {}
     }
-    table
+    json!({ "entry": entry })
+}
+
+fn print_document(out: &mut impl Write, format: Format, document: &Value) -> anyhow::Result<()> {
+    if format == Format::Yaml {
+        let text = serde_yaml::to_string(document)?;
+        write!(out, "---\n{text}")?;
+    } else {
+        let text = serde_json::to_string(document)?;
+        writeln!(out, "{text}")?;
+    }
+    Ok(())
 }

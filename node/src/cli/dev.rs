@@ -39,7 +39,8 @@ pub(super) async fn run(args: DevArgs) -> anyhow::Result<()> {
     // Quiet unless asked otherwise; what --set says about the log wins over this, and the options of `dev` over --set.
     let mut config = args.source.load(Vec::new())?;
     if config.log == Default::default() {
-        config.log.filter = "warn".into();
+        // openraft warns of what is normal for a group that starts.
+        config.log.filter = "warn,openraft=error".into();
     }
     config.node.data_dir = args.data;
     config.node.default_topic = "default".into();

@@ -102,7 +102,7 @@ enum Command {
     /// Measure appends or reads.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
-    /// Look into a data directory.
+    /// Look into the files of a node.
     #[command(subcommand)]
     Debug(debug::DebugCommand),
     /// Print the configuration in force, or a documented sample.
@@ -149,9 +149,16 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// The whole chain of causes on one line.
+/// The chain of causes on one line, without those that the error before has quoted already.
 fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&cause);
+        }
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Whoever read our output has seen enough.
@@ -219,5 +226,7 @@ mod tests {
         let error = anyhow::anyhow!("first\nsecond").context("reading  x");
         assert!(!is_broken_pipe(&error));
         assert_eq!(one_line(&error), "reading x: first second");
+        let quoted = anyhow::anyhow!("in use").context("port 1: in use");
+        assert_eq!(one_line(&quoted), "port 1: in use");
     }
 }
