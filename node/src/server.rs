@@ -19,7 +19,7 @@ pub enum StartError {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The data directory or the controller group does not open, or the controller group failed while running.
-    #[error(transparent)]
+    #[error("{}", .0.message)]
     Broker(#[from] BrokerError),
 }
 

@@ -50,8 +50,8 @@ impl Node {
             }
         };
         let values = all_values(&self.broker).await;
-        for i in 0..10 {
-            assert_eq!(values[i], format!("kept {i}"));
+        for (i, value) in values.iter().take(10).enumerate() {
+            assert_eq!(*value, format!("kept {i}"));
         }
         assert_eq!(values[offset as usize], "after");
         self.broker.shutdown().await;

@@ -107,7 +107,7 @@ pub struct StorageConfig {
     pub index_interval_bytes: u64,
     /// Most recent entries kept in memory, all partitions together. Default: 64 MiB.
     pub tail_cache_bytes: u64,
-    /// Bytes accepted and not flushed yet, all partitions together; above it appends are refused. Default: 64 MiB.
+    /// Bytes accepted and not flushed yet, all partitions together; above it appends wait. Default: 64 MiB.
     pub pending_bytes_max: u64,
     /// Refuse appends while the volume has fewer free bytes than this, so that the node can still write what it must.
     /// Default: 64 MiB.
@@ -135,7 +135,7 @@ pub struct PartitionsConfig {
     pub entry_bytes_max: usize,
     /// Entries proposed and not committed yet, per partition. Default: 8.
     pub entries_in_flight_max: usize,
-    /// Bytes that wait in one partition's queue; above it appends are refused. Default: 16 MiB.
+    /// Bytes that wait in one partition's queue; above it appends wait. Default: 16 MiB.
     pub queue_bytes_max: usize,
     /// Put a partition that nobody used for this long to sleep, in milliseconds. Default: 60000.
     pub idle_ms: u64,

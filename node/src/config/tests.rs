@@ -188,7 +188,7 @@ fn ranges_and_relations_are_checked() {
         ),
         (
             "limits.in-flight-bytes-max=1",
-            "limits.in-flight-bytes-max: 1: must be at least limits.request-bytes-max (8388608)",
+            "limits.in-flight-bytes-max: 1: must be at least limits.request-bytes-max + limits.fetch-bytes-max (12582912)",
         ),
         ("limits.connections-max=0", "limits.connections-max: 0: must be at least 1"),
         ("storage.flush-threads=0", "storage.flush-threads: 0: must be from 1 to 1024"),

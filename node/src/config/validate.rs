@@ -48,6 +48,8 @@ impl Config {
         rule("partitions.entry-bytes-max", entry, fits, &why)?;
         at_least("partitions.queue-bytes-max", queue, "partitions.entry-bytes-max", entry)?;
         at_least("partitions.queue-bytes-max", queue, "limits.request-bytes-max", request)?;
+        // One batch may be as large as a request; the sequencer waits for room for all of it.
+        at_least("storage.pending-bytes-max", storage.pending_bytes_max, "limits.request-bytes-max", request)?;
         positive("partitions.idle-ms", partitions.idle_ms)?;
         positive("partitions.retention-check-ms", partitions.retention_check_ms)?;
         positive("partitions.versioned-keys-max", partitions.versioned_keys_max as u64)?;
@@ -55,7 +57,9 @@ impl Config {
 
         positive("limits.connections-max", limits.connections_max as u64)?;
         let in_flight = limits.in_flight_bytes_max as u64;
-        at_least("limits.in-flight-bytes-max", in_flight, "limits.request-bytes-max", request)?;
+        let both = request + limits.fetch_bytes_max as u64;
+        let why = "limits.request-bytes-max + limits.fetch-bytes-max";
+        at_least("limits.in-flight-bytes-max", in_flight, why, both)?;
         range("limits.stream-window-max", limits.stream_window_max as u64, 1, 65_536)?;
         range("limits.fetch-bytes-max", limits.fetch_bytes_max as u64, 1024, 1 << 30)?;
         positive("limits.wait-ms-max", limits.wait_ms_max)?;
