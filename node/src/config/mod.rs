@@ -133,7 +133,7 @@ impl Default for StorageConfig {
 pub struct PartitionsConfig {
     /// Largest raft entry that the sequencer gathers, in bytes. Larger: more throughput, longer stalls. Default: 1 MiB.
     pub entry_bytes_max: usize,
-    /// Entries proposed and not committed yet, per partition. Default: 8.
+    /// Entries proposed and not committed yet, per partition. Default: 4.
     pub entries_in_flight_max: usize,
     /// Bytes that wait in one partition's queue; above it appends wait. Default: 16 MiB.
     pub queue_bytes_max: usize,
@@ -152,7 +152,7 @@ impl Default for PartitionsConfig {
     fn default() -> Self {
         Self {
             entry_bytes_max: 1 << 20,
-            entries_in_flight_max: 8,
+            entries_in_flight_max: 4,
             queue_bytes_max: 16 << 20,
             idle_ms: 60_000,
             retention_check_ms: 30_000,
