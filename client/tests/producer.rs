@@ -59,7 +59,9 @@ async fn requests_grow_while_earlier_ones_wait_and_keep_their_limits() {
     let whole = (0..130).map(|_| Record::value("whole")).collect();
     deliveries.push(producer.send_batch(whole).await.unwrap());
     node.hold(false);
-    join_all(deliveries).await.into_iter().for_each(|offset| drop(offset.unwrap()));
+    for offset in join_all(deliveries).await {
+        offset.unwrap();
+    }
     let sizes: Vec<usize> = node.state.lock().requests.iter().map(|(_, size)| *size).collect();
     assert_eq!(sizes.iter().sum::<usize>(), 581);
     assert!(sizes.len() < 20, "{sizes:?}");
@@ -91,7 +93,9 @@ async fn a_request_that_stays_open_is_settled_before_the_node_can_forget_it() {
     let unknown = Fault::StoreThenUnknown;
     node.faults([unknown.clone(), unknown.clone(), Fault::None, Fault::None, unknown.clone(), unknown]);
     let producer = producer(&node, ProducerConfig { batch_records_max: 1, in_flight_max: 4, ..config() });
-    send_all(&producer, 0..20).await.into_iter().for_each(|offset| drop(offset.unwrap()));
+    for offset in send_all(&producer, 0..20).await {
+        offset.unwrap();
+    }
     assert_eq!(node.values(), values(0..20));
     producer.close().await.unwrap();
 }
@@ -123,7 +127,9 @@ async fn a_refused_request_is_repeated_before_those_behind_it() {
         Fault::Refuse(Code::Unavailable, "DISK_FAILED"),
     ]);
     let producer = producer(&node, ProducerConfig { batch_records_max: 1, ..config() });
-    send_all(&producer, 0..40).await.into_iter().for_each(|offset| drop(offset.unwrap()));
+    for offset in send_all(&producer, 0..40).await {
+        offset.unwrap();
+    }
     assert_eq!(node.values(), values(0..40));
     producer.close().await.unwrap();
 }
@@ -200,7 +206,9 @@ async fn the_buffer_is_bounded_in_bytes() {
     let waiting = producer.send(Record::value(vec![0; 20_000]));
     node.hold(false);
     deliveries.push(waiting.await.unwrap());
-    join_all(deliveries).await.into_iter().for_each(|offset| drop(offset.unwrap()));
+    for offset in join_all(deliveries).await {
+        offset.unwrap();
+    }
     assert_eq!(node.state.lock().records.len(), accepted + 1);
     producer.close().await.unwrap();
 }

@@ -370,3 +370,60 @@ async fn a_second_node_on_the_same_directory_and_a_newer_format_are_refused() {
     assert_eq!(all_values(&broker).await, ["still fine"]);
     broker.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_waits_sees_what_is_appended_after_its_partition_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(config(dir.path())).await;
+    put(&broker, "before").await.unwrap();
+    let waiting = {
+        let broker = broker.clone();
+        tokio::spawn(async move {
+            // As a follower of the tail does: an empty answer means to ask again.
+            loop {
+                let fetched = fetch(&broker, Position::Offset(1), 60_000).await.unwrap();
+                if !fetched.batches.is_empty() {
+                    return fetched.records(None).unwrap().0;
+                }
+            }
+        })
+    };
+    let change = SettingsChange { segment_bytes: Some(65_536), ..SettingsChange::default() };
+    broker.alter_topic("default", 0, change).await.unwrap();
+    put(&broker, "after").await.unwrap();
+    let records = tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("the reader wakes").unwrap();
+    assert_eq!(records[0].value.as_deref(), Some(&b"after"[..]));
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_while_its_partition_opens_leaves_it_usable() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(config(dir.path())).await;
+    let new = NewTopic { name: "many".into(), partitions: 20, ..NewTopic::default() };
+    broker.create_topic(new).await.unwrap();
+    for partition in 0..20 {
+        let mut request = append(vec![record("x")]);
+        request.target = TopicPartition { topic: "many".into(), partition };
+        // Dropped at some point while the partition opens.
+        let _ = tokio::time::timeout(Duration::from_micros(300), broker.produce(request.clone())).await;
+        broker.produce(request).await.unwrap();
+    }
+    let altering = broker.alter_topic("many", 30, SettingsChange::default());
+    let _ = tokio::time::timeout(Duration::from_micros(100), altering).await;
+    broker.alter_topic("many", 31, SettingsChange::default()).await.unwrap();
+    broker.delete_topic("many").await.unwrap();
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn describing_a_topic_that_was_never_used_opens_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(config(dir.path())).await;
+    let new = NewTopic { name: "wide".into(), partitions: 1000, ..NewTopic::default() };
+    broker.create_topic(new).await.unwrap();
+    let (_, partitions) = broker.describe_topic("wide").await.unwrap();
+    assert!(partitions.len() == 1000 && partitions.iter().all(|p| p.state == "dormant" && p.next == 0));
+    assert_eq!(broker.partition_counts().active, 0);
+    broker.shutdown().await;
+}

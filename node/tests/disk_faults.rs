@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chronicle_log::disk::{Fault, FaultRule, FaultyDisk, Operation, RealDisk};
-use chronicle_node::broker::{Broker, BrokerError, Position, Reason};
+use chronicle_node::broker::{Broker, BrokerError, NewTopic, Position, Produce, Reason};
 use support::*;
 
 struct Node {
@@ -106,11 +106,18 @@ async fn a_failed_flush_is_never_retried_and_what_was_not_flushed_is_not_acknowl
 async fn free_space_below_the_reserve_refuses_appends_before_the_disk_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
+    let broker = start(config.clone()).await;
+    put(&broker, "kept").await.unwrap();
+    broker.shutdown().await;
     config.storage.reserve_bytes = u64::MAX;
     let broker = start(config).await;
     let error = put(&broker, "x").await.unwrap_err();
     assert_eq!(error.reason, Reason::DiskFull);
-    assert_eq!(fetch(&broker, Position::Offset(0), 0).await.unwrap_err().reason, Reason::OffsetOutOfRange);
+    let new = NewTopic { name: "new".into(), ..NewTopic::default() };
+    assert_eq!(broker.create_topic(new).await.unwrap_err().reason, Reason::DiskFull);
+    // Reads and deletions go on.
+    assert_eq!(all_values(&broker).await, ["kept"]);
+    broker.delete_topic("default").await.unwrap();
     broker.shutdown().await;
 }
 
@@ -175,4 +182,27 @@ async fn a_flipped_bit_in_a_sealed_segment_is_reported_and_never_served() {
     let last = fetch(&broker, Position::Offset(199), 0).await.unwrap();
     assert_eq!(last.records(None).unwrap().0[0].offset, 199);
     broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_whose_very_first_write_failed_opens_when_the_disk_heals() {
+    use chronicle_log::disk::Trigger;
+    for (operation, nth) in [(Operation::Create, 1), (Operation::Write, 1), (Operation::Write, 2), (Operation::Sync, 1)]
+    {
+        let node = node().await;
+        node.broker.create_topic(NewTopic { name: "new".into(), ..NewTopic::default() }).await.unwrap();
+        let (topic, _) = node.broker.describe_topic("new").await.unwrap();
+        node.disk.add(FaultRule::new(operation, Fault::IO_ERROR).path(topic.id.to_string()).when(Trigger::Nth(nth)));
+        let append = || Produce { target: target("new"), ..append(vec![record("x")]) };
+        let _ = node.broker.produce(append()).await;
+        assert!(node.disk.fired() > 0, "{operation:?} {nth}");
+        while node.broker.produce(append()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // And once more after a restart of the whole node.
+        node.broker.shutdown().await;
+        let broker = Broker::start(Arc::new(config(node._dir.path()))).await.unwrap();
+        broker.produce(append()).await.unwrap();
+        broker.shutdown().await;
+    }
 }

@@ -66,6 +66,8 @@ struct Inner {
     /// Partitions that have been used, by log.
     slots: RwLock<HashMap<LogId, Arc<Slot>>>,
     disk_space: DiskSpace,
+    /// Held while a topic is changed: what is changed is what was read.
+    changing_topics: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
     /// Taken at shutdown: a runtime must not be dropped inside another one.
@@ -183,19 +185,23 @@ impl Broker {
         Ok(topic.clone())
     }
 
-    fn slot(&self, topic: &Topic, partition: i32) -> Arc<Slot> {
+    fn slot(&self, topic: &Topic, partition: i32) -> Result<Arc<Slot>, BrokerError> {
         let id = LogId { topic: topic.id, partition: partition as u32 };
         if let Some(slot) = self.inner.slots.read().get(&id) {
-            return slot.clone();
+            return Ok(slot.clone());
         }
         let mut slots = self.inner.slots.write();
-        slots.entry(id).or_insert_with(|| Arc::new(Slot::new(self.inner.env.clone(), id))).clone()
+        // A topic that was deleted since the caller saw it gets no slots any more.
+        if self.inner.controller.state().topics.get(&topic.name).is_none_or(|agreed| agreed.id != topic.id) {
+            return Err(unknown_topic(&topic.name));
+        }
+        Ok(slots.entry(id).or_insert_with(|| Arc::new(Slot::new(self.inner.env.clone(), id))).clone())
     }
 
     async fn open(&self, topic: &Topic, partition: i32) -> Result<Arc<Partition>, BrokerError> {
         if self.inner.stop.is_cancelled() {
             return Err(BrokerError::new(Reason::Unavailable, "the node is stopping"));
         }
-        self.slot(topic, partition).get(&topic.settings).await
+        self.slot(topic, partition)?.get().await
     }
 }

@@ -53,9 +53,10 @@ impl Broker {
             let more = tokio::select! {
                 biased;
                 () = self.inner.stop.cancelled() => false,
+                () = partition.stopped() => false,
                 more = tokio::time::timeout_at(deadline, updates.wait_for(|p| p.next_offset > start)) => match more {
                     Ok(Ok(found)) => { progress = *found; true }
-                    // The wait ran out, or the partition went away.
+                    // The wait ran out.
                     Ok(Err(_)) | Err(_) => false,
                 },
             };

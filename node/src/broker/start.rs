@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chronicle_log::disk::{Disk, RealDisk};
-use chronicle_log::{Barrier, Store, StoreConfig};
+use chronicle_log::{Barrier, LogId, LogSummary, Store, StoreConfig};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Broker, BrokerError, DiskSpace, Inner, NewTopic, Reason};
+use super::{Broker, BrokerError, DiskSpace, Inner, NewTopic, Reason, Topic, TopicSettings};
 use crate::config::{BarrierKind, Config, StorageConfig};
 use crate::controller::Controller;
 use crate::partition::{Environment, Slot, SlotState, log_error};
@@ -57,6 +57,7 @@ impl Broker {
             member: Member { node_id: store.node_id().to_string(), address },
             config: config.partitions.clone(),
             budget: Arc::new(Semaphore::new((config.storage.pending_bytes_max / 1024) as usize)),
+            agreed: Arc::default(),
         });
         let controller = match Controller::start(env.clone()).await {
             Ok(controller) => controller,
@@ -75,6 +76,7 @@ impl Broker {
                 controller,
                 slots: Default::default(),
                 disk_space: DiskSpace::new(reserve),
+                changing_topics: tokio::sync::Mutex::new(()),
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
                 consensus: parking_lot::Mutex::new(Some(runtime)),
@@ -92,7 +94,7 @@ impl Broker {
     /// Creates the default topic and finishes deletions that a crash interrupted.
     async fn settle(&self) -> Result<(), BrokerError> {
         for deleted in self.inner.controller.state().deleted.clone() {
-            self.delete_files(deleted.id, deleted.partitions).await;
+            self.delete_files(deleted.id).await;
         }
         let name = self.inner.config.node.default_topic.clone();
         if name.is_empty() || self.inner.controller.state().topics.contains_key(&name) {
@@ -190,29 +192,44 @@ async fn maintain(broker: Broker) {
 /// Opens sleeping partitions that hold something which retention may delete.
 async fn wake_for_retention(broker: &Broker) {
     let state = broker.inner.controller.state();
+    let limited = |topic: &&Topic| topic.settings.retention_bytes >= 0 || topic.settings.retention_ms >= 0;
+    if !state.topics.values().any(|topic| limited(&topic)) {
+        return;
+    }
+    let logs = broker.existing_logs().await;
     let now = now_ms();
-    for topic in state.topics.values() {
-        let settings = &topic.settings;
-        if settings.retention_bytes < 0 && settings.retention_ms < 0 {
-            continue;
-        }
+    for topic in state.topics.values().filter(limited) {
         for partition in 0..topic.partitions {
-            let slot = broker.slot(topic, partition);
-            if !matches!(slot.state(), SlotState::Dormant) {
+            let id = LogId { topic: topic.id, partition: partition as u32 };
+            let asleep = || match broker.inner.slots.read().get(&id) {
+                Some(slot) => matches!(slot.state(), SlotState::Dormant),
+                None => true,
+            };
+            if !logs.contains(&id) || !asleep() {
                 continue;
             }
-            let Ok(Some(summary)) = broker.inner.store.summary(slot.id()) else { continue };
-            let too_large = settings.retention_bytes >= 0 && summary.bytes > settings.retention_bytes as u64;
-            let too_old = settings.retention_ms >= 0
-                && summary.start_offset < summary.next_offset
-                && summary.oldest_segment_max_timestamp.is_some_and(|newest| newest < now - settings.retention_ms);
-            if ((too_large && summary.segments > 1) || too_old)
-                && let Err(error) = broker.open(topic, partition).await
-            {
-                tracing::warn!(partition = %slot.id(), %error, "a partition does not open for retention");
+            let expires = match broker.inner.store.summary(id) {
+                Ok(Some(summary)) => may_expire(&topic.settings, &summary, now),
+                // Not closed cleanly: only opening it tells.
+                Ok(None) => true,
+                Err(_) => false,
+            };
+            if expires && let Err(error) = broker.open(topic, partition).await {
+                tracing::warn!(partition = %id, %error, "a partition does not open for retention");
             }
         }
     }
+}
+
+/// Whether retention would delete something. Never true for what it would keep: a partition must not be woken in vain.
+fn may_expire(settings: &TopicSettings, summary: &LogSummary, now_ms: i64) -> bool {
+    // The oldest segment goes when what remains is still as large as the limit; it has at most this many bytes.
+    let too_large = settings.retention_bytes >= 0
+        && summary.segments > 1
+        && summary.bytes >= settings.retention_bytes as u64 + settings.segment_bytes as u64;
+    let too_old = settings.retention_ms >= 0
+        && summary.oldest_segment_max_timestamp.is_some_and(|newest| newest < now_ms - settings.retention_ms);
+    too_large || too_old
 }
 
 /// Opening or closing a partition waits for the disk; a few at a time share its flushes.

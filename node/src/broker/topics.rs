@@ -1,5 +1,8 @@
 //! Topics: create, list, describe, alter, delete; and who serves them.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use chronicle_log::LogId;
 use uuid::Uuid;
 
@@ -8,7 +11,7 @@ use super::{
     validate,
 };
 use crate::controller::unknown_topic;
-use crate::partition::{SlotState, log_error};
+use crate::partition::{Slot, SlotState, log_error};
 
 impl Broker {
     /// Creates a topic; `false` when it was there and the request allows it.
@@ -30,13 +33,17 @@ impl Broker {
             settings,
             created_ms: start::now_ms(),
         };
-        match self.inner.controller.create_topic(created, limits.topics_max).await {
-            Ok(topic) => Ok((topic, true)),
-            Err(error) if error.reason == Reason::TopicExists && topic.if_not_exists => {
-                Ok((self.topic_named(&topic.name)?, false))
+        let (broker, topics_max) = (self.clone(), limits.topics_max);
+        to_the_end(async move {
+            match broker.inner.controller.create_topic(created, topics_max).await {
+                Ok(topic) => Ok((topic, true)),
+                Err(error) if error.reason == Reason::TopicExists && topic.if_not_exists => {
+                    Ok((broker.topic_named(&topic.name)?, false))
+                }
+                Err(error) => Err(error),
             }
-            Err(error) => Err(error),
-        }
+        })
+        .await
     }
 
     /// All topics, by name.
@@ -51,25 +58,48 @@ impl Broker {
         self.inner.controller.state().topics.get(name).cloned().ok_or_else(|| unknown_topic(name))
     }
 
-    /// One topic and its partitions. A partition that sleeps is described from what its log said when it closed.
+    /// Logs that have files in the data directory.
+    pub(super) async fn existing_logs(&self) -> HashSet<LogId> {
+        let store = self.inner.store.clone();
+        match tokio::task::spawn_blocking(move || store.list_logs()).await {
+            Ok(Ok(logs)) => logs.into_iter().collect(),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the data directory cannot be listed");
+                HashSet::new()
+            }
+            Err(error) => {
+                tracing::error!(%error, "listing the data directory panicked");
+                HashSet::new()
+            }
+        }
+    }
+
+    /// One topic and its partitions. A partition that sleeps is described from what its log said when it closed, one that
+    /// was never used as empty.
     ///
     /// # Errors
     /// [`Reason::UnknownTopic`].
     pub async fn describe_topic(&self, name: &str) -> Result<(Topic, Vec<PartitionDescription>), BrokerError> {
         let topic = self.topic_named(name)?;
+        let logs = self.existing_logs().await;
         let mut partitions = Vec::with_capacity(topic.partitions as usize);
         for partition in 0..topic.partitions {
-            partitions.push(self.describe_partition(&topic, partition).await);
+            partitions.push(self.describe_partition(&topic, partition, &logs).await?);
         }
         Ok((topic, partitions))
     }
 
-    async fn describe_partition(&self, topic: &Topic, partition: i32) -> PartitionDescription {
+    async fn describe_partition(
+        &self,
+        topic: &Topic,
+        partition: i32,
+        logs: &HashSet<LogId>,
+    ) -> Result<PartitionDescription, BrokerError> {
         let leader = self.address();
-        let slot = self.slot(topic, partition);
+        let slot = self.slot(topic, partition)?;
         let state = slot.settled().await;
         if let SlotState::Active(open) = state {
-            return open.describe(leader);
+            return Ok(open.describe(leader));
         }
         let mut description = PartitionDescription {
             partition,
@@ -91,14 +121,16 @@ impl Broker {
                 description.bytes = summary.bytes as i64;
                 description.segments = summary.segments as i32;
             }
-            // Nothing stored yet, or not closed cleanly: opening it tells.
+            // Nothing was ever stored.
+            Ok(None) if !logs.contains(&slot.id()) => {}
+            // Not closed cleanly: opening it tells.
             Ok(None) => match self.open(topic, partition).await {
-                Ok(open) => return open.describe(leader),
+                Ok(open) => return Ok(open.describe(leader)),
                 Err(error) => description.state = format!("failed: {error}"),
             },
             Err(error) => description.state = format!("failed: {}", log_error(&error)),
         }
-        description
+        Ok(description)
     }
 
     /// Changes settings; grows the number of partitions (0: unchanged).
@@ -106,21 +138,31 @@ impl Broker {
     /// # Errors
     /// [`Reason::UnknownTopic`], [`Reason::InvalidRequest`]; failures of the controller group.
     pub async fn alter_topic(&self, name: &str, partitions: i32, change: SettingsChange) -> Result<Topic, BrokerError> {
-        let before = self.topic_named(name)?;
-        let mut topic = before.clone();
-        if partitions != 0 {
-            validate::partition_count(partitions)?;
-            topic.partitions = partitions;
-        }
-        topic.settings = validate::settings(topic.settings, &change, &self.inner.config.limits)?;
-        let topic = self.inner.controller.alter_topic(topic).await?;
-        if topic.settings != before.settings {
-            // Open partitions carry the old settings.
-            for partition in 0..before.partitions {
-                self.slot(&topic, partition).restart().await;
+        let (broker, name) = (self.clone(), name.to_owned());
+        to_the_end(async move {
+            let _one = broker.inner.changing_topics.lock().await;
+            let before = broker.topic_named(&name)?;
+            let mut topic = before.clone();
+            if partitions != 0 {
+                validate::partition_count(partitions)?;
+                topic.partitions = partitions;
             }
-        }
-        Ok(topic)
+            topic.settings = validate::settings(topic.settings, &change, &broker.inner.config.limits)?;
+            let topic = broker.inner.controller.alter_topic(topic).await?;
+            if topic.settings != before.settings {
+                // Open partitions carry the old settings.
+                let slots: Vec<Arc<Slot>> = broker.slots_of(topic.id);
+                for slot in slots {
+                    slot.restart().await;
+                }
+            }
+            Ok(topic)
+        })
+        .await
+    }
+
+    fn slots_of(&self, topic: Uuid) -> Vec<Arc<Slot>> {
+        self.inner.slots.read().values().filter(|slot| slot.id().topic == topic).cloned().collect()
     }
 
     /// Deletes a topic and its data.
@@ -128,21 +170,24 @@ impl Broker {
     /// # Errors
     /// [`Reason::UnknownTopic`]; failures of the controller group.
     pub async fn delete_topic(&self, name: &str) -> Result<(), BrokerError> {
-        let topic = self.inner.controller.delete_topic(name).await?;
-        self.delete_files(topic.id, topic.partitions).await;
-        Ok(())
+        let (broker, name) = (self.clone(), name.to_owned());
+        to_the_end(async move {
+            let _one = broker.inner.changing_topics.lock().await;
+            let topic = broker.inner.controller.delete_topic(&name).await?;
+            broker.delete_files(topic.id).await;
+            Ok(())
+        })
+        .await
     }
 
     /// Deletes the files of a topic that the controller has dropped. What fails is tried again at the next start.
-    pub(super) async fn delete_files(&self, id: Uuid, partitions: i32) {
+    pub(super) async fn delete_files(&self, id: Uuid) {
+        for slot in self.slots_of(id) {
+            slot.close().await;
+            self.inner.slots.write().remove(&slot.id());
+        }
         let mut complete = true;
-        for partition in 0..partitions {
-            let log = LogId { topic: id, partition: partition as u32 };
-            let slot = self.inner.slots.read().get(&log).cloned();
-            if let Some(slot) = slot {
-                slot.close().await;
-                self.inner.slots.write().remove(&log);
-            }
+        for log in self.existing_logs().await.into_iter().filter(|log| log.topic == id) {
             let store = self.inner.store.clone();
             match tokio::task::spawn_blocking(move || store.delete_log(log)).await {
                 Ok(Ok(())) => {}
@@ -179,4 +224,14 @@ impl Broker {
     fn address(&self) -> String {
         self.inner.env.member.address.clone()
     }
+}
+
+/// Runs a change of several steps to its end even when the client that asked for it goes away.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, BrokerError>> + Send + 'static,
+) -> Result<T, BrokerError> {
+    let interrupted = |error| {
+        BrokerError::unknown(&BrokerError::new(Reason::Internal, format!("the change was interrupted: {error}")))
+    };
+    tokio::spawn(change).await.map_err(interrupted)?
 }

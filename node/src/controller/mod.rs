@@ -83,7 +83,7 @@ impl Controller {
             .await
             .map_err(|e| BrokerError::new(Reason::Internal, format!("controller: {e}")))?
             .map_err(|e| log_error(&e))?;
-        let shared = Shared::default();
+        let shared = env.agreed.clone();
         let machine = ControllerMachine { shared: shared.clone() };
         let group = Group::start(env.store.clone(), log.clone(), CONTROLLER_LOG, env.node, env.member.clone(), machine)
             .await
@@ -109,7 +109,7 @@ impl Controller {
 
     /// Why the controller group cannot go on, if it cannot.
     pub fn failure(&self) -> Option<BrokerError> {
-        self.log.failure().map(|e| log_error(&e))
+        self.group.failure().map(|e| group_error(&e))
     }
 
     async fn propose(&self, command: &Command) -> Result<Outcome, BrokerError> {

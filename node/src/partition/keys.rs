@@ -7,7 +7,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use bytes::Bytes;
-use chronicle_log::Log;
+use chronicle_log::{Log, LogError};
 use hashbrown::HashMap;
 
 /// Bytes read at once while building.
@@ -21,7 +21,7 @@ pub(super) enum KeysError {
     TooMany(usize),
     /// The log cannot be read.
     #[error(transparent)]
-    Log(#[from] chronicle_log::LogError),
+    Log(#[from] LogError),
     /// A stored batch cannot be decoded.
     #[error("stored batch: {0}")]
     Batch(#[from] chronicle_records::BatchError),
@@ -44,7 +44,14 @@ impl KeyVersions {
         let Some(max_index) = max_index else { return Ok(keys) };
         let mut offset = log.position().start_offset;
         loop {
-            let entries = log.read_at_offset(offset, max_index, READ_BYTES)?;
+            let entries = match log.read_at_offset(offset, max_index, READ_BYTES) {
+                // Retention went past us: what it took has no version.
+                Err(LogError::OffsetOutOfRange { earliest, .. }) if earliest > offset => {
+                    offset = earliest;
+                    continue;
+                }
+                entries => entries?,
+            };
             let Some(last) = entries.last() else { return Ok(keys) };
             offset = last.base_offset + u64::from(last.entry.record_count);
             for entry in &entries {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use chronicle_log::{Durability, Log, LogConfig, LogError, LogId, Store, StoredEntry};
 use chronicle_records::{BatchHeader, Limits};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -31,6 +31,7 @@ pub use slot::{Slot, SlotState};
 
 use crate::broker::{BrokerError, Expectation, PartitionDescription, Reason, TopicDurability, TopicSettings};
 use crate::config::PartitionsConfig;
+use crate::controller::ControllerState;
 use crate::raft::{Group, GroupError, Member};
 
 /// Limits for batches that were checked when they were accepted.
@@ -54,6 +55,16 @@ pub struct Environment {
     pub config: PartitionsConfig,
     /// KiB that all partitions together may have proposed and not committed.
     pub budget: Arc<Semaphore>,
+    /// What the controller group has agreed on.
+    pub agreed: Arc<RwLock<Arc<ControllerState>>>,
+}
+
+impl Environment {
+    /// The settings of the topic that a log belongs to, as agreed now; `None` when there is no such topic.
+    fn settings(&self, id: LogId) -> Option<TopicSettings> {
+        let state = self.agreed.read().clone();
+        state.topics.values().find(|topic| topic.id == id.topic).map(|topic| topic.settings.clone())
+    }
 }
 
 /// An open partition that this node leads.
@@ -167,20 +178,31 @@ impl Partition {
             ));
         }
         let permits = self.queue_bytes.clone().acquire_many_owned(bytes as u32);
-        let permit = permits.await.map_err(|_| self.stopped())?;
+        let permit = permits.await.map_err(|_| self.refusal())?;
         let (reply, answer) = Reply::new();
         let append = Append { batch, header, expectation, reply, permit };
-        self.queue.send(append).map_err(|_| self.stopped())?;
+        self.queue.send(append).map_err(|_| self.refusal())?;
         Ok(answer)
     }
 
-    fn stopped(&self) -> BrokerError {
+    fn refusal(&self) -> BrokerError {
         self.failure().unwrap_or_else(|| BrokerError::new(Reason::Unavailable, "the partition is stopping"))
     }
 
     /// Why the partition has to start again, if it has.
     pub fn failure(&self) -> Option<BrokerError> {
-        self.failure.get()
+        if let Some(error) = self.failure.get() {
+            return Some(error);
+        }
+        // A group can stop while nobody appends.
+        let error = group_error(&self.group.failure()?);
+        self.failure.set(error.clone());
+        Some(error)
+    }
+
+    /// Resolves when the partition stops, for whatever cause: whoever waits for records must look for its successor.
+    pub async fn stopped(&self) {
+        self.failure.stopped().await;
     }
 
     /// What readers may see, and a way to wait for more.
@@ -247,6 +269,8 @@ impl Partition {
 
     /// Refuses new appends, waits for accepted ones, saves a checkpoint and closes the log.
     pub async fn close(&self) {
+        // Maintenance that is under way deletes files and waits for checkpoints.
+        let _one = self.retention.lock().await;
         self.queue_bytes.close();
         self.failure.stop();
         let sequencer = self.sequencer.lock().take();

@@ -110,6 +110,11 @@ impl Failure {
         self.stop.cancel();
     }
 
+    /// Resolves when the partition stops, for whatever cause.
+    pub(super) async fn stopped(&self) {
+        self.stop.cancelled().await;
+    }
+
     /// Stops the sequencer without a failure: accepted appends are finished, queued ones refused.
     pub(super) fn stop(&self) {
         self.stop.cancel();
@@ -131,20 +136,29 @@ impl Failure {
 struct Tail {
     next_offset: u64,
     producers: ProducerTable,
-    /// Built on first use.
-    keys: Option<KeyVersions>,
+    /// Built on first use. A refusal is remembered until the log start moves, since building reads the whole log.
+    keys: Option<Result<KeyVersions, (BrokerError, u64)>>,
 }
 
 /// A reply that waits for a commit.
 struct Waiting {
     reply: Reply,
     answer: Answer,
-    /// Part of the entry itself, not only judged against it.
-    in_entry: bool,
+    /// Its records are in the entry, or in one before it: whether they are stored is open while the entry's fate is.
+    in_log: bool,
 }
 
-/// Replies that wait for one entry; `None` once it has committed or failed.
-type Waiters = Arc<Mutex<Option<Vec<Waiting>>>>;
+/// The replies that wait for one proposed entry.
+struct InFlight {
+    /// `None` once the entry has committed or failed; where it failed, the failure was set before.
+    waiting: Option<Vec<Waiting>>,
+    /// Raft has taken the proposal: from now on it may be appended.
+    sent: bool,
+    /// Raft dropped the proposal without an answer before `sent` was known.
+    orphaned: bool,
+}
+
+type Waiters = Arc<Mutex<InFlight>>;
 
 /// An entry being put together.
 #[derive(Default)]
@@ -219,7 +233,7 @@ impl Sequencer {
             },
             Verdict::Duplicate { base_offset } => {
                 let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: true });
-                return answer_after(Waiting { reply, answer, in_entry: false }, draft, last);
+                return self.answer_after(Waiting { reply, answer, in_log: true }, draft, last);
             }
             Verdict::Fenced { current } => Err(BrokerError::new(
                 Reason::ProducerFenced,
@@ -236,17 +250,17 @@ impl Sequencer {
             .with("expected", expected)),
         };
         if let Err(error) = verdict {
-            return answer_after(Waiting { reply, answer: Err(error), in_entry: false }, draft, last);
+            return self.answer_after(Waiting { reply, answer: Err(error), in_log: false }, draft, last);
         }
         let base_offset = tail.next_offset as i64;
         chronicle_records::patch(&mut batch, base_offset, leader_epoch(self.leader.term));
         tail.producers.appended(&header, base_offset);
         tail.next_offset += header.record_count as u64;
-        if let Some(keys) = &mut tail.keys {
+        if let Some(Ok(keys)) = &mut tail.keys {
             let batches = batch.clone().freeze();
             if let Err(error) = keys.observe(&batches) {
-                tracing::warn!(%error, "key versions are dropped and will be built again");
-                tail.keys = None;
+                tracing::warn!(%error, "key versions are dropped");
+                tail.keys = Some(Err((keys_error(error), self.log.position().start_offset)));
             }
         }
         if draft.payload.is_empty() {
@@ -258,7 +272,7 @@ impl Sequencer {
         }
         draft.records += header.record_count as u32;
         let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: false });
-        draft.waiting.push(Waiting { reply, answer, in_entry: true });
+        draft.waiting.push(Waiting { reply, answer, in_log: true });
         drop(permit);
     }
 
@@ -278,11 +292,23 @@ impl Sequencer {
             )
             .with("current", tail.next_offset)),
             Expectation::KeyVersion { key, version } => {
-                if tail.keys.is_none() {
-                    tail.keys = Some(self.build_keys(tail.next_offset, draft).await?);
+                let log_start = self.log.position().start_offset;
+                if matches!(&tail.keys, Some(Err((_, at))) if *at != log_start) {
+                    tail.keys = None;
                 }
-                let keys = tail.keys.as_ref().expect("built above");
-                let current = keys.version(key, self.log.position().start_offset);
+                if tail.keys.is_none() {
+                    let built = self.build_keys(tail.next_offset, draft).await;
+                    let built = match built {
+                        Err(error) if error.reason != Reason::Overloaded => return Err(error),
+                        built => built,
+                    };
+                    tail.keys = Some(built.map_err(|error| (error, log_start)));
+                }
+                let keys = match tail.keys.as_ref().expect("built above") {
+                    Ok(keys) => keys,
+                    Err((error, _)) => return Err(error.clone()),
+                };
+                let current = keys.version(key, log_start);
                 if current == *version {
                     return Ok(());
                 }
@@ -326,20 +352,50 @@ impl Sequencer {
         let budget = self.budget.clone().acquire_many_owned(kib).await.expect("the semaphore is never closed");
         let mut waiting = draft.waiting;
         for waiter in &mut waiting {
-            waiter.reply.proposed = waiter.in_entry;
+            waiter.reply.proposed = waiter.in_log;
         }
-        let waiters: Waiters = Arc::new(Mutex::new(Some(waiting)));
+        let waiters: Waiters = Arc::new(Mutex::new(InFlight { waiting: Some(waiting), sent: false, orphaned: false }));
         let proposal = Proposal {
             record_count: draft.records,
             max_timestamp: draft.max_timestamp,
             payload: draft.payload.freeze(),
         };
         let done = Completion { waiters: waiters.clone(), failure: self.failure.clone(), held: Some((slot, budget)) };
-        if let Err(error) = self.group.propose(self.leader, proposal, move |result| done.finish(result)).await {
-            self.failure.set(super::group_error(&error));
+        let sent = self.group.propose(self.leader, proposal, move |result| done.finish(result)).await;
+        if let Err(error) = sent {
+            let error = super::group_error(&error);
+            fail(&waiters, &self.failure, error, false);
+            return None;
+        }
+        let orphaned = {
+            let mut in_flight = waiters.lock();
+            in_flight.sent = true;
+            in_flight.orphaned
+        };
+        if orphaned {
+            fail(&waiters, &self.failure, raft_stopped(), true);
             return None;
         }
         Some(waiters)
+    }
+
+    /// Sends an answer once everything proposed before it has committed.
+    fn answer_after(&self, waiting: Waiting, draft: &mut Draft, last: &Option<Waiters>) {
+        if !draft.payload.is_empty() {
+            draft.waiting.push(waiting);
+            return;
+        }
+        if let Some(last) = last
+            && let Some(waiters) = last.lock().waiting.as_mut()
+        {
+            waiters.push(waiting);
+            return;
+        }
+        match self.failure.get() {
+            None => waiting.reply.send(waiting.answer),
+            // What it was judged against may be void.
+            Some(cause) => refuse(waiting, &cause, true),
+        }
     }
 }
 
@@ -353,23 +409,15 @@ struct Completion {
 
 impl Completion {
     fn finish(mut self, result: ProposeResult) {
-        self.answer(result.map(|_| ()));
-    }
-
-    fn answer(&mut self, result: Result<(), ProposeError>) {
-        let waiting = self.waiters.lock().take().unwrap_or_default();
         match result {
-            Ok(()) => waiting.into_iter().for_each(|w| w.reply.send(w.answer)),
+            Ok(_) => {
+                let waiting = self.waiters.lock().waiting.take().unwrap_or_default();
+                waiting.into_iter().for_each(|waiting| waiting.reply.send(waiting.answer));
+            }
             Err(error) => {
                 let accepted = matches!(error, ProposeError::Unknown(_));
                 let cause = BrokerError::new(Reason::Unavailable, error.to_string());
-                self.failure.set(cause.clone());
-                let cause = self.failure.get().unwrap_or(cause);
-                for waiter in waiting {
-                    // What was only judged against the entry was not accepted, whatever became of the entry.
-                    let unknown = waiter.in_entry && accepted;
-                    waiter.reply.send(Err(if unknown { BrokerError::unknown(&cause) } else { cause.clone() }));
-                }
+                fail(&self.waiters, &self.failure, cause, accepted);
             }
         }
         self.held = None;
@@ -378,25 +426,40 @@ impl Completion {
 
 impl Drop for Completion {
     fn drop(&mut self) {
-        if self.held.is_some() {
-            self.answer(Err(ProposeError::Unknown("the raft group stopped".into())));
+        if self.held.is_none() {
+            return;
+        }
+        let sent = {
+            let mut in_flight = self.waiters.lock();
+            in_flight.orphaned = true;
+            in_flight.sent
+        };
+        // Before that, whoever proposes knows better.
+        if sent {
+            fail(&self.waiters, &self.failure, raft_stopped(), true);
         }
     }
 }
 
-/// Sends an answer once everything proposed before it has committed.
-fn answer_after(waiting: Waiting, draft: &mut Draft, last: &Option<Waiters>) {
-    if !draft.payload.is_empty() {
-        draft.waiting.push(waiting);
-        return;
+fn raft_stopped() -> BrokerError {
+    BrokerError::new(Reason::Unavailable, "the raft group stopped")
+}
+
+/// Answers everything that waits for an entry that did not commit. The failure is set first: whoever finds nobody waiting
+/// and no failure may take the entry as committed.
+fn fail(waiters: &Waiters, failure: &Failure, cause: BrokerError, accepted: bool) {
+    failure.set(cause.clone());
+    let cause = failure.get().unwrap_or(cause);
+    let waiting = waiters.lock().waiting.take().unwrap_or_default();
+    for waiting in waiting {
+        refuse(waiting, &cause, accepted);
     }
-    if let Some(last) = last
-        && let Some(waiters) = last.lock().as_mut()
-    {
-        waiters.push(waiting);
-        return;
-    }
-    waiting.reply.send(waiting.answer);
+}
+
+/// Tells one client what is known when the entry that it waits for did not commit. `accepted`: the entry may be in a log.
+fn refuse(waiting: Waiting, cause: &BrokerError, accepted: bool) {
+    let unknown = waiting.in_log && accepted;
+    waiting.reply.send(Err(if unknown { BrokerError::unknown(cause) } else { cause.clone() }));
 }
 
 fn keys_error(error: KeysError) -> BrokerError {

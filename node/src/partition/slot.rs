@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use super::{Environment, Partition};
-use crate::broker::{BrokerError, Reason, TopicSettings};
+use crate::broker::{BrokerError, Reason};
 
 /// First and longest wait before a failed partition is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -76,17 +76,22 @@ impl Slot {
         self.state()
     }
 
-    /// The partition, opened if need be with these settings.
+    /// The partition, opened if need be. Opening goes on when the caller goes away: the next one finds it open.
     ///
     /// # Errors
     /// What keeps it from opening; after a failure, that error until the next try is due.
-    pub async fn get(&self, settings: &TopicSettings) -> Result<Arc<Partition>, BrokerError> {
+    pub async fn get(self: &Arc<Self>) -> Result<Arc<Partition>, BrokerError> {
         self.last_used.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
         if let SlotState::Active(partition) = &*self.state.read()
             && partition.failure().is_none()
         {
             return Ok(partition.clone());
         }
+        let slot = self.clone();
+        tokio::spawn(async move { slot.open().await }).await.map_err(interrupted)?
+    }
+
+    async fn open(&self) -> Result<Arc<Partition>, BrokerError> {
         let _changing = self.changing.lock().await;
         let state = self.state();
         let wait = match state {
@@ -106,7 +111,11 @@ impl Slot {
             SlotState::Failed { next, .. } => next,
             SlotState::Dormant => RETRY_MIN,
         };
-        match Partition::open(self.env.clone(), self.id, settings.clone()).await {
+        // Looked up here and not by the caller: an alter that is through has been seen.
+        let Some(settings) = self.env.settings(self.id) else {
+            return Err(BrokerError::new(Reason::UnknownTopic, "the topic was deleted"));
+        };
+        match Partition::open(self.env.clone(), self.id, settings).await {
             Ok(partition) => {
                 self.set(SlotState::Active(partition.clone()));
                 Ok(partition)
@@ -147,21 +156,39 @@ impl Slot {
         partition.close().await;
     }
 
-    /// Closes the partition; the next use opens it with the settings given then.
-    pub async fn restart(&self) {
-        let _changing = self.changing.lock().await;
-        let state = std::mem::replace(&mut *self.state.write(), SlotState::Dormant);
-        if let SlotState::Active(partition) = state {
-            partition.close().await;
-        }
+    /// Closes the partition; the next use opens it with the settings of then.
+    pub async fn restart(self: &Arc<Self>) {
+        self.leave(SlotState::Dormant).await;
     }
 
     /// Closes the partition for good.
-    pub async fn close(&self) {
-        let _changing = self.changing.lock().await;
-        let state = std::mem::replace(&mut *self.state.write(), SlotState::Closed);
-        if let SlotState::Active(partition) = state {
-            partition.close().await;
+    pub async fn close(self: &Arc<Self>) {
+        self.leave(SlotState::Closed).await;
+    }
+
+    /// Closes the partition, to the end even when the caller goes away.
+    async fn leave(self: &Arc<Self>, then: SlotState) {
+        let slot = self.clone();
+        let left = tokio::spawn(async move {
+            let _changing = slot.changing.lock().await;
+            let before = {
+                let mut state = slot.state.write();
+                if matches!(*state, SlotState::Closed) {
+                    return;
+                }
+                std::mem::replace(&mut *state, then)
+            };
+            if let SlotState::Active(partition) = before {
+                partition.close().await;
+            }
+        });
+        if let Err(error) = left.await {
+            tracing::error!(partition = %self.id, %error, "closing a partition panicked");
         }
     }
+}
+
+/// The runtime is going away, or opening panicked.
+fn interrupted(error: tokio::task::JoinError) -> BrokerError {
+    BrokerError::new(Reason::Unavailable, format!("opening the partition was interrupted: {error}"))
 }

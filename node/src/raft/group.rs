@@ -1,6 +1,6 @@
 //! One raft group on this node: start it, lead it, propose to it, checkpoint it, stop it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use super::machine::{Machine, MachineStore};
 use super::network::NoPeers;
 use super::store::LogStorage;
-use super::types::{Callback, LeaderTerm, Member, Proposal, TypeConfig};
+use super::types::{Callback, LeaderTerm, Member, Proposal, RaftMembership, TypeConfig};
 
 /// Why a group cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -106,6 +106,13 @@ impl<M: Machine> Group<M> {
             None => GroupError::Raft { group: id, reason },
         };
         let storage = LogStorage::open(store, log.clone(), id).map_err(|e| failed(e.to_string()))?;
+        if storage.is_new() {
+            // The first entry is written before raft starts. openraft's own `initialize` journals a vote beside it, and a
+            // crash between the two would leave a group that counts as initialised and has no voter.
+            let membership = RaftMembership::new(vec![BTreeSet::from([node])], BTreeMap::from([(node, member)]))
+                .map_err(|e| failed(e.to_string()))?;
+            storage.append_first(membership).await.map_err(|e| failed(e.to_string()))?;
+        }
         let machine = MachineStore::open(log.clone(), machine).map_err(|e| failed(e.to_string()))?;
         let config = Config {
             cluster_name: id.to_string(),
@@ -128,21 +135,7 @@ impl<M: Machine> Group<M> {
         let config = Arc::new(config.validate().map_err(|e| failed(e.to_string()))?);
         let raft = Raft::new(node, config, NoPeers, storage, machine).await.map_err(|e| failed(e.to_string()))?;
         let group = Self { raft, id, node, log };
-        let started = async {
-            if group.raft.is_initialized().await? {
-                group.raft.trigger().elect(false).await?;
-                return Ok(());
-            }
-            match group.raft.initialize(BTreeMap::from([(node, member)])).await {
-                Ok(()) => Ok(()),
-                Err(openraft::errors::RaftError::Fatal(fatal)) => Err(fatal),
-                Err(other) => {
-                    tracing::warn!(group = %id, error = %other, "group was initialised by somebody else");
-                    Ok(())
-                }
-            }
-        };
-        if let Err(error) = started.await {
+        if let Err(error) = group.raft.trigger().elect(false).await {
             let error = group.fatal(error);
             group.shutdown().await;
             return Err(error);
@@ -160,7 +153,7 @@ impl<M: Machine> Group<M> {
             .wait(Some(LEAD_TIMEOUT))
             .state(ServerState::Leader, "start of a group")
             .await
-            .map_err(|_| self.log.failure().map(GroupError::Log).unwrap_or_else(no_leader))?;
+            .map_err(|_| self.failure().unwrap_or_else(no_leader))?;
         let read = self.raft.ensure_linearizable(openraft::raft::ReadPolicy::ReadIndex);
         match tokio::time::timeout(LEAD_TIMEOUT, read).await {
             Err(_) => return Err(no_leader()),
@@ -256,6 +249,16 @@ impl<M: Machine> Group<M> {
             .await
             .map(|_| ())
             .map_err(|e| GroupError::Raft { group: self.id, reason: format!("purge up to {index}: {e}") })
+    }
+
+    /// Why the group has stopped, if it has.
+    pub fn failure(&self) -> Option<GroupError> {
+        if let Some(error) = self.log.failure() {
+            return Some(GroupError::Log(error));
+        }
+        let metrics = self.raft.metrics();
+        let stopped = metrics.borrow_watched().running_state.clone().err()?;
+        Some(GroupError::Raft { group: self.id, reason: stopped.to_string() })
     }
 
     /// What the group looks like now.

@@ -18,7 +18,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 
-use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftVote, TypeConfig, log_id};
+use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftMembership, RaftVote, TypeConfig, log_id};
 
 const KEY_VOTE: u8 = 1;
 const KEY_PURGED: u8 = 2;
@@ -50,6 +50,23 @@ impl LogStorage {
         let vote = store.journal_get(id, KEY_VOTE).map(|bytes| decode_vote(&bytes)).transpose()?;
         let purged = store.journal_get(id, KEY_PURGED).map(|bytes| decode_log_id(&bytes)).transpose()?;
         Ok(Self { shared: Arc::new(Shared { store, log, id, marks: Mutex::new(Marks { vote, purged }) }) })
+    }
+
+    /// Nothing was ever stored for this group.
+    pub(super) fn is_new(&self) -> bool {
+        let position = self.shared.log.position();
+        position.last.is_none() && position.next_index == 0 && self.shared.marks.lock().purged.is_none()
+    }
+
+    /// Writes the first entry of a new group, its membership, and waits until it is durable.
+    pub(super) async fn append_first(&self, membership: RaftMembership) -> io::Result<()> {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        let done = Box::new(move |result| {
+            let _ = tx.send(result);
+        });
+        let entry = RaftEntry { log_id: log_id(0, 0, 0), payload: EntryPayload::Membership(membership) };
+        self.shared.log.append(vec![to_entry(entry)], done).map_err(to_io)?;
+        rx.await.map_err(|_| io::Error::other("the store closed before the first entry was flushed"))?.map_err(to_io)
     }
 
     /// First index that raft may read.
