@@ -48,7 +48,7 @@ pub(super) fn bytes(text: &str) -> Result<i64, String> {
     number.checked_mul(factor).ok_or_else(|| "is too large".into())
 }
 
-/// As [`bytes`], or `-1` or `unlimited` for no limit.
+/// As [`bytes()`], or `-1` or `unlimited` for no limit.
 pub(super) fn retention_bytes(text: &str) -> Result<i64, String> {
     if matches!(text, "-1" | "unlimited") {
         Ok(-1)
@@ -57,12 +57,12 @@ pub(super) fn retention_bytes(text: &str) -> Result<i64, String> {
     }
 }
 
-/// As [`bytes`], within an `i32`.
+/// As [`bytes()`], within an `i32`.
 pub(super) fn bytes_i32(text: &str) -> Result<i32, String> {
     i32::try_from(bytes(text)?).map_err(|_| "is too large".into())
 }
 
-/// As [`bytes`], within a `usize` and at least 1.
+/// As [`bytes()`], within a `usize` and at least 1.
 pub(super) fn size(text: &str) -> Result<usize, String> {
     usize::try_from(bytes(text)?).ok().filter(|size| *size > 0).ok_or_else(|| "must be at least 1".into())
 }
