@@ -15,13 +15,17 @@ const SEGMENT_BYTES_MIN: i64 = 64 << 10;
 const SEGMENT_BYTES_MAX: i64 = 4 << 30;
 const MESSAGE_BYTES_MIN: i32 = 1024;
 
-/// A topic name: 1 to 249 characters of `a-z A-Z 0-9 . _ -`, neither `.` nor `..` (Kafka's rule).
-pub(super) fn topic_name(name: &str) -> Result<(), BrokerError> {
-    let fits = (1..=TOPIC_NAME_MAX).contains(&name.len())
+/// Whether this is a topic name: 1 to 249 characters of `a-z A-Z 0-9 . _ -`, neither `.` nor `..` (Kafka's rule).
+pub(crate) fn is_topic_name(name: &str) -> bool {
+    (1..=TOPIC_NAME_MAX).contains(&name.len())
         && name != "."
         && name != ".."
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-    if fits {
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// The name of a new topic.
+pub(super) fn topic_name(name: &str) -> Result<(), BrokerError> {
+    if is_topic_name(name) {
         return Ok(());
     }
     let shown: String = name.chars().take(64).collect();

@@ -1,6 +1,7 @@
 //! Ranges and relations that the types cannot say. Checked before anything is opened.
 
 use super::Config;
+use crate::broker::validate::is_topic_name;
 
 /// A field, its value, and the rule that it breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -103,11 +104,4 @@ fn is_host_port_or_empty(text: &str) -> bool {
         || text
             .rsplit_once(':')
             .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
-}
-
-fn is_topic_name(name: &str) -> bool {
-    (1..=249).contains(&name.len())
-        && name != "."
-        && name != ".."
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }

@@ -58,7 +58,6 @@ impl Machine for ControllerMachine {
 pub struct Controller {
     group: Group<ControllerMachine>,
     leader: LeaderTerm,
-    log: Arc<chronicle_log::Log>,
     shared: Shared,
     /// Producer ids reserved and not handed out yet: next and end (exclusive).
     producer_ids: tokio::sync::Mutex<(i64, i64)>,
@@ -85,7 +84,7 @@ impl Controller {
             .map_err(|e| log_error(&e))?;
         let shared = env.agreed.clone();
         let machine = ControllerMachine { shared: shared.clone() };
-        let group = Group::start(env.store.clone(), log.clone(), CONTROLLER_LOG, env.node, env.member.clone(), machine)
+        let group = Group::start(env.store.clone(), log, CONTROLLER_LOG, env.node, env.member.clone(), machine)
             .await
             .map_err(|e| group_error(&e))?;
         let leader = match group.lead().await {
@@ -95,7 +94,7 @@ impl Controller {
                 return Err(group_error(&error));
             }
         };
-        let controller = Self { group, leader, log, shared, producer_ids: tokio::sync::Mutex::new((0, 0)) };
+        let controller = Self { group, leader, shared, producer_ids: tokio::sync::Mutex::new((0, 0)) };
         if controller.state().cluster_id.is_nil() {
             controller.propose(&Command::InitCluster { cluster_id: Uuid::now_v7() }).await?;
         }
@@ -197,30 +196,14 @@ impl Controller {
 
     /// Saves a checkpoint once the log has rolled since the last one.
     pub async fn maintain(&self) {
-        let active_base = self.log.segments().last().map(|segment| segment.base_index).unwrap_or(0);
-        let covered = self.group.status().checkpoint.unwrap_or(0);
-        if active_base > 0
-            && covered + 1 < active_base
-            && let Err(error) = self.group.checkpoint().await
-        {
+        if let Err(error) = self.group.checkpoint_if_rolled().await {
             tracing::warn!(%error, "controller checkpoint failed");
         }
     }
 
     /// Saves a checkpoint, stops the group and closes its log.
     pub async fn close(&self) {
-        if self.failure().is_none()
-            && let Err(error) = self.group.checkpoint().await
-        {
-            tracing::warn!(%error, "no controller checkpoint at close: the next start reads more");
-        }
-        self.group.shutdown().await;
-        let log = self.log.clone();
-        match tokio::task::spawn_blocking(move || log.close()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "controller log did not close cleanly"),
-            Err(error) => tracing::error!(%error, "closing the controller log panicked"),
-        }
+        self.group.close(self.failure().is_some()).await;
     }
 }
 

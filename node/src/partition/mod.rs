@@ -279,18 +279,7 @@ impl Partition {
         {
             tracing::error!(partition = %self.id, %error, "sequencer panicked");
         }
-        if self.failure().is_none()
-            && let Err(error) = self.group.checkpoint().await
-        {
-            tracing::warn!(partition = %self.id, %error, "no checkpoint at close: the next start reads more");
-        }
-        self.group.shutdown().await;
-        let log = self.log.clone();
-        match tokio::task::spawn_blocking(move || log.close()).await {
-            Ok(Ok(())) => tracing::debug!(partition = %self.id, "partition is closed"),
-            Ok(Err(error)) => tracing::warn!(partition = %self.id, %error, "log did not close cleanly"),
-            Err(error) => tracing::error!(partition = %self.id, %error, "closing the log panicked"),
-        }
+        self.group.close(self.failure().is_some()).await;
     }
 }
 

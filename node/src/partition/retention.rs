@@ -19,11 +19,7 @@ pub(super) async fn run(
     now_ms: i64,
 ) -> Result<(), BrokerError> {
     let Some(applied) = shared.progress.borrow().index else { return Ok(()) };
-    let active_base = log.segments().last().map(|segment| segment.base_index).unwrap_or(0);
-    let covered = group.status().checkpoint.unwrap_or(0);
-    if active_base > 0 && covered + 1 < active_base {
-        group.checkpoint().await.map_err(|e| super::group_error(&e))?;
-    }
+    group.checkpoint_if_rolled().await.map_err(|e| super::group_error(&e))?;
     let max_bytes = u64::try_from(settings.retention_bytes).ok();
     let min_time = (settings.retention_ms >= 0).then(|| now_ms.saturating_sub(settings.retention_ms));
     if max_bytes.is_none() && min_time.is_none() {

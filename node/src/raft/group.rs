@@ -237,6 +237,19 @@ impl<M: Machine> Group<M> {
         })
     }
 
+    /// Takes a checkpoint when the log has rolled since the last one, so that a start replays at most about a segment.
+    ///
+    /// # Errors
+    /// As [`Group::checkpoint`].
+    pub async fn checkpoint_if_rolled(&self) -> Result<(), GroupError> {
+        let active_base = self.log.segments().last().map(|segment| segment.base_index).unwrap_or(0);
+        let covered = self.status().checkpoint.unwrap_or(0);
+        if active_base > 0 && covered + 1 < active_base {
+            self.checkpoint().await?;
+        }
+        Ok(())
+    }
+
     /// Moves raft's low-water mark: entries up to `index` (inclusive) may go once this returns. A checkpoint must cover
     /// them.
     ///
@@ -278,6 +291,21 @@ impl<M: Machine> Group<M> {
     pub async fn shutdown(&self) {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(group = %self.id, %error, "raft group did not stop cleanly");
+        }
+    }
+
+    /// Saves a checkpoint (unless the group failed), stops the group and closes its log, so that the next start has
+    /// nothing to replay.
+    pub async fn close(&self, failed: bool) {
+        if !failed && let Err(error) = self.checkpoint().await {
+            tracing::warn!(group = %self.id, %error, "no checkpoint at close: the next start reads more");
+        }
+        self.shutdown().await;
+        let log = self.log.clone();
+        match tokio::task::spawn_blocking(move || log.close()).await {
+            Ok(Ok(())) => tracing::debug!(group = %self.id, "group is closed"),
+            Ok(Err(error)) => tracing::warn!(group = %self.id, %error, "log did not close cleanly"),
+            Err(error) => tracing::error!(group = %self.id, %error, "closing the log panicked"),
         }
     }
 

@@ -12,7 +12,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use chronicle_log::{Entry, EntryKind, Log, LogError, LogId, Store, StoredEntry};
+use chronicle_log::{Done, Entry, EntryKind, Log, LogError, LogId, Store, StoredEntry};
 use futures::Stream;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
@@ -60,13 +60,8 @@ impl LogStorage {
 
     /// Writes the first entry of a new group, its membership, and waits until it is durable.
     pub(super) async fn append_first(&self, membership: RaftMembership) -> io::Result<()> {
-        let (tx, rx) = tokio::sync::oneshot::channel();
-        let done = Box::new(move |result| {
-            let _ = tx.send(result);
-        });
         let entry = RaftEntry { log_id: log_id(0, 0, 0), payload: EntryPayload::Membership(membership) };
-        self.shared.log.append(vec![to_entry(entry)], done).map_err(to_io)?;
-        rx.await.map_err(|_| io::Error::other("the store closed before the first entry was flushed"))?.map_err(to_io)
+        durable(|done| self.shared.log.append(vec![to_entry(entry)], done).map(drop)).await
     }
 
     /// First index that raft may read.
@@ -76,12 +71,7 @@ impl LogStorage {
     }
 
     async fn journal(&self, key: u8, value: Bytes) -> io::Result<()> {
-        let (tx, rx) = tokio::sync::oneshot::channel();
-        let done = Box::new(move |result| {
-            let _ = tx.send(result);
-        });
-        self.shared.store.journal_put(self.shared.id, key, value, Some(done)).map_err(to_io)?;
-        rx.await.map_err(|_| io::Error::other("the store closed before the journal was flushed"))?.map_err(to_io)
+        durable(|done| self.shared.store.journal_put(self.shared.id, key, value, Some(done))).await
     }
 
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
@@ -232,6 +222,16 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         }
         Ok(())
     }
+}
+
+/// Starts something and waits until it is on disk.
+async fn durable(start: impl FnOnce(Done) -> Result<(), LogError>) -> io::Result<()> {
+    let (tx, rx) = tokio::sync::oneshot::channel();
+    let done = Box::new(move |result| {
+        let _ = tx.send(result);
+    });
+    start(done).map_err(to_io)?;
+    rx.await.map_err(|_| io::Error::other("the store closed before the flush"))?.map_err(to_io)
 }
 
 /// Runs a rare call that waits for the disk away from the consensus threads.
