@@ -74,6 +74,15 @@ struct Inner {
     consensus: parking_lot::Mutex<Option<Runtime>>,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Nobody called `shutdown`: dropping the runtime here would panic inside another one.
+        if let Some(runtime) = self.consensus.lock().take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// Counts for metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PartitionCounts {
