@@ -3,7 +3,13 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 2] = ["chronicle/v1/log.proto", "chronicle/v1/admin.proto"];
+const FILES: [&str; 5] = [
+    "chronicle/v1/log.proto",
+    "chronicle/v1/admin.proto",
+    "chronicle/v1/cluster.proto",
+    "chronicle/v1/groups.proto",
+    "chronicle/internal/v1/peer.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {

@@ -8,5 +8,11 @@ pub mod v1 {
     tonic::include_proto!("chronicle.v1");
 }
 
+#[allow(missing_docs, clippy::all, rustdoc::all)]
+/// What nodes say to one another; not a public API.
+pub mod internal {
+    tonic::include_proto!("chronicle.internal.v1");
+}
+
 /// The encoded `FileDescriptorSet` of every file of the contract, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -3,6 +3,7 @@
 //! Listeners turn bytes into the requests of `types` and answers into bytes; everything that is decided is decided here
 //! or below. Neighbours: `listeners/` above; `partition/` (one sequencer per raft group) and `controller/` below.
 
+mod cluster;
 mod decode;
 mod disk_space;
 mod error;

@@ -113,6 +113,7 @@ impl Broker {
                 SlotState::Failed { error, .. } => format!("failed: {error}"),
                 _ => "dormant".into(),
             },
+            replicas: Vec::new(),
         };
         match self.inner.store.summary(slot.id()) {
             Ok(Some(summary)) => {
@@ -217,6 +218,13 @@ impl Broker {
             address: self.address(),
             controller_leader: true,
             version: env!("CARGO_PKG_VERSION").into(),
+            zone: String::new(),
+            voter: true,
+            state: crate::controller::NodeState::Active,
+            alive: true,
+            raft_id: 1,
+            replicas: 0,
+            preferred_leaders: 0,
         };
         Ok((vec![server], self.inner.controller.state().cluster_id))
     }

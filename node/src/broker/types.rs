@@ -6,6 +6,8 @@ use bytes::Bytes;
 use chronicle_records::{Compression, Record};
 use uuid::Uuid;
 
+use crate::controller::{NodeState, Operation};
+
 use super::BrokerError;
 
 /// One partition of one topic.
@@ -264,8 +266,10 @@ pub struct PartitionDescription {
     pub term: i64,
     /// Address of the node that leads it.
     pub leader: String,
-    /// `active`, `dormant` or `failed: <why>`.
+    /// `active`, `dormant`, `filling` or `failed: <why>`; `elsewhere`: this node holds no replica.
     pub state: String,
+    /// Nodes with a replica, the preferred leader first.
+    pub replicas: Vec<Uuid>,
 }
 
 /// A node of the cluster.
@@ -281,6 +285,108 @@ pub struct Server {
     pub controller_leader: bool,
     /// Software version.
     pub version: String,
+    /// Failure domain; empty: none.
+    pub zone: String,
+    /// It votes in the controller group.
+    pub voter: bool,
+    /// What it may do.
+    pub state: NodeState,
+    /// This node hears from it.
+    pub alive: bool,
+    /// Raft id.
+    pub raft_id: u64,
+    /// Partitions with a replica there.
+    pub replicas: u32,
+    /// Partitions that prefer it as their leader.
+    pub preferred_leaders: u32,
+}
+
+/// Where a client finds the partitions of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicMetadata {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: Uuid,
+    /// By number.
+    pub partitions: Vec<PartitionMetadata>,
+}
+
+/// Where a client finds a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionMetadata {
+    /// Node to send appends to; `None`: no replica is alive.
+    pub leader: Option<Uuid>,
+    /// Term in which it leads; 0: not known.
+    pub term: u64,
+    /// Nodes with a replica, the preferred leader first.
+    pub replicas: Vec<Uuid>,
+}
+
+/// What a client routes by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    /// The topics asked for that exist.
+    pub topics: Vec<TopicMetadata>,
+    /// Every node that was not removed.
+    pub servers: Vec<Server>,
+    /// Nil: none yet.
+    pub cluster_id: Uuid,
+    /// Names that no topic has.
+    pub unknown: Vec<String>,
+}
+
+/// The cluster at a glance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterStatus {
+    /// Nil: none yet.
+    pub cluster_id: Uuid,
+    /// `None`: the controller group has no leader that this node knows.
+    pub controller_leader: Option<Uuid>,
+    /// Term of the controller group.
+    pub controller_term: u64,
+    /// Every node, removed ones too.
+    pub servers: Vec<Server>,
+    /// Partitions of all topics.
+    pub partitions: u32,
+    /// With a replica on a node that is not alive.
+    pub under_replicated: u32,
+    /// Whose live replicas are no majority.
+    pub offline: u32,
+    /// Whose replicas are not yet where they should be.
+    pub moving: u32,
+    /// Under way, and the last ones that ended.
+    pub operations: Vec<OperationView>,
+}
+
+/// An operation with its progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperationView {
+    /// As agreed.
+    pub operation: Operation,
+    /// Node that it is about.
+    pub node: Uuid,
+    /// Partitions still to move or to hand over.
+    pub remaining: u32,
+    /// What it waits for; empty: nothing.
+    pub waiting_for: String,
+}
+
+/// One partition's replicas compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedPartition {
+    /// Name of the topic.
+    pub topic: String,
+    /// 0-based.
+    pub partition: i32,
+    /// First raft index compared.
+    pub from: u64,
+    /// Exclusive end.
+    pub to: u64,
+    /// One per replica: node, and BLAKE3 in hexadecimal or why there is none.
+    pub replicas: Vec<(Uuid, Result<String, String>)>,
+    /// Empty: all hold the same.
+    pub difference: String,
 }
 
 /// Whether the node can serve.

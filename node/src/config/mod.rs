@@ -29,6 +29,8 @@ pub const SAMPLE: &str = include_str!("sample.yaml");
 pub struct Config {
     /// Who this node is.
     pub node: NodeConfig,
+    /// Which cluster it is part of, and how it finds it.
+    pub cluster: ClusterConfig,
     /// Where it listens.
     pub listeners: ListenersConfig,
     /// How it stores.
@@ -62,6 +64,91 @@ impl Default for NodeConfig {
             data_dir: "data".into(),
             advertised_address: String::new(),
             default_topic: "default".into(),
+        }
+    }
+}
+
+/// How a node finds the addresses of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiscoveryKind {
+    /// The addresses in `cluster.seeds`.
+    #[default]
+    Static,
+    /// What `cluster.dns-name` resolves to, asked again while the node looks for its cluster.
+    Dns,
+    /// Gossip (chitchat) among the addresses in `cluster.seeds` and whoever they know.
+    Gossip,
+}
+
+/// Which cluster a node is part of, how it finds it, and how it watches its peers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ClusterConfig {
+    /// Found a cluster once this many nodes without one are seen, this one included. The same on every node.
+    /// Default: 1: a node alone is its own cluster.
+    pub bootstrap_expect: u32,
+    /// How addresses of other nodes are found. Default: `static`.
+    pub discovery: DiscoveryKind,
+    /// `HOST:PORT` of other nodes (`static`: their data ports; `gossip`: their gossip ports); this node's own may be among
+    /// them. Default: none.
+    pub seeds: Vec<String>,
+    /// With `dns`: the name to resolve: `NAME:PORT` for its A and AAAA records, `_SERVICE._tcp.NAME` for SRV records, which
+    /// bring the port. Default: empty.
+    pub dns_name: String,
+    /// With `gossip`: UDP address to gossip on. Default: `0.0.0.0:7401`.
+    pub gossip_listen: SocketAddr,
+    /// With `gossip`: `HOST:PORT` that others gossip to; empty: the listening address. Default: empty.
+    pub gossip_address: String,
+    /// With `gossip`: nodes that say another name are not listened to. Default: `chronicle`.
+    pub gossip_name: String,
+    /// Failure domain (zone, rack); replicas of a partition are spread over zones. Empty: none. Default: empty.
+    pub zone: String,
+    /// Members of the controller group that vote: 1, 3, 5 or 7; other nodes follow it. Default: 5.
+    pub voters: u32,
+    /// Replicas of a topic that does not say; fewer while the cluster has fewer nodes. Default: 3.
+    pub replication_factor: u32,
+    /// A node says this often that it is alive, in milliseconds. Default: 100.
+    pub beat_interval_ms: u64,
+    /// A peer that was not heard for this long is suspected, and its leaderships are taken over, in milliseconds. Shorter:
+    /// faster fail-over, more false alarms on starved machines. Default: 500.
+    pub suspect_after_ms: u64,
+    /// A leader without an answer from a majority for this long accepts nothing more, and a follower without word from a
+    /// leader that seems alive asks for an election, in milliseconds. Default: 2000.
+    pub election_timeout_ms: u64,
+    /// Replace a node that is dead for this long by moving its replicas elsewhere, in milliseconds. 0: never. Default: 0.
+    pub replace_dead_after_ms: u64,
+    /// Partitions whose replicas move at the same time, in the whole cluster. Default: 4.
+    pub moves_max: u32,
+    /// Bytes per second that one node sends to replicas that are behind. 0: no bound. Default: 0.
+    pub fill_bytes_per_second: u64,
+    /// Bytes of raft messages under way to one peer. More: more throughput on long lines, more memory. Default: 16 MiB.
+    pub peer_window_bytes: u64,
+    /// Re-read every sealed segment about this often and check its hashes, in milliseconds. 0: never. Default: 7 days.
+    pub scrub_interval_ms: u64,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            bootstrap_expect: 1,
+            discovery: DiscoveryKind::Static,
+            seeds: Vec::new(),
+            dns_name: String::new(),
+            gossip_listen: SocketAddr::from(([0, 0, 0, 0], 7401)),
+            gossip_address: String::new(),
+            gossip_name: "chronicle".into(),
+            zone: String::new(),
+            voters: 5,
+            replication_factor: 3,
+            beat_interval_ms: 100,
+            suspect_after_ms: 500,
+            election_timeout_ms: 2000,
+            replace_dead_after_ms: 0,
+            moves_max: 4,
+            fill_bytes_per_second: 0,
+            peer_window_bytes: 16 << 20,
+            scrub_interval_ms: 7 * 24 * 3600 * 1000,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Ranges and relations that the types cannot say. Checked before anything is opened.
 
-use super::Config;
+use super::{ClusterConfig, Config, DiscoveryKind};
 use crate::broker::validate::is_topic_name;
 
 /// A field, its value, and the rule that it breaks.
@@ -21,7 +21,7 @@ impl Config {
     /// # Errors
     /// The first field that breaks a rule.
     pub fn validate(&self) -> Result<(), InvalidConfig> {
-        let Config { node, listeners, storage, partitions, limits, log } = self;
+        let Config { node, cluster, listeners, storage, partitions, limits, log } = self;
         rule("node.name", &node.name, !node.name.trim().is_empty(), "must not be empty")?;
         let data_dir = node.data_dir.display();
         rule("node.data-dir", data_dir, !node.data_dir.as_os_str().is_empty(), "must not be empty")?;
@@ -35,6 +35,7 @@ impl Config {
         let ports_differ = listeners.ops.port() == 0 || listeners.ops.port() != listeners.data.port();
         rule("listeners.ops", listeners.ops, ports_differ, "must have another port than listeners.data")?;
 
+        validate_cluster(cluster, limits.request_bytes_max as u64)?;
         range("storage.flush-threads", storage.flush_threads as u64, 1, 1024)?;
         range("storage.index-interval-bytes", storage.index_interval_bytes, 64, 1 << 30)?;
         let entry = partitions.entry_bytes_max as u64;
@@ -75,6 +76,34 @@ impl Config {
         let why = parsed.as_ref().err().map(|error| format!("must be a log filter: {error}")).unwrap_or_default();
         rule("log.filter", &log.filter, parsed.is_ok(), &why)
     }
+}
+
+fn validate_cluster(cluster: &ClusterConfig, request: u64) -> Result<(), InvalidConfig> {
+    range("cluster.bootstrap-expect", cluster.bootstrap_expect.into(), 1, 99)?;
+    for seed in &cluster.seeds {
+        rule("cluster.seeds", seed, !seed.is_empty() && is_host_port_or_empty(seed), "each must be HOST:PORT")?;
+    }
+    let seeded =
+        cluster.discovery != DiscoveryKind::Static || cluster.bootstrap_expect == 1 || !cluster.seeds.is_empty();
+    rule("cluster.seeds", "[]", seeded, "must name other nodes when cluster.bootstrap-expect is more than 1")?;
+    let dns = &cluster.dns_name;
+    let named = match cluster.discovery {
+        DiscoveryKind::Dns if dns.starts_with('_') => dns.matches('.').count() >= 2,
+        DiscoveryKind::Dns => !dns.is_empty() && is_host_port_or_empty(dns),
+        DiscoveryKind::Static | DiscoveryKind::Gossip => dns.is_empty(),
+    };
+    rule("cluster.dns-name", dns, named, "must be NAME:PORT or _SERVICE._tcp.NAME with discovery dns, else empty")?;
+    let gossip = &cluster.gossip_address;
+    rule("cluster.gossip-address", gossip, is_host_port_or_empty(gossip), "must be HOST:PORT or empty")?;
+    rule("cluster.gossip-name", "", !cluster.gossip_name.is_empty(), "must not be empty")?;
+    rule("cluster.voters", cluster.voters, matches!(cluster.voters, 1 | 3 | 5 | 7), "must be 1, 3, 5 or 7")?;
+    range("cluster.replication-factor", cluster.replication_factor.into(), 1, 7)?;
+    range("cluster.beat-interval-ms", cluster.beat_interval_ms, 10, 10_000)?;
+    let (beats, suspect) = (3 * cluster.beat_interval_ms, 2 * cluster.suspect_after_ms);
+    at_least("cluster.suspect-after-ms", cluster.suspect_after_ms, "three times cluster.beat-interval-ms", beats)?;
+    at_least("cluster.election-timeout-ms", cluster.election_timeout_ms, "twice cluster.suspect-after-ms", suspect)?;
+    range("cluster.moves-max", cluster.moves_max.into(), 1, 1000)?;
+    at_least("cluster.peer-window-bytes", cluster.peer_window_bytes, "limits.request-bytes-max", request)
 }
 
 fn rule(field: &'static str, value: impl ToString, holds: bool, rule: &str) -> Result<(), InvalidConfig> {

@@ -4,6 +4,7 @@
 //! that applying them is deterministic. `state` decides; this module proposes and hands out what was applied.
 
 mod state;
+mod types;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use uuid::Uuid;
 
 pub use state::ControllerState;
 use state::{Command, Outcome, Refusal};
+pub use types::{NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
 
 use crate::broker::{BrokerError, Reason, Topic};
 use crate::partition::{Environment, group_error, log_error};

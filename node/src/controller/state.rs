@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::types::{NodeInfo, Operation, Placement};
 use crate::broker::Topic;
 
 /// A change to the state, as it stands in the controller's log.
@@ -71,6 +72,18 @@ pub struct ControllerState {
     pub deleted: Vec<DeletedTopic>,
     /// First producer id that was never reserved.
     pub next_producer_id: i64,
+    /// By raft id; removed nodes included.
+    #[serde(default)]
+    pub nodes: BTreeMap<u64, NodeInfo>,
+    /// By topic id; one for each partition.
+    #[serde(default)]
+    pub placements: BTreeMap<Uuid, Vec<Placement>>,
+    /// By id: under way, and the last ones that ended.
+    #[serde(default)]
+    pub operations: BTreeMap<u64, Operation>,
+    /// Id of the next operation.
+    #[serde(default)]
+    pub next_operation: u64,
 }
 
 impl ControllerState {

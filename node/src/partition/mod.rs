@@ -255,6 +255,7 @@ impl Partition {
                 Some(error) => format!("failed: {error}"),
                 None => "active".into(),
             },
+            replicas: Vec::new(),
         }
     }
 

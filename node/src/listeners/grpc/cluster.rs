@@ -2,10 +2,13 @@
 
 use chronicle_proto::v1 as proto;
 use chronicle_proto::v1::cluster_server::Cluster;
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::convert;
 use super::log::observe;
+use super::{convert, status};
+use crate::broker::{BrokerError, OperationView, TopicPartition};
 use crate::listeners::context::Context;
 use crate::telemetry::Operation;
 
@@ -31,6 +34,94 @@ impl Cluster for ClusterService {
                 servers: servers.into_iter().map(convert::server).collect(),
                 cluster_id: cluster_id.to_string(),
             }))
+        })
+        .await
+    }
+
+    async fn get_metadata(
+        &self,
+        request: Request<proto::GetMetadataRequest>,
+    ) -> Result<Response<proto::GetMetadataResponse>, Status> {
+        let topics = request.into_inner().topics;
+        observe(&self.context, Operation::Servers, async {
+            Ok(Response::new(convert::metadata(self.context.broker.metadata(&topics).await?)))
+        })
+        .await
+    }
+
+    async fn get_status(
+        &self,
+        _request: Request<proto::GetStatusRequest>,
+    ) -> Result<Response<proto::GetStatusResponse>, Status> {
+        observe(&self.context, Operation::Servers, async {
+            Ok(Response::new(convert::status(self.context.broker.status().await?)))
+        })
+        .await
+    }
+
+    async fn decommission(
+        &self,
+        request: Request<proto::NodeRequest>,
+    ) -> Result<Response<proto::OperationResponse>, Status> {
+        let node = request.into_inner().node;
+        self.operation(self.context.broker.decommission(&node)).await
+    }
+
+    async fn drain(&self, request: Request<proto::NodeRequest>) -> Result<Response<proto::OperationResponse>, Status> {
+        let node = request.into_inner().node;
+        self.operation(self.context.broker.drain(&node)).await
+    }
+
+    async fn undrain(
+        &self,
+        request: Request<proto::NodeRequest>,
+    ) -> Result<Response<proto::OperationResponse>, Status> {
+        let node = request.into_inner().node;
+        self.operation(self.context.broker.undrain(&node)).await
+    }
+
+    async fn cancel_operation(
+        &self,
+        request: Request<proto::CancelOperationRequest>,
+    ) -> Result<Response<proto::OperationResponse>, Status> {
+        let id = request.into_inner().id;
+        self.operation(self.context.broker.cancel_operation(id)).await
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<proto::TransferLeadershipRequest>,
+    ) -> Result<Response<proto::TransferLeadershipResponse>, Status> {
+        let proto::TransferLeadershipRequest { topic, partition, to } = request.into_inner();
+        let target = (!topic.is_empty()).then_some(TopicPartition { topic, partition });
+        observe(&self.context, Operation::Servers, async {
+            let leader = self.context.broker.transfer_leadership(target, &to).await?;
+            Ok(Response::new(proto::TransferLeadershipResponse { leader: leader.to_string() }))
+        })
+        .await
+    }
+
+    type VerifyStream = BoxStream<'static, Result<proto::VerifyResponse, Status>>;
+
+    async fn verify(&self, request: Request<proto::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        let topic = request.into_inner().topic;
+        observe(&self.context, Operation::Servers, async {
+            let verified = self.context.broker.verify(&topic).await?;
+            let answers = verified.map(|one| one.map(convert::verified).map_err(|error| status::status(&error)));
+            Ok(Response::new(answers.boxed()))
+        })
+        .await
+    }
+}
+
+impl ClusterService {
+    async fn operation(
+        &self,
+        begin: impl Future<Output = Result<OperationView, BrokerError>>,
+    ) -> Result<Response<proto::OperationResponse>, Status> {
+        observe(&self.context, Operation::Servers, async {
+            let operation = Some(convert::operation(begin.await?));
+            Ok(Response::new(proto::OperationResponse { operation }))
         })
         .await
     }

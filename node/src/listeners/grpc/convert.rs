@@ -8,10 +8,14 @@ use bytes::Bytes;
 use chronicle_proto::v1 as proto;
 use chronicle_records::{Compression, Record};
 
+use uuid::Uuid;
+
 use crate::broker::{
-    BrokerError, Expectation, Fetch, NewRecord, NewTopic, Offsets, PartitionDescription, Payload, Position, Produce,
-    Produced, ProducerIdentity, Reason, Server, SettingsChange, Topic, TopicDurability, TopicPartition,
+    BrokerError, ClusterStatus, Expectation, Fetch, Metadata, NewRecord, NewTopic, Offsets, OperationView,
+    PartitionDescription, Payload, Position, Produce, Produced, ProducerIdentity, Reason, Server, SettingsChange,
+    Topic, TopicDurability, TopicPartition, VerifiedPartition,
 };
+use crate::controller::{NodeState, OperationKind, OperationState};
 use crate::listeners::context::DEFAULT_TOPIC;
 
 /// Bytes of one answer when a read names no limit.
@@ -279,13 +283,116 @@ pub(super) fn topic(topic: Topic) -> proto::Topic {
 }
 
 pub(super) fn partition(partition: PartitionDescription) -> proto::PartitionDescription {
-    let PartitionDescription { partition, earliest, next, bytes, segments, term, leader, state } = partition;
-    proto::PartitionDescription { partition, earliest, next, bytes, segments, term, leader, state }
+    let PartitionDescription { partition, earliest, next, bytes, segments, term, leader, state, replicas } = partition;
+    let replicas = replicas.iter().map(Uuid::to_string).collect();
+    proto::PartitionDescription { partition, earliest, next, bytes, segments, term, leader, state, replicas }
 }
 
 pub(super) fn server(server: Server) -> proto::Server {
-    let Server { node_id, name, address, controller_leader, version } = server;
-    proto::Server { node_id: node_id.to_string(), name, address, controller_leader, version }
+    let role = if server.voter { proto::ServerRole::Voter } else { proto::ServerRole::Learner };
+    let state = match server.state {
+        NodeState::Active => proto::ServerState::Active,
+        NodeState::Draining => proto::ServerState::Draining,
+        NodeState::Decommissioning => proto::ServerState::Decommissioning,
+        NodeState::Removed => proto::ServerState::Removed,
+    };
+    proto::Server {
+        node_id: server.node_id.to_string(),
+        name: server.name,
+        address: server.address,
+        controller_leader: server.controller_leader,
+        version: server.version,
+        zone: server.zone,
+        role: role.into(),
+        state: state.into(),
+        alive: server.alive,
+        raft_id: server.raft_id,
+        replicas: server.replicas,
+        preferred_leaders: server.preferred_leaders,
+    }
+}
+
+pub(super) fn metadata(metadata: Metadata) -> proto::GetMetadataResponse {
+    let topics = metadata.topics.into_iter().map(|topic| proto::TopicMetadata {
+        name: topic.name,
+        id: topic.id.to_string(),
+        partitions: topic
+            .partitions
+            .into_iter()
+            .enumerate()
+            .map(|(number, partition)| proto::PartitionMetadata {
+                partition: number as i32,
+                leader: partition.leader.map(|leader| leader.to_string()).unwrap_or_default(),
+                term: partition.term,
+                replicas: partition.replicas.iter().map(Uuid::to_string).collect(),
+            })
+            .collect(),
+    });
+    proto::GetMetadataResponse {
+        topics: topics.collect(),
+        servers: metadata.servers.into_iter().map(server).collect(),
+        cluster_id: metadata.cluster_id.to_string(),
+        unknown: metadata.unknown,
+    }
+}
+
+pub(super) fn status(status: ClusterStatus) -> proto::GetStatusResponse {
+    proto::GetStatusResponse {
+        cluster_id: status.cluster_id.to_string(),
+        controller_leader: status.controller_leader.map(|leader| leader.to_string()).unwrap_or_default(),
+        controller_term: status.controller_term,
+        servers: status.servers.into_iter().map(server).collect(),
+        partitions: status.partitions,
+        under_replicated: status.under_replicated,
+        offline: status.offline,
+        moving: status.moving,
+        operations: status.operations.into_iter().map(operation).collect(),
+    }
+}
+
+pub(super) fn operation(view: OperationView) -> proto::Operation {
+    let operation = view.operation;
+    let (state, reason) = match operation.state {
+        OperationState::Running => ("running", view.waiting_for),
+        OperationState::Done => ("done", String::new()),
+        OperationState::Failed(why) => ("failed", why),
+        OperationState::Cancelled => ("cancelled", String::new()),
+    };
+    let kind = match operation.kind {
+        OperationKind::Decommission => "decommission",
+        OperationKind::Drain => "drain",
+        OperationKind::Replace => "replace",
+        OperationKind::Rebalance => "rebalance",
+    };
+    proto::Operation {
+        id: operation.id,
+        kind: kind.into(),
+        node_id: view.node.to_string(),
+        state: state.into(),
+        reason,
+        started_ms: operation.started_ms,
+        finished_ms: operation.finished_ms,
+        total: operation.total,
+        remaining: view.remaining,
+    }
+}
+
+pub(super) fn verified(verified: VerifiedPartition) -> proto::VerifyResponse {
+    let replicas = verified.replicas.into_iter().map(|(node, digest)| {
+        let (digest, error) = match digest {
+            Ok(digest) => (digest, String::new()),
+            Err(error) => (String::new(), error),
+        };
+        proto::ReplicaDigest { node_id: node.to_string(), digest, error }
+    });
+    proto::VerifyResponse {
+        topic: verified.topic,
+        partition: verified.partition,
+        from: verified.from,
+        to: verified.to,
+        replicas: replicas.collect(),
+        difference: verified.difference,
+    }
 }
 
 #[cfg(test)]

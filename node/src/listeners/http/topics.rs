@@ -100,10 +100,10 @@ pub(super) async fn describe(context: &Context, call: Call) -> Result<Response<B
 }
 
 fn partition(partition: PartitionDescription) -> serde_json::Value {
-    let PartitionDescription { partition, earliest, next, bytes, segments, term, leader, state } = partition;
+    let PartitionDescription { partition, earliest, next, bytes, segments, term, leader, state, replicas } = partition;
     json!({
         "partition": partition, "earliest": earliest, "next": next, "bytes": bytes, "segments": segments, "term": term,
-        "leader": leader, "state": state,
+        "leader": leader, "state": state, "replicas": replicas,
     })
 }
 
@@ -133,9 +133,11 @@ pub(super) async fn servers(context: &Context, call: Call) -> Result<Response<Bo
 }
 
 fn server(server: Server) -> serde_json::Value {
-    let Server { node_id, name, address, controller_leader, version } = server;
     json!({
-        "node_id": node_id, "name": name, "address": address, "controller_leader": controller_leader, "version": version,
+        "node_id": server.node_id, "name": server.name, "address": server.address,
+        "controller_leader": server.controller_leader, "version": server.version, "zone": server.zone,
+        "role": if server.voter { "voter" } else { "learner" }, "state": server.state, "alive": server.alive,
+        "raft_id": server.raft_id, "replicas": server.replicas, "preferred_leaders": server.preferred_leaders,
     })
 }
 
