@@ -11,6 +11,7 @@ pub mod controller;
 pub mod listeners;
 pub mod ops;
 pub mod partition;
+pub mod peers;
 pub mod raft;
 pub mod server;
 pub mod telemetry;

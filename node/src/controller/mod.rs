@@ -1,36 +1,60 @@
-//! The controller group: topics and producer ids, agreed through raft.
+//! The controller group: nodes, topics, placement and producer ids, agreed through raft.
 //!
-//! Commands are JSON in data entries of the group's log; they carry everything that is decided outside (ids, times), so
-//! that applying them is deterministic. `state` decides; this module proposes and hands out what was applied.
+//! Every node has a replica, with or without a vote, so that every node knows what is agreed. Commands are JSON in data
+//! entries of the group's log; they carry everything that is decided outside (ids, times), so that applying them is
+//! deterministic. A node that does not lead sends its commands to the one that does, and waits until its own replica has
+//! applied them.
+//!
+//! `state` decides, `placement` and `balancer` plan (pure), `steward` is what the leader does from time to time.
 
+mod balancer;
+mod operations;
+mod placement;
+mod refusal;
 mod state;
+mod steward;
 mod types;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chronicle_log::{LogConfig, LogId};
-use parking_lot::RwLock;
+use chronicle_proto::internal as proto;
+use chronicle_proto::internal::group_request::Ask;
+use chronicle_proto::internal::raft_frame::Message;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use balancer::{BalancerConfig, designated_leader, remaining, waiting_for};
 pub use state::ControllerState;
-use state::{Command, Outcome, Refusal};
+pub(crate) use state::{Command, Outcome};
 pub use types::{NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
 
 use crate::broker::{BrokerError, Reason, Topic};
-use crate::partition::{Environment, group_error, log_error};
-use crate::raft::{Committed, Group, LeaderTerm, Machine, Proposal, ProposeError};
+use crate::partition::{EVERY, Environment, Watcher, ask_group, group_error, log_error};
+use crate::raft::{Committed, Group, LeaderTerm, Machine, Member, Proposal, ProposeError, Role, Start};
 
 /// The controller group's log.
 pub const CONTROLLER_LOG: LogId = LogId { topic: Uuid::nil(), partition: 0 };
 
 /// Producer ids that one command reserves; what is left at a restart is never used.
 const PRODUCER_BLOCK: i64 = 1000;
+/// How long a command waits for somebody to lead.
+const LEADER_PATIENCE: Duration = Duration::from_secs(10);
+/// Pause before a command that found no leader looks again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 type Shared = Arc<RwLock<Arc<ControllerState>>>;
 
 struct ControllerMachine {
     shared: Shared,
+    applied: watch::Sender<u64>,
 }
 
 impl Machine for ControllerMachine {
@@ -43,103 +67,264 @@ impl Machine for ControllerMachine {
         Ok(serde_json::to_vec(&outcome).expect("an outcome has only plain values").into())
     }
 
-    fn applied(&mut self, _index: u64) {}
+    fn applied(&mut self, index: u64) {
+        self.applied.send_replace(index + 1);
+    }
 
     fn save(&self) -> Vec<u8> {
         serde_json::to_vec(&**self.shared.read()).expect("the controller's state has string keys and plain values")
     }
 
-    fn restore(&mut self, bytes: &[u8], _applied_index: Option<u64>) -> Result<(), String> {
+    fn restore(&mut self, bytes: &[u8], applied_index: Option<u64>) -> Result<(), String> {
         let state: ControllerState = serde_json::from_slice(bytes).map_err(|e| format!("controller state: {e}"))?;
         *self.shared.write() = Arc::new(state);
+        self.applied.send_replace(applied_index.map(|index| index + 1).unwrap_or(0));
         Ok(())
     }
 }
 
-/// The controller group on this node, which leads it.
+/// The controller group on this node.
 pub struct Controller {
-    group: Group<ControllerMachine>,
-    leader: LeaderTerm,
+    env: Arc<Environment>,
+    group: Arc<Group<ControllerMachine>>,
     shared: Shared,
+    /// Raft index after the last applied entry.
+    applied: watch::Receiver<u64>,
+    watcher: Watcher,
+    stop: CancellationToken,
+    task: Mutex<Option<JoinHandle<()>>>,
     /// Producer ids reserved and not handed out yet: next and end (exclusive).
     producer_ids: tokio::sync::Mutex<(i64, i64)>,
 }
 
 impl Controller {
-    /// Opens the controller's log and starts its group.
+    /// Opens the controller's log and starts its group, as a follower. `founders`: the first members, on a node that founds.
     ///
     /// # Errors
     /// When the log cannot be opened (damage included) or the group does not start.
-    pub async fn start(env: Arc<Environment>) -> Result<Self, BrokerError> {
+    pub async fn start(env: Arc<Environment>, founders: Option<BTreeMap<u64, Member>>) -> Result<Arc<Self>, BrokerError> {
         let handle = env.consensus.clone();
         handle
-            .spawn(Self::start_here(env))
+            .spawn(Self::start_here(env, founders))
             .await
             .map_err(|e| BrokerError::new(Reason::Internal, format!("controller: {e}")))?
     }
 
-    async fn start_here(env: Arc<Environment>) -> Result<Self, BrokerError> {
+    async fn start_here(
+        env: Arc<Environment>,
+        founders: Option<BTreeMap<u64, Member>>,
+    ) -> Result<Arc<Self>, BrokerError> {
         let store = env.store.clone();
         let log = tokio::task::spawn_blocking(move || store.open_log(CONTROLLER_LOG, LogConfig::default()))
             .await
             .map_err(|e| BrokerError::new(Reason::Internal, format!("controller: {e}")))?
             .map_err(|e| log_error(&e))?;
         let shared = env.agreed.clone();
-        let machine = ControllerMachine { shared: shared.clone() };
-        let group = Group::start(env.store.clone(), log, CONTROLLER_LOG, env.node, env.member.clone(), machine)
-            .await
-            .map_err(|e| group_error(&e))?;
-        let leader = match group.lead().await {
-            Ok(leader) => leader,
-            Err(error) => {
-                group.shutdown().await;
-                return Err(group_error(&error));
-            }
+        let (applied_sender, applied) = watch::channel(0);
+        let machine = ControllerMachine { shared: shared.clone(), applied: applied_sender };
+        let start = Start {
+            store: env.store.clone(),
+            log,
+            id: CONTROLLER_LOG,
+            node: env.node(),
+            transport: env.peers.clone(),
+            founders,
+            election_timeout: env.election_timeout(),
         };
-        let controller = Self { group, leader, shared, producer_ids: tokio::sync::Mutex::new((0, 0)) };
-        if controller.state().cluster_id.is_nil() {
-            controller.propose(&Command::InitCluster { cluster_id: Uuid::now_v7() }).await?;
-        }
+        let group = Arc::new(Group::start(start, machine).await.map_err(|e| group_error(&e))?);
+        let controller = Arc::new(Self {
+            env,
+            group,
+            shared,
+            applied,
+            watcher: Watcher::new(false),
+            stop: CancellationToken::new(),
+            task: Mutex::new(None),
+            producer_ids: tokio::sync::Mutex::new((0, 0)),
+        });
+        let steward = steward::run(controller.clone(), controller.stop.clone());
+        *controller.task.lock() = Some(tokio::spawn(steward));
         Ok(controller)
     }
 
-    /// What is agreed now.
+    /// What is agreed now, as far as this node knows.
     pub fn state(&self) -> Arc<ControllerState> {
         self.shared.read().clone()
     }
 
-    /// Why the controller group cannot go on, if it cannot.
+    /// Why the controller group cannot go on here, if it cannot.
     pub fn failure(&self) -> Option<BrokerError> {
         self.group.failure().map(|e| group_error(&e))
     }
 
-    async fn propose(&self, command: &Command) -> Result<Outcome, BrokerError> {
-        let payload = serde_json::to_vec(command).expect("a command has only plain values");
-        let proposal = Proposal { record_count: 1, max_timestamp: 0, payload: payload.into() };
+    /// Raft id of the leader, and the term, as this node knows.
+    pub fn leader(&self) -> (Option<u64>, u64) {
+        let status = self.group.status();
+        (status.leader, status.term)
+    }
+
+    /// Raft ids that vote in the controller group.
+    pub fn voters(&self) -> std::collections::BTreeSet<u64> {
+        self.group.status().voters
+    }
+
+    /// The raft group, for messages of peers.
+    pub(crate) async fn raft(&self, from: u64, message: Message) -> Message {
+        self.group.handle(from, message).await
+    }
+
+    /// Status for peers.
+    pub(crate) fn status(&self) -> crate::raft::GroupStatus {
+        self.group.status()
+    }
+
+    /// The log, to compare replicas.
+    pub(crate) async fn read_index(&self) -> Result<u64, BrokerError> {
+        self.group.read_index().await.map(|index| index.map(|i| i + 1).unwrap_or(0)).map_err(|e| group_error(&e))
+    }
+
+    /// One look at the group: see [`Watcher`].
+    fn look_after(&self) {
+        let status = self.group.status();
+        if status.is_leader {
+            let alone = status.voters.len() == 1 && status.learners.is_empty();
+            self.watcher.led(&self.env, &self.group, alone);
+            return;
+        }
+        let me = self.env.node();
+        let ahead = |id: &&u64| **id < me && self.env.alive(**id);
+        let rank = status.voters.iter().filter(ahead).count() as u32;
+        if status.voters.contains(&me) {
+            self.watcher.followed(&self.env, &self.group, status.leader, rank);
+        }
+    }
+
+    /// Carries out a command, wherever the leader is, and waits until it is applied here.
+    ///
+    /// # Errors
+    /// [`Reason::Unavailable`] when nobody leads in time and nothing was proposed; [`Reason::OutcomeUnknown`].
+    pub(crate) async fn command(&self, command: &Command) -> Result<Outcome, BrokerError> {
+        let payload: Bytes = serde_json::to_vec(command).expect("a command has only plain values").into();
+        let until = Instant::now() + LEADER_PATIENCE;
+        loop {
+            let error = match self.group.roles().now() {
+                Role::Leader(term) => match self.propose(term, payload.clone()).await {
+                    Ok(answer) => return decode(&answer),
+                    Err(error) => error,
+                },
+                Role::Follower { leader: Some(leader), .. } if leader != self.env.node() => {
+                    match self.forward(leader, payload.clone()).await {
+                        Ok(answer) => return decode(&answer),
+                        Err(error) => error,
+                    }
+                }
+                Role::Follower { .. } => {
+                    BrokerError::new(Reason::Unavailable, "the controller group has no leader that is known")
+                }
+            };
+            if error.reason != Reason::Unavailable || Instant::now() >= until || self.stop.is_cancelled() {
+                return Err(error);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// A command of a peer, on the leader: the outcome, and the raft index after it.
+    ///
+    /// # Errors
+    /// As [`Controller::command`]; never forwards.
+    pub(crate) async fn serve(&self, payload: Bytes) -> Result<(Bytes, u64), BrokerError> {
+        match self.group.roles().now() {
+            Role::Leader(term) => {
+                let answer = self.propose(term, payload).await?;
+                Ok((answer, *self.applied.borrow()))
+            }
+            Role::Follower { .. } => Err(BrokerError::new(Reason::Unavailable, "this node does not lead the controller group")),
+        }
+    }
+
+    async fn forward(&self, leader: u64, payload: Bytes) -> Result<Bytes, BrokerError> {
+        let unavailable = |why: String| BrokerError::new(Reason::Unavailable, why);
+        let mut client = self.env.peers.client(leader).map_err(|e| unavailable(e.to_string()))?;
+        let request = self.env.peers.request(leader, proto::CommandRequest { command: payload });
+        let answer = tokio::time::timeout(LEADER_PATIENCE, client.command(request));
+        match answer.await {
+            Ok(Ok(answer)) => {
+                let answer = answer.into_inner();
+                self.applied_to(answer.applied).await?;
+                Ok(answer.outcome)
+            }
+            // What the peer itself says was not accepted; a broken connection leaves it open.
+            Ok(Err(status)) if status.code() == tonic::Code::FailedPrecondition => {
+                Err(unavailable(status.message().to_owned()))
+            }
+            Ok(Err(status)) => Err(BrokerError::unknown(&unavailable(status.message().to_owned()))),
+            Err(_) => Err(BrokerError::unknown(&unavailable("the controller leader does not answer".into()))),
+        }
+    }
+
+    /// Waits until this node has applied everything below a raft index.
+    async fn applied_to(&self, index: u64) -> Result<(), BrokerError> {
+        let mut applied = self.applied.clone();
+        let reached = tokio::time::timeout(LEADER_PATIENCE, applied.wait_for(|applied| *applied >= index)).await;
+        match reached {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(BrokerError::new(Reason::Unavailable, "this node lags behind the controller group")),
+        }
+    }
+
+    /// Waits until this node knows everything that was agreed when this was called.
+    ///
+    /// # Errors
+    /// [`Reason::Unavailable`] when the leader cannot be asked.
+    pub async fn sync(&self) -> Result<(), BrokerError> {
+        match self.group.roles().now() {
+            Role::Leader(_) => self.read_index().await.map(drop),
+            Role::Follower { leader: Some(leader), .. } => {
+                let answer = ask_group(&self.env, CONTROLLER_LOG, leader, Ask::ReadIndex(true)).await;
+                let answer = answer.map_err(|e| BrokerError::new(Reason::Unavailable, e))?;
+                self.applied_to(answer.read_index).await
+            }
+            Role::Follower { leader: None, .. } => {
+                Err(BrokerError::new(Reason::Unavailable, "the controller group has no leader that is known"))
+            }
+        }
+    }
+
+    async fn propose(&self, term: LeaderTerm, payload: Bytes) -> Result<Bytes, BrokerError> {
+        let proposal = Proposal { record_count: 1, max_timestamp: 0, payload };
         let (tx, rx) = tokio::sync::oneshot::channel();
         let done = move |result| {
             let _ = tx.send(result);
         };
-        self.group.propose(self.leader, proposal, done).await.map_err(|e| group_error(&e))?;
+        self.group.propose(term, proposal, done).await.map_err(|e| group_error(&e))?;
         let stopped = || {
             let cause =
-                self.failure().unwrap_or_else(|| BrokerError::new(Reason::Unavailable, "the controller group stopped"));
+                self.failure().unwrap_or_else(|| BrokerError::new(Reason::Unavailable, "the controller leader changed"));
             BrokerError::unknown(&cause)
         };
-        let answer = match rx.await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(ProposeError::NotAccepted(why))) => return Err(BrokerError::new(Reason::Unavailable, why)),
-            Ok(Err(ProposeError::Unknown(_))) | Err(_) => return Err(stopped()),
-        };
-        serde_json::from_slice(&answer)
-            .map_err(|e| BrokerError::new(Reason::Internal, format!("controller answer: {e}")))
+        match tokio::time::timeout(LEADER_PATIENCE, rx).await {
+            Ok(Ok(Ok(bytes))) => Ok(bytes),
+            Ok(Ok(Err(ProposeError::NotAccepted(_, why)))) => Err(BrokerError::new(Reason::Unavailable, why)),
+            Ok(Ok(Err(ProposeError::Unknown(_)))) | Ok(Err(_)) | Err(_) => Err(stopped()),
+        }
     }
 
-    async fn decide(&self, command: &Command) -> Result<Option<Topic>, BrokerError> {
-        match self.propose(command).await? {
+    /// Carries out a command whose repetition does no harm, again while its outcome is open.
+    pub(crate) async fn command_again(&self, command: &Command) -> Result<Outcome, BrokerError> {
+        let until = Instant::now() + LEADER_PATIENCE;
+        loop {
+            match self.command(command).await {
+                Err(error) if error.reason == Reason::OutcomeUnknown && Instant::now() < until => {}
+                done => return done,
+            }
+        }
+    }
+
+    pub(crate) async fn decide(&self, command: &Command) -> Result<Option<Topic>, BrokerError> {
+        match self.command(command).await? {
             Outcome::Done(topic) => Ok(topic),
-            Outcome::Refused(refusal) => Err(refused(refusal)),
-            Outcome::ProducerIds { .. } => Err(BrokerError::new(Reason::Internal, "controller: unexpected answer")),
+            other => Err(unexpected(other)),
         }
     }
 
@@ -148,7 +333,8 @@ impl Controller {
     /// # Errors
     /// [`Reason::TopicExists`]; failures of the group.
     pub async fn create_topic(&self, topic: Topic, topics_max: usize) -> Result<Topic, BrokerError> {
-        let created = self.decide(&Command::CreateTopic { topic, topics_max }).await?;
+        let default_replication = self.env.cluster.replication_factor;
+        let created = self.decide(&Command::CreateTopic { topic, topics_max, default_replication }).await?;
         created.ok_or_else(|| BrokerError::new(Reason::Internal, "controller: no topic in the answer"))
     }
 
@@ -161,7 +347,7 @@ impl Controller {
         altered.ok_or_else(|| BrokerError::new(Reason::Internal, "controller: no topic in the answer"))
     }
 
-    /// Takes a topic away; its data is then deleted and [`Controller::forget`] called.
+    /// Takes a topic away; each node then deletes its data and calls [`Controller::forget`].
     ///
     /// # Errors
     /// [`Reason::UnknownTopic`]; failures of the group.
@@ -170,12 +356,25 @@ impl Controller {
         deleted.ok_or_else(|| BrokerError::new(Reason::Internal, "controller: no topic in the answer"))
     }
 
-    /// Notes that the files of a deleted topic are gone.
+    /// Notes that the files of a deleted topic are gone from this node.
     ///
     /// # Errors
     /// Failures of the group.
     pub async fn forget(&self, id: Uuid) -> Result<(), BrokerError> {
-        self.decide(&Command::ForgetTopic { id }).await.map(|_| ())
+        let node = self.env.node();
+        self.command_again(&Command::ForgetTopic { id, node }).await.map(|_| ())
+    }
+
+    /// Notes who votes in a partition's group.
+    ///
+    /// # Errors
+    /// Failures of the group.
+    pub async fn settle(&self, id: LogId, voters: Vec<u64>) -> Result<(), BrokerError> {
+        let command = Command::Settle { topic: id.topic, partition: id.partition as i32, voters };
+        match self.command_again(&command).await? {
+            Outcome::Refused(refusal) => Err(refused(refusal)),
+            _ => Ok(()),
+        }
     }
 
     /// A producer id that nobody has had.
@@ -185,15 +384,23 @@ impl Controller {
     pub async fn producer_id(&self) -> Result<i64, BrokerError> {
         let mut ids = self.producer_ids.lock().await;
         if ids.0 == ids.1 {
-            match self.propose(&Command::ReserveProducerIds { count: PRODUCER_BLOCK }).await? {
+            // Ids whose reservation was not heard of are never used.
+            match self.command_again(&Command::ReserveProducerIds { count: PRODUCER_BLOCK }).await? {
                 Outcome::ProducerIds { first, count } => *ids = (first, first + count),
-                Outcome::Done(_) => return Err(BrokerError::new(Reason::Internal, "controller: unexpected answer")),
-                Outcome::Refused(refusal) => return Err(refused(refusal)),
+                other => return Err(unexpected(other)),
             }
         }
         let id = ids.0;
         ids.0 += 1;
         Ok(id)
+    }
+
+    /// Hands leadership of the controller group to another voter.
+    ///
+    /// # Errors
+    /// When this node does not lead, or the other one does not take over in time.
+    pub async fn hand_over(&self, to: u64) -> Result<(), BrokerError> {
+        self.group.transfer(to).await.map_err(|e| group_error(&e))
     }
 
     /// Saves a checkpoint once the log has rolled since the last one.
@@ -205,22 +412,25 @@ impl Controller {
 
     /// Saves a checkpoint, stops the group and closes its log.
     pub async fn close(&self) {
+        self.stop.cancel();
+        let task = self.task.lock().take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the controller's steward panicked");
+        }
         self.group.close(self.failure().is_some()).await;
     }
 }
 
-fn refused(refusal: Refusal) -> BrokerError {
-    match refusal {
-        Refusal::TopicExists(name) => BrokerError::new(Reason::TopicExists, format!("topic {name}: exists already")),
-        Refusal::UnknownTopic(name) => unknown_topic(&name),
-        Refusal::TooManyTopics(max) => {
-            BrokerError::new(Reason::Overloaded, format!("limits.topics-max: the cluster has {max} topics already"))
-        }
-        Refusal::PartitionsShrink { asked, current } => BrokerError::invalid(
-            "partitions",
-            asked,
-            &format!("the number of partitions only grows, the topic has {current}"),
-        ),
+fn decode(answer: &Bytes) -> Result<Outcome, BrokerError> {
+    serde_json::from_slice(answer).map_err(|e| BrokerError::new(Reason::Internal, format!("controller answer: {e}")))
+}
+
+pub(crate) fn unexpected(outcome: Outcome) -> BrokerError {
+    match outcome {
+        Outcome::Refused(refusal) => refused(refusal),
+        _ => BrokerError::new(Reason::Internal, "controller: unexpected answer"),
     }
 }
 

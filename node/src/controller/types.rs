@@ -49,6 +49,9 @@ pub struct Placement {
     /// Raft ids that vote in the partition's group, as its leader last reported; sorted. Moving while these are not the
     /// `replicas`.
     pub voters: Vec<u64>,
+    /// The replicas when the partition was created: the voters of the first entry of its log. Never changes.
+    #[serde(default)]
+    pub first: Vec<u64>,
     /// Raft ids that hold a replica since the partition was created: they may begin with an empty log. A node that leaves
     /// `replicas` leaves this for good: should it come back, it fills its log before it votes.
     pub founders: Vec<u64>,

@@ -1,38 +1,58 @@
-//! One partition on this node: its log, its raft group, its sequencer.
+//! One partition on this node: its log, its raft group, and its sequencer while this node leads it.
 //!
-//! A [`Slot`] is the place of a partition: it opens the partition on first use, puts it to sleep when nobody uses it, and
-//! starts it again after a failure. While a partition sleeps it costs no memory, no timer and no open file.
+//! A [`Slot`] is the place of a partition: it opens the partition on first use, fills its log when it is behind, puts it to
+//! sleep when nobody uses it, and starts it again after a failure. While a partition sleeps it costs no memory, no timer and
+//! no open file, on any of its replicas.
 //!
 //! Write path: [`Partition::submit`] → `sequencer` → `raft::Group` → `chronicle-log`. Reads go from [`Partition::read`]
-//! straight to the log, up to the applied index.
+//! straight to the log, up to the applied index, on every replica.
+//!
+//! `leading` starts and stops the sequencer, `upkeep` is what groups have instead of timers, `members` brings a group's
+//! membership to where the controller wants it, `fill` brings a replica that is behind or damaged up to date.
 
+mod environment;
+mod fill;
 mod keys;
+mod leading;
 mod machine;
+mod members;
 mod producers;
 mod retention;
 mod sequencer;
 mod slot;
+mod upkeep;
+mod watcher;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use chronicle_log::{Durability, Log, LogConfig, LogError, LogId, Store, StoredEntry};
+use chronicle_log::{Durability, Log, LogConfig, LogError, LogId, StoredEntry};
 use chronicle_records::{BatchHeader, Limits};
-use parking_lot::{Mutex, RwLock};
-use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+pub use environment::Environment;
+pub(crate) use environment::member;
+pub use fill::Throttle;
+pub(crate) use fill::pull;
+pub use leading::PartitionRole;
+use leading::{Leadership, Seat, no_leader};
 pub use machine::Progress;
 use machine::{PartitionMachine, Shared};
+use sequencer::Append;
 pub use sequencer::{Answer, Reply};
-use sequencer::{Append, Failure, Sequencer};
 pub use slot::{Slot, SlotState};
+use upkeep::Upkeep;
+pub(crate) use watcher::jitter;
+pub use watcher::{EVERY, Watcher};
 
 use crate::broker::{BrokerError, Expectation, PartitionDescription, Reason, TopicDurability, TopicSettings};
-use crate::config::PartitionsConfig;
-use crate::controller::ControllerState;
-use crate::raft::{Group, GroupError, Member};
+use crate::controller::Placement;
+use crate::raft::{Group, GroupError, Start};
 
 /// Limits for batches that were checked when they were accepted.
 pub(crate) const STORED: Limits =
@@ -40,70 +60,54 @@ pub(crate) const STORED: Limits =
 
 /// Smallest place that a request takes in the queue's byte bound: its own cost in memory.
 const REQUEST_OVERHEAD_BYTES: usize = 512;
+/// Longest wait for the leadership of a group of one.
+const LEAD_ALONE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause between two attempts to be elected.
+const CAMPAIGN_PAUSE: Duration = Duration::from_millis(200);
 
-/// What every partition of a node shares.
-pub struct Environment {
-    /// The data directory.
-    pub store: Arc<Store>,
-    /// The runtime of raft groups and sequencers, which the API cannot starve.
-    pub consensus: Handle,
-    /// This node's raft id.
-    pub node: u64,
-    /// This node as a member.
-    pub member: Member,
-    /// Tuning.
-    pub config: PartitionsConfig,
-    /// KiB that all partitions together may have proposed and not committed.
-    pub budget: Arc<Semaphore>,
-    /// What the controller group has agreed on.
-    pub agreed: Arc<RwLock<Arc<ControllerState>>>,
-}
-
-impl Environment {
-    /// The settings of the topic that a log belongs to, as agreed now; `None` when there is no such topic.
-    fn settings(&self, id: LogId) -> Option<TopicSettings> {
-        let state = self.agreed.read().clone();
-        state.topics.values().find(|topic| topic.id == id.topic).map(|topic| topic.settings.clone())
-    }
-}
-
-/// An open partition that this node leads.
+/// An open replica of a partition.
 pub struct Partition {
     id: LogId,
+    env: Arc<Environment>,
     log: Arc<Log>,
     group: Arc<Group<PartitionMachine>>,
     shared: Arc<Shared>,
-    queue: mpsc::UnboundedSender<Append>,
-    queue_bytes: Arc<Semaphore>,
-    queue_bytes_max: usize,
-    failure: Failure,
-    sequencer: Mutex<Option<JoinHandle<()>>>,
+    leadership: Arc<Leadership>,
+    /// Ends with the partition, for whatever cause.
+    stop: CancellationToken,
+    seat: Mutex<Option<JoinHandle<()>>>,
+    upkeep: Upkeep,
     settings: TopicSettings,
     retention: tokio::sync::Mutex<()>,
 }
 
 impl Partition {
-    /// Opens the log, starts the group and waits until this node leads it.
+    /// Opens the log and starts the group, as a follower; the only replica of its partition leads when this returns.
     ///
     /// # Errors
     /// When the log cannot be opened (damage included) or the group does not start.
-    pub async fn open(env: Arc<Environment>, id: LogId, settings: TopicSettings) -> Result<Arc<Self>, BrokerError> {
+    pub async fn open(
+        env: Arc<Environment>,
+        id: LogId,
+        settings: TopicSettings,
+        placement: Placement,
+    ) -> Result<Arc<Self>, BrokerError> {
         let handle = env.consensus.clone();
         // Tasks that openraft starts go to the runtime that this runs on.
         handle
-            .spawn(Self::open_here(env, id, settings))
+            .spawn(Self::open_here(env, id, settings, placement))
             .await
             .map_err(|e| BrokerError::new(Reason::Internal, format!("partition {id}: opening failed: {e}")))?
     }
 
-    async fn open_here(env: Arc<Environment>, id: LogId, settings: TopicSettings) -> Result<Arc<Self>, BrokerError> {
-        let config = log_config(&settings);
-        let store = env.store.clone();
-        let log = tokio::task::spawn_blocking(move || store.open_log(id, config))
-            .await
-            .map_err(|e| BrokerError::new(Reason::Internal, format!("partition {id}: opening the log failed: {e}")))?
-            .map_err(|e| log_error(&e))?;
-        let started = Self::start(&env, id, log.clone(), settings).await;
+    async fn open_here(
+        env: Arc<Environment>,
+        id: LogId,
+        settings: TopicSettings,
+        placement: Placement,
+    ) -> Result<Arc<Self>, BrokerError> {
+        let log = open_log(&env, id, &settings).await?;
+        let started = Self::start(env, id, log.clone(), settings, placement).await;
         if started.is_err() {
             let _ = tokio::task::spawn_blocking(move || log.close()).await;
         }
@@ -111,59 +115,106 @@ impl Partition {
     }
 
     async fn start(
-        env: &Environment,
+        env: Arc<Environment>,
         id: LogId,
         log: Arc<Log>,
         settings: TopicSettings,
+        placement: Placement,
     ) -> Result<Arc<Self>, BrokerError> {
         let (machine, shared) = PartitionMachine::new(log.position().start_offset, env.config.producers_max);
-        let member = env.member.clone();
-        let group = Group::start(env.store.clone(), log.clone(), id, env.node, member, machine)
-            .await
-            .map_err(|e| group_error(&e))?;
-        let group = Arc::new(group);
-        let leader = match group.lead().await {
-            Ok(leader) => leader,
-            Err(error) => {
-                group.shutdown().await;
-                return Err(group_error(&error));
-            }
-        };
-        let (queue, receiver) = mpsc::unbounded_channel();
-        let failure = Failure::new(log.clone());
-        let sequencer = Sequencer {
-            group: group.clone(),
-            leader,
+        let founder = placement.founders.contains(&env.node());
+        let start = Start {
+            store: env.store.clone(),
             log: log.clone(),
-            shared: shared.clone(),
-            queue: receiver,
-            slots: Arc::new(Semaphore::new(env.config.entries_in_flight_max)),
-            budget: env.budget.clone(),
-            entry_bytes_max: env.config.entry_bytes_max,
-            versioned_keys_max: env.config.versioned_keys_max,
-            failure: failure.clone(),
+            id,
+            node: env.node(),
+            transport: env.peers.clone(),
+            founders: founder.then(|| env.members(&placement.first)),
+            election_timeout: env.election_timeout(),
         };
-        let sequencer = tokio::spawn(sequencer.run());
-        tracing::debug!(partition = %id, term = leader.term, "partition is open");
-        Ok(Arc::new(Self {
+        let group = Arc::new(Group::start(start, machine).await.map_err(|e| group_error(&e))?);
+        let leadership = Leadership::new();
+        let stop = CancellationToken::new();
+        let seat = Seat {
+            env: env.clone(),
+            log: log.clone(),
+            group: group.clone(),
+            shared: shared.clone(),
+            leadership: leadership.clone(),
+            stop: stop.child_token(),
+        };
+        let status = group.status();
+        // A log that was closed after everything in it was applied waits for nobody.
+        let complete = status.applied == status.last;
+        let partition = Arc::new(Self {
             id,
             log,
-            group,
             shared,
-            queue,
-            queue_bytes: Arc::new(Semaphore::new(env.config.queue_bytes_max)),
-            queue_bytes_max: env.config.queue_bytes_max,
-            failure,
-            sequencer: Mutex::new(Some(sequencer)),
+            leadership,
+            seat: Mutex::new(Some(tokio::spawn(seat.run()))),
+            upkeep: Upkeep::new(complete),
+            stop,
             settings,
             retention: tokio::sync::Mutex::new(()),
-        }))
+            env,
+            group,
+        });
+        tracing::debug!(partition = %id, "partition is open");
+        if status.voters.len() <= 1 && status.voters.contains(&partition.env.node()) {
+            let led = partition.lead(LEAD_ALONE_TIMEOUT).await;
+            if let Err(error) = led {
+                partition.close().await;
+                return Err(error);
+            }
+        }
+        Ok(partition)
+    }
+
+    /// What this node is to the partition.
+    pub fn role(&self) -> PartitionRole {
+        *self.leadership.role.borrow()
+    }
+
+    /// Makes this node lead unless another one does: asks for an election if nobody leads, and waits.
+    ///
+    /// # Errors
+    /// [`Reason::NotLeader`] with the leader's address; [`Reason::Unavailable`] when nobody leads within `patience`.
+    pub async fn lead(&self, patience: Duration) -> Result<(), BrokerError> {
+        let until = Instant::now() + patience;
+        let mut roles = self.leadership.role.subscribe();
+        self.upkeep.watcher.wake();
+        loop {
+            let role = *roles.borrow_and_update();
+            match role {
+                PartitionRole::Leading(_) => return Ok(()),
+                PartitionRole::Following { leader: Some(leader) }
+                    if leader != self.env.node() && self.env.alive(leader) && !self.group.leader_gone() =>
+                {
+                    return Err(self.env.not_leader(Some(leader)));
+                }
+                PartitionRole::Settling => {}
+                PartitionRole::Following { .. } => {
+                    self.group.campaign().await.map_err(|e| group_error(&e))?;
+                }
+            }
+            if let Some(error) = self.failure() {
+                return Err(error);
+            }
+            let now = Instant::now();
+            if now >= until {
+                return Err(no_leader());
+            }
+            // Votes may be split, or answers late: then it is asked again.
+            let pause = jitter(CAMPAIGN_PAUSE).min(until - now);
+            let _ = tokio::time::timeout(pause, roles.changed()).await;
+        }
     }
 
     /// Queues a checked batch. Appends are judged in the order in which this returns. Waits while the queue is full.
     ///
     /// # Errors
-    /// [`Reason::Overloaded`] when the batch is larger than the whole queue; the failure of the partition.
+    /// [`Reason::NotLeader`], [`Reason::Unavailable`] while nobody leads; [`Reason::RecordTooLarge`] when the batch is larger
+    /// than the whole queue; the failure of the partition.
     pub async fn submit(
         &self,
         batch: BytesMut,
@@ -171,38 +222,74 @@ impl Partition {
         expectation: Option<Expectation>,
     ) -> Result<oneshot::Receiver<Answer>, BrokerError> {
         let bytes = batch.len().max(REQUEST_OVERHEAD_BYTES);
-        if bytes > self.queue_bytes_max {
+        let queue_bytes_max = self.env.config.queue_bytes_max;
+        if bytes > queue_bytes_max {
             return Err(BrokerError::new(
                 Reason::RecordTooLarge,
-                format!("batch: {bytes} bytes are more than partitions.queue-bytes-max ({})", self.queue_bytes_max),
+                format!("batch: {bytes} bytes are more than partitions.queue-bytes-max ({queue_bytes_max})"),
             ));
         }
-        let permits = self.queue_bytes.clone().acquire_many_owned(bytes as u32);
-        let permit = permits.await.map_err(|_| self.refusal())?;
+        let leading = self.leadership.now.read().clone();
+        let Some(leading) = leading else { return Err(self.refusal()) };
+        let refusal = || leading.failure.get().unwrap_or_else(|| self.refusal());
+        let permits = leading.queue_bytes.clone().acquire_many_owned(bytes as u32);
+        let permit = permits.await.map_err(|_| refusal())?;
         let (reply, answer) = Reply::new();
         let append = Append { batch, header, expectation, reply, permit };
-        self.queue.send(append).map_err(|_| self.refusal())?;
+        leading.queue.send(append).map_err(|_| refusal())?;
         Ok(answer)
     }
 
+    /// Why this replica does not take an append.
     fn refusal(&self) -> BrokerError {
-        self.failure().unwrap_or_else(|| BrokerError::new(Reason::Unavailable, "the partition is stopping"))
+        if let Some(error) = self.failure() {
+            return error;
+        }
+        match self.role() {
+            _ if self.stop.is_cancelled() => BrokerError::new(Reason::Unavailable, "the partition is stopping"),
+            PartitionRole::Following { leader: Some(leader) } if leader != self.env.node() => {
+                self.env.not_leader(Some(leader))
+            }
+            _ => no_leader(),
+        }
     }
 
     /// Why the partition has to start again, if it has.
     pub fn failure(&self) -> Option<BrokerError> {
-        if let Some(error) = self.failure.get() {
-            return Some(error);
-        }
-        // A group can stop while nobody appends.
         let error = group_error(&self.group.failure()?);
-        self.failure.set(error.clone());
+        self.stop.cancel();
         Some(error)
     }
 
     /// Resolves when the partition stops, for whatever cause: whoever waits for records must look for its successor.
     pub async fn stopped(&self) {
-        self.failure.stopped().await;
+        self.stop.cancelled().await;
+    }
+
+    /// The partition's raft group.
+    pub(crate) fn group(&self) -> &Arc<Group<PartitionMachine>> {
+        &self.group
+    }
+
+    /// Identity of the log.
+    pub fn id(&self) -> LogId {
+        self.id
+    }
+
+    /// The log itself.
+    pub(crate) fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// Waits until what is readable here includes everything that was acknowledged when this was called. On the leader only.
+    ///
+    /// # Errors
+    /// [`Reason::NotLeader`], or [`Reason::Unavailable`] without a majority.
+    pub async fn read_index(&self) -> Result<(), BrokerError> {
+        self.group.read_index().await.map(|_| ()).map_err(|e| match e {
+            GroupError::NotLeader { leader, .. } => self.env.not_leader(leader),
+            other => group_error(&other),
+        })
     }
 
     /// What readers may see, and a way to wait for more.
@@ -241,7 +328,10 @@ impl Partition {
     }
 
     /// The partition for people.
-    pub fn describe(&self, leader: String) -> PartitionDescription {
+    pub fn describe(&self) -> PartitionDescription {
+        let status = self.group.status();
+        let state = self.env.state();
+        let leader = status.leader.and_then(|id| state.nodes.get(&id)).map(|node| node.address.clone());
         let position = self.log.position();
         PartitionDescription {
             partition: self.id.partition as i32,
@@ -249,8 +339,8 @@ impl Partition {
             next: self.shared.progress.borrow().next_offset as i64,
             bytes: position.bytes as i64,
             segments: position.segments as i32,
-            term: self.group.status().term as i64,
-            leader,
+            term: status.term as i64,
+            leader: leader.unwrap_or_default(),
             state: match self.failure() {
                 Some(error) => format!("failed: {error}"),
                 None => "active".into(),
@@ -268,20 +358,45 @@ impl Partition {
         retention::run(&self.log, &self.group, &self.shared, &self.settings, now_ms).await
     }
 
+    /// Hands leadership to another replica: accepted appends are finished first, new ones refused.
+    ///
+    /// # Errors
+    /// When this node does not lead, or the other one does not take over in time.
+    pub async fn hand_over(&self, to: u64) -> Result<(), BrokerError> {
+        let _one = self.leadership.handing_over.lock().await;
+        let leading = self.leadership.now.read().clone();
+        let Some(leading) = leading else { return Err(self.refusal()) };
+        leading.stop().await;
+        self.group.transfer(to).await.map_err(|e| group_error(&e))
+    }
+
     /// Refuses new appends, waits for accepted ones, saves a checkpoint and closes the log.
     pub async fn close(&self) {
         // Maintenance that is under way deletes files and waits for checkpoints.
         let _one = self.retention.lock().await;
-        self.queue_bytes.close();
-        self.failure.stop();
-        let sequencer = self.sequencer.lock().take();
-        if let Some(sequencer) = sequencer
-            && let Err(error) = sequencer.await
+        self.stop.cancel();
+        let leading = self.leadership.now.read().clone();
+        if let Some(leading) = leading {
+            leading.stop().await;
+        }
+        let seat = self.seat.lock().take();
+        if let Some(seat) = seat
+            && let Err(error) = seat.await
         {
-            tracing::error!(partition = %self.id, %error, "sequencer panicked");
+            tracing::error!(partition = %self.id, %error, "leadership panicked");
         }
         self.group.close(self.failure().is_some()).await;
     }
+}
+
+/// Opens a log with a topic's settings.
+async fn open_log(env: &Environment, id: LogId, settings: &TopicSettings) -> Result<Arc<Log>, BrokerError> {
+    let config = log_config(settings);
+    let store = env.store.clone();
+    tokio::task::spawn_blocking(move || store.open_log(id, config))
+        .await
+        .map_err(|e| BrokerError::new(Reason::Internal, format!("partition {id}: opening the log failed: {e}")))?
+        .map_err(|e| log_error(&e))
 }
 
 /// Runs a read that may wait for the disk away from the API's threads.
@@ -340,7 +455,7 @@ pub(crate) fn out_of_range(offset: i64, earliest: i64, next: i64) -> BrokerError
 pub(crate) fn group_error(error: &GroupError) -> BrokerError {
     match error {
         GroupError::Log(error) => log_error(error),
-        GroupError::Raft { .. } | GroupError::NoLeader { .. } => {
+        GroupError::Raft { .. } | GroupError::NoLeader { .. } | GroupError::NotLeader { .. } => {
             BrokerError::new(Reason::Unavailable, error.to_string())
         }
     }

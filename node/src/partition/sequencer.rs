@@ -7,11 +7,12 @@
 //! Invariants:
 //! - Base offsets are assigned here, in queue order, and patched into the batches in place.
 //! - A refusal or a duplicate's answer leaves only after the entries that it was judged against are committed.
-//! - When an entry fails, everything speculative is void: the sequencer stops, and the partition starts again from the
-//!   committed state.
+//! - When an entry fails, everything speculative is void: the sequencer stops, and another one starts from the committed
+//!   state if this node still leads then.
 //! - Every request is answered: a [`Reply`] that is dropped says "not accepted" before its proposal and "outcome unknown"
 //!   after it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -21,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::Environment;
 use super::keys::{KeyVersions, KeysError};
 use super::machine::{PartitionMachine, Shared};
 use super::producers::{ProducerTable, Verdict};
@@ -91,17 +93,26 @@ pub(super) struct Sequencer {
     pub(super) failure: Failure,
 }
 
-/// Why the partition has to start again; set once, by whoever sees it first.
+/// Why the sequencer stopped; set once, by whoever sees it first.
 #[derive(Clone)]
 pub(super) struct Failure {
+    env: Arc<Environment>,
     log: Arc<Log>,
     cause: Arc<Mutex<Option<BrokerError>>>,
     stop: CancellationToken,
 }
 
 impl Failure {
-    pub(super) fn new(log: Arc<Log>) -> Self {
-        Self { log, cause: Arc::default(), stop: CancellationToken::new() }
+    pub(super) fn new(env: Arc<Environment>, log: Arc<Log>) -> Self {
+        Self { env, log, cause: Arc::default(), stop: CancellationToken::new() }
+    }
+
+    /// The answer when this node does not lead any more.
+    pub(super) fn moved(&self, leader: Option<u64>, why: &str) -> BrokerError {
+        match leader {
+            Some(_) => self.env.not_leader(leader),
+            None => BrokerError::new(Reason::Unavailable, why),
+        }
     }
 
     /// Sets the cause, if there is none, and stops the sequencer.
@@ -156,6 +167,8 @@ struct InFlight {
     sent: bool,
     /// Raft dropped the proposal without an answer before `sent` was known.
     orphaned: bool,
+    /// Places in the partition's slots and in the node's budget; free once the entry is answered.
+    held: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
 }
 
 type Waiters = Arc<Mutex<InFlight>>;
@@ -179,6 +192,8 @@ impl Sequencer {
         };
         let slots_max = self.slots.available_permits() as u32;
         let mut last: Option<Waiters> = None;
+        // Proposed entries, oldest first; as many as there are slots, and a few that are answered.
+        let mut proposed: VecDeque<Waiters> = VecDeque::new();
         let mut held: Option<Append> = None;
         loop {
             let first = match held.take() {
@@ -212,15 +227,30 @@ impl Sequencer {
                 continue;
             }
             match self.propose(draft, slot).await {
-                Some(waiters) => last = Some(waiters),
+                Some(waiters) => {
+                    proposed.retain(|waiters| waiters.lock().waiting.is_some());
+                    proposed.push_back(waiters.clone());
+                    last = Some(waiters);
+                }
                 None => break,
             }
         }
-        // Refuse what is queued, then wait for what is proposed: all slots are free again once it is answered.
         self.queue.close();
-        drop(held);
-        while self.queue.try_recv().is_ok() {}
-        let _ = self.slots.acquire_many(slots_max).await;
+        let refused = held.into_iter().chain(std::iter::from_fn(|| self.queue.try_recv().ok()));
+        match self.failure.get() {
+            // Refuse what is queued, then wait for what is proposed: all slots are free again once it is answered.
+            None => {
+                drop(refused.collect::<Vec<_>>());
+                let _ = self.slots.acquire_many(slots_max).await;
+            }
+            // Whoever leads now knows what became of it, and may be asked at once.
+            Some(cause) => {
+                for waiters in proposed {
+                    fail(&waiters, &self.failure, cause.clone(), true);
+                }
+                refused.for_each(|append| append.reply.send(Err(cause.clone())));
+            }
+        }
     }
 
     /// Judges one append: into the draft, or to its refusal.
@@ -349,18 +379,27 @@ impl Sequencer {
     /// Proposes a draft. `None`: the group has stopped.
     async fn propose(&self, draft: Draft, slot: OwnedSemaphorePermit) -> Option<Waiters> {
         let kib = draft.payload.len().div_ceil(1024) as u32;
-        let budget = self.budget.clone().acquire_many_owned(kib).await.expect("the semaphore is never closed");
+        let budget = tokio::select! {
+            biased;
+            () = self.failure.stop.cancelled() => return self.give_up(draft),
+            budget = self.budget.clone().acquire_many_owned(kib) => budget.expect("the semaphore is never closed"),
+        };
         let mut waiting = draft.waiting;
         for waiter in &mut waiting {
             waiter.reply.proposed = waiter.in_log;
         }
-        let waiters: Waiters = Arc::new(Mutex::new(InFlight { waiting: Some(waiting), sent: false, orphaned: false }));
+        let waiters: Waiters = Arc::new(Mutex::new(InFlight {
+            waiting: Some(waiting),
+            sent: false,
+            orphaned: false,
+            held: Some((slot, budget)),
+        }));
         let proposal = Proposal {
             record_count: draft.records,
             max_timestamp: draft.max_timestamp,
             payload: draft.payload.freeze(),
         };
-        let done = Completion { waiters: waiters.clone(), failure: self.failure.clone(), held: Some((slot, budget)) };
+        let done = Completion { waiters: waiters.clone(), failure: self.failure.clone(), done: false };
         let sent = self.group.propose(self.leader, proposal, move |result| done.finish(result)).await;
         if let Err(error) = sent {
             let error = super::group_error(&error);
@@ -377,6 +416,14 @@ impl Sequencer {
             return None;
         }
         Some(waiters)
+    }
+
+    /// Answers a draft that was not proposed because the sequencer stops.
+    fn give_up(&self, draft: Draft) -> Option<Waiters> {
+        let stopping = BrokerError::new(Reason::Unavailable, "the partition is stopping");
+        let cause = self.failure.get().unwrap_or(stopping);
+        draft.waiting.into_iter().for_each(|waiting| refuse(waiting, &cause, false));
+        None
     }
 
     /// Sends an answer once everything proposed before it has committed.
@@ -403,30 +450,37 @@ impl Sequencer {
 struct Completion {
     waiters: Waiters,
     failure: Failure,
-    /// Places in the partition's slots and in the node's budget.
-    held: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+    done: bool,
 }
 
 impl Completion {
     fn finish(mut self, result: ProposeResult) {
+        self.done = true;
         match result {
             Ok(_) => {
-                let waiting = self.waiters.lock().waiting.take().unwrap_or_default();
+                let (waiting, held) = {
+                    let mut in_flight = self.waiters.lock();
+                    (in_flight.waiting.take().unwrap_or_default(), in_flight.held.take())
+                };
+                drop(held);
                 waiting.into_iter().for_each(|waiting| waiting.reply.send(waiting.answer));
             }
             Err(error) => {
                 let accepted = matches!(error, ProposeError::Unknown(_));
-                let cause = BrokerError::new(Reason::Unavailable, error.to_string());
+                let leader = match &error {
+                    ProposeError::NotAccepted(leader, _) => *leader,
+                    ProposeError::Unknown(_) => None,
+                };
+                let cause = self.failure.moved(leader, &error.to_string());
                 fail(&self.waiters, &self.failure, cause, accepted);
             }
         }
-        self.held = None;
     }
 }
 
 impl Drop for Completion {
     fn drop(&mut self) {
-        if self.held.is_none() {
+        if self.done {
             return;
         }
         let sent = {
@@ -450,7 +504,11 @@ fn raft_stopped() -> BrokerError {
 fn fail(waiters: &Waiters, failure: &Failure, cause: BrokerError, accepted: bool) {
     failure.set(cause.clone());
     let cause = failure.get().unwrap_or(cause);
-    let waiting = waiters.lock().waiting.take().unwrap_or_default();
+    let (waiting, held) = {
+        let mut in_flight = waiters.lock();
+        (in_flight.waiting.take().unwrap_or_default(), in_flight.held.take())
+    };
+    drop(held);
     for waiting in waiting {
         refuse(waiting, &cause, accepted);
     }

@@ -1,20 +1,40 @@
-//! One raft group on this node: start it, lead it, propose to it, checkpoint it, stop it.
+//! One raft group on this node: start it, campaign, lead it, propose to it, change its members, checkpoint it, stop it.
+//!
+//! Groups have no timers: `trigger`s come from the node (`partition::upkeep`), which knows who is alive. A follower grants a
+//! vote against a leader's lease only when it has reason to think that the leader is gone ([`Group::leader_gone`]), and
+//! nobody campaigns before a majority says that it would vote for it (pre-vote, Raft dissertation, section 9.6).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use chronicle_log::{Log, LogError, LogId, Store};
+use chronicle_proto::internal as proto;
+use chronicle_proto::internal::raft_frame::Message;
+use futures::stream::{FuturesUnordered, StreamExt};
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader};
-use openraft::{Config, Raft, ServerState, SnapshotPolicy};
+use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, RaftError};
+use openraft::raft::TransferLeaderRequest;
+use openraft::raft::linearizable_read::LinearizerOption;
+use openraft::{ChangeMembers, Config, Raft, ServerState, SnapshotPolicy};
+use tokio::time::Instant;
 
 use super::machine::{Machine, MachineStore};
-use super::network::NoPeers;
+use super::network::{Network, Transport};
 use super::store::LogStorage;
 use super::types::{Callback, LeaderTerm, Member, Proposal, RaftMembership, TypeConfig};
+use super::wire;
+
+/// A leader that a majority answered this lately may serve a linearizable read without asking again. Shorter than the
+/// silence after which anybody may be elected against it: see `peers::liveness::REFUSED_AFTER`.
+pub const LEASE_READ: Duration = Duration::from_millis(100);
+/// How often a leader says that it leads.
+pub const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Longest wait for the answers of a pre-vote.
+const PRE_VOTE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why a group cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -30,6 +50,14 @@ pub enum GroupError {
         /// Why.
         reason: String,
     },
+    /// This node does not lead.
+    #[error("raft group {group}: this node does not lead")]
+    NotLeader {
+        /// Which.
+        group: LogId,
+        /// Raft id of the leader, if it is known.
+        leader: Option<u64>,
+    },
     /// This node did not become the leader in time.
     #[error("raft group {group}: no leadership after {waited_ms} ms")]
     NoLeader {
@@ -43,8 +71,8 @@ pub enum GroupError {
 /// What became of a proposal that did not commit here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProposeError {
-    /// Nothing was appended: this node does not lead in the term asked for.
-    NotAccepted(String),
+    /// Nothing was appended: this node does not lead in the term asked for. Raft id of the leader, if it is known.
+    NotAccepted(Option<u64>, String),
     /// Appended here, but it may or may not have committed.
     Unknown(String),
 }
@@ -52,7 +80,7 @@ pub enum ProposeError {
 impl fmt::Display for ProposeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAccepted(why) => write!(f, "not accepted: {why}"),
+            Self::NotAccepted(_, why) => write!(f, "not accepted: {why}"),
             Self::Unknown(why) => write!(f, "outcome unknown: {why}"),
         }
     }
@@ -70,10 +98,84 @@ pub struct GroupStatus {
     pub leader: Option<u64>,
     /// This node leads.
     pub is_leader: bool,
+    /// Last raft index in the log.
+    pub last: Option<u64>,
     /// Last applied raft index.
     pub applied: Option<u64>,
     /// Last raft index that the checkpoint covers.
     pub checkpoint: Option<u64>,
+    /// Voters; while they change, the old and the new ones.
+    pub voters: BTreeSet<u64>,
+    /// Replicas without a vote.
+    pub learners: BTreeSet<u64>,
+    /// The membership is changing.
+    pub joint: bool,
+    /// The membership is committed.
+    pub membership_committed: bool,
+    /// On the leader: the last index that each other replica is known to hold.
+    pub matched: BTreeMap<u64, Option<u64>>,
+}
+
+/// Who leads a group, as this node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// This node leads in this term.
+    Leader(LeaderTerm),
+    /// Another node leads, or nobody that is known.
+    Follower {
+        /// Raft id of the leader.
+        leader: Option<u64>,
+        /// Its term.
+        term: u64,
+    },
+}
+
+/// Follows the role of a group.
+pub struct Roles {
+    rx: openraft::type_config::alias::WatchReceiverOf<TypeConfig, openraft::metrics::RaftServerMetrics<TypeConfig>>,
+}
+
+impl Roles {
+    /// The role now.
+    pub fn now(&self) -> Role {
+        let metrics = self.rx.borrow_watched();
+        let vote = &metrics.vote;
+        let term = LeaderTerm { term: vote.leader_id.term, leader: vote.leader_id.node_id };
+        match metrics.state {
+            ServerState::Leader if vote.committed => Role::Leader(term),
+            _ => Role::Follower { leader: metrics.current_leader, term: term.term },
+        }
+    }
+
+    /// Waits until the role is not `from` any more. `None`: the group has stopped.
+    pub async fn other(&mut self, from: Role) -> Option<Role> {
+        loop {
+            let now = self.now();
+            if now != from {
+                return Some(now);
+            }
+            self.rx.changed().await.ok()?;
+        }
+    }
+}
+
+/// What a group starts from.
+pub struct Start {
+    /// The data directory.
+    pub store: Arc<Store>,
+    /// The group's log, open.
+    pub log: Arc<Log>,
+    /// Its id.
+    pub id: LogId,
+    /// This node's raft id.
+    pub node: u64,
+    /// The way to the other replicas.
+    pub transport: Arc<dyn Transport>,
+    /// Who votes in a group that is new, the same on every one of them. `None`: this replica was added later and learns the
+    /// members from its log.
+    pub founders: Option<BTreeMap<u64, Member>>,
+    /// A leader without an answer from a majority for this long accepts nothing more.
+    pub election_timeout: Duration,
 }
 
 /// One raft group on this node. Dropping it without [`Group::shutdown`] leaves its tasks running.
@@ -82,47 +184,54 @@ pub struct Group<M: Machine> {
     id: LogId,
     node: u64,
     log: Arc<Log>,
+    transport: Arc<dyn Transport>,
+    election_timeout: Duration,
+    /// The node has reason to think that the leader is gone; until a leader is heard again.
+    leader_lost: AtomicBool,
+    /// When a leader was last heard, in milliseconds since `started`; 0: never.
+    heard_ms: AtomicU64,
+    started: Instant,
 }
 
 /// How long a start may wait for leadership.
 const LEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl<M: Machine> Group<M> {
-    /// Starts the group of `log` on the current runtime; a new log is initialised with this node as its only voter.
-    /// The machine is restored from the log's checkpoint first.
+    /// Starts the group on the current runtime, as a follower. The machine is restored from the log's checkpoint first.
     ///
     /// # Errors
     /// When the log or its checkpoint cannot be read, or openraft refuses what is stored.
-    pub async fn start(
-        store: Arc<Store>,
-        log: Arc<Log>,
-        id: LogId,
-        node: u64,
-        member: Member,
-        machine: M,
-    ) -> Result<Self, GroupError> {
+    pub async fn start(start: Start, machine: M) -> Result<Self, GroupError> {
+        let Start { store, log, id, node, transport, founders, election_timeout } = start;
         let failed = |reason: String| match log.failure() {
             Some(error) => GroupError::Log(error),
             None => GroupError::Raft { group: id, reason },
         };
         let storage = LogStorage::open(store, log.clone(), id).map_err(|e| failed(e.to_string()))?;
-        if storage.is_new() {
+        if let Some(founders) = founders
+            && storage.is_new()
+        {
             // The first entry is written before raft starts. openraft's own `initialize` journals a vote beside it, and a
-            // crash between the two would leave a group that counts as initialised and has no voter.
-            let membership = RaftMembership::new(vec![BTreeSet::from([node])], BTreeMap::from([(node, member)]))
-                .map_err(|e| failed(e.to_string()))?;
+            // crash between the two would leave a group that counts as initialised and has no voter. Every founder writes
+            // the same entry, so that no message is needed.
+            let voters: BTreeSet<u64> = founders.keys().copied().collect();
+            let membership = RaftMembership::new(vec![voters], founders).map_err(|e| failed(e.to_string()))?;
             storage.append_first(membership).await.map_err(|e| failed(e.to_string()))?;
         }
         let machine = MachineStore::open(log.clone(), machine).map_err(|e| failed(e.to_string()))?;
+        let timeout = election_timeout.as_millis() as u64;
         let config = Config {
             cluster_name: id.to_string(),
-            // One voter needs no timers: it elects itself when it starts and its lease is its own. An idle group costs
-            // no wake-up.
+            // The node drives heartbeats and elections: an idle group costs no wake-up.
             enable_tick: false,
             enable_heartbeat: false,
-            heartbeat_interval: 500,
-            election_timeout_min: 2000,
-            election_timeout_max: 4000,
+            enable_elect: false,
+            // Its own pre-vote knows who is alive.
+            enable_pre_vote: Some(false),
+            heartbeat_interval: HEARTBEAT.as_millis() as u64,
+            // The upper bound is the lease.
+            election_timeout_min: timeout.max(2) - 1,
+            election_timeout_max: timeout.max(2),
             // A node that starts again wins its leadership anew, in a new term.
             enable_leader_restore: Some(false),
             // Checkpoints are taken when segments roll; purging follows retention.
@@ -133,46 +242,310 @@ impl<M: Machine> Group<M> {
             ..Config::default()
         };
         let config = Arc::new(config.validate().map_err(|e| failed(e.to_string()))?);
-        let raft = Raft::new(node, config, NoPeers, storage, machine).await.map_err(|e| failed(e.to_string()))?;
-        let group = Self { raft, id, node, log };
-        if let Err(error) = group.raft.trigger().elect(false).await {
-            let error = group.fatal(error);
-            group.shutdown().await;
-            return Err(error);
-        }
-        Ok(group)
+        let network = Network { transport: transport.clone(), group: id };
+        let raft = Raft::new(node, config, network, storage, machine).await.map_err(|e| failed(e.to_string()))?;
+        Ok(Self {
+            raft,
+            id,
+            node,
+            log,
+            transport,
+            election_timeout,
+            leader_lost: AtomicBool::new(false),
+            heard_ms: AtomicU64::new(0),
+            started: Instant::now(),
+        })
     }
 
-    /// Waits until this node leads and has applied everything that was in its log when it won.
+    /// Identity of the group's log.
+    pub fn id(&self) -> LogId {
+        self.id
+    }
+
+    /// Follows the role of this node in the group.
+    pub fn roles(&self) -> Roles {
+        Roles { rx: self.raft.server_metrics() }
+    }
+
+    /// The node thinks that the leader is gone.
+    pub fn lose_leader(&self) {
+        self.leader_lost.store(true, Ordering::Relaxed);
+    }
+
+    /// No leader was heard for the election timeout, or it is known to be gone.
+    pub fn leader_gone(&self) -> bool {
+        self.leader_lost.load(Ordering::Relaxed) || self.silent_for() > self.election_timeout
+    }
+
+    /// How long no leader was heard.
+    pub fn silent_for(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
+    }
+
+    fn leader_heard(&self) {
+        self.heard_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.leader_lost.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether a leader was ever heard since the group started.
+    pub fn heard_leader(&self) -> bool {
+        self.heard_ms.load(Ordering::Relaxed) > 0
+    }
+
+    /// This node leads and no majority has answered it for the election timeout.
+    pub fn quorum_silent(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.state == ServerState::Leader
+            && metrics.membership_config.membership().voter_ids().count() > 1
+            && metrics.millis_since_quorum_ack.is_some_and(|ms| Duration::from_millis(ms) > self.election_timeout)
+    }
+
+    /// Position of the last entry of the log.
+    pub async fn last_position(&self) -> Option<proto::LogPosition> {
+        let last = self.raft.with_raft_state(|state| state.last_log_id().copied()).await.ok()?;
+        last.as_ref().map(wire::position_out)
+    }
+
+    /// First index that raft may read: what is before it belongs to the state machine, or is gone.
+    pub fn first_index(&self) -> u64 {
+        self.raft.metrics().borrow_watched().purged.map(|id| id.index + 1).unwrap_or(0)
+    }
+
+    /// Position of the entry before [`Group::first_index`].
+    pub fn purged_position(&self) -> Option<proto::LogPosition> {
+        self.raft.metrics().borrow_watched().purged.as_ref().map(wire::position_out)
+    }
+
+    /// Answers a message of another replica.
+    pub async fn handle(&self, from: u64, message: Message) -> Message {
+        let refuse = |why: String| Message::Refused(why);
+        match message {
+            Message::Append(request) => {
+                let request = match wire::append_in(request) {
+                    Ok(request) => request,
+                    Err(why) => return refuse(why),
+                };
+                match self.raft.append_entries(request).await {
+                    Ok(response) => {
+                        if !matches!(response, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
+                            self.leader_heard();
+                        }
+                        Message::AppendDone(wire::append_done_out(&response))
+                    }
+                    Err(error) => refuse(error.to_string()),
+                }
+            }
+            Message::Vote(request) => match self.vote(from, request).await {
+                Ok(response) => Message::VoteDone(response),
+                Err(why) => refuse(why),
+            },
+            Message::Transfer(request) => {
+                let from = match wire::vote_in(request.from) {
+                    Ok(vote) => vote,
+                    Err(why) => return refuse(why),
+                };
+                let request = TransferLeaderRequest::new(from, request.to, request.last.map(wire::position_in));
+                match self.raft.handle_transfer_leader(request).await {
+                    Ok(outcome) => {
+                        let error = outcome.err().map(|e| e.to_string()).unwrap_or_default();
+                        Message::TransferDone(proto::TransferResponse { error })
+                    }
+                    Err(error) => refuse(error.to_string()),
+                }
+            }
+            Message::Snapshot(request) => {
+                let wanted = request.last.map(|last| last.index);
+                let state = self.raft.with_raft_state(|state| {
+                    (*state.vote_ref(), state.last_log_id().map(|id| id.index))
+                });
+                match state.await {
+                    Ok((vote, last)) if last >= wanted => {
+                        Message::SnapshotDone(proto::SnapshotResponse { vote: Some(wire::vote_out(&vote)) })
+                    }
+                    Ok(_) => refuse("the log must be filled first".into()),
+                    Err(error) => refuse(error.to_string()),
+                }
+            }
+            _ => refuse("not a question".into()),
+        }
+    }
+
+    async fn vote(&self, from: u64, request: proto::VoteRequest) -> Result<proto::VoteResponse, String> {
+        let pre_vote = request.pre_vote;
+        let mut request = wire::ask_vote_in(request)?;
+        let (vote, last) = self
+            .raft
+            .with_raft_state(|state| (*state.vote_ref(), state.last_log_id().copied()))
+            .await
+            .map_err(|e| e.to_string())?;
+        let leader = vote.leader_id.node_id;
+        let gone = if !vote.committed || leader == from {
+            true
+        } else if leader == self.node {
+            // This node leads, or did when it stopped.
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let acked = metrics.millis_since_quorum_ack.map(Duration::from_millis);
+            metrics.state != ServerState::Leader || acked.is_none_or(|acked| acked > self.election_timeout)
+        } else {
+            self.leader_gone() || !self.transport.alive(leader)
+        };
+        if pre_vote {
+            let granted = gone && request.last_log_id >= last && request.vote.leader_id.term > vote.leader_id.term;
+            let vote = Some(wire::vote_out(&vote));
+            return Ok(proto::VoteResponse { vote, last: last.as_ref().map(wire::position_out), granted });
+        }
+        // The lease of a leader that is known to be gone binds nobody.
+        request.leadership_transfer |= gone;
+        let response = self.raft.vote(request).await.map_err(|e| e.to_string())?;
+        Ok(wire::voted_out(&response))
+    }
+
+    /// Asks the voters whether they would elect this node, and stands for election if a majority would. Answers whether it
+    /// did; who leads then shows in [`Group::roles`].
     ///
     /// # Errors
-    /// When the group failed, or another node leads.
-    pub async fn lead(&self) -> Result<LeaderTerm, GroupError> {
-        let no_leader = || GroupError::NoLeader { group: self.id, waited_ms: LEAD_TIMEOUT.as_millis() as u64 };
-        self.raft
-            .wait(Some(LEAD_TIMEOUT))
-            .state(ServerState::Leader, "start of a group")
-            .await
-            .map_err(|_| self.failure().unwrap_or_else(no_leader))?;
-        let read = self.raft.ensure_linearizable(openraft::raft::ReadPolicy::ReadIndex);
-        match tokio::time::timeout(LEAD_TIMEOUT, read).await {
-            Err(_) => return Err(no_leader()),
-            Ok(Err(openraft::errors::RaftError::Fatal(fatal))) => return Err(self.fatal(fatal)),
-            Ok(Err(other)) => return Err(GroupError::Raft { group: self.id, reason: other.to_string() }),
-            Ok(Ok(_)) => {}
-        }
-        let leader = self
+    /// When the group has stopped.
+    pub async fn campaign(&self) -> Result<bool, GroupError> {
+        let (vote, last, configs) = self
             .raft
             .with_raft_state(|state| {
-                let vote = state.vote_ref();
-                (vote.leader_id.term, vote.leader_id.node_id, vote.committed)
+                let membership = state.membership_state.effective().membership().clone();
+                (*state.vote_ref(), state.last_log_id().copied(), membership.get_joint_config().clone())
             })
             .await
             .map_err(|e| self.fatal(e))?;
-        if leader.1 != self.node || !leader.2 {
-            return Err(GroupError::Raft { group: self.id, reason: "leadership was lost at once".into() });
+        if !configs.iter().any(|config| config.contains(&self.node)) {
+            return Ok(false);
         }
-        Ok(LeaderTerm { term: leader.0, leader: leader.1 })
+        let mut granted = BTreeSet::from([self.node]);
+        let enough = |granted: &BTreeSet<u64>| {
+            configs.iter().all(|config| config.intersection(granted).count() > config.len() / 2)
+        };
+        if !enough(&granted) {
+            let ask = proto::VoteRequest {
+                vote: Some(proto::Vote { term: vote.leader_id.term + 1, node: self.node, committed: false }),
+                last: last.as_ref().map(wire::position_out),
+                leadership_transfer: false,
+                pre_vote: true,
+            };
+            let others: BTreeSet<u64> = configs.iter().flatten().copied().filter(|id| *id != self.node).collect();
+            let mut answers: FuturesUnordered<_> = others
+                .into_iter()
+                .map(|id| {
+                    let answer = self.transport.ask(id, self.id, Message::Vote(ask.clone()), PRE_VOTE_TIMEOUT);
+                    async move { (id, answer.await) }
+                })
+                .collect();
+            while let Some((id, answer)) = answers.next().await {
+                match answer {
+                    Ok(Message::VoteDone(done)) if done.granted => {
+                        granted.insert(id);
+                    }
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(group = %self.id, %error, "no pre-vote"),
+                }
+                if enough(&granted) {
+                    break;
+                }
+            }
+        }
+        if !enough(&granted) {
+            return Ok(false);
+        }
+        self.raft.trigger().elect(false).await.map_err(|e| self.fatal(e))?;
+        Ok(true)
+    }
+
+    /// Says to the other replicas that this node leads. Does nothing on a follower, and in a group of one.
+    pub async fn heartbeat(&self) {
+        // A group that has stopped says so elsewhere.
+        let _ = self.raft.trigger().heartbeat().await;
+    }
+
+    /// Waits until everything that was committed when this was called is applied here, on the leader: what is read then is
+    /// linearizable. Answers that raft index.
+    ///
+    /// # Errors
+    /// [`GroupError::NotLeader`], or no majority within the election timeout.
+    pub async fn read_index(&self) -> Result<Option<u64>, GroupError> {
+        let option = LinearizerOption::new(Some(LEASE_READ), true).with_wait_timeout(self.election_timeout);
+        match tokio::time::timeout(2 * self.election_timeout, self.raft.ensure_linearizable(option)).await {
+            Err(_) => Err(GroupError::NoLeader { group: self.id, waited_ms: 2 * self.election_timeout.as_millis() as u64 }),
+            Ok(Err(RaftError::Fatal(fatal))) => Err(self.fatal(fatal)),
+            Ok(Err(_)) => Err(GroupError::NotLeader { group: self.id, leader: self.status().leader }),
+            Ok(Ok(read)) => Ok(read.log_id().map(|id| id.index)),
+        }
+    }
+
+    /// Waits until this node, which has won an election, has applied everything that was in its log when it won.
+    ///
+    /// # Errors
+    /// When the group failed, or another node leads by then.
+    pub async fn settle(&self, term: LeaderTerm) -> Result<(), GroupError> {
+        self.read_index().await?;
+        match self.roles().now() {
+            Role::Leader(now) if now == term => Ok(()),
+            _ => Err(GroupError::NotLeader { group: self.id, leader: self.status().leader }),
+        }
+    }
+
+    /// Hands leadership to another voter and waits until it leads. Nothing may be proposed meanwhile.
+    ///
+    /// # Errors
+    /// When it does not lead within the election timeout; somebody else may, or an election follows.
+    pub async fn transfer(&self, to: u64) -> Result<(), GroupError> {
+        self.raft.trigger().transfer_leader(to).await.map_err(|e| self.fatal(e))?;
+        self.raft
+            .wait(Some(self.election_timeout))
+            .metrics(|metrics| metrics.current_leader == Some(to), "leadership transfer")
+            .await
+            .map(|_| ())
+            .map_err(|e| GroupError::Raft { group: self.id, reason: format!("transfer to node {to}: {e}") })
+    }
+
+    /// Adds a replica without a vote. Answers once that is committed, not once it has caught up.
+    ///
+    /// # Errors
+    /// When this node does not lead, or another change is under way.
+    pub async fn add_learner(&self, id: u64, member: Member) -> Result<(), GroupError> {
+        self.raft.add_learner(id, member, false).await.map(|_| ()).map_err(|e| self.change_error(e))
+    }
+
+    /// Makes exactly these replicas, which are members already, the voters, by joint consensus. Others are removed.
+    ///
+    /// # Errors
+    /// As [`Group::add_learner`].
+    pub async fn change_voters(&self, voters: BTreeSet<u64>) -> Result<(), GroupError> {
+        self.raft.change_membership(voters, false).await.map(|_| ()).map_err(|e| self.change_error(e))
+    }
+
+    /// As [`Group::change_voters`], where those who lose their vote stay as learners.
+    ///
+    /// # Errors
+    /// As [`Group::add_learner`].
+    pub async fn change_voters_retain(&self, voters: BTreeSet<u64>) -> Result<(), GroupError> {
+        self.raft.change_membership(voters, true).await.map(|_| ()).map_err(|e| self.change_error(e))
+    }
+
+    /// Removes replicas that have no vote.
+    ///
+    /// # Errors
+    /// As [`Group::add_learner`].
+    pub async fn remove_learners(&self, ids: BTreeSet<u64>) -> Result<(), GroupError> {
+        let change = ChangeMembers::RemoveNodes(ids);
+        self.raft.change_membership(change, false).await.map(|_| ()).map_err(|e| self.change_error(e))
+    }
+
+    fn change_error(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> GroupError {
+        match error {
+            RaftError::Fatal(fatal) => self.fatal(fatal),
+            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+                GroupError::NotLeader { group: self.id, leader: forward.leader_id }
+            }
+            RaftError::APIError(other) => GroupError::Raft { group: self.id, reason: other.to_string() },
+        }
     }
 
     /// Proposes an entry pinned to `leader`: it is appended in that term or not at all. `done` is called exactly once
@@ -191,15 +564,16 @@ impl<M: Machine> Group<M> {
             done(match result {
                 Ok(response) => Ok(response.data),
                 Err(ClientWriteError::ForwardToLeader(ForwardToLeader { leader_id, .. })) => {
-                    Err(ProposeError::NotAccepted(match leader_id {
+                    let why = match leader_id {
                         Some(id) => format!("node {id} leads"),
                         None => "no leader is known".into(),
-                    }))
+                    };
+                    Err(ProposeError::NotAccepted(leader_id, why))
                 }
                 Err(ClientWriteError::LogEntryDiscarded(_)) => {
                     Err(ProposeError::Unknown("the leader changed before the entry committed".into()))
                 }
-                Err(other) => Err(ProposeError::NotAccepted(other.to_string())),
+                Err(other) => Err(ProposeError::NotAccepted(None, other.to_string())),
             })
         }));
         let leader_id = super::types::CommittedLeaderId { term: leader.term, node_id: leader.leader };
@@ -278,12 +652,20 @@ impl<M: Machine> Group<M> {
     pub fn status(&self) -> GroupStatus {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let matched = metrics.replication.iter().flatten().filter(|(id, _)| **id != self.node);
         GroupStatus {
             term: metrics.current_term,
             leader: metrics.current_leader,
             is_leader: metrics.state == ServerState::Leader,
+            last: metrics.last_log_index,
             applied: metrics.last_applied.map(|id| id.index),
             checkpoint: metrics.snapshot.map(|id| id.index),
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            joint: membership.get_joint_config().len() > 1,
+            membership_committed: metrics.membership_config.log_id() == metrics.committed_membership_config.log_id(),
+            matched: matched.map(|(id, at)| (*id, at.as_ref().map(|at| at.index))).collect(),
         }
     }
 

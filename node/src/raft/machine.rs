@@ -87,6 +87,11 @@ fn decode_checkpoint(bytes: &Bytes) -> io::Result<(SnapshotMeta, Bytes)> {
     Ok((meta, bytes.slice(4 + length..)))
 }
 
+/// The raft index that a checkpoint covers (inclusive); `None` when it covers nothing, or cannot be read.
+pub fn checkpoint_index(bytes: &Bytes) -> Option<u64> {
+    decode_checkpoint(bytes).ok()?.0.last_log_id.map(|id| id.index)
+}
+
 struct Inner<M> {
     machine: M,
     last_applied: Option<RaftLogId>,

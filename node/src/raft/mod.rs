@@ -14,7 +14,11 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod types;
+mod wire;
 
-pub use group::{Group, GroupError, ProposeError, ProposeResult};
+pub use group::{Group, GroupError, GroupStatus, HEARTBEAT, ProposeError, ProposeResult, Role, Roles, Start};
+pub(crate) use machine::checkpoint_index;
 pub use machine::{Committed, Machine};
+pub use network::Transport;
+pub(crate) use store::{KEY_FILL, KEY_PURGED, encode_position};
 pub use types::{LeaderTerm, Member, Proposal};

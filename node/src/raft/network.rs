@@ -1,59 +1,172 @@
-//! The network of groups that have one voter: there is no peer to talk to.
+//! openraft's network on the node's way to its peers.
 //!
-//! Replication gets its transport with the cluster; until then a call here is a defect, answered as "unreachable" so that
-//! openraft backs off instead of failing.
+//! A group asks through a [`Transport`]; how questions travel is not its business. A snapshot is never sent: a follower that
+//! is so far behind is told so, and fills its log on its own (see `partition::fill`).
 
 use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
+use chronicle_log::LogId;
+use chronicle_proto::internal as proto;
+use chronicle_proto::internal::raft_frame::Message;
+use futures::future::BoxFuture;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
+};
 use openraft::{AnyError, OptionalSend};
 
 use super::types::{Member, RaftVote, Snapshot, TypeConfig};
+use super::wire;
+use crate::peers::{AskError, Peers};
 
-/// Makes clients that reach nobody.
-pub(super) struct NoPeers;
+/// Longest wait for the answer to an append: a peer that is alive and this slow is asked again.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a heartbeat's answer.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for a vote.
+const VOTE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause before a peer that cannot be reached, or is filling its log, is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-impl RaftNetworkFactory<TypeConfig> for NoPeers {
-    type Network = NoPeers;
+/// How a group reaches the other replicas.
+pub trait Transport: Send + Sync + 'static {
+    /// Asks the replica on another node.
+    fn ask(
+        &self,
+        to: u64,
+        group: LogId,
+        message: Message,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Message, AskError>>;
 
-    async fn new_client(&mut self, _target: u64, _node: &Member) -> Self::Network {
-        NoPeers
+    /// The node was heard lately.
+    fn alive(&self, node: u64) -> bool;
+}
+
+impl Transport for Peers {
+    fn ask(
+        &self,
+        to: u64,
+        group: LogId,
+        message: Message,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Message, AskError>> {
+        Box::pin(Peers::ask(self, to, group, message, timeout))
+    }
+
+    fn alive(&self, node: u64) -> bool {
+        self.liveness().alive(node)
     }
 }
 
-fn unreachable() -> Unreachable<TypeConfig> {
-    Unreachable::new(&AnyError::error("this node has no peers"))
+/// Makes clients for one group.
+pub(super) struct Network {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) group: LogId,
 }
 
-impl RaftNetworkV2<TypeConfig> for NoPeers {
+/// The way of one group to one peer.
+pub(super) struct Client {
+    transport: Arc<dyn Transport>,
+    group: LogId,
+    to: u64,
+    heartbeats: bool,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, _node: &Member) -> Client {
+        Client { transport: self.transport.clone(), group: self.group, to: target, heartbeats: false }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _node: &Member) -> Client {
+        Client { transport: self.transport.clone(), group: self.group, to: target, heartbeats: true }
+    }
+}
+
+impl Client {
+    async fn ask(&self, message: Message, timeout: Duration) -> Result<Message, RPCError<TypeConfig>> {
+        self.transport.ask(self.to, self.group, message, timeout).await.map_err(|error| match &error {
+            AskError::Unreachable(..) | AskError::Refused(..) => RPCError::Unreachable(Unreachable::new(&error)),
+            AskError::Timeout(..) => RPCError::Network(NetworkError::new(&error)),
+        })
+    }
+}
+
+/// An answer that is not one to the question asked.
+fn confused(what: impl ToString) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::new(&AnyError::error(format!("answer of a peer: {}", what.to_string()))))
+}
+
+impl RaftNetworkV2<TypeConfig> for Client {
     type SnapshotData = Bytes;
 
     async fn append_entries(
         &mut self,
-        _rpc: AppendEntriesRequest<TypeConfig>,
+        rpc: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(RPCError::Unreachable(unreachable()))
+        let timeout = if self.heartbeats { HEARTBEAT_TIMEOUT } else { APPEND_TIMEOUT };
+        match self.ask(Message::Append(wire::append_out(rpc)), timeout).await? {
+            Message::AppendDone(done) => wire::append_done_in(done).map_err(confused),
+            _ => Err(confused("not to an append")),
+        }
     }
 
     async fn vote(
         &mut self,
-        _rpc: VoteRequest<TypeConfig>,
+        rpc: VoteRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        Err(RPCError::Unreachable(unreachable()))
+        match self.ask(Message::Vote(wire::ask_vote_out(&rpc)), VOTE_TIMEOUT).await? {
+            Message::VoteDone(done) => wire::voted_in(done).map_err(confused),
+            _ => Err(confused("not to a vote")),
+        }
     }
 
     async fn full_snapshot(
         &mut self,
-        _vote: RaftVote,
-        _snapshot: Snapshot,
+        vote: RaftVote,
+        snapshot: Snapshot,
         _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        Err(StreamingError::Unreachable(unreachable()))
+        let request = proto::SnapshotRequest {
+            vote: Some(wire::vote_out(&vote)),
+            last: snapshot.meta.last_log_id.as_ref().map(wire::position_out),
+        };
+        match self.ask(Message::Snapshot(request), APPEND_TIMEOUT).await.map_err(StreamingError::from)? {
+            Message::SnapshotDone(done) => {
+                let vote = wire::vote_in(done.vote).map_err(|e| StreamingError::from(confused(e)))?;
+                Ok(SnapshotResponse::new(vote))
+            }
+            _ => Err(StreamingError::from(confused("not to a snapshot"))),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<Result<(), openraft::raft::TransferLeaderError<TypeConfig>>, RPCError<TypeConfig>> {
+        let message = proto::TransferRequest {
+            from: Some(wire::vote_out(request.from_leader())),
+            to: *request.to_node_id(),
+            last: request.last_log_id().map(wire::position_out),
+        };
+        match self.ask(Message::Transfer(message), VOTE_TIMEOUT).await? {
+            Message::TransferDone(done) if done.error.is_empty() => Ok(Ok(())),
+            Message::TransferDone(done) => Err(confused(done.error)),
+            _ => Err(confused("not to a transfer")),
+        }
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::repeat(RETRY_PAUSE)))
     }
 }

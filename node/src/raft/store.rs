@@ -21,7 +21,10 @@ use parking_lot::Mutex;
 use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftMembership, RaftVote, TypeConfig, log_id};
 
 const KEY_VOTE: u8 = 1;
-const KEY_PURGED: u8 = 2;
+/// Raft's purge mark: the position before the first entry that raft may read; see [`encode_position`].
+pub const KEY_PURGED: u8 = 2;
+/// One byte: 0 nothing, 1 the replica must fill its log because it is behind, 2 because it was damaged.
+pub const KEY_FILL: u8 = 3;
 
 /// Bytes that one read hands to openraft; an entry larger than this comes alone.
 const READ_BYTES: usize = 4 << 20;
@@ -302,12 +305,17 @@ fn from_stored(stored: StoredEntry) -> io::Result<RaftEntry> {
     Ok(RaftEntry { log_id: log_id(entry.term, entry.leader, entry.index), payload })
 }
 
-fn encode_log_id(id: &RaftLogId) -> Bytes {
+/// A log position for the journal: term, leader, index, each as `u64` little-endian.
+pub fn encode_position(term: u64, leader: u64, index: u64) -> Bytes {
     let mut out = BytesMut::with_capacity(24);
-    out.put_u64_le(id.leader_id.term);
-    out.put_u64_le(id.leader_id.node_id);
-    out.put_u64_le(id.index);
+    out.put_u64_le(term);
+    out.put_u64_le(leader);
+    out.put_u64_le(index);
     out.freeze()
+}
+
+fn encode_log_id(id: &RaftLogId) -> Bytes {
+    encode_position(id.leader_id.term, id.leader_id.node_id, id.index)
 }
 
 fn decode_log_id(mut bytes: &[u8]) -> io::Result<RaftLogId> {

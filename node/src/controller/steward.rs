@@ -1,0 +1,197 @@
+//! What a node does for the controller group from time to time; most of it only on the leader.
+//!
+//! Everywhere: heartbeats and elections ([`crate::partition::Watcher`]), and addresses of peers as agreed. On the leader: the
+//! members of the controller group itself, and the balancer's next commands.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::balancer::{self, BalancerConfig};
+use super::{Command, Controller, NodeState, Outcome};
+use crate::broker::now_ms;
+use crate::partition::{EVERY, member};
+use crate::raft::Role;
+
+/// How often the leader plans when nothing has changed.
+const PLAN_EVERY: Duration = Duration::from_millis(200);
+/// A new leader first hears who is alive.
+const PLAN_AFTER: Duration = Duration::from_secs(2);
+/// Entries that a learner of the controller group may lack and still become a voter.
+const NEARLY: u64 = 16;
+
+pub(super) async fn run(controller: Arc<Controller>, stop: CancellationToken) {
+    let mut tick = interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut changes = controller.env.peers.liveness().changes();
+    let mut steward = Steward { controller, led_since: None, planned: None, work: None };
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = tick.tick() => {}
+            // Ends only with the process.
+            _ = changes.changed() => {}
+        }
+        steward.look();
+    }
+    if let Some(work) = steward.work {
+        let _ = work.await;
+    }
+}
+
+struct Steward {
+    controller: Arc<Controller>,
+    /// Since when this node leads.
+    led_since: Option<Instant>,
+    planned: Option<Instant>,
+    /// The leader's work under way: one at a time, beside the looks, which must not wait.
+    work: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Steward {
+    fn look(&mut self) {
+        let controller = &self.controller;
+        controller.look_after();
+        let state = controller.state();
+        let addresses: BTreeMap<u64, String> = state
+            .nodes
+            .values()
+            .filter(|node| node.state != NodeState::Removed)
+            .map(|node| (node.id, node.address.clone()))
+            .collect();
+        if !addresses.is_empty() {
+            controller.env.peers.set_addresses(&addresses);
+        }
+        let now = Instant::now();
+        if !matches!(controller.group.roles().now(), Role::Leader(_)) {
+            self.led_since = None;
+            return;
+        }
+        let since = *self.led_since.get_or_insert(now);
+        let busy = self.work.as_ref().is_some_and(|work| !work.is_finished());
+        if busy || self.planned.is_some_and(|planned| now - planned < PLAN_EVERY) {
+            return;
+        }
+        self.planned = Some(now);
+        let controller = controller.clone();
+        let calm = now - since >= PLAN_AFTER;
+        self.work = Some(tokio::spawn(async move {
+            if let Err(error) = controller.steward(calm).await {
+                tracing::debug!(error, "the controller's work goes on later");
+            }
+        }));
+    }
+}
+
+impl Controller {
+    /// One round of the leader's work. `calm`: it has led long enough to know who is alive.
+    async fn steward(&self, calm: bool) -> Result<(), String> {
+        self.members(calm).await?;
+        if !calm {
+            return Ok(());
+        }
+        let state = self.state();
+        let liveness = self.env.peers.liveness();
+        let alive = self.alive();
+        let dead_for: BTreeMap<u64, u64> = state
+            .nodes
+            .keys()
+            .filter(|id| !alive.contains(id))
+            .map(|id| (*id, liveness.dead_for_ms(*id)))
+            .collect();
+        let config = BalancerConfig {
+            moves_max: self.env.cluster.moves_max,
+            replace_dead_after_ms: self.env.cluster.replace_dead_after_ms,
+        };
+        let voters = self.voters();
+        for command in balancer::plan(&state, &alive, &dead_for, &voters, &config, now_ms()) {
+            tracing::info!(?command, "balancer");
+            match self.command(&command).await.map_err(|e| e.to_string())? {
+                Outcome::Refused(refusal) => tracing::warn!(%refusal, "the balancer's command is refused"),
+                _ => continue,
+            }
+        }
+        self.leave_leadership(&state, &alive).await
+    }
+
+    /// Raft ids of the nodes that are alive, this one included.
+    pub(crate) fn alive(&self) -> BTreeSet<u64> {
+        self.state().nodes.keys().copied().filter(|id| self.env.alive(*id)).collect()
+    }
+
+    /// Takes nodes into the group, gives and takes votes, and removes nodes that are gone for good.
+    async fn members(&self, calm: bool) -> Result<(), String> {
+        let state = self.state();
+        let status = self.group.status();
+        if !status.membership_committed || status.joint {
+            return Err("the members are changing".into());
+        }
+        for node in state.nodes.values().filter(|node| node.state != NodeState::Removed) {
+            if !status.voters.contains(&node.id) && !status.learners.contains(&node.id) {
+                self.group.add_learner(node.id, member(Some(node))).await.map_err(|e| e.to_string())?;
+                return Ok(());
+            }
+        }
+        let removed = |id: &&u64| state.nodes.get(id).is_some_and(|node| node.state == NodeState::Removed);
+        let gone: BTreeSet<u64> = status.learners.iter().filter(removed).copied().collect();
+        if !gone.is_empty() {
+            self.group.remove_learners(gone).await.map_err(|e| e.to_string())?;
+        }
+        if !calm {
+            return Ok(());
+        }
+        let max = self.env.cluster.voters as usize;
+        let liveness = self.env.peers.liveness();
+        let dead_for: BTreeMap<u64, u64> =
+            status.voters.iter().map(|id| (*id, liveness.dead_for_ms(*id))).filter(|(id, _)| !self.env.alive(*id)).collect();
+        let wanted = balancer::controller_voters(&state, &self.alive(), &dead_for, &status.voters, max);
+        if wanted == status.voters || wanted.is_empty() {
+            return Ok(());
+        }
+        let last = status.last.unwrap_or(0);
+        let behind = wanted.iter().find(|id| {
+            **id != self.env.node() && !status.matched.get(id).copied().flatten().is_some_and(|at| at + NEARLY >= last)
+        });
+        if let Some(id) = behind {
+            return Err(format!("node {id} is behind in the controller group"));
+        }
+        tracing::info!(voters = ?wanted, "voters of the controller group change");
+        self.group.change_voters_retain(wanted).await.map_err(|e| e.to_string())
+    }
+
+    /// A node that is drained or leaves leads the controller group no longer than it must.
+    async fn leave_leadership(&self, state: &super::ControllerState, alive: &BTreeSet<u64>) -> Result<(), String> {
+        let me = self.env.node();
+        if state.nodes.get(&me).is_none_or(|node| node.state == NodeState::Active) {
+            return Ok(());
+        }
+        match self.successor(state, alive) {
+            Some(to) => {
+                tracing::info!(to, "leadership of the controller group is handed over");
+                self.hand_over(to).await.map_err(|e| e.to_string())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The voter that is best to lead the controller group instead of this node.
+    pub(crate) fn successor(&self, state: &super::ControllerState, alive: &BTreeSet<u64>) -> Option<u64> {
+        let status = self.group.status();
+        let me = self.env.node();
+        let active = |id: &u64| state.nodes.get(id).is_some_and(|node| node.state == NodeState::Active);
+        status
+            .voters
+            .iter()
+            .copied()
+            .filter(|id| *id != me && alive.contains(id) && active(id))
+            .max_by_key(|id| status.matched.get(id).copied().flatten())
+    }
+
+    /// The first command of a cluster, on whoever of its founders leads first.
+    pub(crate) async fn init(&self, command: Command) -> Result<(), String> {
+        self.command_again(&command).await.map(|_| ()).map_err(|e| e.to_string())
+    }
+}

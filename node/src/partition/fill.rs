@@ -1,0 +1,457 @@
+//! Brings a replica that is new, far behind or damaged up to date: it copies entries from the leader, outside of raft, while
+//! its own group does not run.
+//!
+//! What is copied are whole log entries, checked against the sender's content hashes and written through the engine like any
+//! other, so that an interrupted copy goes on where the log ends, and nothing has to be installed (docs/adr/0007).
+//!
+//! Invariants:
+//! - A replica that is filling takes part in no vote: its group is not running.
+//! - That it must fill is in the journal before anything of its log is given up, and leaves it after the last entry is on
+//!   disk. A copy that repairs takes the whole log of a confirmed leader, also what is not committed yet: the leader may count
+//!   on this replica for it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chronicle_log::{ContentHash, Entry, EntryKind, Log, LogError, LogId, Store, StoredEntry};
+use chronicle_proto::internal as proto;
+use chronicle_proto::internal::group_request::Ask;
+use chronicle_proto::internal::pull_response::Part;
+use futures::StreamExt;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::{Environment, Partition};
+use crate::peers::PullStream;
+use crate::raft::{GroupError, KEY_FILL, KEY_PURGED, checkpoint_index, encode_position};
+
+/// Bytes of one message of entries.
+const PIECE_BYTES: usize = 1 << 20;
+/// Bytes that may be appended and not yet flushed.
+const UNFLUSHED_BYTES: usize = 32 << 20;
+/// Longest wait for an answer about a group.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest silence of a sender.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a replica fills its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FillReason {
+    /// It is new, or the leader has deleted what it needs next.
+    Behind,
+    /// It has lost something that it may have acknowledged.
+    Damaged,
+}
+
+/// Whether a replica must fill its log before its group may run.
+pub(super) fn pending(store: &Store, id: LogId) -> Option<FillReason> {
+    match store.journal_get(id, KEY_FILL)?.first()? {
+        1 => Some(FillReason::Behind),
+        2 => Some(FillReason::Damaged),
+        _ => None,
+    }
+}
+
+/// Notes durably that a replica must fill its log, or that it has.
+pub(super) async fn note(store: &Arc<Store>, id: LogId, reason: Option<FillReason>) -> Result<(), LogError> {
+    let value: &'static [u8] = match reason {
+        None => &[0],
+        Some(FillReason::Behind) => &[1],
+        Some(FillReason::Damaged) => &[2],
+    };
+    put(store, id, KEY_FILL, Bytes::from_static(value)).await
+}
+
+async fn put(store: &Arc<Store>, id: LogId, key: u8, value: Bytes) -> Result<(), LogError> {
+    let (tx, rx) = oneshot::channel();
+    let done = Box::new(move |result| {
+        let _ = tx.send(result);
+    });
+    store.journal_put(id, key, value, Some(done))?;
+    rx.await.unwrap_or(Err(LogError::Closed))
+}
+
+/// Asks another node about its replica of a group.
+pub(crate) async fn ask_group(
+    env: &Environment,
+    id: LogId,
+    node: u64,
+    ask: Ask,
+) -> Result<proto::GroupResponse, String> {
+    let mut client = env.peers.client(node).map_err(|e| e.to_string())?;
+    let group = Some(proto::GroupId { topic: id.topic.as_bytes().to_vec().into(), partition: id.partition });
+    let request = env.peers.request(node, proto::GroupRequest { group, ask: Some(ask) });
+    match tokio::time::timeout(ASK_TIMEOUT, client.group(request)).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(format!("node {node}: {}", status.message())),
+        Err(_) => Err(format!("node {node} does not answer")),
+    }
+}
+
+/// Whether the replica on another node goes to sleep with the leader.
+pub(super) async fn ask_sleep(env: &Environment, id: LogId, node: u64, position: proto::LogPosition) -> bool {
+    ask_group(env, id, node, Ask::Sleep(position)).await.is_ok_and(|answer| answer.accepted)
+}
+
+/// The node that leads the group, woken if need be.
+async fn find_leader(env: &Environment, id: LogId) -> Result<u64, String> {
+    let placement = env.placement(id).ok_or("the partition was deleted")?;
+    let me = env.node();
+    let mut nodes: Vec<u64> = env.designated(id).into_iter().collect();
+    nodes.extend(placement.voters.iter().chain(&placement.replicas));
+    let mut asked = BTreeSet::new();
+    let mut why = "no other replica is alive".to_owned();
+    for node in nodes {
+        if node == me || !env.alive(node) || !asked.insert(node) {
+            continue;
+        }
+        match ask_group(env, id, node, Ask::Lead(true)).await {
+            Ok(answer) if answer.leader == node => return Ok(node),
+            Ok(answer) if answer.leader != 0 && answer.leader != me && asked.insert(answer.leader) => {
+                return Ok(answer.leader);
+            }
+            Ok(answer) => why = format!("node {node} does not lead ({})", answer.state),
+            Err(error) => why = error,
+        }
+    }
+    Err(why)
+}
+
+/// Progress of one filling.
+#[derive(Debug, Default)]
+pub struct FillProgress {
+    /// Bytes still to come, about.
+    pub left: AtomicU64,
+    /// Bytes that have come.
+    pub done: AtomicU64,
+}
+
+/// Fills an open log whose group is not running. May be called again after an error: it goes on where the log ends.
+pub(super) async fn fill(
+    env: &Environment,
+    log: &Arc<Log>,
+    reason: FillReason,
+    progress: &FillProgress,
+) -> Result<(), String> {
+    let id = log.id();
+    let leader = find_leader(env, id).await?;
+    let position = log.position();
+    let from = position.last.map(|last| last.index + 1).unwrap_or(position.next_index);
+    let mut client = env.peers.client(leader).map_err(|e| e.to_string())?;
+    let group = Some(proto::GroupId { topic: id.topic.as_bytes().to_vec().into(), partition: id.partition });
+    let whole = reason == FillReason::Damaged;
+    let previous =
+        position.last.map(|last| proto::LogPosition { term: last.term, leader: last.leader, index: last.index });
+    let request = env.peers.request(leader, proto::PullRequest { group, from, whole, previous });
+    let mut parts = match client.pull(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => {
+            if status.code() == tonic::Code::Aborted {
+                give_up_tail(log).await?;
+            }
+            return Err(format!("node {leader}: {}", status.message()));
+        }
+    };
+    let next = async |parts: &mut tonic::Streaming<proto::PullResponse>| {
+        let message = tokio::time::timeout(PIECE_TIMEOUT, parts.message());
+        let message = message.await.map_err(|_| format!("node {leader} went silent"))?;
+        message.map(|message| message.and_then(|message| message.part)).map_err(|status| status.message().to_owned())
+    };
+    let Some(Part::Start(start)) = next(&mut parts).await? else { return Err("the sender did not begin".into()) };
+    progress.left.store(start.bytes, Ordering::Relaxed);
+    tracing::info!(partition = %id, from, to = start.end, bytes = start.bytes, leader, ?reason, "fills its log");
+    if start.first > from {
+        begin_at(env, log, &start).await?;
+    }
+    let mut writer = Writer::new(log.clone());
+    let mut expected = start.first.max(from);
+    let mut hash = ContentHash::new();
+    let mut checked = expected;
+    while let Some(part) = next(&mut parts).await? {
+        match part {
+            Part::Start(_) => return Err("the sender began twice".into()),
+            Part::Entries(entries) => {
+                let mut piece = Vec::with_capacity(entries.entries.len());
+                for entry in entries.entries {
+                    if entry.index != expected {
+                        return Err(format!("index {}: must be {expected}", entry.index));
+                    }
+                    expected += 1;
+                    piece.push(entry_in(entry)?);
+                }
+                let bytes: usize = piece.iter().map(|entry| entry.payload.len() + 72).sum();
+                for (entry, base_offset) in writer.append(piece, bytes).await? {
+                    hash.update(&entry, base_offset);
+                }
+                progress.done.fetch_add(bytes as u64, Ordering::Relaxed);
+                let left = progress.left.load(Ordering::Relaxed).saturating_sub(bytes as u64);
+                progress.left.store(left, Ordering::Relaxed);
+            }
+            Part::Hash(theirs) => {
+                let ours = std::mem::replace(&mut hash, ContentHash::new()).finalize();
+                if ours[..] != theirs[..] {
+                    // Nothing of this stretch may stay.
+                    let (log, keep) = (log.clone(), checked);
+                    writer.flush().await?;
+                    blocking(move || match keep {
+                        0 => log.reset(0, 0),
+                        index => log.truncate_after(index - 1),
+                    })
+                    .await?;
+                    return Err(format!("entries {checked} to {expected} arrived damaged"));
+                }
+                checked = expected;
+            }
+        }
+    }
+    writer.flush().await?;
+    if expected < start.end || checked != expected {
+        return Err(format!("the sender stopped at {expected} of {}", start.end));
+    }
+    if !start.checkpoint.is_empty() {
+        let (log, checkpoint) = (log.clone(), start.checkpoint);
+        blocking(move || log.save_checkpoint(&checkpoint)).await?;
+    }
+    progress.left.store(0, Ordering::Relaxed);
+    tracing::info!(partition = %id, to = expected, "log is filled");
+    Ok(())
+}
+
+/// Cuts what is not known to be committed: what the checkpoint does not cover.
+async fn give_up_tail(log: &Arc<Log>) -> Result<(), String> {
+    let log = log.clone();
+    blocking(move || {
+        let covered = log.load_checkpoint()?.and_then(|bytes| checkpoint_index(&bytes));
+        let position = log.position();
+        match covered {
+            Some(index) if index >= position.first_index => log.truncate_after(index),
+            _ => log.reset(position.first_index, position.start_offset),
+        }
+    })
+    .await
+}
+
+/// The sender's log begins later than ours ends: ours begins there too.
+async fn begin_at(env: &Environment, log: &Arc<Log>, start: &proto::PullStart) -> Result<(), String> {
+    let before = start.before.ok_or("the sender does not say what is before its first entry")?;
+    put(&env.store, log.id(), KEY_PURGED, encode_position(before.term, before.leader, before.index))
+        .await
+        .map_err(|e| e.to_string())?;
+    let (log, first, offset) = (log.clone(), start.first, start.first_offset);
+    blocking(move || log.reset(first, offset)).await
+}
+
+fn entry_in(entry: proto::LogEntry) -> Result<Entry, String> {
+    let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_u8);
+    Ok(Entry {
+        index: entry.index,
+        term: entry.term,
+        leader: entry.leader,
+        kind: kind.ok_or_else(|| format!("kind: {}: must be from 1 to 4", entry.kind))?,
+        record_count: entry.record_count,
+        max_timestamp: entry.max_timestamp,
+        payload: entry.payload,
+    })
+}
+
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, LogError> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(call).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+}
+
+/// Appends with a bound on what is not flushed.
+struct Writer {
+    log: Arc<Log>,
+    under_way: std::collections::VecDeque<(usize, oneshot::Receiver<Result<(), LogError>>)>,
+    bytes: usize,
+    next_offset: u64,
+}
+
+impl Writer {
+    fn new(log: Arc<Log>) -> Self {
+        let next_offset = log.position().next_offset;
+        Self { log, under_way: Default::default(), bytes: 0, next_offset }
+    }
+
+    /// Appends, and answers the entries with their base offsets.
+    async fn append(&mut self, entries: Vec<Entry>, bytes: usize) -> Result<Vec<(Entry, u64)>, String> {
+        let placed: Vec<(Entry, u64)> = entries
+            .iter()
+            .map(|entry| {
+                let base = self.next_offset;
+                self.next_offset += entry.offsets();
+                (entry.clone(), base)
+            })
+            .collect();
+        while self.bytes + bytes > UNFLUSHED_BYTES && !self.under_way.is_empty() {
+            self.wait().await?;
+        }
+        let (tx, rx) = oneshot::channel();
+        let done = Box::new(move |result| {
+            let _ = tx.send(result);
+        });
+        self.log.append(entries, done).map_err(|e| e.to_string())?;
+        self.bytes += bytes;
+        self.under_way.push_back((bytes, rx));
+        Ok(placed)
+    }
+
+    async fn wait(&mut self) -> Result<(), String> {
+        let Some((bytes, done)) = self.under_way.pop_front() else { return Ok(()) };
+        self.bytes -= bytes;
+        done.await.map_err(|_| "the log was closed".to_owned())?.map_err(|e| e.to_string())
+    }
+
+    async fn flush(&mut self) -> Result<(), String> {
+        while !self.under_way.is_empty() {
+            self.wait().await?;
+        }
+        Ok(())
+    }
+}
+
+/// A bound in bytes per second, all fillings of a node together. 0: none.
+#[derive(Debug)]
+pub struct Throttle {
+    bytes_per_second: u64,
+    /// When the next byte may go.
+    free_at: tokio::sync::Mutex<Option<Instant>>,
+}
+
+impl Throttle {
+    /// With this bound; 0: none.
+    pub fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second, free_at: tokio::sync::Mutex::new(None) }
+    }
+
+    /// Waits until so many bytes may go.
+    async fn pass(&self, bytes: usize) {
+        if self.bytes_per_second == 0 {
+            return;
+        }
+        let until = {
+            let mut free_at = self.free_at.lock().await;
+            let now = Instant::now();
+            let from = free_at.unwrap_or(now).max(now);
+            *free_at = Some(from + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64));
+            from
+        };
+        tokio::time::sleep_until(until).await;
+    }
+}
+
+/// Answers a replica that fills its log: this node must lead, and is asked to confirm it.
+///
+/// # Errors
+/// When it does not lead, or has lost what is asked for.
+pub(crate) async fn pull(
+    env: Arc<Environment>,
+    partition: Arc<Partition>,
+    request: proto::PullRequest,
+) -> Result<PullStream, Status> {
+    let unavailable = |e: String| Status::unavailable(e);
+    // What is committed now is what the replica must have at least.
+    partition.group().read_index().await.map_err(|e: GroupError| unavailable(e.to_string()))?;
+    partition.group().checkpoint().await.map_err(|e| unavailable(e.to_string()))?;
+    let log = partition.log().clone();
+    let status = partition.group().status();
+    let end = if request.whole { status.last } else { status.applied }.map(|index| index + 1).unwrap_or(0);
+    let position = log.position();
+    let first = partition.group().first_index().max(position.first_index);
+    let from = request.from.max(first);
+    let before = if request.from >= first { None } else { partition.group().purged_position() };
+    if request.from < first && before.is_none() {
+        return Err(Status::unavailable("what is before the first entry is not known yet"));
+    }
+    let previous = request.previous.filter(|_| request.from >= first && request.from > position.first_index);
+    let (first_offset, bytes) = {
+        let log = log.clone();
+        let asked = tokio::task::spawn_blocking(move || {
+            if let Some(previous) = previous {
+                let ours = log.read(previous.index, previous.index + 1, 1)?;
+                let same = |stored: &StoredEntry| (stored.entry.term, stored.entry.leader) == (previous.term, previous.leader);
+                if !ours.first().is_some_and(same) {
+                    return Ok(None);
+                }
+            }
+            let first_offset = match log.read(from, from + 1, 1)?.first() {
+                Some(entry) => entry.base_offset,
+                None => log.position().next_offset,
+            };
+            Ok::<_, LogError>(Some((first_offset, log.bytes_between(from, end))))
+        });
+        let asked = asked.await.map_err(|e| unavailable(e.to_string()))?.map_err(|e| unavailable(e.to_string()))?;
+        asked.ok_or_else(|| Status::aborted("the logs differ before the first entry that is asked for"))?
+    };
+    let checkpoint = match log.load_checkpoint() {
+        Ok(checkpoint) => checkpoint.unwrap_or_default(),
+        Err(error) => return Err(unavailable(error.to_string())),
+    };
+    let start = proto::PullStart { first: from, first_offset, end, bytes, checkpoint, before };
+    let boundaries: Vec<u64> = log.segments().iter().map(|segment| segment.base_index).collect();
+    let begin = futures::stream::once(async move { Ok(message(Part::Start(start))) });
+    let state = Sending { env, log, next: from, end, boundaries, hash: ContentHash::new(), hashed: from, _held: partition };
+    let rest = futures::stream::try_unfold(state, Sending::step);
+    Ok(begin.chain(rest).boxed())
+}
+
+fn message(part: Part) -> proto::PullResponse {
+    proto::PullResponse { part: Some(part) }
+}
+
+struct Sending {
+    env: Arc<Environment>,
+    log: Arc<Log>,
+    next: u64,
+    end: u64,
+    boundaries: Vec<u64>,
+    hash: ContentHash,
+    hashed: u64,
+    /// Keeps the partition awake.
+    _held: Arc<Partition>,
+}
+
+impl Sending {
+    async fn step(mut self) -> Result<Option<(proto::PullResponse, Self)>, Status> {
+        let boundary = self.next == self.end || self.boundaries.binary_search(&self.next).is_ok();
+        if boundary && self.hashed < self.next {
+            let hash = std::mem::replace(&mut self.hash, ContentHash::new()).finalize();
+            self.hashed = self.next;
+            return Ok(Some((message(Part::Hash(Bytes::copy_from_slice(&hash))), self)));
+        }
+        if self.next >= self.end {
+            return Ok(None);
+        }
+        // Not across a segment's end, so that its hash can follow.
+        let to = self.boundaries.iter().copied().find(|base| *base > self.next).unwrap_or(self.end).min(self.end);
+        let (log, next) = (self.log.clone(), self.next);
+        let read = tokio::task::spawn_blocking(move || log.read(next, to, PIECE_BYTES)).await;
+        let entries = read
+            .map_err(|e| Status::internal(e.to_string()))?
+            .map_err(|e| Status::unavailable(format!("reading at {next}: {e}")))?;
+        if entries.is_empty() {
+            return Err(Status::unavailable(format!("entry {next} is not there any more")));
+        }
+        let bytes: usize = entries.iter().map(|stored| stored.entry.payload.len() + 72).sum();
+        self.env.filling.pass(bytes).await;
+        let mut out = Vec::with_capacity(entries.len());
+        for stored in entries {
+            self.hash.update(&stored.entry, stored.base_offset);
+            self.next = stored.entry.index + 1;
+            let entry = stored.entry;
+            out.push(proto::LogEntry {
+                term: entry.term,
+                leader: entry.leader,
+                index: entry.index,
+                kind: entry.kind as u32,
+                record_count: entry.record_count,
+                max_timestamp: entry.max_timestamp,
+                payload: entry.payload,
+            });
+        }
+        Ok(Some((message(Part::Entries(proto::PullEntries { entries: out })), self)))
+    }
+}

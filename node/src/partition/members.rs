@@ -1,0 +1,72 @@
+//! Brings the members of a partition's group to where the controller wants them; runs on the leader.
+//!
+//! One change at a time: a replica that is wanted becomes a learner once its log is filled, then, when it has caught up, the
+//! voters are changed by joint consensus. Every step is found again after a change of leader from what is in the log.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronicle_proto::internal::group_request::Ask;
+
+use super::{Partition, fill, member};
+use crate::raft::GroupError;
+
+/// Entries that a learner may lack and still become a voter: it gets them while the change commits.
+const NEARLY: u64 = 64;
+/// How long one round waits for a learner to catch up before it looks again at what is wanted.
+const ROUND: Duration = Duration::from_secs(2);
+
+/// One round. What could not be done yet is tried again by the next one.
+pub(super) async fn reconcile(partition: &Arc<Partition>) {
+    if let Err(error) = round(partition).await {
+        tracing::debug!(partition = %partition.id(), error, "members are not where they should be yet");
+    }
+}
+
+async fn round(partition: &Arc<Partition>) -> Result<(), String> {
+    let env = &partition.env;
+    let group = partition.group();
+    let text = |e: GroupError| e.to_string();
+    let Some(placement) = env.placement(partition.id()) else { return Ok(()) };
+    let wanted: BTreeSet<u64> = placement.replicas.iter().copied().collect();
+    let status = group.status();
+    if !status.membership_committed {
+        return Err("the last change is not committed yet".into());
+    }
+    for id in wanted.iter().filter(|id| !status.voters.contains(id) && !status.learners.contains(id)) {
+        // A replica that is filling would only be sent what it fetches anyway.
+        let answer = fill::ask_group(env, partition.id(), *id, Ask::Status(true)).await?;
+        if answer.state != "active" {
+            return Err(format!("node {id} is {}", answer.state));
+        }
+        group.add_learner(*id, member(env.state().nodes.get(id))).await.map_err(text)?;
+        tracing::info!(partition = %partition.id(), node = id, "replica follows");
+    }
+    let until = tokio::time::Instant::now() + ROUND;
+    loop {
+        let status = group.status();
+        if !status.is_leader {
+            return Err("leadership has moved".into());
+        }
+        let last = status.last.unwrap_or(0);
+        let behind = wanted.iter().find(|id| {
+            **id != env.node() && !status.matched.get(id).copied().flatten().is_some_and(|at| at + NEARLY >= last)
+        });
+        match behind {
+            None => break,
+            Some(id) if tokio::time::Instant::now() >= until => return Err(format!("node {id} is behind")),
+            Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+    let status = group.status();
+    if status.voters != wanted || status.joint {
+        group.change_voters(wanted.clone()).await.map_err(text)?;
+        tracing::info!(partition = %partition.id(), voters = ?wanted, "voters have changed");
+    }
+    let left: BTreeSet<u64> = group.status().learners.difference(&wanted).copied().collect();
+    if !left.is_empty() {
+        group.remove_learners(left).await.map_err(text)?;
+    }
+    env.settle(partition.id(), wanted.into_iter().collect()).await.map_err(|e| e.to_string())
+}

@@ -1,0 +1,149 @@
+//! What a node does for its open partitions from time to time, beyond what every group needs ([`super::Watcher`]).
+//!
+//! A leader finds out when it has lost its majority, brings the membership to where it should be, and hands leadership to the
+//! replica that is preferred.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::leading::PartitionRole;
+use super::{Partition, Watcher, fill, members};
+use crate::broker::{BrokerError, Reason};
+use crate::raft::{GroupStatus, Role};
+
+/// Leadership goes to the preferred replica after it was fit for it this long.
+const PREFERRED_AFTER: Duration = Duration::from_secs(5);
+
+/// What is remembered between two looks at one partition.
+pub(super) struct Upkeep {
+    pub(super) watcher: Watcher,
+    /// The members change, or leadership is handed over.
+    changing: AtomicBool,
+    /// Since when another replica should lead.
+    preferred: Mutex<Option<(u64, Instant)>>,
+}
+
+impl Upkeep {
+    pub(super) fn new(resting: bool) -> Self {
+        Self { watcher: Watcher::new(resting), changing: AtomicBool::new(false), preferred: Mutex::new(None) }
+    }
+}
+
+impl Partition {
+    /// One look; never waits. Long work goes to tasks of its own.
+    pub fn look_after(self: &Arc<Self>) {
+        match self.role() {
+            PartitionRole::Leading(_) | PartitionRole::Settling => self.look_after_led(),
+            PartitionRole::Following { leader } => {
+                let rank = self.env.rank(self.id);
+                self.upkeep.watcher.followed(&self.env, &self.group, leader, rank);
+            }
+        }
+    }
+
+    fn look_after_led(self: &Arc<Self>) {
+        let status = self.group.status();
+        let alone = status.voters.len() == 1 && status.learners.is_empty();
+        self.upkeep.watcher.led(&self.env, &self.group, alone);
+        // A leader that no majority answers must not keep its clients waiting: another one may lead by now.
+        if let Some(leading) = self.leadership.now.read().clone()
+            && self.group.quorum_silent()
+        {
+            leading.failure.set(BrokerError::new(Reason::Unavailable, "no majority of the replicas answers"));
+        }
+        let Some(placement) = self.env.placement(self.id) else { return };
+        if matches!(self.role(), PartitionRole::Leading(_))
+            && (!placement.settled() || status.voters.iter().ne(&placement.voters) || status.joint)
+            && !self.upkeep.changing.swap(true, Ordering::AcqRel)
+        {
+            let partition = self.clone();
+            self.env.consensus.spawn(async move {
+                members::reconcile(&partition).await;
+                partition.upkeep.changing.store(false, Ordering::Release);
+            });
+            return;
+        }
+        self.prefer(&status);
+    }
+
+    /// Hands leadership to the replica that should have it, once that has been fit for it for a while.
+    fn prefer(self: &Arc<Self>, status: &GroupStatus) {
+        let now = Instant::now();
+        let me = self.env.node();
+        let designated = self.env.designated(self.id).filter(|id| *id != me);
+        let fit = designated.filter(|id| {
+            let matched = status.matched.get(id).copied().flatten();
+            // What is under way may be missing.
+            status.voters.contains(id) && matched.is_some_and(|at| at + 64 >= status.last.unwrap_or(0))
+        });
+        let urgent = self.env.leaves_leadership(me);
+        let due = {
+            let mut preferred = self.upkeep.preferred.lock();
+            *preferred = match (fit, *preferred) {
+                (Some(id), Some((same, since))) if id == same => Some((same, since)),
+                (Some(id), _) => Some((id, now)),
+                (None, _) => None,
+            };
+            preferred.filter(|(_, since)| urgent || now - *since >= PREFERRED_AFTER).map(|(id, _)| id)
+        };
+        let Some(to) = due else { return };
+        if self.upkeep.changing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let partition = self.clone();
+        self.env.consensus.spawn(async move {
+            match partition.hand_over(to).await {
+                Ok(()) => tracing::info!(partition = %partition.id, to, "leadership is handed over"),
+                Err(error) => tracing::warn!(partition = %partition.id, to, %error, "leadership is not handed over"),
+            }
+            partition.upkeep.changing.store(false, Ordering::Release);
+        });
+    }
+
+    /// The replica does not need to stay in memory: alone, or told to rest, or the leader of others that all hold what it
+    /// holds and go to sleep with it.
+    pub(super) async fn may_sleep(&self) -> bool {
+        let status = self.group.status();
+        if status.voters.len() <= 1 && status.learners.is_empty() {
+            return true;
+        }
+        if self.upkeep.changing.load(Ordering::Acquire) {
+            return false;
+        }
+        match self.group.roles().now() {
+            Role::Follower { .. } => self.upkeep.watcher.resting(),
+            Role::Leader(_) => self.put_others_to_sleep().await,
+        }
+    }
+
+    async fn put_others_to_sleep(&self) -> bool {
+        let status = self.group.status();
+        let all_hold = status.last == status.applied
+            && status.voters.iter().filter(|id| **id != self.env.node()).all(|id| {
+                self.env.alive(*id) && status.matched.get(id).copied().flatten() == status.last
+            });
+        let settled = self.env.placement(self.id).is_some_and(|placement| placement.settled());
+        if !all_hold || !settled || status.joint || !status.membership_committed {
+            return false;
+        }
+        let Some(position) = self.group.last_position().await else { return false };
+        let others: Vec<u64> = status.voters.iter().copied().filter(|id| *id != self.env.node()).collect();
+        let asked = others.iter().map(|id| fill::ask_sleep(&self.env, self.id, *id, position));
+        futures::future::join_all(asked).await.into_iter().all(|accepted| accepted)
+    }
+
+    /// The leader goes to sleep: this replica may, if its log ends at the same place and is applied.
+    pub(crate) async fn rest_at(&self, position: chronicle_proto::internal::LogPosition) -> bool {
+        let status = self.group.status();
+        let here = self.group.last_position().await;
+        let same = here == Some(position) && status.applied == status.last;
+        if same {
+            self.upkeep.watcher.rest();
+        }
+        same
+    }
+}

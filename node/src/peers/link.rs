@@ -1,0 +1,173 @@
+//! The exchange stream to one peer: questions out, answers in, matched by id.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use chronicle_client::Connector;
+use chronicle_log::LogId;
+use chronicle_proto::internal::raft_frame::Message;
+use chronicle_proto::internal::{GroupId, RaftFrame};
+use parking_lot::Mutex;
+use prost::Message as _;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{Me, Purpose, address, channel, client};
+
+/// Frames that wait for the connection.
+const QUEUE_MAX: usize = 4096;
+/// First and longest pause between attempts to connect.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// The exchange with one peer. Dropping it ends it; open questions get no answer.
+pub(super) struct Link {
+    address: String,
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<RaftFrame>,
+    _stop: DropGuard,
+}
+
+struct Shared {
+    pending: Mutex<Pending>,
+    window: Arc<Semaphore>,
+    window_bytes: usize,
+    /// The last attempt to connect failed: questions are refused until one succeeds.
+    down: AtomicBool,
+}
+
+#[derive(Default)]
+struct Pending {
+    next_id: u64,
+    open: HashMap<u64, oneshot::Sender<Message>>,
+}
+
+impl Link {
+    pub(super) fn start(
+        runtime: &Handle,
+        me: Me,
+        to: u64,
+        address: String,
+        connector: Connector,
+        window_bytes: usize,
+    ) -> Arc<Self> {
+        let (queue, receiver) = mpsc::channel(QUEUE_MAX);
+        let shared = Arc::new(Shared {
+            pending: Mutex::default(),
+            window: Arc::new(Semaphore::new(window_bytes)),
+            window_bytes,
+            down: AtomicBool::new(false),
+        });
+        let stop = CancellationToken::new();
+        let task = run(me, to, address.clone(), connector, shared.clone(), receiver);
+        let stopped = stop.clone();
+        runtime.spawn(async move { stopped.run_until_cancelled_owned(task).await });
+        Arc::new(Self { address, shared, queue, _stop: stop.drop_guard() })
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Sends a question and waits for its answer.
+    pub(super) async fn ask(&self, group: LogId, message: Message) -> Result<Message, String> {
+        if self.shared.down.load(Ordering::Relaxed) {
+            return Err(format!("{}: no connection", self.address));
+        }
+        let group = GroupId { topic: group.topic.as_bytes().to_vec().into(), partition: group.partition };
+        let mut frame = RaftFrame { id: 0, group: Some(group), message: Some(message) };
+        let bytes = frame.encoded_len().min(self.shared.window_bytes);
+        // Held until the answer: what is under way to a peer is bounded.
+        let _room = self.shared.window.clone().acquire_many_owned(bytes as u32).await.map_err(|e| e.to_string())?;
+        let (sender, answer) = oneshot::channel();
+        let id = {
+            let mut pending = self.shared.pending.lock();
+            let id = pending.next_id;
+            pending.next_id += 1;
+            pending.open.insert(id, sender);
+            id
+        };
+        frame.id = id;
+        // A caller that goes away must not leave its place behind.
+        let _open = Open { shared: &self.shared, id };
+        self.queue.send(frame).await.map_err(|_| "the link has ended".to_owned())?;
+        answer.await.map_err(|_| format!("{}: the connection broke", self.address))
+    }
+}
+
+struct Open<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.shared.pending.lock().open.remove(&self.id);
+    }
+}
+
+/// Keeps the stream open and hands answers to those who wait for them.
+async fn run(
+    me: Me,
+    to: u64,
+    at: String,
+    connector: Connector,
+    shared: Arc<Shared>,
+    mut queue: mpsc::Receiver<RaftFrame>,
+) {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let error = match exchange(me, to, &at, &connector, &shared, &mut queue, &mut pause).await {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        tracing::debug!(node = to, address = at, error, "exchange with a peer broke");
+        shared.down.store(true, Ordering::Relaxed);
+        // Frames that were not sent belong to questions that are answered "broken" here.
+        while queue.try_recv().is_ok() {}
+        shared.pending.lock().open.clear();
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// One connection from its opening to its end. `Ok`: the link is dropped.
+async fn exchange(
+    me: Me,
+    to: u64,
+    at: &str,
+    connector: &Connector,
+    shared: &Shared,
+    queue: &mut mpsc::Receiver<RaftFrame>,
+    pause: &mut Duration,
+) -> Result<(), String> {
+    let mut client = client(channel(at, Purpose::Consensus, connector.clone())?);
+    let (frames, outgoing) = mpsc::channel(64);
+    let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
+    address(&mut request, me, to);
+    // The peer answers the headers before the first frame, so that this tells whether it is there.
+    let mut answers = client.exchange(request).await.map_err(|status| status.to_string())?.into_inner();
+    shared.down.store(false, Ordering::Relaxed);
+    *pause = PAUSE_MIN;
+    loop {
+        tokio::select! {
+            frame = queue.recv() => match frame {
+                Some(frame) => frames.send(frame).await.map_err(|_| "the stream ended".to_owned())?,
+                None => return Ok(()),
+            },
+            answer = answers.message() => match answer.map_err(|status| status.to_string())? {
+                Some(RaftFrame { id, message: Some(message), .. }) => {
+                    if let Some(waiting) = shared.pending.lock().open.remove(&id) {
+                        let _ = waiting.send(message);
+                    }
+                }
+                Some(_) => {}
+                None => return Err("the peer closed the stream".to_owned()),
+            },
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Who is alive: beats between nodes, on a thread of their own.
+//!
+//! Every peer is sent a beat per interval and answers each. Whatever else arrives from a peer counts as well. A peer that was
+//! not heard for `suspect_after` is suspected; one whose process is gone (connection refused) already after
+//! [`REFUSED_AFTER`]. A node that was itself not running (stopped, starved) does not hold the time that it missed against its
+//! peers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronicle_client::Connector;
+use chronicle_proto::internal::BeatMessage;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Me, Purpose, address, channel, client};
+
+/// A peer whose port refuses connections is suspected after this much silence. No leader may trust a lease for longer: see
+/// `raft::LEASE_READ`.
+pub const REFUSED_AFTER: Duration = Duration::from_millis(200);
+
+/// How peers are watched.
+#[derive(Debug, Clone, Copy)]
+pub struct LivenessConfig {
+    /// Between two beats.
+    pub interval: Duration,
+    /// Silence after which a peer is suspected.
+    pub suspect_after: Duration,
+    /// Random, new with every start of the process.
+    pub boot: u64,
+}
+
+/// Who is alive.
+pub struct Liveness {
+    config: LivenessConfig,
+    runtime: Handle,
+    peers: Mutex<HashMap<u64, Peer>>,
+    changed: watch::Sender<u64>,
+    watching: Mutex<HashMap<u64, (String, CancellationToken)>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+#[derive(Debug, Clone)]
+struct Peer {
+    last_heard: Option<Instant>,
+    /// Since when its port refuses connections.
+    refused: bool,
+    boot: u64,
+    alive: bool,
+    /// When it was last found dead.
+    dead_since: Option<Instant>,
+    /// When it was first watched.
+    since: Instant,
+}
+
+impl Liveness {
+    /// Beats run on `runtime`.
+    pub fn new(config: LivenessConfig, runtime: Handle) -> Arc<Self> {
+        let liveness = Arc::new(Self {
+            config,
+            runtime,
+            peers: Mutex::default(),
+            changed: watch::Sender::new(0),
+            watching: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        let sweeping = liveness.clone();
+        liveness.tasks.spawn_on(async move { sweeping.sweep().await }, &liveness.runtime);
+        liveness
+    }
+
+    /// This process's number.
+    pub fn boot(&self) -> u64 {
+        self.config.boot
+    }
+
+    /// Where beats are served.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// The peer was heard from within the suspicion time. False for one that never was.
+    pub fn alive(&self, node: u64) -> bool {
+        self.peers.lock().get(&node).is_some_and(|peer| peer.alive)
+    }
+
+    /// The start of the peer's process that was last heard of; 0: none.
+    pub fn boot_of(&self, node: u64) -> u64 {
+        self.peers.lock().get(&node).map(|peer| peer.boot).unwrap_or(0)
+    }
+
+    /// For how long the peer has been dead, in milliseconds; 0: it is alive.
+    pub fn dead_for_ms(&self, node: u64) -> u64 {
+        let peers = self.peers.lock();
+        let Some(peer) = peers.get(&node) else { return 0 };
+        match (peer.alive, peer.dead_since) {
+            (true, _) => 0,
+            (false, since) => since.unwrap_or(peer.since).elapsed().as_millis() as u64,
+        }
+    }
+
+    /// Counts up whenever a peer dies, comes back or restarts.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Something arrived from the peer.
+    pub fn heard(&self, node: u64) {
+        let mut peers = self.peers.lock();
+        if let Some(peer) = peers.get_mut(&node) {
+            peer.last_heard = Some(Instant::now());
+            peer.refused = false;
+        }
+    }
+
+    /// A beat arrived from this process of the peer.
+    pub(super) fn beat(&self, node: u64, boot: u64) {
+        let mut peers = self.peers.lock();
+        let now = Instant::now();
+        let peer = peers.entry(node).or_insert_with(|| Peer::new(now));
+        peer.last_heard = Some(now);
+        peer.refused = false;
+        let news = !peer.alive || peer.boot != boot;
+        if news {
+            tracing::info!(node, boot, restarted = peer.alive && peer.boot != 0, "peer is alive");
+        }
+        peer.alive = true;
+        peer.dead_since = None;
+        peer.boot = boot;
+        drop(peers);
+        if news {
+            self.changed.send_modify(|version| *version += 1);
+        }
+    }
+
+    fn refused(&self, node: u64) {
+        if let Some(peer) = self.peers.lock().get_mut(&node) {
+            peer.refused = true;
+        }
+    }
+
+    /// The peer says that it stops: no need to wait for silence.
+    pub(super) fn left(&self, node: u64) {
+        let mut peers = self.peers.lock();
+        let Some(peer) = peers.get_mut(&node) else { return };
+        if !peer.alive {
+            return;
+        }
+        tracing::info!(node, "peer is leaving");
+        peer.alive = false;
+        peer.dead_since = Some(Instant::now());
+        drop(peers);
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Watches these peers, and no others.
+    pub(super) fn watch(self: &Arc<Self>, me: Me, addresses: HashMap<u64, String>, connector: Connector) {
+        if self.stop.is_cancelled() {
+            return;
+        }
+        let mut watching = self.watching.lock();
+        watching.retain(|node, (at, stop)| {
+            let keep = addresses.get(node) == Some(at);
+            if !keep {
+                stop.cancel();
+            }
+            keep
+        });
+        let now = Instant::now();
+        {
+            let mut peers = self.peers.lock();
+            peers.retain(|node, _| addresses.contains_key(node));
+            for node in addresses.keys() {
+                peers.entry(*node).or_insert_with(|| Peer::new(now));
+            }
+        }
+        for (node, at) in addresses {
+            if watching.contains_key(&node) {
+                continue;
+            }
+            let stop = self.stop.child_token();
+            watching.insert(node, (at.clone(), stop.clone()));
+            let (liveness, connector) = (self.clone(), connector.clone());
+            let task = async move {
+                stop.run_until_cancelled_owned(liveness.beats(me, node, at, connector)).await;
+            };
+            self.tasks.spawn_on(task, &self.runtime);
+        }
+    }
+
+    /// Ends all watching.
+    pub(super) fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+    }
+
+    /// Sends beats to one peer for ever.
+    async fn beats(&self, me: Me, node: u64, at: String, connector: Connector) {
+        let mut tick = interval(self.config.interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if let Err(error) = self.stream(me, node, &at, &connector).await {
+                // The kernel answers for a port that nobody listens on: the process is gone.
+                if error.contains("refused") {
+                    self.refused(node);
+                }
+                tracing::debug!(node, address = at, error, "no beats");
+            }
+        }
+    }
+
+    /// One beat stream from its opening to its end.
+    async fn stream(&self, me: Me, node: u64, at: &str, connector: &Connector) -> Result<(), String> {
+        let mut client = client(channel(at, Purpose::Liveness, connector.clone())?);
+        let (beats, outgoing) = mpsc::channel(4);
+        let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
+        address(&mut request, me, node);
+        let opening = timeout(self.config.suspect_after, client.beat(request)).await;
+        let answers = opening.map_err(|_| "no answer in time".to_owned())?;
+        let mut answers = answers.map_err(|status| causes(&status))?.into_inner();
+        let mut tick = interval(self.config.interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sequence = 0;
+        let mut last_answer = Instant::now();
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {
+                    // A connection into nowhere is given up, so that a new one can find the way.
+                    if last_answer.elapsed() > 4 * self.config.suspect_after {
+                        return Err("no answer on an open connection".into());
+                    }
+                    sequence += 1;
+                    let beat = BeatMessage { sequence, boot: self.config.boot, leaving: false };
+                    // A full queue means that the peer reads nothing: the next beat says as much.
+                    let _ = beats.try_send(beat);
+                }
+                answer = answers.message() => match answer.map_err(|status| causes(&status))? {
+                    Some(answer) if answer.leaving => self.left(node),
+                    Some(answer) => {
+                        last_answer = Instant::now();
+                        self.beat(node, answer.boot);
+                    }
+                    None => return Err("the peer closed the stream".into()),
+                },
+            }
+        }
+    }
+
+    /// Finds peers that have fallen silent.
+    async fn sweep(&self) {
+        let every = self.config.interval / 2;
+        let mut tick = interval(every);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last = Instant::now();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            let now = Instant::now();
+            let missed = (now - last).saturating_sub(2 * every);
+            last = now;
+            let mut dead = Vec::new();
+            {
+                let mut peers = self.peers.lock();
+                for (node, peer) in peers.iter_mut() {
+                    let Some(heard) = &mut peer.last_heard else { continue };
+                    if !missed.is_zero() {
+                        *heard = (*heard + missed).min(now);
+                    }
+                    let patience = if peer.refused { REFUSED_AFTER } else { self.config.suspect_after };
+                    if peer.alive && now - *heard > patience {
+                        peer.alive = false;
+                        peer.dead_since = Some(now);
+                        dead.push((*node, (now - *heard).as_millis() as u64));
+                    }
+                }
+            }
+            for (node, silent_ms) in &dead {
+                tracing::warn!(node, silent_ms, "peer is suspected");
+            }
+            if !dead.is_empty() {
+                self.changed.send_modify(|version| *version += 1);
+            }
+        }
+    }
+}
+
+impl Peer {
+    fn new(now: Instant) -> Self {
+        Self { last_heard: None, refused: false, boot: 0, alive: false, dead_since: None, since: now }
+    }
+}
+
+/// A status with what caused it: tonic hides a refused connection in its source.
+fn causes(status: &tonic::Status) -> String {
+    let mut text = status.to_string();
+    let mut source = std::error::Error::source(status);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,263 @@
+//! The way to other nodes: messages of raft groups, calls between nodes, and who is alive.
+//!
+//! A node keeps three connections to each peer, all to the peer's one data port, told apart by their first bytes
+//! ([`Purpose`]): the *exchange* stream that carries the messages of all groups, a channel for *calls* (commands, log
+//! transfer), and the *beat* stream. The listener hands such connections over to the runtime that they belong to: consensus
+//! or liveness, neither of which the API can starve.
+//!
+//! Invariants:
+//! - Raft messages under way to one peer are bounded in bytes (`cluster.peer-window-bytes`).
+//! - A call reaches the node that it was meant for, of this cluster, or is refused by name (see `peer.proto`).
+//! - Liveness is a property of nodes: groups have no timers of their own.
+//!
+//! Neighbours: `listeners/` accepts; `raft/` and `partition/` ask; `membership/` answers Hello, Promise, Found.
+
+mod link;
+mod liveness;
+mod service;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use chronicle_client::Connector;
+use chronicle_log::LogId;
+use chronicle_proto::internal::peer_client::PeerClient;
+use chronicle_proto::internal::raft_frame::Message;
+use hyper_util::rt::TokioIo;
+use parking_lot::RwLock;
+use tokio::io::AsyncWriteExt;
+use tokio::runtime::Handle;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+use uuid::Uuid;
+
+use link::Link;
+pub use liveness::{Liveness, LivenessConfig};
+pub use service::{Handler, PeerServer};
+
+/// Version of the protocol between nodes.
+pub const PROTOCOL: u32 = 1;
+
+/// Largest message between nodes: one raft entry comes alone when it is larger than a read, and an entry is at most this.
+const MESSAGE_BYTES_MAX: usize = 300 << 20;
+/// Wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// HTTP/2 windows between nodes.
+const WINDOW_BYTES: u32 = 16 << 20;
+
+/// What a connection between nodes is for, said by its first 24 bytes (as many as HTTP/2's preface has).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Raft messages and calls.
+    Consensus,
+    /// Beats.
+    Liveness,
+}
+
+impl Purpose {
+    /// The first bytes of such a connection.
+    pub const fn preface(self) -> &'static [u8; 24] {
+        match self {
+            Self::Consensus => b"CHRONICLE PEER 1\r\n\r\n\r\n\r\n",
+            Self::Liveness => b"CHRONICLE BEAT 1\r\n\r\n\r\n\r\n",
+        }
+    }
+}
+
+/// Who this node is, once it is part of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Me {
+    /// The cluster.
+    pub cluster: Uuid,
+    /// Raft id.
+    pub node: u64,
+}
+
+/// Why a question to a peer has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// Nothing was sent, or it may not have arrived.
+    #[error("node {0} cannot be reached: {1}")]
+    Unreachable(u64, String),
+    /// The peer has no running replica of the group.
+    #[error("node {0} refuses: {1}")]
+    Refused(u64, String),
+    /// No answer in time.
+    #[error("node {0} did not answer within {1} ms")]
+    Timeout(u64, u64),
+}
+
+/// A client for calls to one peer.
+pub type Client = PeerClient<Channel>;
+
+/// The way to other nodes.
+pub struct Peers {
+    me: OnceLock<Me>,
+    addresses: RwLock<HashMap<u64, String>>,
+    links: RwLock<HashMap<u64, Arc<Link>>>,
+    calls: RwLock<HashMap<u64, (String, Channel)>>,
+    connector: Connector,
+    runtime: Handle,
+    window_bytes: usize,
+    liveness: Arc<Liveness>,
+}
+
+impl Peers {
+    /// Links live on `runtime`, the one of consensus.
+    pub fn new(connector: Connector, runtime: Handle, window_bytes: u64, liveness: Arc<Liveness>) -> Arc<Self> {
+        Arc::new(Self {
+            me: OnceLock::new(),
+            addresses: RwLock::default(),
+            links: RwLock::default(),
+            calls: RwLock::default(),
+            connector,
+            runtime,
+            window_bytes: window_bytes as usize,
+            liveness,
+        })
+    }
+
+    /// This node is part of a cluster from now on; later calls change nothing.
+    pub fn identify(&self, me: Me) {
+        self.me.get_or_init(|| me);
+    }
+
+    /// Who this node is, if it is part of a cluster.
+    pub fn me(&self) -> Option<Me> {
+        self.me.get().copied()
+    }
+
+    /// Who is alive.
+    pub fn liveness(&self) -> &Arc<Liveness> {
+        &self.liveness
+    }
+
+    /// Where peers are. Links to nodes that moved are opened anew, those to nodes that are gone end.
+    pub fn set_addresses(&self, addresses: &BTreeMap<u64, String>) {
+        let Some(me) = self.me() else { return };
+        let wanted: HashMap<u64, String> =
+            addresses.iter().filter(|(id, _)| **id != me.node).map(|(id, address)| (*id, address.clone())).collect();
+        if *self.addresses.read() == wanted {
+            return;
+        }
+        self.links.write().retain(|id, link| wanted.get(id).is_some_and(|address| *address == link.address()));
+        self.calls.write().retain(|id, (at, _)| wanted.get(id).is_some_and(|address| address == at));
+        *self.addresses.write() = wanted.clone();
+        self.liveness.watch(me, wanted, self.connector.clone());
+    }
+
+    /// Address of a peer, if it is known.
+    pub fn address(&self, node: u64) -> Option<String> {
+        self.addresses.read().get(&node).cloned()
+    }
+
+    /// Asks a peer's replica of a group.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn ask(&self, to: u64, group: LogId, message: Message, timeout: Duration) -> Result<Message, AskError> {
+        let link = self.link(to)?;
+        match tokio::time::timeout(timeout, link.ask(group, message)).await {
+            Ok(Ok(Message::Refused(why))) => Err(AskError::Refused(to, why)),
+            Ok(Ok(answer)) => {
+                self.liveness.heard(to);
+                Ok(answer)
+            }
+            Ok(Err(why)) => Err(AskError::Unreachable(to, why)),
+            Err(_) => Err(AskError::Timeout(to, timeout.as_millis() as u64)),
+        }
+    }
+
+    fn link(&self, to: u64) -> Result<Arc<Link>, AskError> {
+        if let Some(link) = self.links.read().get(&to) {
+            return Ok(link.clone());
+        }
+        let unreachable = |why: &str| AskError::Unreachable(to, why.into());
+        let me = self.me().ok_or_else(|| unreachable("this node is not part of a cluster yet"))?;
+        let address = self.address(to).ok_or_else(|| unreachable("its address is not known"))?;
+        let mut links = self.links.write();
+        let link = links.entry(to).or_insert_with(|| {
+            Link::start(&self.runtime, me, to, address, self.connector.clone(), self.window_bytes)
+        });
+        Ok(link.clone())
+    }
+
+    /// A client for calls to a peer. Connects when it is used.
+    ///
+    /// # Errors
+    /// [`AskError::Unreachable`] when its address is not known.
+    pub fn client(&self, to: u64) -> Result<Client, AskError> {
+        let address =
+            self.address(to).ok_or_else(|| AskError::Unreachable(to, "its address is not known".to_owned()))?;
+        if let Some((at, channel)) = self.calls.read().get(&to)
+            && *at == address
+        {
+            return Ok(client(channel.clone()));
+        }
+        let unreachable = |e: String| AskError::Unreachable(to, e);
+        let channel = channel(&address, Purpose::Consensus, self.connector.clone()).map_err(unreachable)?;
+        self.calls.write().insert(to, (address, channel.clone()));
+        Ok(client(channel))
+    }
+
+    /// A client for a node at an address, whoever it is. Connects when it is used.
+    ///
+    /// # Errors
+    /// A text when the address is none.
+    pub fn dial(&self, address: &str) -> Result<Client, String> {
+        channel(address, Purpose::Consensus, self.connector.clone()).map(client)
+    }
+
+    /// A request that says who calls and who is meant; see `peer.proto`.
+    pub fn request<T>(&self, to: u64, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        if let Some(me) = self.me() {
+            address(&mut request, me, to);
+        }
+        request
+    }
+
+    /// Ends every link.
+    pub fn close(&self) {
+        self.links.write().clear();
+        self.calls.write().clear();
+        self.liveness.close();
+    }
+}
+
+fn client(channel: Channel) -> Client {
+    PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(usize::MAX)
+}
+
+/// Puts caller and callee into a request's metadata.
+fn address<T>(request: &mut tonic::Request<T>, me: Me, to: u64) {
+    let metadata = request.metadata_mut();
+    let cluster = MetadataValue::try_from(me.cluster.to_string()).expect("a UUID is ASCII");
+    metadata.insert("chronicle-cluster", cluster);
+    metadata.insert("chronicle-from", MetadataValue::from(me.node));
+    metadata.insert("chronicle-to", MetadataValue::from(to));
+}
+
+/// A channel that says its purpose first.
+fn channel(address: &str, purpose: Purpose, connector: Connector) -> Result<Channel, String> {
+    let uri: Uri = format!("http://{address}").parse().map_err(|e| format!("{address}: no HOST:PORT: {e}"))?;
+    let target = address.to_owned();
+    let connect = service_fn(move |_: Uri| {
+        let connecting = connector(target.clone());
+        async move {
+            let mut io = connecting.await?;
+            io.write_all(purpose.preface()).await?;
+            Ok::<_, io::Error>(TokioIo::new(io))
+        }
+    });
+    Ok(Endpoint::from(uri)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .connect_with_connector_lazy(connect))
+}

@@ -1,0 +1,227 @@
+//! The receiving side: `chronicle.internal.v1.Peer` on connections that the listener hands over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronicle_log::LogId;
+use chronicle_proto::internal as proto;
+use chronicle_proto::internal::peer_server::{Peer, PeerServer as Generated};
+use chronicle_proto::internal::raft_frame::Message;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
+
+use super::{MESSAGE_BYTES_MAX, Peers, WINDOW_BYTES};
+
+/// What the node does with what its peers say. `from`: the caller's raft id.
+pub trait Handler: Send + Sync + 'static {
+    /// A message to the replica of a group.
+    fn raft(&self, from: u64, group: LogId, message: Message) -> BoxFuture<'static, Message>;
+    /// Why this caller is refused, if it is: a removed node.
+    fn refusal(&self, from: u64) -> Option<String>;
+    /// Who is there.
+    fn hello(&self, request: proto::HelloRequest) -> proto::HelloResponse;
+    /// First phase of founding.
+    fn promise(&self, request: proto::PromiseRequest) -> BoxFuture<'static, proto::PromiseResponse>;
+    /// Second phase of founding.
+    fn found(&self, request: proto::FoundRequest) -> BoxFuture<'static, proto::FoundResponse>;
+    /// A node wants to be a member.
+    fn join(&self, request: proto::JoinRequest) -> BoxFuture<'static, Result<proto::JoinResponse, Status>>;
+    /// A controller command.
+    fn command(&self, request: proto::CommandRequest) -> BoxFuture<'static, Result<proto::CommandResponse, Status>>;
+    /// Entries of a log.
+    fn pull(&self, from: u64, request: proto::PullRequest) -> BoxFuture<'static, Result<PullStream, Status>>;
+    /// A question about a group.
+    fn group(&self, from: u64, request: proto::GroupRequest) -> BoxFuture<'static, Result<proto::GroupResponse, Status>>;
+}
+
+/// Answers to a pull.
+pub type PullStream = BoxStream<'static, Result<proto::PullResponse, Status>>;
+
+/// Serves connections of peers.
+#[derive(Clone)]
+pub struct PeerServer {
+    peers: Arc<Peers>,
+    handler: Arc<dyn Handler>,
+    consensus: Handle,
+    stop: CancellationToken,
+}
+
+impl PeerServer {
+    /// Groups are served on `consensus`; everything ends with `stop`.
+    pub fn new(peers: Arc<Peers>, handler: Arc<dyn Handler>, consensus: Handle, stop: CancellationToken) -> Self {
+        Self { peers, handler, consensus, stop }
+    }
+
+    /// Serves one connection, whose preface has been read, to its end.
+    pub async fn serve<I>(self, io: I)
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let stop = self.stop.clone();
+        let service = Generated::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(usize::MAX);
+        let routes = tonic::service::Routes::new(service);
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .keep_alive_interval(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .serve_connection(TokioIo::new(io), TowerToHyperService::new(routes.prepare()));
+        if let Some(Err(error)) = stop.run_until_cancelled(connection).await {
+            tracing::debug!(%error, "a peer's connection ended");
+        }
+    }
+
+    /// Who calls, when it may.
+    fn caller<T>(&self, request: &Request<T>) -> Result<u64, Status> {
+        let text = |name: &str| {
+            request
+                .metadata()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .ok_or_else(|| Status::invalid_argument(format!("{name}: missing: must be given")))
+        };
+        let number = |name: &str| {
+            text(name)?.parse::<u64>().map_err(|_| Status::invalid_argument(format!("{name}: must be a number")))
+        };
+        let me = self.peers.me().ok_or_else(|| Status::unavailable("this node is not part of a cluster yet"))?;
+        let cluster: Uuid =
+            text("chronicle-cluster")?.parse().map_err(|_| Status::invalid_argument("chronicle-cluster: no UUID"))?;
+        if cluster != me.cluster {
+            return Err(Status::failed_precondition(format!(
+                "FOREIGN_CLUSTER: the caller is of cluster {cluster}, this node of {}",
+                me.cluster
+            )));
+        }
+        let to = number("chronicle-to")?;
+        if to != me.node {
+            return Err(Status::failed_precondition(format!("WRONG_NODE: node {to} was meant, this is {}", me.node)));
+        }
+        let from = number("chronicle-from")?;
+        match self.handler.refusal(from) {
+            Some(why) => Err(Status::permission_denied(format!("NODE_REMOVED: {why}"))),
+            None => Ok(from),
+        }
+    }
+}
+
+fn group_id(group: Option<proto::GroupId>) -> Result<LogId, Status> {
+    let group = group.ok_or_else(|| Status::invalid_argument("group: missing: must be given"))?;
+    let topic = Uuid::from_slice(&group.topic).map_err(|_| Status::invalid_argument("group.topic: must be 16 bytes"))?;
+    Ok(LogId { topic, partition: group.partition })
+}
+
+/// The group that a request names.
+pub(crate) fn named_group(group: &Option<proto::GroupId>) -> Result<LogId, Status> {
+    group_id(group.clone())
+}
+
+#[tonic::async_trait]
+impl Peer for PeerServer {
+    type ExchangeStream = BoxStream<'static, Result<proto::RaftFrame, Status>>;
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<proto::RaftFrame>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let from = self.caller(&request)?;
+        let mut frames = request.into_inner();
+        let (answers, outgoing) = mpsc::channel(64);
+        let (handler, liveness, runtime) =
+            (self.handler.clone(), self.peers.liveness().clone(), self.consensus.clone());
+        runtime.clone().spawn(async move {
+            while let Ok(Some(frame)) = frames.message().await {
+                liveness.heard(from);
+                let proto::RaftFrame { id, group, message: Some(message) } = frame else { continue };
+                let Ok(group) = group_id(group) else { continue };
+                let (handler, answers) = (handler.clone(), answers.clone());
+                // Bounded by the sender's window: it holds room for each question until it is answered.
+                runtime.spawn(async move {
+                    let message = Some(handler.raft(from, group, message).await);
+                    let _ = answers.send(Ok(proto::RaftFrame { id, group: None, message })).await;
+                });
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing).boxed()))
+    }
+
+    type BeatStream = BoxStream<'static, Result<proto::BeatMessage, Status>>;
+
+    async fn beat(&self, request: Request<Streaming<proto::BeatMessage>>) -> Result<Response<Self::BeatStream>, Status> {
+        let from = self.caller(&request)?;
+        let mut beats = request.into_inner();
+        let liveness = self.peers.liveness().clone();
+        let stop = self.stop.clone();
+        let (answers, outgoing) = mpsc::channel(4);
+        tokio::spawn(async move {
+            loop {
+                let beat = tokio::select! {
+                    () = stop.cancelled() => {
+                        // A good-bye is worth more than silence.
+                        let _ = answers.try_send(Ok(proto::BeatMessage { leaving: true, ..Default::default() }));
+                        return;
+                    }
+                    beat = beats.message() => beat,
+                };
+                let Ok(Some(beat)) = beat else { return };
+                if beat.leaving {
+                    liveness.left(from);
+                    continue;
+                }
+                liveness.beat(from, beat.boot);
+                let answer = proto::BeatMessage { sequence: beat.sequence, boot: liveness.boot(), leaving: false };
+                let _ = answers.try_send(Ok(answer));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing).boxed()))
+    }
+
+    async fn hello(&self, request: Request<proto::HelloRequest>) -> Result<Response<proto::HelloResponse>, Status> {
+        Ok(Response::new(self.handler.hello(request.into_inner())))
+    }
+
+    async fn promise(
+        &self,
+        request: Request<proto::PromiseRequest>,
+    ) -> Result<Response<proto::PromiseResponse>, Status> {
+        Ok(Response::new(self.handler.promise(request.into_inner()).await))
+    }
+
+    async fn found(&self, request: Request<proto::FoundRequest>) -> Result<Response<proto::FoundResponse>, Status> {
+        Ok(Response::new(self.handler.found(request.into_inner()).await))
+    }
+
+    async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::JoinResponse>, Status> {
+        self.handler.join(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn command(&self, request: Request<proto::CommandRequest>) -> Result<Response<proto::CommandResponse>, Status> {
+        self.caller(&request)?;
+        self.handler.command(request.into_inner()).await.map(Response::new)
+    }
+
+    type PullStream = PullStream;
+
+    async fn pull(&self, request: Request<proto::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
+        let from = self.caller(&request)?;
+        self.handler.pull(from, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn group(&self, request: Request<proto::GroupRequest>) -> Result<Response<proto::GroupResponse>, Status> {
+        let from = self.caller(&request)?;
+        self.handler.group(from, request.into_inner()).await.map(Response::new)
+    }
+}

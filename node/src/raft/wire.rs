@@ -1,0 +1,143 @@
+//! Raft messages on the wire: `chronicle.internal.v1` to openraft's types and back.
+
+use bytes::Bytes;
+use chronicle_log::EntryKind;
+use chronicle_proto::internal as proto;
+use openraft::EntryPayload;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
+
+use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftVote, TypeConfig, log_id};
+
+pub(super) fn vote_out(vote: &RaftVote) -> proto::Vote {
+    proto::Vote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed }
+}
+
+pub(super) fn vote_in(vote: Option<proto::Vote>) -> Result<RaftVote, String> {
+    let vote = vote.ok_or("vote: missing: must be given")?;
+    Ok(match vote.committed {
+        true => RaftVote::new_committed(vote.term, vote.node),
+        false => RaftVote::new(vote.term, vote.node),
+    })
+}
+
+pub(super) fn position_out(id: &RaftLogId) -> proto::LogPosition {
+    proto::LogPosition { term: id.leader_id.term, leader: id.leader_id.node_id, index: id.index }
+}
+
+pub(super) fn position_in(position: proto::LogPosition) -> RaftLogId {
+    log_id(position.term, position.leader, position.index)
+}
+
+fn entry_out(entry: RaftEntry) -> proto::LogEntry {
+    let (kind, record_count, max_timestamp, payload) = match entry.payload {
+        EntryPayload::Normal(data) => (EntryKind::Data, data.record_count, data.max_timestamp, data.payload),
+        EntryPayload::Blank => (EntryKind::Blank, 0, 0, Bytes::new()),
+        EntryPayload::Membership(membership) => {
+            (EntryKind::Membership, 0, 0, MembershipRecord::encode(&membership))
+        }
+    };
+    let id = entry.log_id;
+    proto::LogEntry {
+        term: id.leader_id.term,
+        leader: id.leader_id.node_id,
+        index: id.index,
+        kind: kind as u32,
+        record_count,
+        max_timestamp,
+        payload,
+    }
+}
+
+fn entry_in(entry: proto::LogEntry) -> Result<RaftEntry, String> {
+    let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_u8);
+    let payload = match kind.ok_or_else(|| format!("kind: {}: must be from 1 to 4", entry.kind))? {
+        EntryKind::Data if entry.record_count == 0 => return Err("record_count: 0: must be at least 1".into()),
+        EntryKind::Data => EntryPayload::Normal(Proposal {
+            record_count: entry.record_count,
+            max_timestamp: entry.max_timestamp,
+            payload: entry.payload,
+        }),
+        EntryKind::Blank => EntryPayload::Blank,
+        EntryKind::Membership => EntryPayload::Membership(MembershipRecord::decode(&entry.payload)?),
+        EntryKind::Config => return Err("kind: config entries are not known to this version".into()),
+    };
+    Ok(RaftEntry { log_id: log_id(entry.term, entry.leader, entry.index), payload })
+}
+
+pub(super) fn append_out(request: AppendEntriesRequest<TypeConfig>) -> proto::AppendRequest {
+    proto::AppendRequest {
+        vote: Some(vote_out(&request.vote)),
+        previous: request.prev_log_id.as_ref().map(position_out),
+        entries: request.entries.into_iter().map(entry_out).collect(),
+        committed: request.leader_commit.as_ref().map(position_out),
+    }
+}
+
+pub(super) fn append_in(request: proto::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, String> {
+    let entries: Vec<RaftEntry> = request.entries.into_iter().map(entry_in).collect::<Result<_, _>>()?;
+    let first = request.previous.as_ref().map(|previous| previous.index + 1);
+    for (at, entry) in entries.iter().enumerate() {
+        // What follows nothing begins the log.
+        let expected = first.unwrap_or(0) + at as u64;
+        if entry.log_id.index != expected {
+            return Err(format!("entries: index {}: must be {expected}", entry.log_id.index));
+        }
+    }
+    Ok(AppendEntriesRequest {
+        vote: vote_in(request.vote)?,
+        prev_log_id: request.previous.map(position_in),
+        entries,
+        leader_commit: request.committed.map(position_in),
+    })
+}
+
+pub(super) fn append_done_out(response: &AppendEntriesResponse<TypeConfig>) -> proto::AppendResponse {
+    use proto::append_response::Outcome;
+    let outcome = match response {
+        AppendEntriesResponse::Success => Outcome::Success(true),
+        AppendEntriesResponse::PartialSuccess(stored) => {
+            Outcome::Partial(proto::Partial { stored: stored.as_ref().map(position_out) })
+        }
+        AppendEntriesResponse::Conflict => Outcome::Conflict(true),
+        AppendEntriesResponse::HigherVote(vote) => Outcome::HigherVote(vote_out(vote)),
+    };
+    proto::AppendResponse { outcome: Some(outcome) }
+}
+
+pub(super) fn append_done_in(response: proto::AppendResponse) -> Result<AppendEntriesResponse<TypeConfig>, String> {
+    use proto::append_response::Outcome;
+    Ok(match response.outcome.ok_or("outcome: missing: must be given")? {
+        Outcome::Success(_) => AppendEntriesResponse::Success,
+        Outcome::Partial(partial) => AppendEntriesResponse::PartialSuccess(partial.stored.map(position_in)),
+        Outcome::Conflict(_) => AppendEntriesResponse::Conflict,
+        Outcome::HigherVote(vote) => AppendEntriesResponse::HigherVote(vote_in(Some(vote))?),
+    })
+}
+
+pub(super) fn ask_vote_out(request: &VoteRequest<TypeConfig>) -> proto::VoteRequest {
+    proto::VoteRequest {
+        vote: Some(vote_out(&request.vote)),
+        last: request.last_log_id.as_ref().map(position_out),
+        leadership_transfer: request.leadership_transfer,
+        pre_vote: false,
+    }
+}
+
+pub(super) fn ask_vote_in(request: proto::VoteRequest) -> Result<VoteRequest<TypeConfig>, String> {
+    let mut vote = VoteRequest::new(vote_in(request.vote)?, request.last.map(position_in));
+    vote.leadership_transfer = request.leadership_transfer;
+    Ok(vote)
+}
+
+pub(super) fn voted_out(response: &VoteResponse<TypeConfig>) -> proto::VoteResponse {
+    proto::VoteResponse {
+        vote: Some(vote_out(&response.vote)),
+        last: response.last_log_id.as_ref().map(position_out),
+        granted: response.vote_granted,
+    }
+}
+
+pub(super) fn voted_in(response: proto::VoteResponse) -> Result<VoteResponse<TypeConfig>, String> {
+    let last = response.last.map(position_in);
+    Ok(VoteResponse::new(vote_in(response.vote)?, last, response.granted))
+}
