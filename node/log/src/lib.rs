@@ -46,7 +46,7 @@ pub use error::LogError;
 pub use frame::MAX_PAYLOAD;
 pub use id::LogId;
 pub use journal::MAX_JOURNAL_VALUE;
-pub use log::{Appended, DeletedSegments, LastEntry, Log, LogPosition, SegmentInfo};
+pub use log::{Appended, Cut, DeletedSegments, LastEntry, Log, LogPosition, SegmentInfo};
 pub use metrics::{Counter, FLUSH_BUCKETS_US, StoreMetrics};
 pub use store::{FORMAT_VERSION, LogSummary, Store};
 

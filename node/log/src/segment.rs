@@ -71,6 +71,8 @@ pub(crate) enum HeaderError {
     Magic,
     #[error("the segment header's checksum does not match")]
     Crc,
+    #[error("it says it is segment {base_index} of log {id}")]
+    Misplaced { id: LogId, base_index: u64 },
     #[error("segment version {0} is newer than the newest known, {SEGMENT_VERSION}")]
     Version(u32),
 }

@@ -15,6 +15,7 @@ mod change;
 mod checkpoint;
 mod read;
 mod recover;
+mod repair;
 mod write;
 
 use std::{
@@ -38,6 +39,7 @@ use crate::{
 };
 
 pub(crate) use recover::CleanMark;
+pub use repair::Cut;
 pub(crate) use write::{Piece, Writer};
 
 /// Memory that one cached entry takes beside its payload, roughly.
@@ -366,11 +368,10 @@ impl LogInner {
         state.check_usable()?;
         state.changing = true;
         loop {
-            if state.failure.is_some() {
-                let error = state.check_usable();
+            if let Err(error) = state.check_usable() {
                 state.changing = false;
                 self.changed.notify_all();
-                return Err(error.err().unwrap_or(LogError::Closed));
+                return Err(error);
             }
             if state.durable_next == state.next_index
                 && state.pending.is_empty()
