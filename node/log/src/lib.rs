@@ -21,6 +21,7 @@ mod barrier;
 mod bytes_le;
 mod clock;
 mod config;
+mod content_hash;
 pub mod debug;
 pub mod disk;
 mod entry;
@@ -41,6 +42,7 @@ mod store;
 
 pub use clock::{Clock, SystemClock};
 pub use config::{Barrier, Durability, LogConfig, StoreConfig};
+pub use content_hash::ContentHash;
 pub use entry::{Entry, EntryKind, StoredEntry};
 pub use error::LogError;
 pub use frame::MAX_PAYLOAD;

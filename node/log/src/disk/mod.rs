@@ -86,6 +86,11 @@ pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
+    /// Asks for the file's clean pages to leave the page cache, so that the next read sees the disk. Only a hint, and slow
+    /// for whoever reads the file just then.
+    fn forget_cached(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// The whole file as memory. Only for files that are never changed after they got their name.
     fn map(&self) -> io::Result<Box<dyn FileMap>>;
 }

@@ -16,6 +16,7 @@ mod checkpoint;
 mod read;
 mod recover;
 mod repair;
+mod verify;
 mod write;
 
 use std::{
@@ -103,8 +104,8 @@ pub struct SegmentInfo {
     pub min_timestamp: Option<i64>,
     /// Greatest timestamp, `None` if it has no data entries.
     pub max_timestamp: Option<i64>,
-    /// BLAKE3 of its content, equal on every replica that cut its segments at the same places; `None` until it is sealed.
-    pub hash: Option<[u8; 32]>,
+    /// Its [`crate::ContentHash`], equal on every replica that cut its segments at the same places; `None` until it is sealed.
+    pub content_hash: Option<[u8; 32]>,
 }
 
 /// What [`Log::delete_before`] removed, and where the log starts now.
@@ -495,7 +496,7 @@ impl Log {
                 bytes: segment.file_len(),
                 min_timestamp: has_data.then_some(contents.min_timestamp),
                 max_timestamp: has_data.then_some(contents.max_timestamp),
-                hash: match segment.phase {
+                content_hash: match segment.phase {
                     Phase::Sealed { hash } => Some(hash),
                     Phase::Open { .. } => None,
                 },
