@@ -10,12 +10,12 @@ use std::{
 };
 
 use crate::{
-    EntryKind, LogError, LogId,
+    ContentHash, EntryKind, LogError, LogId,
     disk::{Disk, DiskFile, OpenMode},
     frame::{Expect, FrameHeader, seed},
     index::{IndexBuilder, IndexError, IndexOwner, map_index},
     reader::{FrameReader, Stop},
-    segment::{ContentHasher, Contents, Footer, SCAN_CHUNK, SEGMENT_HEADER, SegmentHeader, parse_segment_name},
+    segment::{Contents, Footer, SCAN_CHUNK, SEGMENT_HEADER, SegmentHeader, parse_segment_name},
 };
 
 /// A segment file, open for inspection.
@@ -215,7 +215,7 @@ impl SegmentFile {
         let (base_offset, prev_crc) =
             self.header.as_ref().map_or((0, 0), |header| (header.base_offset, header.prev_crc));
         let mut contents = Contents::empty(self.base_index, base_offset, prev_crc);
-        let mut hasher = ContentHasher::new();
+        let mut hasher = ContentHash::new();
         for stretch in self.stretches() {
             match stretch? {
                 Stretch::Frame { position, frame } => {
@@ -223,7 +223,7 @@ impl SegmentFile {
                         problems.push(format!("entry {} at byte {position}: {reason}", frame.index));
                     }
                     let header = frame.header();
-                    hasher.update(&header, &frame.payload);
+                    hasher.update_frame(&header, &frame.payload);
                     contents.push(&header);
                 }
                 Stretch::Damage { position, len, reason } => {
@@ -237,7 +237,7 @@ impl SegmentFile {
             if footer.contents != contents {
                 problems.push(format!("footer: says {:?}, but the frames say {contents:?}", footer.contents));
             }
-            if footer.hash != hasher.finish() {
+            if footer.hash != hasher.finalize() {
                 problems.push("footer: its hash is not that of the frames".to_owned());
             }
         }

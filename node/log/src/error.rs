@@ -78,6 +78,14 @@ pub enum LogError {
         /// First index still stored.
         first: u64,
     },
+    /// The entry asked for is not stored yet.
+    #[error("entry {index} is not stored: the log ends before index {next}")]
+    NotStored {
+        /// Index asked for.
+        index: u64,
+        /// Index that the next append must start with.
+        next: u64,
+    },
     /// The record offset asked for is no longer stored.
     #[error("offset {offset} is out of range: the log holds {earliest}..{next}")]
     OffsetOutOfRange {

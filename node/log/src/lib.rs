@@ -21,6 +21,7 @@ mod barrier;
 mod bytes_le;
 mod clock;
 mod config;
+mod content_hash;
 pub mod debug;
 pub mod disk;
 mod entry;
@@ -41,12 +42,13 @@ mod store;
 
 pub use clock::{Clock, SystemClock};
 pub use config::{Barrier, Durability, LogConfig, StoreConfig};
+pub use content_hash::ContentHash;
 pub use entry::{Entry, EntryKind, StoredEntry};
 pub use error::LogError;
 pub use frame::MAX_PAYLOAD;
 pub use id::LogId;
 pub use journal::MAX_JOURNAL_VALUE;
-pub use log::{Appended, DeletedSegments, LastEntry, Log, LogPosition, SegmentInfo};
+pub use log::{Appended, Cut, DeletedSegments, LastEntry, Log, LogPosition, SegmentInfo};
 pub use metrics::{Counter, FLUSH_BUCKETS_US, StoreMetrics};
 pub use store::{FORMAT_VERSION, LogSummary, Store};
 

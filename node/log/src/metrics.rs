@@ -72,6 +72,8 @@ pub struct StoreMetrics {
     pub truncated_tail_bytes: Counter,
     /// Times that damaged bytes were found, by any reader.
     pub damage_found: Counter,
+    /// Times that damage was cut out of a log into a quarantine folder.
+    pub quarantines: Counter,
     /// Logs stopped by a failed write or flush.
     pub failed_logs: Counter,
 }

@@ -9,12 +9,12 @@ use std::{collections::VecDeque, sync::Arc};
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    LogError,
-    disk::write_all_at,
+    ContentHash, LogError,
+    disk::{DiskFile, write_all_at},
     frame::seed,
     index::{IndexOwner, SparseIndex, write_index},
     log::{LogInner, Phase},
-    segment::{ContentHasher, Footer, index_path, segment_name, walk},
+    segment::{Contents, Footer, index_path, segment_name, walk},
     shared::Shared,
 };
 
@@ -82,6 +82,23 @@ fn settle(log: &LogInner, result: Result<(), LogError>) {
     }
 }
 
+/// Ends a segment with its footer, durably. Its frames are on disk, and the caller holds the `seal_lock`.
+pub(crate) fn write_footer(log: &LogInner, file: &dyn DiskFile, footer: &Footer) -> Result<(), LogError> {
+    let Contents { base_index, data_len, .. } = footer.contents;
+    let path = log.dir.join(segment_name(base_index));
+    let io = |action| {
+        let path = path.clone();
+        move |error| LogError::io(path, action, error)
+    };
+    let bytes = footer.encode(seed(log.id, base_index));
+    // Remains of a footer that an earlier crash tore go first: a footer is found from the end of the file.
+    if file.len().map_err(io("read the segment"))? > data_len {
+        file.set_len(data_len).map_err(io("cut an old footer"))?;
+    }
+    write_all_at(file, data_len, &mut [std::io::IoSlice::new(&bytes)]).map_err(io("write the footer"))?;
+    file.sync_data().map_err(|error| LogError::io(&path, "flush the segment", error).sticky())
+}
+
 fn seal(shared: &Shared, log: &Arc<LogInner>, base_index: u64) -> Result<(), LogError> {
     let path = log.dir.join(segment_name(base_index));
     let io = |action| {
@@ -105,10 +122,10 @@ fn seal(shared: &Shared, log: &Arc<LogInner>, base_index: u64) -> Result<(), Log
 
     let seed = seed(log.id, base_index);
     let header = log.read_header(&*file, base_index)?;
-    let mut hasher = ContentHasher::new();
+    let mut hasher = ContentHash::new();
     let interval = shared.config.index_interval_bytes;
     let walked =
-        walk(&file, &header, seed, contents.data_len, interval, |header, payload| hasher.update(header, payload))
+        walk(&file, &header, seed, contents.data_len, interval, |header, payload| hasher.update_frame(header, payload))
             .map_err(io("read the segment"))?;
 
     let _seal = log.seal_lock.lock();
@@ -125,14 +142,8 @@ fn seal(shared: &Shared, log: &Arc<LogInner>, base_index: u64) -> Result<(), Log
     let owner = IndexOwner { seed, data_len: contents.data_len, last_crc: contents.last_crc };
     let index = SparseIndex::Memory(walked.index);
     write_index(&*shared.disk, &index_path(&log.dir, base_index), owner, &index).map_err(io("write the index"))?;
-    let footer = Footer { contents, hash: hasher.finish() };
-    let bytes = footer.encode(seed);
-    // Remains of a footer that an earlier crash tore go first: a footer is found from the end of the file.
-    if file.len().map_err(io("read the segment"))? > contents.data_len {
-        file.set_len(contents.data_len).map_err(io("cut an old footer"))?;
-    }
-    write_all_at(&*file, contents.data_len, &mut [std::io::IoSlice::new(&bytes)]).map_err(io("write the footer"))?;
-    file.sync_data().map_err(sync_failed)?;
+    let footer = Footer { contents, hash: hasher.finalize() };
+    write_footer(log, &*file, &footer)?;
 
     let mut state = log.state.lock();
     if let Ok(at) = state.segments.binary_search_by_key(&base_index, |segment| segment.contents.base_index) {

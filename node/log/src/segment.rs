@@ -71,6 +71,8 @@ pub(crate) enum HeaderError {
     Magic,
     #[error("the segment header's checksum does not match")]
     Crc,
+    #[error("it says it is segment {base_index} of log {id}")]
+    Misplaced { id: LogId, base_index: u64 },
     #[error("segment version {0} is newer than the newest known, {SEGMENT_VERSION}")]
     Version(u32),
 }
@@ -245,33 +247,6 @@ impl Footer {
             }
             _ => Ok(None),
         }
-    }
-}
-
-/// Hash of what a segment says, leaving out what only this replica knows (durable marks, chain).
-pub(crate) struct ContentHasher(blake3::Hasher);
-
-impl ContentHasher {
-    pub(crate) fn new() -> Self {
-        Self(blake3::Hasher::new())
-    }
-
-    pub(crate) fn update(&mut self, header: &FrameHeader, payload: &[u8]) {
-        let mut fixed = [0; 56];
-        put_u64(&mut fixed, 0, header.index);
-        put_u64(&mut fixed, 8, header.term);
-        put_u64(&mut fixed, 16, header.leader);
-        put_u64(&mut fixed, 24, header.base_offset);
-        put_i64(&mut fixed, 32, header.max_timestamp);
-        put_u32(&mut fixed, 40, header.record_count);
-        put_u32(&mut fixed, 44, u32::from(header.kind as u8));
-        put_u64(&mut fixed, 48, payload.len() as u64);
-        self.0.update(&fixed);
-        self.0.update(payload);
-    }
-
-    pub(crate) fn finish(&self) -> [u8; 32] {
-        *self.0.finalize().as_bytes()
     }
 }
 

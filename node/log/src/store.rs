@@ -19,7 +19,7 @@ use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
 use crate::{
-    Done, Log, LogConfig, LogError, LogId, StoreConfig, StoreMetrics,
+    Cut, Done, Log, LogConfig, LogError, LogId, StoreConfig, StoreMetrics,
     disk::{DirLock, Disk, OpenMode, write_all_at},
     files::OpenFiles,
     frame::Expect,
@@ -32,6 +32,9 @@ use crate::{
 
 /// Newest format of a data directory this release reads, and the one it writes.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// The place of a log of which nothing is known.
+const NOWHERE: Expect = Expect { index: 0, offset: 0, prev_crc: 0 };
 
 /// What is known of a log that is not open, without looking at its files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,22 +159,10 @@ impl Store {
         if let Some(failure) = shared.journal.failure() {
             return Err(failure.sticky());
         }
-        let dir = shared.logs_dir().join(id.to_string());
-        let nowhere = Expect { index: 0, offset: 0, prev_crc: 0 };
-        let inner = Arc::new(LogInner {
-            id,
-            dir: dir.clone(),
-            config,
-            shared: shared.clone(),
-            // Replaced below; until then nobody can reach it.
-            state: Mutex::new(State::empty_at(nowhere)),
-            changed: Condvar::new(),
-            seal_lock: Mutex::new(()),
-            dir_durable: AtomicBool::new(shared.durable_dirs.lock().contains(&id)),
-        });
-        self.register(&inner)?;
+        let inner = self.claim(id, config)?;
+        let dir = &inner.dir;
         let opened = (|| -> Result<_, LogError> {
-            shared.disk.create_dir(&dir).map_err(|error| open_error(&dir, "create the log's directory", error))?;
+            shared.disk.create_dir(dir).map_err(|error| open_error(dir, "create the log's directory", error))?;
             let known_durable = shared.failed.lock().get(&id).copied();
             let recovered = inner.recover(known_durable)?;
             if recovered.first_segment {
@@ -203,36 +194,91 @@ impl Store {
                 Ok(Arc::new(Log { inner }))
             }
             Err(error) => {
-                // Somebody who closes the store meanwhile waits for the writer.
-                let mut state = inner.state.lock();
-                state.closed = true;
-                state.failure = Some(error.clone());
-                state.writer = Some(Box::new(Writer::idle(nowhere)));
-                drop(state);
-                inner.changed.notify_all();
-                shared.deregister(&inner);
+                self.unclaim(&inner);
                 Err(error)
             }
         }
     }
 
-    /// Takes the log's place among the open ones, after one that was dropped has come to rest.
-    fn register(&self, inner: &Arc<LogInner>) -> Result<(), LogError> {
+    /// Takes the log's place among the open ones, after one that was dropped has come to rest. Nobody else can reach the
+    /// log's files until [`Self::unclaim`].
+    fn claim(&self, id: LogId, config: LogConfig) -> Result<Arc<LogInner>, LogError> {
+        let shared = &self.shared;
+        let inner = Arc::new(LogInner {
+            id,
+            dir: shared.logs_dir().join(id.to_string()),
+            config,
+            shared: shared.clone(),
+            state: Mutex::new(State::empty_at(NOWHERE)),
+            changed: Condvar::new(),
+            seal_lock: Mutex::new(()),
+            dir_durable: AtomicBool::new(shared.durable_dirs.lock().contains(&id)),
+        });
         loop {
             let other = {
-                let mut open = self.shared.open.lock();
-                match open.get(&inner.id) {
+                let mut open = shared.open.lock();
+                match open.get(&id) {
                     None => {
-                        open.insert(inner.id, inner.clone());
-                        return Ok(());
+                        open.insert(id, inner.clone());
+                        return Ok(inner);
                     }
-                    Some(other) if !other.is_closed() => return Err(LogError::AlreadyOpen(inner.id)),
+                    Some(other) if !other.is_closed() => return Err(LogError::AlreadyOpen(id)),
                     Some(other) => other.clone(),
                 }
             };
             other.wait_abandoned();
-            self.shared.deregister(&other);
+            shared.deregister(&other);
         }
+    }
+
+    /// Gives the place of a log back that was claimed and not opened.
+    fn unclaim(&self, inner: &Arc<LogInner>) {
+        // Somebody who closes the store meanwhile waits for the writer.
+        let mut state = inner.state.lock();
+        state.closed = true;
+        state.writer = Some(Box::new(Writer::idle(NOWHERE)));
+        drop(state);
+        inner.changed.notify_all();
+        self.shared.deregister(inner);
+    }
+
+    /// Cuts everything from the first damaged place on out of a closed log whose open answers [`LogError::Damaged`], so that it
+    /// opens again, shorter. Good entries before the damage stay. The files are moved to a folder `quarantine-<n>` in the log's
+    /// directory (the two newest are kept). Does nothing to a log that is not damaged. A crash at any step leaves a log that
+    /// answers [`LogError::Damaged`] still, or is cut.
+    ///
+    /// Entries below [`Cut::was`] may have been acknowledged: before calling this, the caller notes durably that this replica
+    /// must not vote until it has been filled again.
+    ///
+    /// # Errors
+    /// [`LogError::AlreadyOpen`]; [`LogError::Damaged`] when nothing is damaged but a newer release wrote entries that this
+    /// one does not know; [`LogError::NewerFormat`]; [`LogError::NoSpace`] and the like: try again, nothing is lost.
+    pub fn cut_damaged(&self, id: LogId) -> Result<Cut, LogError> {
+        self.cut_out(id, None)
+    }
+
+    /// Like [`Store::cut_damaged`], for damage that was found by reading (or by comparing with another replica) at `index`. The
+    /// segment that holds `index` is checked: the cut is at its first bad entry, or at `index` if all of it reads well. When
+    /// the log is damaged at an earlier place too, the cut is there.
+    ///
+    /// # Errors
+    /// As [`Store::cut_damaged`]. A crash may also leave the log as it was.
+    pub fn cut_from(&self, id: LogId, index: u64) -> Result<Cut, LogError> {
+        self.cut_out(id, Some(index))
+    }
+
+    fn cut_out(&self, id: LogId, from: Option<u64>) -> Result<Cut, LogError> {
+        if let Some(failure) = self.shared.journal.failure() {
+            return Err(failure.sticky());
+        }
+        let inner = self.claim(id, LogConfig::default())?;
+        let known_durable = self.shared.failed.lock().get(&id).copied();
+        let cut = inner.cut_out(from, known_durable);
+        if cut.is_ok() {
+            self.shared.failed.lock().remove(&id);
+        }
+        self.unclaim(&inner);
+        cut
     }
 
     /// Removes a closed log: its files and its keys in the journal. Complete after a crash once it returned; begun and not
@@ -376,7 +422,8 @@ impl Store {
         let mut waits = Vec::new();
         for log in logs.iter().filter(|log| !log.is_closed()) {
             match log.start_close() {
-                Ok(None) => {}
+                // Closed by somebody else meanwhile.
+                Ok(None) | Err(LogError::Closed) => {}
                 Ok(Some(mark)) => {
                     let (done, wait) = waiter();
                     let key = (log.id, Space::Engine, engine_key::CLEAN);

@@ -64,6 +64,17 @@ fn suite(disk: &dyn Disk, root: &Path) {
     assert_eq!(kind(disk.remove_file(&path)), io::ErrorKind::NotFound);
     assert_eq!(disk.list(&dir).unwrap(), []);
 
+    // A file may move to another directory, over one that is there.
+    disk.create_dir(&dir.join("other")).unwrap();
+    for (name, text) in [("moved", "from"), ("other/moved", "to")] {
+        let file = disk.open(&dir.join(name), OpenMode::CreateNew).unwrap();
+        write_all_at(&*file, 0, &mut [IoSlice::new(text.as_bytes())]).unwrap();
+    }
+    disk.rename(&dir.join("moved"), &dir.join("other/moved")).unwrap();
+    assert_eq!(kind(disk.open(&dir.join("moved"), OpenMode::Read).map(drop)), io::ErrorKind::NotFound);
+    assert_eq!(disk.open(&dir.join("other/moved"), OpenMode::Read).unwrap().read_at(0, 9).unwrap(), b"from");
+    disk.remove_dir(&dir.join("other")).unwrap();
+
     let lock = disk.lock(&root.join("LOCK")).unwrap();
     assert_eq!(kind(disk.lock(&root.join("LOCK")).map(drop)), io::ErrorKind::WouldBlock);
     drop(lock);
@@ -113,4 +124,27 @@ fn a_crash_loses_only_what_was_not_synced() {
         assert!(bytes[1500..3000].iter().all(|byte| [1, 2].contains(byte)));
         assert!(bytes.get(3000..).unwrap_or(&[]).iter().all(|byte| [0, 2].contains(byte)));
     }
+}
+
+#[test]
+fn a_file_on_its_way_to_another_directory_survives_a_crash_in_one_of_them() {
+    let mut places = std::collections::BTreeSet::new();
+    for seed in 0..200 {
+        let disk = MemoryDisk::new();
+        let (dir, sub) = (Path::new("/d"), Path::new("/d/sub"));
+        disk.create_dir(sub).unwrap();
+        disk.open(Path::new("/d/file"), OpenMode::CreateNew).unwrap();
+        disk.volume(dir).unwrap().sync().unwrap();
+        disk.rename(Path::new("/d/file"), Path::new("/d/sub/file")).unwrap();
+        if seed % 2 == 0 {
+            disk.sync_dir(sub).unwrap();
+        }
+        disk.crash(seed);
+        let is_there = |path: &str| disk.open(Path::new(path), OpenMode::Read).is_ok();
+        let (old, new) = (is_there("/d/file"), is_there("/d/sub/file"));
+        assert!(old || new, "seed {seed}");
+        assert!(new || seed % 2 == 1, "seed {seed}: the new directory was synced");
+        places.insert((old, new));
+    }
+    assert_eq!(places.len(), 3, "{places:?}");
 }

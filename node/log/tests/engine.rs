@@ -274,7 +274,7 @@ fn sealed_content_has_the_same_hash_on_every_replica() {
             from = *to;
         }
         wait_sealed(&log);
-        log.segments().into_iter().map(|segment| (segment.base_index, segment.hash)).collect::<Vec<_>>()
+        log.segments().into_iter().map(|segment| (segment.base_index, segment.content_hash)).collect::<Vec<_>>()
     };
     let (one, many) = (hashes(&[150]), hashes(&(1..=150).collect::<Vec<_>>()));
     assert!(one.len() > 3 && one[0].1.is_some());

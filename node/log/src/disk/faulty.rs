@@ -286,6 +286,10 @@ impl DiskFile for FaultyFile {
         self.inner.len()
     }
 
+    fn forget_cached(&self) -> io::Result<()> {
+        self.inner.forget_cached()
+    }
+
     fn map(&self) -> io::Result<Box<dyn FileMap>> {
         self.disk.check(Operation::Read, &self.path)?;
         self.inner.map()

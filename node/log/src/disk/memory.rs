@@ -28,6 +28,7 @@ pub struct MemoryDisk {
 struct State {
     nodes: HashMap<u64, Node>,
     next_node: u64,
+    next_rename: u64,
     /// Increased by each crash: handles from before it are dead.
     epoch: u64,
     locks: HashMap<PathBuf, u64>,
@@ -66,6 +67,8 @@ struct DirNode {
 struct NameChange {
     gone: Option<OsString>,
     come: Option<(OsString, u64)>,
+    /// Names the rename between two directories that this is one half of: a crash keeps or loses both.
+    half_of: Option<u64>,
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): tiny, seedable, good enough to choose what a crash loses.
@@ -97,8 +100,15 @@ impl MemoryDisk {
     /// An empty file system.
     pub fn new() -> Self {
         let nodes = HashMap::from([(ROOT, Node::Dir(DirNode::default()))]);
-        let state =
-            State { nodes, next_node: 1, epoch: 0, locks: HashMap::new(), free_bytes: 1 << 40, dedicated: true };
+        let state = State {
+            nodes,
+            next_node: 1,
+            next_rename: 0,
+            epoch: 0,
+            locks: HashMap::new(),
+            free_bytes: 1 << 40,
+            dedicated: true,
+        };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -116,7 +126,7 @@ impl MemoryDisk {
         for id in ids {
             match state.nodes.get_mut(&id) {
                 Some(Node::File(file)) => file.crash(fate, &mut random),
-                Some(Node::Dir(dir)) => dir.crash(fate, &mut random),
+                Some(Node::Dir(dir)) => dir.crash(fate, seed, &mut random),
                 None => {}
             }
         }
@@ -163,6 +173,7 @@ impl MemoryDisk {
         let forked = State {
             nodes,
             next_node: state.next_node,
+            next_rename: state.next_rename,
             epoch: 0,
             locks: HashMap::new(),
             free_bytes: state.free_bytes,
@@ -230,12 +241,13 @@ impl DirNode {
         self.unsynced.push(change);
     }
 
-    fn crash(&mut self, fate: u64, random: &mut SplitMix) {
+    fn crash(&mut self, fate: u64, seed: u64, random: &mut SplitMix) {
         for change in self.unsynced.drain(..) {
-            let keep = match fate {
-                0 => false,
-                1 => true,
-                _ => random.one_in(2),
+            let keep = match (fate, change.half_of) {
+                (0, _) => false,
+                (1, _) => true,
+                (_, Some(rename)) => SplitMix(seed ^ rename.rotate_left(32)).one_in(2),
+                (_, None) => random.one_in(2),
             };
             if keep {
                 Self::apply(&mut self.durable, &change);
@@ -291,7 +303,7 @@ impl State {
     fn add(&mut self, path: &Path, node: Node) -> io::Result<u64> {
         let id = self.next_node;
         let (dir, name) = self.parent(path)?;
-        dir.change(NameChange { gone: None, come: Some((name, id)) });
+        dir.change(NameChange { gone: None, come: Some((name, id)), half_of: None });
         self.next_node += 1;
         self.nodes.insert(id, node);
         Ok(id)
@@ -379,14 +391,23 @@ impl Disk for MemoryDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        if from.parent() != to.parent() {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "renames stay within one directory"));
-        }
         let mut state = self.state.lock();
         let id = state.resolve(from)?;
-        let target = to.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        if from.parent() == to.parent() {
+            let target = to.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+            let (dir, name) = state.parent(from)?;
+            dir.change(NameChange { gone: Some(name), come: Some((target, id)), half_of: None });
+            return Ok(());
+        }
+        if matches!(state.nodes.get(&id), Some(Node::Dir(_))) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "directories stay in their directory"));
+        }
+        let half_of = Some(state.next_rename);
+        state.next_rename += 1;
+        let (dir, target) = state.parent(to)?;
+        dir.change(NameChange { gone: None, come: Some((target, id)), half_of });
         let (dir, name) = state.parent(from)?;
-        dir.change(NameChange { gone: Some(name), come: Some((target, id)) });
+        dir.change(NameChange { gone: Some(name), come: None, half_of });
         Ok(())
     }
 
@@ -395,7 +416,7 @@ impl Disk for MemoryDisk {
         let id = state.resolve(path)?;
         state.file(id)?;
         let (dir, name) = state.parent(path)?;
-        dir.change(NameChange { gone: Some(name), come: None });
+        dir.change(NameChange { gone: Some(name), come: None, half_of: None });
         Ok(())
     }
 
@@ -404,7 +425,7 @@ impl Disk for MemoryDisk {
         let id = state.resolve(path)?;
         state.dir(id)?;
         let (dir, name) = state.parent(path)?;
-        dir.change(NameChange { gone: Some(name), come: None });
+        dir.change(NameChange { gone: Some(name), come: None, half_of: None });
         Ok(())
     }
 

@@ -6,7 +6,9 @@
 //! The rules that an implementation must keep (checked by the shared conformance suite):
 //! - bytes written are visible to every reader at once, and durable only after [`DiskFile::sync_data`] or [`Volume::sync`];
 //! - a name created, renamed or removed is durable only after [`Disk::sync_dir`] of its directory or [`Volume::sync`];
-//! - a rename within one directory replaces its target atomically.
+//! - a rename within one directory replaces its target atomically;
+//! - a rename into another directory is durable once both directories are; before that a crash may leave the name in
+//!   either or, when only the new directory was synced, in both.
 
 mod faulty;
 mod memory;
@@ -53,7 +55,7 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Names in a directory, in no particular order.
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>>;
-    /// Renames a file or directory within its directory, replacing a file at `to`.
+    /// Renames a file, or a directory within its directory, replacing a file at `to`.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
@@ -83,6 +85,11 @@ pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
     /// Whether the file has no bytes.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
+    }
+    /// Asks for the file's clean pages to leave the page cache, so that the next read sees the disk. Only a hint, and slow
+    /// for whoever reads the file just then.
+    fn forget_cached(&self) -> io::Result<()> {
+        Ok(())
     }
     /// The whole file as memory. Only for files that are never changed after they got their name.
     fn map(&self) -> io::Result<Box<dyn FileMap>>;

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::{
     buffer::spare_capacity,
-    fs::{FlockOperation, fdatasync, flock, fstatvfs, syncfs},
+    fs::{Advice, FlockOperation, fadvise, fdatasync, flock, fstatvfs, syncfs},
     io::{Errno, pread, pwritev},
 };
 
@@ -126,6 +126,10 @@ impl DiskFile for RealFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn forget_cached(&self) -> io::Result<()> {
+        Ok(fadvise(&self.0, 0, None, Advice::DontNeed)?)
     }
 
     fn map(&self) -> io::Result<Box<dyn FileMap>> {

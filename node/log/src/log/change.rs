@@ -310,13 +310,17 @@ impl LogInner {
     ) -> Result<u64, LogError> {
         let path = self.dir.join(segment_name(contents.base_index));
         let mut reader = FrameReader::new(file.clone(), seed, SEGMENT_HEADER as u64, contents.data_len, SCAN_CHUNK);
+        let mut at = contents.base_index;
         loop {
             let position = reader.position();
             match reader.peek() {
                 Ok(Some(header)) if header.index >= next => return Ok(position),
-                Ok(Some(header)) => reader.skip(&header),
+                Ok(Some(header)) => {
+                    at = header.index.saturating_add(1);
+                    reader.skip(&header);
+                }
                 Ok(None) => return Ok(position),
-                Err(Stop::Bad(error)) => return Err(LogError::damaged(&path, position, None, error)),
+                Err(Stop::Bad(error)) => return Err(LogError::damaged(&path, position, Some(at), error)),
                 Err(Stop::Io(error)) => return Err(LogError::io(&path, "read the segment", error)),
             }
         }
@@ -445,7 +449,8 @@ impl LogInner {
     pub(crate) fn finish_close(self: &Arc<Self>) {
         let mut state = self.state.lock();
         state.closed = true;
-        while state.writer.is_none() || state.sealing > 0 {
+        // A log that was dropped may have entries on their way still.
+        while !state.is_idle() {
             self.changed.wait(&mut state);
         }
         self.release(&mut state);

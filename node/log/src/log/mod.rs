@@ -15,6 +15,8 @@ mod change;
 mod checkpoint;
 mod read;
 mod recover;
+mod repair;
+mod verify;
 mod write;
 
 use std::{
@@ -38,6 +40,7 @@ use crate::{
 };
 
 pub(crate) use recover::CleanMark;
+pub use repair::Cut;
 pub(crate) use write::{Piece, Writer};
 
 /// Memory that one cached entry takes beside its payload, roughly.
@@ -101,8 +104,8 @@ pub struct SegmentInfo {
     pub min_timestamp: Option<i64>,
     /// Greatest timestamp, `None` if it has no data entries.
     pub max_timestamp: Option<i64>,
-    /// BLAKE3 of its content, equal on every replica that cut its segments at the same places; `None` until it is sealed.
-    pub hash: Option<[u8; 32]>,
+    /// Its [`crate::ContentHash`], equal on every replica that cut its segments at the same places; `None` until it is sealed.
+    pub content_hash: Option<[u8; 32]>,
 }
 
 /// What [`Log::delete_before`] removed, and where the log starts now.
@@ -366,11 +369,10 @@ impl LogInner {
         state.check_usable()?;
         state.changing = true;
         loop {
-            if state.failure.is_some() {
-                let error = state.check_usable();
+            if let Err(error) = state.check_usable() {
                 state.changing = false;
                 self.changed.notify_all();
-                return Err(error.err().unwrap_or(LogError::Closed));
+                return Err(error);
             }
             if state.durable_next == state.next_index
                 && state.pending.is_empty()
@@ -494,7 +496,7 @@ impl Log {
                 bytes: segment.file_len(),
                 min_timestamp: has_data.then_some(contents.min_timestamp),
                 max_timestamp: has_data.then_some(contents.max_timestamp),
-                hash: match segment.phase {
+                content_hash: match segment.phase {
                     Phase::Sealed { hash } => Some(hash),
                     Phase::Open { .. } => None,
                 },

@@ -20,7 +20,7 @@ use crate::{
 const MAX_CHUNK: usize = 4 << 20;
 
 /// A read raced with a truncation, or failed.
-enum Interrupted {
+pub(super) enum Interrupted {
     Again,
     Failed(LogError),
 }
@@ -33,14 +33,14 @@ impl From<LogError> for Interrupted {
 
 /// What to look up in a sparse index.
 #[derive(Clone, Copy)]
-enum Lookup {
+pub(super) enum Lookup {
     Index(u64),
     Offset(u64),
     Time(i64),
 }
 
 /// Where to read in one segment.
-struct Plan {
+pub(super) struct Plan {
     file: Arc<dyn DiskFile>,
     contents: Contents,
     start: u64,
@@ -207,7 +207,7 @@ impl LogInner {
     }
 
     /// Looks up where to start reading in a segment, and where it is certainly enough for entries below `stop`.
-    fn plan(
+    pub(super) fn plan(
         &self,
         state: parking_lot::MutexGuard<'_, State>,
         segment: usize,
@@ -239,7 +239,7 @@ impl LogInner {
     }
 
     /// Reads frames into `found` from index `at` up to `stop`. Returns false when the budget is used up.
-    fn collect(
+    pub(super) fn collect(
         &self,
         plan: &Plan,
         at: &mut u64,
@@ -356,19 +356,19 @@ impl LogInner {
     }
 
     /// An error while reading: real, unless the log was changed, or the segment deleted, underneath.
-    fn explain(&self, error: LogError, generation: u64) -> Interrupted {
+    pub(super) fn explain(&self, error: LogError, generation: u64) -> Interrupted {
         if self.state.lock().generation != generation {
             return Interrupted::Again;
         }
         if matches!(error, LogError::Damaged { .. }) {
             self.shared.metrics.damage_found.add(1);
-            tracing::error!(log = %self.id, %error, "damage found while reading");
+            tracing::error!(log = %self.id, %error, "damage found");
         }
         Interrupted::Failed(error)
     }
 }
 
 /// The last segment for which `at_or_before` holds. The first always qualifies: callers checked the log's start.
-fn segment_of(state: &State, at_or_before: impl Fn(&Contents) -> bool) -> usize {
+pub(super) fn segment_of(state: &State, at_or_before: impl Fn(&Contents) -> bool) -> usize {
     state.segments.partition_point(|segment| at_or_before(&segment.contents)).saturating_sub(1)
 }

@@ -145,23 +145,33 @@ impl StartMark {
 }
 
 /// A segment file as found.
-struct FoundSegment {
-    base_index: u64,
-    file: Arc<dyn DiskFile>,
-    file_len: u64,
-    header: Result<SegmentHeader, HeaderError>,
+pub(crate) struct FoundSegment {
+    pub(crate) base_index: u64,
+    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) file_len: u64,
+    pub(crate) header: Result<SegmentHeader, HeaderError>,
     footer: Option<Footer>,
 }
 
 /// The first place where the log does not go on as it should.
-struct Break {
+pub(crate) struct Break {
     /// Position in the list of segments.
-    segment: usize,
+    pub(crate) segment: usize,
     position: u64,
-    index: u64,
+    pub(crate) index: u64,
     reason: String,
     /// Intact bytes that this release does not understand: never cut.
-    foreign: bool,
+    pub(crate) foreign: bool,
+}
+
+/// A log's files and what the journal says of them, before any judgement.
+pub(crate) struct Survey {
+    pub(crate) found: Vec<FoundSegment>,
+    /// Where the log starts.
+    pub(crate) start: Expect,
+    /// The highest index that the journal says is on disk (exclusive).
+    pub(crate) journal_mark: u64,
+    pub(crate) clean: Option<CleanMark>,
 }
 
 /// What opening a log came to.
@@ -175,6 +185,20 @@ impl LogInner {
     /// Builds the state from what is on disk. `known_durable`: the log failed earlier in this process, and nothing from that
     /// index on can be trusted, even if it reads well, since the page cache may hold what the disk does not.
     pub(crate) fn recover(&self, known_durable: Option<u64>) -> Result<Recovered, LogError> {
+        let Survey { found, start, journal_mark, clean } = self.survey(known_durable)?;
+        if let Some(misplaced) = found.iter().find(|segment| segment.is_misplaced())
+            && let Err(error) = misplaced.header
+        {
+            self.shared.metrics.damage_found.add(1);
+            let path = self.dir.join(segment_name(misplaced.base_index));
+            return Err(LogError::damaged(&path, 16, Some(misplaced.base_index), error));
+        }
+        let scan = Scan::run(self, &found, start, journal_mark, clean)?.judge(self, &found, known_durable)?;
+        self.finish(found, scan, journal_mark, clean.is_some())
+    }
+
+    /// Looks at everything there is of the log. Completes a reset that was interrupted; changes nothing else that counts.
+    pub(crate) fn survey(&self, known_durable: Option<u64>) -> Result<Survey, LogError> {
         self.sweep()?;
         let start = self.shared.journal.get((self.id, Space::Engine, engine_key::START));
         let start = start.and_then(|bytes| StartMark::decode(&bytes));
@@ -184,14 +208,13 @@ impl LogInner {
             self.empty_on_disk(std::mem::take(&mut bases), start.first_index, start.start_offset)?;
         }
         let start = Expect { index: start.first_index, offset: start.start_offset, prev_crc: 0 };
-        let mut found = bases.iter().map(|base| self.look_at(*base)).collect::<Result<Vec<_>, _>>()?;
-        let marked = self.journal_mark().max(self.journal_clean_mark().map_or(0, |mark| mark.newest.next_index));
+        let found = bases.iter().map(|base| self.look_at(*base)).collect::<Result<Vec<_>, _>>()?;
+        let journal_mark = self.journal_mark().max(self.journal_clean_mark().map_or(0, |mark| mark.newest.next_index));
         let clean = match known_durable {
             None => self.clean_mark(&found),
             Some(_) => None,
         };
-        let scan = Scan::run(self, &mut found, start, marked, clean, known_durable)?;
-        self.finish(found, scan, marked, clean.is_some())
+        Ok(Survey { found, start, journal_mark, clean })
     }
 
     /// Removes files that an interrupted replacement left behind.
@@ -231,16 +254,15 @@ impl LogInner {
         let file = self.shared.disk.open(&path, OpenMode::Write).map_err(io("open the segment"))?;
         let file_len = file.len().map_err(io("read the segment"))?;
         let bytes = file.read_at(0, SEGMENT_HEADER).map_err(io("read the segment's header"))?;
-        let header = SegmentHeader::decode(&bytes);
-        if let Err(HeaderError::Version(found)) = header {
-            return Err(LogError::NewerFormat { path, found, supported: crate::segment::SEGMENT_VERSION });
-        }
-        if let Ok(header) = &header
-            && (header.id != self.id || header.base_index != base_index)
-        {
-            let reason = format!("it says it is segment {} of log {}", header.base_index, header.id);
-            return Err(LogError::damaged(&path, 16, Some(base_index), reason));
-        }
+        let header = match SegmentHeader::decode(&bytes) {
+            Err(HeaderError::Version(found)) => {
+                return Err(LogError::NewerFormat { path, found, supported: crate::segment::SEGMENT_VERSION });
+            }
+            Ok(header) if header.id != self.id || header.base_index != base_index => {
+                Err(HeaderError::Misplaced { id: header.id, base_index: header.base_index })
+            }
+            other => other,
+        };
         let footer =
             Footer::read(&*file, file_len, seed(self.id, base_index)).map_err(io("read the segment's footer"))?;
         Ok(FoundSegment { base_index, file, file_len, header, footer: footer.filter(|_| header.is_ok()) })
@@ -333,21 +355,36 @@ impl LogInner {
     }
 }
 
+impl FoundSegment {
+    /// The file is intact and belongs elsewhere.
+    pub(crate) fn is_misplaced(&self) -> bool {
+        matches!(self.header, Err(HeaderError::Misplaced { .. }))
+    }
+}
+
 /// The pass over all segments, oldest first, that finds where the valid log ends.
-struct Scan {
-    segments: Vec<Segment>,
+pub(crate) struct Scan {
+    /// The segments up to the break; the last one has what is intact before it.
+    pub(crate) segments: Vec<Segment>,
     /// What the entry after the last valid one says of its place.
-    expect: Expect,
+    pub(crate) expect: Expect,
+    pub(crate) broken: Option<Break>,
+    /// The highest durable mark found anywhere (exclusive).
+    pub(crate) marked: u64,
+    /// Index after the last intact frame found anywhere, even behind the break.
+    pub(crate) seen: u64,
+    /// Not everything could be taken by footers and marks.
+    scanned: bool,
 }
 
 impl Scan {
-    fn run(
+    /// Looks, and changes nothing.
+    pub(crate) fn run(
         log: &LogInner,
-        found: &mut [FoundSegment],
+        found: &[FoundSegment],
         start: Expect,
         journal_mark: u64,
         clean: Option<CleanMark>,
-        known_durable: Option<u64>,
     ) -> Result<Self, LogError> {
         let mut segments = Vec::new();
         let mut expect = start;
@@ -363,7 +400,9 @@ impl Scan {
             let header = match &this.header {
                 Ok(header) => *header,
                 Err(error) => {
-                    broken = Some(break_at(0, this.base_index, error.to_string()));
+                    // Segments before it may be missing too.
+                    let index = if at == 0 { this.base_index } else { this.base_index.min(expect.index) };
+                    broken = Some(break_at(0, index, error.to_string()));
                     break;
                 }
             };
@@ -417,57 +456,92 @@ impl Scan {
                 break;
             }
         }
-        log.shared.metrics.recoveries.add(u64::from(scanned || broken.is_some()));
+        let mut seen = expect.index;
         if let Some(place) = &broken {
-            marked = marked.max(marks_after(log, found, place)?);
+            let after = look_behind(log, found, place)?;
+            marked = marked.max(after.marked);
+            seen = seen.max(after.seen);
         }
-        let verdict = broken.as_ref().map_or(expect.index, |place| place.index);
-        // A failed log is cut at what its last flush covered; marks never exceed that.
-        let cut_at = known_durable.unwrap_or(u64::MAX);
-        if verdict < marked.min(cut_at) || broken.as_ref().is_some_and(|place| place.foreign) {
+        let scanned = scanned || broken.is_some();
+        Ok(Self { segments, expect, broken, marked, seen, scanned })
+    }
+
+    /// Index of the entry that should stand at the break; the log's end if there is none.
+    pub(crate) fn verdict(&self) -> u64 {
+        self.broken.as_ref().map_or(self.expect.index, |place| place.index)
+    }
+
+    /// The error, if entries that were durable are bad or missing. A log that failed earlier was known to be on disk up to
+    /// `known_durable` only; marks never exceed that.
+    pub(crate) fn damage(
+        &self,
+        log: &LogInner,
+        found: &[FoundSegment],
+        known_durable: Option<u64>,
+    ) -> Option<LogError> {
+        let (verdict, marked) = (self.verdict(), self.marked);
+        let foreign = self.broken.as_ref().is_some_and(|place| place.foreign);
+        if verdict >= marked.min(known_durable.unwrap_or(u64::MAX)) && !foreign {
+            return None;
+        }
+        Some(match &self.broken {
+            Some(place) => {
+                let path = log.dir.join(segment_name(found[place.segment].base_index));
+                let reason = format!("{}; entries below {marked} were durable", place.reason);
+                LogError::damaged(path, place.position, Some(place.index), reason)
+            }
+            None => {
+                let last = found.last().map_or(log.dir.clone(), |last| log.dir.join(segment_name(last.base_index)));
+                let end = found.last().map_or(0, |last| last.file_len);
+                let reason = format!("the log ends before entry {verdict}, but entries below {marked} were durable");
+                LogError::damaged(last, end, Some(verdict), reason)
+            }
+        })
+    }
+
+    /// Tells damage from a torn write, which is left out of what is returned.
+    fn judge(mut self, log: &LogInner, found: &[FoundSegment], known_durable: Option<u64>) -> Result<Self, LogError> {
+        log.shared.metrics.recoveries.add(u64::from(self.scanned));
+        if let Some(error) = self.damage(log, found, known_durable) {
             log.shared.metrics.damage_found.add(1);
-            let last = found.last().map_or(log.dir.clone(), |last| log.dir.join(segment_name(last.base_index)));
-            return Err(match broken {
-                Some(place) => {
-                    let path = log.dir.join(segment_name(found[place.segment].base_index));
-                    let reason = format!("{}; entries below {marked} were durable", place.reason);
-                    LogError::damaged(path, place.position, Some(place.index), reason)
-                }
-                None => {
-                    let end = found.last().map_or(0, |last| last.file_len);
-                    let reason =
-                        format!("the log ends before entry {verdict}, but entries below {marked} were durable");
-                    LogError::damaged(last, end, Some(verdict), reason)
-                }
-            });
+            return Err(error);
         }
-        if let Some(place) = &broken {
+        let cut_at = known_durable.unwrap_or(u64::MAX);
+        if let Some(place) = &self.broken {
             tracing::info!(
-                log = %log.id, index = place.index, position = place.position, reason = %place.reason, durable_mark = marked,
+                log = %log.id, index = place.index, position = place.position, reason = %place.reason, durable_mark = self.marked,
                 "cut a torn, unacknowledged tail"
             );
         }
-        if expect.index > cut_at {
-            cut_to(log, &mut segments, cut_at, &mut expect)?;
+        let segments = &mut self.segments;
+        if self.expect.index > cut_at {
+            cut_to(log, segments, cut_at, &mut self.expect)?;
         }
         // A break at the start of a segment leaves a segment without entries, unless it is the first: not worth a file.
         while segments.len() > 1 && segments.last().is_some_and(|last| last.contents.is_empty()) {
             segments.pop();
         }
-        Ok(Self { segments, expect })
+        Ok(self)
     }
 }
 
-/// The highest durable mark in valid frames after a break. Blocks reach the disk in any order, so there may be some.
-fn marks_after(log: &LogInner, found: &[FoundSegment], place: &Break) -> Result<u64, LogError> {
-    let mut marked = 0;
-    for (at, segment) in found.iter().enumerate().skip(place.segment) {
+/// What stands behind a break.
+struct Behind {
+    marked: u64,
+    seen: u64,
+}
+
+/// The highest durable mark, and the last entry, in valid frames after a break. Blocks reach the disk in any order, so there
+/// may be some.
+fn look_behind(log: &LogInner, found: &[FoundSegment], place: &Break) -> Result<Behind, LogError> {
+    let mut behind = Behind { marked: 0, seen: 0 };
+    for (at, segment) in found.iter().enumerate().skip(place.segment).filter(|(_, segment)| !segment.is_misplaced()) {
         let path = log.dir.join(segment_name(segment.base_index));
         if let Ok(header) = &segment.header {
-            marked = marked.max(header.durable_mark);
+            behind.marked = behind.marked.max(header.durable_mark);
         }
         if let Some(footer) = &segment.footer {
-            marked = marked.max(footer.contents.next_index);
+            behind.marked = behind.marked.max(footer.contents.next_index);
             continue;
         }
         let start = if at == place.segment { place.position.max(SEGMENT_HEADER as u64) } else { SEGMENT_HEADER as u64 };
@@ -475,13 +549,16 @@ fn marks_after(log: &LogInner, found: &[FoundSegment], place: &Break) -> Result<
         let mut reader = FrameReader::new(segment.file.clone(), seed, start, segment.file_len, SCAN_CHUNK);
         loop {
             match reader.resync() {
-                Ok(Some(frame)) => marked = marked.max(frame.header.durable_mark),
+                Ok(Some(frame)) => {
+                    behind.marked = behind.marked.max(frame.header.durable_mark);
+                    behind.seen = behind.seen.max(frame.header.index.saturating_add(1));
+                }
                 Ok(None) => break,
                 Err(error) => return Err(LogError::io(&path, "read the segment", error)),
             }
         }
     }
-    Ok(marked)
+    Ok(behind)
 }
 
 /// Shortens what was found to the entries below `cut_at`, after a failed flush: they read well, but may not be on disk.

@@ -116,7 +116,7 @@ pub fn log_dir(n: u32) -> PathBuf {
 
 /// Waits until every finished segment is sealed.
 pub fn wait_sealed(log: &Log) {
-    while log.segments().iter().rev().skip(1).any(|segment| segment.hash.is_none()) {
+    while log.segments().iter().rev().skip(1).any(|segment| segment.content_hash.is_none()) {
         std::thread::yield_now();
     }
 }

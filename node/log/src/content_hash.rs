@@ -1,0 +1,65 @@
+//! The content hash: what a run of entries says, equal on every replica that holds them.
+//!
+//! BLAKE3 over, for each entry in order, its index, term, leader, base offset, timestamp, record count, kind and payload length
+//! (56 bytes), then its payload; see `docs/disk-format.md`. It leaves out what only one replica knows: durable marks, the chain,
+//! and where segments begin.
+
+use crate::{
+    EntryKind, StoredEntry,
+    bytes_le::{put_i64, put_u32, put_u64},
+    frame::FrameHeader,
+};
+
+/// Hashes a run of entries, one after the other. Over the entries of one sealed segment it comes to what
+/// [`crate::SegmentInfo::content_hash`] says, over those of a range to [`crate::Log::digest`].
+#[derive(Debug, Clone)]
+pub struct ContentHash(blake3::Hasher);
+
+impl Default for ContentHash {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ContentHash {
+    /// The hash of no entries yet.
+    pub fn new() -> Self {
+        Self(blake3::Hasher::new())
+    }
+
+    /// Adds the next entry.
+    pub fn update(&mut self, stored: &StoredEntry) {
+        let entry = &stored.entry;
+        self.add(
+            [entry.index, entry.term, entry.leader, stored.base_offset],
+            entry.max_timestamp,
+            entry.record_count,
+            entry.kind,
+            &entry.payload,
+        );
+    }
+
+    /// Adds a frame as read.
+    pub(crate) fn update_frame(&mut self, header: &FrameHeader, payload: &[u8]) {
+        let numbers = [header.index, header.term, header.leader, header.base_offset];
+        self.add(numbers, header.max_timestamp, header.record_count, header.kind, payload);
+    }
+
+    fn add(&mut self, numbers: [u64; 4], timestamp: i64, record_count: u32, kind: EntryKind, payload: &[u8]) {
+        let mut fixed = [0; 56];
+        for (at, number) in numbers.into_iter().enumerate() {
+            put_u64(&mut fixed, at * 8, number);
+        }
+        put_i64(&mut fixed, 32, timestamp);
+        put_u32(&mut fixed, 40, record_count);
+        put_u32(&mut fixed, 44, u32::from(kind as u8));
+        put_u64(&mut fixed, 48, payload.len() as u64);
+        self.0.update(&fixed);
+        self.0.update(payload);
+    }
+
+    /// The hash of what was added so far. More may be added afterwards.
+    pub fn finalize(&self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
+    }
+}
