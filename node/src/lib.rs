@@ -8,7 +8,9 @@
 pub mod broker;
 pub mod config;
 pub mod controller;
+pub mod discovery;
 pub mod listeners;
+pub mod membership;
 pub mod ops;
 pub mod partition;
 pub mod peers;

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use chronicle_client::tcp_connector;
+use chronicle_log::disk::RealDisk;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, BrokerError};
@@ -50,22 +52,18 @@ pub async fn run(mut config: Config, stop: CancellationToken, ready: impl FnOnce
 
     let ops_stop = CancellationToken::new();
     let ops_task = tokio::spawn(ops.serve(ops_stop.clone()));
-    let result = match Broker::start(Arc::new(config)).await {
+    let opened = Broker::prepare(Arc::new(config), Arc::new(RealDisk), tcp_connector()).await;
+    let result = match opened {
         Err(error) => Err(error.into()),
         Ok(broker) => {
             collect_node(&metrics, &broker);
             probe.attach(broker.clone());
             let server = listeners::Server::new(acceptor, data, broker.clone(), metrics);
+            // Peers are answered from the first moment on: that is how a cluster comes to be.
             let server_task = tokio::spawn(server.serve(stop.clone()));
-            ready(&serving);
-            // A node whose controller group failed has nothing to go by; it starts again from what is on disk.
-            let failed = tokio::select! {
-                biased;
-                () = stop.cancelled() => None,
-                error = broker.failed() => Some(error),
-            };
+            let failed = serve(&broker, &stop, || ready(&serving)).await;
             if let Some(error) = &failed {
-                tracing::error!(%error, "the controller group failed: the node stops");
+                tracing::error!(%error, "the node stops");
             }
             stop.cancel();
             if let Err(error) = server_task.await {
@@ -80,4 +78,22 @@ pub async fn run(mut config: Config, stop: CancellationToken, ready: impl FnOnce
         tracing::error!(%error, "the ops listener panicked");
     }
     result
+}
+
+/// Until the node is to stop (`None`), is refused by its cluster, or has lost its controller group: a node without one has
+/// nothing to go by, and starts again from what is on disk.
+async fn serve(broker: &Broker, stop: &CancellationToken, ready: impl FnOnce()) -> Option<BrokerError> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => return None,
+        established = broker.establish() => match established {
+            Ok(()) => ready(),
+            Err(error) => return Some(error),
+        },
+    }
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        error = broker.failed() => Some(error),
+    }
 }

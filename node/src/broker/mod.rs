@@ -7,6 +7,9 @@ mod cluster;
 mod decode;
 mod disk_space;
 mod error;
+mod housekeeping;
+mod joining;
+mod peer_calls;
 mod reads;
 mod start;
 mod topics;
@@ -15,6 +18,7 @@ pub(crate) mod validate;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use chronicle_log::{LogId, Store};
 use parking_lot::RwLock;
@@ -25,10 +29,13 @@ use tokio_util::task::TaskTracker;
 
 use disk_space::DiskSpace;
 pub use error::{BrokerError, ErrorKind, Reason};
+pub(crate) use start::now_ms;
 pub use types::*;
 
 use crate::config::Config;
 use crate::controller::{Controller, unknown_topic};
+use crate::discovery::Discovery;
+use crate::membership::Membership;
 use crate::partition::{Answer, Environment, Partition, Slot, SlotState};
 
 /// How often the controller group is looked at for a failure.
@@ -63,22 +70,27 @@ struct Inner {
     config: Arc<Config>,
     store: Arc<Store>,
     env: Arc<Environment>,
-    controller: Controller,
+    membership: Arc<Membership>,
+    discovery: Arc<dyn Discovery>,
     /// Partitions that have been used, by log.
     slots: RwLock<HashMap<LogId, Arc<Slot>>>,
     disk_space: DiskSpace,
     /// Held while a topic is changed: what is changed is what was read.
     changing_topics: tokio::sync::Mutex<()>,
+    /// The cluster knows of this process of the node.
+    established: AtomicBool,
     stop: CancellationToken,
+    /// Ends what peers are served with, last of all.
+    peer_stop: CancellationToken,
     tasks: TaskTracker,
-    /// Taken at shutdown: a runtime must not be dropped inside another one.
-    consensus: parking_lot::Mutex<Option<Runtime>>,
+    /// Consensus and liveness. Taken at shutdown: a runtime must not be dropped inside another one.
+    runtimes: parking_lot::Mutex<Vec<Runtime>>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         // Nobody called `shutdown`: dropping the runtime here would panic inside another one.
-        if let Some(runtime) = self.consensus.lock().take() {
+        for runtime in self.runtimes.lock().drain(..) {
             runtime.shutdown_background();
         }
     }
@@ -113,8 +125,14 @@ impl Broker {
         if self.inner.stop.is_cancelled() {
             return Readiness::NotReady("stopping".into());
         }
-        match self.inner.controller.failure() {
+        let Some(controller) = self.inner.env.controller.get() else {
+            return Readiness::NotReady(self.inner.membership.status().borrow().clone());
+        };
+        match controller.failure() {
             Some(error) => Readiness::NotReady(format!("controller group: {error}")),
+            None if !self.inner.established.load(Ordering::Acquire) => {
+                Readiness::NotReady("the cluster has not taken note of this node yet".into())
+            }
             None => Readiness::Ready,
         }
     }
@@ -124,7 +142,7 @@ impl Broker {
         let mut tick = tokio::time::interval(FAILURE_CHECK);
         loop {
             tick.tick().await;
-            if let Some(error) = self.inner.controller.failure() {
+            if let Some(error) = self.inner.env.controller.get().and_then(|controller| controller.failure()) {
                 return error;
             }
         }
@@ -132,7 +150,7 @@ impl Broker {
 
     /// Counts for metrics.
     pub fn partition_counts(&self) -> PartitionCounts {
-        let state = self.inner.controller.state();
+        let state = self.inner.env.state();
         let mut counts = PartitionCounts {
             topics: state.topics.len(),
             partitions: state.topics.values().map(|topic| topic.partitions as usize).sum(),
@@ -143,7 +161,7 @@ impl Broker {
                 SlotState::Active(partition) if partition.failure().is_some() => counts.failed += 1,
                 SlotState::Active(_) => counts.active += 1,
                 SlotState::Failed { .. } => counts.failed += 1,
-                SlotState::Dormant | SlotState::Closed => {}
+                SlotState::Dormant | SlotState::Filling(_) | SlotState::Closed => {}
             }
         }
         counts
@@ -155,14 +173,14 @@ impl Broker {
     /// # Errors
     /// Everything that [`Broker::produce`] refuses before the append has its place in the queue.
     pub async fn submit(&self, request: Produce) -> Result<PendingProduce, BrokerError> {
-        let topic = self.topic(&request.target)?;
+        let topic = self.topic(&request.target).await?;
         if let Some(expectation) = &request.expectation {
             validate::expectation(expectation)?;
         }
         let limits = &self.inner.config.limits;
         let (batch, header) = validate::batch(request.payload, request.producer, &topic, limits, start::now_ms())?;
         self.inner.disk_space.check(&self.inner.store)?;
-        let partition = self.open(&topic, request.target.partition).await?;
+        let partition = self.lead(&topic, request.target.partition).await?;
         let answer = partition.submit(batch, header, request.expectation).await?;
         Ok(PendingProduce { answer })
     }
@@ -184,15 +202,48 @@ impl Broker {
     /// [`Reason::DiskFull`]; failures of the controller group.
     pub async fn init_producer(&self) -> Result<(i64, i16), BrokerError> {
         self.inner.disk_space.check(&self.inner.store)?;
-        Ok((self.inner.controller.producer_id().await?, 0))
+        Ok((self.controller()?.producer_id().await?, 0))
     }
 
-    /// The topic of a request, when it has the partition asked for.
-    fn topic(&self, target: &TopicPartition) -> Result<Topic, BrokerError> {
-        let state = self.inner.controller.state();
-        let topic = state.topics.get(&target.topic).ok_or_else(|| unknown_topic(&target.topic))?;
+    /// The controller group on this node.
+    fn controller(&self) -> Result<&Arc<Controller>, BrokerError> {
+        self.inner.env.controller.get().ok_or_else(|| {
+            let status = self.inner.membership.status().borrow().clone();
+            BrokerError::new(Reason::Unavailable, format!("the node is not part of a cluster yet: {status}"))
+        })
+    }
+
+    /// The topic of a request, when it has the partition asked for. What this node does not know it asks the controller
+    /// leader for once: it may have been agreed a moment ago.
+    async fn topic(&self, target: &TopicPartition) -> Result<Topic, BrokerError> {
+        match self.known_topic(target) {
+            Ok(topic) => Ok(topic),
+            Err(error) if self.alone() => Err(error),
+            // Boxed: rare, and large.
+            Err(error) => match Box::pin(self.controller()?.sync()).await {
+                Ok(()) => self.known_topic(target),
+                // Without a leader to ask, what is known here is as good as it gets.
+                Err(_) => Err(error),
+            },
+        }
+    }
+
+    fn known_topic(&self, target: &TopicPartition) -> Result<Topic, BrokerError> {
+        let state = self.inner.env.state();
+        let topic = match state.topics.get(&target.topic) {
+            Some(topic) => topic,
+            None => {
+                self.controller()?;
+                return Err(unknown_topic(&target.topic));
+            }
+        };
         validate::partition(topic, target.partition)?;
         Ok(topic.clone())
+    }
+
+    /// This node is the whole cluster.
+    fn alone(&self) -> bool {
+        self.inner.env.state().nodes.len() <= 1
     }
 
     fn slot(&self, topic: &Topic, partition: i32) -> Result<Arc<Slot>, BrokerError> {
@@ -202,16 +253,41 @@ impl Broker {
         }
         let mut slots = self.inner.slots.write();
         // A topic that was deleted since the caller saw it gets no slots any more.
-        if self.inner.controller.state().topics.get(&topic.name).is_none_or(|agreed| agreed.id != topic.id) {
+        if self.inner.env.state().topics.get(&topic.name).is_none_or(|agreed| agreed.id != topic.id) {
             return Err(unknown_topic(&topic.name));
         }
         Ok(slots.entry(id).or_insert_with(|| Arc::new(Slot::new(self.inner.env.clone(), id))).clone())
     }
 
+    /// The replica of a partition on this node, open.
     async fn open(&self, topic: &Topic, partition: i32) -> Result<Arc<Partition>, BrokerError> {
-        if self.inner.stop.is_cancelled() {
-            return Err(BrokerError::new(Reason::Unavailable, "the node is stopping"));
-        }
+        self.not_stopping()?;
         self.slot(topic, partition)?.get().await
+    }
+
+    /// The replica of a partition on this node, leading.
+    async fn lead(&self, topic: &Topic, partition: i32) -> Result<Arc<Partition>, BrokerError> {
+        self.not_stopping()?;
+        let slot = self.slot(topic, partition)?;
+        // Boxed where it may take a while: the common case stays small.
+        Box::pin(slot.lead()).await
+    }
+
+    fn not_stopping(&self) -> Result<(), BrokerError> {
+        match self.inner.stop.is_cancelled() {
+            true => Err(BrokerError::new(Reason::Unavailable, "the node is stopping")),
+            false => Ok(()),
+        }
+    }
+
+    /// Damage that a read has found is repaired in the background.
+    fn report_damage(&self, topic: &Topic, partition: i32, error: &BrokerError) {
+        let index = error.value("index").and_then(|index| index.parse().ok());
+        if error.reason != Reason::DataDamaged || index.is_none() {
+            return;
+        }
+        if let (Ok(slot), Some(index)) = (self.slot(topic, partition), index) {
+            self.inner.tasks.spawn(async move { slot.damaged(index).await });
+        }
     }
 }

@@ -19,14 +19,19 @@ impl Broker {
     /// [`super::Reason::UnknownTopic`], [`super::Reason::UnknownPartition`], [`super::Reason::DataDamaged`]; failures of
     /// the disk.
     pub async fn fetch(&self, request: Fetch) -> Result<Fetched, BrokerError> {
-        let topic = self.topic(&request.target)?;
+        let topic = self.topic(&request.target).await?;
         let limits = &self.inner.config.limits;
         let max_bytes = match request.max_bytes {
             0 => DEFAULT_FETCH_BYTES.min(limits.fetch_bytes_max),
             bytes => bytes.min(limits.fetch_bytes_max),
         };
         let deadline = Instant::now() + request.max_wait.min(Duration::from_millis(limits.wait_ms_max));
-        let partition = self.open(&topic, request.target.partition).await?;
+        let number = request.target.partition;
+        // Where the log ends only the leader knows.
+        let partition = match request.from {
+            Position::Latest => self.lead(&topic, number).await?,
+            _ => self.open(&topic, number).await?,
+        };
         let mut updates = partition.progress();
         let mut progress = *updates.borrow_and_update();
         let start = resolve(&partition, request.from, progress).await?;
@@ -37,7 +42,8 @@ impl Broker {
                 return Err(out_of_range(start as i64, log_start as i64, end as i64));
             }
             if start < end {
-                let entries = partition.read(start, progress, max_bytes).await?;
+                let read = partition.read(start, progress, max_bytes).await;
+                let entries = read.inspect_err(|error| self.report_damage(&topic, number, error))?;
                 let next = entries.last().map(|entry| entry.next_offset()).unwrap_or(start);
                 return Ok(Fetched {
                     batches: batches_from(&entries, start)?,
@@ -75,10 +81,11 @@ impl Broker {
     /// Offsets of a partition, and the first at or after a time (milliseconds since the Unix epoch).
     ///
     /// # Errors
-    /// As [`Broker::fetch`], without the range.
+    /// As [`Broker::fetch`], without the range; [`super::Reason::NotLeader`]: only the leader knows where the log ends.
     pub async fn offsets(&self, target: &TopicPartition, time_ms: Option<i64>) -> Result<Offsets, BrokerError> {
-        let topic = self.topic(target)?;
-        let partition = self.open(&topic, target.partition).await?;
+        let topic = self.topic(target).await?;
+        let partition = self.lead(&topic, target.partition).await?;
+        partition.read_index().await?;
         let progress = *partition.progress().borrow();
         let at_timestamp = match time_ms {
             Some(time_ms) => record_at_time(&partition, time_ms, progress).await?,

@@ -1,25 +1,32 @@
-//! Starting and stopping a node's core, and the two tasks that run in between.
+//! Starting and stopping a node's core.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use chronicle_client::{Connector, tcp_connector};
 use chronicle_log::disk::{Disk, RealDisk};
-use chronicle_log::{Barrier, LogId, LogSummary, Store, StoreConfig};
+use chronicle_log::{Barrier, Store, StoreConfig};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Broker, BrokerError, DiskSpace, Inner, NewTopic, Reason, Topic, TopicSettings};
+use super::housekeeping::{for_each_bounded, housekeeping, look_after, maintain, sleep_idle};
+use super::joining::{Calls, JournalMemory, advertised};
+use super::peer_calls::handler;
+use super::{Broker, BrokerError, DiskSpace, Inner, Reason};
 use crate::config::{BarrierKind, Config, StorageConfig};
-use crate::controller::Controller;
-use crate::partition::{Environment, Slot, SlotState, log_error};
-use crate::raft::Member;
+use crate::discovery::{self, Announced};
+use crate::membership::{Chance, Membership, Own};
+use crate::partition::{Environment, Slot, Throttle, log_error};
+use crate::peers::{Liveness, LivenessConfig, PeerServer, Peers};
 
-/// Raft id of the first node of a cluster.
-const FIRST_NODE: u64 = 1;
+/// Longest wait for others to take over when the node stops.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Broker {
-    /// Opens the data directory of `config`, starts the controller group and creates the default topic.
+    /// [`Broker::prepare`] and [`Broker::establish`] on the real disk: for a node that is its own cluster.
     ///
     /// # Errors
     /// Everything that keeps the data directory from opening (in use, newer format, read-only, damaged, full), with a
@@ -33,89 +40,154 @@ impl Broker {
     /// # Errors
     /// As [`Broker::start`].
     pub async fn start_on(config: Arc<Config>, disk: Arc<dyn Disk>) -> Result<Broker, BrokerError> {
+        let broker = Self::prepare(config, disk, tcp_connector()).await?;
+        match broker.establish().await {
+            Ok(()) => Ok(broker),
+            Err(error) => {
+                broker.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens the data directory of `config`. The node answers its peers from now on, if they are served
+    /// ([`Broker::peer_server`]); everything else waits for [`Broker::establish`].
+    ///
+    /// # Errors
+    /// As [`Broker::start`]; configuration of discovery that cannot be used.
+    pub async fn prepare(config: Arc<Config>, disk: Arc<dyn Disk>, connector: Connector) -> Result<Broker, BrokerError> {
         let dir = config.node.data_dir.clone();
         let store_config = store_config(&config.storage);
         let store = tokio::task::spawn_blocking(move || Store::open(disk, &dir, store_config))
             .await
             .map_err(|e| BrokerError::new(Reason::Internal, format!("opening the data directory: {e}")))?
             .map_err(|e| log_error(&e))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(consensus_threads())
-            .thread_name("consensus")
-            // No sockets here: a thread that waits only for timers and tasks is woken faster than one in the I/O driver.
-            .enable_time()
-            .build()
-            .map_err(|e| BrokerError::new(Reason::Internal, format!("consensus runtime: {e}")))?;
-        let address = match config.node.advertised_address.as_str() {
-            "" => config.listeners.data.to_string(),
-            address => address.to_string(),
-        };
-        let env = Arc::new(Environment {
-            store: store.clone(),
-            consensus: runtime.handle().clone(),
-            node: FIRST_NODE,
-            member: Member { node_id: store.node_id().to_string(), address },
-            config: config.partitions.clone(),
-            budget: Arc::new(Semaphore::new((config.storage.pending_bytes_max / 1024) as usize)),
-            agreed: Arc::default(),
-        });
-        let controller = match Controller::start(env.clone()).await {
-            Ok(controller) => controller,
+        let consensus = runtime("consensus", consensus_threads())?;
+        let liveness_runtime = runtime("liveness", 1)?;
+        let boot = rand::random::<u64>().max(1);
+        let liveness = Liveness::new(
+            LivenessConfig {
+                interval: Duration::from_millis(config.cluster.beat_interval_ms),
+                suspect_after: Duration::from_millis(config.cluster.suspect_after_ms),
+                boot,
+            },
+            liveness_runtime.handle().clone(),
+        );
+        let window = config.cluster.peer_window_bytes;
+        let peers = Peers::new(connector, consensus.handle().clone(), window, liveness);
+        let discovered = discover(&config, &store, &peers, boot).await;
+        let (membership, discovery) = match discovered {
+            Ok(found) => found,
             Err(error) => {
-                runtime.shutdown_background();
+                peers.close();
+                consensus.shutdown_background();
+                liveness_runtime.shutdown_background();
                 close_store(store).await;
                 return Err(error);
             }
         };
+        let env = Arc::new(Environment {
+            store: store.clone(),
+            consensus: consensus.handle().clone(),
+            peers,
+            config: config.partitions.clone(),
+            cluster: config.cluster.clone(),
+            budget: Arc::new(Semaphore::new((config.storage.pending_bytes_max / 1024) as usize)),
+            agreed: Arc::default(),
+            filling: Arc::new(Throttle::new(config.cluster.fill_bytes_per_second)),
+            controller: Default::default(),
+        });
         let reserve = config.storage.reserve_bytes;
         let broker = Broker {
             inner: Arc::new(Inner {
                 config,
                 store,
                 env,
-                controller,
+                membership,
+                discovery,
                 slots: Default::default(),
                 disk_space: DiskSpace::new(reserve),
                 changing_topics: tokio::sync::Mutex::new(()),
+                established: AtomicBool::new(false),
                 stop: CancellationToken::new(),
+                peer_stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
-                consensus: parking_lot::Mutex::new(Some(runtime)),
+                runtimes: parking_lot::Mutex::new(vec![consensus, liveness_runtime]),
             }),
         };
-        if let Err(error) = broker.settle().await {
-            broker.shutdown().await;
-            return Err(error);
-        }
         broker.inner.tasks.spawn(sleep_idle(broker.clone()));
         broker.inner.tasks.spawn(maintain(broker.clone()));
+        broker.inner.tasks.spawn(housekeeping(broker.clone()));
+        broker.inner.tasks.spawn_on(look_after(broker.clone()), &broker.inner.env.consensus);
         Ok(broker)
     }
 
-    /// Creates the default topic and finishes deletions that a crash interrupted.
-    async fn settle(&self) -> Result<(), BrokerError> {
-        for deleted in self.inner.controller.state().deleted.clone() {
-            self.delete_files(deleted.id).await;
-        }
-        let name = self.inner.config.node.default_topic.clone();
-        if name.is_empty() || self.inner.controller.state().topics.contains_key(&name) {
-            return Ok(());
-        }
-        self.create_topic(NewTopic { name, if_not_exists: true, ..NewTopic::default() }).await.map(|_| ())
+    /// Serves connections of peers that the listener hands over, until [`Broker::shutdown`] is through.
+    pub fn peer_server(&self) -> PeerServer {
+        let stop = self.inner.peer_stop.clone();
+        PeerServer::new(self.inner.env.peers.clone(), handler(self), self.inner.env.consensus.clone(), stop)
     }
 
-    /// Finishes accepted work, then closes every partition and the data directory. Long polls end at once.
+    /// Hands over what this node leads, finishes accepted work, then closes every partition and the data directory. Long
+    /// polls end at once.
     pub async fn shutdown(&self) {
+        if tokio::time::timeout(HAND_OVER_TIMEOUT, self.hand_over_all()).await.is_err() {
+            tracing::warn!("not everything that this node leads was handed over in time");
+        }
         self.inner.stop.cancel();
+        self.inner.discovery.shutdown().await;
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
         let slots: Vec<Arc<Slot>> = self.inner.slots.read().values().cloned().collect();
         for_each_bounded(slots, |slot| async move { slot.close().await }).await;
-        self.inner.controller.close().await;
+        if let Some(controller) = self.inner.env.controller.get() {
+            controller.close().await;
+        }
+        self.inner.peer_stop.cancel();
+        self.inner.env.peers.close();
         close_store(self.inner.store.clone()).await;
-        if let Some(runtime) = self.inner.consensus.lock().take() {
+        for runtime in self.inner.runtimes.lock().drain(..) {
             runtime.shutdown_background();
         }
     }
+}
+
+async fn discover(
+    config: &Config,
+    store: &Arc<Store>,
+    peers: &Arc<Peers>,
+    boot: u64,
+) -> Result<(Arc<Membership>, Arc<dyn discovery::Discovery>), BrokerError> {
+    let refused = |error: String| BrokerError::new(Reason::Unavailable, error);
+    let address = advertised(config);
+    let announced = Announced { node_id: store.node_id(), boot, address: address.clone() };
+    let discovery = discovery::from_config(&config.cluster, &announced).await.map_err(|e| refused(e.to_string()))?;
+    let seeded = config.cluster.discovery != crate::config::DiscoveryKind::Static || !config.cluster.seeds.is_empty();
+    let own = Own {
+        node_id: store.node_id(),
+        name: config.node.name.clone(),
+        address,
+        zone: config.cluster.zone.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        boot,
+        bootstrap_expect: config.cluster.bootstrap_expect,
+        seeded,
+    };
+    let memory = Arc::new(JournalMemory(store.clone()));
+    let calls = Arc::new(Calls(peers.clone()));
+    let membership = Membership::open(own, memory, calls, discovery.clone(), Chance::system())
+        .await
+        .map_err(|e| refused(e.to_string()))?;
+    Ok((Arc::new(membership), discovery))
+}
+
+fn runtime(name: &'static str, threads: usize) -> Result<Runtime, BrokerError> {
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .map_err(|e| BrokerError::new(Reason::Internal, format!("{name} runtime: {e}")))
 }
 
 async fn close_store(store: Arc<Store>) {
@@ -148,96 +220,6 @@ fn store_config(storage: &StorageConfig) -> StoreConfig {
 }
 
 /// Wall-clock time in milliseconds since the Unix epoch: the default timestamp of records.
-pub(super) fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_millis() as i64).unwrap_or(0)
-}
-
-/// Puts partitions to sleep that nobody uses.
-async fn sleep_idle(broker: Broker) {
-    let idle = Duration::from_millis(broker.inner.config.partitions.idle_ms);
-    let mut tick = tokio::time::interval((idle / 4).max(Duration::from_millis(10)));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = broker.inner.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        let slots: Vec<Arc<Slot>> = broker.inner.slots.read().values().cloned().collect();
-        for_each_bounded(slots, |slot| async move { slot.sleep_if_idle(idle).await }).await;
-    }
-}
-
-/// Takes checkpoints and deletes what retention no longer keeps.
-async fn maintain(broker: Broker) {
-    let every = Duration::from_millis(broker.inner.config.partitions.retention_check_ms);
-    let mut tick = tokio::time::interval(every.max(Duration::from_millis(10)));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = broker.inner.stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        broker.inner.controller.maintain().await;
-        wake_for_retention(&broker).await;
-        let slots: Vec<Arc<Slot>> = broker.inner.slots.read().values().cloned().collect();
-        for slot in slots {
-            let SlotState::Active(partition) = slot.state() else { continue };
-            if let Err(error) = partition.maintain(now_ms()).await {
-                tracing::warn!(partition = %slot.id(), %error, "maintenance failed");
-            }
-        }
-    }
-}
-
-/// Opens sleeping partitions that hold something which retention may delete.
-async fn wake_for_retention(broker: &Broker) {
-    let state = broker.inner.controller.state();
-    let limited = |topic: &&Topic| topic.settings.retention_bytes >= 0 || topic.settings.retention_ms >= 0;
-    if !state.topics.values().any(|topic| limited(&topic)) {
-        return;
-    }
-    let logs = broker.existing_logs().await;
-    let now = now_ms();
-    for topic in state.topics.values().filter(limited) {
-        for partition in 0..topic.partitions {
-            let id = LogId { topic: topic.id, partition: partition as u32 };
-            let asleep = || match broker.inner.slots.read().get(&id) {
-                Some(slot) => matches!(slot.state(), SlotState::Dormant),
-                None => true,
-            };
-            if !logs.contains(&id) || !asleep() {
-                continue;
-            }
-            let expires = match broker.inner.store.summary(id) {
-                Ok(Some(summary)) => may_expire(&topic.settings, &summary, now),
-                // Not closed cleanly: only opening it tells.
-                Ok(None) => true,
-                Err(_) => false,
-            };
-            if expires && let Err(error) = broker.open(topic, partition).await {
-                tracing::warn!(partition = %id, %error, "a partition does not open for retention");
-            }
-        }
-    }
-}
-
-/// Whether retention would delete something. Never true for what it would keep: a partition must not be woken in vain.
-fn may_expire(settings: &TopicSettings, summary: &LogSummary, now_ms: i64) -> bool {
-    // The oldest segment goes when what remains is still as large as the limit; it has at most this many bytes.
-    let too_large = settings.retention_bytes >= 0
-        && summary.segments > 1
-        && summary.bytes >= settings.retention_bytes as u64 + settings.segment_bytes as u64;
-    let too_old = settings.retention_ms >= 0
-        && summary.oldest_segment_max_timestamp.is_some_and(|newest| newest < now_ms - settings.retention_ms);
-    too_large || too_old
-}
-
-/// Opening or closing a partition waits for the disk; a few at a time share its flushes.
-async fn for_each_bounded<F, Fut>(slots: Vec<Arc<Slot>>, act: F)
-where
-    F: Fn(Arc<Slot>) -> Fut,
-    Fut: Future<Output = ()>,
-{
-    use futures::StreamExt;
-    futures::stream::iter(slots).for_each_concurrent(32, act).await;
 }

@@ -7,7 +7,7 @@ use chronicle_log::LogId;
 use uuid::Uuid;
 
 use super::{
-    Broker, BrokerError, NewTopic, PartitionDescription, Reason, Server, SettingsChange, Topic, TopicSettings, start,
+    Broker, BrokerError, NewTopic, PartitionDescription, Reason, SettingsChange, Topic, TopicSettings, start,
     validate,
 };
 use crate::controller::unknown_topic;
@@ -35,7 +35,7 @@ impl Broker {
         };
         let (broker, topics_max) = (self.clone(), limits.topics_max);
         to_the_end(async move {
-            match broker.inner.controller.create_topic(created, topics_max).await {
+            match broker.controller()?.create_topic(created, topics_max).await {
                 Ok(topic) => Ok((topic, true)),
                 Err(error) if error.reason == Reason::TopicExists && topic.if_not_exists => {
                     Ok((broker.topic_named(&topic.name)?, false))
@@ -49,13 +49,14 @@ impl Broker {
     /// All topics, by name.
     ///
     /// # Errors
-    /// None today; a follower may be unable to answer.
+    /// [`Reason::Unavailable`] before the node is part of a cluster.
     pub async fn topics(&self) -> Result<Vec<Topic>, BrokerError> {
-        Ok(self.inner.controller.state().topics.values().cloned().collect())
+        self.controller()?;
+        Ok(self.inner.env.state().topics.values().cloned().collect())
     }
 
     fn topic_named(&self, name: &str) -> Result<Topic, BrokerError> {
-        self.inner.controller.state().topics.get(name).cloned().ok_or_else(|| unknown_topic(name))
+        self.inner.env.state().topics.get(name).cloned().ok_or_else(|| unknown_topic(name))
     }
 
     /// Logs that have files in the data directory.
@@ -80,6 +81,10 @@ impl Broker {
     /// # Errors
     /// [`Reason::UnknownTopic`].
     pub async fn describe_topic(&self, name: &str) -> Result<(Topic, Vec<PartitionDescription>), BrokerError> {
+        if self.topic_named(name).is_err() && !self.alone() {
+            // It may have been agreed a moment ago.
+            let _ = self.controller()?.sync().await;
+        }
         let topic = self.topic_named(name)?;
         let logs = self.existing_logs().await;
         let mut partitions = Vec::with_capacity(topic.partitions as usize);
@@ -95,11 +100,17 @@ impl Broker {
         partition: i32,
         logs: &HashSet<LogId>,
     ) -> Result<PartitionDescription, BrokerError> {
-        let leader = self.address();
+        let agreed = self.inner.env.state();
+        let id = LogId { topic: topic.id, partition: partition as u32 };
+        let placement = self.inner.env.placement(id).unwrap_or_default();
+        let node = |id: &u64| agreed.nodes.get(id);
+        let replicas: Vec<Uuid> = placement.replicas.iter().filter_map(node).map(|node| node.uuid).collect();
+        let designated = self.inner.env.designated(id).and_then(|id| node(&id)).map(|node| node.address.clone());
+        let leader = designated.unwrap_or_default();
         let slot = self.slot(topic, partition)?;
         let state = slot.settled().await;
         if let SlotState::Active(open) = state {
-            return Ok(open.describe(leader));
+            return Ok(PartitionDescription { replicas, ..open.describe() });
         }
         let mut description = PartitionDescription {
             partition,
@@ -111,9 +122,11 @@ impl Broker {
             leader: leader.clone(),
             state: match state {
                 SlotState::Failed { error, .. } => format!("failed: {error}"),
+                SlotState::Filling(_) => "filling".into(),
+                _ if !placement.holds(self.inner.env.node()) => "elsewhere".into(),
                 _ => "dormant".into(),
             },
-            replicas: Vec::new(),
+            replicas,
         };
         match self.inner.store.summary(slot.id()) {
             Ok(Some(summary)) => {
@@ -123,10 +136,10 @@ impl Broker {
                 description.segments = summary.segments as i32;
             }
             // Nothing was ever stored.
-            Ok(None) if !logs.contains(&slot.id()) => {}
+            Ok(None) if !logs.contains(&slot.id()) || description.state == "filling" => {}
             // Not closed cleanly: opening it tells.
             Ok(None) => match self.open(topic, partition).await {
-                Ok(open) => return Ok(open.describe(leader)),
+                Ok(open) => return Ok(PartitionDescription { replicas: description.replicas, ..open.describe() }),
                 Err(error) => description.state = format!("failed: {error}"),
             },
             Err(error) => description.state = format!("failed: {}", log_error(&error)),
@@ -149,7 +162,7 @@ impl Broker {
                 topic.partitions = partitions;
             }
             topic.settings = validate::settings(topic.settings, &change, &broker.inner.config.limits)?;
-            let topic = broker.inner.controller.alter_topic(topic).await?;
+            let topic = broker.controller()?.alter_topic(topic).await?;
             if topic.settings != before.settings {
                 // Open partitions carry the old settings.
                 let slots: Vec<Arc<Slot>> = broker.slots_of(topic.id);
@@ -174,14 +187,14 @@ impl Broker {
         let (broker, name) = (self.clone(), name.to_owned());
         to_the_end(async move {
             let _one = broker.inner.changing_topics.lock().await;
-            let topic = broker.inner.controller.delete_topic(&name).await?;
+            let topic = broker.controller()?.delete_topic(&name).await?;
             broker.delete_files(topic.id).await;
             Ok(())
         })
         .await
     }
 
-    /// Deletes the files of a topic that the controller has dropped. What fails is tried again at the next start.
+    /// Deletes this node's files of a topic that the controller has dropped. What fails is tried again later.
     pub(super) async fn delete_files(&self, id: Uuid) {
         for slot in self.slots_of(id) {
             slot.close().await;
@@ -194,7 +207,7 @@ impl Broker {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     complete = false;
-                    tracing::warn!(log = %log, %error, "files of a deleted topic stay until the next start");
+                    tracing::warn!(log = %log, %error, "files of a deleted topic stay for now");
                 }
                 Err(error) => {
                     complete = false;
@@ -202,35 +215,10 @@ impl Broker {
                 }
             }
         }
-        if complete && let Err(error) = self.inner.controller.forget(id).await {
-            tracing::warn!(topic = %id, %error, "the deletion is noted at the next start");
+        let Some(controller) = self.inner.env.controller.get() else { return };
+        if complete && let Err(error) = controller.forget(id).await {
+            tracing::warn!(topic = %id, %error, "the deletion is noted later");
         }
-    }
-
-    /// The nodes of the cluster, and the cluster's id.
-    ///
-    /// # Errors
-    /// None today; a follower may be unable to answer.
-    pub async fn servers(&self) -> Result<(Vec<Server>, Uuid), BrokerError> {
-        let server = Server {
-            node_id: self.inner.store.node_id(),
-            name: self.inner.config.node.name.clone(),
-            address: self.address(),
-            controller_leader: true,
-            version: env!("CARGO_PKG_VERSION").into(),
-            zone: String::new(),
-            voter: true,
-            state: crate::controller::NodeState::Active,
-            alive: true,
-            raft_id: 1,
-            replicas: 0,
-            preferred_leaders: 0,
-        };
-        Ok((vec![server], self.inner.controller.state().cluster_id))
-    }
-
-    fn address(&self) -> String {
-        self.inner.env.member.address.clone()
     }
 }
 

@@ -36,17 +36,17 @@ pub(super) fn topic_name(name: &str) -> Result<(), BrokerError> {
     ))
 }
 
-/// Partition count and replication factor of a new topic, zeros filled in.
+/// Most replicas of a partition.
+const REPLICATION_MAX: i32 = 7;
+
+/// Partition count and replication factor of a new topic; no partition count is one, no factor leaves it to the cluster.
 pub(super) fn topic_shape(topic: &NewTopic) -> Result<(i32, i32), BrokerError> {
     let partitions = if topic.partitions == 0 { 1 } else { topic.partitions };
     partition_count(partitions)?;
-    let replication = if topic.replication_factor == 0 { 1 } else { topic.replication_factor };
-    if replication != 1 {
-        return Err(BrokerError::invalid(
-            "replication_factor",
-            replication,
-            "must be from 1 up to the number of nodes, which is 1",
-        ));
+    let replication = topic.replication_factor;
+    if !(0..=REPLICATION_MAX).contains(&replication) {
+        let rule = format!("must be from 1 up to {REPLICATION_MAX}, or 0 for the cluster's default");
+        return Err(BrokerError::invalid("replication_factor", replication, &rule));
     }
     Ok((partitions, replication))
 }

@@ -8,12 +8,16 @@
 //! `state` decides, `placement` and `balancer` plan (pure), `steward` is what the leader does from time to time.
 
 mod balancer;
+#[cfg(test)]
+mod fixtures;
+mod nodes;
 mod operations;
 mod placement;
 mod refusal;
 mod state;
 mod steward;
 mod types;
+mod voters;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,13 +35,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use balancer::{BalancerConfig, designated_leader, remaining, waiting_for};
-pub use state::ControllerState;
-pub(crate) use state::{Command, Outcome};
+pub use balancer::{BalancerConfig, Observed};
+pub use operations::{remaining, waiting_for};
+pub use placement::{designated_leader, leader_candidates};
+pub use refusal::Refusal;
+pub use state::{Command, ControllerState, DeletedTopic, Outcome};
 pub use types::{NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
 
 use crate::broker::{BrokerError, Reason, Topic};
-use crate::partition::{EVERY, Environment, Watcher, ask_group, group_error, log_error};
+use crate::partition::{Environment, Watcher, ask_group, group_error, log_error};
 use crate::raft::{Committed, Group, LeaderTerm, Machine, Member, Proposal, ProposeError, Role, Start};
 
 /// The controller group's log.
@@ -328,6 +334,19 @@ impl Controller {
         }
     }
 
+    /// What this node sees of the others, for plans.
+    pub(crate) fn observed(&self) -> Observed {
+        let state = self.state();
+        let liveness = self.env.peers.liveness();
+        let alive = self.alive();
+        let dead = state.nodes.keys().filter(|id| !alive.contains(id));
+        Observed {
+            dead_for_ms: dead.map(|id| (*id, liveness.dead_for_ms(*id))).collect(),
+            alive,
+            controller_voters: self.voters(),
+        }
+    }
+
     /// Creates a topic.
     ///
     /// # Errors
@@ -365,12 +384,12 @@ impl Controller {
         self.command_again(&Command::ForgetTopic { id, node }).await.map(|_| ())
     }
 
-    /// Notes who votes in a partition's group.
+    /// Notes who votes in a partition's group, since the membership entry at this raft index.
     ///
     /// # Errors
     /// Failures of the group.
-    pub async fn settle(&self, id: LogId, voters: Vec<u64>) -> Result<(), BrokerError> {
-        let command = Command::Settle { topic: id.topic, partition: id.partition as i32, voters };
+    pub async fn settle(&self, id: LogId, voters: Vec<u64>, index: u64) -> Result<(), BrokerError> {
+        let command = Command::Settle { topic: id.topic, partition: id.partition, voters, index };
         match self.command_again(&command).await? {
             Outcome::Refused(refusal) => Err(refused(refusal)),
             _ => Ok(()),
@@ -437,4 +456,15 @@ pub(crate) fn unexpected(outcome: Outcome) -> BrokerError {
 /// The answer for a name that no topic has.
 pub(crate) fn unknown_topic(name: &str) -> BrokerError {
     BrokerError::new(Reason::UnknownTopic, format!("topic {name:?}: no such topic"))
+}
+
+/// What a refusal of the controller means to a client.
+pub(crate) fn refused(refusal: Refusal) -> BrokerError {
+    let message = refusal.to_string();
+    match refusal {
+        Refusal::TopicExists(_) => BrokerError::new(Reason::TopicExists, message),
+        Refusal::UnknownTopic(_) => BrokerError::new(Reason::UnknownTopic, message),
+        Refusal::TooManyTopics(_) => BrokerError::new(Reason::Overloaded, message),
+        _ => BrokerError::new(Reason::InvalidRequest, message),
+    }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::balancer::{self, BalancerConfig};
-use super::{Command, Controller, NodeState, Outcome};
+use super::{voters, Command, Controller, NodeState, Outcome};
 use crate::broker::now_ms;
 use crate::partition::{EVERY, member};
 use crate::raft::Role;
@@ -94,27 +94,19 @@ impl Controller {
             return Ok(());
         }
         let state = self.state();
-        let liveness = self.env.peers.liveness();
-        let alive = self.alive();
-        let dead_for: BTreeMap<u64, u64> = state
-            .nodes
-            .keys()
-            .filter(|id| !alive.contains(id))
-            .map(|id| (*id, liveness.dead_for_ms(*id)))
-            .collect();
+        let observed = self.observed();
         let config = BalancerConfig {
-            moves_max: self.env.cluster.moves_max,
+            moves_max: self.env.cluster.moves_max as usize,
             replace_dead_after_ms: self.env.cluster.replace_dead_after_ms,
         };
-        let voters = self.voters();
-        for command in balancer::plan(&state, &alive, &dead_for, &voters, &config, now_ms()) {
+        for command in balancer::plan(&state, &observed, &config, now_ms()) {
             tracing::info!(?command, "balancer");
             match self.command(&command).await.map_err(|e| e.to_string())? {
                 Outcome::Refused(refusal) => tracing::warn!(%refusal, "the balancer's command is refused"),
                 _ => continue,
             }
         }
-        self.leave_leadership(&state, &alive).await
+        self.leave_leadership(&state, &observed.alive).await
     }
 
     /// Raft ids of the nodes that are alive, this one included.
@@ -144,10 +136,7 @@ impl Controller {
             return Ok(());
         }
         let max = self.env.cluster.voters as usize;
-        let liveness = self.env.peers.liveness();
-        let dead_for: BTreeMap<u64, u64> =
-            status.voters.iter().map(|id| (*id, liveness.dead_for_ms(*id))).filter(|(id, _)| !self.env.alive(*id)).collect();
-        let wanted = balancer::controller_voters(&state, &self.alive(), &dead_for, &status.voters, max);
+        let wanted = voters::controller_voters(&state, &self.observed(), max);
         if wanted == status.voters || wanted.is_empty() {
             return Ok(());
         }

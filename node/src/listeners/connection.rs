@@ -21,10 +21,11 @@ use tokio_util::task::TaskTracker;
 use super::front::{Routes, is_grpc};
 use super::grpc::status;
 use super::http::problem::Problem;
-use super::net::Socket;
+use super::net::{self, Socket};
 use super::outflow::{Stalls, Verdict};
 use super::sniff::{Version, sniff};
 use crate::broker::{BrokerError, Reason};
+use crate::peers::{PeerServer, Purpose};
 
 /// Flow-control window of one HTTP/2 stream, in bytes: 1 GB/s at 1 ms of round trip.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -109,6 +110,9 @@ impl Builders {
             }
         };
         let Some((version, io)) = begin.await else { return };
+        if let Version::Peer(purpose) = version {
+            return hand_over(purpose, io.into_inner(), routes.context().peers.clone());
+        }
         let context = routes.context();
         let stalls = Stalls::new(Duration::from_millis(context.limits().slow_reader_ms));
         let (io, front) = (TokioIo::new(io), routes.front(stalls.clone()));
@@ -121,6 +125,7 @@ impl Builders {
                 let connection = pin!(self.http2.serve_connection(io, front));
                 drive(connection, http2::Connection::graceful_shutdown, &stalls, routes, ending).await
             }
+            Version::Peer(_) => return,
         };
         if let Err(error) = result {
             tracing::debug!(%error, "connection ended");
@@ -150,11 +155,31 @@ impl Builders {
                     }
                     connection.await.ok()
                 }
+                // Peers do not count against the limit of connections; this one came while none was free.
+                Version::Peer(_) => None,
             }
         };
         // A client that does not even ask in time is closed without an answer.
         let _ = timeout(REFUSAL, refusal).await;
     }
+}
+
+/// Gives another node's connection to the runtime that it belongs to. It ends with the broker, not with the listener.
+fn hand_over(purpose: Purpose, socket: Socket, peers: PeerServer) {
+    let runtime = match purpose {
+        Purpose::Consensus => peers.consensus().clone(),
+        Purpose::Liveness => peers.liveness().clone(),
+    };
+    let socket = match net::release(socket) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::warn!(%error, "a peer's connection cannot be handed over"),
+    };
+    runtime.spawn(async move {
+        match net::adopt(socket) {
+            Ok(socket) => peers.serve(socket).await,
+            Err(error) => tracing::warn!(%error, "a peer's connection cannot be taken over"),
+        }
+    });
 }
 
 fn refusal(request: &Request<Incoming>, error: &BrokerError) -> Response<Body> {

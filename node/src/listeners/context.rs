@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::budget::{Budget, Hold};
 use crate::broker::{Broker, BrokerError, Fetch, Fetched, Produce, Produced, Reason};
 use crate::config::LimitsConfig;
+use crate::peers::PeerServer;
 use crate::telemetry::{Listener, Metrics, Operation};
 
 /// The topic that requests without one mean.
@@ -25,6 +26,8 @@ pub(crate) struct Context {
     pub(crate) broker: Broker,
     pub(crate) metrics: Metrics,
     pub(crate) budget: Budget,
+    /// Serves connections of other nodes.
+    pub(crate) peers: PeerServer,
     /// Cancelled when the node begins to stop: streams and long polls end, accepted appends go on.
     pub(crate) stopping: CancellationToken,
 }

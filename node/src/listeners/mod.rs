@@ -3,7 +3,7 @@
 //! One TCP port carries gRPC and HTTP/JSON, over HTTP/1.1 and HTTP/2. The way of a request:
 //!
 //! ```text
-//! net (accept) -> sniff (HTTP version) -> connection (limits) -> front (gRPC or JSON) -> intake (metered body)
+//! net (accept) -> sniff (HTTP version, or a peer) -> connection (limits) -> front (gRPC or JSON) -> intake (metered body)
 //!   -> grpc/ or http/ (request of the broker) -> broker -> outflow (chunked, watched answer)
 //! ```
 //!
@@ -98,7 +98,8 @@ impl Server {
             let used = gauge.used() as f64;
             samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
         });
-        let context = Context { broker, metrics, budget, stopping: CancellationToken::new() };
+        let peers = broker.peer_server();
+        let context = Context { broker, metrics, budget, peers, stopping: CancellationToken::new() };
         Self { acceptor, address, routes: Routes::new(context) }
     }
 

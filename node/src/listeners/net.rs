@@ -50,3 +50,19 @@ pub async fn connect(address: SocketAddr) -> io::Result<Socket> {
     socket.set_nodelay(true)?;
     Ok(socket)
 }
+
+/// Gives a connection to the runtime that the caller runs on.
+///
+/// # Errors
+/// As the operating system says.
+pub fn adopt(socket: std::net::TcpStream) -> io::Result<Socket> {
+    Socket::from_std(socket)
+}
+
+/// Takes a connection away from the runtime that accepted it; see [`adopt`].
+///
+/// # Errors
+/// As the operating system says.
+pub fn release(socket: Socket) -> io::Result<std::net::TcpStream> {
+    socket.into_std()
+}

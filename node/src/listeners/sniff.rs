@@ -1,4 +1,5 @@
-//! Tells HTTP/2 (prior knowledge) from HTTP/1 by the first bytes of a connection, and gives the bytes back.
+//! Tells HTTP/2 (prior knowledge), HTTP/1 and other nodes apart by the first bytes of a connection, and gives the bytes
+//! back.
 //!
 //! The HTTP/2 preface (RFC 9113, section 3.4) cannot be the start of an HTTP/1 request: its method, `PRI`, is reserved.
 
@@ -9,6 +10,8 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use crate::peers::Purpose;
+
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What the client speaks.
@@ -16,7 +19,15 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(crate) enum Version {
     Http1,
     Http2,
+    /// Another node.
+    Peer(Purpose),
 }
+
+const PREFACES: [(&[u8; 24], Version); 3] = [
+    (PREFACE, Version::Http2),
+    (Purpose::Consensus.preface(), Version::Peer(Purpose::Consensus)),
+    (Purpose::Liveness.preface(), Version::Peer(Purpose::Liveness)),
+];
 
 /// Reads until the version is clear. Not cancellation safe: when dropped, bytes read are lost with the connection.
 ///
@@ -34,14 +45,24 @@ pub(crate) async fn sniff<I: AsyncRead + Unpin>(mut io: I) -> io::Result<(Versio
             break Version::Http1;
         }
         filled += read;
-        if first[..filled] != PREFACE[..filled] {
+        let Some((_, version)) = PREFACES.iter().find(|(preface, _)| first[..filled] == preface[..filled]) else {
             break Version::Http1;
-        }
+        };
         if filled == PREFACE.len() {
-            break Version::Http2;
+            break *version;
         }
     };
-    Ok((version, Prefixed { prefix: Bytes::copy_from_slice(&first[..filled]), io }))
+    // A peer's preface is only for this.
+    let prefix = if let Version::Peer(_) = version { &[] } else { &first[..filled] };
+    Ok((version, Prefixed { prefix: Bytes::copy_from_slice(prefix), io }))
+}
+
+impl<I> Prefixed<I> {
+    /// The stream itself, when nothing is left to be read again.
+    pub(crate) fn into_inner(self) -> I {
+        debug_assert!(self.prefix.is_empty());
+        self.io
+    }
 }
 
 /// A byte stream whose first bytes were read before and are read again.

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::broker::{BrokerError, Reason, TopicSettings};
 use crate::config::{ClusterConfig, PartitionsConfig};
-use crate::controller::{Controller, ControllerState, NodeInfo, NodeState, Placement, designated_leader};
+use crate::controller::{Controller, ControllerState, NodeInfo, NodeState, Placement, designated_leader, leader_candidates};
 use crate::peers::Peers;
 use crate::raft::Member;
 
@@ -54,20 +54,20 @@ impl Environment {
     }
 
     /// The settings of the topic that a log belongs to, as agreed now; `None` when there is no such topic.
-    pub(super) fn settings(&self, id: LogId) -> Option<TopicSettings> {
+    pub(crate) fn settings(&self, id: LogId) -> Option<TopicSettings> {
         self.state().topics.values().find(|topic| topic.id == id.topic).map(|topic| topic.settings.clone())
     }
 
     /// Where the replicas of a log are, as agreed now.
     pub(crate) fn placement(&self, id: LogId) -> Option<Placement> {
-        self.state().placements.get(&id.topic)?.get(id.partition as usize).cloned()
+        self.state().placement(id.topic, id.partition)
     }
 
     /// Who should lead a log, as this node sees the others.
     pub(crate) fn designated(&self, id: LogId) -> Option<u64> {
         let state = self.state();
-        let placement = state.placements.get(&id.topic)?.get(id.partition as usize)?;
-        designated_leader(placement, |node| self.alive(node), &state)
+        let placement = state.placement(id.topic, id.partition)?;
+        designated_leader(&placement, |node| self.alive(node), &state)
     }
 
     /// The node should lead nothing.
@@ -76,27 +76,17 @@ impl Environment {
     }
 
     /// Tells the controller who votes in a partition's group.
-    pub(super) async fn settle(&self, id: LogId, voters: Vec<u64>) -> Result<(), BrokerError> {
+    pub(super) async fn settle(&self, id: LogId, voters: Vec<u64>, index: u64) -> Result<(), BrokerError> {
         let Some(controller) = self.controller.get() else { return Ok(()) };
-        controller.settle(id, voters).await
+        controller.settle(id, voters, index).await
     }
 
     /// How many replicas come before this node when a leader is gone: the alive ones of higher rank.
     pub(super) fn rank(&self, id: LogId) -> u32 {
         let state = self.state();
-        let Some(placement) = state.placements.get(&id.topic).and_then(|all| all.get(id.partition as usize)) else {
-            return 0;
-        };
-        let leads = |node: &u64| state.nodes.get(node).is_some_and(|info| info.state == NodeState::Active);
-        let me = self.node();
-        let mine = leads(&me);
-        let mut order: Vec<u64> = placement.replicas.clone();
-        order.extend(placement.voters.iter().filter(|node| !placement.replicas.contains(node)));
-        let before = order.iter().position(|node| *node == me).unwrap_or(order.len());
-        let ahead = |(at, node): (usize, &u64)| {
-            *node != me && self.alive(*node) && (leads(node) && (at < before || !mine) || leads(node) == mine && at < before)
-        };
-        order.iter().enumerate().filter(|(at, node)| ahead((*at, *node))).count() as u32
+        let Some(placement) = state.placement(id.topic, id.partition) else { return 0 };
+        let candidates = leader_candidates(&placement, |node| self.alive(node), &state);
+        candidates.iter().position(|node| *node == self.node()).unwrap_or(candidates.len()) as u32
     }
 
     /// The members of a new group: the same on every founder. Addresses are not part of it: nodes are found by their ids.

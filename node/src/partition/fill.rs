@@ -184,8 +184,8 @@ pub(super) async fn fill(
                     piece.push(entry_in(entry)?);
                 }
                 let bytes: usize = piece.iter().map(|entry| entry.payload.len() + 72).sum();
-                for (entry, base_offset) in writer.append(piece, bytes).await? {
-                    hash.update(&entry, base_offset);
+                for stored in writer.append(piece, bytes).await? {
+                    hash.update(&stored);
                 }
                 progress.done.fetch_add(bytes as u64, Ordering::Relaxed);
                 let left = progress.left.load(Ordering::Relaxed).saturating_sub(bytes as u64);
@@ -277,13 +277,13 @@ impl Writer {
     }
 
     /// Appends, and answers the entries with their base offsets.
-    async fn append(&mut self, entries: Vec<Entry>, bytes: usize) -> Result<Vec<(Entry, u64)>, String> {
-        let placed: Vec<(Entry, u64)> = entries
+    async fn append(&mut self, entries: Vec<Entry>, bytes: usize) -> Result<Vec<StoredEntry>, String> {
+        let placed: Vec<StoredEntry> = entries
             .iter()
             .map(|entry| {
-                let base = self.next_offset;
+                let base_offset = self.next_offset;
                 self.next_offset += entry.offsets();
-                (entry.clone(), base)
+                StoredEntry { entry: entry.clone(), base_offset }
             })
             .collect();
         while self.bytes + bytes > UNFLUSHED_BYTES && !self.under_way.is_empty() {
@@ -439,7 +439,7 @@ impl Sending {
         self.env.filling.pass(bytes).await;
         let mut out = Vec::with_capacity(entries.len());
         for stored in entries {
-            self.hash.update(&stored.entry, stored.base_offset);
+            self.hash.update(&stored);
             self.next = stored.entry.index + 1;
             let entry = stored.entry;
             out.push(proto::LogEntry {

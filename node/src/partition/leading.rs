@@ -39,7 +39,6 @@ pub enum PartitionRole {
 
 /// A sequencer at work.
 pub(super) struct Leading {
-    pub(super) term: LeaderTerm,
     pub(super) queue: mpsc::UnboundedSender<Append>,
     pub(super) queue_bytes: Arc<Semaphore>,
     pub(super) failure: Failure,
@@ -173,7 +172,6 @@ impl Seat {
             failure: failure.clone(),
         };
         Arc::new(Leading {
-            term,
             queue,
             queue_bytes: Arc::new(Semaphore::new(config.queue_bytes_max)),
             failure,

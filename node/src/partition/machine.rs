@@ -28,7 +28,7 @@ pub(super) struct Shared {
 }
 
 /// State machine of a partition group.
-pub(super) struct PartitionMachine {
+pub(crate) struct PartitionMachine {
     shared: Arc<Shared>,
     next_offset: u64,
     producers_max: usize,

@@ -68,5 +68,9 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
     if !left.is_empty() {
         group.remove_learners(left).await.map_err(text)?;
     }
-    env.settle(partition.id(), wanted.into_iter().collect()).await.map_err(|e| e.to_string())
+    let status = group.status();
+    if !status.membership_committed || status.voters != wanted {
+        return Err("the change is not committed yet".into());
+    }
+    env.settle(partition.id(), wanted.into_iter().collect(), status.membership_index).await.map_err(|e| e.to_string())
 }

@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 pub use environment::Environment;
 pub(crate) use environment::member;
 pub use fill::Throttle;
-pub(crate) use fill::pull;
+pub(crate) use fill::{ask_group, pull};
 pub use leading::PartitionRole;
 use leading::{Leadership, Seat, no_leader};
 pub use machine::Progress;
@@ -269,6 +269,11 @@ impl Partition {
     /// The partition's raft group.
     pub(crate) fn group(&self) -> &Arc<Group<PartitionMachine>> {
         &self.group
+    }
+
+    /// The topic's settings that it was opened with.
+    pub fn settings(&self) -> &TopicSettings {
+        &self.settings
     }
 
     /// Identity of the log.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::fill::{self, FillProgress, FillReason};
-use super::{Environment, Partition, PartitionRole, log_config, log_error};
+use super::{Environment, Partition, PartitionRole, log_error};
 use crate::broker::{BrokerError, Reason};
 
 /// First and longest wait before a failed partition is tried again.
@@ -283,21 +283,18 @@ impl Slot {
 
     /// Takes the damaged end out of a closed log, after noting that the replica has lost something.
     async fn cut(&self, from: Option<u64>) -> Result<(), BrokerError> {
-        let Some(settings) = self.env.settings(self.id) else {
-            return Err(BrokerError::new(Reason::UnknownTopic, "the topic was deleted"));
-        };
         fill::note(&self.env.store, self.id, Some(FillReason::Damaged)).await.map_err(|e| log_error(&e))?;
         let (store, id) = (self.env.store.clone(), self.id);
         let cut = tokio::task::spawn_blocking(move || match from {
             Some(index) => store.cut_from(id, index),
-            None => store.cut_damaged(id, log_config(&settings)),
+            None => store.cut_damaged(id),
         });
         let cut = cut.await.map_err(interrupted)?.map_err(|e| log_error(&e))?;
         tracing::warn!(
             partition = %self.id,
             kept_to = cut.next_index,
             had_to = cut.was,
-            quarantine = %cut.quarantine.display(),
+            quarantine = ?cut.quarantine,
             "damaged segments are set aside"
         );
         Ok(())

@@ -36,7 +36,8 @@ use uuid::Uuid;
 
 use link::Link;
 pub use liveness::{Liveness, LivenessConfig};
-pub use service::{Handler, PeerServer};
+pub(crate) use service::named_group;
+pub use service::{Handler, PeerServer, PullStream};
 
 /// Version of the protocol between nodes.
 pub const PROTOCOL: u32 = 1;

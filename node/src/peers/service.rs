@@ -63,6 +63,16 @@ impl PeerServer {
         Self { peers, handler, consensus, stop }
     }
 
+    /// Where raft messages and calls are served.
+    pub fn consensus(&self) -> &Handle {
+        &self.consensus
+    }
+
+    /// Where beats are served.
+    pub fn liveness(&self) -> &Handle {
+        self.peers.liveness().runtime()
+    }
+
     /// Serves one connection, whose preface has been read, to its end.
     pub async fn serve<I>(self, io: I)
     where

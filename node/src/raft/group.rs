@@ -19,7 +19,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, RaftError};
 use openraft::raft::TransferLeaderRequest;
 use openraft::raft::linearizable_read::LinearizerOption;
-use openraft::{ChangeMembers, Config, Raft, ServerState, SnapshotPolicy};
+use openraft::{ChangeMembers, Config, Instant as _, Raft, ServerState, SnapshotPolicy};
 use tokio::time::Instant;
 
 use super::machine::{Machine, MachineStore};
@@ -112,6 +112,8 @@ pub struct GroupStatus {
     pub joint: bool,
     /// The membership is committed.
     pub membership_committed: bool,
+    /// Raft index of the membership's entry.
+    pub membership_index: u64,
     /// On the leader: the last index that each other replica is known to hold.
     pub matched: BTreeMap<u64, Option<u64>>,
 }
@@ -298,12 +300,12 @@ impl<M: Machine> Group<M> {
         let metrics = metrics.borrow_watched();
         metrics.state == ServerState::Leader
             && metrics.membership_config.membership().voter_ids().count() > 1
-            && metrics.millis_since_quorum_ack.is_some_and(|ms| Duration::from_millis(ms) > self.election_timeout)
+            && metrics.last_quorum_acked.is_some_and(|at| at.elapsed() > self.election_timeout)
     }
 
     /// Position of the last entry of the log.
     pub async fn last_position(&self) -> Option<proto::LogPosition> {
-        let last = self.raft.with_raft_state(|state| state.last_log_id().copied()).await.ok()?;
+        let last = self.raft.with_raft_state(|state| state.log_ids.last().copied()).await.ok()?;
         last.as_ref().map(wire::position_out)
     }
 
@@ -357,7 +359,7 @@ impl<M: Machine> Group<M> {
             Message::Snapshot(request) => {
                 let wanted = request.last.map(|last| last.index);
                 let state = self.raft.with_raft_state(|state| {
-                    (*state.vote_ref(), state.last_log_id().map(|id| id.index))
+                    (*state.vote_ref(), state.log_ids.last().map(|id| id.index))
                 });
                 match state.await {
                     Ok((vote, last)) if last >= wanted => {
@@ -376,7 +378,7 @@ impl<M: Machine> Group<M> {
         let mut request = wire::ask_vote_in(request)?;
         let (vote, last) = self
             .raft
-            .with_raft_state(|state| (*state.vote_ref(), state.last_log_id().copied()))
+            .with_raft_state(|state| (*state.vote_ref(), state.log_ids.last().copied()))
             .await
             .map_err(|e| e.to_string())?;
         let leader = vote.leader_id.node_id;
@@ -386,7 +388,7 @@ impl<M: Machine> Group<M> {
             // This node leads, or did when it stopped.
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
-            let acked = metrics.millis_since_quorum_ack.map(Duration::from_millis);
+            let acked = metrics.last_quorum_acked.map(|at| at.elapsed());
             metrics.state != ServerState::Leader || acked.is_none_or(|acked| acked > self.election_timeout)
         } else {
             self.leader_gone() || !self.transport.alive(leader)
@@ -412,7 +414,7 @@ impl<M: Machine> Group<M> {
             .raft
             .with_raft_state(|state| {
                 let membership = state.membership_state.effective().membership().clone();
-                (*state.vote_ref(), state.last_log_id().copied(), membership.get_joint_config().clone())
+                (*state.vote_ref(), state.log_ids.last().copied(), membership.get_joint_config().clone())
             })
             .await
             .map_err(|e| self.fatal(e))?;
@@ -475,7 +477,7 @@ impl<M: Machine> Group<M> {
             Err(_) => Err(GroupError::NoLeader { group: self.id, waited_ms: 2 * self.election_timeout.as_millis() as u64 }),
             Ok(Err(RaftError::Fatal(fatal))) => Err(self.fatal(fatal)),
             Ok(Err(_)) => Err(GroupError::NotLeader { group: self.id, leader: self.status().leader }),
-            Ok(Ok(read)) => Ok(read.log_id().map(|id| id.index)),
+            Ok(Ok(read)) => Ok(Some(read.log_id().index)),
         }
     }
 
@@ -665,6 +667,7 @@ impl<M: Machine> Group<M> {
             learners: membership.learner_ids().collect(),
             joint: membership.get_joint_config().len() > 1,
             membership_committed: metrics.membership_config.log_id() == metrics.committed_membership_config.log_id(),
+            membership_index: metrics.membership_config.log_id().map(|id| id.index).unwrap_or(0),
             matched: matched.map(|(id, at)| (*id, at.as_ref().map(|at| at.index))).collect(),
         }
     }

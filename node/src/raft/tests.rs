@@ -1,10 +1,14 @@
 //! openraft's own storage suite on the real engine, and a group's life: start, propose, restart, checkpoint, purge.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chronicle_log::disk::RealDisk;
 use chronicle_log::{LogConfig, LogId, Store, StoreConfig};
+use chronicle_proto::internal::raft_frame::Message;
+use futures::future::BoxFuture;
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
@@ -13,9 +17,23 @@ use uuid::Uuid;
 use super::machine::MachineStore;
 use super::store::LogStorage;
 use super::types::TypeConfig;
-use super::{Committed, Group, Machine, Member, Proposal, ProposeError};
+use super::{Committed, Group, Machine, Member, Proposal, ProposeError, Role, Start, Transport};
+use crate::peers::AskError;
 
 const LOG: LogId = LogId { topic: Uuid::from_u128(7), partition: 3 };
+
+/// A node without peers.
+struct Nobody;
+
+impl Transport for Nobody {
+    fn ask(&self, to: u64, _: LogId, _: Message, _: Duration) -> BoxFuture<'_, Result<Message, AskError>> {
+        Box::pin(async move { Err(AskError::Unreachable(to, "there is nobody".into())) })
+    }
+
+    fn alive(&self, _: u64) -> bool {
+        false
+    }
+}
 
 /// Remembers the payloads that were applied.
 #[derive(Default)]
@@ -66,8 +84,30 @@ async fn the_storage_adapter_passes_openrafts_own_suite_on_the_real_engine() {
 
 async fn group(store: &Arc<Store>) -> (Group<Journal>, Arc<chronicle_log::Log>) {
     let log = store.open_log(LOG, LogConfig { segment_bytes: 4096, ..LogConfig::default() }).unwrap();
-    let group = Group::start(store.clone(), log.clone(), LOG, 1, Member::default(), Journal::default()).await.unwrap();
-    (group, log)
+    let start = Start {
+        store: store.clone(),
+        log: log.clone(),
+        id: LOG,
+        node: 1,
+        transport: Arc::new(Nobody),
+        founders: Some(BTreeMap::from([(1, Member::default())])),
+        election_timeout: Duration::from_secs(1),
+    };
+    (Group::start(start, Journal::default()).await.unwrap(), log)
+}
+
+/// Wins the election of a group of one.
+async fn lead(group: &Group<Journal>) -> super::LeaderTerm {
+    assert!(group.campaign().await.unwrap());
+    let mut roles = group.roles();
+    let mut role = roles.now();
+    loop {
+        if let Role::Leader(term) = role {
+            group.settle(term).await.unwrap();
+            return term;
+        }
+        role = roles.other(role).await.unwrap();
+    }
 }
 
 async fn propose(group: &Group<Journal>, leader: super::LeaderTerm, text: &str) -> Result<Bytes, ProposeError> {
@@ -86,7 +126,7 @@ async fn a_group_keeps_its_entries_over_restarts_with_and_without_a_checkpoint()
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
     let (first, log) = group(&store).await;
-    let leader = first.lead().await.unwrap();
+    let leader = lead(&first).await;
     assert_eq!(propose(&first, leader, "a").await.unwrap(), "a");
     first.checkpoint().await.unwrap();
     assert_eq!(propose(&first, leader, "b").await.unwrap(), "a,b");
@@ -96,10 +136,10 @@ async fn a_group_keeps_its_entries_over_restarts_with_and_without_a_checkpoint()
 
     let store = open(&dir);
     let (second, log) = group(&store).await;
-    let next_leader = second.lead().await.unwrap();
+    let next_leader = lead(&second).await;
     assert!(next_leader.term > leader.term, "{next_leader:?} after {leader:?}");
     // A proposal pinned to the old term does not land.
-    assert!(matches!(propose(&second, leader, "x").await, Err(ProposeError::NotAccepted(_))));
+    assert!(matches!(propose(&second, leader, "x").await, Err(ProposeError::NotAccepted(..))));
     assert_eq!(propose(&second, next_leader, "c").await.unwrap(), "a,b,c");
     second.shutdown().await;
     log.close().unwrap();
@@ -111,7 +151,7 @@ async fn purging_lets_segments_go_and_the_group_starts_from_its_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
     let (first, log) = group(&store).await;
-    let leader = first.lead().await.unwrap();
+    let leader = lead(&first).await;
     let long = "x".repeat(1000);
     for _ in 0..40 {
         propose(&first, leader, &long).await.unwrap();
@@ -130,7 +170,7 @@ async fn purging_lets_segments_go_and_the_group_starts_from_its_checkpoint() {
 
     let store = open(&dir);
     let (second, log) = group(&store).await;
-    let leader = second.lead().await.unwrap();
+    let leader = lead(&second).await;
     let lines = propose(&second, leader, "end").await.unwrap();
     assert_eq!(lines.split(|b| *b == b',').count(), 41);
     second.shutdown().await;
