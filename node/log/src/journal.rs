@@ -258,7 +258,10 @@ impl Journal {
     /// Logs that have a key of the engine.
     pub(crate) fn logs_with(&self, engine_key: u8) -> Vec<LogId> {
         let state = self.state.lock();
-        state.map.keys().filter(|key| key.1 == Space::Engine && key.2 == engine_key).map(|key| key.0).collect()
+        let has = |key: &&Key| key.1 == Space::Engine && key.2 == engine_key;
+        let mut logs: Vec<LogId> = state.map.keys().filter(has).map(|key| key.0).collect();
+        logs.sort_unstable();
+        logs
     }
 
     /// Whether a flush is wanted now, and if not, when.
@@ -353,7 +356,10 @@ impl JournalFile {
     ) -> Result<Self, LogError> {
         let seed = file_seed(node, sequence);
         let mut bytes = vec![0; FILE_HEADER];
-        for (key, value) in &live.map {
+        // In an order, so that the same history gives the same bytes.
+        let mut keys: Vec<_> = live.map.iter().collect();
+        keys.sort_unstable_by_key(|(key, _)| **key);
+        for (key, value) in keys {
             Record::Put(*key, value.clone()).encode(0, seed, &mut bytes);
         }
         let end = bytes.len() as u64;
