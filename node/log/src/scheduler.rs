@@ -151,13 +151,26 @@ pub(crate) struct Scheduler {
     journal_timer: bool,
     /// What is in the tail caches, oldest first: log, end of a run of entries.
     cached: VecDeque<(Weak<LogInner>, u64)>,
+    /// Length of `cached` at which closed logs are swept out of it.
+    sweep_at: usize,
 }
+
+/// Least length at which [`Scheduler::cached`] is swept.
+const SWEEP_AT_LEAST: usize = 64;
 
 impl Scheduler {
     pub(crate) fn new(shared: Arc<Shared>, journal: JournalFile) -> io::Result<Self> {
         let threads = if shared.is_driven() { 0 } else { shared.config.flush_threads };
         let pool = FlushPool::start(threads)?;
-        Ok(Self { shared, journal, pool, timers: BinaryHeap::new(), journal_timer: false, cached: VecDeque::new() })
+        Ok(Self {
+            shared,
+            journal,
+            pool,
+            timers: BinaryHeap::new(),
+            journal_timer: false,
+            cached: VecDeque::new(),
+            sweep_at: SWEEP_AT_LEAST,
+        })
     }
 
     /// The scheduler's thread.
@@ -493,6 +506,12 @@ impl Scheduler {
 
     /// Drops the oldest cached entries until the cache fits its budget. What is not safe yet stays.
     fn evict(&mut self) {
+        // Logs that were closed took their entries along. A weak handle keeps their memory, so that they may not stay here.
+        if self.cached.len() >= self.sweep_at {
+            self.cached.retain(|(log, _)| log.strong_count() > 0);
+            self.cached.shrink_to(self.cached.len() * 2);
+            self.sweep_at = (self.cached.len() * 2).max(SWEEP_AT_LEAST);
+        }
         let metrics = &self.shared.metrics;
         while metrics.cache_bytes.get() > self.shared.config.tail_cache_bytes {
             let Some((log, next)) = self.cached.pop_front() else { return };

@@ -72,13 +72,14 @@ fn dump(disk: &MemoryDisk, dir: &Path, into: &mut BTreeMap<PathBuf, Vec<u8>>) {
     }
 }
 
-type Answers = Arc<Mutex<Vec<(u32, u64, bool)>>>;
+/// Log, end of an append, whether it went well.
+type Answer = (u32, u64, bool);
 
 struct Run {
     random: Random,
     clock: Arc<ManualClock>,
-    /// Appends in the order of their answers: log, end, whether it went well.
-    answers: Answers,
+    /// In the order they came.
+    answers: Arc<Mutex<Vec<Answer>>>,
     /// By log: what was appended, and up to where it is acknowledged.
     entries: [Vec<Entry>; 2],
     durable: [u64; 2],
@@ -148,7 +149,7 @@ impl Run {
 }
 
 /// Everything that a run leaves: the disk and the order of answers.
-fn run(seed: u64) -> (BTreeMap<PathBuf, Vec<u8>>, Vec<(u32, u64, bool)>) {
+fn run(seed: u64) -> (BTreeMap<PathBuf, Vec<u8>>, Vec<Answer>) {
     let disk = MemoryDisk::new();
     disk.create_dir(Path::new(DIR)).unwrap();
     disk.sync_dir(Path::new("/")).unwrap();
