@@ -26,7 +26,7 @@ use crate::{
     files::OpenFiles,
     frame::Expect,
     journal::{JournalFile, Space, engine_key},
-    log::{CleanMark, LogInner, State, Writer},
+    log::{CleanMark, LogInner, State, Writer, prune_quarantines},
     scheduler::{Queue, Scheduler},
     sealer::SealQueue,
     shared::{Shared, waiter},
@@ -273,6 +273,15 @@ impl Store {
     /// As [`Store::cut_damaged`]. A crash may also leave the log as it was.
     pub fn cut_from(&self, id: LogId, index: u64) -> Result<Cut, LogError> {
         self.cut_out(id, Some(index))
+    }
+
+    /// Removes the quarantine folders that cuts left in a log, open or not. They may be as large as the log itself: worth it
+    /// once the log has been filled again and nobody wants to look at them, or when the volume is short of space.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] and the like; also when there is no such log.
+    pub fn delete_quarantines(&self, id: LogId) -> Result<(), LogError> {
+        prune_quarantines(&*self.shared.disk, &self.shared.logs_dir().join(id.to_string()), 0)
     }
 
     fn cut_out(&self, id: LogId, from: Option<u64>) -> Result<Cut, LogError> {

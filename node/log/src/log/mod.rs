@@ -41,6 +41,7 @@ use crate::{
 
 pub(crate) use recover::CleanMark;
 pub use repair::Cut;
+pub(crate) use repair::prune_quarantines;
 pub(crate) use write::{Piece, Writer};
 
 /// Memory that one cached entry takes beside its payload, roughly.
