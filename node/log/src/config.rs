@@ -1,6 +1,8 @@
 //! Settings of a store and of one log.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
+
+use uuid::Uuid;
 
 use crate::{
     LogError,
@@ -18,6 +20,42 @@ pub enum Barrier {
     Fdatasync,
     /// One `syncfs` whenever more than two files are dirty.
     Syncfs,
+}
+
+/// Called when a driven store gets something to do; see [`Threads::Driven`].
+pub type OnWork = Arc<dyn Fn() + Send + Sync>;
+
+/// Who does a store's work.
+#[derive(Clone, Default)]
+pub enum Threads {
+    /// Threads of the store's own.
+    #[default]
+    Own,
+    /// No threads: [`crate::Store::drive`] works on the caller's thread, for deterministic simulation. Calls that wait (such as
+    /// [`crate::Log::flush`] or [`crate::Log::truncate_after`]) drive by themselves.
+    Driven {
+        /// Called when work was queued, maybe under a lock of the store: it must do no more than wake whoever drives.
+        on_work: Option<OnWork>,
+    },
+}
+
+impl Threads {
+    pub(crate) fn is_driven(&self) -> bool {
+        matches!(self, Self::Driven { .. })
+    }
+
+    pub(crate) fn on_work(&self) -> Option<OnWork> {
+        match self {
+            Self::Own => None,
+            Self::Driven { on_work } => on_work.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_driven() { "Driven" } else { "Own" })
+    }
 }
 
 /// When an append counts as done.
@@ -73,6 +111,10 @@ pub struct StoreConfig {
     pub journal_lazy_delay: Duration,
     /// Rewrite the journal once it is larger than this and mostly dead, in bytes. Default: 4 MiB.
     pub journal_rewrite_bytes: u64,
+    /// Who does the work. Default: [`Threads::Own`].
+    pub threads: Threads,
+    /// The identity that the directory gets when it is made; without effect on one that exists. Default: `None`, a random one.
+    pub new_node_id: Option<Uuid>,
     /// Source of time. Default: the system's clocks.
     pub clock: Arc<dyn Clock>,
 }
@@ -91,6 +133,8 @@ impl Default for StoreConfig {
             idle_mark_delay: Duration::from_millis(500),
             journal_lazy_delay: Duration::from_secs(1),
             journal_rewrite_bytes: 4 << 20,
+            threads: Threads::Own,
+            new_node_id: None,
             clock: Arc::new(SystemClock::new()),
         }
     }

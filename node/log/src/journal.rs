@@ -73,18 +73,24 @@ enum Record {
 
 impl Record {
     fn len(&self) -> u64 {
-        let value = if let Self::Put(_, value) = self { value.len() } else { 0 };
-        align8((RECORD_HEADER + value) as u64)
+        record_len(if let Self::Put(_, value) = self { value.len() } else { 0 })
     }
 
     fn encode(&self, durable: u64, seed: u32, out: &mut Vec<u8>) {
         let nil = LogId { topic: Uuid::nil(), partition: 0 };
-        let (kind, (id, space, key), value) = match self {
-            Self::Put(key, value) => (1, *key, &value[..]),
-            Self::Remove(key) => (2, *key, &[][..]),
-            Self::RemoveLog(id) => (3, (*id, Space::User, 0), &[][..]),
-            Self::Mark => (4, (nil, Space::User, 0), &[][..]),
-        };
+        match self {
+            Self::Put(key, value) => Self::encode_put(*key, value, durable, seed, out),
+            Self::Remove(key) => Self::encode_any(2, *key, &[], durable, seed, out),
+            Self::RemoveLog(id) => Self::encode_any(3, (*id, Space::User, 0), &[], durable, seed, out),
+            Self::Mark => Self::encode_any(4, (nil, Space::User, 0), &[], durable, seed, out),
+        }
+    }
+
+    fn encode_put(key: Key, value: &[u8], durable: u64, seed: u32, out: &mut Vec<u8>) {
+        Self::encode_any(1, key, value, durable, seed, out);
+    }
+
+    fn encode_any(kind: u8, (id, space, key): Key, value: &[u8], durable: u64, seed: u32, out: &mut Vec<u8>) {
         let mut header = [0; RECORD_HEADER];
         put_u32(&mut header, 0, (RECORD_HEADER - PREFIX + value.len()) as u32);
         header[8] = kind;
@@ -136,6 +142,11 @@ impl Record {
     }
 }
 
+/// Bytes that a record takes in the file, with padding.
+fn record_len(value_len: usize) -> u64 {
+    align8((RECORD_HEADER + value_len) as u64)
+}
+
 fn record_crc(header: &[u8], value: &[u8], seed: u32) -> u32 {
     let crc = crc32c::crc32c_append(seed, &header[..4]);
     crc32c::crc32c_append(crc32c::crc32c_append(crc, &header[PREFIX..]), value)
@@ -151,7 +162,8 @@ fn file_name(sequence: u64) -> String {
 
 #[derive(Default)]
 struct State {
-    map: HashMap<Key, Bytes>,
+    /// Boxes, not `Bytes`: a few of these stay for every log there is, however long it sleeps.
+    map: HashMap<Key, Box<[u8]>>,
     live_bytes: u64,
     queue: Vec<Record>,
     queued_bytes: usize,
@@ -170,17 +182,26 @@ impl std::fmt::Debug for Journal {
 }
 
 impl State {
+    /// Every live record, in an order, so that the same history gives the same bytes.
+    fn encode_live(&self, seed: u32, out: &mut Vec<u8>) {
+        let mut keys: Vec<_> = self.map.iter().collect();
+        keys.sort_unstable_by_key(|(key, _)| **key);
+        for (key, value) in keys {
+            Record::encode_put(*key, value, 0, seed, out);
+        }
+    }
+
     fn apply(&mut self, record: &Record) {
         match record {
             Record::Put(key, value) => {
                 self.live_bytes += record.len();
-                if let Some(old) = self.map.insert(*key, value.clone()) {
-                    self.live_bytes -= Record::Put(*key, old).len();
+                if let Some(old) = self.map.insert(*key, Box::from(&value[..])) {
+                    self.live_bytes -= record_len(old.len());
                 }
             }
             Record::Remove(key) => {
                 if let Some(old) = self.map.remove(key) {
-                    self.live_bytes -= Record::Put(*key, old).len();
+                    self.live_bytes -= record_len(old.len());
                 }
             }
             Record::RemoveLog(id) => {
@@ -188,7 +209,7 @@ impl State {
                 self.map.retain(|key, value| {
                     let keep = key.0 != *id;
                     if !keep {
-                        *live -= align8((RECORD_HEADER + value.len()) as u64);
+                        *live -= record_len(value.len());
                     }
                     keep
                 });
@@ -252,13 +273,16 @@ impl Journal {
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<Bytes> {
-        self.state.lock().map.get(&key).cloned()
+        self.state.lock().map.get(&key).map(|value| Bytes::copy_from_slice(value))
     }
 
     /// Logs that have a key of the engine.
     pub(crate) fn logs_with(&self, engine_key: u8) -> Vec<LogId> {
         let state = self.state.lock();
-        state.map.keys().filter(|key| key.1 == Space::Engine && key.2 == engine_key).map(|key| key.0).collect()
+        let has = |key: &&Key| key.1 == Space::Engine && key.2 == engine_key;
+        let mut logs: Vec<LogId> = state.map.keys().filter(has).map(|key| key.0).collect();
+        logs.sort_unstable();
+        logs
     }
 
     /// Whether a flush is wanted now, and if not, when.
@@ -322,14 +346,14 @@ impl JournalFile {
         let mut leftovers: Vec<String> = sequences.into_iter().map(file_name).collect();
         leftovers.extend(list.into_iter().map(|entry| entry.name).filter(|name| name.ends_with(".tmp")));
 
-        let mut state = State::default();
+        let state = Mutex::new(State::default());
         let mut journal = match newest {
             _ if fresh => {
                 leftovers.extend(newest.map(file_name));
                 Self::create(disk.clone(), dir, node, newest.map_or(1, |newest| newest + 1), &state, rewrite_bytes)?
             }
             None => return Err(LogError::damaged(dir, 0, None, "the journal is missing")),
-            Some(sequence) => Self::load(disk.clone(), dir, node, sequence, &mut state, rewrite_bytes)?,
+            Some(sequence) => Self::load(disk.clone(), dir, node, sequence, &mut state.lock(), rewrite_bytes)?,
         };
         for name in leftovers {
             let path = dir.join(name);
@@ -339,7 +363,7 @@ impl JournalFile {
         journal.file.sync_data().map_err(|error| LogError::io(&journal.path, "flush the journal", error))?;
         journal.durable = journal.end;
         journal.unconfirmed = journal.end > FILE_HEADER as u64;
-        Ok((Journal { state: Mutex::new(state) }, journal))
+        Ok((Journal { state }, journal))
     }
 
     /// Writes a new file with the live records and gives it its name.
@@ -348,14 +372,12 @@ impl JournalFile {
         dir: &Path,
         node: Uuid,
         sequence: u64,
-        live: &State,
+        live: &Mutex<State>,
         rewrite_bytes: u64,
     ) -> Result<Self, LogError> {
         let seed = file_seed(node, sequence);
         let mut bytes = vec![0; FILE_HEADER];
-        for (key, value) in &live.map {
-            Record::Put(*key, value.clone()).encode(0, seed, &mut bytes);
-        }
+        live.lock().encode_live(seed, &mut bytes);
         let end = bytes.len() as u64;
         bytes[..8].copy_from_slice(MAGIC);
         put_u32(&mut bytes, 8, VERSION);
@@ -556,13 +578,10 @@ impl JournalFile {
         if self.end < self.rewrite_bytes || self.end < live.saturating_mul(4) {
             return Ok(());
         }
-        // The snapshot includes queued records; they will be written again to the new file, which changes nothing.
-        let snapshot = {
-            let state = journal.state.lock();
-            State { map: state.map.clone(), live_bytes: state.live_bytes, ..State::default() }
-        };
+        // What is live includes queued records; they will be written again to the new file, which changes nothing.
         let sequence = self.sequence + 1;
-        let next = Self::create(self.disk.clone(), &self.dir, self.node, sequence, &snapshot, self.rewrite_bytes)?;
+        let live = &journal.state;
+        let next = Self::create(self.disk.clone(), &self.dir, self.node, sequence, live, self.rewrite_bytes)?;
         let old = std::mem::replace(self, next);
         self.disk.remove_file(&old.path).map_err(|error| LogError::io(&old.path, "remove the old journal", error))
     }

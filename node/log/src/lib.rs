@@ -14,6 +14,8 @@
 //!   -> sealer.rs (finished segments: verify, hash, footer, index.rs)
 //! ```
 //!
+//! With [`Threads::Driven`] there are no threads: `driver.rs` runs the same rounds and seals when it is told to.
+//!
 //! Opening goes through `store.rs` and `log/recover.rs`, reading through `log/read.rs` and `reader.rs`. All I/O goes through
 //! [`disk::Disk`]. The bytes are described in `docs/disk-format.md`.
 
@@ -24,6 +26,7 @@ mod config;
 mod content_hash;
 pub mod debug;
 pub mod disk;
+mod driver;
 mod entry;
 mod error;
 mod files;
@@ -41,7 +44,7 @@ mod shared;
 mod store;
 
 pub use clock::{Clock, SystemClock};
-pub use config::{Barrier, Durability, LogConfig, StoreConfig};
+pub use config::{Barrier, Durability, LogConfig, OnWork, StoreConfig, Threads};
 pub use content_hash::ContentHash;
 pub use entry::{Entry, EntryKind, StoredEntry};
 pub use error::LogError;

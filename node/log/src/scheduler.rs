@@ -18,14 +18,14 @@ use std::{
     io,
     path::PathBuf,
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    Barrier, Durability, LogError, StoredEntry,
+    Barrier, Durability, LogError, OnWork, StoredEntry,
     barrier::{FlushPool, Target},
     journal::{JournalFile, Space, engine_key},
     log::{LogInner, Piece, Writer},
@@ -43,10 +43,10 @@ struct Waiting {
 }
 
 /// Logs that wait for the next round. Bounded by the logs that are open: each stands here once.
-#[derive(Default)]
 pub(crate) struct Queue {
     waiting: Mutex<Waiting>,
     changed: Condvar,
+    on_work: Option<OnWork>,
 }
 
 impl std::fmt::Debug for Queue {
@@ -56,20 +56,39 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Queue {
+    pub(crate) fn new(on_work: Option<OnWork>) -> Self {
+        Self { waiting: Mutex::default(), changed: Condvar::new(), on_work }
+    }
+
+    fn notify(&self) {
+        match &self.on_work {
+            Some(on_work) => on_work(),
+            None => drop(self.changed.notify_one()),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.lock().logs.is_empty()
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.waiting.lock().stop
+    }
+
     pub(crate) fn push(&self, log: Arc<LogInner>) {
         let mut waiting = self.waiting.lock();
         waiting.logs.push(log);
         // The scheduler sleeps only on an empty queue.
         if waiting.logs.len() == 1 {
             drop(waiting);
-            self.changed.notify_one();
+            self.notify();
         }
     }
 
     /// Makes the scheduler look at journal and timers.
     pub(crate) fn wake(&self) {
         self.waiting.lock().wake = true;
-        self.changed.notify_one();
+        self.notify();
     }
 
     /// Makes the scheduler end once nothing is left to write.
@@ -132,18 +151,37 @@ pub(crate) struct Scheduler {
     journal_timer: bool,
     /// What is in the tail caches, oldest first: log, end of a run of entries.
     cached: VecDeque<(Weak<LogInner>, u64)>,
+    /// Length of `cached` at which closed logs are swept out of it.
+    sweep_at: usize,
 }
+
+/// Least length at which [`Scheduler::cached`] is swept.
+const SWEEP_AT_LEAST: usize = 64;
 
 impl Scheduler {
     pub(crate) fn new(shared: Arc<Shared>, journal: JournalFile) -> io::Result<Self> {
-        let pool = FlushPool::start(shared.config.flush_threads)?;
-        Ok(Self { shared, journal, pool, timers: BinaryHeap::new(), journal_timer: false, cached: VecDeque::new() })
+        let threads = if shared.is_driven() { 0 } else { shared.config.flush_threads };
+        let pool = FlushPool::start(threads)?;
+        Ok(Self {
+            shared,
+            journal,
+            pool,
+            timers: BinaryHeap::new(),
+            journal_timer: false,
+            cached: VecDeque::new(),
+            sweep_at: SWEEP_AT_LEAST,
+        })
+    }
+
+    /// The scheduler's thread.
+    pub(crate) fn run(self) {
+        // Best effort: unprivileged processes may not. A lone writer that starves holds everybody up.
+        let _ = rustix::process::setpriority_process(None, -10);
+        self.run_rounds();
     }
 
     /// Runs rounds until stopped and drained.
-    pub(crate) fn run(mut self) {
-        // Best effort: unprivileged processes may not. A lone writer that starves holds everybody up.
-        let _ = rustix::process::setpriority_process(None, -10);
+    pub(crate) fn run_rounds(mut self) {
         loop {
             let (logs, stop) = self.gather();
             let due = self.fire_timers();
@@ -157,6 +195,29 @@ impl Scheduler {
         }
     }
 
+    /// Runs one round if there is anything to do now. Returns whether there was.
+    pub(crate) fn round_now(&mut self) -> bool {
+        let logs = {
+            let mut waiting = self.shared.queue.waiting.lock();
+            waiting.wake = false;
+            std::mem::take(&mut waiting.logs)
+        };
+        let fired = self.fire_timers();
+        let (urgent, due) = self.shared.journal.wanted();
+        let due = urgent || due.is_some_and(|due| due <= self.shared.config.clock.monotonic());
+        if logs.is_empty() && !fired && !due {
+            return false;
+        }
+        self.round(logs);
+        self.evict();
+        true
+    }
+
+    /// When the next timer is due.
+    pub(crate) fn next_timer(&self) -> Option<Duration> {
+        self.timers.peek().map(|Reverse(timer)| timer.at)
+    }
+
     /// Waits until there is something to do.
     fn gather(&mut self) -> (Vec<Arc<LogInner>>, bool) {
         let queue = &self.shared.queue;
@@ -167,7 +228,7 @@ impl Scheduler {
                 return (std::mem::take(&mut waiting.logs), waiting.stop);
             }
             let (_, journal_due) = self.shared.journal.wanted();
-            let timer_due = self.timers.peek().map(|Reverse(timer)| timer.at);
+            let timer_due = self.next_timer();
             match [journal_due, timer_due].into_iter().flatten().min() {
                 None => queue.changed.wait(&mut waiting),
                 Some(due) => {
@@ -301,7 +362,8 @@ impl Scheduler {
 
     /// Without a journal no vote and no mark can be kept: every log stops.
     fn stop_all(&self, error: &LogError) {
-        let logs: Vec<_> = self.shared.open.lock().values().cloned().collect();
+        let mut logs: Vec<_> = self.shared.open.lock().values().cloned().collect();
+        logs.sort_unstable_by_key(|log| log.id);
         for log in logs {
             log.fail(error.clone());
         }
@@ -352,7 +414,8 @@ impl Scheduler {
         if targets.is_empty() {
             return;
         }
-        let started = Instant::now();
+        let clock = &self.shared.config.clock;
+        let started = clock.monotonic();
         let whole_volume = match self.shared.config.barrier {
             Barrier::Fdatasync => false,
             Barrier::Syncfs => targets.len() > INLINE_FLUSHES,
@@ -381,7 +444,7 @@ impl Scheduler {
                 }
             }
         }
-        metrics.record_flush(started.elapsed());
+        metrics.record_flush(clock.monotonic().saturating_sub(started));
         for job in jobs.iter().filter(|job| job.flush && job.result.is_ok()) {
             job.log.dir_durable.store(true, std::sync::atomic::Ordering::Release);
         }
@@ -443,6 +506,12 @@ impl Scheduler {
 
     /// Drops the oldest cached entries until the cache fits its budget. What is not safe yet stays.
     fn evict(&mut self) {
+        // Logs that were closed took their entries along. A weak handle keeps their memory, so that they may not stay here.
+        if self.cached.len() >= self.sweep_at {
+            self.cached.retain(|(log, _)| log.strong_count() > 0);
+            self.cached.shrink_to(self.cached.len() * 2);
+            self.sweep_at = (self.cached.len() * 2).max(SWEEP_AT_LEAST);
+        }
         let metrics = &self.shared.metrics;
         while metrics.cache_bytes.get() > self.shared.config.tail_cache_bytes {
             let Some((log, next)) = self.cached.pop_front() else { return };

@@ -9,7 +9,7 @@ use std::{collections::VecDeque, sync::Arc};
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    ContentHash, LogError,
+    ContentHash, LogError, OnWork,
     disk::{DiskFile, write_all_at},
     frame::seed,
     index::{IndexOwner, SparseIndex, write_index},
@@ -25,10 +25,10 @@ struct Waiting {
 }
 
 /// Segments that wait to be sealed. Bounded by the segments that exist: each is queued once.
-#[derive(Default)]
 pub(crate) struct SealQueue {
     waiting: Mutex<Waiting>,
     changed: Condvar,
+    on_work: Option<OnWork>,
 }
 
 impl std::fmt::Debug for SealQueue {
@@ -38,10 +38,21 @@ impl std::fmt::Debug for SealQueue {
 }
 
 impl SealQueue {
+    pub(crate) fn new(on_work: Option<OnWork>) -> Self {
+        Self { waiting: Mutex::default(), changed: Condvar::new(), on_work }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.lock().segments.is_empty()
+    }
+
     /// Adds the segment with this base index. Whoever adds it has counted it in the log's `sealing`.
     pub(crate) fn push(&self, log: Arc<LogInner>, base_index: u64) {
         self.waiting.lock().segments.push_back((log, base_index));
-        self.changed.notify_one();
+        match &self.on_work {
+            Some(on_work) => on_work(),
+            None => drop(self.changed.notify_one()),
+        }
     }
 
     pub(crate) fn stop(&self) {
@@ -62,11 +73,32 @@ impl SealQueue {
             if !stop {
                 settle(&log, seal(shared, &log, base_index));
             }
-            let mut state = log.state.lock();
-            state.sealing -= 1;
-            log.rest_if_done(state);
+            finish(&log);
         }
     }
+
+    /// Seals the segment that has waited longest. Returns whether there was one.
+    pub(crate) fn drive(&self, shared: &Shared) -> bool {
+        let next = self.waiting.lock().segments.pop_front();
+        let Some((log, base_index)) = next else { return false };
+        settle(&log, seal(shared, &log, base_index));
+        finish(&log);
+        true
+    }
+
+    /// Gives up what waits; it is sealed after the next start.
+    pub(crate) fn drain(&self) {
+        let waiting = std::mem::take(&mut self.waiting.lock().segments);
+        for (log, _) in waiting {
+            finish(&log);
+        }
+    }
+}
+
+fn finish(log: &Arc<LogInner>) {
+    let mut state = log.state.lock();
+    state.sealing -= 1;
+    log.rest_if_done(state);
 }
 
 fn settle(log: &LogInner, result: Result<(), LogError>) {

@@ -2,7 +2,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver},
+    },
 };
 
 use bytes::Bytes;
@@ -13,6 +16,7 @@ use uuid::Uuid;
 use crate::{
     LogError, LogId, StoreConfig, StoreMetrics,
     disk::{Disk, Volume},
+    driver::Driver,
     files::OpenFiles,
     journal::{Journal, Space},
     log::LogInner,
@@ -30,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) journal: Journal,
     pub(crate) queue: Queue,
     pub(crate) sealer: SealQueue,
+    pub(crate) driver: Driver,
     pub(crate) files: OpenFiles,
     pub(crate) volume: Arc<dyn Volume>,
     /// Logs that are open, or were dropped and still have work in the background.
@@ -47,11 +52,11 @@ impl Shared {
 
     /// Puts or removes a key of the engine and waits until that is durable.
     pub(crate) fn journal_and_wait(&self, id: LogId, key: u8, value: Option<Bytes>) -> Result<(), LogError> {
-        let (done, wait) = waiter();
+        let (done, answer) = waiter();
         let now = self.config.clock.monotonic();
         self.journal.put((id, Space::Engine, key), value, true, now, Some(done))?;
         self.queue.wake();
-        wait()
+        self.wait_for(&answer)
     }
 
     /// Forgets a log that is closed.
@@ -65,12 +70,12 @@ impl Shared {
     }
 }
 
-/// A `done` and a function that waits for its answer.
-pub(crate) fn waiter() -> (crate::Done, impl FnOnce() -> Result<(), LogError>) {
+/// A `done` and what gets its answer, for [`Shared::wait_for`].
+pub(crate) fn waiter() -> (crate::Done, Receiver<Result<(), LogError>>) {
     let (sender, receiver) = mpsc::sync_channel(1);
     let done = Box::new(move |result| {
         // Nobody waits any more: nobody needs the answer.
         let _ = sender.send(result);
     });
-    (done, move || receiver.recv().unwrap_or(Err(LogError::Closed)))
+    (done, receiver)
 }

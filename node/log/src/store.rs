@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,10 +22,11 @@ use uuid::Uuid;
 use crate::{
     Cut, Done, Log, LogConfig, LogError, LogId, StoreConfig, StoreMetrics,
     disk::{DirLock, Disk, OpenMode, write_all_at},
+    driver::Driver,
     files::OpenFiles,
     frame::Expect,
     journal::{JournalFile, Space, engine_key},
-    log::{CleanMark, LogInner, State, Writer},
+    log::{CleanMark, LogInner, State, Writer, prune_quarantines},
     scheduler::{Queue, Scheduler},
     sealer::SealQueue,
     shared::{Shared, waiter},
@@ -92,7 +94,7 @@ impl Store {
             let reason = "the directory holds logs, but its FORMAT file is missing";
             return Err(LogError::damaged(dir.join("FORMAT"), 0, None, reason));
         }
-        let node_id = format.unwrap_or_else(Uuid::new_v4);
+        let node_id = format.or(config.new_node_id).unwrap_or_else(Uuid::new_v4);
         let rewrite = config.journal_rewrite_bytes;
         let (journal, journal_file) = JournalFile::open(disk.clone(), &meta, node_id, rewrite, fresh)?;
         if fresh {
@@ -104,6 +106,7 @@ impl Store {
         disk.sync_dir(&logs).map_err(|error| LogError::io(&logs, "flush the directory", error))?;
         let durable_dirs = list_dir(&*disk, &logs)?.iter().filter_map(|name| name.parse().ok()).collect();
         let files = OpenFiles::new(config.open_segments);
+        let on_work = config.threads.on_work();
         let shared = Arc::new(Shared {
             disk,
             dir: dir.to_owned(),
@@ -111,8 +114,9 @@ impl Store {
             config,
             metrics: StoreMetrics::default(),
             journal,
-            queue: Queue::default(),
-            sealer: SealQueue::default(),
+            queue: Queue::new(on_work.clone()),
+            sealer: SealQueue::new(on_work),
+            driver: Driver::default(),
             files,
             volume,
             open: Mutex::default(),
@@ -122,9 +126,13 @@ impl Store {
         let thread_failed = |error| LogError::io(dir, "start a thread", error);
         let scheduler = Scheduler::new(shared.clone(), journal_file).map_err(thread_failed)?;
         let store = Arc::new(Self { shared, threads: Mutex::default(), lock: Mutex::new(Some(lock)) });
-        store.spawn("log-writer", move || scheduler.run()).map_err(thread_failed)?;
-        let shared = store.shared.clone();
-        store.spawn("log-sealer", move || shared.sealer.run(&shared)).map_err(thread_failed)?;
+        if store.shared.is_driven() {
+            store.shared.driver.start(scheduler);
+        } else {
+            store.spawn("log-writer", move || scheduler.run()).map_err(thread_failed)?;
+            let shared = store.shared.clone();
+            store.spawn("log-sealer", move || shared.sealer.run(&shared)).map_err(thread_failed)?;
+        }
         store.finish_deletions()?;
         Ok(store)
     }
@@ -267,6 +275,15 @@ impl Store {
         self.cut_out(id, Some(index))
     }
 
+    /// Removes the quarantine folders that cuts left in a log, open or not. They may be as large as the log itself: worth it
+    /// once the log has been filled again and nobody wants to look at them, or when the volume is short of space.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] and the like; also when there is no such log.
+    pub fn delete_quarantines(&self, id: LogId) -> Result<(), LogError> {
+        prune_quarantines(&*self.shared.disk, &self.shared.logs_dir().join(id.to_string()), 0)
+    }
+
     fn cut_out(&self, id: LogId, from: Option<u64>) -> Result<Cut, LogError> {
         if let Some(failure) = self.shared.journal.failure() {
             return Err(failure.sticky());
@@ -313,10 +330,10 @@ impl Store {
         }
         shared.disk.sync_dir(&logs).map_err(|error| LogError::io(&logs, "flush the directory", error))?;
         shared.failed.lock().remove(&id);
-        let (done, wait) = waiter();
+        let (done, answer) = waiter();
         shared.journal.remove_log(id, done)?;
         shared.queue.wake();
-        wait()?;
+        shared.wait_for(&answer)?;
         remove_dir(&*shared.disk, &aside)
     }
 
@@ -401,6 +418,19 @@ impl Store {
         &self.shared.metrics
     }
 
+    /// With [`Threads::Driven`]: runs one round of the scheduler, with what is due by the clock, and seals one segment. Returns
+    /// whether there was anything to do; `false` in a store with threads. Must not be called by a `done` or by
+    /// [`Threads::Driven::on_work`].
+    pub fn drive(&self) -> bool {
+        self.shared.is_driven() && self.shared.drive()
+    }
+
+    /// With [`Threads::Driven`]: when, by the monotonic time of [`StoreConfig::clock`], [`Store::drive`] is to be called at the latest,
+    /// unless more work is queued before. `None`: nothing is due.
+    pub fn next_due(&self) -> Option<Duration> {
+        self.shared.next_due()
+    }
+
     /// Makes timers look at the clock again; for clocks that do not move by themselves.
     pub fn wake(&self) {
         self.shared.queue.wake();
@@ -411,7 +441,9 @@ impl Store {
     /// # Errors
     /// The first failure of closing a log; everything is closed all the same.
     pub fn close(&self) -> Result<(), LogError> {
-        let logs: Vec<_> = self.shared.open.lock().values().cloned().collect();
+        let mut logs: Vec<_> = self.shared.open.lock().values().cloned().collect();
+        // The order shows in the journal.
+        logs.sort_unstable_by_key(|log| log.id);
         let mut first_error = Ok(());
         let mut keep_first = |result: Result<(), LogError>| {
             if first_error.is_ok() {
@@ -419,17 +451,17 @@ impl Store {
             }
         };
         // All marks go with one flush of the journal.
-        let mut waits = Vec::new();
+        let mut answers = Vec::new();
         for log in logs.iter().filter(|log| !log.is_closed()) {
             match log.start_close() {
                 // Closed by somebody else meanwhile.
                 Ok(None) | Err(LogError::Closed) => {}
                 Ok(Some(mark)) => {
-                    let (done, wait) = waiter();
+                    let (done, answer) = waiter();
                     let key = (log.id, Space::Engine, engine_key::CLEAN);
                     let now = self.shared.config.clock.monotonic();
                     match self.shared.journal.put(key, Some(mark.encode()), false, now, Some(done)) {
-                        Ok(_) => waits.push(wait),
+                        Ok(_) => answers.push(answer),
                         Err(error) => keep_first(Err(error)),
                     }
                 }
@@ -437,8 +469,8 @@ impl Store {
             }
         }
         self.shared.queue.wake();
-        for wait in waits {
-            keep_first(wait());
+        for answer in answers {
+            keep_first(self.shared.wait_for(&answer));
         }
         for log in &logs {
             log.finish_close();
@@ -455,6 +487,10 @@ impl Store {
         }
         self.shared.sealer.stop();
         self.shared.queue.stop();
+        if self.shared.is_driven() {
+            self.shared.sealer.drain();
+            self.shared.driver.stop();
+        }
         let own = std::thread::current().id();
         for thread in self.threads.lock().drain(..) {
             // The last handle may be dropped by a `done`, on one of these threads.

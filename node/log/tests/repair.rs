@@ -257,6 +257,76 @@ fn damage_that_stopped_an_open_log_can_be_cut_out_after_closing_it() {
 }
 
 #[test]
+fn a_missing_segment_before_a_bad_header_is_not_taken_for_a_torn_tail() {
+    let disk = MemoryDisk::new();
+    let store = open_store(&disk);
+    let log = store.open_log(id(0), LogConfig::default()).unwrap();
+    fill(&log, 0, ENTRIES);
+    log.roll().unwrap();
+    store.close().unwrap();
+    // One more entry after a clean close: the journal vouches for exactly what is in the sealed segments.
+    let store = open_store(&disk);
+    let log = store.open_log(id(0), LogConfig::default()).unwrap();
+    fill(&log, ENTRIES, ENTRIES + 1);
+    let disk = disk.fork();
+    let names = segments(&disk);
+    let [.., lost, newest] = &names[..] else { panic!("{names:?}") };
+    disk.remove_file(&log_dir(0).join(lost)).unwrap();
+    flip(&disk, newest, 20);
+    let store = open_store(&disk);
+    let error = store.open_log(id(0), LogConfig::default()).unwrap_err();
+    assert!(matches!(error, LogError::Damaged { index: Some(index), .. } if index == base(lost)), "{error}");
+    let cut = store.cut_damaged(id(0)).unwrap();
+    assert_eq!((cut.next_index, cut.was), (base(lost), ENTRIES + 1));
+    refill(&store, base(lost));
+}
+
+#[test]
+fn however_much_is_damaged_cutting_comes_to_an_end_with_what_is_good() {
+    let intact = [stored_log(true), stored_log(false)];
+    for seed in 0..150_u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut below = |n: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random % n as u64) as usize
+        };
+        let disk = intact[below(2)].fork();
+        for _ in 0..=below(4) {
+            let names = segments(&disk);
+            let name = names[below(names.len())].clone();
+            let path = log_dir(0).join(&name);
+            let bytes = disk.contents(&path).unwrap();
+            match below(4) {
+                0 if names.len() > 1 => disk.remove_file(&path).unwrap(),
+                1 => disk.overwrite(&path, &bytes[..below(bytes.len())]).unwrap(),
+                2 => {
+                    let start = below(bytes.len());
+                    let end = (start + 512).min(bytes.len());
+                    disk.overwrite(&path, &[&bytes[..start], &vec![0; end - start], &bytes[end..]].concat()).unwrap();
+                }
+                _ if bytes.is_empty() => {}
+                _ => flip(&disk, &name, below(bytes.len())),
+            }
+        }
+        let store = open_store(&disk);
+        let mut end = ENTRIES;
+        for round in 0.. {
+            assert!(round < 8, "seed {seed}");
+            let Some(cut) = cut(&store) else { break };
+            assert!(cut.next_index <= end && cut.was >= cut.next_index, "seed {seed}: {cut:?}");
+            end = cut.next_index;
+        }
+        let log = store.open_log(id(0), LogConfig::default()).unwrap();
+        let next_index = log.position().next_index;
+        log.close().unwrap();
+        drop(log);
+        refill(&store, next_index);
+    }
+}
+
+#[test]
 fn an_open_log_is_not_cut() {
     let disk = stored_log(true);
     let store = open_store(&disk);
@@ -276,6 +346,13 @@ fn the_two_newest_quarantine_folders_are_kept_and_go_with_the_log() {
     let folders: Vec<String> =
         names(&disk, &log_dir(0)).into_iter().filter(|name| name.starts_with("quarantine")).collect();
     assert_eq!(folders, ["quarantine-10", "quarantine-9"]);
+    let log = store.open_log(id(0), LogConfig::default()).unwrap();
+    store.delete_quarantines(id(0)).unwrap();
+    assert!(names(&disk, &log_dir(0)).iter().all(|name| !name.starts_with("quarantine")));
+    assert_samples(&log, 0, 20);
+    log.close().unwrap();
+    drop(log);
+    store.cut_from(id(0), 19).unwrap();
     store.delete_log(id(0)).unwrap();
     assert_eq!(names(&disk, &Path::new(DIR).join("logs")), [] as [&str; 0]);
 }

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{DirEntry, DirLock, Disk, DiskFile, FileMap, OpenMode, Volume};
 
@@ -22,6 +22,8 @@ const SECTOR: u64 = 512;
 #[derive(Debug, Clone)]
 pub struct MemoryDisk {
     state: Arc<Mutex<State>>,
+    /// Dead once the epoch is another.
+    mounted: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -109,7 +111,7 @@ impl MemoryDisk {
             free_bytes: 1 << 40,
             dedicated: true,
         };
-        Self { state: Arc::new(Mutex::new(state)) }
+        Self { state: Arc::new(Mutex::new(state)), mounted: None }
     }
 
     /// Loses power: everything unsynced is lost, kept or torn as `seed` says, locks are released, and every open handle
@@ -129,6 +131,21 @@ impl MemoryDisk {
                 Some(Node::Dir(dir)) => dir.crash(fate, seed, &mut random),
                 None => {}
             }
+        }
+    }
+
+    /// The same file system as one machine sees it until the next [`MemoryDisk::crash`]: from then on everything done through
+    /// what this returns fails, as if its process had gone with the power.
+    pub fn mount(&self) -> Self {
+        let epoch = self.state.lock().epoch;
+        Self { state: self.state.clone(), mounted: Some(epoch) }
+    }
+
+    fn alive(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.state.lock();
+        match self.mounted {
+            Some(epoch) if epoch != state.epoch => Err(io::Error::other("the disk lost power since it was mounted")),
+            _ => Ok(state),
         }
     }
 
@@ -179,7 +196,7 @@ impl MemoryDisk {
             free_bytes: state.free_bytes,
             dedicated: state.dedicated,
         };
-        Self { state: Arc::new(Mutex::new(forked)) }
+        Self { state: Arc::new(Mutex::new(forked)), mounted: None }
     }
 }
 
@@ -337,7 +354,7 @@ impl MemoryFile {
 
 impl Disk for MemoryDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         let found = match state.resolve(path) {
             Ok(id) => Some(id),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -361,7 +378,7 @@ impl Disk for MemoryDisk {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         let mut so_far = PathBuf::new();
         for part in path.components() {
             so_far.push(part);
@@ -380,7 +397,7 @@ impl Disk for MemoryDisk {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         let id = state.resolve(path)?;
         let names = state.dir(id)?.names.clone();
         let entry = |(name, id): (OsString, u64)| {
@@ -391,7 +408,7 @@ impl Disk for MemoryDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         let id = state.resolve(from)?;
         if from.parent() == to.parent() {
             let target = to.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
@@ -412,7 +429,7 @@ impl Disk for MemoryDisk {
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         let id = state.resolve(path)?;
         state.file(id)?;
         let (dir, name) = state.parent(path)?;
@@ -421,7 +438,7 @@ impl Disk for MemoryDisk {
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         let id = state.resolve(path)?;
         state.dir(id)?;
         let (dir, name) = state.parent(path)?;
@@ -430,14 +447,14 @@ impl Disk for MemoryDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         let id = state.resolve(path)?;
         state.dir(id)?.sync();
         Ok(())
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirLock>> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         if state.resolve(path).is_err() {
             state.add(path, Node::File(FileNode::default()))?;
         }
@@ -450,7 +467,7 @@ impl Disk for MemoryDisk {
     }
 
     fn volume(&self, dir: &Path) -> io::Result<Arc<dyn Volume>> {
-        let mut state = self.state.lock();
+        let mut state = self.alive()?;
         let id = state.resolve(dir)?;
         state.dir(id)?;
         Ok(Arc::new(MemoryVolume { state: self.state.clone(), epoch: state.epoch, dedicated: state.dedicated }))

@@ -431,7 +431,7 @@ impl LogInner {
         let writer = self.begin_change()?;
         let mut state = self.state.lock();
         while state.sealing > 0 {
-            self.changed.wait(&mut state);
+            self.wait(&mut state);
         }
         let mark = Some(CleanMark::of(&state, &writer)).filter(|mark| self.journal_clean_mark() != Some(*mark));
         if mark.is_some() {
@@ -451,7 +451,7 @@ impl LogInner {
         state.closed = true;
         // A log that was dropped may have entries on their way still.
         while !state.is_idle() {
-            self.changed.wait(&mut state);
+            self.wait(&mut state);
         }
         self.release(&mut state);
         drop(state);

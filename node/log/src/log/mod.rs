@@ -41,6 +41,7 @@ use crate::{
 
 pub(crate) use recover::CleanMark;
 pub use repair::Cut;
+pub(crate) use repair::prune_quarantines;
 pub(crate) use write::{Piece, Writer};
 
 /// Memory that one cached entry takes beside its payload, roughly.
@@ -360,11 +361,21 @@ impl LogInner {
         }
     }
 
+    /// Waits until something about the log changed, or, in a driven store, works meanwhile. May return for no reason.
+    pub(crate) fn wait(&self, state: &mut MutexGuard<'_, State>) {
+        if !self.shared.is_driven() {
+            self.changed.wait(state);
+        } else if !MutexGuard::unlocked(state, || self.shared.drive()) {
+            // Somebody else drives just now.
+            self.changed.wait_for(state, crate::driver::OTHERS);
+        }
+    }
+
     /// Waits until no entry waits for the disk and takes the writer; appends wait until [`Self::end_change`].
     pub(crate) fn begin_change(self: &Arc<Self>) -> Result<Box<Writer>, LogError> {
         let mut state = self.state.lock();
         while state.changing {
-            self.changed.wait(&mut state);
+            self.wait(&mut state);
         }
         state.check_usable()?;
         state.changing = true;
@@ -382,7 +393,7 @@ impl LogInner {
             }
             state.sync_now = true;
             self.enqueue(&mut state);
-            self.changed.wait(&mut state);
+            self.wait(&mut state);
         }
     }
 
@@ -432,7 +443,7 @@ impl Log {
 
         let mut state = inner.state.lock();
         while state.changing {
-            inner.changed.wait(&mut state);
+            inner.wait(&mut state);
         }
         state.check_usable()?;
         check_entries(&entries, state.next_index, state.next_offset)?;
@@ -523,7 +534,7 @@ impl Log {
             state.check_usable()?;
             state.sync_now = true;
             inner.enqueue(&mut state);
-            inner.changed.wait(&mut state);
+            inner.wait(&mut state);
         }
         Ok(())
     }
@@ -548,7 +559,7 @@ impl LogInner {
     pub(crate) fn wait_abandoned(&self) {
         let mut state = self.state.lock();
         while !state.is_idle() {
-            self.changed.wait(&mut state);
+            self.wait(&mut state);
         }
         self.rest(&mut state);
     }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     LogError,
-    disk::{OpenMode, write_all_at},
+    disk::{Disk, OpenMode, write_all_at},
     frame,
     journal::engine_key,
     reader::{FrameReader, Stop},
@@ -87,7 +87,7 @@ impl LogInner {
         self.set_durable_mark(plan.next_index)?;
         if quarantine.is_some() {
             self.shared.metrics.quarantines.add(1);
-            if let Err(error) = self.prune_quarantines() {
+            if let Err(error) = prune_quarantines(&*self.shared.disk, &self.dir, KEPT) {
                 tracing::warn!(log = %self.id, %error, "cannot remove old quarantine folders");
             }
         }
@@ -172,7 +172,7 @@ impl LogInner {
     fn quarantine(&self, found: &[FoundSegment], plan: &Plan) -> Result<Option<PathBuf>, LogError> {
         let disk = &self.shared.disk;
         let folder = self.dir.join(UNFINISHED);
-        let begun = self.list_names()?.iter().any(|name| name == UNFINISHED);
+        let begun = list_dirs(&**disk, &self.dir)?.iter().any(|name| name == UNFINISHED);
         if plan.shorten.is_none() && plan.gone_from == found.len() && !begun {
             return Ok(None);
         }
@@ -198,7 +198,7 @@ impl LogInner {
             sync(&folder)?;
             sync(&self.dir)?;
         }
-        let newest = self.quarantines()?.into_iter().max().unwrap_or(0);
+        let newest = quarantines(&**disk, &self.dir)?.into_iter().max().unwrap_or(0);
         let named = self.dir.join(format!("{PREFIX}{}", newest + 1));
         disk.rename(&folder, &named).map_err(|error| LogError::io(&folder, "name the quarantine folder", error))?;
         sync(&self.dir)?;
@@ -231,28 +231,27 @@ impl LogInner {
             _ => Ok(()),
         }
     }
+}
 
-    fn list_names(&self) -> Result<Vec<String>, LogError> {
-        let list = self.shared.disk.list(&self.dir);
-        let list = list.map_err(|error| LogError::io(&self.dir, "list the directory", error))?;
-        Ok(list.into_iter().filter(|entry| entry.is_dir).map(|entry| entry.name).collect())
-    }
+fn list_dirs(disk: &dyn Disk, dir: &Path) -> Result<Vec<String>, LogError> {
+    let list = disk.list(dir).map_err(|error| LogError::io(dir, "list the directory", error))?;
+    Ok(list.into_iter().filter(|entry| entry.is_dir).map(|entry| entry.name).collect())
+}
 
-    /// Numbers of the complete quarantine folders.
-    fn quarantines(&self) -> Result<Vec<u64>, LogError> {
-        let names = self.list_names()?;
-        Ok(names.iter().filter_map(|name| name.strip_prefix(PREFIX)?.parse().ok()).collect())
-    }
+/// Numbers of the complete quarantine folders of a log.
+fn quarantines(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, LogError> {
+    let names = list_dirs(disk, dir)?;
+    Ok(names.iter().filter_map(|name| name.strip_prefix(PREFIX)?.parse().ok()).collect())
+}
 
-    fn prune_quarantines(&self) -> Result<(), LogError> {
-        let mut numbers = self.quarantines()?;
-        numbers.sort_unstable();
-        numbers.truncate(numbers.len().saturating_sub(KEPT));
-        for number in numbers {
-            let path = self.dir.join(format!("{PREFIX}{number}"));
-            let removed = self.shared.disk.remove_dir(&path);
-            removed.map_err(|error| LogError::io(&path, "remove the quarantine folder", error))?;
-        }
-        Ok(())
+/// Removes all quarantine folders of a log but the `keep` newest.
+pub(crate) fn prune_quarantines(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<(), LogError> {
+    let mut numbers = quarantines(disk, dir)?;
+    numbers.sort_unstable();
+    numbers.truncate(numbers.len().saturating_sub(keep));
+    for number in numbers {
+        let path = dir.join(format!("{PREFIX}{number}"));
+        disk.remove_dir(&path).map_err(|error| LogError::io(&path, "remove the quarantine folder", error))?;
     }
+    Ok(())
 }
