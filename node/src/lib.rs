@@ -10,6 +10,7 @@ pub mod config;
 pub mod controller;
 pub mod discovery;
 pub mod listeners;
+pub mod membership;
 pub mod ops;
 pub mod partition;
 pub mod raft;

@@ -1,0 +1,269 @@
+//! The founding of a cluster: proposing, promising, finishing. The protocol is described in the head of the module.
+
+use std::io;
+
+use chronicle_proto::internal as wire;
+use chronicle_proto::internal::{
+    FoundRequest, FoundResponse, HelloRequest, HelloResponse, PromiseRequest, PromiseResponse,
+};
+use futures::{StreamExt, stream};
+use uuid::Uuid;
+
+use super::round::{Round, Sightings, within};
+use super::state::parse_uuid;
+use super::{Founder, Membership, PEERS_AT_ONCE, PROTOCOL, PeerError, Promised, Refused};
+
+/// The answers to others.
+impl Membership {
+    /// Says who this node is.
+    pub fn hello(&self, request: &HelloRequest) -> HelloResponse {
+        let own = &self.own;
+        let shown = self.state.look(|shown| {
+            if let Ok(caller) = parse_uuid("node_id", &request.node_id)
+                && caller != own.node_id
+            {
+                shown.hear(caller);
+            }
+            shown.clone()
+        });
+        let identity = shown.place.as_ref().map(|place| place.identity);
+        let seen = if identity.is_some() { Vec::new() } else { shown.seen };
+        HelloResponse {
+            node_id: own.node_id.to_string(),
+            name: own.name.clone(),
+            address: own.address.clone(),
+            zone: own.zone.clone(),
+            version: own.version.clone(),
+            protocol: PROTOCOL,
+            cluster_id: identity.map_or_else(String::new, |identity| identity.cluster_id.to_string()),
+            raft_id: identity.map_or(0, |identity| identity.raft_id),
+            bootstrap_expect: own.bootstrap_expect,
+            seen: seen.iter().map(Uuid::to_string).collect(),
+            promised: shown.promised.map_or_else(String::new, |promised| promised.cluster_id.to_string()),
+            controller_leader: shown.controller_leader,
+            boot: own.boot,
+        }
+    }
+
+    /// Promises this node to a proposal, durably, or refuses it for good.
+    ///
+    /// # Errors
+    /// When the answer could not be made durable; then there is none, and the caller may ask again.
+    pub async fn promise(&self, request: PromiseRequest) -> io::Result<PromiseResponse> {
+        let refused = match Promised::try_from(request) {
+            Ok(proposal) => self.promise_self(proposal).await?.err(),
+            Err(malformed) => Some(malformed),
+        };
+        Ok(PromiseResponse { refused: refused.unwrap_or_default() })
+    }
+
+    /// Makes this node a member of the cluster that it promised itself to. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// When it could not be made durable; then there is no answer, and the caller may ask again.
+    pub async fn found(&self, request: FoundRequest) -> io::Result<FoundResponse> {
+        let refused = match parse_uuid("cluster_id", &request.cluster_id) {
+            Ok(cluster_id) => self.state.change(|memory| memory.found(cluster_id, self.own.node_id)).await?.err(),
+            Err(malformed) => Some(malformed),
+        };
+        Ok(FoundResponse { refused: refused.unwrap_or_default() })
+    }
+
+    async fn promise_self(&self, proposal: Promised) -> io::Result<Result<(), String>> {
+        let (node_id, expected) = (self.own.node_id, self.own.bootstrap_expect);
+        let in_sight = self.state.look(|shown| shown.in_sight);
+        self.state.change(|memory| memory.promise(proposal, node_id, expected, in_sight)).await
+    }
+}
+
+/// What came of asking all founders.
+#[derive(Default)]
+struct Answers {
+    agreed: usize,
+    refused: Option<String>,
+    missing: Vec<Founder>,
+}
+
+impl Membership {
+    /// Proposes a cluster when everybody agrees and it is this node's turn. Returns what is waited for.
+    pub(super) async fn propose(&self, round: &Round, sightings: &Sightings) -> Result<String, Refused> {
+        let everybody = match round.agreed(self.own.node_id, self.own.bootstrap_expect) {
+            Ok(everybody) => everybody,
+            Err(waiting) => return Ok(waiting),
+        };
+        let coordinator = everybody[0];
+        if coordinator != self.own.node_id {
+            let (at, count) = (round.address_of(coordinator, ""), everybody.len());
+            return Ok(format!("waiting for {at} to found a cluster of {count} nodes"));
+        }
+        let founders = everybody.into_iter().zip(1..).map(|(node_id, raft_id)| self.founder(node_id, raft_id, round));
+        let proposal = Promised { cluster_id: (self.cluster_id)(), coordinator, founders: founders.collect() };
+        if let Err(raced) = self.promise_self(proposal.clone()).await.map_err(Refused::Memory)? {
+            return Ok(format!("not founding: {raced}"));
+        }
+        self.finish(&proposal, round, sightings).await
+    }
+
+    /// Does what is to be done about a promise that was held before the round began. Returns what is waited for.
+    pub(super) async fn keep(
+        &self,
+        promised: &Promised,
+        round: &Round,
+        sightings: &Sightings,
+    ) -> Result<String, Refused> {
+        let (id, coordinator) = (promised.cluster_id, promised.coordinator);
+        if coordinator == self.own.node_id {
+            return self.finish(promised, round, sightings).await;
+        }
+        let address = promised.address_of(coordinator);
+        match round.peers.get(&coordinator) {
+            // It promised itself before it asked anybody.
+            Some(peer) if peer.promised != Some(id) => self.forget(promised, &format!("{address} gave it up")).await,
+            Some(_) => Ok(format!("waiting for {address} to found cluster {id}")),
+            None if !sightings.gone(coordinator) => Ok(format!("waiting for {address}, which founds cluster {id}")),
+            // It has not founded: it does so only after another founder, and there is none but this node.
+            None if promised.founders.len() == 2 => self.forget(promised, &format!("{address} is gone")).await,
+            None => self.finish(promised, round, sightings).await,
+        }
+    }
+
+    /// Has all founders promise, then found, this node last. Returns what is waited for when that did not come to an end.
+    async fn finish(&self, promised: &Promised, round: &Round, sightings: &Sightings) -> Result<String, Refused> {
+        let (id, own) = (promised.cluster_id, self.own.node_id);
+        // The coordinator has promised itself, whether or not it can be asked.
+        let others = |founder: &&Founder| founder.node_id != own && founder.node_id != promised.coordinator;
+        let others: Vec<_> = promised.founders.iter().filter(others).collect();
+        let asked = self
+            .ask(&others, round, |address| async move {
+                let response = within(self.peers.promise(&address, promised.clone().into())).await;
+                response.map(|response| response.refused)
+            })
+            .await;
+        if let Some(refused) = asked.refused {
+            return self.forget(promised, &refused).await;
+        }
+        if !asked.missing.is_empty() {
+            let gone = asked.missing.iter().all(|founder| sightings.gone(founder.node_id));
+            let missing: Vec<_> = asked.missing.iter().map(|founder| founder.address.as_str()).collect();
+            let missing = missing.join(", ");
+            // Everybody else has just promised again and hears from this node, so none of them has founded with those who
+            // are missing, and those cannot found without them.
+            if gone && promised.coordinator == own {
+                return self.forget(promised, &format!("{missing} did not answer")).await;
+            }
+            return Ok(format!("founding cluster {id}: waiting for the promise of {missing}"));
+        }
+        if others.is_empty() {
+            // One founder alone; or two, and this is the one that was asked, which does not get here.
+            return self.found_self(promised).await;
+        }
+        let told = self
+            .ask(&others, round, |address| async move {
+                let request = FoundRequest { cluster_id: id.to_string(), founders: promised.wire_founders() };
+                let response = within(self.peers.found(&address, request)).await.map(|response| response.refused);
+                if matches!(&response, Ok(refused) if refused.is_empty()) {
+                    // From here on the cluster exists. A failure to store shows when the loop stores it again.
+                    let _ = self.state.change(|memory| memory.found(id, own)).await;
+                }
+                response
+            })
+            .await;
+        match told.refused {
+            _ if told.agreed > 0 => self.found_self(promised).await,
+            Some(refused) => self.forget(promised, &refused).await,
+            None => Ok(format!("founding cluster {id}: all have promised, nobody has answered since")),
+        }
+    }
+
+    /// Asks each, at its address, for a refusal that is empty when it agrees.
+    async fn ask<F>(&self, founders: &[&Founder], round: &Round, call: impl Fn(String) -> F) -> Answers
+    where
+        F: Future<Output = Result<String, PeerError>>,
+    {
+        let mut answers = Answers::default();
+        let calls = founders.iter().map(|founder| {
+            let answer = call(round.address_of(founder.node_id, &founder.address));
+            async move { (*founder, answer.await) }
+        });
+        // Collected: none of them begins before the stream asks for it.
+        let mut calls = stream::iter(calls.collect::<Vec<_>>()).buffer_unordered(PEERS_AT_ONCE);
+        while let Some((founder, answer)) = calls.next().await {
+            match answer {
+                Ok(refused) if refused.is_empty() => answers.agreed += 1,
+                Ok(refused) => answers.refused = Some(format!("{} refuses: {refused}", founder.address)),
+                Err(_) => answers.missing.push(founder.clone()),
+            }
+        }
+        answers
+    }
+
+    pub(super) async fn found_self(&self, promised: &Promised) -> Result<String, Refused> {
+        let id = promised.cluster_id;
+        let done = self.state.change(|memory| memory.found(id, self.own.node_id)).await.map_err(Refused::Memory)?;
+        Ok(done.err().map_or_else(|| format!("founded cluster {id}"), |why| format!("cannot found {id}: {why}")))
+    }
+
+    async fn forget(&self, promised: &Promised, why: &str) -> Result<String, Refused> {
+        let id = promised.cluster_id;
+        let forget = |memory: &mut super::Remembered| {
+            if memory.promised.as_ref() == Some(promised) {
+                memory.forget();
+            }
+        };
+        self.state.change(forget).await.map_err(Refused::Memory)?;
+        Ok(format!("there will be no cluster {id}: {why}"))
+    }
+
+    fn founder(&self, node_id: Uuid, raft_id: u64, round: &Round) -> Founder {
+        match round.peers.get(&node_id).map(|peer| &peer.hello) {
+            Some(hello) => Founder {
+                node_id,
+                raft_id,
+                name: hello.name.clone(),
+                address: hello.address.clone(),
+                zone: hello.zone.clone(),
+                version: hello.version.clone(),
+            },
+            None => Founder {
+                node_id,
+                raft_id,
+                name: self.own.name.clone(),
+                address: self.own.address.clone(),
+                zone: self.own.zone.clone(),
+                version: self.own.version.clone(),
+            },
+        }
+    }
+}
+
+impl Promised {
+    fn address_of(&self, node_id: Uuid) -> &str {
+        self.founders.iter().find(|founder| founder.node_id == node_id).map_or("", |founder| &founder.address)
+    }
+
+    fn wire_founders(&self) -> Vec<wire::Founder> {
+        self.founders.iter().cloned().map(wire::Founder::from).collect()
+    }
+}
+
+impl From<Promised> for PromiseRequest {
+    fn from(promised: Promised) -> Self {
+        Self {
+            founders: promised.wire_founders(),
+            cluster_id: promised.cluster_id.to_string(),
+            coordinator: promised.coordinator.to_string(),
+        }
+    }
+}
+
+impl TryFrom<PromiseRequest> for Promised {
+    type Error = String;
+
+    fn try_from(request: PromiseRequest) -> Result<Self, String> {
+        Ok(Self {
+            cluster_id: parse_uuid("cluster_id", &request.cluster_id)?,
+            coordinator: parse_uuid("coordinator", &request.coordinator)?,
+            founders: request.founders.into_iter().map(Founder::try_from).collect::<Result<_, _>>()?,
+        })
+    }
+}
