@@ -3,7 +3,8 @@
 use std::fmt;
 
 use chronicle_proto::internal::{
-    FoundRequest, FoundResponse, HelloRequest, HelloResponse, JoinRequest, JoinResponse, PromiseRequest, PromiseResponse,
+    FoundRequest, FoundResponse, HelloRequest, HelloResponse, JoinRequest, JoinResponse, PromiseRequest,
+    PromiseResponse,
 };
 use futures::future::BoxFuture;
 

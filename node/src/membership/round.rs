@@ -10,7 +10,9 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::state::{parse_optional_uuid, parse_uuid};
-use super::{ANSWER_TIMEOUT, FOUNDERS_MAX, GONE_AFTER, Membership, PEERS_AT_ONCE, PROTOCOL, PeerError, Promised, Refused};
+use super::{
+    ANSWER_TIMEOUT, FOUNDERS_MAX, GONE_AFTER, Membership, PEERS_AT_ONCE, PROTOCOL, PeerError, Promised, Refused,
+};
 use crate::discovery::DiscoveryError;
 
 /// Names and addresses that a status mentions; of more only the number.
@@ -127,17 +129,23 @@ impl Round {
         let mut everybody: Vec<Uuid> = self.peers.keys().copied().chain([own]).collect();
         everybody.sort_unstable();
         if let Some((node_id, first, second)) = &self.clash {
-            return Err(format!("the nodes at {first} and {second} both say that they are {node_id}; one must be a copy"));
+            return Err(format!(
+                "the nodes at {first} and {second} both say that they are {node_id}; one must be a copy"
+            ));
         }
         for peer in self.peers.values() {
             let (at, hello) = (&peer.reached_at, &peer.hello);
             if hello.protocol != PROTOCOL {
                 let theirs = hello.protocol;
-                return Err(format!("{at} speaks version {theirs} of the protocol between nodes, this node {PROTOCOL}"));
+                return Err(format!(
+                    "{at} speaks version {theirs} of the protocol between nodes, this node {PROTOCOL}"
+                ));
             }
             if hello.bootstrap_expect != expected {
                 let theirs = hello.bootstrap_expect;
-                return Err(format!("cluster.bootstrap-expect is {theirs} at {at} and {expected} here; it must be the same"));
+                return Err(format!(
+                    "cluster.bootstrap-expect is {theirs} at {at} and {expected} here; it must be the same"
+                ));
             }
         }
         if everybody.len() < expected as usize {
@@ -160,7 +168,8 @@ impl Round {
     /// "seen 2 (self, b:7400); unreachable: c:7400 (connection refused)"
     fn summary(&self) -> String {
         let reached = self.peers.values().map(|peer| peer.reached_at.clone());
-        let mut text = format!("seen {} ({})", self.peers.len() + 1, list(["this node".to_owned()].into_iter().chain(reached)));
+        let mut text =
+            format!("seen {} ({})", self.peers.len() + 1, list(["this node".to_owned()].into_iter().chain(reached)));
         if !self.unreachable.is_empty() {
             let failed = self.unreachable.iter().map(|(address, why)| format!("{address} ({why})"));
             write!(text, "; unreachable: {}", list(failed)).expect("a String takes everything");

@@ -117,7 +117,9 @@ impl Remembered {
             _ if self.refused.contains(&id) => "it has refused this before".to_owned(),
             (None, Some(cluster)) if cluster != id => format!("there is a cluster already: {cluster}"),
             _ if !proposal.is_sound() => "the founders are not a set of nodes with raft ids 1, 2, 3, ...".to_owned(),
-            _ if proposal.founders.iter().all(|founder| founder.node_id != node_id) => "it is not among the founders".into(),
+            _ if proposal.founders.iter().all(|founder| founder.node_id != node_id) => {
+                "it is not among the founders".into()
+            }
             _ if proposal.founders.len() < expected as usize => {
                 format!("it expects {expected} founders, not {}", proposal.founders.len())
             }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chronicle_proto::internal::{
-    FoundRequest, FoundResponse, HelloRequest, HelloResponse, JoinRequest, JoinResponse, PromiseRequest, PromiseResponse,
+    FoundRequest, FoundResponse, HelloRequest, HelloResponse, JoinRequest, JoinResponse, PromiseRequest,
+    PromiseResponse,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -204,9 +205,7 @@ impl Net {
 
 impl Peers for Wire {
     fn hello<'a>(&'a self, address: &'a str, request: HelloRequest) -> BoxFuture<'a, Result<HelloResponse, PeerError>> {
-        self.net
-            .call(false, &self.from, address, move |node| async move { Ok(node.hello(&request)) }.boxed())
-            .boxed()
+        self.net.call(false, &self.from, address, move |node| async move { Ok(node.hello(&request)) }.boxed()).boxed()
     }
 
     fn promise<'a>(
@@ -325,10 +324,34 @@ impl World {
         number
     }
 
+    /// A copy of the data directory of another host.
+    pub(super) fn copy_disk(&mut self, from: usize, to: usize) {
+        let (node_id, stored) = (self.hosts[from].node_id, self.hosts[from].disk.stored.lock().clone());
+        self.hosts[to].node_id = node_id;
+        *self.hosts[to].disk.stored.lock() = stored;
+    }
+
+    pub(super) fn outcome(&self, number: usize) -> &Result<Start, String> {
+        self.hosts[number].outcome.as_ref().expect("settled")
+    }
+
+    pub(super) fn refusal(&self, number: usize) -> String {
+        self.outcome(number).as_ref().expect_err("refused").clone()
+    }
+
+    pub(super) fn running(&self, number: usize) -> bool {
+        self.hosts[number].running.is_some()
+    }
+
+    pub(super) fn promised(&self, number: usize) -> Option<Promised> {
+        self.hosts[number].disk.stored.lock().promised.clone()
+    }
+
     pub(super) fn fail_at(&self, step: usize, fault: Fault) {
         *self.net.plan.lock() = Some((step, fault));
     }
 
+    /// Changes the configuration of the nodes that are started from now on.
     pub(super) fn expect(&mut self, expect: u32) {
         self.expect = expect;
     }
@@ -428,7 +451,16 @@ impl World {
         let end = Instant::now() + Duration::from_secs(120);
         while !(self.down.is_empty() && whom.iter().all(|number| self.hosts[*number].outcome.is_some())) {
             if Instant::now() >= end {
-                let stuck = |number: &usize| format!("{number}: {:?}\n", self.net.alive.lock().get(&self.address(*number)).map(|(node, _)| node.status().borrow().clone()));
+                let stuck = |number: &usize| {
+                    format!(
+                        "{number}: {:?}\n",
+                        self.net
+                            .alive
+                            .lock()
+                            .get(&self.address(*number))
+                            .map(|(node, _)| node.status().borrow().clone())
+                    )
+                };
                 panic!("seed {}: not settled:\n{}", self.seed, whom.iter().map(stuck).collect::<String>());
             }
             self.tick().await;
@@ -458,6 +490,12 @@ impl World {
             let Some(running) = &mut host.running else { continue };
             if host.outcome.is_none() && running.task.is_finished() {
                 let outcome = (&mut running.task).await.expect("establish does not panic");
+                if let Err(Refused::Memory(_)) = outcome {
+                    // The process ends and is started again.
+                    self.net.crashes.send((host.address.clone(), Duration::from_millis(300), false)).unwrap();
+                    host.outcome = Some(Err("its disk failed".into()));
+                    continue;
+                }
                 let founders = match &outcome {
                     Ok(Start::Founded { identity, founders }) => Some((identity, founders)),
                     Ok(Start::Member { identity, origin: Origin::Founded(founders) }) => Some((identity, founders)),
