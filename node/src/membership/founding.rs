@@ -28,6 +28,7 @@ impl Membership {
         });
         let identity = shown.place.as_ref().map(|place| place.identity);
         let seen = if identity.is_some() { Vec::new() } else { shown.seen };
+        let promised = shown.promised.filter(|_| shown.giving_up.is_empty());
         HelloResponse {
             node_id: own.node_id.to_string(),
             name: own.name.clone(),
@@ -39,7 +40,7 @@ impl Membership {
             raft_id: identity.map_or(0, |identity| identity.raft_id),
             bootstrap_expect: own.bootstrap_expect,
             seen: seen.iter().map(Uuid::to_string).collect(),
-            promised: shown.promised.map_or_else(String::new, |promised| promised.cluster_id.to_string()),
+            promised: promised.map_or_else(String::new, |promised| promised.cluster_id.to_string()),
             controller_leader: shown.controller_leader,
             boot: own.boot,
         }
@@ -76,10 +77,23 @@ impl Membership {
     }
 }
 
+/// What keeps a promise waiting when founders are not there.
+fn lack(promised: &Promised, whom: impl Iterator<Item = Uuid>) -> String {
+    format!(
+        "founding cluster {}: waiting for {}. If those nodes are lost for good, start the others with empty data \
+         directories; nothing is stored in them yet",
+        promised.cluster_id,
+        addresses(promised, whom)
+    )
+}
+
+fn addresses(promised: &Promised, whom: impl Iterator<Item = Uuid>) -> String {
+    whom.map(|node_id| promised.address_of(node_id)).collect::<Vec<_>>().join(", ")
+}
+
 /// What came of asking all founders.
 #[derive(Default)]
 struct Answers {
-    agreed: usize,
     refused: Option<String>,
     missing: Vec<Founder>,
 }
@@ -113,6 +127,10 @@ impl Membership {
     ) -> Result<String, Refused> {
         let (id, coordinator) = (promised.cluster_id, promised.coordinator);
         if coordinator == self.own.node_id {
+            let others = self.state.look(|shown| shown.giving_up.clone());
+            if !others.is_empty() {
+                return self.give_up(promised, &others, round).await;
+            }
             return self.finish(promised, round, sightings).await;
         }
         let address = promised.address_of(coordinator);
@@ -120,18 +138,18 @@ impl Membership {
             // It promised itself before it asked anybody.
             Some(peer) if peer.promised != Some(id) => self.forget(promised, &format!("{address} gave it up")).await,
             Some(_) => Ok(format!("waiting for {address} to found cluster {id}")),
-            None if !sightings.gone(coordinator) => Ok(format!("waiting for {address}, which founds cluster {id}")),
-            // It has not founded: it does so only after another founder, and there is none but this node.
-            None if promised.founders.len() == 2 => self.forget(promised, &format!("{address} is gone")).await,
+            None if !sightings.gone(coordinator, round) => {
+                Ok(format!("waiting for {address}, which was about to found cluster {id}"))
+            }
             None => self.finish(promised, round, sightings).await,
         }
     }
 
-    /// Has all founders promise, then found, this node last. Returns what is waited for when that did not come to an end.
+    /// Has all founders promise, then founds and tells them. Returns what is waited for when it does not come to that.
     async fn finish(&self, promised: &Promised, round: &Round, sightings: &Sightings) -> Result<String, Refused> {
-        let (id, own) = (promised.cluster_id, self.own.node_id);
+        let (id, own, coordinator) = (promised.cluster_id, self.own.node_id, promised.coordinator);
         // The coordinator has promised itself, whether or not it can be asked.
-        let others = |founder: &&Founder| founder.node_id != own && founder.node_id != promised.coordinator;
+        let others = |founder: &&Founder| founder.node_id != own && founder.node_id != coordinator;
         let others: Vec<_> = promised.founders.iter().filter(others).collect();
         let asked = self
             .ask(&others, round, |address| async move {
@@ -142,36 +160,53 @@ impl Membership {
         if let Some(refused) = asked.refused {
             return self.forget(promised, &refused).await;
         }
-        if !asked.missing.is_empty() {
-            let gone = asked.missing.iter().all(|founder| sightings.gone(founder.node_id));
-            let missing: Vec<_> = asked.missing.iter().map(|founder| founder.address.as_str()).collect();
-            let missing = missing.join(", ");
-            // Everybody else has just promised again and hears from this node, so none of them has founded with those who
-            // are missing, and those cannot found without them.
-            if gone && promised.coordinator == own {
-                return self.forget(promised, &format!("{missing} did not answer")).await;
+        let missing = asked.missing;
+        let superseded = |node_id: Uuid| round.superseded(node_id, promised);
+        let lost = |node_id: Uuid| superseded(node_id) || sightings.gone(node_id, round);
+        if coordinator != own && (others.is_empty() || !missing.is_empty()) {
+            // Did the coordinator found? Only it knows, unless what it knew is lost too.
+            if superseded(coordinator) && missing.iter().all(|founder| superseded(founder.node_id)) {
+                return self.forget(promised, "those who promised have lost their disks").await;
             }
-            return Ok(format!("founding cluster {id}: waiting for the promise of {missing}"));
+            return Ok(lack(promised, missing.iter().map(|founder| founder.node_id).chain([coordinator])));
         }
-        if others.is_empty() {
-            // One founder alone; or two, and this is the one that was asked, which does not get here.
-            return self.found_self(promised).await;
+        if !missing.is_empty() {
+            let alone = missing.len() == others.len();
+            if alone
+                && (others.len() == 1 || missing.iter().all(|founder| superseded(founder.node_id)))
+                && missing.iter().all(|founder| lost(founder.node_id))
+            {
+                return self.forget(promised, "nobody else can found it").await;
+            }
+            if !alone && missing.iter().all(|founder| lost(founder.node_id)) {
+                let absent = |founder: &Founder| missing.iter().any(|other| other.node_id == founder.node_id);
+                let present = others.iter().filter(|founder| !absent(founder)).map(|founder| founder.node_id).collect();
+                let whom = addresses(promised, missing.iter().map(|founder| founder.node_id));
+                self.state.change(|memory| memory.giving_up = present).await.map_err(Refused::Memory)?;
+                return Ok(format!("giving up cluster {id}: {whom} did not promise"));
+            }
+            return Ok(lack(promised, missing.iter().map(|founder| founder.node_id)));
         }
-        let told = self
-            .ask(&others, round, |address| async move {
-                let request = FoundRequest { cluster_id: id.to_string(), founders: promised.wire_founders() };
-                let response = within(self.peers.found(&address, request)).await.map(|response| response.refused);
-                if matches!(&response, Ok(refused) if refused.is_empty()) {
-                    // From here on the cluster exists. A failure to store shows when the loop stores it again.
-                    let _ = self.state.change(|memory| memory.found(id, own)).await;
-                }
-                response
-            })
-            .await;
-        match told.refused {
-            _ if told.agreed > 0 => self.found_self(promised).await,
-            Some(refused) => self.forget(promised, &refused).await,
-            None => Ok(format!("founding cluster {id}: all have promised, nobody has answered since")),
+        // All have promised: from here on the cluster exists. Who is not told now will see it.
+        let founded = self.found_self(promised).await?;
+        self.ask(&others, round, |address| async move {
+            let request = FoundRequest { cluster_id: id.to_string(), founders: promised.wire_founders() };
+            within(self.peers.found(&address, request)).await.map(|response| response.refused)
+        })
+        .await;
+        Ok(founded)
+    }
+
+    /// Forgets a proposal of this node's own once one of the others who promised did. Until then they could finish it
+    /// without this node. What they said in this round is newer than the decision to give up.
+    async fn give_up(&self, promised: &Promised, others: &[Uuid], round: &Round) -> Result<String, Refused> {
+        let id = promised.cluster_id;
+        match others.iter().filter_map(|node_id| round.peers.get(node_id)).find(|peer| peer.promised != Some(id)) {
+            Some(peer) => self.forget(promised, &format!("{} has forgotten it, too", peer.reached_at)).await,
+            None => {
+                let whom = addresses(promised, others.iter().copied());
+                Ok(format!("giving up cluster {id}: waiting for one of {whom} to forget it"))
+            }
         }
     }
 
@@ -189,7 +224,7 @@ impl Membership {
         let mut calls = stream::iter(calls.collect::<Vec<_>>()).buffer_unordered(PEERS_AT_ONCE);
         while let Some((founder, answer)) = calls.next().await {
             match answer {
-                Ok(refused) if refused.is_empty() => answers.agreed += 1,
+                Ok(refused) if refused.is_empty() => {}
                 Ok(refused) => answers.refused = Some(format!("{} refuses: {refused}", founder.address)),
                 Err(_) => answers.missing.push(founder.clone()),
             }

@@ -11,30 +11,30 @@
 //! among that set, the *founders*, of a proposal that is named by the UUID of the cluster to be.
 //!
 //! 1. The coordinator promises itself, durably, then has everybody promise. A node has at most one promise.
-//! 2. When all founders have promised, it tells them `Found`. Who takes that, and only who holds the promise does, is in the
-//!    cluster, durably. The coordinator itself follows only after another founder did, and a founder whose `Found` was lost
-//!    follows when it sees another one in the cluster it promised to.
+//! 2. When all founders have promised, the coordinator is in the cluster, durably, and tells the others by `Found`. Only who
+//!    holds the promise takes that. Who misses it follows when it sees somebody in the cluster that it promised to.
 //!
-//! Who refuses a proposal remembers that and refuses it for good, so "all have promised" and "somebody refused" exclude one
-//! another, and neither can become false. The first means that *anybody* may finish the founding, with the same result. The
-//! second means that nobody ever will, and that promises may be forgotten. So a lost message, a crash and a restart at any
-//! point lead to one of the two:
+//! Who refuses a proposal, or forgets one, remembers that and refuses it for good. So once all have promised, anybody who
+//! knows it may finish the founding, with the same result; and once one has refused, nobody ever can. A lost message, a crash
+//! and a restart at any point lead to one of the two:
 //!
 //! - A coordinator that restarts goes on with the same proposal.
-//! - A coordinator that is not seen for [`GONE_AFTER`] is replaced by whoever promised: they ask the remaining founders to
-//!   promise, then found. The coordinator is a founder too; if its disk is lost it comes back as another node, and joins.
-//! - A founder that is not seen for [`GONE_AFTER`] before the coordinator has its promise: the coordinator gives the proposal
-//!   up, and the others forget their promise when they see that it did. Likewise the other one of two founders, because the
-//!   coordinator cannot have founded without it.
-//! - Coordinator and another founder both gone for good: the node waits and says for whom. Nothing was stored yet: bring them
-//!   back, or empty the data directories.
+//! - A coordinator that is *gone* ([`GONE_AFTER`]) is replaced by whoever promised: they ask the remaining founders to
+//!   promise, and found. It is a founder too; with its disk lost it comes back as another node, and joins.
+//! - A founder that is gone before the coordinator has its promise: the coordinator says that it gives the proposal up, those
+//!   who promised forget it when they see that, and when the coordinator sees one that did, it forgets it, too.
+//! - Coordinator and another founder both gone, or the coordinator of two: nobody can know whether they founded. The others
+//!   wait and say for whom. When another node answers at the address of one of them, its disk is lost, and so is what it
+//!   knew. Otherwise a person decides: bring them back, or empty the data directories, in which nothing is stored yet.
+//!
+//! Gone is a node that neither answered nor called for that long, and that nobody who answers sees.
 //!
 //! # What is promised
 //!
-//! - Two sets of founders that have a node in common never both become clusters, whatever is lost, delayed or restarted, as
-//!   long as no founder that was given up comes back to finish by itself: that takes a takeover by founders that see each
-//!   other while the coordinator, after seeing those same founders, is cut off from them.
-//! - Sets in common are what `bootstrap-expect` is for: it must be more than half of the nodes that will be started.
+//! - Of two sets of founders that have a node in common at most one becomes a cluster, whatever is lost or restarted. Sets in
+//!   common are what `bootstrap-expect` is for: it must be more than half of the nodes that will be started.
+//! - The one way around it that we know: founders finish without a coordinator that they have not heard of for
+//!   [`GONE_AFTER`], and within the second that this takes one of them hears that it had given up.
 //! - Time is tokio's and only measures how long somebody was not seen; a clock that jumps does nothing.
 //! - Every answer and every decision rests on what is durable, not on what is being written.
 //!

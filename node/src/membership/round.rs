@@ -123,6 +123,14 @@ impl Round {
         self.peers.get(&node_id).map_or(otherwise, |peer| &peer.reached_at).to_owned()
     }
 
+    /// Another node is where this founder said it would be: the founder's disk is lost.
+    pub(super) fn superseded(&self, node_id: Uuid, promised: &Promised) -> bool {
+        let Some(founder) = promised.founders.iter().find(|founder| founder.node_id == node_id) else { return false };
+        let is_founder = |other: &Uuid| promised.founders.iter().any(|founder| founder.node_id == *other);
+        !self.peers.contains_key(&node_id)
+            && self.peers.iter().any(|(other, peer)| !is_founder(other) && peer.hello.address == founder.address)
+    }
+
     /// Nothing keeps this node and these peers from founding a cluster together, or what does. `own` sees what the peers
     /// should see as well.
     pub(super) fn agreed(&self, own: Uuid, expected: u32) -> Result<Vec<Uuid>, String> {
@@ -216,9 +224,9 @@ impl Sightings {
         }
     }
 
-    /// Neither answered nor called for [`GONE_AFTER`], all the time that the promise was held.
-    pub(super) fn gone(&self, node_id: Uuid) -> bool {
+    /// Neither answered nor called for [`GONE_AFTER`], all the time that the promise was held, and nobody here sees it.
+    pub(super) fn gone(&self, node_id: Uuid, round: &Round) -> bool {
         let seen = self.seen.get(&node_id).map_or(self.waiting.1, |seen| (*seen).max(self.waiting.1));
-        seen.elapsed() >= GONE_AFTER
+        seen.elapsed() >= GONE_AFTER && !round.peers.values().any(|peer| peer.seen.contains(&node_id))
     }
 }

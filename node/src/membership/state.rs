@@ -91,6 +91,9 @@ pub struct Remembered {
     pub place: Option<Place>,
     /// What it has promised itself to.
     pub promised: Option<Promised>,
+    /// This node coordinates what it promised itself to and takes that back, once one of these, who promised too, has.
+    /// Others are told that it did. Empty: it does not give up.
+    pub giving_up: Vec<Uuid>,
     /// Proposals that it will not promise itself to, oldest first.
     pub refused: Vec<Uuid>,
 }
@@ -144,6 +147,7 @@ impl Remembered {
         let raft_id = own.ok_or("it is not among the founders")?.raft_id;
         let identity = Identity { cluster_id, raft_id };
         self.place = Some(Place { identity, origin: Origin::Founded(promised.founders) });
+        self.giving_up.clear();
         Ok(())
     }
 
@@ -158,6 +162,7 @@ impl Remembered {
         if let Some(promised) = self.promised.take() {
             self.refuse(promised.cluster_id);
         }
+        self.giving_up.clear();
     }
 
     fn refuse(&mut self, cluster_id: Uuid) {
@@ -185,6 +190,7 @@ impl Promised {
 pub(super) struct Shown {
     pub(super) place: Option<Place>,
     pub(super) promised: Option<Promised>,
+    pub(super) giving_up: Vec<Uuid>,
     /// Nodes without a cluster that the last round saw, this one not included.
     pub(super) seen: Vec<Uuid>,
     /// The cluster that the last round saw.
@@ -253,6 +259,7 @@ impl State {
         let mut shown = self.shown.lock();
         shown.place = remembered.place.clone();
         shown.promised = remembered.promised.clone();
+        shown.giving_up = remembered.giving_up.clone();
         let identity = remembered.place.as_ref().map(|place| place.identity);
         self.identity.send_if_modified(|known| std::mem::replace(known, identity) != identity);
     }

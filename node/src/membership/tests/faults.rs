@@ -89,7 +89,7 @@ async fn a_disk_lost_at_any_step_leads_to_one_cluster() {
     fail_at_every_step(&crashes(LONG, true), true).await;
 }
 
-/// One run of lost messages, one-way cuts and crashes, then peace. The disks survive.
+/// One run of lost messages, one-way cuts and crashes, then peace. Disks are lost only before there is a cluster.
 async fn chaos(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let count = rng.random_range(1..=5);
@@ -108,6 +108,7 @@ async fn chaos(seed: u64) {
                 let found: Vec<_> = (0..count).filter(|_| rng.random_bool(0.6)).collect();
                 world.find(number, &found);
             }
+            9 if world.net.ever.lock().is_empty() => world.crash(number, true),
             _ => {}
         }
         world.run(Duration::from_millis(rng.random_range(1..6000))).await;
@@ -190,7 +191,30 @@ async fn when_coordinator_and_a_founder_are_lost_the_others_wait_and_say_for_who
     world.run(Duration::from_secs(60)).await;
     assert!(world.identity(2).is_none());
     let status = world.status(2);
-    assert!(status.contains("waiting for the promise of host-1:7400"), "{status}");
+    assert!(status.contains("waiting for host-1:7400, host-0:7400"), "{status}");
+    // Nodes with new disks at the same addresses show that nobody can have founded.
+    world.start(0).await;
+    world.run(Duration::from_secs(60)).await;
+    assert!(world.identity(2).is_none());
+    world.start(1).await;
+    world.settle_all().await;
+    world.one_cluster_of_all();
+    assert_eq!(world.net.ever.lock().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_founder_lost_before_its_promise_is_given_up_and_the_others_found_with_who_is_there() {
+    let mut world = World::new(16, 5, 3);
+    // The coordinator's first question finds its addressee dead; that one never comes back.
+    world.fail_at(1, Fault::CrashPeer { down: Duration::from_secs(100_000), wiped: false });
+    for number in 0..5 {
+        world.start(number).await;
+    }
+    world.run(Duration::from_secs(60)).await;
+    let up: Vec<_> = (0..5).filter(|number| world.running(*number)).collect();
+    assert_eq!(up.len(), 4);
+    world.one_cluster(&up);
+    assert_eq!(world.net.ever.lock().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
