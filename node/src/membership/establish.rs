@@ -1,0 +1,92 @@
+//! The loop that a node without a cluster runs.
+
+use std::time::Duration;
+
+use rand::Rng;
+
+use super::round::{Failed, Round, Sightings};
+use super::state::{Origin, Place};
+use super::{Membership, Refused, Start};
+
+/// Pause between rounds in milliseconds while nothing changes; spread, so that nodes do not march in step.
+const PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=300;
+
+/// Pause after a round that was unlike the one before: others need to see what we saw.
+const BUSY_PAUSE_MS: std::ops::RangeInclusive<u64> = 10..=30;
+
+impl Membership {
+    /// Runs until this node has a cluster. Call it once, when `hello`, `promise` and `found` are being answered.
+    ///
+    /// May be dropped at any time; what was promised until then is kept.
+    ///
+    /// # Errors
+    /// When the node cannot have one, which a person must look at.
+    pub async fn establish(&self) -> Result<Start, Refused> {
+        if let Some(Place { identity, origin }) = self.state.place() {
+            self.say(format!("member of cluster {} as node {}", identity.cluster_id, identity.raft_id));
+            return Ok(Start::Member { identity, origin });
+        }
+        let mut sightings = Sightings::new();
+        let Place { identity, origin } = loop {
+            let waiting = self.round(&mut sightings).await?;
+            if let Some(place) = self.state.place() {
+                break place;
+            }
+            let pause = if self.say(waiting) { BUSY_PAUSE_MS } else { PAUSE_MS };
+            let pause = self.jitter.lock().random_range(pause);
+            self.unless_placed(tokio::time::sleep(Duration::from_millis(pause))).await;
+        };
+        let (cluster, node) = (identity.cluster_id, identity.raft_id);
+        Ok(match origin {
+            Origin::Founded(founders) => {
+                self.say(format!("founded cluster {cluster} as node {node} of {}", founders.len()));
+                Start::Founded { identity, founders }
+            }
+            Origin::Joined(members) => {
+                self.say(format!("joined cluster {cluster} as node {node}"));
+                Start::Joined { identity, members }
+            }
+        })
+    }
+
+    /// Waits for it, or until a message has made this node a member. Only for what may be dropped.
+    async fn unless_placed<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        let mut identity = self.state.identity();
+        tokio::select! {
+            done = wait => Some(done),
+            _ = identity.wait_for(Option::is_some) => None,
+        }
+    }
+
+    /// Returns what is waited for.
+    async fn round(&self, sightings: &mut Sightings) -> Result<String, Refused> {
+        // A peer may have answered before a promise that arrives meanwhile, so the round says nothing about that one.
+        let held = self.state.promised();
+        let round = if held.is_none() && self.own.bootstrap_expect == 1 && !self.own.seeded {
+            Round::default()
+        } else {
+            match self.unless_placed(self.look_around()).await {
+                Some(Ok(round)) => round,
+                Some(Err(Failed::Refused(refused))) => return Err(refused),
+                Some(Err(Failed::Discovery(error))) => return Ok(format!("waiting for addresses of others: {error}")),
+                None => return Ok("a message has founded the cluster".into()),
+            }
+        };
+        let cluster = round.cluster()?;
+        let heard = self.state.look(|shown| {
+            let without = round.peers.iter().filter(|(_, peer)| peer.cluster.is_none());
+            shown.seen = without.map(|(node_id, _)| *node_id).chain([self.own.node_id]).collect();
+            shown.in_sight = cluster;
+            shown.heard.clone()
+        });
+        sightings.note(&round, held.as_ref(), &heard);
+        if let Some(cluster) = cluster {
+            return self.enter(cluster, &round).await;
+        }
+        match (held, self.state.promised()) {
+            (None, None) => self.propose(&round, sightings).await,
+            (Some(held), Some(now)) if held == now => self.keep(&held, &round, sightings).await,
+            _ => Ok("a proposal has just arrived".into()),
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! What a node remembers of promises and of its place, and the answers that rest on it.
+//!
+//! Invariants:
+//! - What is shown to others is durable. While a change is being written, the old state is shown.
+//! - At most one promise, none once there is a place. A proposal that was refused is never promised later.
+//! - A place is never changed for another.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use chronicle_proto::internal as wire;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{FOUNDERS_MAX, GONE_AFTER, Identity};
+
+/// Refused proposals that are remembered. A proposal is alive for as long as its coordinator tries, so only the last few
+/// matter.
+const REFUSED_MAX: usize = 256;
+
+/// Nodes of whose greetings we note the time. A bound only; greetings come from founders-to-be.
+const HEARD_MAX: usize = 2 * FOUNDERS_MAX;
+
+/// Durable storage of [`Remembered`].
+pub trait Memory: Send + Sync {
+    /// What was stored last; the default when nothing was.
+    fn load(&self) -> BoxFuture<'_, io::Result<Remembered>>;
+
+    /// Stores the whole, replacing what was there, and returns when it is durable. Calls take effect in order, also when
+    /// the future is dropped early.
+    fn store(&self, remembered: Remembered) -> BoxFuture<'_, io::Result<()>>;
+}
+
+/// One of the first members of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Founder {
+    /// UUID of its data directory.
+    pub node_id: Uuid,
+    /// Raft id, from 1.
+    pub raft_id: u64,
+    /// Name for people.
+    pub name: String,
+    /// `HOST:PORT` of its data port.
+    pub address: String,
+    /// Failure domain; empty: none.
+    pub zone: String,
+    /// Software version.
+    pub version: String,
+}
+
+/// A proposal that the node has promised itself to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promised {
+    /// UUID of the cluster to be.
+    pub cluster_id: Uuid,
+    /// The node that proposes.
+    pub coordinator: Uuid,
+    /// All of them, by raft id.
+    pub founders: Vec<Founder>,
+}
+
+/// How a node came to its cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// It is one of these, who founded it.
+    Founded(Vec<Founder>),
+    /// It was taken in when these were the members of the controller group.
+    Joined(Vec<Founder>),
+}
+
+/// Where a node belongs and how it came there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Cluster and raft id.
+    pub identity: Identity,
+    /// How it came there.
+    pub origin: Origin,
+}
+
+/// Everything about membership that survives a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Remembered {
+    /// Where the node belongs.
+    pub place: Option<Place>,
+    /// What it has promised itself to.
+    pub promised: Option<Promised>,
+    /// This node coordinates what it promised itself to and takes that back, once one of these, who promised too, has.
+    /// Others are told that it did. Empty: it does not give up.
+    pub giving_up: Vec<Uuid>,
+    /// Proposals that it will not promise itself to, oldest first.
+    pub refused: Vec<Uuid>,
+}
+
+impl Remembered {
+    /// Promises, or says why not; then never.
+    ///
+    /// `node_id` is this node, which founds with `expected` nodes at least and knows of the cluster `in_sight`.
+    pub(super) fn promise(
+        &mut self,
+        proposal: Promised,
+        node_id: Uuid,
+        expected: u32,
+        in_sight: Option<Uuid>,
+    ) -> Result<(), String> {
+        let id = proposal.cluster_id;
+        if let Some(place) = &self.place {
+            let known = place.identity.cluster_id;
+            return if known == id { Ok(()) } else { Err(format!("it belongs to cluster {known}")) };
+        }
+        let why = match (&self.promised, in_sight) {
+            (Some(promised), _) if promised.cluster_id == id && *promised == proposal => return Ok(()),
+            (Some(promised), _) => format!("it has promised itself to {}", promised.cluster_id),
+            _ if self.refused.contains(&id) => "it has refused this before".to_owned(),
+            (None, Some(cluster)) if cluster != id => format!("there is a cluster already: {cluster}"),
+            _ if !proposal.is_sound() => "the founders are not a set of nodes with raft ids 1, 2, 3, ...".to_owned(),
+            _ if proposal.founders.iter().all(|founder| founder.node_id != node_id) => {
+                "it is not among the founders".into()
+            }
+            _ if proposal.founders.len() < expected as usize => {
+                format!("it expects {expected} founders, not {}", proposal.founders.len())
+            }
+            (None, _) => {
+                self.promised = Some(proposal);
+                return Ok(());
+            }
+        };
+        self.refuse(id);
+        Err(why)
+    }
+
+    /// Takes the place in the cluster that was promised to, or says why not.
+    pub(super) fn found(&mut self, cluster_id: Uuid, node_id: Uuid) -> Result<(), String> {
+        if let Some(place) = &self.place {
+            let known = place.identity.cluster_id;
+            return if known == cluster_id { Ok(()) } else { Err(format!("it belongs to cluster {known}")) };
+        }
+        let promised = self.promised.take_if(|promised| promised.cluster_id == cluster_id);
+        let promised = promised.ok_or("it has not promised itself to this cluster")?;
+        let own = promised.founders.iter().find(|founder| founder.node_id == node_id);
+        let raft_id = own.ok_or("it is not among the founders")?.raft_id;
+        let identity = Identity { cluster_id, raft_id };
+        self.place = Some(Place { identity, origin: Origin::Founded(promised.founders) });
+        self.giving_up.clear();
+        Ok(())
+    }
+
+    /// Takes the place that a cluster gave, unless there is one.
+    pub(super) fn join(&mut self, identity: Identity, members: Vec<Founder>) {
+        self.forget();
+        self.place.get_or_insert(Place { identity, origin: Origin::Joined(members) });
+    }
+
+    /// Takes the promise back, for good.
+    pub(super) fn forget(&mut self) {
+        if let Some(promised) = self.promised.take() {
+            self.refuse(promised.cluster_id);
+        }
+        self.giving_up.clear();
+    }
+
+    fn refuse(&mut self, cluster_id: Uuid) {
+        if !self.refused.contains(&cluster_id) {
+            let surplus = (self.refused.len() + 1).saturating_sub(REFUSED_MAX);
+            self.refused.drain(..surplus);
+            self.refused.push(cluster_id);
+        }
+    }
+}
+
+impl Promised {
+    /// Founders sorted by UUID, each once, numbered from 1, the coordinator among them.
+    fn is_sound(&self) -> bool {
+        let founders = &self.founders;
+        let numbered = founders.iter().zip(1..).all(|(founder, number)| founder.raft_id == number);
+        let sorted = founders.is_sorted_by(|a, b| a.node_id < b.node_id);
+        let led = founders.iter().any(|founder| founder.node_id == self.coordinator);
+        numbered && sorted && led && founders.len() <= FOUNDERS_MAX && !self.cluster_id.is_nil()
+    }
+}
+
+/// What others are told, and what was learned from them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Shown {
+    pub(super) place: Option<Place>,
+    pub(super) promised: Option<Promised>,
+    pub(super) giving_up: Vec<Uuid>,
+    /// Nodes without a cluster that the last round saw, this one not included.
+    pub(super) seen: Vec<Uuid>,
+    /// The cluster that the last round saw.
+    pub(super) in_sight: Option<Uuid>,
+    /// When others last said hello.
+    pub(super) heard: BTreeMap<Uuid, Instant>,
+    pub(super) controller_leader: String,
+}
+
+impl Shown {
+    pub(super) fn hear(&mut self, node_id: Uuid) {
+        let now = Instant::now();
+        if self.heard.len() >= HEARD_MAX && !self.heard.contains_key(&node_id) {
+            self.heard.retain(|_, heard| now.duration_since(*heard) < GONE_AFTER);
+        }
+        if self.heard.len() < HEARD_MAX {
+            self.heard.insert(node_id, now);
+        }
+    }
+}
+
+/// Owner of what is remembered.
+pub(super) struct State {
+    memory: Arc<dyn Memory>,
+    /// Held while writing. `None`: a write did not end, so what is stored must be read first.
+    durable: tokio::sync::Mutex<Option<Remembered>>,
+    shown: Mutex<Shown>,
+    identity: watch::Sender<Option<Identity>>,
+}
+
+impl State {
+    pub(super) async fn open(memory: Arc<dyn Memory>) -> io::Result<Self> {
+        let state = Self {
+            memory,
+            durable: tokio::sync::Mutex::new(None),
+            shown: Mutex::default(),
+            identity: watch::Sender::new(None),
+        };
+        state.change(|_| ()).await?;
+        Ok(state)
+    }
+
+    /// Changes what is remembered, durably. When this fails or is dropped, the change may or may not have happened; the next
+    /// one finds out.
+    pub(super) async fn change<T>(&self, change: impl FnOnce(&mut Remembered) -> T) -> io::Result<T> {
+        let mut durable = self.durable.lock().await;
+        let before = match durable.take() {
+            Some(remembered) => remembered,
+            None => {
+                let loaded = self.memory.load().await?;
+                self.show(&loaded);
+                loaded
+            }
+        };
+        let mut after = before.clone();
+        let answer = change(&mut after);
+        if after != before {
+            self.memory.store(after.clone()).await?;
+            self.show(&after);
+        }
+        *durable = Some(after);
+        Ok(answer)
+    }
+
+    fn show(&self, remembered: &Remembered) {
+        let mut shown = self.shown.lock();
+        shown.place = remembered.place.clone();
+        shown.promised = remembered.promised.clone();
+        shown.giving_up = remembered.giving_up.clone();
+        let identity = remembered.place.as_ref().map(|place| place.identity);
+        self.identity.send_if_modified(|known| std::mem::replace(known, identity) != identity);
+    }
+
+    pub(super) fn look<T>(&self, look: impl FnOnce(&mut Shown) -> T) -> T {
+        look(&mut self.shown.lock())
+    }
+
+    pub(super) fn place(&self) -> Option<Place> {
+        self.shown.lock().place.clone()
+    }
+
+    pub(super) fn promised(&self) -> Option<Promised> {
+        self.shown.lock().promised.clone()
+    }
+
+    /// Where the node belongs, now and when it changes.
+    pub(super) fn identity(&self) -> watch::Receiver<Option<Identity>> {
+        self.identity.subscribe()
+    }
+}
+
+impl From<Founder> for wire::Founder {
+    fn from(founder: Founder) -> Self {
+        let Founder { node_id, raft_id, name, address, zone, version } = founder;
+        Self { node_id: node_id.to_string(), raft_id, name, address, zone, version }
+    }
+}
+
+impl TryFrom<wire::Founder> for Founder {
+    type Error = String;
+
+    fn try_from(founder: wire::Founder) -> Result<Self, String> {
+        let wire::Founder { node_id, raft_id, name, address, zone, version } = founder;
+        Ok(Self { node_id: parse_uuid("node_id", &node_id)?, raft_id, name, address, zone, version })
+    }
+}
+
+/// A UUID from outside; the nil one is none.
+pub(super) fn parse_uuid(field: &str, text: &str) -> Result<Uuid, String> {
+    let parsed = Uuid::try_parse(text).ok().filter(|uuid| !uuid.is_nil());
+    parsed.ok_or_else(|| format!("{field}: {text:?}: must be a UUID"))
+}
+
+/// As `parse_uuid`; empty: none.
+pub(super) fn parse_optional_uuid(field: &str, text: &str) -> Result<Option<Uuid>, String> {
+    if text.is_empty() { Ok(None) } else { parse_uuid(field, text).map(Some) }
+}
