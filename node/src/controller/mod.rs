@@ -3,8 +3,16 @@
 //! Commands are JSON in data entries of the group's log; they carry everything that is decided outside (ids, times), so
 //! that applying them is deterministic. `state` decides; this module proposes and hands out what was applied.
 
+mod balancer;
+#[cfg(test)]
+mod fixtures;
+mod nodes;
+mod operations;
+mod placement;
+mod refusal;
 mod state;
 mod types;
+mod voters;
 
 use std::sync::Arc;
 
@@ -13,9 +21,14 @@ use chronicle_log::{LogConfig, LogId};
 use parking_lot::RwLock;
 use uuid::Uuid;
 
-pub use state::ControllerState;
-use state::{Command, Outcome, Refusal};
+pub use balancer::{BalancerConfig, Observed, plan};
+pub use nodes::NODES_MAX;
+pub use operations::{remaining, waiting_for};
+pub use placement::{designated_leader, leader_candidates};
+pub use refusal::Refusal;
+pub use state::{Command, ControllerState, DeletedTopic, Outcome};
 pub use types::{NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
+pub use voters::controller_voters;
 
 use crate::broker::{BrokerError, Reason, Topic};
 use crate::partition::{Environment, group_error, log_error};
@@ -98,7 +111,7 @@ impl Controller {
         };
         let controller = Self { group, leader, shared, producer_ids: tokio::sync::Mutex::new((0, 0)) };
         if controller.state().cluster_id.is_nil() {
-            controller.propose(&Command::InitCluster { cluster_id: Uuid::now_v7() }).await?;
+            controller.propose(&Command::InitCluster { cluster_id: Uuid::now_v7(), nodes: Vec::new() }).await?;
         }
         Ok(controller)
     }
@@ -139,7 +152,7 @@ impl Controller {
         match self.propose(command).await? {
             Outcome::Done(topic) => Ok(topic),
             Outcome::Refused(refusal) => Err(refused(refusal)),
-            Outcome::ProducerIds { .. } => Err(BrokerError::new(Reason::Internal, "controller: unexpected answer")),
+            _ => Err(BrokerError::new(Reason::Internal, "controller: unexpected answer")),
         }
     }
 
@@ -148,7 +161,7 @@ impl Controller {
     /// # Errors
     /// [`Reason::TopicExists`]; failures of the group.
     pub async fn create_topic(&self, topic: Topic, topics_max: usize) -> Result<Topic, BrokerError> {
-        let created = self.decide(&Command::CreateTopic { topic, topics_max }).await?;
+        let created = self.decide(&Command::CreateTopic { topic, topics_max, default_replication: 1 }).await?;
         created.ok_or_else(|| BrokerError::new(Reason::Internal, "controller: no topic in the answer"))
     }
 
@@ -175,7 +188,7 @@ impl Controller {
     /// # Errors
     /// Failures of the group.
     pub async fn forget(&self, id: Uuid) -> Result<(), BrokerError> {
-        self.decide(&Command::ForgetTopic { id }).await.map(|_| ())
+        self.decide(&Command::ForgetTopic { id, node: 0 }).await.map(|_| ())
     }
 
     /// A producer id that nobody has had.
@@ -187,8 +200,8 @@ impl Controller {
         if ids.0 == ids.1 {
             match self.propose(&Command::ReserveProducerIds { count: PRODUCER_BLOCK }).await? {
                 Outcome::ProducerIds { first, count } => *ids = (first, first + count),
-                Outcome::Done(_) => return Err(BrokerError::new(Reason::Internal, "controller: unexpected answer")),
                 Outcome::Refused(refusal) => return Err(refused(refusal)),
+                _ => return Err(BrokerError::new(Reason::Internal, "controller: unexpected answer")),
             }
         }
         let id = ids.0;
@@ -221,6 +234,7 @@ fn refused(refusal: Refusal) -> BrokerError {
             asked,
             &format!("the number of partitions only grows, the topic has {current}"),
         ),
+        other => BrokerError::new(Reason::InvalidRequest, other.to_string()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Nodes, placement and operations as the controller group agrees on them.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -16,6 +18,17 @@ pub enum NodeState {
     Decommissioning,
     /// Gone for good; kept so that it is refused by name when it comes back.
     Removed,
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Decommissioning => "decommissioning",
+            Self::Removed => "removed",
+        })
+    }
 }
 
 /// A node of the cluster.
@@ -41,6 +54,13 @@ pub struct NodeInfo {
     pub joined_ms: i64,
 }
 
+impl NodeInfo {
+    /// It belongs here: neither gone nor on its way out.
+    pub fn stays(&self) -> bool {
+        matches!(self.state, NodeState::Active | NodeState::Draining)
+    }
+}
+
 /// Where one partition's replicas are.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Placement {
@@ -49,12 +69,22 @@ pub struct Placement {
     /// Raft ids that vote in the partition's group, as its leader last reported; sorted. Moving while these are not the
     /// `replicas`.
     pub voters: Vec<u64>,
-    /// Raft ids that hold a replica since the partition was created: they may begin with an empty log. A node that leaves
-    /// `replicas` leaves this for good: should it come back, it fills its log before it votes.
+    /// Raft ids that hold a replica since the partition was created: they may begin with an empty log. A node that is in
+    /// neither list any more leaves this for good: should it come back, it fills its log before it votes.
     pub founders: Vec<u64>,
+    /// Raft index of the membership entry that `voters` were reported from; 0: none was reported yet.
+    #[serde(default)]
+    pub settled_index: u64,
 }
 
 impl Placement {
+    /// A new partition on these nodes, the preferred leader first.
+    pub fn founded(replicas: Vec<u64>) -> Self {
+        let mut voters = replicas.clone();
+        voters.sort_unstable();
+        Self { replicas, founders: voters.clone(), voters, settled_index: 0 }
+    }
+
     /// The replicas are where they should be.
     pub fn settled(&self) -> bool {
         let mut wanted = self.replicas.clone();
@@ -82,6 +112,17 @@ pub enum OperationKind {
     Rebalance,
 }
 
+impl fmt::Display for OperationKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Decommission => "decommission",
+            Self::Drain => "drain",
+            Self::Replace => "replace",
+            Self::Rebalance => "rebalance",
+        })
+    }
+}
+
 /// How an operation stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -103,7 +144,7 @@ pub struct Operation {
     pub id: u64,
     /// What it does.
     pub kind: OperationKind,
-    /// Raft id of the node that it is about.
+    /// Raft id of the node that it is about; a rebalance by hand is about none: 0.
     pub node: u64,
     /// How it stands.
     pub state: OperationState,
@@ -113,4 +154,11 @@ pub struct Operation {
     pub finished_ms: i64,
     /// Partitions that it concerned when it began.
     pub total: u32,
+}
+
+impl Operation {
+    /// It has not ended.
+    pub fn running(&self) -> bool {
+        self.state == OperationState::Running
+    }
 }
