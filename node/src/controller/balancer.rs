@@ -14,6 +14,7 @@
 //! A partition is changed only while it is settled, but for a replica that was never filled: its node may have died, and
 //! nothing was moved yet.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use uuid::Uuid;
@@ -78,12 +79,12 @@ struct Slot<'a> {
     /// Replicas that the topic asks for.
     wanted: usize,
     now: &'a Placement,
-    replicas: Vec<u64>,
+    replicas: Cow<'a, [u64]>,
 }
 
 impl Slot<'_> {
     fn movable(&self) -> bool {
-        self.replicas == self.now.replicas && self.now.settled()
+        matches!(self.replicas, Cow::Borrowed(_)) && self.now.settled()
     }
 
     /// Nodes that are to take a replica and do not have it yet.
@@ -122,7 +123,7 @@ pub fn plan(state: &ControllerState, observed: &Observed, config: &BalancerConfi
     plan.evacuate();
     plan.grow();
     let rebalance = state.running().find(|operation| operation.kind == OperationKind::Rebalance);
-    if rebalance.is_some() && !plan.busy {
+    if rebalance.is_some() && plan.budget > 0 {
         plan.better_zones();
         plan.even_loads();
     }
@@ -144,7 +145,7 @@ impl<'a> Plan<'a> {
             let wanted = usize::try_from(topic.replication_factor).unwrap_or(1);
             for (partition, now) in state.placements.get(&topic.id).into_iter().flatten().enumerate() {
                 let id = (topic.id, partition as u32);
-                slots.push(Slot { id, topic: number, wanted, now, replicas: now.replicas.clone() });
+                slots.push(Slot { id, topic: number, wanted, now, replicas: Cow::Borrowed(&now.replicas) });
             }
         }
         let moving = |slot: &&Slot<'_>| {
@@ -156,7 +157,7 @@ impl<'a> Plan<'a> {
             state,
             observed,
             targets: observed.targets(state).collect(),
-            loads: Loads::of(slots.iter().map(|slot| slot.replicas.as_slice())),
+            loads: Loads::of(slots.iter().map(|slot| slot.replicas.as_ref())),
             slots,
             budget: config.moves_max.max(1).saturating_sub(moving),
             busy: moving > 0,
@@ -176,7 +177,7 @@ impl<'a> Plan<'a> {
         let slot = &mut self.slots[at];
         self.loads.remove(&slot.replicas);
         self.loads.add(&replicas);
-        let from = std::mem::replace(&mut slot.replicas, replicas.clone());
+        let from = std::mem::replace(&mut slot.replicas, Cow::Owned(replicas.clone())).into_owned();
         let (topic, partition) = slot.id;
         self.commands.push(Command::Assign { topic, partition, from, replicas });
     }
@@ -191,16 +192,13 @@ impl<'a> Plan<'a> {
     }
 
     fn end_operations(&mut self, now_ms: i64) {
-        for node in self.state.nodes.values().filter(|node| node.state == NodeState::Decommissioning) {
-            if self.state.partitions_on(node.id) == 0 && !self.observed.controller_voters.contains(&node.id) {
-                self.commands.push(Command::RemoveNode { node: node.id, now_ms });
-            }
-        }
+        // A dead node that came back before it was replaced is welcome.
+        let mut welcome = BTreeSet::new();
         for operation in self.state.running() {
             let (id, node) = (operation.id, operation.node);
             match operation.kind {
-                // A dead node that came back before it was replaced is welcome.
                 OperationKind::Replace if self.observed.is_alive(node) && !self.state.superseded(node) => {
+                    welcome.insert(node);
                     self.commands.push(Command::CancelOperation { id, now_ms });
                 }
                 // A node that is gone leads nothing.
@@ -210,6 +208,12 @@ impl<'a> Plan<'a> {
                     self.finish(id, now_ms);
                 }
                 _ => {}
+            }
+        }
+        for node in self.state.nodes.values().filter(|node| node.state == NodeState::Decommissioning) {
+            let needed = self.state.partitions_on(node.id) > 0 || self.observed.controller_voters.contains(&node.id);
+            if !needed && !welcome.contains(&node.id) {
+                self.commands.push(Command::RemoveNode { node: node.id, now_ms });
             }
         }
     }
@@ -255,13 +259,12 @@ impl<'a> Plan<'a> {
 
     /// Replicas off nodes that leave.
     fn evacuate(&mut self) {
+        let leaving = self.state.nodes.values().filter(|node| !node.stays()).map(|node| node.id);
+        let leaving: BTreeSet<u64> = leaving.collect();
         for at in 0..self.slots.len() {
             let slot = &self.slots[at];
-            let leaving = |node: &&u64| {
-                matches!(self.state_of(**node), Some(NodeState::Decommissioning | NodeState::Removed) | None)
-            };
-            let Some(from) = slot.replicas.iter().find(leaving).copied().filter(|_| slot.movable()) else { continue };
-            if !self.observed.has_majority(slot.now) {
+            let Some(from) = slot.replicas.iter().find(|node| leaving.contains(node)).copied() else { continue };
+            if !slot.movable() || !self.observed.has_majority(slot.now) {
                 continue;
             }
             let targets = self.targets.iter().copied().filter(|node| !slot.replicas.contains(node));
@@ -284,7 +287,7 @@ impl<'a> Plan<'a> {
             let slot = &self.slots[at];
             let to = self.state.best_node(slot.id, self.targets.iter().copied(), &slot.replicas, &self.loads);
             if let Some(to) = to {
-                let mut replicas = slot.replicas.clone();
+                let mut replicas = slot.replicas.to_vec();
                 replicas.push(to);
                 self.start_move(at, replicas);
             }
@@ -306,6 +309,9 @@ impl<'a> Plan<'a> {
             let better = self.spreadable().find_map(|(at, slot, from)| {
                 let others = slot.without(from);
                 let crowding = self.state.crowding(from, others.iter().copied());
+                if crowding == 0 {
+                    return None;
+                }
                 let targets = self.targets.iter().copied().filter(|node| *node != from);
                 let to = self.state.best_node(slot.id, targets, &others, &self.loads)?;
                 (self.state.crowding(to, others.iter().copied()) < crowding).then(|| (at, slot.with(from, to)))
@@ -332,25 +338,30 @@ impl<'a> Plan<'a> {
     fn evening_move(&self) -> Option<(usize, Vec<u64>)> {
         let mut of_topic: BTreeMap<(usize, u64), i64> = BTreeMap::new();
         for slot in &self.slots {
-            for node in &slot.replicas {
+            for node in slot.replicas.iter() {
                 *of_topic.entry((slot.topic, *node)).or_default() += 1;
             }
         }
         let on = |slot: &Slot<'_>, node: u64| of_topic.get(&(slot.topic, node)).copied().unwrap_or(0);
-        let moves = self.spreadable().flat_map(|(at, slot, from)| {
-            let targets = self.targets.iter().filter(move |to| !slot.replicas.contains(to));
-            let load = self.loads.replicas(from);
-            targets.filter(move |to| self.loads.replicas(**to) + 2 <= load).filter_map(move |to| {
-                let others = || slot.replicas.iter().copied().filter(move |node| *node != from);
-                let no_worse = self.state.crowding(*to, others()) <= self.state.crowding(from, others());
-                let gain = load - self.loads.replicas(*to);
-                let spread = on(slot, from) - on(slot, *to);
-                let key = (gain, spread, slot.replicas[0] != from, rendezvous(slot.id.0, slot.id.1, *to));
-                no_worse.then_some((key, at, from, *to))
-            })
-        });
-        let (_, at, from, to) = moves.max()?;
-        Some((at, self.slots[at].with(from, to)))
+        let mut best: Option<((u32, i64, bool, u64), usize, u64, u64)> = None;
+        for (at, slot, from) in self.spreadable() {
+            for to in self.targets.iter().copied().filter(|to| !slot.replicas.contains(to)) {
+                let gain = self.loads.replicas(from).saturating_sub(self.loads.replicas(to));
+                if gain < best.map_or(2, |((gain, ..), ..)| gain) {
+                    continue;
+                }
+                let others = || slot.replicas.iter().copied().filter(|node| *node != from);
+                if self.state.crowding(to, others()) > self.state.crowding(from, others()) {
+                    continue;
+                }
+                let spread = on(slot, from) - on(slot, to);
+                let key = (gain, spread, slot.replicas[0] != from, rendezvous(slot.id.0, slot.id.1, to));
+                if best.is_none_or(|(known, ..)| known < key) {
+                    best = Some((key, at, from, to));
+                }
+            }
+        }
+        best.map(|(_, at, from, to)| (at, self.slots[at].with(from, to)))
     }
 
     /// Preferred leaders from nodes with more to nodes with at least two fewer, over other nodes where there is no direct
@@ -361,7 +372,7 @@ impl<'a> Plan<'a> {
             let Some(path) = self.evening_path() else { return true };
             // From the far end on: every step on its own leaves the leaders no less even.
             for (at, to) in path.into_iter().rev() {
-                let mut replicas = self.slots[at].replicas.clone();
+                let mut replicas = self.slots[at].replicas.to_vec();
                 if let Some(place) = replicas.iter().position(|node| *node == to) {
                     replicas.swap(0, place);
                     self.assign(at, replicas);
@@ -373,14 +384,19 @@ impl<'a> Plan<'a> {
 
     /// Steps from the most preferred node to one that is preferred at least two times less: partition, new first.
     fn evening_path(&self) -> Option<Vec<(usize, u64)>> {
-        let active = |node: u64| self.state_of(node) == Some(NodeState::Active);
+        let active: BTreeSet<u64> =
+            self.state.nodes.values().filter(|node| node.state == NodeState::Active).map(|node| node.id).collect();
+        let leaders = || active.iter().map(|node| self.loads.leaders(*node));
+        if leaders().max() <= leaders().min().map(|fewest| fewest + 1) {
+            return None;
+        }
         let mut edges: BTreeMap<u64, BTreeMap<u64, usize>> = BTreeMap::new();
         for (at, slot) in self.slots.iter().enumerate() {
-            let [first, rest @ ..] = slot.replicas.as_slice() else { continue };
-            if !slot.now.settled() || !active(*first) {
+            let [first, rest @ ..] = slot.replicas.as_ref() else { continue };
+            if !slot.now.settled() || !active.contains(first) {
                 continue;
             }
-            for to in rest.iter().filter(|node| active(**node)) {
+            for to in rest.iter().filter(|node| active.contains(node)) {
                 edges.entry(*first).or_default().entry(*to).or_insert(at);
             }
         }

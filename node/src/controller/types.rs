@@ -87,9 +87,8 @@ impl Placement {
 
     /// The replicas are where they should be.
     pub fn settled(&self) -> bool {
-        let mut wanted = self.replicas.clone();
-        wanted.sort_unstable();
-        wanted == self.voters
+        // Neither list names a node twice.
+        self.replicas.len() == self.voters.len() && self.replicas.iter().all(|node| self.voters.contains(node))
     }
 
     /// The node may hold a replica: it should, or still votes.

@@ -279,6 +279,39 @@ fn a_new_node_gets_a_share_of_every_topic() {
 }
 
 #[test]
+fn a_rebalance_moves_replicas_that_are_not_preferred_leaders_where_it_can() {
+    let mut sim = Sim::new(&[""; 3], CONFIG);
+    create(&mut sim.state, topic("t", 1, 12, 3));
+    sim.join(None, "");
+    let before: Vec<u64> = sim.placements().map(|(_, _, now)| now.replicas[0]).collect();
+    for _ in 0..3 {
+        sim.plan();
+        sim.reconcile(1);
+    }
+    assert_eq!(sim.count(4), 9, "three moves of four replicas, up to its share");
+    assert_eq!(sim.placements().map(|(_, _, now)| now.replicas[0]).collect::<Vec<_>>(), before);
+}
+
+#[test]
+fn moves_that_wait_for_a_dead_node_do_not_count() {
+    let mut sim = Sim::new(&[""; 4], CONFIG);
+    create(&mut sim.state, topic("t", 1, 8, 3));
+    // A new disk in node 2, and the node dies before it is filled: nobody else can take its replicas but node 4.
+    sim.dead.insert(2, 0);
+    sim.wiped.insert(2);
+    sim.join(Some("n2".into()), "");
+    sim.dead.insert(5, 0);
+    let waiting = sim.placements().filter(|(_, _, now)| !now.settled()).count();
+    assert!(waiting > CONFIG.moves_max);
+    sim.join(None, "");
+    create(&mut sim.state, topic("u", 2, 1, 2));
+    let now = sim.state.placements[&Uuid::from_u128(2)][0].clone();
+    sim.state.topics.get_mut("u").unwrap().replication_factor = 3;
+    sim.plan();
+    assert_eq!(sim.state.placements[&Uuid::from_u128(2)][0].replicas.len(), now.replicas.len() + 1);
+}
+
+#[test]
 fn replicas_move_into_a_zone_that_is_new() {
     let mut sim = Sim::new(&["a", "a", "b"], CONFIG);
     create(&mut sim.state, topic("t", 1, 6, 3));
