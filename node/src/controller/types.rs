@@ -75,9 +75,12 @@ pub struct Placement {
     /// Raft index of the membership entry that `voters` were reported from; 0: none was reported yet.
     #[serde(default)]
     pub settled_index: u64,
+<<<<<<< HEAD
     /// The replicas when the partition was created, sorted: the voters of the first entry of its log. Never changes.
     #[serde(default)]
     pub first: Vec<u64>,
+=======
+>>>>>>> controller
 }
 
 impl Placement {
@@ -85,14 +88,17 @@ impl Placement {
     pub fn founded(replicas: Vec<u64>) -> Self {
         let mut voters = replicas.clone();
         voters.sort_unstable();
+<<<<<<< HEAD
         Self { replicas, founders: voters.clone(), first: voters.clone(), voters, settled_index: 0 }
+=======
+        Self { replicas, founders: voters.clone(), voters, settled_index: 0 }
+>>>>>>> controller
     }
 
     /// The replicas are where they should be.
     pub fn settled(&self) -> bool {
-        let mut wanted = self.replicas.clone();
-        wanted.sort_unstable();
-        wanted == self.voters
+        // Neither list names a node twice.
+        self.replicas.len() == self.voters.len() && self.replicas.iter().all(|node| self.voters.contains(node))
     }
 
     /// The node may hold a replica: it should, or still votes.

@@ -1,0 +1,112 @@
+use uuid::Uuid;
+
+use super::super::fixtures::{CLUSTER, cluster, create, topic};
+use super::*;
+
+#[test]
+fn a_topic_is_created_once_altered_and_deleted() {
+    let mut state = cluster(&["", ""]);
+    let create = Command::CreateTopic { topic: topic("a", 1, 1, 1), topics_max: 1, default_replication: 3 };
+    assert_eq!(state.apply(create.clone()), Outcome::Done(Some(topic("a", 1, 1, 1))));
+    assert_eq!(state.apply(create), Outcome::Refused(Refusal::TopicExists("a".into())));
+    let one_too_many = Command::CreateTopic { topic: topic("b", 2, 1, 1), topics_max: 1, default_replication: 3 };
+    assert_eq!(state.apply(one_too_many), Outcome::Refused(Refusal::TooManyTopics(1)));
+    let grow = Command::AlterTopic { topic: topic("a", 1, 3, 1) };
+    assert_eq!(state.apply(grow), Outcome::Done(Some(topic("a", 1, 3, 1))));
+    assert_eq!(state.placements[&Uuid::from_u128(1)].len(), 3);
+    let shrink = Command::AlterTopic { topic: topic("a", 1, 2, 1) };
+    assert_eq!(state.apply(shrink), Outcome::Refused(Refusal::PartitionsShrink { asked: 2, current: 3 }));
+    let another = Command::AlterTopic { topic: topic("a", 9, 4, 1) };
+    assert_eq!(state.apply(another), Outcome::Refused(Refusal::UnknownTopic("a".into())));
+    state.apply(Command::DeleteTopic { name: "a".into() });
+    assert_eq!(state.deleted, vec![DeletedTopic { id: Uuid::from_u128(1), partitions: 3, nodes: vec![1, 2] }]);
+    assert!(state.placements.is_empty() && state.topics.is_empty());
+}
+
+#[test]
+fn a_deleted_topic_is_forgotten_when_every_node_has_reported() {
+    let mut state = cluster(&["", ""]);
+    let id = Uuid::from_u128(1);
+    create(&mut state, topic("a", 1, 1, 1));
+    state.apply(Command::DeleteTopic { name: "a".into() });
+    state.apply(Command::ForgetTopic { id, node: 2 });
+    state.apply(Command::ForgetTopic { id, node: 2 });
+    assert_eq!(state.deleted[0].nodes, vec![1]);
+    state.apply(Command::ForgetTopic { id, node: 1 });
+    assert!(state.deleted.is_empty());
+}
+
+#[test]
+fn producer_ids_are_never_reserved_twice() {
+    let mut state = ControllerState::default();
+    let mut reserve = |count| state.apply(Command::ReserveProducerIds { count });
+    assert_eq!(reserve(10), Outcome::ProducerIds { first: 0, count: 10 });
+    assert_eq!(reserve(5), Outcome::ProducerIds { first: 10, count: 5 });
+}
+
+#[test]
+fn a_factor_that_was_asked_for_is_never_capped_and_the_default_is() {
+    let mut state = cluster(&["", ""]);
+    let refused = create(&mut state, topic("asked", 1, 1, 3));
+    assert_eq!(refused, Outcome::Refused(Refusal::ReplicationFactor { asked: 3, nodes: 2 }));
+    assert!(state.topics.is_empty() && state.placements.is_empty());
+    create(&mut state, topic("default", 2, 1, 0));
+    assert_eq!(state.topics["default"].replication_factor, 3, "what it gets when there are nodes enough");
+    assert_eq!(state.placements[&Uuid::from_u128(2)][0].replicas.len(), 2);
+}
+
+/// Entries of a controller log as the version before nodes were agreed on wrote them.
+#[test]
+fn a_log_of_the_version_without_nodes_is_read_and_its_topics_are_on_the_only_node() {
+    let id = Uuid::from_u128(7);
+    let topic = r#"{"name":"old","id":"00000000-0000-0000-0000-000000000007","partitions":2,"replication_factor":1,
+        "settings":{},"created_ms":1}"#;
+    let mut state = ControllerState::default();
+    for line in [
+        r#"{"command":"init-cluster","cluster_id":"00000000-0000-0000-0000-0000000000c1"}"#.to_owned(),
+        format!(r#"{{"command":"create-topic","topic":{topic},"topics_max":10}}"#),
+        r#"{"command":"reserve-producer-ids","count":5}"#.to_owned(),
+    ] {
+        let command: Command = serde_json::from_str(&line).unwrap();
+        assert!(!matches!(state.apply(command), Outcome::Refused(_)), "{line}");
+    }
+    assert_eq!(state.placements[&id], vec![Placement::founded(vec![1]); 2]);
+    let forget: Command =
+        serde_json::from_str(r#"{"command":"forget-topic","id":"00000000-0000-0000-0000-000000000007"}"#).unwrap();
+    state.apply(Command::DeleteTopic { name: "old".into() });
+    state.apply(forget);
+    assert!(state.deleted.is_empty());
+}
+
+#[test]
+fn a_state_of_the_version_without_nodes_is_read_and_its_node_is_entered_later() {
+    let saved = r#"{"cluster_id":"00000000-0000-0000-0000-0000000000c1","topics":{"old":{"name":"old",
+        "id":"00000000-0000-0000-0000-000000000007","partitions":1,"replication_factor":1,"settings":{},"created_ms":1}},
+        "deleted":[{"id":"00000000-0000-0000-0000-000000000008","partitions":1}],"next_producer_id":3}"#;
+    let mut state: ControllerState = serde_json::from_str(saved).unwrap();
+    let id = Uuid::from_u128(7);
+    assert_eq!(state.placement(id, 0), Some(Placement::founded(vec![1])));
+    assert_eq!(state.placement(id, 1), None);
+    let nodes = vec![super::super::fixtures::node(1, "")];
+    state.apply(Command::InitCluster { cluster_id: CLUSTER, nodes: nodes.clone() });
+    assert_eq!(state.placements[&id], vec![Placement::founded(vec![1])]);
+    assert_eq!((state.nodes.len(), &state.deleted[0].nodes), (1, &vec![1]));
+    state.apply(Command::InitCluster { cluster_id: Uuid::from_u128(9), nodes });
+    assert_eq!(state.cluster_id, CLUSTER, "a cluster is founded once");
+}
+
+#[test]
+fn commands_outcomes_and_states_survive_their_text_form() {
+    let mut state = cluster(&["a", "b", "c"]);
+    create(&mut state, topic("t", 1, 4, 3));
+    let started = state.apply(Command::StartOperation { kind: OperationKind::Drain, node: 2, now_ms: 9 });
+    let text = serde_json::to_string(&state).unwrap();
+    assert_eq!(serde_json::from_str::<ControllerState>(&text).unwrap(), state);
+    let text = serde_json::to_string(&started).unwrap();
+    assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), started);
+    let failed = OperationState::Failed("why".into());
+    let finish = Command::FinishOperation { id: 1, state: failed, now_ms: 3 };
+    let text = serde_json::to_string(&finish).unwrap();
+    assert_eq!(text, r#"{"command":"finish-operation","id":1,"state":{"failed":"why"},"now_ms":3}"#);
+    assert_eq!(serde_json::from_str::<Command>(&text).unwrap(), finish);
+}
