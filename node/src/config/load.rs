@@ -153,6 +153,16 @@ fn typed(prefix: &str, values: Dict, tree: &Dict, root: &Dict, origin: &str) -> 
             (Value::Dict(..), other) => {
                 return Err(ConfigError::new(&path, show(&other), origin, "is a group of fields, not a value"));
             }
+            (Value::Array(..), Value::Array(tag, items)) => {
+                if let Some(item) = items.iter().find(|item| !matches!(item, Value::String(..))) {
+                    let rule = format!("must be a list of texts; put {} in quotes", show(item));
+                    return Err(ConfigError::new(&path, "", origin, rule));
+                }
+                Value::Array(tag, items)
+            }
+            (Value::Array(..), other) => {
+                return Err(ConfigError::new(&path, "", origin, format!("must be a list, not a {}", kind(&other))));
+            }
             (_, other @ (Value::Dict(..) | Value::Array(..))) => {
                 return Err(ConfigError::new(
                     &path,
@@ -238,6 +248,11 @@ fn from_text(path: &str, text: &str, default: &Value, origin: &str) -> Result<Va
     let number = match default {
         Value::Num(..) if path.contains("bytes") => {
             parse_bytes(text).ok_or("must be a number of bytes, such as 1048576 or 1MiB")
+        }
+        // Outside of YAML a list is a text with commas.
+        Value::Array(..) => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            return Ok(Value::from(items.map(str::to_owned).collect::<Vec<String>>()));
         }
         Value::Num(..) => text.trim().parse::<u64>().map_err(|_| "must be a whole number, not negative"),
         _ => return Ok(Value::from(text.to_owned())),

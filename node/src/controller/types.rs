@@ -75,12 +75,9 @@ pub struct Placement {
     /// Raft index of the membership entry that `voters` were reported from; 0: none was reported yet.
     #[serde(default)]
     pub settled_index: u64,
-<<<<<<< HEAD
     /// The replicas when the partition was created, sorted: the voters of the first entry of its log. Never changes.
     #[serde(default)]
     pub first: Vec<u64>,
-=======
->>>>>>> controller
 }
 
 impl Placement {
@@ -88,11 +85,7 @@ impl Placement {
     pub fn founded(replicas: Vec<u64>) -> Self {
         let mut voters = replicas.clone();
         voters.sort_unstable();
-<<<<<<< HEAD
         Self { replicas, founders: voters.clone(), first: voters.clone(), voters, settled_index: 0 }
-=======
-        Self { replicas, founders: voters.clone(), voters, settled_index: 0 }
->>>>>>> controller
     }
 
     /// The replicas are where they should be.
