@@ -86,6 +86,14 @@ impl ClientError {
         self
     }
 
+    /// The same error, saying which node was asked; a refusal speaks for itself.
+    pub(crate) fn at(mut self, address: &str) -> Self {
+        if self.is_retryable() {
+            self.message = format!("{} (at {address})", self.message);
+        }
+        self
+    }
+
     /// The same error after retries ended at a deadline.
     pub(crate) fn after_deadline(mut self, deadline: std::time::Duration) -> Self {
         self.message = format!("gave up after {} ms: {}", deadline.as_millis(), self.message);
