@@ -72,6 +72,8 @@ pub struct Consumer {
     attempts: Attempts,
     /// Where the stream is, or the attempt to open one failed.
     route: Option<Route>,
+    /// Since when the stream is open.
+    opened: Instant,
     /// When the current run of failures gives up; `None` while all is well.
     give_up: Option<Instant>,
     /// Streams in a row that the node ended in good order without an answer.
@@ -98,6 +100,7 @@ impl Consumer {
             records: VecDeque::new(),
             target,
             route: None,
+            opened: Instant::now(),
             give_up: None,
             empty_ends: 0,
         }
@@ -160,7 +163,7 @@ impl Consumer {
                     return Ok(true);
                 }
                 Ok(Received::End) => {
-                    self.stream = None;
+                    self.close();
                     self.empty_ends += 1;
                     // Offsets up to the end may hold no records any more. A second stream that ends at once tells that
                     // apart from a node that is stopping.
@@ -175,11 +178,19 @@ impl Consumer {
                     )
                 }
                 Err(error) => {
-                    self.stream = None;
+                    self.close();
                     error
                 }
             };
             self.pause_after(error).await?;
+        }
+    }
+
+    /// Drops the stream. One that stood for a while, though nothing came, was no failure: what follows is counted anew.
+    fn close(&mut self) {
+        if self.stream.take().is_some() && self.opened.elapsed() >= self.client.config().suspect_after {
+            self.give_up = None;
+            self.attempts.progressed();
         }
     }
 
@@ -227,6 +238,7 @@ impl Consumer {
         if self.stream.is_none() {
             let stream = self.open().await?;
             self.stream = Some(stream);
+            self.opened = Instant::now();
         }
         let (Some(stream), Some(route)) = (&mut self.stream, &self.route) else {
             return Err(ClientError::new(ErrorKind::Transport { sent: false }, "CONNECTION_LOST", "no stream is open"));

@@ -324,6 +324,8 @@ impl Resolver {
     /// `silence`: how long the node has been silent; what was heard in the second half of that is fresh enough.
     pub(crate) async fn is_superseded(&self, target: &Target, route: &Route, silence: Duration) -> bool {
         let Some((topic, partition)) = target.partition() else { return false };
+        // A stream that is open uses the topic too.
+        self.note_use(Some(topic));
         let (is_older, refreshes, fresh) = {
             let state = self.shared.state.lock();
             let fresh = state.refreshed.is_some_and(|at| at.elapsed() < silence / 2);
