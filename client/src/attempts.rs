@@ -81,8 +81,10 @@ impl Attempts {
             Target::Any => false,
             // The records or the order of them are at fault, not the node.
             Target::Leader(_) => is_missing && self.doubts < DOUBTS_MAX && self.resolver.may_be_behind(&self.target),
-            // A follower may be behind, or not have the replica any more. Without a leader that can be reached, the second
-            // answer is believed.
+            // Behind the leader, or ahead of it with its retention: the end and the beginning are the leader's to tell, and
+            // who believed them of anybody else could skip records.
+            Target::Reader(_) if !route.is_authority && error.reason == "OFFSET_OUT_OF_RANGE" => true,
+            // It may not have the replica any more. Without a leader that can be reached, the second answer is believed.
             Target::Reader(_) if !route.is_authority => self.doubts < 2,
             Target::Reader(_) => is_missing && self.doubts < DOUBTS_MAX && self.resolver.may_be_behind(&self.target),
         };

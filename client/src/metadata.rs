@@ -133,6 +133,13 @@ impl Metadata {
         partition.hint.as_ref().or(partition.leader.as_ref())
     }
 
+    /// The node to send appends to, and the term of the last leader heard of: they tell whether leadership moved, even if it
+    /// came back.
+    pub(crate) fn leadership(&self, topic: &str, partition: i32) -> (Option<Address>, u64) {
+        let term = self.partition(topic, partition).map_or(0, |partition| partition.term);
+        (self.leader(topic, partition).cloned(), term)
+    }
+
     /// Live nodes with a replica that do not lead, the preferred leader first.
     pub(crate) fn followers(&self, topic: &str, partition: i32) -> Vec<Address> {
         let leader = self.leader(topic, partition);

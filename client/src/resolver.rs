@@ -70,8 +70,8 @@ pub(crate) struct Route {
     pub(crate) node: Use,
     /// What this node says about the partition is final: it leads, or nothing better is known.
     pub(crate) is_authority: bool,
-    /// Who was believed to lead when the route was chosen.
-    leader: Option<Address>,
+    /// Who was believed to lead when the route was chosen, and in which term.
+    leadership: (Option<Address>, u64),
     /// Refreshes ended before the route was chosen.
     pub(crate) refreshes: u64,
 }
@@ -178,7 +178,7 @@ impl Resolver {
     pub(crate) fn route_to(&self, address: &Address) -> Route {
         let refreshes = self.shared.state.lock().refreshes;
         let node = self.shared.nodes.get(address);
-        Route { address: address.clone(), node, is_authority: true, leader: None, refreshes }
+        Route { address: address.clone(), node, is_authority: true, leadership: (None, 0), refreshes }
     }
 
     /// Makes sure that the partition was asked for.
@@ -230,28 +230,30 @@ impl Resolver {
     pub(crate) fn choose(&self, target: &Target, tried: &[Address], leader: bool, turn: usize) -> Route {
         let shared = &self.shared;
         let state = shared.state.lock();
-        let (believed, readers) = match target.partition().filter(|_| !state.is_older) {
-            None => (None, Vec::new()),
+        let (leadership, readers) = match target.partition().filter(|_| !state.is_older) {
+            None => ((None, 0), Vec::new()),
             Some((topic, partition)) => {
                 let reads = matches!(target, Target::Reader(_)) && shared.config.read_from == ReadFrom::Followers;
                 let mut readers =
                     if reads && !leader { state.metadata.followers(topic, partition) } else { Vec::new() };
                 let count = readers.len().max(1);
                 readers.rotate_left(turn % count);
-                (state.metadata.leader(topic, partition).cloned(), readers)
+                (state.metadata.leadership(topic, partition), readers)
             }
         };
+        let believed = leadership.0.as_ref();
         let is_good = |address: &Address| !tried.contains(address) && !shared.nodes.is_passed_over(address);
         let leads = |address: &Address| leader || is_good(address);
         let address = readers
             .into_iter()
             .find(is_good)
-            .or_else(|| believed.clone().filter(leads))
-            .unwrap_or_else(|| self.fallback(&state, tried, believed.as_ref()));
-        let refreshes = state.refreshes;
+            .or_else(|| believed.cloned().filter(leads))
+            .unwrap_or_else(|| self.fallback(&state, tried, believed));
+        let (refreshes, is_alone) = (state.refreshes, state.metadata.size() <= 1);
         drop(state);
-        let is_authority = believed.as_ref().is_none_or(|leader| *leader == address);
-        Route { node: shared.nodes.get(&address), address, is_authority, leader: believed, refreshes }
+        // The only node, perhaps under another address than its own; or nothing better is known.
+        let is_authority = is_alone || believed.is_none_or(|leader| *leader == address);
+        Route { node: shared.nodes.get(&address), address, is_authority, leadership, refreshes }
     }
 
     /// Any node: one that answered before, a configured address, or one that is known.
@@ -346,8 +348,9 @@ impl Resolver {
         let state = self.shared.state.lock();
         let metadata = &state.metadata;
         let superseded = if matches!(target, Target::Leader(_)) {
-            let leader = metadata.leader(topic, partition);
-            leader.is_some_and(|leader| *leader != route.address && Some(leader) != route.leader.as_ref())
+            let leadership = metadata.leadership(topic, partition);
+            let is_elsewhere = leadership.0.as_ref().is_some_and(|leader| *leader != route.address);
+            is_elsewhere && leadership != route.leadership
         } else {
             let is_replica = metadata.is_replica(topic, partition, &route.address);
             metadata.is_alive(&route.address).is_some_and(|alive| !alive || !is_replica)
