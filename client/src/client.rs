@@ -82,13 +82,44 @@ impl Client {
     /// # Errors
     /// As docs/errors.md; `OFFSET_OUT_OF_RANGE` carries `earliest` and `next`.
     pub async fn consume(&self, request: v1::ConsumeRequest) -> Result<v1::ConsumeResponse, ClientError> {
-        let wait = Duration::from_millis(request.max_wait_ms.into());
         let target = reads_from(&request.partition, &request.from);
+        let answer = self.consume_from(target, &request).await;
+        if let Err(error) = &answer
+            && let Some(asked) = request.from.and_then(|from| from.at)
+            && let v1::position::At::Offset(asked) = asked
+            && self.is_refuted(&partition_of(&request.partition), asked, error).await?
+        {
+            return self.consume_from(Target::Leader(partition_of(&request.partition)), &request).await;
+        }
+        answer
+    }
+
+    async fn consume_from(
+        &self,
+        target: Target,
+        request: &v1::ConsumeRequest,
+    ) -> Result<v1::ConsumeResponse, ClientError> {
+        let wait = Duration::from_millis(request.max_wait_ms.into());
         self.call(target, Repeat::Always, false, wait, |channel| {
             let (mut log, request) = (self.log(channel), request.clone());
             async move { log.consume(request).await }
         })
         .await
+    }
+
+    /// Whether an offset that a node called out of range is in the range that the leader tells: the node was behind, and not
+    /// the leader that it was taken for. That the offset is the very end of the node is nothing to doubt.
+    pub(crate) async fn is_refuted(
+        &self,
+        partition: &Partition,
+        asked: i64,
+        error: &ClientError,
+    ) -> Result<bool, ClientError> {
+        if error.reason != "OFFSET_OUT_OF_RANGE" || error.number("next") == Some(asked) {
+            return Ok(false);
+        }
+        let offsets = self.list_offsets(partition, None).await?;
+        Ok((offsets.earliest..=offsets.next).contains(&asked))
     }
 
     /// Reads answers as they come, without reconnecting; [`Client::consumer`] reconnects.

@@ -197,7 +197,12 @@ impl Consumer {
     /// Waits before the next attempt, or hands the error back when it is final or the time is up.
     async fn pause_after(&mut self, error: ClientError) -> Result<(), ClientError> {
         let Some(route) = &self.route else { return Err(error) };
-        let error = self.attempts.judge(route, error);
+        let mut error = self.attempts.judge(route, error);
+        if let (false, Position::Offset(asked)) = (error.is_retryable(), self.position)
+            && self.client.is_refuted(&self.partition, asked, &error).await?
+        {
+            error.kind = ErrorKind::Retryable;
+        }
         if !error.is_retryable() {
             return Err(error);
         }

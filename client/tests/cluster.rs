@@ -569,7 +569,9 @@ proptest! {
                 let next = cluster.shared.lock().leader.map_or(0, |leader| (leader + 1) % 3);
                 cluster.lead(next);
             };
-            let (offsets, (), read) = tokio::join!(send_all(&producer, 0..records), upset, reading);
+            let course = async { tokio::join!(send_all(&producer, 0..records), upset, reading) };
+            // Long before anything expires.
+            let (offsets, (), read) = tokio::time::timeout(Duration::from_secs(60), course).await.unwrap();
             producer.close().await.unwrap();
             (offsets, cluster.values(), read)
         });
