@@ -1,17 +1,23 @@
 //! Process harness, end-to-end tests and benchmarks.
 //!
-//! [`node`] starts real `chronicle` processes and ends them in every way a machine can; [`api`] speaks to them over plain
-//! gRPC and HTTP without the project's own client, so that a mistake in both cannot hide; [`writer`] keeps writing through
-//! crashes; [`input`] finds real data to feed them; [`mount`] makes small, full and read-only volumes. The tests lie in
-//! `tests/tests`; the benchmark is `tests/src/bin/bench`.
+//! [`node`] starts real `chronicle` processes and ends them in every way a machine can, [`cluster`] several of them that find
+//! one another, [`netns`] networks between them that can be cut; [`api`] speaks to them over plain gRPC and HTTP without the
+//! project's own client, so that a mistake in both cannot hide; [`writer`] keeps writing to one node through crashes,
+//! [`history`] to a cluster, and checks what became of it; [`replica`] reads what is on a disk without the node; [`input`]
+//! finds real data to feed them; [`mount`] makes small, full and read-only volumes. The tests lie in `tests/tests`; the
+//! benchmark is `tests/src/bin/bench`.
 
 use std::path::PathBuf;
 
 pub mod api;
 pub mod binary;
+pub mod cluster;
+pub mod history;
 pub mod input;
 pub mod mount;
+pub mod netns;
 pub mod node;
+pub mod replica;
 pub mod writer;
 
 /// The root of the checkout that this crate was built from.

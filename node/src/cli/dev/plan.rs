@@ -22,8 +22,14 @@ pub(super) struct Member {
     pub(super) config: Config,
     /// Where the configuration is written for the process to read.
     pub(super) config_file: PathBuf,
-    /// Its folder is not there yet.
-    pub(super) fresh: bool,
+}
+
+impl Member {
+    /// UUID of the node, as the file `FORMAT` of its data folder says it (docs/disk-format.md); `None` before its first start.
+    pub(super) fn node_id(&self) -> Option<String> {
+        let text = std::fs::read_to_string(self.config.node.data_dir.join("FORMAT")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("node ")).map(|id| id.trim().to_owned())
+    }
 }
 
 /// Numbers of the nodes whose folders are under `data`.
@@ -110,8 +116,7 @@ pub(super) fn plan(
         config.cluster.bootstrap_expect = u32::try_from(nodes)?;
         config.cluster.seeds.clone_from(&seeds);
         config.validate()?;
-        let config_file = data.join(format!("{}.yaml", name(number)));
-        Ok(Member { name: name(number), config, config_file, fresh: !found.contains(&number) })
+        Ok(Member { name: name(number), config, config_file: data.join(format!("{}.yaml", name(number))) })
     };
     numbers.iter().map(|number| member(*number)).collect()
 }
@@ -178,6 +183,16 @@ mod tests {
         std::fs::write(dir.path().join("FORMAT"), "1").unwrap();
         let error = plan(&Config::default(), dir.path(), &BTreeSet::new(), 3, 7400, 9644).unwrap_err().to_string();
         assert!(error.contains("mkdir") && error.contains("node-0"), "{error}");
+    }
+
+    #[test]
+    fn a_node_is_known_by_the_identity_in_its_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let members = plan(&Config::default(), dir.path(), &BTreeSet::new(), 2, 7400, 9644).unwrap();
+        std::fs::create_dir(dir.path().join("node-1")).unwrap();
+        std::fs::write(dir.path().join("node-1/FORMAT"), "chronicle-data 1\nnode 0190a1b2-0000\n").unwrap();
+        assert_eq!(members[0].node_id(), None);
+        assert_eq!(members[1].node_id().as_deref(), Some("0190a1b2-0000"));
     }
 
     #[test]

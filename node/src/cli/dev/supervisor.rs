@@ -277,24 +277,21 @@ async fn lines(stream: impl AsyncRead + Unpin, mut line: impl FnMut(&str)) {
     }
 }
 
-/// Asks the nodes whether this one was removed, and notes it when all who know it say so.
+/// Asks the nodes whether this one was removed, and notes it when one says so: it is never taken back.
 async fn note_if_removed<'a>(shared: &Shared<'a>, member: &'a Member) {
-    // A node that has just been made may have the name of a removed one and not be known yet.
-    if member.fresh {
-        return;
-    }
+    let Some(node_id) = member.node_id() else { return };
     let questions = shared.members.iter().map(|other| async move {
         Calls::new(&other.config.listeners.data.to_string(), ASK_TIMEOUT).ok()?.status().await.ok()
     });
     let answers: Vec<_> = futures::future::join_all(questions).await.into_iter().flatten().collect();
-    if is_removed(&answers, &member.name) {
+    if is_removed(&answers, &node_id) {
         shared.removed.borrow_mut().insert(&member.name);
     }
 }
 
-fn is_removed(answers: &[v1::GetStatusResponse], name: &str) -> bool {
-    let mut same = answers.iter().flat_map(|answer| &answer.servers).filter(|server| server.name == name).peekable();
-    same.peek().is_some() && same.all(|server| server.state() == v1::ServerState::Removed)
+fn is_removed(answers: &[v1::GetStatusResponse], node_id: &str) -> bool {
+    let mut servers = answers.iter().flat_map(|answer| &answer.servers);
+    servers.any(|server| server.node_id == node_id && server.state() == v1::ServerState::Removed)
 }
 
 /// Renames the folder of a removed node, so that it does not count any more and its number is free.
@@ -321,25 +318,17 @@ fn say(line: std::fmt::Arguments<'_>) {
 mod tests {
     use super::*;
 
-    fn answer(servers: &[(&str, v1::ServerState)]) -> v1::GetStatusResponse {
-        let server = |(name, state): &(&str, v1::ServerState)| v1::Server {
-            name: (*name).to_owned(),
-            state: i32::from(*state),
-            ..Default::default()
-        };
-        v1::GetStatusResponse { servers: servers.iter().map(server).collect(), ..Default::default() }
-    }
-
     #[test]
-    fn a_node_is_removed_when_everybody_who_knows_it_says_so() {
+    fn a_node_is_removed_when_somebody_says_so_whatever_others_know() {
         use v1::ServerState::{Active, Removed};
-        let gone = answer(&[("node-0", Active), ("node-1", Removed)]);
-        assert!(is_removed(std::slice::from_ref(&gone), "node-1"));
-        assert!(!is_removed(std::slice::from_ref(&gone), "node-0"));
-        assert!(!is_removed(std::slice::from_ref(&gone), "node-2"), "nobody knows it");
-        assert!(!is_removed(&[], "node-1"), "nobody answers");
-        let again = answer(&[("node-1", Removed), ("node-1", Active)]);
-        assert!(!is_removed(&[gone, again], "node-1"), "another node took the name");
+        let answer = |state: v1::ServerState| {
+            let server = v1::Server { node_id: "a".into(), state: state.into(), ..Default::default() };
+            v1::GetStatusResponse { servers: vec![server], ..Default::default() }
+        };
+        assert!(!is_removed(&[], "a"), "nobody answers");
+        assert!(!is_removed(&[answer(Active)], "a"));
+        assert!(is_removed(&[answer(Active), answer(Removed)], "a"));
+        assert!(!is_removed(&[answer(Removed)], "b"), "another node");
     }
 
     #[tokio::test]
