@@ -21,6 +21,7 @@ use chronicle_client::{
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::node::PATIENCE;
 use crate::replica::Stored;
 
 /// Bytes that say who wrote a value: number of the writer, number of the record.
@@ -282,6 +283,16 @@ impl History {
         self.writers.iter().flat_map(|writer| &writer.errors).map(String::as_str).collect()
     }
 
+    /// Offset after the last one that was acknowledged in a partition.
+    pub fn end(&self, partition: i32) -> i64 {
+        let writers = self.writers.iter().filter(|writer| writer.partition == partition);
+        let offsets = writers.flat_map(|writer| &writer.outcomes).filter_map(|outcome| match outcome {
+            Outcome::Acknowledged(offset) => Some(offset + 1),
+            Outcome::Refused | Outcome::Unknown => None,
+        });
+        offsets.max().unwrap_or(0)
+    }
+
     /// Longest time in which a writer got no acknowledgement.
     pub fn longest_silence(&self) -> Duration {
         self.writers.iter().map(|writer| writer.longest_silence).max().unwrap_or_default()
@@ -343,7 +354,8 @@ impl History {
 /// A reader that follows a partition from its start through everything that happens, and remembers what it was given.
 #[derive(Debug)]
 pub struct Following {
-    stop: watch::Sender<bool>,
+    /// Where to stop: exclusive offset, once it is known.
+    until: watch::Sender<Option<i64>>,
     task: JoinHandle<Result<Vec<Stored>>>,
 }
 
@@ -354,38 +366,49 @@ impl Following {
     /// `servers` are no addresses.
     pub fn start(servers: &str, topic: &str, partition: i32) -> Result<Self> {
         let client = Client::connect(ClientConfig::new(servers))?;
-        let (stop, mut stopped) = watch::channel(false);
+        let (until, mut limit) = watch::channel(None);
         let mut consumer = client.consumer(Partition::new(topic, partition), ConsumerConfig::from(Position::Earliest));
         let task = tokio::spawn(async move {
-            let mut read = Vec::new();
+            let mut read: Vec<Stored> = Vec::new();
             loop {
-                // What the consumer has taken off the wire stays with it when this is dropped, and is then not wanted.
-                let next = tokio::select! {
-                    next = consumer.next() => next?,
-                    _ = stopped.wait_for(|stop| *stop) => break,
+                let end = *limit.borrow_and_update();
+                let next = i64::try_from(read.len())?;
+                if end.is_some_and(|end| next >= end) {
+                    return Ok(read);
+                }
+                // A record that the consumer holds already is not lost when this is dropped: `next` is cancellation-safe.
+                let record = tokio::select! {
+                    record = consumer.next() => record.context("a reader failed")?.context("a reader came to an end")?,
+                    _ = limit.changed() => continue,
                 };
-                let Some(record) = next else { break };
+                ensure!(record.offset == next, "a reader was given offset {} where {next} is due", record.offset);
                 read.push(Stored { offset: record.offset, key: record.key, value: record.value });
             }
-            Ok(read)
         });
-        Ok(Self { stop, task })
+        Ok(Self { until, task })
     }
 
-    /// Ends the reader and holds what it was given against what is stored.
+    /// Waits until everything below `end` was read, and answers all that was.
     ///
     /// # Errors
-    /// The reader failed, or was given something else than what is stored.
-    pub async fn stop_and_check(self, stored: &[Stored]) -> Result<()> {
-        let _ = self.stop.send(true);
-        let read = self.task.await?.context("a reader failed")?;
-        ensure!(!read.is_empty() || stored.is_empty(), "the reader was given nothing");
-        ensure!(read.len() <= stored.len(), "{} records read, {} stored", read.len(), stored.len());
-        for (read, stored) in read.iter().zip(stored) {
-            ensure!(read == stored, "read at offset {}: not what is stored at {}", read.offset, stored.offset);
-        }
-        Ok(())
+    /// The reader failed, was given something out of order, or does not get there in time.
+    pub async fn read_to(self, end: i64) -> Result<Vec<Stored>> {
+        let _ = self.until.send(Some(end));
+        let read = tokio::time::timeout(PATIENCE, self.task).await;
+        read.with_context(|| format!("a reader did not reach offset {end} within {PATIENCE:?}"))??
     }
+}
+
+/// What was read is what is stored.
+///
+/// # Errors
+/// The first difference.
+pub fn check_read(read: &[Stored], stored: &[Stored]) -> Result<()> {
+    ensure!(read.len() <= stored.len(), "{} records read, {} stored", read.len(), stored.len());
+    for (read, stored) in read.iter().zip(stored) {
+        ensure!(read == stored, "read at offset {}: not what is stored there", read.offset);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -24,3 +24,9 @@ pub mod writer;
 pub fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the repository").to_path_buf()
 }
+
+/// How long a part of a test goes on: `default`, times the number in `CHRONICLE_TEST_FACTOR` where that is set.
+pub fn length(default: std::time::Duration) -> std::time::Duration {
+    let factor = std::env::var("CHRONICLE_TEST_FACTOR").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1);
+    default * factor
+}
