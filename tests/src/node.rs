@@ -122,25 +122,7 @@ impl Setup {
     pub fn start_refused(self) -> Result<Output> {
         let (dir, _temporary) = self.folder()?;
         let scratch = tempfile::tempdir()?;
-        let child = self
-            .command(&dir, scratch.path())?
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("starting chronicle")?;
-        let pid = Pid::from_child(&child);
-        let waiter = std::thread::spawn(move || child.wait_with_output());
-        let deadline = Instant::now() + PATIENCE;
-        while !waiter.is_finished() {
-            if Instant::now() > deadline {
-                // The process is still ours: nobody has waited for it yet.
-                let _ = kill_process(pid, Signal::KILL);
-                let output = waiter.join().expect("waiting does not panic")?;
-                bail!("the node went on running: {}", String::from_utf8_lossy(&output.stderr));
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(waiter.join().expect("waiting does not panic")?)
+        output(self.command(&dir, scratch.path())?)
     }
 
     fn folder(&self) -> Result<(PathBuf, Option<TempDir>)> {
@@ -183,6 +165,31 @@ pub fn program() -> Result<Command> {
         }
     }
     Ok(command)
+}
+
+/// Runs a command to its end and answers how it ended and what it printed.
+///
+/// # Errors
+/// The process does not start, or goes on running for [`PATIENCE`].
+pub fn output(mut command: Command) -> Result<Output> {
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {:?}", command.get_program()))?;
+    let pid = Pid::from_child(&child);
+    let waiter = std::thread::spawn(move || child.wait_with_output());
+    let deadline = Instant::now() + PATIENCE;
+    while !waiter.is_finished() {
+        if Instant::now() > deadline {
+            // The process is still ours: nobody has waited for it yet.
+            let _ = kill_process(pid, Signal::KILL);
+            let output = waiter.join().expect("waiting does not panic")?;
+            bail!("{command:?} went on running: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(waiter.join().expect("waiting does not panic")?)
 }
 
 /// A running (or killed, or stopped) node.
