@@ -246,6 +246,14 @@ impl Cluster {
         Ok(number)
     }
 
+    /// Starts a node differently from its next start on: `setup` is made from its own ([`Node::setup`]).
+    ///
+    /// # Errors
+    /// The node runs.
+    pub fn replace_setup(&mut self, number: usize, setup: Setup) -> Result<()> {
+        self.nodes[number].replace_setup(setup)
+    }
+
     /// `GetStatus` of one node.
     ///
     /// # Errors

@@ -223,6 +223,16 @@ impl Node {
         SocketAddr::from((self.setup.host, self.setup.ops_port))
     }
 
+    /// Starts differently from the next start on, on the same data.
+    ///
+    /// # Errors
+    /// The node runs: its addresses are in use.
+    pub fn replace_setup(&mut self, setup: Setup) -> Result<()> {
+        ensure!(self.child.is_none(), "the node runs");
+        self.setup = setup;
+        Ok(())
+    }
+
     /// Changes a setting as [`Setup::set`] does, from the next start on.
     pub fn set(&mut self, path: &str, value: impl Into<Value>) {
         self.setup = self.setup.clone().set(path, value);
