@@ -6,6 +6,9 @@
 //! [`history`] to a cluster, and checks what became of it; [`replica`] reads what is on a disk without the node; [`input`]
 //! finds real data to feed them; [`mount`] makes small, full and read-only volumes. The tests lie in `tests/tests`; the
 //! benchmark is `tests/src/bin/bench`.
+//!
+//! Variables: `CHRONICLE_TEST_BINARY` names the program to test, `CHRONICLE_TEST_FACTOR` lengthens the tests that go on for
+//! a while, `CHRONICLE_NO_NETNS=1` leaves out those that cut networks.
 
 use std::path::PathBuf;
 
