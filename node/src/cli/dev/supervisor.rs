@@ -277,10 +277,11 @@ async fn lines(stream: impl AsyncRead + Unpin, mut line: impl FnMut(&str)) {
     }
 }
 
-/// Asks the nodes whether this one was removed, and notes it when one says so: it is never taken back.
+/// Asks the other nodes whether this one was removed, and notes it when one says so: it is never taken back.
 async fn note_if_removed<'a>(shared: &Shared<'a>, member: &'a Member) {
     let Some(node_id) = member.node_id() else { return };
-    let questions = shared.members.iter().map(|other| async move {
+    let others = shared.members.iter().filter(|other| other.name != member.name);
+    let questions = others.map(|other| async move {
         Calls::new(&other.config.listeners.data.to_string(), ASK_TIMEOUT).ok()?.status().await.ok()
     });
     let answers: Vec<_> = futures::future::join_all(questions).await.into_iter().flatten().collect();
