@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use chronicle_proto::v1;
 use chronicle_proto::v1::admin_client::AdminClient;
+use chronicle_proto::v1::cluster_client::ClusterClient;
 use chronicle_proto::v1::log_client::LogClient;
 use serde_json::Value;
 use tonic::transport::{Channel, Endpoint};
@@ -40,6 +41,22 @@ pub async fn connect(address: SocketAddr) -> Result<Channel> {
 /// Nobody listens.
 pub async fn log(address: SocketAddr) -> Result<LogClient<Channel>> {
     Ok(log_on(connect(address).await?))
+}
+
+/// The `Cluster` service of a node.
+///
+/// # Errors
+/// Nobody listens.
+pub async fn cluster(address: SocketAddr) -> Result<ClusterClient<Channel>> {
+    Ok(ClusterClient::new(connect(address).await?).max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// The `Admin` service of a node.
+///
+/// # Errors
+/// Nobody listens.
+pub async fn admin(address: SocketAddr) -> Result<AdminClient<Channel>> {
+    Ok(AdminClient::new(connect(address).await?).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 /// The `Log` service over a connection.

@@ -61,6 +61,27 @@ impl Volume {
         mount(&["-o", if read_only { "remount,ro" } else { "remount,rw" }], self.path())
     }
 
+    /// Fills it to the last byte with a file that has nothing to do with a node.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn fill(&self) -> Result<PathBuf> {
+        use std::io::Write;
+        let path = self.path().join("ballast");
+        let mut file = std::fs::File::create(&path)?;
+        for size in [1 << 20, 4096] {
+            let piece = vec![7; size];
+            loop {
+                match file.write_all(&piece) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::StorageFull => break,
+                    Err(error) => return Err(error).context("filling the volume"),
+                }
+            }
+        }
+        Ok(path)
+    }
+
     /// Fills `bytes` of it with a file that has nothing to do with a node.
     ///
     /// # Errors

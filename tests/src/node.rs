@@ -6,14 +6,14 @@
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -28,8 +28,10 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Setup {
     data_dir: Option<PathBuf>,
     settings: Map<String, Value>,
+    host: IpAddr,
     data_port: u16,
     ops_port: u16,
+    namespace: Option<String>,
 }
 
 impl Default for Setup {
@@ -41,7 +43,27 @@ impl Default for Setup {
 impl Setup {
     /// A node with default settings, free ports and an empty data folder of its own.
     pub fn new() -> Self {
-        Self { data_dir: None, settings: Map::new(), data_port: free_port(), ops_port: free_port() }
+        Self {
+            data_dir: None,
+            settings: Map::new(),
+            host: Ipv4Addr::LOCALHOST.into(),
+            data_port: free_port(),
+            ops_port: free_port(),
+            namespace: None,
+        }
+    }
+
+    /// Listen on this address, inside this network namespace (see [`crate::netns`]).
+    #[must_use]
+    pub fn inside(mut self, namespace: &str, host: IpAddr) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self.host = host;
+        self
+    }
+
+    /// Where gRPC and HTTP will be served.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((self.host, self.data_port))
     }
 
     /// Keep the data here, and leave it there.
@@ -79,10 +101,18 @@ impl Setup {
     /// # Errors
     /// The process does not start, ends, or is not ready in time; the error carries its log.
     pub fn start(self) -> Result<Node> {
-        let (dir, temporary) = self.folder()?;
-        let mut node = Node { setup: self, dir, _temporary: temporary, child: None };
-        node.spawn()?;
+        let mut node = self.prepare()?;
+        node.restart()?;
         Ok(node)
+    }
+
+    /// A node that does not run yet: start it with [`Node::launch`] or [`Node::restart`].
+    ///
+    /// # Errors
+    /// The data folder cannot be created.
+    pub fn prepare(self) -> Result<Node> {
+        let (dir, temporary) = self.folder()?;
+        Ok(Node { setup: self, dir, _temporary: temporary, child: None, earlier: String::new() })
     }
 
     /// Starts a node that must refuse to start; answers how it ended and what it printed.
@@ -92,25 +122,7 @@ impl Setup {
     pub fn start_refused(self) -> Result<Output> {
         let (dir, _temporary) = self.folder()?;
         let scratch = tempfile::tempdir()?;
-        let child = self
-            .command(&dir, scratch.path())?
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("starting chronicle")?;
-        let pid = Pid::from_child(&child);
-        let waiter = std::thread::spawn(move || child.wait_with_output());
-        let deadline = Instant::now() + PATIENCE;
-        while !waiter.is_finished() {
-            if Instant::now() > deadline {
-                // The process is still ours: nobody has waited for it yet.
-                let _ = kill_process(pid, Signal::KILL);
-                let output = waiter.join().expect("waiting does not panic")?;
-                bail!("the node went on running: {}", String::from_utf8_lossy(&output.stderr));
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(waiter.join().expect("waiting does not panic")?)
+        output(self.command(&dir, scratch.path())?)
     }
 
     fn folder(&self) -> Result<(PathBuf, Option<TempDir>)> {
@@ -127,11 +139,14 @@ impl Setup {
         let section = tree.entry("node").or_insert_with(|| json!({}));
         section["data-dir"] = json!(dir);
         let section = tree.entry("listeners").or_insert_with(|| json!({}));
-        section["data"] = json!(format!("127.0.0.1:{}", self.data_port));
-        section["ops"] = json!(format!("127.0.0.1:{}", self.ops_port));
+        section["data"] = json!(SocketAddr::from((self.host, self.data_port)));
+        section["ops"] = json!(SocketAddr::from((self.host, self.ops_port)));
         let file = scratch.join("chronicle.yaml");
         std::fs::write(&file, serde_json::to_vec_pretty(&Value::Object(tree))?).context("writing the configuration")?;
-        let mut command = program()?;
+        let mut command = match &self.namespace {
+            Some(name) => crate::netns::enter(name, &program()?),
+            None => program()?,
+        };
         command.arg("node").arg("--config").arg(file);
         Ok(command)
     }
@@ -152,6 +167,31 @@ pub fn program() -> Result<Command> {
     Ok(command)
 }
 
+/// Runs a command to its end and answers how it ended and what it printed.
+///
+/// # Errors
+/// The process does not start, or goes on running for [`PATIENCE`].
+pub fn output(mut command: Command) -> Result<Output> {
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {:?}", command.get_program()))?;
+    let pid = Pid::from_child(&child);
+    let waiter = std::thread::spawn(move || child.wait_with_output());
+    let deadline = Instant::now() + PATIENCE;
+    while !waiter.is_finished() {
+        if Instant::now() > deadline {
+            // The process is still ours: nobody has waited for it yet.
+            let _ = kill_process(pid, Signal::KILL);
+            let output = waiter.join().expect("waiting does not panic")?;
+            bail!("{command:?} went on running: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(waiter.join().expect("waiting does not panic")?)
+}
+
 /// A running (or killed, or stopped) node.
 #[derive(Debug)]
 pub struct Node {
@@ -159,6 +199,8 @@ pub struct Node {
     dir: PathBuf,
     _temporary: Option<TempDir>,
     child: Option<Running>,
+    /// What the node printed in the starts before this one.
+    earlier: String,
 }
 
 #[derive(Debug)]
@@ -173,12 +215,27 @@ struct Running {
 impl Node {
     /// Where gRPC and HTTP are served.
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.setup.data_port))
+        self.setup.address()
     }
 
     /// Where health and metrics are served.
     pub fn ops_address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.setup.ops_port))
+        SocketAddr::from((self.setup.host, self.setup.ops_port))
+    }
+
+    /// Starts differently from the next start on, on the same data.
+    ///
+    /// # Errors
+    /// The node runs: its addresses are in use.
+    pub fn replace_setup(&mut self, setup: Setup) -> Result<()> {
+        ensure!(self.child.is_none(), "the node runs");
+        self.setup = setup;
+        Ok(())
+    }
+
+    /// Changes a setting as [`Setup::set`] does, from the next start on.
+    pub fn set(&mut self, path: &str, value: impl Into<Value>) {
+        self.setup = self.setup.clone().set(path, value);
     }
 
     /// The data folder.
@@ -199,12 +256,27 @@ impl Node {
         self.child.as_ref().expect("the node runs").child.id()
     }
 
+    /// Whether the process was started and not ended by us. It may have ended by itself.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// What the node has printed since it was last started, both streams.
     pub fn log(&self) -> String {
         self.child.as_ref().map(Running::log).unwrap_or_default()
     }
 
-    fn spawn(&mut self) -> Result<()> {
+    /// What the node has printed in all its starts.
+    pub fn whole_log(&self) -> String {
+        format!("{}{}", self.earlier, self.log())
+    }
+
+    /// Starts the process and does not wait for anything.
+    ///
+    /// # Errors
+    /// The process does not start.
+    pub fn launch(&mut self) -> Result<()> {
+        self.kill();
         let scratch = tempfile::tempdir().context("creating a folder for the configuration")?;
         let mut child = self
             .setup
@@ -218,8 +290,17 @@ impl Node {
             collect(child.stdout.take().expect("standard output is a pipe"), log.clone()),
             collect(child.stderr.take().expect("standard error is a pipe"), log.clone()),
         ];
-        let running = self.child.insert(Running { child, log, readers, _scratch: scratch });
-        let ops = SocketAddr::from(([127, 0, 0, 1], self.setup.ops_port));
+        self.child = Some(Running { child, log, readers, _scratch: scratch });
+        Ok(())
+    }
+
+    /// Waits until the launched node says that it is ready.
+    ///
+    /// # Errors
+    /// It does not run, ends, or is not ready in time; the error carries its log.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let ops = self.ops_address();
+        let running = self.child.as_mut().context("the node does not run")?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = running.child.try_wait()? {
@@ -242,6 +323,48 @@ impl Node {
             let _ = running.child.kill();
             let _ = running.child.wait();
             running.join();
+            self.earlier += &running.log();
+        }
+    }
+
+    /// Stops the process where it is (SIGSTOP), as a machine does that hangs.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets a paused process go on (SIGCONT).
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let running = self.child.as_ref().context("the node does not run")?;
+        kill_process(Pid::from_child(&running.child), signal).with_context(|| format!("sending {signal:?}"))
+    }
+
+    /// Waits until the process has ended by itself; answers how, and what it had printed.
+    ///
+    /// # Errors
+    /// It does not run, or goes on running.
+    pub fn wait_ended(&mut self) -> Result<(ExitStatus, String)> {
+        self.ended_within(PATIENCE, "did not end by itself")
+    }
+
+    /// Deletes everything in the data folder, as a new disk would.
+    ///
+    /// # Errors
+    /// The node runs, or its files cannot be deleted.
+    pub fn wipe(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "the node runs: its disk cannot be taken away");
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("deleting the data"),
+            _ => Ok(()),
         }
     }
 
@@ -250,21 +373,27 @@ impl Node {
     /// # Errors
     /// It does not run, or does not end in time.
     pub fn terminate(&mut self) -> Result<(ExitStatus, String)> {
-        let mut running = self.child.take().context("the node does not run")?;
-        kill_process(Pid::from_child(&running.child), Signal::TERM)?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = running.child.try_wait()? {
-                running.join();
-                return Ok((status, running.log()));
+        self.signal(Signal::TERM)?;
+        self.ended_within(PATIENCE, "did not stop")
+    }
+
+    fn ended_within(&mut self, patience: Duration, otherwise: &str) -> Result<(ExitStatus, String)> {
+        let running = self.child.as_mut().context("the node does not run")?;
+        let deadline = Instant::now() + patience;
+        let ended = loop {
+            match running.child.try_wait()? {
+                Some(status) => break Some(status),
+                None if Instant::now() > deadline => break None,
+                None => std::thread::sleep(Duration::from_millis(5)),
             }
-            if Instant::now() > deadline {
-                let _ = running.child.kill();
-                let _ = running.child.wait();
-                running.join();
-                bail!("the node did not stop within {PATIENCE:?}:\n{}", running.log());
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        };
+        // Collects what is left of its output, and its process when it has not ended.
+        let before = self.earlier.len();
+        self.kill();
+        let log = self.earlier[before..].to_owned();
+        match ended {
+            Some(status) => Ok((status, log)),
+            None => bail!("the node {otherwise} within {patience:?}:\n{log}"),
         }
     }
 
@@ -273,8 +402,8 @@ impl Node {
     /// # Errors
     /// As [`Setup::start`].
     pub fn restart(&mut self) -> Result<()> {
-        self.kill();
-        self.spawn()
+        self.launch()?;
+        self.wait_ready()
     }
 
     /// `GET` of a path on the ops port: status and body.
@@ -289,7 +418,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- log of the node on {} ---\n{}", self.address(), self.log());
+            eprintln!("--- log of the node on {} ---\n{}", self.address(), self.whole_log());
         }
         self.kill();
     }

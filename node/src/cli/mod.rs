@@ -5,6 +5,7 @@
 //! for), everything else to standard error. A reader that goes away ends a command quietly.
 
 mod bench;
+mod cluster;
 mod completions;
 mod config;
 mod consume;
@@ -88,7 +89,7 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run one node on this machine, ready for use: loopback only, data in a folder, topic `default`.
+    /// Run one node or a small cluster on this machine, ready for use: loopback only, data in a folder, topic `default`.
     Dev(dev::DevArgs),
     /// Run a node from its configuration.
     Node(node::NodeArgs),
@@ -99,6 +100,9 @@ enum Command {
     Produce(produce::ProduceArgs),
     /// Read records.
     Consume(consume::ConsumeArgs),
+    /// Show the cluster, move and remove its nodes, compare replicas.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Measure appends or reads.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -142,6 +146,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Topic(command) => topic::run(&global, command).await,
         Command::Produce(args) => produce::run(&global, args).await,
         Command::Consume(args) => consume::run(&global, args).await,
+        Command::Cluster(command) => cluster::run(&global, command).await,
         Command::Bench(command) => bench::run(&global, command).await,
         Command::Debug(command) => debug::run(&global, command),
         Command::Config(args) => config::run(&global, &args),
@@ -168,8 +173,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::error::ErrorKind;
-
     use super::*;
 
     fn usage_error(line: &str) -> clap::Error {
@@ -183,7 +186,9 @@ mod tests {
 
     #[test]
     fn every_command_takes_the_global_options() {
-        for command in ["topic list", "produce", "consume", "bench produce", "bench consume", "config", "dev"] {
+        for command in
+            ["topic list", "produce", "consume", "bench produce", "bench consume", "cluster members", "config", "dev"]
+        {
             let line = format!("chronicle {command} --server host:1 --output json");
             let cli = Cli::try_parse_from(line.split(' ')).expect(command);
             assert_eq!((cli.global.server.as_str(), cli.global.output), ("host:1", Format::Json), "{command}");
@@ -191,11 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn several_nodes_in_one_process_are_refused_with_the_reason() {
-        let error = usage_error("chronicle dev --nodes 3");
-        assert_eq!(error.kind(), ErrorKind::ValueValidation);
-        assert!(error.to_string().contains("not available yet"), "{error}");
-        assert!(Cli::try_parse_from(["chronicle", "dev", "--nodes", "1"]).is_ok());
+    fn dev_takes_one_to_nine_nodes() {
+        for nodes in ["1", "9"] {
+            assert!(Cli::try_parse_from(["chronicle", "dev", "--nodes", nodes]).is_ok());
+        }
+        for nodes in ["0", "10", "three"] {
+            assert_eq!(usage_error(&format!("chronicle dev --nodes {nodes}")).exit_code(), 2, "{nodes}");
+        }
     }
 
     #[test]
@@ -212,6 +219,10 @@ mod tests {
             "chronicle bench produce --mode fast",
             "chronicle topic create",
             "chronicle topic create t --retention 5x",
+            "chronicle cluster decommission",
+            "chronicle cluster cancel last",
+            "chronicle cluster transfer --partition 3",
+            "chronicle cluster transfer orders --partition -1",
             "chronicle --timeout soon topic list",
         ] {
             let error = usage_error(line);

@@ -1,6 +1,8 @@
 //! `chronicle node`: a node from its configuration.
 
+use anyhow::{Context, ensure};
 use clap::Args;
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use super::config::ConfigSource;
 use super::serve;
@@ -12,10 +14,25 @@ pub(super) struct NodeArgs {
     /// Data directory (node.data-dir).
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
+    /// Be killed when the process of this number ends, which must be the one that starts this.
+    #[arg(long, value_name = "PID", hide = true)]
+    die_with_parent: Option<i32>,
 }
 
 pub(super) async fn run(args: NodeArgs) -> anyhow::Result<()> {
+    if let Some(parent) = args.die_with_parent {
+        die_with(parent)?;
+    }
     let config = args.source.load(args.data.map(|dir| format!("node.data-dir={dir}")).into_iter().collect())?;
     config.validate()?;
     serve::run(config).await
+}
+
+/// Asks the kernel to kill this process when its parent (strictly: the thread that started it) ends.
+fn die_with(parent: i32) -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL)).context("--die-with-parent")?;
+    // It may have ended before the kernel was asked.
+    let still_there = Pid::from_raw(parent).is_some_and(|parent| getppid() == Some(parent));
+    ensure!(still_there, "--die-with-parent: {parent}: is not the process that started this node, or has ended");
+    Ok(())
 }

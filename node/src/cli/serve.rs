@@ -21,12 +21,19 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     Ok(node.await??)
 }
 
+/// How the line begins that says that requests are accepted.
+const ANNOUNCEMENT: &str = "chronicle serves on ";
+
+/// Whether this line of a node's standard output says that it serves.
+pub(super) fn is_announcement(line: &str) -> bool {
+    line.starts_with(ANNOUNCEMENT)
+}
+
 /// One line on standard output; whoever started the node may have closed it.
 fn announce(serving: &Serving) {
     use std::io::Write;
     let Serving { data, ops, data_dir } = serving;
     let mut out = std::io::stdout().lock();
     let dir = data_dir.display();
-    let _ = writeln!(out, "chronicle serves on {data} (gRPC, HTTP), ops on {ops}, data in {dir}")
-        .and_then(|()| out.flush());
+    let _ = writeln!(out, "{ANNOUNCEMENT}{data} (gRPC, HTTP), ops on {ops}, data in {dir}").and_then(|()| out.flush());
 }

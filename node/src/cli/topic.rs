@@ -5,6 +5,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::Global;
+use super::cluster::Names;
 use super::output::{Table, human_bytes, print};
 use super::parse;
 use super::time::format_rfc3339;
@@ -212,6 +213,8 @@ struct PartitionView {
     term: i64,
     leader: String,
     state: String,
+    /// UUIDs of nodes, the preferred leader first.
+    replicas: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -279,18 +282,21 @@ async fn describe(global: &Global, client: &Client, name: &str) -> anyhow::Resul
         term: partition.term,
         leader: partition.leader,
         state: partition.state,
+        replicas: partition.replicas,
     });
     let view =
         DescribedView { topic: answer.topic.unwrap_or_default().into(), partition_list: partition_list.collect() };
     if global.output == super::output::Format::Table {
         print(global.output, &(), || view.topic.pairs())?;
-        return print(global.output, &(), || partition_table(&view.partition_list));
+        let names = Names::new(&client.get_servers().await?.servers);
+        return print(global.output, &(), || partition_table(&view.partition_list, &names));
     }
     print(global.output, &view, Table::default)
 }
 
-fn partition_table(partitions: &[PartitionView]) -> Table {
-    let mut table = Table::new(&["PARTITION", "EARLIEST", "NEXT", "BYTES", "SEGMENTS", "TERM", "LEADER", "STATE"]);
+fn partition_table(partitions: &[PartitionView], names: &Names) -> Table {
+    let mut table =
+        Table::new(&["PARTITION", "EARLIEST", "NEXT", "BYTES", "SEGMENTS", "TERM", "LEADER", "STATE", "REPLICAS"]);
     for partition in partitions {
         table.row(vec![
             partition.partition.to_string(),
@@ -301,6 +307,7 @@ fn partition_table(partitions: &[PartitionView]) -> Table {
             partition.term.to_string(),
             partition.leader.clone(),
             partition.state.clone(),
+            partition.replicas.iter().map(|node| names.of(node)).collect::<Vec<_>>().join(","),
         ]);
     }
     table

@@ -153,15 +153,16 @@ fn typed(prefix: &str, values: Dict, tree: &Dict, root: &Dict, origin: &str) -> 
             (Value::Dict(..), other) => {
                 return Err(ConfigError::new(&path, show(&other), origin, "is a group of fields, not a value"));
             }
-            (Value::Array(..), Value::Array(tag, items)) => {
-                if let Some(item) = items.iter().find(|item| !matches!(item, Value::String(..))) {
-                    let rule = format!("must be a list of texts; put {} in quotes", show(item));
-                    return Err(ConfigError::new(&path, "", origin, rule));
+            (Value::Array(..), Value::Array(_, elements)) => {
+                if let Some(other) = elements.iter().find(|element| !matches!(element, Value::String(..))) {
+                    return Err(ConfigError::new(
+                        &path,
+                        show(other),
+                        origin,
+                        "must be a list of texts; put them in quotes",
+                    ));
                 }
-                Value::Array(tag, items)
-            }
-            (Value::Array(..), other) => {
-                return Err(ConfigError::new(&path, "", origin, format!("must be a list, not a {}", kind(&other))));
+                Value::from(elements)
             }
             (_, other @ (Value::Dict(..) | Value::Array(..))) => {
                 return Err(ConfigError::new(
@@ -171,7 +172,7 @@ fn typed(prefix: &str, values: Dict, tree: &Dict, root: &Dict, origin: &str) -> 
                     format!("must be a {}, not a {}", kind(default), kind(&other)),
                 ));
             }
-            (Value::Num(..), Value::String(_, text)) => from_text(&path, &text, default, origin)?,
+            (Value::Num(..) | Value::Array(..), Value::String(_, text)) => from_text(&path, &text, default, origin)?,
             (Value::String(..), Value::Num(..) | Value::Bool(..)) => {
                 return Err(ConfigError::new(&path, "", origin, "must be a text; put it in quotes"));
             }
@@ -243,18 +244,17 @@ fn leaf<'a>(tree: &'a Dict, path: &str) -> Option<&'a Value> {
     }
 }
 
-/// A text as the type that the field has.
+/// A text as the type that the field has; the elements of a list are separated by commas.
 fn from_text(path: &str, text: &str, default: &Value, origin: &str) -> Result<Value, ConfigError> {
     let number = match default {
         Value::Num(..) if path.contains("bytes") => {
             parse_bytes(text).ok_or("must be a number of bytes, such as 1048576 or 1MiB")
         }
-        // Outside of YAML a list is a text with commas.
-        Value::Array(..) => {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            return Ok(Value::from(items.map(str::to_owned).collect::<Vec<String>>()));
-        }
         Value::Num(..) => text.trim().parse::<u64>().map_err(|_| "must be a whole number, not negative"),
+        Value::Array(..) => {
+            let elements = text.split(',').map(str::trim).filter(|element| !element.is_empty());
+            return Ok(Value::from(elements.map(Value::from).collect::<Vec<_>>()));
+        }
         _ => return Ok(Value::from(text.to_owned())),
     };
     number

@@ -97,13 +97,37 @@ fn text_takes_the_type_of_its_field() {
 }
 
 #[test]
+fn a_list_is_a_list_in_files_and_separated_by_commas_elsewhere() {
+    let seeds = ["a:7400", "b:7400"].map(str::to_owned).to_vec();
+    for config in [
+        from_file("cluster:\n  seeds: ['a:7400', 'b:7400']\n").unwrap(),
+        from_file("cluster:\n  seeds: a:7400,b:7400\n").unwrap(),
+        from_environment(&[("CHRONICLE_CLUSTER__SEEDS", "a:7400, b:7400,")]).unwrap(),
+        from_settings(&["cluster.seeds=c:1", "cluster.seeds=a:7400,b:7400"]).unwrap(),
+    ] {
+        assert_eq!(config.cluster.seeds, seeds);
+    }
+    assert!(from_settings(&["cluster.seeds="]).unwrap().cluster.seeds.is_empty());
+    let error = from_file("cluster:\n  seeds: [7400]\n").unwrap_err();
+    assert_eq!(error, "cluster.seeds: 7400 (from FILE): must be a list of texts; put them in quotes");
+}
+
+#[test]
+fn what_is_written_is_read_back_the_same() {
+    let mut config = Config::default();
+    config.cluster.seeds = vec!["127.0.0.1:7400".into(), "localhost:7401".into()];
+    config.cluster.bootstrap_expect = 2;
+    assert_eq!(from_file(&serde_yaml::to_string(&config).unwrap()).unwrap(), config);
+}
+
+#[test]
 fn unknown_keys_are_refused_in_every_layer() {
     let error = from_file("storage:\n  barier: auto\n").unwrap_err();
     assert!(error.starts_with("storage.barier (from FILE): there is no such field; storage has barrier,"), "{error}");
     let error = from_environment(&[("CHRONICLE_STORAGE__BARIER", "auto")]).unwrap_err();
     assert!(error.contains("storage.barier (from environment variable CHRONICLE_STORAGE__BARIER)"), "{error}");
     let error = from_environment(&[("CHRONICLE_DATA_DIR", "/x")]).unwrap_err();
-    assert!(error.contains("known groups are limits, listeners, log, node, partitions, storage"), "{error}");
+    assert!(error.contains("known groups are cluster, limits, listeners, log, node, partitions, storage"), "{error}");
     let error = from_settings(&["storage=1"]).unwrap_err();
     assert!(error.starts_with("storage (from --set): there is no such field"), "{error}");
 }

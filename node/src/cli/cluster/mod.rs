@@ -1,0 +1,183 @@
+//! `chronicle cluster`: how the cluster stands, and operations on its nodes.
+//!
+//! `calls.rs` asks, `view.rs` is what is printed, `wait.rs` follows an operation to its end, `confirm.rs` asks the person
+//! first.
+
+pub(super) mod calls;
+mod confirm;
+mod view;
+mod wait;
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use futures::TryStreamExt;
+
+use super::Global;
+use super::output::{Format, Table, print};
+use calls::Calls;
+pub(super) use view::Names;
+use view::{OperationView, StatusView, TransferView, VerifiedView};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ClusterCommand {
+    /// Show how the cluster stands: its nodes, partitions that need attention, operations.
+    Status,
+    /// List the nodes.
+    Members(MembersArgs),
+    /// Move every replica off a node and remove it for good.
+    Decommission(BeginArgs),
+    /// Hand over everything that a node leads and keep it from leading, until it restarts or is undrained.
+    Drain(BeginArgs),
+    /// Let a drained node lead again.
+    Undrain(NodeArgs),
+    /// Hand leadership of a partition, or without a topic of the controller group, to another replica.
+    Transfer(TransferArgs),
+    /// Compare the replicas of partitions by the hashes of what is on their disks.
+    Verify(VerifyArgs),
+    /// Stop an operation that is under way; what it has moved stays moved.
+    Cancel(CancelArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MembersArgs {
+    /// Show nodes that were removed too.
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NodeArgs {
+    /// UUID of the node, or its name where that is unique.
+    node: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BeginArgs {
+    /// UUID of the node, or its name where that is unique.
+    node: String,
+    /// Do not ask before it begins.
+    #[arg(long, short = 'y')]
+    yes: bool,
+    /// Do not wait until it has ended.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TransferArgs {
+    /// Topic of the partition; none: the controller group.
+    topic: Option<String>,
+    /// Number of the partition.
+    #[arg(long, short = 'p', value_name = "N", default_value_t = 0, requires = "topic", value_parser = clap::value_parser!(i32).range(0..))]
+    partition: i32,
+    /// UUID or unique name of the replica that is to lead; without it the best one.
+    #[arg(long, value_name = "NODE")]
+    to: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Only this topic.
+    topic: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CancelArgs {
+    /// Number of the operation, as `chronicle cluster status` shows it.
+    id: u64,
+}
+
+pub(super) async fn run(global: &Global, command: ClusterCommand) -> anyhow::Result<()> {
+    let calls = Calls::new(&global.server, global.timeout)?;
+    match command {
+        ClusterCommand::Status => status(global, &calls).await,
+        ClusterCommand::Members(args) => members(global, &calls, &args).await,
+        ClusterCommand::Decommission(args) => {
+            let question = "It gives its replicas to the others and is removed for good.";
+            confirm::ask(&format!("Decommission {}? {question}", args.node), args.yes)?;
+            let operation = calls.decommission(&args.node).await?;
+            follow(global, &calls, operation, args.no_wait).await
+        }
+        ClusterCommand::Drain(args) => {
+            confirm::ask(&format!("Drain {}? It leads nothing until it is undrained.", args.node), args.yes)?;
+            let operation = calls.drain(&args.node).await?;
+            follow(global, &calls, operation, args.no_wait).await
+        }
+        ClusterCommand::Undrain(args) => {
+            let operation = calls.undrain(&args.node).await?;
+            print_operation(global, &calls, operation).await
+        }
+        ClusterCommand::Transfer(args) => transfer(global, &calls, &args).await,
+        ClusterCommand::Verify(args) => verify(global, &calls, &args).await,
+        ClusterCommand::Cancel(args) => {
+            let operation = calls.cancel_operation(args.id).await?;
+            print_operation(global, &calls, operation).await
+        }
+    }
+}
+
+async fn status(global: &Global, calls: &Calls) -> anyhow::Result<()> {
+    let view = StatusView::from(calls.status().await?);
+    if global.output == Format::Table {
+        return view.print_tables();
+    }
+    print(global.output, &view, Table::default)
+}
+
+async fn members(global: &Global, calls: &Calls, args: &MembersArgs) -> anyhow::Result<()> {
+    let mut view = StatusView::from(calls.status().await?).servers;
+    view.retain(|server| args.all || server.state != "removed");
+    print(global.output, &view, || view::members_table(&view))
+}
+
+/// Waits for the end of an operation unless told not to, and prints it.
+async fn follow(
+    global: &Global,
+    calls: &Calls,
+    begun: chronicle_client::v1::Operation,
+    no_wait: bool,
+) -> anyhow::Result<()> {
+    if no_wait {
+        return print_operation(global, calls, begun).await;
+    }
+    let ended = wait::until_ended(calls, begun, global.timeout).await?;
+    let failed = (ended.state != "done").then(|| wait::describe_failure(&ended));
+    print_operation(global, calls, ended).await?;
+    failed.map_or(Ok(()), |reason| bail!(reason))
+}
+
+async fn print_operation(
+    global: &Global,
+    calls: &Calls,
+    operation: chronicle_client::v1::Operation,
+) -> anyhow::Result<()> {
+    // Only for the name; the node asked may be the one that is leaving.
+    let names = calls.servers().await.map(|answer| Names::new(&answer.servers)).unwrap_or_default();
+    let view = OperationView::new(operation, &names);
+    print(global.output, &view, || view.pairs())
+}
+
+async fn transfer(global: &Global, calls: &Calls, args: &TransferArgs) -> anyhow::Result<()> {
+    let names = Names::new(&calls.servers().await?.servers);
+    let topic = args.topic.clone().unwrap_or_default();
+    let to = args.to.as_deref().unwrap_or_default();
+    let leader = calls.transfer_leadership(&topic, args.partition, to).await?;
+    let view = TransferView::new(args.topic.clone(), args.partition, leader, &names);
+    print(global.output, &view, || view.pairs())
+}
+
+/// Prints what was found, and fails when replicas differ or could not be compared.
+async fn verify(global: &Global, calls: &Calls, args: &VerifyArgs) -> anyhow::Result<()> {
+    let names = Names::new(&calls.servers().await?.servers);
+    let answers = calls.verify(args.topic.as_deref().unwrap_or_default()).await?;
+    let views: Vec<VerifiedView> = answers.map_ok(|answer| VerifiedView::new(answer, &names)).try_collect().await?;
+    print(global.output, &views, || view::verified_table(&views))?;
+    let wrong: Vec<&VerifiedView> = views.iter().filter(|view| !view.same()).collect();
+    for view in &wrong {
+        eprintln!("{} {}: {}", view.topic, view.partition, view.problem());
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    bail!("{} of {} partitions are not the same on all their replicas", wrong.len(), views.len());
+}

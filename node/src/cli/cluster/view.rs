@@ -1,0 +1,404 @@
+//! The cluster as printed: the same for programs (`Serialize`) and, in tables, for people.
+
+use std::collections::BTreeMap;
+
+use chronicle_client::v1;
+use serde::Serialize;
+
+use crate::cli::output::{Format, Table, print};
+use crate::cli::time::format_rfc3339;
+
+/// Names of nodes by UUID.
+#[derive(Debug, Default)]
+pub(in crate::cli) struct Names(BTreeMap<String, String>);
+
+impl Names {
+    pub(in crate::cli) fn new(servers: &[v1::Server]) -> Self {
+        Self(servers.iter().map(|server| (server.node_id.clone(), server.name.clone())).collect())
+    }
+
+    /// The name of a node, or its UUID when it has none here.
+    pub(in crate::cli) fn of<'a>(&'a self, node_id: &'a str) -> &'a str {
+        self.0.get(node_id).filter(|name| !name.is_empty()).map_or(node_id, String::as_str)
+    }
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct ServerView {
+    pub(super) name: String,
+    pub(super) node_id: String,
+    pub(super) raft_id: u64,
+    pub(super) address: String,
+    /// In the controller group: `leader`, `voter` or `learner`.
+    pub(super) role: &'static str,
+    pub(super) state: &'static str,
+    pub(super) alive: bool,
+    pub(super) zone: String,
+    pub(super) replicas: u32,
+    pub(super) preferred_leaders: u32,
+    pub(super) version: String,
+}
+
+impl From<v1::Server> for ServerView {
+    fn from(server: v1::Server) -> Self {
+        let role = match server.role() {
+            _ if server.controller_leader => "leader",
+            v1::ServerRole::Voter => "voter",
+            v1::ServerRole::Learner => "learner",
+            v1::ServerRole::Unspecified => "none",
+        };
+        let state = match server.state() {
+            v1::ServerState::Active | v1::ServerState::Unspecified => "active",
+            v1::ServerState::Draining => "draining",
+            v1::ServerState::Decommissioning => "decommissioning",
+            v1::ServerState::Removed => "removed",
+        };
+        Self {
+            role,
+            state,
+            name: server.name,
+            node_id: server.node_id,
+            raft_id: server.raft_id,
+            address: server.address,
+            alive: server.alive,
+            zone: server.zone,
+            replicas: server.replicas,
+            preferred_leaders: server.preferred_leaders,
+            version: server.version,
+        }
+    }
+}
+
+pub(super) fn members_table(servers: &[ServerView]) -> Table {
+    let mut table =
+        Table::new(&["NAME", "ADDRESS", "ROLE", "STATE", "ALIVE", "ZONE", "REPLICAS", "LEADERS", "VERSION", "ID"]);
+    for server in servers {
+        table.row(vec![
+            server.name.clone(),
+            server.address.clone(),
+            server.role.to_owned(),
+            server.state.to_owned(),
+            if server.alive { "yes" } else { "no" }.to_owned(),
+            or_dash(&server.zone),
+            server.replicas.to_string(),
+            server.preferred_leaders.to_string(),
+            server.version.clone(),
+            server.node_id.clone(),
+        ]);
+    }
+    table
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { text.to_owned() }
+}
+
+/// The cluster at a glance.
+#[derive(Debug, Serialize)]
+pub(super) struct StatusView {
+    cluster_id: String,
+    /// Name; `null`: the controller group has no leader.
+    controller_leader: Option<String>,
+    controller_term: u64,
+    partitions: u32,
+    under_replicated: u32,
+    offline: u32,
+    moving: u32,
+    pub(super) servers: Vec<ServerView>,
+    operations: Vec<OperationView>,
+}
+
+impl From<v1::GetStatusResponse> for StatusView {
+    fn from(answer: v1::GetStatusResponse) -> Self {
+        let names = Names::new(&answer.servers);
+        let leader = &answer.controller_leader;
+        Self {
+            controller_leader: (!leader.is_empty()).then(|| names.of(leader).to_owned()),
+            cluster_id: answer.cluster_id,
+            controller_term: answer.controller_term,
+            partitions: answer.partitions,
+            under_replicated: answer.under_replicated,
+            offline: answer.offline,
+            moving: answer.moving,
+            servers: answer.servers.into_iter().map(Into::into).collect(),
+            operations: answer.operations.into_iter().map(|o| OperationView::new(o, &names)).collect(),
+        }
+    }
+}
+
+impl StatusView {
+    fn pairs(&self) -> Table {
+        let leader =
+            self.controller_leader.as_deref().unwrap_or("none: nothing can be changed until a majority is back");
+        Table::pairs(vec![
+            ("Cluster", self.cluster_id.clone()),
+            ("Controller", format!("{leader}, term {}", self.controller_term)),
+            ("Partitions", self.partitions.to_string()),
+            ("Under-replicated", self.under_replicated.to_string()),
+            ("Offline", self.offline.to_string()),
+            ("Moving", self.moving.to_string()),
+        ])
+    }
+
+    /// For people: the numbers, the nodes that are not removed, the operations.
+    pub(super) fn print_tables(&self) -> anyhow::Result<()> {
+        print(Format::Table, &(), || self.pairs())?;
+        println!();
+        let present: Vec<ServerView> = self.servers.iter().filter(|s| s.state != "removed").cloned().collect();
+        print(Format::Table, &(), || members_table(&present))?;
+        if !self.operations.is_empty() {
+            println!();
+            print(Format::Table, &(), || operations_table(&self.operations))?;
+        }
+        Ok(())
+    }
+}
+
+/// An operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct OperationView {
+    id: u64,
+    kind: String,
+    node: String,
+    node_id: String,
+    state: String,
+    reason: String,
+    started: String,
+    started_ms: i64,
+    /// 0: still running.
+    finished_ms: i64,
+    total: u32,
+    remaining: u32,
+}
+
+impl OperationView {
+    pub(super) fn new(operation: v1::Operation, names: &Names) -> Self {
+        Self {
+            node: names.of(&operation.node_id).to_owned(),
+            started: format_rfc3339(operation.started_ms),
+            id: operation.id,
+            kind: operation.kind,
+            node_id: operation.node_id,
+            state: operation.state,
+            reason: operation.reason,
+            started_ms: operation.started_ms,
+            finished_ms: operation.finished_ms,
+            total: operation.total,
+            remaining: operation.remaining,
+        }
+    }
+
+    fn done(&self) -> String {
+        format!("{}/{}", self.total.saturating_sub(self.remaining), self.total)
+    }
+
+    pub(super) fn pairs(&self) -> Table {
+        let mut pairs = vec![
+            ("Operation", format!("{} ({})", self.id, self.kind)),
+            ("Node", self.node.clone()),
+            ("State", self.state.clone()),
+            ("Partitions done", self.done()),
+            ("Started", self.started.clone()),
+        ];
+        if !self.reason.is_empty() {
+            pairs.push(("Reason", self.reason.clone()));
+        }
+        Table::pairs(pairs)
+    }
+}
+
+fn operations_table(operations: &[OperationView]) -> Table {
+    let mut table = Table::new(&["OPERATION", "KIND", "NODE", "STATE", "DONE", "STARTED", "REASON"]);
+    for operation in operations {
+        table.row(vec![
+            operation.id.to_string(),
+            operation.kind.clone(),
+            operation.node.clone(),
+            operation.state.clone(),
+            operation.done(),
+            operation.started.clone(),
+            or_dash(&operation.reason),
+        ]);
+    }
+    table
+}
+
+/// A hand-over of leadership.
+#[derive(Debug, Serialize)]
+pub(super) struct TransferView {
+    /// `null`: the controller group.
+    topic: Option<String>,
+    partition: i32,
+    leader: String,
+    leader_id: String,
+}
+
+impl TransferView {
+    pub(super) fn new(topic: Option<String>, partition: i32, leader_id: String, names: &Names) -> Self {
+        Self { topic, partition, leader: names.of(&leader_id).to_owned(), leader_id }
+    }
+
+    pub(super) fn pairs(&self) -> Table {
+        let group = match &self.topic {
+            Some(topic) => format!("{topic} {}", self.partition),
+            None => "controller".into(),
+        };
+        Table::pairs(vec![("Group", group), ("Leader", self.leader.clone())])
+    }
+}
+
+/// One partition's replicas compared.
+#[derive(Debug, Serialize)]
+pub(super) struct VerifiedView {
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    /// First raft index compared.
+    from: u64,
+    /// Exclusive.
+    to: u64,
+    replicas: Vec<DigestView>,
+    /// Empty: all hold the same.
+    difference: String,
+}
+
+#[derive(Debug, Serialize)]
+struct DigestView {
+    node: String,
+    node_id: String,
+    digest: String,
+    /// Empty: none.
+    error: String,
+}
+
+impl VerifiedView {
+    pub(super) fn new(answer: v1::VerifyResponse, names: &Names) -> Self {
+        let digest = |replica: v1::ReplicaDigest| DigestView {
+            node: names.of(&replica.node_id).to_owned(),
+            node_id: replica.node_id,
+            digest: replica.digest,
+            error: replica.error,
+        };
+        Self {
+            topic: answer.topic,
+            partition: answer.partition,
+            from: answer.from,
+            to: answer.to,
+            replicas: answer.replicas.into_iter().map(digest).collect(),
+            difference: answer.difference,
+        }
+    }
+
+    /// Every replica was read and all hold the same.
+    pub(super) fn same(&self) -> bool {
+        self.difference.is_empty() && self.differing().is_empty()
+    }
+
+    /// Replicas that could not be read, or whose digest is not the one that most have.
+    fn differing(&self) -> Vec<&DigestView> {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for replica in self.replicas.iter().filter(|replica| replica.error.is_empty()) {
+            *counts.entry(&replica.digest).or_default() += 1;
+        }
+        let most = counts.values().copied().max().unwrap_or(0);
+        // Without one digest that more replicas have than any other, all of them are suspects.
+        let mut leading = counts.iter().filter(|(_, count)| **count == most).map(|(digest, _)| *digest);
+        let agreed = leading.next().filter(|_| leading.next().is_none());
+        self.replicas.iter().filter(|r| !r.error.is_empty() || Some(r.digest.as_str()) != agreed).collect()
+    }
+
+    /// For a person: which replica differs.
+    pub(super) fn problem(&self) -> String {
+        let replica = |replica: &&DigestView| {
+            if replica.error.is_empty() {
+                format!("{} has {}", replica.node, short(&replica.digest))
+            } else {
+                format!("{} could not be read: {}", replica.node, replica.error)
+            }
+        };
+        let mut parts: Vec<String> = self.differing().iter().map(replica).collect();
+        if !self.difference.is_empty() {
+            parts.insert(0, self.difference.clone());
+        }
+        parts.join("; ")
+    }
+}
+
+fn short(digest: &str) -> &str {
+    digest.get(..16).unwrap_or(digest)
+}
+
+pub(super) fn verified_table(views: &[VerifiedView]) -> Table {
+    let mut table = Table::new(&["TOPIC", "PARTITION", "FROM", "TO", "REPLICAS", "DIGEST", "RESULT"]);
+    for view in views {
+        let nodes: Vec<&str> = view.replicas.iter().map(|replica| replica.node.as_str()).collect();
+        let digest = if view.same() { view.replicas.first().map_or("", |replica| short(&replica.digest)) } else { "" };
+        table.row(vec![
+            view.topic.clone(),
+            view.partition.to_string(),
+            view.from.to_string(),
+            view.to.to_string(),
+            nodes.join(","),
+            or_dash(digest),
+            if view.same() { "same" } else { "DIFFERENT" }.to_owned(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verified(replicas: &[(&str, &str, &str)], difference: &str) -> VerifiedView {
+        let replicas = replicas.iter().map(|(node, digest, error)| v1::ReplicaDigest {
+            node_id: (*node).to_owned(),
+            digest: (*digest).to_owned(),
+            error: (*error).to_owned(),
+        });
+        let answer = v1::VerifyResponse {
+            replicas: replicas.collect(),
+            difference: difference.to_owned(),
+            ..Default::default()
+        };
+        VerifiedView::new(answer, &Names::default())
+    }
+
+    #[test]
+    fn the_replica_that_differs_from_the_majority_is_named() {
+        assert!(verified(&[("a", "1", ""), ("b", "1", ""), ("c", "1", "")], "").same());
+        let one = verified(&[("a", "1", ""), ("b", "2", ""), ("c", "1", "")], "");
+        assert!(!one.same());
+        assert_eq!(one.problem(), "b has 2");
+        let unread = verified(&[("a", "1", ""), ("b", "", "down")], "");
+        assert_eq!(unread.problem(), "b could not be read: down");
+        let tie = verified(&[("a", "1", ""), ("b", "2", "")], "digests differ");
+        assert_eq!(tie.problem(), "digests differ; a has 1; b has 2");
+    }
+
+    #[test]
+    fn a_partition_of_one_replica_is_the_same() {
+        assert!(verified(&[("a", "1", "")], "").same());
+        assert!(!verified(&[("a", "", "gone")], "").same());
+    }
+
+    #[test]
+    fn nodes_are_named_where_the_name_is_known() {
+        let server = v1::Server { node_id: "u".into(), name: "node-0".into(), ..Default::default() };
+        let names = Names::new(&[server]);
+        assert_eq!((names.of("u"), names.of("v")), ("node-0", "v"));
+    }
+
+    #[test]
+    fn roles_and_states_are_words() {
+        let server = v1::Server {
+            role: v1::ServerRole::Voter.into(),
+            state: v1::ServerState::Draining.into(),
+            ..Default::default()
+        };
+        let view = ServerView::from(server.clone());
+        assert_eq!((view.role, view.state), ("voter", "draining"));
+        let leader = ServerView::from(v1::Server { controller_leader: true, ..server });
+        assert_eq!(leader.role, "leader");
+    }
+}

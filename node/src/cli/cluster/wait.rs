@@ -1,0 +1,66 @@
+//! Follows an operation of the cluster to its end, with a progress bar.
+//!
+//! The cluster carries an operation out by itself: whoever stops waiting stops nothing.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use chronicle_client::v1;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::Instant;
+
+use super::calls::Calls;
+
+/// How often the cluster is asked.
+const POLL: Duration = Duration::from_millis(500);
+
+/// Polls until the operation is no longer running; answers how it ended. `patience` bounds how long the cluster may give no
+/// answer, not how long the operation takes.
+///
+/// # Errors
+/// No answer for `patience`, or the cluster does not know the operation any more.
+pub(super) async fn until_ended(
+    calls: &Calls,
+    begun: v1::Operation,
+    patience: Duration,
+) -> anyhow::Result<v1::Operation> {
+    let bar = ProgressBar::new(u64::from(begun.total));
+    bar.set_style(ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} partitions {elapsed} {msg}")?);
+    bar.set_prefix(begun.kind.clone());
+    let mut last = begun;
+    let mut answered = Instant::now();
+    while last.state == "running" {
+        bar.set_length(u64::from(last.total));
+        bar.set_position(u64::from(last.total.saturating_sub(last.remaining)));
+        bar.set_message(last.reason.clone());
+        tokio::time::sleep(POLL).await;
+        let answer = match calls.status().await {
+            Ok(answer) => answer,
+            Err(error) if answered.elapsed() < patience => {
+                bar.set_message(format!("no answer: {error}"));
+                continue;
+            }
+            Err(error) => {
+                bar.finish_and_clear();
+                return Err(error.context(format!(
+                    "operation {} ({}) goes on without us, see chronicle cluster status",
+                    last.id, last.kind
+                )));
+            }
+        };
+        answered = Instant::now();
+        let Some(now) = answer.operations.into_iter().find(|operation| operation.id == last.id) else {
+            bar.finish_and_clear();
+            bail!("operation {} ({}) is not known to the cluster any more", last.id, last.kind);
+        };
+        last = now;
+    }
+    bar.finish_and_clear();
+    Ok(last)
+}
+
+/// Why an operation that ended in another state than `done` did so.
+pub(super) fn describe_failure(ended: &v1::Operation) -> String {
+    let reason = if ended.reason.is_empty() { "no reason given" } else { ended.reason.as_str() };
+    format!("{} {}: {reason}", ended.kind, ended.state)
+}

@@ -1,0 +1,61 @@
+//! `chronicle dev`: one node, or a small cluster of real processes, for development and with nothing to prepare.
+//!
+//! One node runs in this process. Several run as children, each with a data folder and a configuration of its own under
+//! `--data`: `plan.rs` decides what they are, `supervisor.rs` keeps them running.
+
+mod plan;
+mod supervisor;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use chronicle_node::config::Config;
+use clap::Args;
+
+use super::config::ConfigSource;
+use super::serve;
+
+#[derive(Debug, Args)]
+pub(super) struct DevArgs {
+    /// Data directory, created when missing.
+    #[arg(long, value_name = "DIR", default_value = "./data")]
+    data: PathBuf,
+    /// Number of nodes, each a process of its own when there are several: 1 to 9. Default: those that the data directory
+    /// holds, else 1.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=9))]
+    nodes: Option<u16>,
+    /// Port for gRPC and HTTP; with several nodes that of the first, the others count up. 0: any free port (one node only).
+    #[arg(long, value_name = "PORT", default_value_t = 7400)]
+    port: u16,
+    /// Port for health and metrics; with several nodes that of the first, the others count up. 0: any free port (one node
+    /// only).
+    #[arg(long, value_name = "PORT", default_value_t = 9644)]
+    ops_port: u16,
+    #[command(flatten)]
+    source: ConfigSource,
+}
+
+pub(super) async fn run(args: DevArgs) -> anyhow::Result<()> {
+    // Quiet unless asked otherwise; what --set says about the log wins over this, and the options of `dev` over --set.
+    let mut config = args.source.load(Vec::new())?;
+    if config.log == Default::default() {
+        // openraft warns of what is normal for a group that starts.
+        config.log.filter = "warn,openraft=error".into();
+    }
+    config.node.default_topic = "default".into();
+    let found = plan::existing(&args.data)?;
+    if args.nodes.unwrap_or(1) == 1 && found.is_empty() {
+        return run_one(config, &args).await;
+    }
+    let nodes = args.nodes.map_or(found.len(), usize::from);
+    let members = plan::plan(&config, &args.data, &found, nodes, args.port, args.ops_port)?;
+    supervisor::run(&args.data, members).await
+}
+
+async fn run_one(mut config: Config, args: &DevArgs) -> anyhow::Result<()> {
+    config.node.data_dir.clone_from(&args.data);
+    config.listeners.data = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
+    config.listeners.ops = SocketAddr::from((Ipv4Addr::LOCALHOST, args.ops_port));
+    config.validate()?;
+    serve::run(config).await
+}

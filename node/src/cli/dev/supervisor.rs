@@ -1,0 +1,350 @@
+//! Keeps the nodes of `chronicle dev --nodes N` running, as children of this process.
+//!
+//! Invariants:
+//! - No child outlives this process: each asks the kernel for its end with ours (`chronicle node --die-with-parent`), which
+//!   counts from the thread that started it. So all children are started by the one future that the main thread runs, never
+//!   by a task on a worker.
+//! - Every child that was started is waited for before [`run`] returns.
+//! - A child that ends by itself is started again after a pause, unless the cluster says that its node was removed.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use chronicle_client::v1;
+use rustix::process::{Pid, Signal, getpid, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::plan::Member;
+use crate::cli::cluster::calls::Calls;
+use crate::cli::output::{Format, Table, print};
+use crate::cli::{serve, signal};
+
+/// How long to wait before a node that ended is started again; doubles up to [`PAUSE_MAX`] while it ends before it serves.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How much longer than its own grace a node may take to stop before it is killed.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+/// How long one node is asked who was removed.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the supervisors of all nodes share. They are parts of one future, so nothing here is locked.
+struct Shared<'a> {
+    members: &'a [Member],
+    program: PathBuf,
+    /// Stop in good order.
+    stop: CancellationToken,
+    /// Stop at once.
+    kill: CancellationToken,
+    /// Names of the nodes that serve or have served.
+    served: watch::Sender<BTreeSet<&'a str>>,
+    /// Names of the nodes that the cluster has removed.
+    removed: RefCell<BTreeSet<&'a str>>,
+}
+
+/// Runs the nodes until SIGINT or SIGTERM, then stops them in good order; a second signal kills them.
+///
+/// # Errors
+/// Another process runs nodes on this folder, a port is taken, or a process cannot be started; nothing is left running
+/// then.
+pub(super) async fn run(data: &Path, members: Vec<Member>) -> anyhow::Result<()> {
+    std::fs::create_dir_all(data).with_context(|| format!("creating {}", data.display()))?;
+    let _lock = lock(data)?;
+    members.iter().try_for_each(ports_are_free)?;
+    for member in &members {
+        let folder = &member.config.node.data_dir;
+        // Also when the node never gets so far: the folders say which nodes there are.
+        std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        let text = format!("# Written by `chronicle dev` at every start.\n{}", serde_yaml::to_string(&member.config)?);
+        std::fs::write(&member.config_file, text)
+            .with_context(|| format!("writing {}", member.config_file.display()))?;
+    }
+
+    let shared = Shared {
+        members: &members,
+        program: std::env::current_exe().context("path of this program")?,
+        stop: CancellationToken::new(),
+        kill: CancellationToken::new(),
+        served: watch::Sender::new(BTreeSet::new()),
+        removed: RefCell::default(),
+    };
+    let all = async {
+        let results = futures::future::join_all(members.iter().map(|member| supervise(&shared, member))).await;
+        results.into_iter().collect::<anyhow::Result<()>>()
+    };
+    let mut all = std::pin::pin!(all);
+    // `all` ends only when every child has; the others may then be dropped at any point.
+    tokio::select! {
+        result = &mut all => result,
+        () = announce(&shared) => unreachable!("announcing does not end"),
+        Err(error) = signals(&shared) => {
+            shared.stop.cancel();
+            all.await.and(Err(error))
+        }
+    }
+}
+
+/// At most one process runs the nodes of a folder.
+fn lock(data: &Path) -> anyhow::Result<File> {
+    let path = data.join("dev.lock");
+    let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("--data {}: another `chronicle dev` runs the nodes of this folder", data.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", path.display())),
+    }
+}
+
+/// Found out before anything is started, so that no half of a cluster comes up.
+fn ports_are_free(member: &Member) -> anyhow::Result<()> {
+    let listeners = &member.config.listeners;
+    for (option, address) in [("--port", listeners.data), ("--ops-port", listeners.ops)] {
+        TcpListener::bind(address)
+            .map_err(|error| anyhow!("{}: {address}: {error}; choose other ports with {option}", member.name))?;
+    }
+    Ok(())
+}
+
+/// The first signal asks for a stop, the second does not wait for it.
+async fn signals(shared: &Shared<'_>) -> anyhow::Result<()> {
+    signal::stop_requested().await?;
+    say(format_args!("stopping {} nodes; once more to kill them", shared.members.len()));
+    let again = async {
+        signal::stop_requested().await?;
+        shared.kill.cancel();
+        shared.stop.cancel();
+        anyhow::Ok(())
+    };
+    let in_order = async {
+        // While they can still be asked.
+        for member in shared.members {
+            note_if_removed(shared, member).await;
+        }
+        shared.stop.cancel();
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        result = again => result?,
+        () = in_order => {}
+    }
+    std::future::pending().await
+}
+
+/// Says where everything is, once every node has served. Does not end.
+async fn announce(shared: &Shared<'_>) {
+    let everybody = shared.members.len();
+    let mut served = shared.served.subscribe();
+    if served.wait_for(|served| served.len() == everybody).await.is_ok() {
+        // Whoever started us may have closed our output.
+        let _ = print_endpoints(shared.members);
+    }
+    std::future::pending().await
+}
+
+fn print_endpoints(members: &[Member]) -> anyhow::Result<()> {
+    let mut table = Table::new(&["NODE", "GRPC, HTTP", "OPS", "DATA"]);
+    for Member { name, config, .. } in members {
+        let (data, ops) = (config.listeners.data.to_string(), config.listeners.ops.to_string());
+        table.row(vec![name.clone(), data, ops, config.node.data_dir.display().to_string()]);
+    }
+    print(Format::Table, &(), || table)?;
+    let first = members[0].config.listeners.data;
+    let server = if first.port() == 7400 { String::new() } else { format!(" --server {first}") };
+    let mut out = io::stdout().lock();
+    writeln!(out, "\nTry it:")?;
+    writeln!(out, "  chronicle cluster status{server}")?;
+    writeln!(out, "  echo hello | chronicle produce --topic default{server}")?;
+    writeln!(out, "  chronicle consume --topic default --from earliest{server}")?;
+    writeln!(out, "Ctrl-C stops all nodes; a node that ends is started again.")?;
+    Ok(out.flush()?)
+}
+
+/// Runs one node, again and again, until the stop.
+async fn supervise<'a>(shared: &Shared<'a>, member: &'a Member) -> anyhow::Result<()> {
+    let mut pause = PAUSE;
+    loop {
+        let child = match start(shared, member) {
+            Ok(child) => child,
+            Err(error) => {
+                // Half a cluster helps nobody.
+                shared.stop.cancel();
+                return Err(error);
+            }
+        };
+        let ended = attend(shared, member, child).await?;
+        if !shared.stop.is_cancelled() {
+            note_if_removed(shared, member).await;
+        }
+        if shared.removed.borrow().contains(member.name.as_str()) {
+            return put_aside(member);
+        }
+        if shared.stop.is_cancelled() {
+            return Ok(());
+        }
+        if ended.served {
+            pause = PAUSE;
+        }
+        say(format_args!("{} ended ({}) and is started again in {} s", member.name, ended.status, pause.as_secs()));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shared.stop.cancelled() => return Ok(()),
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+fn start(shared: &Shared<'_>, member: &Member) -> anyhow::Result<Child> {
+    let mut command = Command::new(&shared.program);
+    command.arg("node").arg("--config").arg(&member.config_file);
+    command.arg("--die-with-parent").arg(getpid().to_string());
+    // What the environment says is in the configuration already, and must not come over it again.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CHRONICLE_")) {
+        command.env_remove(name);
+    }
+    // A group of its own: Ctrl-C in the terminal goes to us alone, and we stop the nodes.
+    command.process_group(0).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().with_context(|| format!("starting {}: {}", member.name, shared.program.display()))
+}
+
+/// How a child ended.
+struct Ended {
+    status: ExitStatus,
+    /// It had come so far as to serve.
+    served: bool,
+}
+
+/// Passes on what a child prints until it ends, and ends it when it is time.
+async fn attend<'a>(shared: &Shared<'a>, member: &'a Member, mut child: Child) -> anyhow::Result<Ended> {
+    let mut served = false;
+    let out = child.stdout.take().context("standard output is a pipe")?;
+    let err = child.stderr.take().context("standard error is a pipe")?;
+    let ready = |line: &str| {
+        if serve::is_announcement(line) {
+            served = true;
+            shared.served.send_modify(|names| {
+                names.insert(&member.name);
+            });
+        } else {
+            say(format_args!("{} | {line}", member.name));
+        }
+    };
+    let other = |line: &str| say(format_args!("{} | {line}", member.name));
+    let grace = Duration::from_millis(member.config.limits.shutdown_grace_ms) + STOP_MARGIN;
+    let (status, (), ()) = tokio::join!(wait(shared, &mut child, grace), lines(out, ready), lines(err, other));
+    Ok(Ended { status: status.with_context(|| format!("waiting for {}", member.name))?, served })
+}
+
+/// Waits for the end of a child. After the stop it is asked to end, then made to.
+async fn wait(shared: &Shared<'_>, child: &mut Child, grace: Duration) -> io::Result<ExitStatus> {
+    // `Child::wait` may be dropped and called again.
+    tokio::select! {
+        status = child.wait() => return status,
+        () = shared.stop.cancelled() => {}
+    }
+    if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
+        // The child was not waited for yet, so the number is still its own.
+        kill_process(pid, Signal::TERM)?;
+    }
+    tokio::select! {
+        status = child.wait() => return status,
+        () = tokio::time::sleep(grace) => {}
+        () = shared.kill.cancelled() => {}
+    }
+    child.start_kill()?;
+    child.wait().await
+}
+
+/// Every line of a stream, without its end; bytes that are not UTF-8 are replaced.
+async fn lines(stream: impl AsyncRead + Unpin, mut line: impl FnMut(&str)) {
+    let mut stream = BufReader::new(stream);
+    let mut bytes = Vec::new();
+    while matches!(stream.read_until(b'\n', &mut bytes).await, Ok(1..)) {
+        line(String::from_utf8_lossy(&bytes).trim_end_matches('\n'));
+        bytes.clear();
+    }
+}
+
+/// Asks the other nodes whether this one was removed, and notes it when one says so: it is never taken back.
+async fn note_if_removed<'a>(shared: &Shared<'a>, member: &'a Member) {
+    let Some(node_id) = member.node_id() else { return };
+    let others = shared.members.iter().filter(|other| other.name != member.name);
+    let questions = others.map(|other| async move {
+        Calls::new(&other.config.listeners.data.to_string(), ASK_TIMEOUT).ok()?.status().await.ok()
+    });
+    let answers: Vec<_> = futures::future::join_all(questions).await.into_iter().flatten().collect();
+    if is_removed(&answers, &node_id) {
+        shared.removed.borrow_mut().insert(&member.name);
+    }
+}
+
+fn is_removed(answers: &[v1::GetStatusResponse], node_id: &str) -> bool {
+    let mut servers = answers.iter().flat_map(|answer| &answer.servers);
+    servers.any(|server| server.node_id == node_id && server.state() == v1::ServerState::Removed)
+}
+
+/// Renames the folder of a removed node, so that it does not count any more and its number is free.
+fn put_aside(member: &Member) -> anyhow::Result<()> {
+    let from = &member.config.node.data_dir;
+    let mut to = from.with_extension("removed");
+    for again in 2.. {
+        if !to.exists() {
+            break;
+        }
+        to = from.with_extension(format!("removed-{again}"));
+    }
+    std::fs::rename(from, &to).with_context(|| format!("renaming {} to {}", from.display(), to.display()))?;
+    say(format_args!("{} was removed from the cluster; its data is in {}", member.name, to.display()));
+    Ok(())
+}
+
+/// One line on standard error, which may be closed.
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_removed_when_somebody_says_so_whatever_others_know() {
+        use v1::ServerState::{Active, Removed};
+        let answer = |state: v1::ServerState| {
+            let server = v1::Server { node_id: "a".into(), state: state.into(), ..Default::default() };
+            v1::GetStatusResponse { servers: vec![server], ..Default::default() }
+        };
+        assert!(!is_removed(&[], "a"), "nobody answers");
+        assert!(!is_removed(&[answer(Active)], "a"));
+        assert!(is_removed(&[answer(Active), answer(Removed)], "a"));
+        assert!(!is_removed(&[answer(Removed)], "b"), "another node");
+    }
+
+    #[tokio::test]
+    async fn output_is_passed_on_line_by_line_whatever_its_bytes() {
+        let mut seen = Vec::new();
+        lines(&b"one\ntwo \xff\n\nlast"[..], |line| seen.push(line.to_owned())).await;
+        assert_eq!(seen, ["one", "two \u{fffd}", "", "last"]);
+    }
+
+    #[test]
+    fn a_folder_is_held_by_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        assert!(lock(dir.path()).unwrap_err().to_string().contains("another `chronicle dev`"));
+        drop(held);
+        lock(dir.path()).unwrap();
+    }
+}

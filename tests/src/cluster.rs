@@ -1,0 +1,536 @@
+//! A cluster of real nodes: processes on loopback, or in namespaces of their own whose network can be cut.
+//!
+//! Invariants:
+//! - Nodes keep their number, ports and folder for the life of a [`Cluster`], whatever happens to their process.
+//! - A cluster that is dropped without [`Cluster::finish`] belongs to a test that failed: it prints what its nodes said.
+//!
+//! Questions to nodes are bounded by [`ASK`], because a paused or cut-off node takes connections and answers nothing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use chronicle_log::LogId;
+use chronicle_proto::v1;
+use serde_json::{Value, json};
+
+use crate::api;
+use crate::history::History;
+use crate::netns::Network;
+use crate::node::{Node, PATIENCE, Setup};
+use crate::replica::{self, Stored};
+
+/// How long one question to one node may take.
+const ASK: Duration = Duration::from_secs(3);
+/// Between two looks at a condition that is waited for.
+const LOOK: Duration = Duration::from_millis(50);
+/// Characters of a node's output that are printed when a test fails.
+const LOG_SHOWN: usize = 8000;
+
+/// How to make a cluster.
+#[derive(Debug)]
+pub struct ClusterSetup {
+    nodes: usize,
+    template: Setup,
+    zones: bool,
+    folders: BTreeMap<usize, PathBuf>,
+    network: Option<Network>,
+}
+
+impl ClusterSetup {
+    /// Sets one field of every node's configuration, as [`Setup::set`].
+    #[must_use]
+    pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
+        self.template = self.template.set(path, value);
+        self
+    }
+
+    /// Puts each node into a zone of its own.
+    #[must_use]
+    pub fn zones(mut self) -> Self {
+        self.zones = true;
+        self
+    }
+
+    /// Keeps the data of one node in this folder.
+    #[must_use]
+    pub fn data_dir(mut self, node: usize, dir: impl Into<PathBuf>) -> Self {
+        self.folders.insert(node, dir.into());
+        self
+    }
+
+    /// Gives each node a network namespace of its own.
+    ///
+    /// # Errors
+    /// They cannot be made, see [`Network::new`].
+    pub fn network(mut self) -> Result<Self> {
+        self.network = Some(Network::new(self.nodes)?);
+        Ok(self)
+    }
+
+    /// The nodes, none of them started.
+    ///
+    /// # Errors
+    /// A folder cannot be created.
+    pub fn prepare(self) -> Result<Cluster> {
+        let Self { nodes, template, zones, mut folders, network } = self;
+        let mut cluster = Cluster { nodes: Vec::new(), template, zones, network, finished: false };
+        let setups: Vec<Setup> = (0..nodes).map(|number| cluster.setup_of(number)).collect();
+        let seeds: Vec<String> = setups.iter().map(|setup| setup.address().to_string()).collect();
+        for (number, setup) in setups.into_iter().enumerate() {
+            let mut setup = setup.set("cluster.bootstrap-expect", nodes).set("cluster.seeds", json!(seeds));
+            if let Some(folder) = folders.remove(&number) {
+                setup = setup.data_dir(folder);
+            }
+            cluster.nodes.push(setup.prepare()?);
+        }
+        Ok(cluster)
+    }
+
+    /// Starts all nodes and waits until they are one cluster.
+    ///
+    /// # Errors
+    /// A node does not become ready, or the nodes do not find one another.
+    pub async fn start(self) -> Result<Cluster> {
+        let mut cluster = self.prepare()?;
+        cluster.start_all()?;
+        cluster.settled().await?;
+        Ok(cluster)
+    }
+}
+
+/// Several nodes, by number from 0.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<Node>,
+    template: Setup,
+    zones: bool,
+    // After the nodes: it can be removed only when nothing runs in it.
+    network: Option<Network>,
+    finished: bool,
+}
+
+impl Cluster {
+    /// A cluster of so many nodes, which founds itself when all of them are there.
+    pub fn of(nodes: usize) -> ClusterSetup {
+        ClusterSetup { nodes, template: Setup::new(), zones: false, folders: BTreeMap::new(), network: None }
+    }
+
+    fn setup_of(&self, number: usize) -> Setup {
+        // Every node has ports of its own: it shares loopback with the others.
+        let mut setup = self.template.clone().data_port(crate::node::free_port()).ops_port(crate::node::free_port());
+        setup = setup.set("node.name", format!("node-{number}"));
+        if self.zones {
+            setup = setup.set("cluster.zone", format!("zone-{number}"));
+        }
+        match &self.network {
+            Some(network) => setup.inside(network.namespace(number), network.address(number)),
+            None => setup,
+        }
+    }
+
+    /// Number of nodes, running or not.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there is no node.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// A node.
+    pub fn node(&self, number: usize) -> &Node {
+        &self.nodes[number]
+    }
+
+    /// A node, to do something to it.
+    pub fn node_mut(&mut self, number: usize) -> &mut Node {
+        &mut self.nodes[number]
+    }
+
+    /// The network between the nodes.
+    ///
+    /// # Panics
+    /// The cluster was made without [`ClusterSetup::network`].
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("the cluster has a network of its own")
+    }
+
+    /// Addresses of all nodes, separated by commas: what a client is given.
+    pub fn servers(&self) -> String {
+        let addresses: Vec<String> = self.nodes.iter().map(|node| node.address().to_string()).collect();
+        addresses.join(",")
+    }
+
+    /// Numbers of the nodes whose process runs.
+    pub fn running(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|number| self.nodes[*number].is_running()).collect()
+    }
+
+    /// Starts every node that does not run and waits until each is ready. They need one another to become ready.
+    ///
+    /// # Errors
+    /// One does not become ready.
+    pub fn start_all(&mut self) -> Result<()> {
+        let started: Vec<usize> = (0..self.nodes.len()).filter(|number| !self.nodes[*number].is_running()).collect();
+        for number in &started {
+            self.nodes[*number].launch()?;
+        }
+        self.wait_ready(&started)
+    }
+
+    /// Waits until each of these nodes is ready.
+    ///
+    /// # Errors
+    /// One ends or is not ready in time.
+    pub fn wait_ready(&mut self, numbers: &[usize]) -> Result<()> {
+        blocking(|| {
+            numbers
+                .iter()
+                .try_for_each(|number| self.nodes[*number].wait_ready().with_context(|| format!("node-{number}")))
+        })
+    }
+
+    /// Kills a node (`kill -9`).
+    pub fn kill(&mut self, number: usize) {
+        blocking(|| self.nodes[number].kill());
+    }
+
+    /// Kills every node, all at once.
+    pub fn kill_all(&mut self) {
+        // A process that is stopped acknowledges nothing more, so that none outlives another by what killing takes.
+        for node in &self.nodes {
+            let _ = node.pause();
+        }
+        blocking(|| self.nodes.iter_mut().for_each(Node::kill));
+    }
+
+    /// Starts a node again and waits until it is ready.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub fn restart(&mut self, number: usize) -> Result<()> {
+        blocking(|| self.nodes[number].restart()).with_context(|| format!("node-{number}"))
+    }
+
+    /// Stops a node in good order.
+    ///
+    /// # Errors
+    /// It does not stop, or not with success.
+    pub fn terminate(&mut self, number: usize) -> Result<()> {
+        let (status, log) = blocking(|| self.nodes[number].terminate())?;
+        ensure!(status.success(), "SIGTERM ends node-{number} with {status}:\n{log}");
+        Ok(())
+    }
+
+    /// Adds a node that joins the others, and waits until it is ready; answers its number. `change` sets up more.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub fn add_node(&mut self, change: impl FnOnce(Setup) -> Setup) -> Result<usize> {
+        let number = self.nodes.len();
+        if let Some(network) = &mut self.network {
+            network.add()?;
+        }
+        let setup = self.setup_of(number);
+        let mut seeds: Vec<String> = self.nodes.iter().map(|node| node.address().to_string()).collect();
+        seeds.push(setup.address().to_string());
+        // It must never found a cluster of its own, and alone it never sees so many.
+        let setup = setup.set("cluster.bootstrap-expect", number + 1).set("cluster.seeds", json!(seeds));
+        let mut node = change(setup).prepare()?;
+        blocking(|| node.restart()).with_context(|| format!("node-{number}"))?;
+        self.nodes.push(node);
+        Ok(number)
+    }
+
+    /// Starts a node differently from its next start on: `setup` is made from its own ([`Node::setup`]).
+    ///
+    /// # Errors
+    /// The node runs.
+    pub fn replace_setup(&mut self, number: usize, setup: Setup) -> Result<()> {
+        self.nodes[number].replace_setup(setup)
+    }
+
+    /// `GetStatus` of one node.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn status(&self, number: usize) -> Result<v1::GetStatusResponse> {
+        let address = self.nodes[number].address();
+        ask(async { Ok(api::cluster(address).await?.get_status(v1::GetStatusRequest {}).await?.into_inner()) }).await
+    }
+
+    /// `GetMetadata` of one node, for one topic.
+    ///
+    /// # Errors
+    /// It does not answer, or does not know the topic.
+    pub async fn metadata(&self, number: usize, topic: &str) -> Result<(v1::TopicMetadata, Vec<v1::Server>)> {
+        let address = self.nodes[number].address();
+        let request = v1::GetMetadataRequest { topics: vec![topic.to_owned()] };
+        let mut answer =
+            ask(async { Ok(api::cluster(address).await?.get_metadata(request).await?.into_inner()) }).await?;
+        let found = answer.topics.pop().with_context(|| format!("node-{number} does not know topic {topic}"))?;
+        Ok((found, answer.servers))
+    }
+
+    /// `DescribeTopic` of one node.
+    ///
+    /// # Errors
+    /// It does not answer, or does not know the topic.
+    pub async fn describe(&self, number: usize, topic: &str) -> Result<v1::DescribeTopicResponse> {
+        let address = self.nodes[number].address();
+        let request = v1::DescribeTopicRequest { name: topic.to_owned() };
+        ask(async { Ok(api::admin(address).await?.describe_topic(request).await?.into_inner()) }).await
+    }
+
+    /// Creates a topic through whichever running node answers.
+    ///
+    /// # Errors
+    /// The last node's refusal.
+    pub async fn create_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        replication_factor: i32,
+        settings: Option<v1::TopicSettings>,
+    ) -> Result<()> {
+        let request = v1::CreateTopicRequest {
+            name: name.to_owned(),
+            partitions,
+            replication_factor,
+            settings,
+            if_not_exists: true,
+        };
+        let mut last = None;
+        for number in self.running() {
+            let address = self.nodes[number].address();
+            match ask(async { Ok(api::admin(address).await?.create_topic(request.clone()).await?) }).await {
+                Ok(_) => return Ok(()),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.context("no node runs")?).with_context(|| format!("creating topic {name}"))
+    }
+
+    /// Waits until a condition holds; the error of the last look says what was missing.
+    ///
+    /// # Errors
+    /// It does not hold in time.
+    pub async fn eventually<T>(&self, what: &str, mut look: impl AsyncFnMut(&Self) -> Result<T>) -> Result<T> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match look(self).await {
+                Ok(found) => return Ok(found),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error).with_context(|| format!("not within {PATIENCE:?}: {what}"));
+                }
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// Waits until every running node knows the same cluster and controller leader, and hears from every running node.
+    ///
+    /// # Errors
+    /// It does not happen in time.
+    pub async fn settled(&self) -> Result<()> {
+        self.eventually("one cluster with a controller leader, all nodes alive", async |cluster| {
+            let running = cluster.running();
+            let mut seen = None;
+            for number in &running {
+                let status = cluster.status(*number).await.with_context(|| format!("node-{number}"))?;
+                ensure!(!status.controller_leader.is_empty(), "node-{number} knows no controller leader");
+                for other in &running {
+                    let address = cluster.nodes[*other].address().to_string();
+                    let mut servers = status.servers.iter().filter(|server| server.address == address);
+                    ensure!(
+                        servers.any(|server| server.alive && server.state() != v1::ServerState::Removed),
+                        "node-{number} does not hear from node-{other}"
+                    );
+                }
+                let here = (status.cluster_id, status.controller_leader);
+                ensure!(*seen.get_or_insert(here.clone()) == here, "node-{number} is of another mind: {here:?}");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Number of the node that leads a partition: waits until one says so itself.
+    ///
+    /// # Errors
+    /// None does in time.
+    pub async fn leader(&self, topic: &str, partition: i32) -> Result<usize> {
+        self.eventually("a leader that says so itself", async |cluster| {
+            let mut last = None;
+            for number in cluster.running() {
+                match cluster.leader_as_known_to(number, topic, partition).await {
+                    Ok(leader) if leader == number => return Ok(number),
+                    Ok(leader) => last = Some(anyhow::anyhow!("node-{number} says that node-{leader} leads")),
+                    Err(error) => last = Some(error.context(format!("node-{number}"))),
+                }
+            }
+            Err(last.context("no node runs")?)
+        })
+        .await
+    }
+
+    /// Number of the node that leads a partition, as far as one node knows.
+    ///
+    /// # Errors
+    /// It does not answer, or knows none.
+    pub async fn leader_as_known_to(&self, number: usize, topic: &str, partition: i32) -> Result<usize> {
+        let (topic, servers) = self.metadata(number, topic).await?;
+        let index = usize::try_from(partition)?;
+        let leader = &topic.partitions.get(index).context("no such partition")?.leader;
+        let server = servers.iter().find(|server| server.node_id == *leader).context("no leader is known")?;
+        self.by_address(&server.address)
+    }
+
+    /// Numbers of the nodes that hold a replica of a partition, the preferred leader first.
+    ///
+    /// # Errors
+    /// No running node knows.
+    pub async fn replicas(&self, topic: &str, partition: i32) -> Result<Vec<usize>> {
+        let any = *self.running().first().context("no node runs")?;
+        let (topic, servers) = self.metadata(any, topic).await?;
+        let found = topic.partitions.get(usize::try_from(partition)?).context("no such partition")?;
+        let number = |node_id: &String| {
+            let server = servers.iter().find(|server| server.node_id == *node_id);
+            self.by_address(&server.with_context(|| format!("no server has id {node_id}"))?.address)
+        };
+        found.replicas.iter().map(number).collect()
+    }
+
+    /// The log of a partition, for [`replica`].
+    ///
+    /// # Errors
+    /// No running node knows the topic.
+    pub async fn log_id(&self, topic: &str, partition: i32) -> Result<LogId> {
+        let any = *self.running().first().context("no node runs")?;
+        let (topic, _) = self.metadata(any, topic).await?;
+        Ok(LogId { topic: topic.id.parse()?, partition: u32::try_from(partition)? })
+    }
+
+    fn by_address(&self, address: &str) -> Result<usize> {
+        let address: SocketAddr = address.parse().with_context(|| format!("{address} is no address"))?;
+        let number = self.nodes.iter().position(|node| node.address() == address);
+        number.with_context(|| format!("no node of this test has address {address}"))
+    }
+
+    /// Waits until every replica of every partition of a topic is on a running node and has applied the same end.
+    ///
+    /// # Errors
+    /// They do not in time.
+    pub async fn caught_up(&self, topic: &str) -> Result<()> {
+        self.eventually("every replica at the same end", async |cluster| {
+            let any = *cluster.running().first().context("no node runs")?;
+            let (metadata, _) = cluster.metadata(any, topic).await?;
+            let mut described = BTreeMap::new();
+            for number in cluster.running() {
+                described.insert(number, cluster.describe(number, topic).await?.partitions);
+            }
+            for partition in 0..metadata.partitions.len() {
+                let replicas = cluster.replicas(topic, i32::try_from(partition)?).await?;
+                let mut ends = BTreeMap::new();
+                for number in replicas {
+                    let here = described.get(&number).and_then(|partitions| partitions.get(partition));
+                    let here = here.with_context(|| format!("node-{number} has a replica and does not run"))?;
+                    let usable = ["active", "dormant"].contains(&here.state.as_str());
+                    ensure!(usable, "partition {partition} on node-{number} is {}", here.state);
+                    ends.insert(number, here.next);
+                }
+                let same = ends.values().all(|end| Some(end) == ends.values().next());
+                ensure!(same, "ends of partition {partition} by node: {ends:?}");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until all replicas have caught up, stops every node, and reads each replica from its disk: they must be the
+    /// same, record for record, and agree with the history. Answers the records by partition.
+    ///
+    /// # Errors
+    /// The first difference or contradiction.
+    pub async fn check_disks(&mut self, topic: &str, history: &History) -> Result<Vec<Vec<Stored>>> {
+        self.caught_up(topic).await?;
+        let any = *self.running().first().context("no node runs")?;
+        let partitions = i32::try_from(self.metadata(any, topic).await?.0.partitions.len())?;
+        let mut places = Vec::new();
+        for partition in 0..partitions {
+            places.push((self.log_id(topic, partition).await?, self.replicas(topic, partition).await?));
+        }
+        for number in self.running() {
+            self.terminate(number)?;
+        }
+        let mut all = Vec::new();
+        for (partition, (log, replicas)) in (0..).zip(places) {
+            let mut first: Option<(usize, Vec<Stored>)> = None;
+            for number in replicas {
+                let read = replica::read(self.nodes[number].data_dir(), log);
+                let read = read.with_context(|| format!("partition {partition} on node-{number}"))?;
+                match &first {
+                    None => first = Some((number, read)),
+                    Some((other, expected)) => same(expected, &read).with_context(|| {
+                        format!("partition {partition}: node-{other} and node-{number} hold different records")
+                    })?,
+                }
+            }
+            let (number, stored) = first.context("a partition without replicas")?;
+            history.check(partition, &stored).with_context(|| format!("partition {partition} on node-{number}"))?;
+            all.push(stored);
+        }
+        Ok(all)
+    }
+
+    /// The test has come to its end: stops what runs and prints nothing.
+    ///
+    /// # Errors
+    /// A node does not stop in good order.
+    pub fn finish(mut self) -> Result<()> {
+        for number in self.running() {
+            self.terminate(number)?;
+        }
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        for (number, node) in self.nodes.iter().enumerate() {
+            let log = node.whole_log();
+            let cut = log.len().saturating_sub(LOG_SHOWN);
+            let start = (cut..=log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(0);
+            eprintln!("--- node-{number} on {}, the end of what it said ---\n{}", node.address(), &log[start..]);
+        }
+    }
+}
+
+/// Compares without printing all of it.
+fn same(expected: &[Stored], found: &[Stored]) -> Result<()> {
+    for (a, b) in expected.iter().zip(found) {
+        ensure!(a == b, "offset {} and offset {}", a.offset, b.offset);
+    }
+    ensure!(expected.len() == found.len(), "{} records and {} records", expected.len(), found.len());
+    Ok(())
+}
+
+async fn ask<T>(question: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(ASK, question).await {
+        Ok(answer) => answer,
+        Err(_) => bail!("no answer within {ASK:?}"),
+    }
+}
+
+/// Tests run on several threads; waiting for a process must not hold up the writers among them.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(work)
+}
