@@ -8,6 +8,7 @@
 pub mod broker;
 pub mod config;
 pub mod controller;
+pub mod groups;
 pub mod listeners;
 pub mod ops;
 pub mod partition;

@@ -7,6 +7,7 @@ mod cluster;
 mod decode;
 mod disk_space;
 mod error;
+mod internal;
 mod reads;
 mod start;
 mod topics;
@@ -155,6 +156,7 @@ impl Broker {
     /// # Errors
     /// Everything that [`Broker::produce`] refuses before the append has its place in the queue.
     pub async fn submit(&self, request: Produce) -> Result<PendingProduce, BrokerError> {
+        validate::not_internal("partition.topic", &request.target.topic)?;
         let topic = self.topic(&request.target)?;
         if let Some(expectation) = &request.expectation {
             validate::expectation(expectation)?;

@@ -36,6 +36,15 @@ pub(super) fn topic_name(name: &str) -> Result<(), BrokerError> {
     ))
 }
 
+/// Refuses what only the node itself does: names that begin with `__` are those of its own topics, which everybody may read.
+pub(super) fn not_internal(field: &str, name: &str) -> Result<(), BrokerError> {
+    if !name.starts_with("__") {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(64).collect();
+    Err(BrokerError::invalid(field, format!("{shown:?}"), "names that begin with __ are internal: they can only be read"))
+}
+
 /// Partition count and replication factor of a new topic, zeros filled in.
 pub(super) fn topic_shape(topic: &NewTopic) -> Result<(i32, i32), BrokerError> {
     let partitions = if topic.partitions == 0 { 1 } else { topic.partitions };

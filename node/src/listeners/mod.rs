@@ -43,6 +43,7 @@ use self::context::Context;
 use self::front::Routes;
 use self::net::{Acceptor, Socket};
 use crate::broker::Broker;
+use crate::groups::Groups;
 use crate::telemetry::Metrics;
 
 /// Connections over the limit that are told so at a time; beyond them they are closed without a word.
@@ -98,7 +99,8 @@ impl Server {
             let used = gauge.used() as f64;
             samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
         });
-        let context = Context { broker, metrics, budget, stopping: CancellationToken::new() };
+        let groups = Groups::start(broker.clone());
+        let context = Context { broker, groups, metrics, budget, stopping: CancellationToken::new() };
         Self { acceptor, address, routes: Routes::new(context) }
     }
 
@@ -152,6 +154,7 @@ impl Server {
             ending.kill.cancel();
             tasks.wait().await;
         }
+        context.groups.shutdown().await;
     }
 }
 

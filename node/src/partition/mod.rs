@@ -12,6 +12,7 @@ mod producers;
 mod retention;
 mod sequencer;
 mod slot;
+mod view;
 
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ use machine::{PartitionMachine, Shared};
 pub use sequencer::{Answer, Reply};
 use sequencer::{Append, Failure, Sequencer};
 pub use slot::{Slot, SlotState};
+pub use view::View;
 
 use crate::broker::{BrokerError, Expectation, PartitionDescription, Reason, TopicDurability, TopicSettings};
 use crate::config::PartitionsConfig;
@@ -116,7 +118,7 @@ impl Partition {
         log: Arc<Log>,
         settings: TopicSettings,
     ) -> Result<Arc<Self>, BrokerError> {
-        let (machine, shared) = PartitionMachine::new(log.position().start_offset, env.config.producers_max);
+        let (machine, shared) = PartitionMachine::new(log.clone(), env.config.producers_max, view::of_log(env, id));
         let member = env.member.clone();
         let group = Group::start(env.store.clone(), log.clone(), id, env.node, member, machine)
             .await

@@ -14,6 +14,7 @@ pub(in crate::listeners::http) fn samples() -> (Value, Value) {
         term: 1,
         leader: "127.0.0.1:7400".into(),
         state: "active".into(),
+        replicas: Vec::new(),
     };
     let node = Server {
         node_id: uuid::Uuid::nil(),
@@ -21,6 +22,13 @@ pub(in crate::listeners::http) fn samples() -> (Value, Value) {
         address: "127.0.0.1:7400".into(),
         controller_leader: true,
         version: "0.1.0".into(),
+        zone: String::new(),
+        voter: true,
+        state: crate::controller::NodeState::Active,
+        alive: true,
+        raft_id: 1,
+        replicas: 0,
+        preferred_leaders: 0,
     };
     (partition(description), server(node))
 }
