@@ -9,6 +9,7 @@ pub mod broker;
 pub mod config;
 pub mod controller;
 pub mod discovery;
+pub mod groups;
 pub mod listeners;
 pub mod membership;
 pub mod ops;

@@ -77,6 +77,14 @@ reasons! {
     OutOfOrderSequence = "OUT_OF_ORDER_SEQUENCE", Rejected;
     /// An idempotent producer's epoch is older than the one in the log.
     ProducerFenced = "PRODUCER_FENCED", Rejected;
+    /// No consumer group of this name.
+    UnknownGroup = "UNKNOWN_GROUP", Rejected;
+    /// The group has members: it cannot be changed from outside; metadata `members`.
+    GroupNotEmpty = "GROUP_NOT_EMPTY", Rejected;
+    /// The group has no such member: it left, or its session has ended.
+    UnknownMember = "UNKNOWN_MEMBER", Rejected;
+    /// The member acts on an assignment that is no longer its own; metadata `generation`.
+    StaleGeneration = "STALE_GENERATION", Rejected;
     /// A limit of bytes in flight is reached: slow down.
     Overloaded = "OVERLOADED", Retry;
     /// The connection limit is reached.

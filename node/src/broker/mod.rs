@@ -8,6 +8,7 @@ mod decode;
 mod disk_space;
 mod error;
 mod housekeeping;
+mod internal;
 mod joining;
 mod peer_calls;
 mod reads;
@@ -173,6 +174,7 @@ impl Broker {
     /// # Errors
     /// Everything that [`Broker::produce`] refuses before the append has its place in the queue.
     pub async fn submit(&self, request: Produce) -> Result<PendingProduce, BrokerError> {
+        validate::not_internal("partition.topic", &request.target.topic)?;
         let topic = self.topic(&request.target).await?;
         if let Some(expectation) = &request.expectation {
             validate::expectation(expectation)?;

@@ -20,6 +20,12 @@ impl Broker {
     /// [`Reason::InvalidRequest`], [`Reason::TopicExists`], [`Reason::Overloaded`] at the limit of topics,
     /// [`Reason::DiskFull`]; failures of the controller group.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<(Topic, bool), BrokerError> {
+        validate::not_internal("name", &topic.name)?;
+        self.create_any_topic(topic).await
+    }
+
+    /// As [`Broker::create_topic`], for internal topics too.
+    pub(crate) async fn create_any_topic(&self, topic: NewTopic) -> Result<(Topic, bool), BrokerError> {
         validate::topic_name(&topic.name)?;
         let (partitions, replication_factor) = validate::topic_shape(&topic)?;
         let limits = &self.inner.config.limits;
@@ -152,6 +158,7 @@ impl Broker {
     /// # Errors
     /// [`Reason::UnknownTopic`], [`Reason::InvalidRequest`]; failures of the controller group.
     pub async fn alter_topic(&self, name: &str, partitions: i32, change: SettingsChange) -> Result<Topic, BrokerError> {
+        validate::not_internal("name", name)?;
         let (broker, name) = (self.clone(), name.to_owned());
         to_the_end(async move {
             let _one = broker.inner.changing_topics.lock().await;
@@ -184,6 +191,7 @@ impl Broker {
     /// # Errors
     /// [`Reason::UnknownTopic`]; failures of the controller group.
     pub async fn delete_topic(&self, name: &str) -> Result<(), BrokerError> {
+        validate::not_internal("name", name)?;
         let (broker, name) = (self.clone(), name.to_owned());
         to_the_end(async move {
             let _one = broker.inner.changing_topics.lock().await;

@@ -36,6 +36,15 @@ pub(super) fn topic_name(name: &str) -> Result<(), BrokerError> {
     ))
 }
 
+/// Refuses what only the node itself does: names that begin with `__` are those of its own topics, which everybody may read.
+pub(super) fn not_internal(field: &str, name: &str) -> Result<(), BrokerError> {
+    if !name.starts_with("__") {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(64).collect();
+    Err(BrokerError::invalid(field, format!("{shown:?}"), "names that begin with __ are internal: they can only be read"))
+}
+
 /// Most replicas of a partition.
 const REPLICATION_MAX: i32 = 7;
 

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::budget::{Budget, Hold};
 use crate::broker::{Broker, BrokerError, Fetch, Fetched, Produce, Produced, Reason};
 use crate::config::LimitsConfig;
+use crate::groups::Groups;
 use crate::peers::PeerServer;
 use crate::telemetry::{Listener, Metrics, Operation};
 
@@ -24,6 +25,7 @@ impl AsRef<BrokerError> for BrokerError {
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) broker: Broker,
+    pub(crate) groups: Groups,
     pub(crate) metrics: Metrics,
     pub(crate) budget: Budget,
     /// Serves connections of other nodes.

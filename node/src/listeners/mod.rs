@@ -43,6 +43,7 @@ use self::context::Context;
 use self::front::Routes;
 use self::net::{Acceptor, Socket};
 use crate::broker::Broker;
+use crate::groups::Groups;
 use crate::telemetry::Metrics;
 
 /// Connections over the limit that are told so at a time; beyond them they are closed without a word.
@@ -99,7 +100,8 @@ impl Server {
             samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
         });
         let peers = broker.peer_server();
-        let context = Context { broker, metrics, budget, peers, stopping: CancellationToken::new() };
+        let groups = Groups::start(broker.clone());
+        let context = Context { broker, groups, metrics, budget, peers, stopping: CancellationToken::new() };
         Self { acceptor, address, routes: Routes::new(context) }
     }
 
@@ -153,6 +155,7 @@ impl Server {
             ending.kill.cancel();
             tasks.wait().await;
         }
+        context.groups.shutdown().await;
     }
 }
 

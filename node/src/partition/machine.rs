@@ -1,13 +1,18 @@
-//! What a partition derives from its committed entries: the next offset and the producer table.
+//! What a partition derives from its committed entries: the next offset, the producer table, and the topic's view if it
+//! has one.
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use chronicle_log::Log;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::producers::ProducerTable;
+use super::view::{self, View};
 use crate::raft::{Committed, Machine};
 
 /// How far a partition has been applied: what readers may see.
@@ -25,10 +30,13 @@ pub(super) struct Shared {
     pub progress: watch::Sender<Progress>,
     /// Producers as of the applied progress.
     pub producers: Mutex<ProducerTable>,
+    /// The view as of the applied progress; `None`: the topic has none.
+    pub view: Option<Mutex<Box<dyn View>>>,
 }
 
 /// State machine of a partition group.
 pub(crate) struct PartitionMachine {
+    log: Arc<Log>,
     shared: Arc<Shared>,
     next_offset: u64,
     producers_max: usize,
@@ -38,16 +46,40 @@ pub(crate) struct PartitionMachine {
 struct Saved {
     next_offset: u64,
     producers: ProducerTable,
+    /// The view's state in base64. Absent: the partition had no view when the checkpoint was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    view: Option<String>,
 }
 
 impl PartitionMachine {
-    /// The machine of a log without a checkpoint, which starts at `next_offset`.
-    pub(super) fn new(next_offset: u64, producers_max: usize) -> (Self, Arc<Shared>) {
+    /// The machine of a log as it is without a checkpoint, with an empty view or none.
+    pub(super) fn new(log: Arc<Log>, producers_max: usize, view: Option<Box<dyn View>>) -> (Self, Arc<Shared>) {
+        let next_offset = log.position().start_offset;
         let shared = Arc::new(Shared {
             progress: watch::Sender::new(Progress { index: None, next_offset }),
             producers: Mutex::new(ProducerTable::new(producers_max)),
+            view: view.map(Mutex::new),
         });
-        (Self { shared: shared.clone(), next_offset, producers_max }, shared)
+        (Self { log, shared: shared.clone(), next_offset, producers_max }, shared)
+    }
+
+    /// Brings the view to where a checkpoint is.
+    fn restore_view(&self, saved: &Saved, applied_index: Option<u64>) -> Result<(), String> {
+        let Some(view) = &self.shared.view else { return Ok(()) };
+        let mut view = view.lock();
+        match (&saved.view, applied_index) {
+            (Some(text), _) => {
+                let bytes = BASE64.decode(text).map_err(|e| format!("view: {e}"))?;
+                view.restore(&bytes).map_err(|e| format!("view: {e}"))
+            }
+            (None, Some(last)) => {
+                view::rebuild(&mut **view, &self.log, saved.next_offset, last).map_err(|e| format!("view: {e}"))
+            }
+            (None, None) => {
+                view.clear();
+                Ok(())
+            }
+        }
     }
 }
 
@@ -55,14 +87,18 @@ impl Machine for PartitionMachine {
     fn apply(&mut self, entry: &Committed<'_>) -> Result<Bytes, String> {
         let Some(data) = entry.data else { return Ok(Bytes::new()) };
         let mut producers = self.shared.producers.lock();
+        let mut view = self.shared.view.as_ref().map(|view| view.lock());
         let mut records = 0u64;
         for batch in chronicle_records::split(&data.payload) {
-            let (header, _) = batch.map_err(|e| e.to_string())?;
+            let (header, bytes) = batch.map_err(|e| e.to_string())?;
             let offset = self.next_offset + records;
             if header.base_offset != offset as i64 {
                 return Err(format!("a batch has base offset {}, the log is at {offset}", header.base_offset));
             }
             producers.appended(&header, header.base_offset);
+            if let Some(view) = &mut view {
+                view::apply_batch(&mut ***view, &bytes)?;
+            }
             records += header.record_count as u64;
         }
         if records != u64::from(data.record_count) {
@@ -77,12 +113,17 @@ impl Machine for PartitionMachine {
     }
 
     fn save(&self) -> Vec<u8> {
-        let saved = Saved { next_offset: self.next_offset, producers: self.shared.producers.lock().clone() };
+        let saved = Saved {
+            next_offset: self.next_offset,
+            producers: self.shared.producers.lock().clone(),
+            view: self.shared.view.as_ref().map(|view| BASE64.encode(view.lock().save())),
+        };
         serde_json::to_vec(&saved).expect("a producer table has integer keys and plain values")
     }
 
     fn restore(&mut self, bytes: &[u8], applied_index: Option<u64>) -> Result<(), String> {
         let mut saved: Saved = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        self.restore_view(&saved, applied_index)?;
         saved.producers.set_max(self.producers_max);
         self.next_offset = saved.next_offset;
         *self.shared.producers.lock() = saved.producers;

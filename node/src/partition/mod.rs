@@ -21,6 +21,7 @@ mod retention;
 mod sequencer;
 mod slot;
 mod upkeep;
+mod view;
 mod watcher;
 
 use std::sync::Arc;
@@ -47,6 +48,7 @@ use sequencer::Append;
 pub use sequencer::{Answer, Reply};
 pub use slot::{Slot, SlotState};
 use upkeep::Upkeep;
+pub use view::View;
 pub(crate) use watcher::jitter;
 pub use watcher::{EVERY, Watcher};
 
@@ -121,7 +123,7 @@ impl Partition {
         settings: TopicSettings,
         placement: Placement,
     ) -> Result<Arc<Self>, BrokerError> {
-        let (machine, shared) = PartitionMachine::new(log.position().start_offset, env.config.producers_max);
+        let (machine, shared) = PartitionMachine::new(log.clone(), env.config.producers_max, view::of_log(&env, id));
         let founder = placement.founders.contains(&env.node());
         let start = Start {
             store: env.store.clone(),
@@ -173,6 +175,14 @@ impl Partition {
     /// What this node is to the partition.
     pub fn role(&self) -> PartitionRole {
         *self.leadership.role.borrow()
+    }
+
+    /// The term in which this node leads and accepts appends, if it does.
+    pub fn leads_in(&self) -> Option<u64> {
+        match self.role() {
+            PartitionRole::Leading(term) => Some(term.term),
+            _ => None,
+        }
     }
 
     /// Makes this node lead unless another one does: asks for an election if nobody leads, and waits.

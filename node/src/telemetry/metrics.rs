@@ -91,6 +91,16 @@ operations! {
     DeleteTopic = "delete_topic";
     /// The nodes.
     Servers = "servers";
+    /// A member of a consumer group joins or says that it is there.
+    GroupHeartbeat = "group_heartbeat";
+    /// A member leaves.
+    GroupLeave = "group_leave";
+    /// Offsets of a group are remembered.
+    GroupCommit = "group_commit";
+    /// Remembered offsets.
+    GroupOffsets = "group_offsets";
+    /// Groups are listed, described, reset or deleted.
+    GroupAdmin = "group_admin";
     /// Anything else: documents, unknown paths.
     Other = "other";
 }

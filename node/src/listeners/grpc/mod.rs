@@ -8,6 +8,7 @@ mod admin;
 mod cluster;
 mod consume;
 mod convert;
+mod groups;
 mod health;
 mod log;
 mod produce_stream;
@@ -17,6 +18,7 @@ use axum::Router;
 use axum::body::Body;
 use chronicle_proto::v1::admin_server::AdminServer;
 use chronicle_proto::v1::cluster_server::ClusterServer;
+use chronicle_proto::v1::groups_server::GroupsServer;
 use chronicle_proto::v1::log_server::LogServer;
 use http::Response;
 use tonic::service::Routes;
@@ -38,7 +40,8 @@ pub(crate) fn router(context: &Context) -> Router {
     let admin = AdminServer::new(admin::AdminService::new(context.clone())).max_decoding_message_size(decode_max);
     let cluster = ClusterServer::new(cluster::ClusterService::new(context.clone()));
     let health = HealthServer::new(health::HealthService::new(context.clone()));
-    let mut routes = Routes::new(log).add_service(admin).add_service(cluster).add_service(health);
+    let groups = GroupsServer::new(groups::GroupsService::new(context.clone())).max_decoding_message_size(decode_max);
+    let mut routes = Routes::new(log).add_service(admin).add_service(cluster).add_service(groups).add_service(health);
     match reflection().build_v1() {
         Ok(service) => routes = routes.add_service(service),
         Err(error) => tracing::error!(%error, "no gRPC reflection"),

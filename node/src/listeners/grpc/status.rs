@@ -22,10 +22,15 @@ pub fn code(reason: Reason) -> Code {
         | Reason::RecordTooLarge
         | Reason::CorruptBatch
         | Reason::UnsupportedCompression => Code::InvalidArgument,
-        Reason::UnknownTopic | Reason::UnknownPartition => Code::NotFound,
+        Reason::UnknownTopic | Reason::UnknownPartition | Reason::UnknownGroup => Code::NotFound,
         Reason::TopicExists => Code::AlreadyExists,
         Reason::OffsetOutOfRange => Code::OutOfRange,
-        Reason::VersionConflict | Reason::OutOfOrderSequence | Reason::ProducerFenced => Code::FailedPrecondition,
+        Reason::VersionConflict
+        | Reason::OutOfOrderSequence
+        | Reason::ProducerFenced
+        | Reason::GroupNotEmpty
+        | Reason::UnknownMember
+        | Reason::StaleGeneration => Code::FailedPrecondition,
         Reason::Overloaded | Reason::TooManyConnections | Reason::DiskFull => Code::ResourceExhausted,
         Reason::DiskFailed | Reason::NotLeader | Reason::Unavailable => Code::Unavailable,
         Reason::OutcomeUnknown => Code::Unknown,

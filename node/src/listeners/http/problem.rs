@@ -18,13 +18,19 @@ pub fn status(reason: Reason) -> StatusCode {
         | Reason::CorruptBatch
         | Reason::UnsupportedCompression => StatusCode::BAD_REQUEST,
         Reason::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        Reason::NoSuchEndpoint | Reason::UnknownTopic | Reason::UnknownPartition | Reason::OffsetOutOfRange => {
-            StatusCode::NOT_FOUND
-        }
+        Reason::NoSuchEndpoint
+        | Reason::UnknownTopic
+        | Reason::UnknownPartition
+        | Reason::UnknownGroup
+        | Reason::OffsetOutOfRange => StatusCode::NOT_FOUND,
         Reason::RecordTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Reason::TopicExists | Reason::VersionConflict | Reason::OutOfOrderSequence | Reason::ProducerFenced => {
-            StatusCode::CONFLICT
-        }
+        Reason::TopicExists
+        | Reason::VersionConflict
+        | Reason::OutOfOrderSequence
+        | Reason::ProducerFenced
+        | Reason::GroupNotEmpty
+        | Reason::UnknownMember
+        | Reason::StaleGeneration => StatusCode::CONFLICT,
         Reason::Overloaded => StatusCode::TOO_MANY_REQUESTS,
         Reason::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
         Reason::TooManyConnections | Reason::DiskFailed | Reason::NotLeader | Reason::Unavailable => {
@@ -53,6 +59,10 @@ pub fn title(reason: Reason) -> &'static str {
         Reason::VersionConflict => "The expected version does not hold",
         Reason::OutOfOrderSequence => "The sequence number is out of order",
         Reason::ProducerFenced => "A newer producer has taken over",
+        Reason::UnknownGroup => "No such consumer group",
+        Reason::GroupNotEmpty => "The consumer group has members",
+        Reason::UnknownMember => "No such member of the consumer group",
+        Reason::StaleGeneration => "The assignment is no longer the member's",
         Reason::Overloaded => "The node is busy",
         Reason::TooManyConnections => "Too many connections",
         Reason::DiskFull => "The data volume is full",

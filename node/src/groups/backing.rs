@@ -1,0 +1,211 @@
+//! Where groups meet the rest of the node: the internal topic, the partition that this node leads, and other topics' offsets.
+//!
+//! Everything that depends on how partitions are led is here.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use chronicle_records::{BatchBuilder, Compression};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::table::{Change, GroupTable};
+use super::{GROUPS_PARTITIONS, GROUPS_TOPIC};
+use crate::broker::{
+    Broker, BrokerError, Fetch, NewTopic, Offsets, Position, Reason, SettingsChange, Topic, TopicPartition,
+};
+use crate::partition::{Answer, Partition};
+
+/// A partition of the topic is kept below this size; the checkpoint holds what deleted records said.
+const RETENTION_BYTES: i64 = 64 << 20;
+/// Segments of the topic: small enough that checkpoints follow and a start replays little.
+const SEGMENT_BYTES: i64 = 8 << 20;
+/// Bytes of keys and values in one batch, about: well below the topic's largest batch.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// The node as groups need it.
+#[derive(Clone)]
+pub(super) struct Backing {
+    broker: Broker,
+}
+
+impl Backing {
+    pub(super) fn new(broker: Broker) -> Self {
+        Self { broker }
+    }
+
+    /// Identity of this node.
+    pub(super) fn node(&self) -> Uuid {
+        self.broker.store().node_id()
+    }
+
+    /// A topic as agreed now.
+    pub(super) fn topic(&self, name: &str) -> Option<Topic> {
+        self.broker.agreed().topics.get(name).cloned()
+    }
+
+    /// How many partitions a topic has; 0: there is no such topic.
+    pub(super) fn partitions_of(&self, name: &str) -> i32 {
+        self.broker.agreed().topics.get(name).map_or(0, |topic| topic.partitions)
+    }
+
+    /// The internal topic; `None`: no group was ever there.
+    pub(super) fn groups_topic(&self) -> Option<Topic> {
+        self.topic(GROUPS_TOPIC)
+    }
+
+    /// The internal topic, created if need be.
+    pub(super) async fn groups_topic_or_new(&self) -> Result<Topic, BrokerError> {
+        match self.groups_topic() {
+            Some(topic) => Ok(topic),
+            None => self.create(RETENTION_BYTES, SEGMENT_BYTES).await,
+        }
+    }
+
+    pub(super) async fn create(&self, retention_bytes: i64, segment_bytes: i64) -> Result<Topic, BrokerError> {
+        let settings = SettingsChange {
+            retention_bytes: Some(retention_bytes),
+            segment_bytes: Some(segment_bytes),
+            ..SettingsChange::default()
+        };
+        let name = GROUPS_TOPIC.to_owned();
+        let new =
+            NewTopic { name, partitions: GROUPS_PARTITIONS, replication_factor: 0, settings, if_not_exists: true };
+        Ok(self.broker.create_any_topic(new).await?.0)
+    }
+
+    /// A partition of the internal topic that this node leads.
+    ///
+    /// # Errors
+    /// [`Reason::NotLeader`] with the leader's address; what keeps the partition from opening.
+    pub(super) async fn lead(&self, topic: &Topic, number: i32) -> Result<Lead, BrokerError> {
+        let partition = self.broker.led_partition(topic, number).await?;
+        let Some(term) = partition.leads_in() else {
+            return Err(BrokerError::new(Reason::Unavailable, "leadership of the group's partition is moving"));
+        };
+        Ok(Lead { broker: self.broker.clone(), partition, number, term })
+    }
+
+    /// Reads the groups of a partition as far as this node's replica has them.
+    ///
+    /// # Errors
+    /// What keeps the partition from opening; [`Reason::NotLeader`] when this node has no replica.
+    pub(super) async fn read<R>(
+        &self,
+        topic: &Topic,
+        number: i32,
+        read: impl FnOnce(&GroupTable) -> R,
+    ) -> Result<R, BrokerError> {
+        look(&*self.broker.partition(topic, number).await?, read)
+    }
+
+    /// Offsets of a partition, and of the first record at or after a time (milliseconds since the Unix epoch).
+    pub(super) async fn offsets(
+        &self,
+        topic: &str,
+        partition: i32,
+        time_ms: Option<i64>,
+    ) -> Result<Offsets, BrokerError> {
+        let target = TopicPartition { topic: topic.to_owned(), partition };
+        self.broker.offsets(&target, time_ms).await
+    }
+
+    /// Timestamp of the record at an offset, in milliseconds since the Unix epoch.
+    pub(super) async fn timestamp(&self, topic: &str, partition: i32, offset: i64) -> Result<i64, BrokerError> {
+        let target = TopicPartition { topic: topic.to_owned(), partition };
+        let from = Position::Offset(offset);
+        let fetched = self.broker.fetch(Fetch { target, from, max_bytes: 1, max_wait: Duration::ZERO }).await?;
+        let (records, _) = fetched.records(Some(1))?;
+        let missing = || BrokerError::new(Reason::Internal, format!("offset {offset}: the read found no record"));
+        records.first().map(|record| record.timestamp).ok_or_else(missing)
+    }
+}
+
+/// A led partition of the internal topic.
+pub(super) struct Lead {
+    broker: Broker,
+    partition: Arc<Partition>,
+    /// Its number.
+    pub(super) number: i32,
+    /// Term of the leadership: what is known of members is good for one term.
+    pub(super) term: u64,
+}
+
+impl Lead {
+    /// Reads the groups of the partition.
+    pub(super) fn read<R>(&self, read: impl FnOnce(&GroupTable) -> R) -> Result<R, BrokerError> {
+        look(&self.partition, read)
+    }
+
+    /// Puts changes in order behind all that were submitted before. They are durable, and readable, once
+    /// [`Pending::wait`] says so.
+    ///
+    /// # Errors
+    /// When they are not accepted.
+    pub(super) async fn submit(&self, group: &str, changes: &[Change]) -> Result<Pending, BrokerError> {
+        let mut answers = Vec::new();
+        if changes.is_empty() {
+            return Ok(Pending { answers });
+        }
+        self.broker.check_space()?;
+        let now = now_ms();
+        let mut builder = BatchBuilder::new(Compression::None);
+        let mut bytes = 0;
+        for (at, change) in changes.iter().enumerate() {
+            let (key, value) = change.encode(group);
+            bytes += key.len() + value.as_ref().map_or(0, |value| value.len());
+            builder.push(now, Some(&key), value.as_deref(), std::iter::empty()).map_err(|e| defect(&e))?;
+            if bytes >= BATCH_BYTES || at + 1 == changes.len() {
+                let full = std::mem::replace(&mut builder, BatchBuilder::new(Compression::None));
+                let batch = full.build().map_err(|e| defect(&e))?;
+                let header = chronicle_records::parse_header(&batch).map_err(|e| defect(&e))?;
+                answers.push(self.partition.submit(batch, header, None).await?);
+                bytes = 0;
+            }
+        }
+        Ok(Pending { answers })
+    }
+
+    /// As [`Lead::submit`], and waits.
+    ///
+    /// # Errors
+    /// When the changes are not, or may not be, durable.
+    pub(super) async fn append(&self, group: &str, changes: &[Change]) -> Result<(), BrokerError> {
+        self.submit(group, changes).await?.wait().await
+    }
+}
+
+/// Changes that have their place in the log.
+pub(super) struct Pending {
+    answers: Vec<oneshot::Receiver<Answer>>,
+}
+
+impl Pending {
+    /// Waits until the changes are durable.
+    ///
+    /// # Errors
+    /// When they are not, or may not be.
+    pub(super) async fn wait(self) -> Result<(), BrokerError> {
+        for answer in self.answers {
+            answer.await.unwrap_or_else(|_| {
+                let stopped = BrokerError::new(Reason::Unavailable, "the partition stopped without an answer");
+                Err(BrokerError::unknown(&stopped))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn look<R>(partition: &Partition, read: impl FnOnce(&GroupTable) -> R) -> Result<R, BrokerError> {
+    let missing = || BrokerError::new(Reason::Internal, format!("a partition of {GROUPS_TOPIC} has no view"));
+    partition.view(read).ok_or_else(missing)
+}
+
+fn defect(error: &dyn std::error::Error) -> BrokerError {
+    BrokerError::new(Reason::Internal, format!("a record of {GROUPS_TOPIC}: {error}"))
+}
+
+/// Wall-clock time in milliseconds since the Unix epoch.
+pub(super) fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_millis() as i64).unwrap_or(0)
+}

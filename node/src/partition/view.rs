@@ -1,0 +1,84 @@
+//! Views: state that a partition derives from the records themselves, beside the producer table.
+//!
+//! A view sees every committed record once, in offset order, on every replica. Its state is part of the partition's
+//! checkpoint, so that it survives a restart, travels in snapshots, and outlives the records that retention deletes.
+//!
+//! Invariants:
+//! - A view is a pure function of the records, without a clock, randomness or I/O: all replicas hold the same.
+//! - A view decides nothing about what is appended. Bytes that it does not understand are skipped: a record that was
+//!   acknowledged must never stop a replica.
+//!
+//! `machine` applies, saves and restores; [`of_log`] says which topics have a view.
+
+use std::any::Any;
+
+use chronicle_log::{Log, LogId};
+use chronicle_records::Record;
+
+use super::{Environment, Partition, STORED, batches_from};
+use crate::groups::{GROUPS_TOPIC, GroupTable};
+
+/// Bytes of entries that are read at a time when a view is made again from the log.
+const REBUILD_BYTES: usize = 4 << 20;
+
+/// State derived from the records of a partition.
+pub trait View: Any + Send {
+    /// Takes in the next record.
+    fn apply(&mut self, record: &Record);
+
+    /// The state as bytes, for [`View::restore`].
+    fn save(&self) -> Vec<u8>;
+
+    /// Replaces the state by a saved one.
+    ///
+    /// # Errors
+    /// A text that says what is wrong with the bytes; the replica does not start then.
+    fn restore(&mut self, bytes: &[u8]) -> Result<(), String>;
+
+    /// Empties the state: what it is before the first record.
+    fn clear(&mut self);
+}
+
+/// The view of a log, empty, if its topic has one.
+pub(super) fn of_log(env: &Environment, id: LogId) -> Option<Box<dyn View>> {
+    let state = env.agreed.read().clone();
+    let topic = state.topics.values().find(|topic| topic.id == id.topic)?;
+    (topic.name == GROUPS_TOPIC).then(|| Box::new(GroupTable::default()) as Box<dyn View>)
+}
+
+/// Makes a view again from the entries that the log holds up to raft index `last` (inclusive): for a checkpoint that was
+/// taken before the partition had the view.
+pub(super) fn rebuild(view: &mut dyn View, log: &Log, next_offset: u64, last: u64) -> Result<(), String> {
+    view.clear();
+    let mut from = log.position().start_offset;
+    while from < next_offset {
+        let entries = log.read_at_offset(from, last, REBUILD_BYTES).map_err(|e| e.to_string())?;
+        let Some(entry) = entries.last() else {
+            return Err(format!("the log has no records from offset {from} on, the checkpoint covers {next_offset}"));
+        };
+        let after = entry.next_offset();
+        for batch in batches_from(&entries, from).map_err(|e| e.message)? {
+            apply_batch(view, &batch)?;
+        }
+        from = after;
+    }
+    Ok(())
+}
+
+/// Takes in the records of one stored batch.
+pub(super) fn apply_batch(view: &mut dyn View, batch: &bytes::Bytes) -> Result<(), String> {
+    for record in chronicle_records::records(batch, &STORED).map_err(|e| e.to_string())? {
+        view.apply(&record.map_err(|e| e.to_string())?);
+    }
+    Ok(())
+}
+
+impl Partition {
+    /// Reads the partition's view as of the last applied record. `None`: it has no view, or one of another type. The
+    /// reader holds up the partition: it must be quick.
+    pub(crate) fn view<V: View, R>(&self, read: impl FnOnce(&V) -> R) -> Option<R> {
+        let view = self.shared.view.as_ref()?.lock();
+        let any: &dyn Any = &**view;
+        any.downcast_ref::<V>().map(read)
+    }
+}
