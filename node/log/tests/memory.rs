@@ -39,7 +39,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const LOGS: u32 = 60;
+const LOGS: u32 = 150;
 
 /// Time that stands still until it is moved: timers for logs that were used end when the test says so.
 #[derive(Debug, Default)]
