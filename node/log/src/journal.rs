@@ -357,7 +357,13 @@ impl JournalFile {
         };
         for name in leftovers {
             let path = dir.join(name);
-            disk.remove_file(&path).map_err(|error| LogError::io(&path, "remove a leftover file", error))?;
+            match disk.remove_file(&path) {
+                // The first journal of a directory took the name of one that an interrupted first start left.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(LogError::io(&path, "remove a leftover file", error));
+                }
+                _ => {}
+            }
         }
         // Whatever was read may still be only in the page cache of a process that was killed.
         journal.file.sync_data().map_err(|error| LogError::io(&journal.path, "flush the journal", error))?;

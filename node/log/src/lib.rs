@@ -16,8 +16,8 @@
 //!
 //! With [`Threads::Driven`] there are no threads: `driver.rs` runs the same rounds and seals when it is told to.
 //!
-//! Opening goes through `store.rs` and `log/recover.rs`, reading through `log/read.rs` and `reader.rs`. All I/O goes through
-//! [`disk::Disk`]. The bytes are described in `docs/disk-format.md`.
+//! Opening goes through `store.rs` and `log/recover.rs`, reading through `log/read.rs` and `reader.rs`. `log/verify.rs` looks for
+//! damage and compares replicas; `log/repair.rs` cuts damage out. All I/O goes through [`disk::Disk`]. The bytes are described in `docs/disk-format.md`.
 
 mod barrier;
 mod bytes_le;

@@ -418,14 +418,14 @@ impl Store {
         &self.shared.metrics
     }
 
-    /// With [`Threads::Driven`]: runs one round of the scheduler, with what is due by the clock, and seals one segment. Returns
+    /// With [`crate::Threads::Driven`]: runs one round of the scheduler, with what is due by the clock, and seals one segment. Returns
     /// whether there was anything to do; `false` in a store with threads. Must not be called by a `done` or by
-    /// [`Threads::Driven::on_work`].
+    /// `on_work`.
     pub fn drive(&self) -> bool {
         self.shared.is_driven() && self.shared.drive()
     }
 
-    /// With [`Threads::Driven`]: when, by the monotonic time of [`StoreConfig::clock`], [`Store::drive`] is to be called at the latest,
+    /// With [`crate::Threads::Driven`]: when, by the monotonic time of [`StoreConfig::clock`], [`Store::drive`] is to be called at the latest,
     /// unless more work is queued before. `None`: nothing is due.
     pub fn next_due(&self) -> Option<Duration> {
         self.shared.next_due()

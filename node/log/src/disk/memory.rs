@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     ffi::OsString,
+    fmt,
     io::{self, IoSlice},
     path::{Component, Path, PathBuf},
     sync::Arc,
@@ -26,13 +27,14 @@ pub struct MemoryDisk {
     mounted: Option<u64>,
 }
 
-#[derive(Debug)]
 struct State {
     nodes: HashMap<u64, Node>,
     next_node: u64,
     next_rename: u64,
     /// Increased by each crash: handles from before it are dead.
     epoch: u64,
+    /// The power goes at the n-th change, with a seed.
+    fuse: Option<(u64, u64)>,
     locks: HashMap<PathBuf, u64>,
     free_bytes: u64,
     dedicated: bool,
@@ -107,6 +109,7 @@ impl MemoryDisk {
             next_node: 1,
             next_rename: 0,
             epoch: 0,
+            fuse: None,
             locks: HashMap::new(),
             free_bytes: 1 << 40,
             dedicated: true,
@@ -117,21 +120,13 @@ impl MemoryDisk {
     /// Loses power: everything unsynced is lost, kept or torn as `seed` says, locks are released, and every open handle
     /// fails from now on. The same history and seed give the same outcome.
     pub fn crash(&self, seed: u64) {
-        let mut state = self.state.lock();
-        state.epoch += 1;
-        state.locks.clear();
-        let mut random = SplitMix(seed);
-        // How much survives differs between crashes: often nothing, often everything, else a mixture.
-        let fate = random.next() % 4;
-        let mut ids: Vec<u64> = state.nodes.keys().copied().collect();
-        ids.sort_unstable();
-        for id in ids {
-            match state.nodes.get_mut(&id) {
-                Some(Node::File(file)) => file.crash(fate, &mut random),
-                Some(Node::Dir(dir)) => dir.crash(fate, seed, &mut random),
-                None => {}
-            }
-        }
+        self.state.lock().crash(seed);
+    }
+
+    /// Loses power, as [`MemoryDisk::crash`], in place of the `change`-th change from now on (counted from 1; flushes count):
+    /// in the middle of whatever its process is doing then. A crash before that cancels it.
+    pub fn crash_at(&self, change: u64, seed: u64) {
+        self.state.lock().fuse = Some((change, seed));
     }
 
     /// The same file system as one machine sees it until the next [`MemoryDisk::crash`]: from then on everything done through
@@ -139,6 +134,13 @@ impl MemoryDisk {
     pub fn mount(&self) -> Self {
         let epoch = self.state.lock().epoch;
         Self { state: self.state.clone(), mounted: Some(epoch) }
+    }
+
+    /// For an operation that changes something.
+    fn changing(&self) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.alive()?;
+        state.burn()?;
+        Ok(state)
     }
 
     fn alive(&self) -> io::Result<MutexGuard<'_, State>> {
@@ -192,6 +194,7 @@ impl MemoryDisk {
             next_node: state.next_node,
             next_rename: state.next_rename,
             epoch: 0,
+            fuse: None,
             locks: HashMap::new(),
             free_bytes: state.free_bytes,
             dedicated: state.dedicated,
@@ -283,7 +286,47 @@ fn not_found() -> io::Error {
     io::ErrorKind::NotFound.into()
 }
 
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("nodes", &self.nodes.len()).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
 impl State {
+    fn crash(&mut self, seed: u64) {
+        self.epoch += 1;
+        self.fuse = None;
+        self.locks.clear();
+        let mut random = SplitMix(seed);
+        // How much survives differs between crashes: often nothing, often everything, else a mixture.
+        let fate = random.next() % 4;
+        let mut ids: Vec<u64> = self.nodes.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            match self.nodes.get_mut(&id) {
+                Some(Node::File(file)) => file.crash(fate, &mut random),
+                Some(Node::Dir(dir)) => dir.crash(fate, seed, &mut random),
+                None => {}
+            }
+        }
+    }
+
+    /// Counts a change, which does not happen if it is the one at which the power goes.
+    fn burn(&mut self) -> io::Result<()> {
+        match &mut self.fuse {
+            Some((left, seed)) if *left <= 1 => {
+                let seed = *seed;
+                self.crash(seed);
+                Err(io::Error::other("the disk lost power"))
+            }
+            Some((left, _)) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     fn resolve(&self, path: &Path) -> io::Result<u64> {
         let mut at = ROOT;
         for part in path.components() {
@@ -336,25 +379,38 @@ struct MemoryFile {
 }
 
 impl MemoryFile {
-    fn with<T>(&self, run: impl FnOnce(&mut FileNode) -> io::Result<T>) -> io::Result<T> {
-        let mut state = self.state.lock();
+    fn alive(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.state.lock();
         if state.epoch != self.epoch {
             return Err(io::Error::other("the disk lost power since this file was opened"));
         }
-        run(state.file(self.node)?)
+        Ok(state)
+    }
+
+    fn with<T>(&self, run: impl FnOnce(&mut FileNode) -> io::Result<T>) -> io::Result<T> {
+        run(self.alive()?.file(self.node)?)
     }
 
     fn write<T>(&self, run: impl FnOnce(&mut FileNode) -> io::Result<T>) -> io::Result<T> {
         if !self.writable {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        self.with(run)
+        self.change(run)
+    }
+
+    fn change<T>(&self, run: impl FnOnce(&mut FileNode) -> io::Result<T>) -> io::Result<T> {
+        let mut state = self.alive()?;
+        state.burn()?;
+        run(state.file(self.node)?)
     }
 }
 
 impl Disk for MemoryDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
-        let mut state = self.alive()?;
+        let mut state = match mode {
+            OpenMode::Read | OpenMode::Write => self.alive()?,
+            OpenMode::CreateNew | OpenMode::Truncate => self.changing()?,
+        };
         let found = match state.resolve(path) {
             Ok(id) => Some(id),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -378,7 +434,7 @@ impl Disk for MemoryDisk {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.alive()?;
+        let mut state = self.changing()?;
         let mut so_far = PathBuf::new();
         for part in path.components() {
             so_far.push(part);
@@ -408,7 +464,7 @@ impl Disk for MemoryDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.alive()?;
+        let mut state = self.changing()?;
         let id = state.resolve(from)?;
         if from.parent() == to.parent() {
             let target = to.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
@@ -429,7 +485,7 @@ impl Disk for MemoryDisk {
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.alive()?;
+        let mut state = self.changing()?;
         let id = state.resolve(path)?;
         state.file(id)?;
         let (dir, name) = state.parent(path)?;
@@ -438,7 +494,7 @@ impl Disk for MemoryDisk {
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.alive()?;
+        let mut state = self.changing()?;
         let id = state.resolve(path)?;
         state.dir(id)?;
         let (dir, name) = state.parent(path)?;
@@ -447,14 +503,14 @@ impl Disk for MemoryDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.alive()?;
+        let mut state = self.changing()?;
         let id = state.resolve(path)?;
         state.dir(id)?.sync();
         Ok(())
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirLock>> {
-        let mut state = self.alive()?;
+        let mut state = self.changing()?;
         if state.resolve(path).is_err() {
             state.add(path, Node::File(FileNode::default()))?;
         }
@@ -498,7 +554,7 @@ impl DiskFile for MemoryFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.with(|file| {
+        self.change(|file| {
             file.sync();
             Ok(())
         })
@@ -561,6 +617,7 @@ impl Volume for MemoryVolume {
         if state.epoch != self.epoch {
             return Err(io::Error::other("the disk lost power since this volume was opened"));
         }
+        state.burn()?;
         for node in state.nodes.values_mut() {
             match node {
                 Node::File(file) => file.sync(),

@@ -197,7 +197,8 @@ impl LogInner {
         self.finish(found, scan, journal_mark, clean.is_some())
     }
 
-    /// Looks at everything there is of the log. Completes a reset that was interrupted; changes nothing else that counts.
+    /// Looks at everything there is of the log. Completes a reset or a retention that was interrupted; changes nothing else that
+    /// counts.
     pub(crate) fn survey(&self, known_durable: Option<u64>) -> Result<Survey, LogError> {
         self.sweep()?;
         let start = self.shared.journal.get((self.id, Space::Engine, engine_key::START));
@@ -206,6 +207,12 @@ impl LogInner {
         let mut bases = self.bases()?;
         if start.resetting {
             self.empty_on_disk(std::mem::take(&mut bases), start.first_index, start.start_offset)?;
+        } else if bases.contains(&start.first_index) {
+            // Retention that a crash interrupted: what is before the start has gone already, as far as anybody was told.
+            let gone = bases.partition_point(|base| *base < start.first_index);
+            for base_index in bases.drain(..gone) {
+                self.remove_segment(base_index)?;
+            }
         }
         let start = Expect { index: start.first_index, offset: start.start_offset, prev_crc: 0 };
         let found = bases.iter().map(|base| self.look_at(*base)).collect::<Result<Vec<_>, _>>()?;
@@ -408,7 +415,7 @@ impl Scan {
             };
             let begins = Expect { index: header.base_index, offset: header.base_offset, prev_crc: header.prev_crc };
             if at == 0 && begins.index <= expect.index {
-                // Retention that a crash interrupted leaves segments from before the start; they are as good as any.
+                // It may start before the start, if the segment that stood there is missing.
                 expect = begins;
             }
             marked = marked.max(header.durable_mark);

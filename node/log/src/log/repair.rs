@@ -148,6 +148,10 @@ impl LogInner {
                 }
             }
         }
+        if next_index < start {
+            // Only remains of an interrupted retention would stay: a log never ends before its start.
+            return Ok(Plan { shorten: None, gone_from: 0, next_index: start });
+        }
         Ok(Plan { shorten, gone_from: keep, next_index })
     }
 
