@@ -86,6 +86,14 @@ impl ClientError {
         self
     }
 
+    /// The same error, saying which node was asked; a refusal speaks for itself.
+    pub(crate) fn at(mut self, address: &str) -> Self {
+        if self.is_retryable() {
+            self.message = format!("{} (at {address})", self.message);
+        }
+        self
+    }
+
     /// The same error after retries ended at a deadline.
     pub(crate) fn after_deadline(mut self, deadline: std::time::Duration) -> Self {
         self.message = format!("gave up after {} ms: {}", deadline.as_millis(), self.message);
@@ -114,6 +122,10 @@ impl From<Status> for ClientError {
         if connect_failed(&status) {
             let message = format!("cannot reach the node: {}", root_cause(&status));
             return Self::new(ErrorKind::Transport { sent: false }, "UNREACHABLE", message);
+        }
+        if never_sent(&status) {
+            let message = format!("{}: {}", code_name(status.code()), root_cause(&status));
+            return Self::new(ErrorKind::Transport { sent: false }, "CONNECTION_LOST", message);
         }
         let kind = match status.code() {
             // Answers of the gRPC layer about the request itself.
@@ -162,6 +174,11 @@ fn from_reason(code: Code, reason: &str, message: String, metadata: BTreeMap<Str
 
 fn connect_failed(status: &Status) -> bool {
     causes(status).any(|cause| cause.is::<tonic::ConnectError>())
+}
+
+/// An HTTP/2 connection of hyper calls a request canceled when it closed before it took the request.
+fn never_sent(status: &Status) -> bool {
+    causes(status).any(|cause| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled))
 }
 
 fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {

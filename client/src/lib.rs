@@ -5,12 +5,17 @@
 //! with growing, jittered pauses; an append whose outcome is open is repeated only when it carries a producer id and
 //! sequence, which make the repetition harmless.
 //!
-//! - [`Client`] (`client.rs`): the calls of `chronicle.v1`, each with retries inside a deadline.
+//! - [`Client`] (`client.rs`, `cluster.rs`): the calls of `chronicle.v1`, each with retries inside a deadline.
 //! - [`Producer`] (`producer/`): ordered, batched, pipelined appends to one partition, exactly once by default.
 //! - [`Consumer`] (`consumer.rs`): the records of a partition from a position on, across reconnects.
 //!
-//! Below them: `retry.rs` (what is repeated, and when), `resolver.rs` (which node a request goes to), `connect.rs` (the
-//! one seam to the network, replaceable by a simulation), `error.rs` (status and stream errors decoded).
+//! Appends go to the leader of the partition and reads to its followers, wherever they are at the time; after a fail-over,
+//! an idempotent producer goes on exactly where it was.
+//!
+//! Below them: `retry.rs` (what is repeated, and when), `attempts.rs` (from one attempt to the next: redirects, other nodes,
+//! pauses), `resolver.rs` (which node a request goes to; how it finds out), `metadata.rs` (what it believes), `nodes.rs`
+//! (connections, and which addresses fail), `connect.rs` (the one seam to the network, replaceable by a simulation),
+//! `error.rs` (status and stream errors decoded).
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), chronicle_client::ClientError> {
@@ -27,11 +32,15 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod attempts;
 mod client;
+mod cluster;
 mod config;
 mod connect;
 mod consumer;
 mod error;
+mod metadata;
+mod nodes;
 mod producer;
 mod record;
 mod resolver;
@@ -39,7 +48,7 @@ mod retry;
 
 pub use chronicle_proto::v1;
 pub use client::Client;
-pub use config::{ClientConfig, RetryConfig};
+pub use config::{ClientConfig, ReadFrom, RetryConfig};
 pub use connect::{BoxedIo, Connector, Io, tcp_connector};
 pub use consumer::{Consumer, ConsumerConfig};
 pub use error::{ClientError, ErrorKind};

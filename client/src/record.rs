@@ -20,6 +20,17 @@ impl Partition {
     pub fn new(topic: impl Into<String>, partition: i32) -> Self {
         Self { topic: topic.into(), partition }
     }
+
+    /// The topic that is meant.
+    pub(crate) fn topic_name(&self) -> &str {
+        if self.topic.is_empty() { "default" } else { &self.topic }
+    }
+}
+
+impl From<&v1::Partition> for Partition {
+    fn from(partition: &v1::Partition) -> Self {
+        Self { topic: partition.topic.clone(), partition: partition.partition }
+    }
 }
 
 impl From<&Partition> for v1::Partition {
@@ -30,8 +41,7 @@ impl From<&Partition> for v1::Partition {
 
 impl std::fmt::Display for Partition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let topic = if self.topic.is_empty() { "default" } else { &self.topic };
-        write!(f, "{topic}/{}", self.partition)
+        write!(f, "{}/{}", self.topic_name(), self.partition)
     }
 }
 

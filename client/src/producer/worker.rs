@@ -1,20 +1,27 @@
-//! The task behind a producer: owns the window and the stream.
+//! The task behind a producer: owns the window and the stream, and takes the stream to wherever the leader is.
+//!
+//! A stream goes on while its answers are successes and rejections of single records. Anything that another node, or the
+//! same one later, may answer differently ends it, once everything in flight is answered; so does silence, when another node
+//! says that somebody else leads now. The next stream begins with what the window then has to repeat, in order.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use chronicle_proto::v1;
 use chronicle_proto::v1::produce_stream_response::Result as Answer;
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::ProducerConfig;
 use super::window::{Item, Limits, Stuck, Window};
+use crate::attempts::Attempts;
 use crate::client::Client;
 use crate::error::{ClientError, ErrorKind};
 use crate::record::Partition;
-use crate::retry::Backoff;
+use crate::resolver::{Route, Target};
 
 /// Commands taken from the channel at once.
 const COMMANDS_AT_ONCE: usize = 1024;
@@ -34,7 +41,9 @@ pub(super) struct Worker {
     /// Who waits until every item below a number is answered.
     flushes: Vec<(u64, oneshot::Sender<Result<(), ClientError>>)>,
     identity: Option<v1::InitProducerResponse>,
-    backoff: Backoff,
+    attempts: Attempts,
+    /// Where the stream is, or the attempt to open one failed.
+    route: Option<Route>,
     /// No producer handle is left.
     closed: bool,
     /// When queued items stop waiting for company.
@@ -63,7 +72,8 @@ impl Worker {
         };
         Self {
             window: Window::new(config.idempotent, limits),
-            backoff: Backoff::new(client.retry()),
+            attempts: client.attempts(Target::Leader(partition.clone())),
+            route: None,
             client,
             partition,
             config,
@@ -159,60 +169,114 @@ impl Worker {
     }
 
     async fn open(&mut self) -> Result<Stream, ClientError> {
-        if self.config.idempotent && self.identity.is_none() {
-            self.identity = Some(self.client.init_producer().await?);
-        }
-        let (requests, outgoing) = mpsc::channel(self.config.in_flight_max.max(1));
-        let mut log = self.client.log();
+        self.route = None;
+        let limit = Instant::now() + self.client.config().request_timeout;
+        let until = self.window.expires().map_or(limit, |expires| expires.min(limit));
         // Nothing is sent before the stream stands: a failure up to here leaves no outcome open.
-        let opening = log.produce_stream(ReceiverStream::new(outgoing));
-        match timeout(self.client.request_timeout(), opening).await {
-            Ok(answer) => Ok(Stream { requests, answers: answer?.into_inner() }),
-            Err(_) => {
-                let why = "the stream did not open";
-                Err(ClientError::new(ErrorKind::Transport { sent: false }, "DEADLINE_EXCEEDED", why))
+        let late = |why: &str| ClientError::new(ErrorKind::Transport { sent: false }, "DEADLINE_EXCEEDED", why);
+        if self.config.idempotent && self.identity.is_none() {
+            let identity = timeout_at(until, self.client.init_producer()).await;
+            self.identity = Some(identity.map_err(|_| late("no node gave a producer id"))??);
+        }
+        let route = timeout_at(until, self.attempts.route()).await;
+        let route = self.route.insert(route.map_err(|_| late("no node said where the partition is"))?).clone();
+        let (requests, outgoing) = mpsc::channel(self.config.in_flight_max.max(1));
+        let mut log = self.client.log(route.channel());
+        let (resolver, target) = (self.client.resolver(), Target::Leader(self.partition.clone()));
+        let opened = tokio::select! {
+            opened = log.produce_stream(ReceiverStream::new(outgoing)) => opened.map_err(ClientError::from),
+            () = resolver.superseded(&target, &route, resolver.suspect_after()) => {
+                let why = "does not answer, and another node leads now";
+                Err(ClientError::new(ErrorKind::Transport { sent: false }, "CONNECTION_LOST", why))
             }
+            () = sleep_until(until) => Err(late("the stream did not open")),
+        };
+        match opened {
+            Ok(answers) => {
+                // Not yet progress: whether the node leads is only known from its answers.
+                route.node.answered();
+                Ok(Stream { requests, answers: answers.into_inner() })
+            }
+            Err(error) => Err(self.judge(error)),
         }
     }
 
     /// Sends and receives on one stream until it breaks (the error) or is no longer needed (`None`).
     async fn drive(&mut self, stream: &mut Stream) -> Result<Option<ClientError>, Stuck> {
+        let suspect_after = self.client.config().suspect_after;
+        // Since requests are in flight: when the node has been silent for too long.
+        let mut silent: Option<Instant> = None;
+        // Then: whether another node leads.
+        let mut suspicion: Option<BoxFuture<'static, bool>> = None;
         loop {
             self.answer_flushes();
             if self.window.is_draining()
                 && self.window.in_flight() == 0
                 && let Some(error) = self.window.settle()?
             {
-                self.pause(&error).await?;
+                return Ok(Some(error));
             }
             if !self.send_ready(stream) {
                 // The outgoing half is gone; the incoming half knows why.
                 let lost = stream.answers.message().await.err().map_or_else(ended, ClientError::from);
-                return Ok(Some(lost));
+                return Ok(Some(self.judge(lost)));
             }
             if self.window.is_empty() && self.closed {
                 return Ok(None);
             }
+            if self.window.in_flight() == 0 {
+                (silent, suspicion) = (None, None);
+            } else {
+                silent.get_or_insert_with(|| Instant::now() + suspect_after);
+            }
             let lingering = self.linger_until.filter(|_| self.window.has_queued());
             let expires = self.window.expires();
-            // All branches are cancellation-safe: an answer or a command is taken only by the branch that completes.
+            // All branches are cancellation-safe: an answer or a command is taken only by the branch that completes, and a
+            // suspicion is kept.
             tokio::select! {
-                answer = stream.answers.message() => match answer {
-                    Ok(Some(answer)) => {
-                        if let Some(error) = self.accept(answer) {
-                            return Ok(Some(error));
+                answer = stream.answers.message() => {
+                    (silent, suspicion) = (None, None);
+                    match answer {
+                        Ok(Some(answer)) => {
+                            if let Some(error) = self.accept(answer) {
+                                return Ok(Some(error));
+                            }
                         }
+                        Ok(None) => return Ok(Some(self.judge(ended()))),
+                        Err(status) => return Ok(Some(self.judge(status.into()))),
                     }
-                    Ok(None) => return Ok(Some(ended())),
-                    Err(status) => return Ok(Some(status.into())),
                 },
                 () = self.receive(), if !self.closed => {}
                 () = until(lingering), if lingering.is_some() => self.linger_until = None,
                 () = until(expires), if expires.is_some() => {
                     let why = "no answer within the delivery timeout";
-                    return Ok(Some(ClientError::new(ErrorKind::Transport { sent: true }, "DEADLINE_EXCEEDED", why)));
+                    let error = ClientError::new(ErrorKind::Transport { sent: true }, "DEADLINE_EXCEEDED", why);
+                    return Ok(Some(self.judge(error)));
+                }
+                () = until(silent), if suspicion.is_none() && silent.is_some() => suspicion = self.suspect(suspect_after),
+                is_superseded = asked(&mut suspicion), if suspicion.is_some() => {
+                    (silent, suspicion) = (None, None);
+                    if is_superseded {
+                        let why = "the node does not answer, and another one leads now";
+                        let error = ClientError::new(ErrorKind::Transport { sent: true }, "CONNECTION_LOST", why);
+                        return Ok(Some(self.judge(error)));
+                    }
                 }
             }
+        }
+    }
+
+    /// Asks another node whether the one that is silent should be given up.
+    fn suspect(&self, silence: Duration) -> Option<BoxFuture<'static, bool>> {
+        let (resolver, route) = (self.client.resolver().clone(), self.route.clone()?);
+        let target = Target::Leader(self.partition.clone());
+        Some(Box::pin(async move { resolver.is_superseded(&target, &route, silence).await }))
+    }
+
+    fn judge(&mut self, error: ClientError) -> ClientError {
+        match &self.route {
+            Some(route) => self.attempts.judge(route, error),
+            None => error,
         }
     }
 
@@ -250,10 +314,13 @@ impl Worker {
     fn accept(&mut self, answer: v1::ProduceStreamResponse) -> Option<ClientError> {
         let matched = match answer.result {
             Some(Answer::Ok(ok)) => {
-                self.backoff.reset();
+                self.attempts.progressed();
                 self.window.succeed(ok.base_offset)
             }
-            Some(Answer::Error(error)) => self.window.fail(ClientError::from_stream(error)),
+            Some(Answer::Error(error)) => {
+                let error = self.judge(ClientError::from_stream(error));
+                self.window.fail(error)
+            }
             None => false,
         };
         let message = "the node sent an answer that belongs to no request";
@@ -262,13 +329,25 @@ impl Worker {
 
     /// Waits before the next attempt and gives up what has expired. Nothing may be in flight.
     async fn pause(&mut self, error: &ClientError) -> Result<(), Stuck> {
-        if self.window.is_empty() {
+        let Some(expires) = self.window.expires() else { return Ok(()) };
+        let pause = match &self.route {
+            Some(route) => timeout_at(expires, self.attempts.failed(route, error)).await.unwrap_or_default(),
+            None => self.attempts.pause(),
+        };
+        tracing::debug!(%error, partition = %self.partition, pause_ms = pause.as_millis(), "sending again");
+        let now = Instant::now();
+        if !pause.is_zero() {
+            sleep_until(expires.max(now).min(now + pause)).await;
+        }
+        let now = Instant::now();
+        if expires > now {
             return Ok(());
         }
-        let pause = self.backoff.pause();
-        tracing::debug!(%error, partition = %self.partition, pause_ms = pause.as_millis(), "sending again");
-        sleep(pause).await;
-        self.window.expire(Instant::now(), Some(error))
+        let error = match &self.route {
+            Some(route) => self.attempts.give_up(route, error.clone()),
+            None => error.clone(),
+        };
+        self.window.expire(now, Some(&error))
     }
 }
 
@@ -276,6 +355,14 @@ impl Worker {
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the suspicion comes to; never without one.
+async fn asked(suspicion: &mut Option<BoxFuture<'static, bool>>) -> bool {
+    match suspicion {
+        Some(suspicion) => suspicion.await,
         None => std::future::pending().await,
     }
 }
