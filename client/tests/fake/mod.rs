@@ -3,6 +3,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "shared by test files, each of which uses a part of it")]
 
+pub mod cluster;
+
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
