@@ -239,7 +239,7 @@ async fn a_dead_leader_costs_little_more_than_its_replacement_takes() {
     assert!(began.elapsed() < Duration::from_millis(450), "{:?}", began.elapsed());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_cluster_that_is_away_as_a_whole_gets_everything_in_the_end() {
     let cluster = Cluster::start(3);
     let client = cluster.client("n0:7400,n1:7400,n2:7400");
