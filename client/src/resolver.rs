@@ -406,8 +406,15 @@ impl Shared {
     /// Cancellation-safe: whoever waits next takes over.
     async fn refresh(self: &Arc<Self>, seen: u64, not_first: Option<&Address>) -> Result<(), ClientError> {
         let mut pace = self.refreshing.lock().await;
-        if self.state.lock().refreshes > seen {
-            return pace.last_failure.clone().map_or(Ok(()), Err);
+        {
+            let state = self.state.lock();
+            if state.refreshes > seen {
+                return pace.last_failure.clone().map_or(Ok(()), Err);
+            }
+            // Nodes that do not know the question need not be asked at every failure, only now and then.
+            if state.is_older && state.refreshed.is_some_and(|at| at.elapsed() < self.config.metadata_max_age) {
+                return Ok(());
+            }
         }
         if let Some(ended) = pace.ended {
             sleep_until(ended + pace.distance).await;

@@ -46,7 +46,7 @@ async fn a_client_connects_when_it_is_used_and_again_after_a_cut() {
     assert_eq!(node.state.lock().connections, 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_unreachable_node_is_named_and_nothing_was_sent() {
     let node = Node::start();
     node.refuse_connections(true);
@@ -110,7 +110,7 @@ async fn a_refusal_after_an_open_attempt_stays_open() {
     assert_eq!((error.kind.clone(), error.metadata["cause"].as_str()), (ErrorKind::OutcomeUnknown, "VERSION_CONFLICT"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_ends_at_its_deadline_and_says_whether_it_may_have_happened() {
     let node = Node::start();
     let client = Client::connect(node.config().request_timeout(Duration::from_millis(50))).unwrap();

@@ -72,7 +72,7 @@ async fn an_end_before_the_first_record_is_an_end() {
     assert_eq!(consumer(&node, ConsumerConfig::from_offset(3).until(3)).next().await.unwrap(), None);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reader_gives_up_after_the_timeout_and_can_go_on_later() {
     let node = Node::start();
     node.store(values(0..4));

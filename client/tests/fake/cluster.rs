@@ -491,7 +491,8 @@ impl Log for Service {
             if next > self.end(&shared) {
                 return Err(self.out_of_range(&shared));
             }
-            next
+            // A little early, as it may be with stored batches.
+            next.saturating_sub(1)
         };
         let until = request.until_offset.map_or(usize::MAX, |until| usize::try_from(until).unwrap());
         let (service, (sender, receiver)) = (self.clone(), mpsc::channel(1));
