@@ -228,6 +228,71 @@ async fn a_founder_lost_before_its_promise_is_given_up_and_the_others_found_with
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_of_two_founders_does_not_found_with_others_while_the_coordinator_may_have_founded() {
+    let mut world = World::new(17, 2, 2);
+    // Two promises and the coordinator's place are stored; it dies before it can tell.
+    world.fail_at(5, Fault::Crash { down: Duration::from_secs(60), wiped: false });
+    world.start(0).await;
+    world.start(1).await;
+    world.run(Duration::from_secs(5)).await;
+    assert_eq!((world.net.ever.lock().len(), world.running(0)), (1, false), "{:?}", world.net.trace.lock());
+    let late = world.add();
+    world.start(late).await;
+    world.run(Duration::from_secs(40)).await;
+    assert!(world.identity(1).is_none() && world.identity(late).is_none());
+    assert!(world.status(1).contains("waiting for host-0:7400"), "{}", world.status(1));
+    world.settle_all().await;
+    world.one_cluster_of_all();
+    assert_eq!(world.net.ever.lock().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_gives_up_does_not_found_with_others_while_its_founders_may_finish() {
+    let mut world = World::new(18, 3, 3);
+    start_three(&mut world, [0, 1, 2], Duration::ZERO).await;
+    // The last founder has promised, and its answer is lost.
+    while world.promised(2).is_none() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.part(&[0, 1], &[2]);
+    // The coordinator decides to give up, and before anybody hears of it the others are cut off, but not from one another.
+    while world.steps(Step::Stored, 0) < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.heal();
+    let late = [world.add(), world.add()];
+    world.part(&[0, late[0], late[1]], &[1, 2]);
+    assert!(world.promised(1).is_some() && world.identity(1).is_none() && world.identity(0).is_none());
+    for number in late {
+        world.start(number).await;
+    }
+    world.run(Duration::from_secs(60)).await;
+    let cluster = world.one_cluster(&[1, 2]);
+    assert!(world.identity(0).is_none(), "{}", world.status(0));
+    assert!(world.status(0).contains("waiting for one of host-1:7400 to forget it"), "{}", world.status(0));
+    world.heal();
+    world.settle_all().await;
+    assert_eq!(world.one_cluster_of_all(), cluster);
+    assert_eq!(world.net.ever.lock().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_only_one_founder_cannot_reach_is_not_replaced() {
+    let mut world = World::new(19, 3, 3);
+    start_three(&mut world, [0, 1, 2], Duration::ZERO).await;
+    while world.promised(2).is_none() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.part(&[0], &[2]);
+    world.run(Duration::from_secs(60)).await;
+    assert!(world.net.ever.lock().is_empty());
+    assert_eq!(world.steps(Step::Stored, 0), 1);
+    world.heal();
+    world.settle_all().await;
+    world.one_cluster_of_all();
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_done_twice_when_nothing_goes_wrong() {
     let mut world = World::new(5, 3, 3);
     start_three(&mut world, [0, 1, 2], Duration::ZERO).await;

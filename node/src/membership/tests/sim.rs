@@ -429,6 +429,26 @@ impl World {
         self.net.names.lock().insert(self.address(number), names);
     }
 
+    /// No message arrives between these and those.
+    pub(super) fn part(&self, these: &[usize], those: &[usize]) {
+        let pairs = these.iter().flat_map(|this| those.iter().map(|that| (self.address(*this), self.address(*that))));
+        let mut cut = self.net.cut.lock();
+        for (this, that) in pairs {
+            cut.insert((that.clone(), this.clone()));
+            cut.insert((this, that));
+        }
+    }
+
+    pub(super) fn heal(&self) {
+        self.net.cut.lock().clear();
+    }
+
+    /// Messages asked and answered, and writes, with this sender.
+    pub(super) fn steps(&self, step: Step, number: usize) -> usize {
+        let address = self.address(number);
+        self.net.trace.lock().iter().filter(|(other, from, _)| (*other, from) == (step, &address)).count()
+    }
+
     pub(super) fn membership(&self, number: usize) -> Arc<Membership> {
         Arc::clone(&self.net.alive.lock()[&self.hosts[number].address].0)
     }
