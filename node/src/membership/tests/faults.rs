@@ -138,7 +138,7 @@ async fn chaos(seed: u64) {
 
 #[tokio::test(start_paused = true)]
 async fn lost_messages_cuts_and_crashes_never_lead_to_two_clusters() {
-    let seeds = std::env::var("CHRONICLE_TEST_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(150);
+    let seeds = std::env::var("CHRONICLE_TEST_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(100);
     for seed in 0..seeds {
         chaos(seed).await;
     }
