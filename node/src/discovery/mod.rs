@@ -11,6 +11,8 @@
 mod dns;
 mod gossip;
 mod static_list;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;

@@ -8,7 +8,7 @@ use super::round::{Failed, Round, Sightings};
 use super::state::{Origin, Place};
 use super::{Membership, Refused, Start};
 
-/// Pause between rounds in milliseconds while nothing changes; spread, so that nodes do not march in step.
+/// Pause between rounds in milliseconds while nothing changes and nobody new says hello; spread, so that nodes do not march in step.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=300;
 
 /// Pause after a round that was unlike the one before: others need to see what we saw.
@@ -32,9 +32,8 @@ impl Membership {
             if let Some(place) = self.state.place() {
                 break place;
             }
-            let pause = if self.say(waiting) { BUSY_PAUSE_MS } else { PAUSE_MS };
-            let pause = self.jitter.lock().random_range(pause);
-            self.unless_placed(tokio::time::sleep(Duration::from_millis(pause))).await;
+            let changed = self.say(waiting);
+            self.unless_placed(self.pause(changed)).await;
         };
         let (cluster, node) = (identity.cluster_id, identity.raft_id);
         Ok(match origin {
@@ -47,6 +46,20 @@ impl Membership {
                 Start::Joined { identity, members }
             }
         })
+    }
+
+    async fn pause(&self, busy: bool) {
+        let (short, long) = {
+            let mut jitter = self.jitter.lock();
+            (jitter.random_range(BUSY_PAUSE_MS), jitter.random_range(PAUSE_MS))
+        };
+        tokio::time::sleep(Duration::from_millis(short)).await;
+        if !busy {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(long - short)) => {}
+                () = self.stranger.notified() => {}
+            }
+        }
     }
 
     /// Waits for it, or until a message has made this node a member. Only for what may be dropped.

@@ -21,8 +21,12 @@ impl Membership {
         let shown = self.state.look(|shown| {
             if let Ok(caller) = parse_uuid("node_id", &request.node_id)
                 && caller != own.node_id
+                && shown.place.is_none()
             {
                 shown.hear(caller);
+                if !shown.seen.contains(&caller) {
+                    self.stranger.notify_one();
+                }
             }
             shown.clone()
         });

@@ -57,7 +57,7 @@ use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 pub use peers::{JoinRefusal, PeerError, Peers};
@@ -203,6 +203,8 @@ pub struct Membership {
     state: state::State,
     peers: Arc<dyn Peers>,
     discovery: Arc<dyn Discovery>,
+    /// Somebody said hello whom the last round did not see.
+    stranger: Notify,
     status: watch::Sender<String>,
     cluster_id: Box<dyn Fn() -> Uuid + Send + Sync>,
     jitter: Mutex<StdRng>,
@@ -225,6 +227,7 @@ impl Membership {
             own,
             peers,
             discovery,
+            stranger: Notify::new(),
             status: watch::Sender::new("starting".into()),
             cluster_id: chance.cluster_id,
             jitter: Mutex::new(StdRng::seed_from_u64(chance.seed)),

@@ -81,6 +81,8 @@ pub(super) struct Net {
     everybody: Mutex<Vec<String>>,
     pub(super) cut: Mutex<HashSet<(String, String)>>,
     rng: Mutex<StdRng>,
+    /// Longest way of a message, in milliseconds.
+    pub(super) delay: AtomicUsize,
     /// Of a thousand messages, so many are lost.
     pub(super) loss: AtomicUsize,
     steps: AtomicUsize,
@@ -141,8 +143,8 @@ impl Net {
     }
 
     async fn travel(&self, from: &str, to: &str) {
-        let delay = self.rng.lock().random_range(0..5);
-        sleep(Duration::from_millis(delay)).await;
+        let delay = self.rng.lock().random_range(0..=self.delay.load(Ordering::Relaxed));
+        sleep(Duration::from_millis(delay as u64)).await;
         let cut = self.cut.lock().contains(&(from.to_owned(), to.to_owned()));
         if cut || self.chance(self.loss.load(Ordering::Relaxed)) {
             std::future::pending::<()>().await;
@@ -294,6 +296,7 @@ impl World {
             everybody: Mutex::default(),
             cut: Mutex::default(),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
+            delay: AtomicUsize::new(4),
             loss: AtomicUsize::new(0),
             steps: AtomicUsize::new(0),
             plan: Mutex::new(None),
@@ -424,6 +427,26 @@ impl World {
     pub(super) fn find(&self, number: usize, whom: &[usize]) {
         let names = whom.iter().map(|other| self.address(*other)).collect();
         self.net.names.lock().insert(self.address(number), names);
+    }
+
+    /// No message arrives between these and those.
+    pub(super) fn part(&self, these: &[usize], those: &[usize]) {
+        let pairs = these.iter().flat_map(|this| those.iter().map(|that| (self.address(*this), self.address(*that))));
+        let mut cut = self.net.cut.lock();
+        for (this, that) in pairs {
+            cut.insert((that.clone(), this.clone()));
+            cut.insert((this, that));
+        }
+    }
+
+    pub(super) fn heal(&self) {
+        self.net.cut.lock().clear();
+    }
+
+    /// Messages asked and answered, and writes, with this sender.
+    pub(super) fn steps(&self, step: Step, number: usize) -> usize {
+        let address = self.address(number);
+        self.net.trace.lock().iter().filter(|(other, from, _)| (*other, from) == (step, &address)).count()
     }
 
     pub(super) fn membership(&self, number: usize) -> Arc<Membership> {
