@@ -101,6 +101,9 @@ impl Slot<'_> {
     }
 }
 
+/// How good a move is: by how much it evens loads and the topic, whether it moves no preferred leader, and a hash.
+type Merit = (u32, i64, bool, u64);
+
 struct Plan<'a> {
     state: &'a ControllerState,
     observed: &'a Observed,
@@ -114,11 +117,15 @@ struct Plan<'a> {
     commands: Vec<Command>,
 }
 
-/// The next commands; none: all is as it should be, or waits for something outside.
+/// The next commands, to be applied in this order; none: all is as it should be, or waits for something outside.
 pub fn plan(state: &ControllerState, observed: &Observed, config: &BalancerConfig, now_ms: i64) -> Vec<Command> {
     let mut plan = Plan::new(state, observed, config);
     plan.end_operations(now_ms);
     plan.replace_the_dead(config.replace_dead_after_ms, now_ms);
+    if !plan.commands.is_empty() {
+        // They change which nodes take replicas: the rest is planned from what they lead to.
+        return plan.commands;
+    }
     plan.refill();
     plan.evacuate();
     plan.grow();
@@ -343,7 +350,7 @@ impl<'a> Plan<'a> {
             }
         }
         let on = |slot: &Slot<'_>, node: u64| of_topic.get(&(slot.topic, node)).copied().unwrap_or(0);
-        let mut best: Option<((u32, i64, bool, u64), usize, u64, u64)> = None;
+        let mut best: Option<(Merit, usize, u64, u64)> = None;
         for (at, slot, from) in self.spreadable() {
             for to in self.targets.iter().copied().filter(|to| !slot.replicas.contains(to)) {
                 let gain = self.loads.replicas(from).saturating_sub(self.loads.replicas(to));

@@ -232,12 +232,13 @@ impl ControllerState {
         }
         // Whatever files it has, it does not come back with them.
         self.deleted.retain_mut(|deleted| !deleted.reported_by(id));
+        let gone = self.node(id)?.clone();
         let removed = self.nodes.values().filter(|node| node.state == NodeState::Removed).map(|node| node.id);
         let removed: Vec<u64> = removed.collect();
         for forgotten in removed.iter().rev().skip(REMOVED_MAX) {
             self.nodes.remove(forgotten);
         }
-        Ok(Outcome::Node(self.nodes.get(&id).cloned().ok_or(Refusal::UnknownNode(id))?))
+        Ok(Outcome::Node(gone))
     }
 }
 

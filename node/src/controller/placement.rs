@@ -4,7 +4,9 @@
 //! nodes that drain; the node with the fewest replicas; the highest rendezvous hash. The preferred leader is the replica
 //! whose node is preferred least often so far. A node without a zone is a failure domain of its own.
 //!
-//! Everything here is a pure function of the state: every node computes the same.
+//! Everything here is a pure function of the state: every node computes the same. New partitions are placed when the command
+//! is applied, so these rules are part of the meaning of the controller's log: another rule needs another command, or nodes
+//! of two versions would disagree.
 
 use std::collections::BTreeMap;
 
@@ -201,7 +203,6 @@ impl ControllerState {
         self.placements.values().flatten().filter(|placement| placement.holds(node)).count() as u32
     }
 
-    /// The placement of a partition and the replicas that its topic asks for.
     fn placement_mut(&mut self, topic: Uuid, partition: u32) -> Result<&mut Placement, Refusal> {
         let placement = self.placements.get_mut(&topic).and_then(|all| all.get_mut(partition as usize));
         placement.ok_or(Refusal::UnknownPartition { topic, partition })

@@ -211,6 +211,8 @@ fn a_dead_node_is_replaced_after_its_time_unless_it_comes_back() {
         voters: sim.voters.clone(),
         ..sim
     };
+    let planned = plan(&back.state, &back.observed(), &back.config, 9);
+    assert_eq!(planned, [Command::CancelOperation { id: 0, now_ms: 9 }], "and no replica is moved off it meanwhile");
     back.run_to_rest();
     assert_eq!(back.state.nodes[&3].state, NodeState::Active);
     assert_eq!(back.state.operations[&0].state, OperationState::Cancelled);
