@@ -46,22 +46,15 @@ impl Handler for Broker {
         self.inner.membership.hello(&request)
     }
 
-    fn promise(&self, request: proto::PromiseRequest) -> BoxFuture<'static, proto::PromiseResponse> {
+    fn promise(&self, request: proto::PromiseRequest) -> BoxFuture<'static, Result<proto::PromiseResponse, Status>> {
         let membership = self.inner.membership.clone();
-        async move {
-            let answer = membership.promise(request).await;
-            answer.unwrap_or_else(|error| proto::PromiseResponse { refused: format!("cannot be remembered: {error}") })
-        }
-        .boxed()
+        // What cannot be remembered is no answer: a refusal would be final.
+        async move { membership.promise(request).await.map_err(|e| Status::unavailable(e.to_string())) }.boxed()
     }
 
-    fn found(&self, request: proto::FoundRequest) -> BoxFuture<'static, proto::FoundResponse> {
+    fn found(&self, request: proto::FoundRequest) -> BoxFuture<'static, Result<proto::FoundResponse, Status>> {
         let membership = self.inner.membership.clone();
-        async move {
-            let answer = membership.found(request).await;
-            answer.unwrap_or_else(|error| proto::FoundResponse { refused: format!("cannot be remembered: {error}") })
-        }
-        .boxed()
+        async move { membership.found(request).await.map_err(|e| Status::unavailable(e.to_string())) }.boxed()
     }
 
     fn join(&self, request: proto::JoinRequest) -> BoxFuture<'static, Result<proto::JoinResponse, Status>> {

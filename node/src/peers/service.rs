@@ -32,9 +32,9 @@ pub trait Handler: Send + Sync + 'static {
     /// Who is there.
     fn hello(&self, request: proto::HelloRequest) -> proto::HelloResponse;
     /// First phase of founding.
-    fn promise(&self, request: proto::PromiseRequest) -> BoxFuture<'static, proto::PromiseResponse>;
+    fn promise(&self, request: proto::PromiseRequest) -> BoxFuture<'static, Result<proto::PromiseResponse, Status>>;
     /// Second phase of founding.
-    fn found(&self, request: proto::FoundRequest) -> BoxFuture<'static, proto::FoundResponse>;
+    fn found(&self, request: proto::FoundRequest) -> BoxFuture<'static, Result<proto::FoundResponse, Status>>;
     /// A node wants to be a member.
     fn join(&self, request: proto::JoinRequest) -> BoxFuture<'static, Result<proto::JoinResponse, Status>>;
     /// A controller command.
@@ -207,11 +207,11 @@ impl Peer for PeerServer {
         &self,
         request: Request<proto::PromiseRequest>,
     ) -> Result<Response<proto::PromiseResponse>, Status> {
-        Ok(Response::new(self.handler.promise(request.into_inner()).await))
+        self.handler.promise(request.into_inner()).await.map(Response::new)
     }
 
     async fn found(&self, request: Request<proto::FoundRequest>) -> Result<Response<proto::FoundResponse>, Status> {
-        Ok(Response::new(self.handler.found(request.into_inner()).await))
+        self.handler.found(request.into_inner()).await.map(Response::new)
     }
 
     async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::JoinResponse>, Status> {
