@@ -23,6 +23,8 @@ pub(super) async fn look_after(broker: Broker) {
             _ = tick.tick() => {}
             _ = changes.changed() => {}
         }
+        let full = broker.inner.disk_space.check(&broker.inner.store).is_err();
+        broker.inner.env.peers.liveness().set_unfit(full);
         let slots: Vec<Arc<Slot>> = broker.inner.slots.read().values().cloned().collect();
         for slot in slots {
             if let SlotState::Active(partition) = slot.state() {

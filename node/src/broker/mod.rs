@@ -224,8 +224,10 @@ impl Broker {
             // Boxed: rare, and large.
             Err(error) => match Box::pin(self.controller()?.sync()).await {
                 Ok(()) => self.known_topic(target),
-                // Without a leader to ask, what is known here is as good as it gets.
-                Err(_) => Err(error),
+                Err(cause) => Err(BrokerError::new(
+                    Reason::Unavailable,
+                    format!("{}, as far as this node knows, and nobody can be asked: {}", error.message, cause.message),
+                )),
             },
         }
     }
@@ -245,7 +247,7 @@ impl Broker {
 
     /// This node is the whole cluster.
     fn alone(&self) -> bool {
-        self.inner.env.state().nodes.len() <= 1
+        self.inner.env.state().nodes.len() == 1
     }
 
     fn slot(&self, topic: &Topic, partition: i32) -> Result<Arc<Slot>, BrokerError> {

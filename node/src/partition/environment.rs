@@ -53,6 +53,12 @@ impl Environment {
         node == self.node() || self.peers.liveness().alive(node)
     }
 
+    /// Nothing but a full disk keeps the node from leading.
+    fn fit(&self, node: u64) -> bool {
+        let liveness = self.peers.liveness();
+        if node == self.node() { !liveness.is_unfit() } else { !liveness.unfit(node) }
+    }
+
     /// The settings of the topic that a log belongs to, as agreed now; `None` when there is no such topic.
     pub(crate) fn settings(&self, id: LogId) -> Option<TopicSettings> {
         self.state().topics.values().find(|topic| topic.id == id.topic).map(|topic| topic.settings.clone())
@@ -67,12 +73,13 @@ impl Environment {
     pub(crate) fn designated(&self, id: LogId) -> Option<u64> {
         let state = self.state();
         let placement = state.placement(id.topic, id.partition)?;
-        designated_leader(&placement, |node| self.alive(node), &state)
+        designated_leader(&placement, |node| self.alive(node) && self.fit(node), &state)
+            .or_else(|| designated_leader(&placement, |node| self.alive(node), &state))
     }
 
     /// The node should lead nothing.
     pub(super) fn leaves_leadership(&self, node: u64) -> bool {
-        self.state().nodes.get(&node).is_some_and(|node| node.state != NodeState::Active)
+        !self.fit(node) || self.state().nodes.get(&node).is_some_and(|node| node.state != NodeState::Active)
     }
 
     /// Tells the controller who votes in a partition's group.
@@ -85,7 +92,9 @@ impl Environment {
     pub(super) fn rank(&self, id: LogId) -> u32 {
         let state = self.state();
         let Some(placement) = state.placement(id.topic, id.partition) else { return 0 };
-        let candidates = leader_candidates(&placement, |node| self.alive(node), &state);
+        let mut candidates = leader_candidates(&placement, |node| self.alive(node), &state);
+        // Stable: among the fit, and among the others, the order stays.
+        candidates.sort_by_key(|node| !self.fit(*node));
         candidates.iter().position(|node| *node == self.node()).unwrap_or(candidates.len()) as u32
     }
 

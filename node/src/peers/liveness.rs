@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chronicle_client::Connector;
@@ -42,6 +43,8 @@ pub struct Liveness {
     runtime: Handle,
     peers: Mutex<HashMap<u64, Peer>>,
     changed: watch::Sender<u64>,
+    /// What this node says of itself.
+    unfit: AtomicBool,
     watching: Mutex<HashMap<u64, (String, CancellationToken)>>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -54,6 +57,8 @@ struct Peer {
     refused: bool,
     boot: u64,
     alive: bool,
+    /// It should lead nothing for the moment.
+    unfit: bool,
     /// When it was last found dead.
     dead_since: Option<Instant>,
     /// When it was first watched.
@@ -68,6 +73,7 @@ impl Liveness {
             runtime,
             peers: Mutex::default(),
             changed: watch::Sender::new(0),
+            unfit: AtomicBool::new(false),
             watching: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -90,6 +96,26 @@ impl Liveness {
     /// The peer was heard from within the suspicion time. False for one that never was.
     pub fn alive(&self, node: u64) -> bool {
         self.peers.lock().get(&node).is_some_and(|peer| peer.alive)
+    }
+
+    /// The peer says that it should lead nothing for the moment.
+    pub fn unfit(&self, node: u64) -> bool {
+        self.peers.lock().get(&node).is_some_and(|peer| peer.unfit)
+    }
+
+    /// Tells peers whether this node should lead nothing for the moment.
+    pub fn set_unfit(&self, unfit: bool) {
+        self.unfit.store(unfit, Ordering::Relaxed);
+    }
+
+    /// This node should lead nothing for the moment.
+    pub fn is_unfit(&self) -> bool {
+        self.unfit.load(Ordering::Relaxed)
+    }
+
+    /// What this node says of itself.
+    pub(super) fn own_beat(&self, sequence: u64) -> BeatMessage {
+        BeatMessage { sequence, boot: self.config.boot, leaving: false, unfit: self.is_unfit() }
     }
 
     /// The start of the peer's process that was last heard of; 0: none.
@@ -122,7 +148,8 @@ impl Liveness {
     }
 
     /// A beat arrived from this process of the peer.
-    pub(super) fn beat(&self, node: u64, boot: u64) {
+    pub(super) fn beat(&self, node: u64, beat: &BeatMessage) {
+        let boot = beat.boot;
         let mut peers = self.peers.lock();
         let now = Instant::now();
         let peer = peers.entry(node).or_insert_with(|| Peer::new(now));
@@ -133,6 +160,7 @@ impl Liveness {
             tracing::info!(node, boot, restarted = peer.alive && peer.boot != 0, "peer is alive");
         }
         peer.alive = true;
+        peer.unfit = beat.unfit;
         peer.dead_since = None;
         peer.boot = boot;
         drop(peers);
@@ -239,7 +267,7 @@ impl Liveness {
                         return Err("no answer on an open connection".into());
                     }
                     sequence += 1;
-                    let beat = BeatMessage { sequence, boot: self.config.boot, leaving: false };
+                    let beat = self.own_beat(sequence);
                     // A full queue means that the peer reads nothing: the next beat says as much.
                     let _ = beats.try_send(beat);
                 }
@@ -247,7 +275,7 @@ impl Liveness {
                     Some(answer) if answer.leaving => self.left(node),
                     Some(answer) => {
                         last_answer = Instant::now();
-                        self.beat(node, answer.boot);
+                        self.beat(node, &answer);
                     }
                     None => return Err("the peer closed the stream".into()),
                 },
@@ -297,7 +325,7 @@ impl Liveness {
 
 impl Peer {
     fn new(now: Instant) -> Self {
-        Self { last_heard: None, refused: false, boot: 0, alive: false, dead_since: None, since: now }
+        Self { last_heard: None, refused: false, boot: 0, alive: false, unfit: false, dead_since: None, since: now }
     }
 }
 

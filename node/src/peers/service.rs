@@ -191,9 +191,8 @@ impl Peer for PeerServer {
                     liveness.left(from);
                     continue;
                 }
-                liveness.beat(from, beat.boot);
-                let answer = proto::BeatMessage { sequence: beat.sequence, boot: liveness.boot(), leaving: false };
-                let _ = answers.try_send(Ok(answer));
+                liveness.beat(from, &beat);
+                let _ = answers.try_send(Ok(liveness.own_beat(beat.sequence)));
             }
         });
         Ok(Response::new(ReceiverStream::new(outgoing).boxed()))
