@@ -113,6 +113,8 @@ impl From<v1::GetStatusResponse> for StatusView {
     fn from(answer: v1::GetStatusResponse) -> Self {
         let names = Names::new(&answer.servers);
         let leader = &answer.controller_leader;
+        let mut servers: Vec<ServerView> = answer.servers.into_iter().map(Into::into).collect();
+        servers.sort_by(|a, b| (&a.name, a.raft_id).cmp(&(&b.name, b.raft_id)));
         Self {
             controller_leader: (!leader.is_empty()).then(|| names.of(leader).to_owned()),
             cluster_id: answer.cluster_id,
@@ -121,7 +123,7 @@ impl From<v1::GetStatusResponse> for StatusView {
             under_replicated: answer.under_replicated,
             offline: answer.offline,
             moving: answer.moving,
-            servers: answer.servers.into_iter().map(Into::into).collect(),
+            servers,
             operations: answer.operations.into_iter().map(|o| OperationView::new(o, &names)).collect(),
         }
     }

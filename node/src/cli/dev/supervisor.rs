@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -212,6 +212,10 @@ fn start(shared: &Shared<'_>, member: &Member) -> anyhow::Result<Child> {
     // What the environment says is in the configuration already, and must not come over it again.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CHRONICLE_")) {
         command.env_remove(name);
+    }
+    // The node writes to a pipe and cannot see what is behind it.
+    if !io::stderr().is_terminal() {
+        command.env("NO_COLOR", "1");
     }
     // A group of its own: Ctrl-C in the terminal goes to us alone, and we stop the nodes.
     command.process_group(0).kill_on_drop(true);
