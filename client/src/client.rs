@@ -223,11 +223,15 @@ impl Client {
             .max_encoding_message_size(usize::MAX)
     }
 
+    pub(crate) fn any(&self) -> Channel {
+        self.resolver.any()
+    }
+
     fn admin(&self) -> AdminClient<Channel> {
         AdminClient::new(self.resolver.any()).max_decoding_message_size(self.config.answer_bytes_max)
     }
 
-    async fn call<T, F>(
+    pub(crate) async fn call<T, F>(
         &self,
         repeat: Repeat,
         mutates: bool,

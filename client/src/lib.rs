@@ -8,6 +8,7 @@
 //! - [`Client`] (`client.rs`): the calls of `chronicle.v1`, each with retries inside a deadline.
 //! - [`Producer`] (`producer/`): ordered, batched, pipelined appends to one partition, exactly once by default.
 //! - [`Consumer`] (`consumer.rs`): the records of a partition from a position on, across reconnects.
+//! - [`GroupConsumer`] (`group.rs`): topics shared out among the members of a consumer group, with remembered offsets.
 //!
 //! Below them: `retry.rs` (what is repeated, and when), `resolver.rs` (which node a request goes to), `connect.rs` (the
 //! one seam to the network, replaceable by a simulation), `error.rs` (status and stream errors decoded).
@@ -32,6 +33,7 @@ mod config;
 mod connect;
 mod consumer;
 mod error;
+mod group;
 mod producer;
 mod record;
 mod resolver;
@@ -43,5 +45,6 @@ pub use config::{ClientConfig, RetryConfig};
 pub use connect::{BoxedIo, Connector, Io, tcp_connector};
 pub use consumer::{Consumer, ConsumerConfig};
 pub use error::{ClientError, ErrorKind};
+pub use group::{GroupConfig, GroupConsumer, GroupRecord, GroupStart};
 pub use producer::{Delivery, Producer, ProducerConfig};
 pub use record::{Compression, Partition, Position, Record, StoredRecord};

@@ -155,10 +155,10 @@ mod tests {
     }
 
     fn cases() -> impl Strategy<Value = (BTreeMap<String, i32>, BTreeMap<String, Vec<String>>)> {
-        let names = ["a", "b", "c", "d"];
-        let topics = proptest::collection::btree_map(proptest::sample::select(&names[..]), 0..12i32, 1..4)
+        const NAMES: &[&str] = &["a", "b", "c", "d"];
+        let topics = proptest::collection::btree_map(proptest::sample::select(NAMES), 0..12i32, 1..4)
             .prop_map(|topics| topics.into_iter().map(|(name, count)| (name.to_owned(), count)).collect());
-        let wanted = proptest::sample::subsequence(names.to_vec(), 1..4);
+        let wanted = proptest::sample::subsequence(NAMES, 1..4);
         let members = proptest::collection::btree_map(0..30u8, wanted, 0..8).prop_map(|members| {
             let owned = |topics: Vec<&str>| topics.into_iter().map(str::to_owned).collect();
             members.into_iter().map(|(id, topics)| (format!("m{id:02}"), owned(topics))).collect()

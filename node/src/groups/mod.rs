@@ -215,7 +215,8 @@ impl Groups {
             }
         }
         for summary in &mut all {
-            let coordinator = self.inner.coordinators.lock().get(&partition_of(&summary.group, topic.partitions)).cloned();
+            let coordinator =
+                self.inner.coordinators.lock().get(&partition_of(&summary.group, topic.partitions)).cloned();
             let slot = coordinator.and_then(|coordinator| coordinator.slots.lock().get(&summary.group).cloned());
             if let Some(slot) = slot
                 && let Some(group) = &*slot.lock().await

@@ -225,9 +225,7 @@ fn forgotten(backing: &Backing, record: &GroupRecord) -> Vec<Change> {
 /// Every partition of the topics that members read, with its holder's id; empty: nobody.
 fn owners(group: &Group) -> BTreeMap<(String, i32), String> {
     let partitions = group.topics().iter().flat_map(|(topic, count)| (0..*count).map(move |n| (topic, n)));
-    partitions
-        .map(|(topic, n)| ((topic.clone(), n), group.holder(topic, n).unwrap_or_default().to_owned()))
-        .collect()
+    partitions.map(|(topic, n)| ((topic.clone(), n), group.holder(topic, n).unwrap_or_default().to_owned())).collect()
 }
 
 async fn lag(backing: &Backing, topic: String, partition: i32, offset: Option<i64>) -> PartitionLag {
