@@ -199,7 +199,7 @@ impl GroupConsumer {
     /// again; `OUTCOME_UNKNOWN`; no answer within half the session. The next commit includes what this one did not.
     pub async fn commit(&mut self) -> Result<(), ClientError> {
         self.held.finish();
-        self.ask(Command::Commit).await
+        ask(self.commands.clone(), Command::Commit).await
     }
 
     /// The partitions that the member reads at the moment.
@@ -213,21 +213,11 @@ impl GroupConsumer {
     /// As [`GroupConsumer::commit`]. The group is left in any case.
     pub async fn close(self) -> Result<(), ClientError> {
         self.held.finish();
-        let closed = self.ask(Command::Close).await;
+        let closed = ask(self.commands.clone(), Command::Close).await;
         if let Err(error) = self.member.await {
             tracing::error!(%error, "the member's task panicked");
         }
         closed
-    }
-
-    async fn ask(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<(), ClientError>>) -> Command,
-    ) -> Result<(), ClientError> {
-        let stopped = || ClientError::new(ErrorKind::Fatal, "INTERNAL", "the member's task has stopped");
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| stopped())?;
-        answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// Reads the partitions that the member holds, and no others.
@@ -277,4 +267,15 @@ impl GroupConsumer {
         self.held.restart(partition, assignment, position);
         Ok(())
     }
+}
+
+/// Asks the member's task for something, and waits for the answer.
+async fn ask(
+    commands: mpsc::Sender<Command>,
+    command: impl FnOnce(oneshot::Sender<Result<(), ClientError>>) -> Command,
+) -> Result<(), ClientError> {
+    let stopped = || ClientError::new(ErrorKind::Fatal, "INTERNAL", "the member's task has stopped");
+    let (reply, answer) = oneshot::channel();
+    commands.send(command(reply)).await.map_err(|_| stopped())?;
+    answer.await.unwrap_or_else(|_| Err(stopped()))
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use chronicle_client::{Client, GroupConfig, GroupConsumer, GroupStart, Partition, v1};
 use chronicle_node::broker::Broker;
 use chronicle_node::config::Config;
-use chronicle_node::groups::{Commit, CommittedOffset, Groups, Partitions};
+use chronicle_node::groups::{Commit, CommittedOffset, Groups, Heartbeat, Membership, Partitions};
 use serving::Node;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,7 +86,7 @@ async fn two_consumers_share_a_topic_and_when_one_dies_the_other_goes_on_where_i
         }
     };
     tokio::time::timeout(PATIENCE, shared).await.expect("two members share the topic");
-    assert_eq!(first.assigned().len(), 2);
+    until_assigned(&mut first, 2).await;
     first.commit().await.unwrap();
     let group = described(&client, "g").await;
     let owned = |member: &v1::GroupMember| member.assigned.iter().map(|one| one.partitions.len()).sum::<usize>();
@@ -340,6 +340,46 @@ async fn offsets_survive_a_restart_and_a_kill() {
         groups.shutdown().await;
         broker.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_keep_what_they_have_when_the_coordinator_starts_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (broker, groups) = open(dir.path()).await;
+    broker.alter_topic("default", 4, Default::default()).await.unwrap();
+    let join = Heartbeat { group: "g".into(), topics: vec!["default".into()], ..Heartbeat::default() };
+    let beat = |member: &Membership| Heartbeat {
+        member_id: member.member_id.clone(),
+        generation: member.generation,
+        owned: member.assigned.clone(),
+        ..join.clone()
+    };
+    let mut first = groups.heartbeat(join.clone()).await.unwrap();
+    let mut second = groups.heartbeat(join.clone()).await.unwrap();
+    for _ in 0..3 {
+        first = groups.heartbeat(beat(&first)).await.unwrap();
+        second = groups.heartbeat(beat(&second)).await.unwrap();
+    }
+    assert_eq!((first.assigned["default"].len(), second.assigned["default"].len()), (2, 2));
+    groups.shutdown().await;
+    broker.shutdown().await;
+
+    let (broker, groups) = open(dir.path()).await;
+    // Whoever is new gets nothing before everybody was heard.
+    let third = groups.heartbeat(join.clone()).await.unwrap();
+    assert!(third.assigned.is_empty());
+    assert_eq!(third.generation, first.generation + 1, "the generation is remembered");
+    // A commit may be the first word of a member.
+    let holder = if first.assigned["default"].contains(&0) { &first } else { &second };
+    let (member_id, generation) = (holder.member_id.clone(), holder.generation);
+    groups.commit(Commit { member_id, generation, ..commit_of(3) }).await.unwrap();
+    let again = groups.heartbeat(beat(&first)).await.unwrap();
+    assert_eq!(again.assigned, first.assigned);
+    let last = groups.heartbeat(beat(&second)).await.unwrap();
+    assert!(last.assigned["default"].iter().all(|partition| second.assigned["default"].contains(partition)));
+    assert_eq!(groups.describe("g").await.unwrap().members.len(), 3);
+    groups.shutdown().await;
+    broker.shutdown().await;
 }
 
 fn copy_dir(from: &Path, to: &Path) {

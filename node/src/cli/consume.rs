@@ -5,9 +5,7 @@ use std::io::{self, BufWriter, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use chronicle_client::{
-    Client, ConsumerConfig, GroupConfig, GroupStart, Partition, Position, StoredRecord,
-};
+use chronicle_client::{Client, ConsumerConfig, GroupConfig, GroupStart, Partition, Position, StoredRecord};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -132,8 +130,9 @@ async fn copy_group(
             record = consumer.next() => record,
         };
         let written = match record {
-            Ok(record) => write_record(out, &record.record, Some(&record.partition), args, format)
-                .and_then(|()| Ok(out.flush()?)),
+            Ok(record) => {
+                write_record(out, &record.record, Some(&record.partition), args, format).and_then(|()| Ok(out.flush()?))
+            }
             Err(error) => Err(error.into()),
         };
         if written.is_err() {
@@ -213,7 +212,8 @@ fn write_record(
             out.write_all(&args.delimiter.0)?;
         }
         RecordFormat::Json => {
-            serde_json::to_writer(&mut *out, &RecordView::new(record, partition, args.encoding)).map_err(io::Error::from)?;
+            serde_json::to_writer(&mut *out, &RecordView::new(record, partition, args.encoding))
+                .map_err(io::Error::from)?;
             out.write_all(b"\n")?;
         }
     }

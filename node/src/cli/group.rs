@@ -222,7 +222,8 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_absent() {
-        let lag = v1::GroupLag { topic: "t".into(), offset: -1, end: 7, lag_records: -1, lag_ms: -1, ..Default::default() };
+        let lag =
+            v1::GroupLag { topic: "t".into(), offset: -1, end: 7, lag_records: -1, lag_ms: -1, ..Default::default() };
         let view = LagView::from(lag);
         assert_eq!((view.offset, view.end, view.lag_records, view.member_id), (None, Some(7), None, None));
     }

@@ -188,7 +188,9 @@ mod tests {
 
     #[test]
     fn every_command_takes_the_global_options() {
-        for command in ["topic list", "group list", "produce", "consume", "bench produce", "bench consume", "config", "dev"] {
+        for command in
+            ["topic list", "group list", "produce", "consume", "bench produce", "bench consume", "config", "dev"]
+        {
             let line = format!("chronicle {command} --server host:1 --output json");
             let cli = Cli::try_parse_from(line.split(' ')).expect(command);
             assert_eq!((cli.global.server.as_str(), cli.global.output), ("host:1", Format::Json), "{command}");
