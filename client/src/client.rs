@@ -6,6 +6,7 @@ use std::time::Duration;
 use chronicle_proto::v1;
 use chronicle_proto::v1::admin_client::AdminClient;
 use chronicle_proto::v1::cluster_client::ClusterClient;
+use chronicle_proto::v1::groups_client::GroupsClient;
 use chronicle_proto::v1::log_client::LogClient;
 use tonic::transport::Channel;
 
@@ -223,8 +224,8 @@ impl Client {
             .max_encoding_message_size(usize::MAX)
     }
 
-    pub(crate) fn any(&self) -> Channel {
-        self.resolver.any()
+    pub(crate) fn groups(&self) -> GroupsClient<Channel> {
+        GroupsClient::new(self.resolver.any()).max_decoding_message_size(self.config.answer_bytes_max)
     }
 
     fn admin(&self) -> AdminClient<Channel> {

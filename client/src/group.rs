@@ -162,8 +162,9 @@ impl GroupConsumer {
     /// Cancellation-safe: a record is only lost to the caller once it was returned.
     ///
     /// # Errors
-    /// A refusal of the group (`INVALID_REQUEST`, `UNKNOWN_TOPIC`, `OVERLOADED` with too many members), or the last failure
-    /// once reading a partition has failed for the client's request timeout. Calling again tries again from the same place.
+    /// A refusal of the group (`INVALID_REQUEST`, `UNKNOWN_TOPIC`); the last failure once the coordinator could not be
+    /// reached, or did not take the member (`OVERLOADED`), for a whole session; or the last failure once reading a partition has
+    /// failed for the client's request timeout. Calling again tries again from the same place.
     pub async fn next(&mut self) -> Result<GroupRecord, ClientError> {
         self.held.finish();
         loop {
@@ -213,11 +214,19 @@ impl GroupConsumer {
     /// As [`GroupConsumer::commit`]. The group is left in any case.
     pub async fn close(self) -> Result<(), ClientError> {
         self.held.finish();
-        let closed = ask(self.commands.clone(), Command::Close).await;
+        self.leave().await
+    }
+
+    /// As [`GroupConsumer::close`], but the record that was returned last is not finished: another member gets it.
+    ///
+    /// # Errors
+    /// As [`GroupConsumer::commit`]. The group is left in any case.
+    pub async fn leave(self) -> Result<(), ClientError> {
+        let left = ask(self.commands, Command::Close).await;
         if let Err(error) = self.member.await {
             tracing::error!(%error, "the member's task panicked");
         }
-        closed
+        left
     }
 
     /// Reads the partitions that the member holds, and no others.

@@ -119,6 +119,6 @@ impl Client {
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
-        self.call(repeat, mutates, Duration::ZERO, || attempt(GroupsClient::new(self.any()))).await
+        self.call(repeat, mutates, Duration::ZERO, || attempt(self.groups())).await
     }
 }

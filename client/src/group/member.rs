@@ -127,11 +127,12 @@ impl Member {
                 REJOIN
             }
             Err(error) => {
-                if Instant::now() >= self.session_ends {
+                tracing::debug!(group = self.config.group, %error, "heartbeat failed");
+                let is_over = Instant::now() >= self.session_ends;
+                if is_over {
                     self.held.lose_all();
                 }
-                tracing::debug!(group = self.config.group, %error, "heartbeat failed");
-                if !error.is_retryable() {
+                if is_over || !error.is_retryable() {
                     self.held.fail(error);
                 }
                 RETRY
@@ -188,8 +189,7 @@ impl Member {
                 Err(error)
             }
             Err(_) => {
-                let error = ClientError::new(ErrorKind::OutcomeUnknown, "OUTCOME_UNKNOWN", "no answer to a commit");
-                Err(error)
+                Err(ClientError::new(ErrorKind::OutcomeUnknown, "OUTCOME_UNKNOWN", "no answer to a commit in time"))
             }
         }
     }

@@ -135,9 +135,10 @@ async fn copy_group(
             }
             Err(error) => Err(error.into()),
         };
-        if written.is_err() {
-            // What could not be written was not consumed: leave without a commit.
-            return written;
+        if let Err(error) = written {
+            // What could not be written was not consumed: it is left to the next reader.
+            consumer.leave().await?;
+            return Err(error);
         }
         left -= 1;
     }

@@ -35,7 +35,7 @@ impl Groups {
         check_name(&request.group)?;
         let mut changes = checked(backing, &request)?;
         let is_member = !request.member_id.is_empty();
-        let topic = if is_member { self.topic(&request.group)? } else { backing.groups_topic_or_new().await? };
+        let topic = backing.groups_topic_or_new().await?;
         let mut seat = self.inner.sit(&request.group, &topic).await?;
         let group = seat.take(&request.group);
         let partitions = request.offsets.iter().map(|one| (one.topic.as_str(), one.partition));

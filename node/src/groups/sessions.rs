@@ -45,7 +45,7 @@ async fn tend(inner: &Inner, number: i32, coordinator: &Arc<Coordinator>, late: 
             group.postpone(late);
         }
         let now = Instant::now();
-        if !slot.as_ref().and_then(|group| group.next_expiry()).is_some_and(|first| first <= now) {
+        if slot.as_ref().and_then(|group| group.next_expiry()).is_none_or(|first| first > now) {
             return Ok(());
         }
         let Some(topic) = inner.backing.groups_topic() else { return Ok(()) };
