@@ -184,7 +184,7 @@ async fn commits_of_stale_and_unknown_members_are_refused_and_change_nothing() {
     let offsets = || client.fetch_group_offsets(v1::FetchOffsetsRequest { group: "g".into(), partitions: Vec::new() });
     assert!(offsets().await.unwrap().is_empty());
     client.commit_group_offsets(commit(&member, group.generation)).await.unwrap();
-    assert_eq!(offsets().await.unwrap(), [offset.clone()]);
+    assert_eq!(offsets().await.unwrap(), std::slice::from_ref(&offset));
     consumer.close().await.unwrap();
     node.stop().await;
 }

@@ -1,5 +1,7 @@
 //! Groups in scenarios, with time as an argument.
 
+use proptest::prelude::*;
+
 use super::*;
 
 /// A group, its clock and its topics.
@@ -238,4 +240,127 @@ fn a_group_has_a_limit_of_members() {
         scene.join();
     }
     assert_eq!(scene.beat("", &[]).unwrap_err().reason, Reason::Overloaded);
+}
+
+/// A client that does what it is told, some heartbeats later.
+struct Honest {
+    id: String,
+    owned: Vec<i32>,
+    /// Heartbeats that it goes on reading what was revoked.
+    slow: u8,
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Join {
+        slow: u8,
+    },
+    Beat(usize),
+    Leave(usize),
+    /// Without a word: its session has to end.
+    Die(usize),
+    FailOver,
+    Pass(u64),
+    Grow,
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        3 => (0..3u8).prop_map(|slow| Event::Join { slow }),
+        12 => any::<usize>().prop_map(Event::Beat),
+        1 => any::<usize>().prop_map(Event::Leave),
+        1 => any::<usize>().prop_map(Event::Die),
+        1 => Just(Event::FailOver),
+        3 => (0..4u64).prop_map(Event::Pass),
+        1 => Just(Event::Grow),
+    ];
+    proptest::collection::vec(event, 1..80)
+}
+
+impl Honest {
+    /// One heartbeat. A client whose session has ended drops everything.
+    fn beat(&mut self, scene: &mut Scene) -> bool {
+        match scene.beat(&self.id, &self.owned) {
+            Ok((assigned, generation)) => {
+                for partition in &assigned {
+                    assert_eq!(scene.may_commit(&self.id, generation, *partition), Ok(()));
+                }
+                let lingering = self.owned.iter().copied().filter(|partition| !assigned.contains(partition));
+                let lingering: Vec<i32> = if self.slow > 0 { lingering.collect() } else { Vec::new() };
+                self.slow = self.slow.saturating_sub(u8::from(!lingering.is_empty()));
+                self.owned = [assigned, lingering].concat();
+                true
+            }
+            Err(error) => {
+                assert_eq!(error.reason, Reason::UnknownMember);
+                false
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn no_partition_is_ever_read_by_two_members_and_in_the_end_all_are_read_evenly(
+        partitions in 1..12i32,
+        events in events(),
+    ) {
+        let mut scene = Scene::new(partitions);
+        let mut clients: Vec<Honest> = Vec::new();
+        for event in events {
+            let pick = |i: usize, clients: &Vec<Honest>| (!clients.is_empty()).then(|| i % clients.len());
+            match event {
+                Event::Join { slow } => {
+                    let (id, owned) = scene.join();
+                    clients.push(Honest { id, owned, slow });
+                }
+                Event::Beat(i) => {
+                    if let Some(i) = pick(i, &clients) {
+                        let mut client = clients.swap_remove(i);
+                        if client.beat(&mut scene) {
+                            clients.push(client);
+                        }
+                    }
+                }
+                Event::Leave(i) => {
+                    if let Some(i) = pick(i, &clients) {
+                        let client = clients.swap_remove(i);
+                        if let Ok(changes) = scene.group.leave(&client.id) {
+                            scene.remember(&changes);
+                        }
+                    }
+                }
+                Event::Die(i) => {
+                    if let Some(i) = pick(i, &clients) {
+                        clients.swap_remove(i);
+                    }
+                }
+                Event::FailOver => scene.fail_over(),
+                Event::Pass(seconds) => scene.pass(seconds),
+                Event::Grow => *scene.topics.get_mut("t").unwrap() += 1,
+            }
+            // Who was dropped stops reading when it hears so; until then the commits of others are safe from it.
+            let mut read = BTreeSet::new();
+            for client in clients.iter().filter(|client| scene.group.members.contains_key(&client.id)) {
+                for partition in &client.owned {
+                    prop_assert!(read.insert(*partition), "partition {} is read twice", partition);
+                }
+            }
+        }
+        // Quiet: everybody says that they are there until the dead are gone and all has changed hands.
+        for _ in 0..20 {
+            clients.retain_mut(|client| client.beat(&mut scene));
+            scene.pass(1);
+        }
+        prop_assert_eq!(scene.group.len(), clients.len());
+        if !clients.is_empty() {
+            prop_assert_eq!(scene.group.state(), GroupState::Stable);
+            let count = scene.topics["t"] as usize;
+            prop_assert_eq!(clients.iter().map(|client| client.owned.len()).sum::<usize>(), count);
+            let even = count / clients.len()..=count.div_ceil(clients.len());
+            prop_assert!(clients.iter().all(|client| even.contains(&client.owned.len())));
+        }
+    }
 }
