@@ -67,6 +67,8 @@ impl Groups {
         let Some(topic) = backing.groups_topic() else { return Ok(Vec::new()) };
         let lead = backing.lead(&topic, partition_of(name, topic.partitions)).await?;
         let record = lead.read(|table| table.get(name).cloned())?.unwrap_or_default();
+        let wanted: BTreeMap<&str, BTreeSet<i32>> =
+            wanted.iter().map(|(topic, partitions)| (topic.as_str(), partitions.iter().copied().collect())).collect();
         let is_wanted = |topic: &str, partition: i32| {
             wanted.is_empty() || wanted.get(topic).is_some_and(|partitions| partitions.contains(&partition))
         };
