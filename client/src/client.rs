@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chronicle_proto::v1;
 use chronicle_proto::v1::admin_client::AdminClient;
+use chronicle_proto::v1::groups_client::GroupsClient;
 use chronicle_proto::v1::log_client::LogClient;
 use tonic::transport::Channel;
 
@@ -250,6 +251,10 @@ impl Client {
         LogClient::new(channel)
             .max_decoding_message_size(self.config.answer_bytes_max)
             .max_encoding_message_size(usize::MAX)
+    }
+
+    pub(crate) fn groups(&self, channel: Channel) -> GroupsClient<Channel> {
+        GroupsClient::new(channel).max_decoding_message_size(self.config.answer_bytes_max)
     }
 
     fn admin(&self, channel: Channel) -> AdminClient<Channel> {

@@ -8,6 +8,7 @@
 //! - [`Client`] (`client.rs`, `cluster.rs`): the calls of `chronicle.v1`, each with retries inside a deadline.
 //! - [`Producer`] (`producer/`): ordered, batched, pipelined appends to one partition, exactly once by default.
 //! - [`Consumer`] (`consumer.rs`): the records of a partition from a position on, across reconnects.
+//! - [`GroupConsumer`] (`group.rs`): topics shared out among the members of a consumer group, with remembered offsets.
 //!
 //! Appends go to the leader of the partition and reads to its followers, wherever they are at the time; after a fail-over,
 //! an idempotent producer goes on exactly where it was.
@@ -39,6 +40,7 @@ mod config;
 mod connect;
 mod consumer;
 mod error;
+mod group;
 mod metadata;
 mod nodes;
 mod producer;
@@ -52,5 +54,6 @@ pub use config::{ClientConfig, ReadFrom, RetryConfig};
 pub use connect::{BoxedIo, Connector, Io, tcp_connector};
 pub use consumer::{Consumer, ConsumerConfig};
 pub use error::{ClientError, ErrorKind};
+pub use group::{GroupConfig, GroupConsumer, GroupRecord, GroupStart};
 pub use producer::{Delivery, Producer, ProducerConfig};
 pub use record::{Compression, Partition, Position, Record, StoredRecord};

@@ -165,6 +165,30 @@ fn topics_are_created_listed_described_changed_and_deleted() {
 }
 
 #[test]
+fn a_group_remembers_what_was_printed_and_is_listed_described_reset_and_deleted() {
+    let node = Dev::start();
+    node.ok(&["produce"], b"a\nb\nc\n");
+    assert_eq!(node.ok(&["consume", "default", "--group", "g", "--max", "2"], b""), "a\nb\n");
+    let line = node.ok(&["consume", "--group", "g", "--max", "1", "-o", "json"], b"");
+    let record: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&record["partition"], &record["offset"]), (&0.into(), &2.into()), "{line}");
+    assert_eq!(node.json(&["group", "list"])[0]["state"], "empty");
+    let group = node.json(&["group", "describe", "g"]);
+    let lag = &group["partitions"][0];
+    assert_eq!((&lag["offset"], &lag["end"], &lag["lag_records"]), (&3.into(), &3.into(), &0.into()), "{group}");
+    let planned = node.json(&["group", "reset", "g", "default", "--to", "1", "--dry-run"]);
+    assert_eq!(planned[0]["offset"], 1, "{planned}");
+    assert_eq!(node.json(&["group", "describe", "g"])["partitions"][0]["offset"], 3);
+    node.ok(&["group", "reset", "g", "default", "--to", "1"], b"");
+    assert_eq!(node.ok(&["consume", "--group", "g", "--max", "1"], b""), "b\n");
+    let error = node.error(&["consume", "--group", "g", "--from", "7"], b"");
+    assert!(error.contains("--from") && error.contains("group reset"), "{error}");
+    assert!(node.error(&["consume", "nowhere", "--group", "g"], b"").starts_with("error: UNKNOWN_TOPIC: "));
+    node.ok(&["group", "delete", "g"], b"");
+    assert!(node.error(&["group", "describe", "g"], b"").starts_with("error: UNKNOWN_GROUP: "));
+}
+
+#[test]
 fn refusals_name_the_reason_and_the_line() {
     let node = Dev::start();
     node.ok(&["produce", "--expect-next", "0"], b"a\nb\n");

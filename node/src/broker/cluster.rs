@@ -16,8 +16,8 @@ use super::{
     TopicPartition, VerifiedPartition, now_ms,
 };
 use crate::controller::{
-    CONTROLLER_LOG, Command, ControllerState, NodeInfo, NodeState, Operation, OperationKind, Outcome, remaining, unexpected,
-    waiting_for,
+    CONTROLLER_LOG, Command, ControllerState, NodeInfo, NodeState, Operation, OperationKind, Outcome, remaining,
+    unexpected, waiting_for,
 };
 use crate::partition::{PartitionRole, SlotState, ask_group};
 
@@ -40,7 +40,8 @@ impl Broker {
         let (leader, _) = controller.leader();
         let voters = controller.voters();
         let placements = || state.placements.values().flatten();
-        let count = |holds: &dyn Fn(&crate::controller::Placement) -> bool| placements().filter(|p| holds(p)).count() as u32;
+        let count =
+            |holds: &dyn Fn(&crate::controller::Placement) -> bool| placements().filter(|p| holds(p)).count() as u32;
         let server = |node: &NodeInfo| Server {
             node_id: node.uuid,
             name: node.name.clone(),
@@ -69,7 +70,8 @@ impl Broker {
             let _ = self.controller()?.sync().await;
             state = self.inner.env.state();
         }
-        let names: Vec<&String> = if topics.is_empty() { state.topics.keys().collect() } else { topics.iter().collect() };
+        let names: Vec<&String> =
+            if topics.is_empty() { state.topics.keys().collect() } else { topics.iter().collect() };
         let (known, unknown): (Vec<&String>, Vec<&String>) =
             names.into_iter().partition(|name| state.topics.contains_key(*name));
         let described = known.into_iter().map(|name| {
@@ -100,7 +102,9 @@ impl Broker {
             leader = match partition.role() {
                 PartitionRole::Leading(_) | PartitionRole::Settling => Some(env.node()),
                 // A leader that is gone is no help.
-                PartitionRole::Following { leader } => leader.filter(|id| env.alive(*id) && !partition.group().leader_gone()),
+                PartitionRole::Following { leader } => {
+                    leader.filter(|id| env.alive(*id) && !partition.group().leader_gone())
+                }
             };
         }
         let (leader, term) = match leader {
@@ -294,7 +298,9 @@ impl Broker {
     pub(super) async fn hand_over_all(&self) {
         let slots: Vec<_> = self.inner.slots.read().values().cloned().collect();
         let handed = slots.into_iter().filter_map(|slot| match slot.state() {
-            SlotState::Active(partition) if matches!(partition.role(), PartitionRole::Leading(_)) => Some(partition.id()),
+            SlotState::Active(partition) if matches!(partition.role(), PartitionRole::Leading(_)) => {
+                Some(partition.id())
+            }
             _ => None,
         });
         let others = |id: LogId| self.inner.env.placement(id).is_some_and(|placement| placement.voters.len() > 1);
@@ -381,7 +387,8 @@ impl Broker {
             verified.replicas.push((uuid(*node), digest));
         }
         verified.replicas.extend(lagging.into_iter().map(|(node, error)| (uuid(node), Err(error))));
-        let digests: BTreeSet<&String> = verified.replicas.iter().filter_map(|(_, digest)| digest.as_ref().ok()).collect();
+        let digests: BTreeSet<&String> =
+            verified.replicas.iter().filter_map(|(_, digest)| digest.as_ref().ok()).collect();
         let failed = verified.replicas.iter().filter(|(_, digest)| digest.is_err()).count();
         verified.difference = match (digests.len(), failed) {
             (0 | 1, 0) => String::new(),
@@ -391,11 +398,7 @@ impl Broker {
         verified
     }
 
-    async fn replica_status(
-        &self,
-        id: LogId,
-        node: u64,
-    ) -> Result<chronicle_proto::internal::GroupResponse, String> {
+    async fn replica_status(&self, id: LogId, node: u64) -> Result<chronicle_proto::internal::GroupResponse, String> {
         if node == self.inner.env.node() {
             return self.group_status(id, true).await.map_err(|e| e.message);
         }
@@ -412,7 +415,9 @@ impl Broker {
                 ask_group(&self.inner.env, id, node, Ask::Digest(range)).await.map(|answer| answer.digest.to_vec())
             };
             match answer {
-                Ok(digest) if !digest.is_empty() => return Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect()),
+                Ok(digest) if !digest.is_empty() => {
+                    return Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect());
+                }
                 Ok(_) if tokio::time::Instant::now() >= until => return Err("it lags behind".into()),
                 Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 Err(error) => return Err(error),

@@ -2,12 +2,13 @@
 //! belong any more.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chronicle_log::{LogId, LogSummary};
 
 use super::{Broker, Topic, TopicSettings, now_ms};
-use crate::partition::{EVERY, Slot, SlotState};
+use crate::partition::{EVERY, PartitionRole, Slot, SlotState};
 
 /// How often the data directory is compared with what is agreed, when nothing has changed.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
@@ -26,11 +27,14 @@ pub(super) async fn look_after(broker: Broker) {
         let full = broker.inner.disk_space.check(&broker.inner.store).is_err();
         broker.inner.env.peers.liveness().set_unfit(full);
         let slots: Vec<Arc<Slot>> = broker.inner.slots.read().values().cloned().collect();
+        let mut led = 0;
         for slot in slots {
             if let SlotState::Active(partition) = slot.state() {
                 partition.look_after();
+                led += usize::from(!matches!(partition.role(), PartitionRole::Following { .. }));
             }
         }
+        broker.inner.env.led.store(led, Ordering::Relaxed);
         if let Some(controller) = broker.inner.env.controller.get() {
             let state = broker.inner.env.state();
             let leader = controller.leader().0.and_then(|id| state.nodes.get(&id)).map(|node| node.address.clone());
@@ -98,7 +102,9 @@ impl Broker {
             let (store, id) = (self.inner.store.clone(), *log);
             match tokio::task::spawn_blocking(move || store.delete_log(id)).await {
                 Ok(Ok(())) => tracing::info!(partition = %log, "replica has moved away and is deleted"),
-                Ok(Err(error)) => tracing::warn!(partition = %log, %error, "a replica that has moved away is not deleted"),
+                Ok(Err(error)) => {
+                    tracing::warn!(partition = %log, %error, "a replica that has moved away is not deleted")
+                }
                 Err(error) => tracing::error!(partition = %log, %error, "deleting a log panicked"),
             }
         }

@@ -155,10 +155,15 @@ impl Broker {
             },
         };
         let env = &self.inner.env;
-        env.peers.identify(Me { cluster: identity.cluster_id, node: identity.raft_id });
+        env.peers.identify(Me {
+            cluster: identity.cluster_id,
+            node: identity.raft_id,
+            boot: env.peers.liveness().boot(),
+        });
         let addresses: BTreeMap<u64, String> = known.iter().map(|node| (node.raft_id, node.address.clone())).collect();
         env.peers.set_addresses(&addresses);
-        let nodes: Option<Vec<NodeInfo>> = founders.map(|founders| founders.iter().map(|node| self.founder(node)).collect());
+        let nodes: Option<Vec<NodeInfo>> =
+            founders.map(|founders| founders.iter().map(|node| self.founder(node)).collect());
         let members = nodes.as_ref().map(|nodes| nodes.iter().map(|node| (node.id, member(Some(node)))).collect());
         let controller = Controller::start(env.clone(), members).await?;
         if env.controller.set(controller.clone()).is_err() {
@@ -263,7 +268,10 @@ impl Broker {
     /// Takes a node into the cluster, or takes note that it is back.
     pub(super) async fn take_in(&self, request: proto::JoinRequest) -> Result<proto::JoinResponse, Status> {
         if request.protocol != PROTOCOL {
-            return Err(refuse("PROTOCOL", format!("the node speaks version {}, this cluster {PROTOCOL}", request.protocol)));
+            return Err(refuse(
+                "PROTOCOL",
+                format!("the node speaks version {}, this cluster {PROTOCOL}", request.protocol),
+            ));
         }
         let uuid = |field: &str, text: &str| {
             text.parse::<Uuid>().map_err(|_| Status::invalid_argument(format!("{field}: {text:?}: must be a UUID")))
@@ -287,6 +295,20 @@ impl Broker {
                 }
                 Some(_) => {}
             }
+            let liveness = self.inner.env.peers.liveness();
+            if let Some(holder) = state.node_of(node)
+                && holder.id != self.inner.env.node()
+                && holder.address != request.address
+                && liveness.alive(holder.id)
+                && liveness.boot_of(holder.id) != request.boot
+            {
+                if Instant::now() < until {
+                    tokio::time::sleep(ANNOUNCE_PAUSE).await;
+                    continue;
+                }
+                let why = format!("node {node} is alive at {}: its data directory was copied", holder.address);
+                return Err(refuse("DUPLICATE", why));
+            }
             let alive = controller.alive();
             let command = Command::Join {
                 uuid: node,
@@ -296,7 +318,12 @@ impl Broker {
                 version: request.version.clone(),
                 boot: request.boot,
                 cluster_id,
-                alive_uuids: state.nodes.values().filter(|node| alive.contains(&node.id)).map(|node| node.uuid).collect(),
+                alive_uuids: state
+                    .nodes
+                    .values()
+                    .filter(|node| alive.contains(&node.id))
+                    .map(|node| node.uuid)
+                    .collect(),
                 now_ms: now_ms(),
             };
             match controller.command_again(&command).await.map_err(|e| Status::unavailable(e.message))? {

@@ -39,7 +39,8 @@ impl Handler for Broker {
     fn refusal(&self, from: u64) -> Option<String> {
         let state = self.inner.env.state();
         let node = state.nodes.get(&from)?;
-        (node.state == NodeState::Removed).then(|| format!("node {} ({}) was removed from the cluster", node.name, node.uuid))
+        (node.state == NodeState::Removed)
+            .then(|| format!("node {} ({}) was removed from the cluster", node.name, node.uuid))
     }
 
     fn hello(&self, request: proto::HelloRequest) -> proto::HelloResponse {
@@ -87,7 +88,11 @@ impl Handler for Broker {
         .boxed()
     }
 
-    fn group(&self, _from: u64, request: proto::GroupRequest) -> BoxFuture<'static, Result<proto::GroupResponse, Status>> {
+    fn group(
+        &self,
+        _from: u64,
+        request: proto::GroupRequest,
+    ) -> BoxFuture<'static, Result<proto::GroupResponse, Status>> {
         let broker = self.clone();
         async move {
             let id = crate::peers::named_group(&request.group)?;

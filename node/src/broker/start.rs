@@ -55,7 +55,11 @@ impl Broker {
     ///
     /// # Errors
     /// As [`Broker::start`]; configuration of discovery that cannot be used.
-    pub async fn prepare(config: Arc<Config>, disk: Arc<dyn Disk>, connector: Connector) -> Result<Broker, BrokerError> {
+    pub async fn prepare(
+        config: Arc<Config>,
+        disk: Arc<dyn Disk>,
+        connector: Connector,
+    ) -> Result<Broker, BrokerError> {
         let dir = config.node.data_dir.clone();
         let store_config = store_config(&config.storage);
         let store = tokio::task::spawn_blocking(move || Store::open(disk, &dir, store_config))
@@ -95,6 +99,7 @@ impl Broker {
             budget: Arc::new(Semaphore::new((config.storage.pending_bytes_max / 1024) as usize)),
             agreed: Arc::default(),
             filling: Arc::new(Throttle::new(config.cluster.fill_bytes_per_second)),
+            led: Default::default(),
             controller: Default::default(),
         });
         let reserve = config.storage.reserve_bytes;

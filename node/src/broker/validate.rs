@@ -42,7 +42,11 @@ pub(super) fn not_internal(field: &str, name: &str) -> Result<(), BrokerError> {
         return Ok(());
     }
     let shown: String = name.chars().take(64).collect();
-    Err(BrokerError::invalid(field, format!("{shown:?}"), "names that begin with __ are internal: they can only be read"))
+    Err(BrokerError::invalid(
+        field,
+        format!("{shown:?}"),
+        "names that begin with __ are internal: they can only be read",
+    ))
 }
 
 /// Most replicas of a partition.

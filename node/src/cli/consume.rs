@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use chronicle_client::{Client, ConsumerConfig, Partition, Position, StoredRecord};
+use chronicle_client::{Client, ConsumerConfig, GroupConfig, GroupStart, Partition, Position, StoredRecord};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -17,8 +17,15 @@ use super::{parse, signal};
 #[derive(Debug, Args)]
 pub(super) struct ConsumeArgs {
     /// Topic to read.
+    #[arg(value_name = "TOPIC", conflicts_with = "topic")]
+    name: Option<String>,
+    /// Topic to read.
     #[arg(long, short = 't', value_name = "TOPIC", default_value = "default")]
     topic: String,
+    /// Read as a member of this consumer group until Ctrl-C or --max: partitions are shared with the other members, and
+    /// the group remembers what was printed. --from (earliest or latest) is where it starts the first time.
+    #[arg(long, short = 'g', value_name = "GROUP", conflicts_with_all = ["partition", "to"])]
+    group: Option<String>,
     /// Partition (0-based).
     #[arg(long, short = 'p', value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..))]
     partition: i32,
@@ -65,7 +72,6 @@ enum Encoding {
 
 pub(super) async fn run(global: &Global, args: ConsumeArgs) -> anyhow::Result<()> {
     let client = global.client()?;
-    let partition = Partition::new(&args.topic, args.partition);
     let format = args.format.unwrap_or(match global.output {
         output::Format::Table => RecordFormat::Value,
         output::Format::Json | output::Format::Yaml => RecordFormat::Json,
@@ -73,6 +79,11 @@ pub(super) async fn run(global: &Global, args: ConsumeArgs) -> anyhow::Result<()
     // A writer that reports a failure instead of panicking, and that is flushed before every wait.
     let mut out = BufWriter::with_capacity(64 << 10, io::stdout());
     let mut stop = std::pin::pin!(signal::stop_requested());
+    if let Some(group) = &args.group {
+        let reading = copy_group(&client, group, &args, format, &mut out, stop);
+        return reading.await;
+    }
+    let partition = Partition::new(args.topic(), args.partition);
     tokio::select! {
         stopped = &mut stop => stopped?,
         copied = copy(&client, partition, &args, format, &mut out) => copied?,
@@ -80,6 +91,59 @@ pub(super) async fn run(global: &Global, args: ConsumeArgs) -> anyhow::Result<()
     // What was printed before Ctrl-C is whole records.
     out.flush()?;
     Ok(())
+}
+
+impl ConsumeArgs {
+    fn topic(&self) -> &str {
+        self.name.as_deref().unwrap_or(&self.topic)
+    }
+}
+
+/// Prints what the group assigns to this process. A record counts as consumed once it is written and flushed.
+async fn copy_group(
+    client: &Client,
+    group: &str,
+    args: &ConsumeArgs,
+    format: RecordFormat,
+    out: &mut impl Write,
+    mut stop: std::pin::Pin<&mut impl Future<Output = io::Result<()>>>,
+) -> anyhow::Result<()> {
+    let start = match args.from {
+        Position::Earliest => GroupStart::Earliest,
+        Position::Latest => GroupStart::Latest,
+        Position::Offset(_) | Position::Timestamp(_) => {
+            anyhow::bail!(
+                "--from: with --group it is earliest or latest; `chronicle group reset` sets the offsets of a group"
+            );
+        }
+    };
+    let client_name = format!("chronicle consume, process {}", std::process::id());
+    let config = GroupConfig { start, client_name, ..GroupConfig::new(group, [args.topic()]) };
+    let mut consumer = client.group_consumer(config);
+    let mut left = args.max.unwrap_or(u64::MAX);
+    let mut result = Ok(());
+    while left > 0 {
+        // Nothing more is printed once stop was asked for; the record that is not taken belongs to the next reader.
+        let record = tokio::select! {
+            biased;
+            stopped = &mut stop => { result = stopped.map_err(Into::into); break }
+            record = consumer.next() => record,
+        };
+        let written = match record {
+            Ok(record) => {
+                write_record(out, &record.record, Some(&record.partition), args, format).and_then(|()| Ok(out.flush()?))
+            }
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = written {
+            // What could not be written was not consumed: it is left to the next reader.
+            consumer.leave().await?;
+            return Err(error);
+        }
+        left -= 1;
+    }
+    consumer.close().await?;
+    result
 }
 
 async fn copy(
@@ -117,7 +181,7 @@ async fn copy(
             break;
         }
         for record in records.into_iter().take(usize::try_from(left).unwrap_or(usize::MAX)) {
-            write_record(out, &record, args, format)?;
+            write_record(out, &record, None, args, format)?;
             left -= 1;
         }
         out.flush()?;
@@ -128,6 +192,7 @@ async fn copy(
 fn write_record(
     out: &mut impl Write,
     record: &StoredRecord,
+    partition: Option<&Partition>,
     args: &ConsumeArgs,
     format: RecordFormat,
 ) -> anyhow::Result<()> {
@@ -148,7 +213,8 @@ fn write_record(
             out.write_all(&args.delimiter.0)?;
         }
         RecordFormat::Json => {
-            serde_json::to_writer(&mut *out, &RecordView::new(record, args.encoding)).map_err(io::Error::from)?;
+            serde_json::to_writer(&mut *out, &RecordView::new(record, partition, args.encoding))
+                .map_err(io::Error::from)?;
             out.write_all(b"\n")?;
         }
     }
@@ -158,6 +224,9 @@ fn write_record(
 /// A record as one JSON line. Absent: no key, a null value.
 #[derive(Debug, Serialize)]
 struct RecordView {
+    /// Of a group's record, which may be from any partition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<i32>,
     offset: i64,
     timestamp: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -169,7 +238,7 @@ struct RecordView {
 }
 
 impl RecordView {
-    fn new(record: &StoredRecord, encoding: Encoding) -> Self {
+    fn new(record: &StoredRecord, partition: Option<&Partition>, encoding: Encoding) -> Self {
         let encode = |bytes: &[u8]| match (encoding, std::str::from_utf8(bytes)) {
             (Encoding::Base64, _) => json!(STANDARD.encode(bytes)),
             (Encoding::Text, Ok(text)) => json!(text),
@@ -179,6 +248,7 @@ impl RecordView {
             BTreeMap::from([("name", Some(json!(header.key))), ("value", header.value.as_deref().map(encode))])
         };
         Self {
+            partition: partition.map(|partition| partition.partition),
             offset: record.offset,
             timestamp: record.timestamp_ms,
             key: record.key.as_deref().map(encode),
@@ -204,7 +274,7 @@ mod tests {
     fn printed(arguments: &[&str], format: RecordFormat, record: &StoredRecord) -> Vec<u8> {
         let args = Line::parse_from([&["consume"], arguments].concat()).args;
         let mut out = Vec::new();
-        write_record(&mut out, record, &args, format).unwrap();
+        write_record(&mut out, record, None, &args, format).unwrap();
         out
     }
 

@@ -11,6 +11,7 @@ mod config;
 mod consume;
 mod debug;
 mod dev;
+mod group;
 mod histogram;
 mod input;
 mod node;
@@ -103,6 +104,9 @@ enum Command {
     /// Show the cluster, move and remove its nodes, compare replicas.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// List, describe, reset and delete consumer groups.
+    #[command(subcommand)]
+    Group(group::GroupCommand),
     /// Measure appends or reads.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -147,6 +151,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Produce(args) => produce::run(&global, args).await,
         Command::Consume(args) => consume::run(&global, args).await,
         Command::Cluster(command) => cluster::run(&global, command).await,
+        Command::Group(command) => group::run(&global, command).await,
         Command::Bench(command) => bench::run(&global, command).await,
         Command::Debug(command) => debug::run(&global, command),
         Command::Config(args) => config::run(&global, &args),
@@ -186,9 +191,17 @@ mod tests {
 
     #[test]
     fn every_command_takes_the_global_options() {
-        for command in
-            ["topic list", "produce", "consume", "bench produce", "bench consume", "cluster members", "config", "dev"]
-        {
+        for command in [
+            "topic list",
+            "produce",
+            "consume",
+            "bench produce",
+            "bench consume",
+            "cluster members",
+            "group list",
+            "config",
+            "dev",
+        ] {
             let line = format!("chronicle {command} --server host:1 --output json");
             let cli = Cli::try_parse_from(line.split(' ')).expect(command);
             assert_eq!((cli.global.server.as_str(), cli.global.output), ("host:1", Format::Json), "{command}");
@@ -210,6 +223,11 @@ mod tests {
         for line in [
             "chronicle consume --from yesterday",
             "chronicle consume --max -1",
+            "chronicle consume --group g --partition 1",
+            "chronicle consume --group g --to 9",
+            "chronicle consume one --topic two",
+            "chronicle group reset g t",
+            "chronicle group reset g t --to soon",
             "chronicle consume --separator \\q",
             "chronicle produce -H novalue",
             "chronicle produce --compression lzma",

@@ -108,7 +108,10 @@ impl Controller {
     ///
     /// # Errors
     /// When the log cannot be opened (damage included) or the group does not start.
-    pub async fn start(env: Arc<Environment>, founders: Option<BTreeMap<u64, Member>>) -> Result<Arc<Self>, BrokerError> {
+    pub async fn start(
+        env: Arc<Environment>,
+        founders: Option<BTreeMap<u64, Member>>,
+    ) -> Result<Arc<Self>, BrokerError> {
         let handle = env.consensus.clone();
         handle
             .spawn(Self::start_here(env, founders))
@@ -245,7 +248,9 @@ impl Controller {
                 let answer = self.propose(term, payload).await?;
                 Ok((answer, *self.applied.borrow()))
             }
-            Role::Follower { .. } => Err(BrokerError::new(Reason::Unavailable, "this node does not lead the controller group")),
+            Role::Follower { .. } => {
+                Err(BrokerError::new(Reason::Unavailable, "this node does not lead the controller group"))
+            }
         }
     }
 
@@ -305,8 +310,9 @@ impl Controller {
         };
         self.group.propose(term, proposal, done).await.map_err(|e| group_error(&e))?;
         let stopped = || {
-            let cause =
-                self.failure().unwrap_or_else(|| BrokerError::new(Reason::Unavailable, "the controller leader changed"));
+            let cause = self
+                .failure()
+                .unwrap_or_else(|| BrokerError::new(Reason::Unavailable, "the controller leader changed"));
             BrokerError::unknown(&cause)
         };
         match tokio::time::timeout(LEADER_PATIENCE, rx).await {

@@ -5,13 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::balancer::{self, BalancerConfig};
-use super::{voters, Command, Controller, NodeState, Outcome};
+use super::{Command, Controller, NodeState, Operation, OperationKind, OperationState, Outcome, voters};
 use crate::broker::now_ms;
 use crate::partition::{EVERY, member};
 use crate::raft::Role;
@@ -66,17 +67,23 @@ impl Steward {
             controller.env.peers.set_addresses(&addresses);
         }
         let now = Instant::now();
-        if !matches!(controller.group.roles().now(), Role::Leader(_)) {
-            self.led_since = None;
-            return;
-        }
-        let since = *self.led_since.get_or_insert(now);
         let busy = self.work.as_ref().is_some_and(|work| !work.is_finished());
+        let leads = matches!(controller.group.roles().now(), Role::Leader(_));
+        if !leads {
+            self.led_since = None;
+        }
         if busy || self.planned.is_some_and(|planned| now - planned < PLAN_EVERY) {
             return;
         }
         self.planned = Some(now);
         let controller = controller.clone();
+        if !leads {
+            if controller.drained().is_some() {
+                self.work = Some(tokio::spawn(async move { controller.finish_drain().await }));
+            }
+            return;
+        }
+        let since = *self.led_since.get_or_insert(now);
         let calm = now - since >= PLAN_AFTER;
         self.work = Some(tokio::spawn(async move {
             if let Err(error) = controller.steward(calm).await {
@@ -149,6 +156,26 @@ impl Controller {
         }
         tracing::info!(voters = ?wanted, "voters of the controller group change");
         self.group.change_voters_retain(wanted).await.map_err(|e| e.to_string())
+    }
+
+    /// The operation that drains this node, once the node leads nothing any more.
+    fn drained(&self) -> Option<u64> {
+        let me = self.env.node();
+        let state = self.state();
+        let drains = |operation: &&Operation| {
+            operation.kind == OperationKind::Drain && operation.node == me && operation.running()
+        };
+        let operation = state.operations.values().find(drains)?.id;
+        (self.env.led.load(Ordering::Relaxed) == 0).then_some(operation)
+    }
+
+    /// Says that this node leads nothing any more.
+    async fn finish_drain(&self) {
+        let Some(id) = self.drained() else { return };
+        let command = Command::FinishOperation { id, state: OperationState::Done, now_ms: now_ms() };
+        if let Err(error) = self.command_again(&command).await {
+            tracing::debug!(%error, "the end of a drain is not noted yet");
+        }
     }
 
     /// A node that is drained or leaves leads the controller group no longer than it must.

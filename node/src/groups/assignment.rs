@@ -83,18 +83,27 @@ impl Topic<'_> {
     /// Moves partitions from the owner with the most to the reader with the least while that makes them more even. Every
     /// move lowers the sum of the squares of the counts, so that the moves of all topics come to an end.
     fn even_out(&mut self, counts: &mut [usize]) -> bool {
+        let mut lists = vec![Vec::new(); self.readers.len()];
+        for (partition, owner) in self.owners.iter().enumerate() {
+            if let Some(at) = owner.and_then(|owner| self.readers.binary_search(&owner).ok()) {
+                lists[at].push(partition);
+            }
+        }
         let mut moved = false;
         loop {
-            let to = least(&self.readers, counts);
-            let most = self.owners.iter().enumerate().filter_map(|(partition, owner)| Some((partition, (*owner)?)));
-            // The last of equals: a member that came late gives first what it got last.
-            let Some((partition, from)) = most.max_by_key(|(_, owner)| counts[*owner]) else { return moved };
-            if counts[from] <= counts[to] + 1 {
+            let places = || 0..self.readers.len();
+            let count = |at: &usize| counts[self.readers[*at]];
+            let from = places().filter(|at| !lists[*at].is_empty()).max_by_key(count);
+            let (Some(from), Some(to)) = (from, places().min_by_key(count)) else { return moved };
+            if count(&from) <= count(&to) + 1 {
                 return moved;
             }
-            self.owners[partition] = Some(to);
-            counts[from] -= 1;
-            counts[to] += 1;
+            // The last of equals: a member that came late gives first what it got last.
+            let Some(partition) = lists[from].pop() else { return moved };
+            lists[to].push(partition);
+            self.owners[partition] = Some(self.readers[to]);
+            counts[self.readers[from]] -= 1;
+            counts[self.readers[to]] += 1;
             moved = true;
         }
     }
@@ -154,11 +163,22 @@ mod tests {
         assert!(assign(&BTreeMap::new(), &topics(&[("t", 1)]), &assignment).is_empty());
     }
 
+    #[test]
+    fn the_largest_groups_are_assigned_too() {
+        let topics = topics(&[("t", 10_000)]);
+        let group = |n: usize| (0..n).map(|i| (format!("m{i:04}"), vec!["t".to_owned()])).collect();
+        let one = assign(&group(1), &topics, &Assignment::new());
+        let two = assign(&group(2), &topics, &one);
+        assert_eq!(moves(&one, &two), 5000);
+        let many = assign(&group(1000), &topics, &two);
+        assert!(counts(&many).values().all(|count| *count == 10));
+    }
+
     fn cases() -> impl Strategy<Value = (BTreeMap<String, i32>, BTreeMap<String, Vec<String>>)> {
-        let names = ["a", "b", "c", "d"];
-        let topics = proptest::collection::btree_map(proptest::sample::select(&names[..]), 0..12i32, 1..4)
+        const NAMES: &[&str] = &["a", "b", "c", "d"];
+        let topics = proptest::collection::btree_map(proptest::sample::select(NAMES), 0..12i32, 1..4)
             .prop_map(|topics| topics.into_iter().map(|(name, count)| (name.to_owned(), count)).collect());
-        let wanted = proptest::sample::subsequence(names.to_vec(), 1..4);
+        let wanted = proptest::sample::subsequence(NAMES, 1..4);
         let members = proptest::collection::btree_map(0..30u8, wanted, 0..8).prop_map(|members| {
             let owned = |topics: Vec<&str>| topics.into_iter().map(str::to_owned).collect();
             members.into_iter().map(|(id, topics)| (format!("m{id:02}"), owned(topics))).collect()

@@ -273,13 +273,15 @@ impl Group {
 
     /// What the member says that it holds, as far as it can be; the rest of what it held is free.
     fn take_claims(&mut self, id: &str, owned: &Partitions) {
+        let owned: BTreeMap<&str, BTreeSet<i32>> =
+            owned.iter().map(|(topic, partitions)| (topic.as_str(), partitions.iter().copied().collect())).collect();
         self.held.retain(|(topic, partition), holder| {
-            holder != id || owned.get(topic).is_some_and(|partitions| partitions.contains(partition))
+            holder != id || owned.get(topic.as_str()).is_some_and(|partitions| partitions.contains(partition))
         });
         for (topic, partitions) in owned {
             let Some(count) = self.topics.get(topic) else { continue };
-            for partition in partitions.iter().filter(|partition| (0..*count).contains(*partition)) {
-                self.held.entry((topic.clone(), *partition)).or_insert_with(|| id.to_owned());
+            for partition in partitions.range(0..(*count).max(0)) {
+                self.held.entry((topic.to_owned(), *partition)).or_insert_with(|| id.to_owned());
             }
         }
     }

@@ -100,6 +100,17 @@ struct Coordinator {
     known: AtomicUsize,
 }
 
+impl Coordinator {
+    /// Begins a term: every member that is remembered is expected from now on.
+    fn recover(term: u64, table: &GroupTable, now: Instant) -> Self {
+        let with_members = table.iter().filter(|(_, record)| !record.members.is_empty());
+        let slot = |(name, record): (&String, &GroupRecord)| {
+            (name.clone(), Slot::new(tokio::sync::Mutex::new(Some(Group::recover(name, record, now)))))
+        };
+        Self { term, slots: Mutex::new(with_members.map(slot).collect()), known: AtomicUsize::new(table.len()) }
+    }
+}
+
 /// One group, for one decision.
 struct Seat {
     lead: Lead,
@@ -155,7 +166,7 @@ impl Groups {
         if joins && let Some(topic) = record.topics.iter().find(|topic| self.inner.backing.partitions_of(topic) == 0) {
             return Err(unknown_topic(topic));
         }
-        let topic = if joins { self.inner.backing.groups_topic_or_new().await? } else { self.topic(&request.group)? };
+        let topic = self.inner.backing.groups_topic_or_new().await?;
         let mut seat = self.inner.sit(&request.group, &topic).await?;
         if joins && seat.record.is_none() {
             self.inner.check_room()?;
@@ -182,7 +193,8 @@ impl Groups {
     /// [`Reason::UnknownMember`] when it has ended before; [`Reason::NotLeader`].
     pub async fn leave(&self, name: &str, member_id: &str) -> Result<(), BrokerError> {
         check_name(name)?;
-        let mut seat = self.inner.sit(name, &self.topic(name)?).await?;
+        let topic = self.inner.backing.groups_topic_or_new().await?;
+        let mut seat = self.inner.sit(name, &topic).await?;
         let mut group = seat.take(name);
         let left = group.leave(member_id);
         if let Ok(changes) = &left {
@@ -201,21 +213,14 @@ impl Groups {
         let Some(topic) = self.inner.backing.groups_topic() else { return Ok(Vec::new()) };
         let mut all = Vec::new();
         for number in 0..topic.partitions {
-            let summaries = |table: &GroupTable| {
-                let summary = |(name, record): (&String, &GroupRecord)| GroupSummary {
-                    group: name.clone(),
-                    state: if record.members.is_empty() { GroupState::Empty } else { GroupState::Stable },
-                    members: record.members.len(),
-                };
-                table.iter().map(summary).collect::<Vec<_>>()
-            };
-            match self.inner.backing.read(&topic, number, summaries).await {
+            match self.inner.summaries(&topic, number).await {
                 Ok(found) => all.extend(found),
                 Err(error) => tracing::debug!(number, %error, "groups of a partition are left out"),
             }
         }
         for summary in &mut all {
-            let coordinator = self.inner.coordinators.lock().get(&partition_of(&summary.group, topic.partitions)).cloned();
+            let coordinator =
+                self.inner.coordinators.lock().get(&partition_of(&summary.group, topic.partitions)).cloned();
             let slot = coordinator.and_then(|coordinator| coordinator.slots.lock().get(&summary.group).cloned());
             if let Some(slot) = slot
                 && let Some(group) = &*slot.lock().await
@@ -262,11 +267,26 @@ impl Inner {
         let lead = self.backing.lead(topic, partition_of(name, topic.partitions)).await?;
         let coordinator = self.coordinator(&lead)?;
         let slot = coordinator.slots.lock().entry(name.to_owned()).or_default().clone();
+        // It may be the first one in memory.
         self.wake.notify_one();
         let slot = slot.lock_owned().await;
         let (record, known) = lead.read(|table| (table.get(name).cloned(), table.len()))?;
         coordinator.known.store(known, Ordering::Relaxed);
         Ok(Seat { lead, slot, record })
+    }
+
+    /// The groups of one partition as they are remembered.
+    async fn summaries(&self, topic: &Topic, number: i32) -> Result<Vec<GroupSummary>, BrokerError> {
+        if let Ok(lead) = self.backing.lead(topic, number).await {
+            // From here on the sessions of members run, whether they come or not.
+            self.coordinator(&lead)?;
+        }
+        let summary = |(name, record): (&String, &GroupRecord)| GroupSummary {
+            group: name.clone(),
+            state: if record.members.is_empty() { GroupState::Empty } else { GroupState::Stable },
+            members: record.members.len(),
+        };
+        self.backing.read(topic, number, |table| table.iter().map(summary).collect()).await
     }
 
     fn coordinator(&self, lead: &Lead) -> Result<Arc<Coordinator>, BrokerError> {
@@ -277,9 +297,9 @@ impl Inner {
                 Err(BrokerError::new(Reason::Unavailable, "the group's coordinator has changed"))
             }
             _ => {
-                let new = Coordinator { term: lead.term, slots: Mutex::default(), known: AtomicUsize::new(0) };
-                let new = Arc::new(new);
+                let new = Arc::new(lead.read(|table| Coordinator::recover(lead.term, table, Instant::now()))?);
                 coordinators.insert(lead.number, new.clone());
+                self.wake.notify_one();
                 Ok(new)
             }
         }

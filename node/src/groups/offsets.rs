@@ -35,7 +35,7 @@ impl Groups {
         check_name(&request.group)?;
         let mut changes = checked(backing, &request)?;
         let is_member = !request.member_id.is_empty();
-        let topic = if is_member { self.topic(&request.group)? } else { backing.groups_topic_or_new().await? };
+        let topic = backing.groups_topic_or_new().await?;
         let mut seat = self.inner.sit(&request.group, &topic).await?;
         let group = seat.take(&request.group);
         let partitions = request.offsets.iter().map(|one| (one.topic.as_str(), one.partition));
@@ -67,6 +67,8 @@ impl Groups {
         let Some(topic) = backing.groups_topic() else { return Ok(Vec::new()) };
         let lead = backing.lead(&topic, partition_of(name, topic.partitions)).await?;
         let record = lead.read(|table| table.get(name).cloned())?.unwrap_or_default();
+        let wanted: BTreeMap<&str, BTreeSet<i32>> =
+            wanted.iter().map(|(topic, partitions)| (topic.as_str(), partitions.iter().copied().collect())).collect();
         let is_wanted = |topic: &str, partition: i32| {
             wanted.is_empty() || wanted.get(topic).is_some_and(|partitions| partitions.contains(&partition))
         };
@@ -225,9 +227,7 @@ fn forgotten(backing: &Backing, record: &GroupRecord) -> Vec<Change> {
 /// Every partition of the topics that members read, with its holder's id; empty: nobody.
 fn owners(group: &Group) -> BTreeMap<(String, i32), String> {
     let partitions = group.topics().iter().flat_map(|(topic, count)| (0..*count).map(move |n| (topic, n)));
-    partitions
-        .map(|(topic, n)| ((topic.clone(), n), group.holder(topic, n).unwrap_or_default().to_owned()))
-        .collect()
+    partitions.map(|(topic, n)| ((topic.clone(), n), group.holder(topic, n).unwrap_or_default().to_owned())).collect()
 }
 
 async fn lag(backing: &Backing, topic: String, partition: i32, offset: Option<i64>) -> PartitionLag {

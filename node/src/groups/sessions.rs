@@ -45,7 +45,7 @@ async fn tend(inner: &Inner, number: i32, coordinator: &Arc<Coordinator>, late: 
             group.postpone(late);
         }
         let now = Instant::now();
-        if !slot.as_ref().and_then(|group| group.next_expiry()).is_some_and(|first| first <= now) {
+        if slot.as_ref().and_then(|group| group.next_expiry()).is_none_or(|first| first > now) {
             return Ok(());
         }
         let Some(topic) = inner.backing.groups_topic() else { return Ok(()) };
@@ -78,6 +78,7 @@ async fn tend(inner: &Inner, number: i32, coordinator: &Arc<Coordinator>, late: 
     }
     // Under the map's lock nobody gets another reference: one is the map's own.
     coordinator.slots.lock().retain(|_, slot| {
-        Arc::strong_count(slot) > 1 || slot.try_lock().map_or(true, |group| group.as_ref().is_some_and(|g| !g.is_empty()))
+        Arc::strong_count(slot) > 1
+            || slot.try_lock().map_or(true, |group| group.as_ref().is_some_and(|g| !g.is_empty()))
     });
 }

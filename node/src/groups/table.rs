@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn changes_add_up_are_taken_back_and_a_group_without_anything_is_gone() {
         let mut table = GroupTable::default();
-        let mut apply = |table: &mut GroupTable, change: Change| table.apply(&record(change.encode("g")));
+        let apply = |table: &mut GroupTable, change: Change| table.apply(&record(change.encode("g")));
         apply(&mut table, Change::Generation(Some(3)));
         apply(&mut table, Change::Member("a".into(), Some(member())));
         apply(&mut table, Change::Offset("t".into(), 1, Some(offset(7))));

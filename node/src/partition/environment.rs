@@ -1,6 +1,7 @@
 //! What every partition of a node shares.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use tokio::sync::Semaphore;
 
 use crate::broker::{BrokerError, Reason, TopicSettings};
 use crate::config::{ClusterConfig, PartitionsConfig};
-use crate::controller::{Controller, ControllerState, NodeInfo, NodeState, Placement, designated_leader, leader_candidates};
+use crate::controller::{
+    Controller, ControllerState, NodeInfo, NodeState, Placement, designated_leader, leader_candidates,
+};
 use crate::peers::Peers;
 use crate::raft::Member;
 
@@ -33,6 +36,8 @@ pub struct Environment {
     pub agreed: Arc<RwLock<Arc<ControllerState>>>,
     /// Bytes per second that replicas on other nodes are filled with.
     pub filling: Arc<super::fill::Throttle>,
+    /// Partitions that this node leads, or is about to.
+    pub led: AtomicUsize,
     /// The controller group on this node, once the node is part of a cluster.
     pub controller: OnceLock<Arc<Controller>>,
 }

@@ -372,7 +372,8 @@ pub(crate) async fn pull(
         let asked = tokio::task::spawn_blocking(move || {
             if let Some(previous) = previous {
                 let ours = log.read(previous.index, previous.index + 1, 1)?;
-                let same = |stored: &StoredEntry| (stored.entry.term, stored.entry.leader) == (previous.term, previous.leader);
+                let same =
+                    |stored: &StoredEntry| (stored.entry.term, stored.entry.leader) == (previous.term, previous.leader);
                 if !ours.first().is_some_and(same) {
                     return Ok(None);
                 }
@@ -393,7 +394,8 @@ pub(crate) async fn pull(
     let start = proto::PullStart { first: from, first_offset, end, bytes, checkpoint, before };
     let boundaries: Vec<u64> = log.segments().iter().map(|segment| segment.base_index).collect();
     let begin = futures::stream::once(async move { Ok(message(Part::Start(start))) });
-    let state = Sending { env, log, next: from, end, boundaries, hash: ContentHash::new(), hashed: from, _held: partition };
+    let state =
+        Sending { env, log, next: from, end, boundaries, hash: ContentHash::new(), hashed: from, _held: partition };
     let rest = futures::stream::try_unfold(state, Sending::step);
     Ok(begin.chain(rest).boxed())
 }

@@ -441,7 +441,13 @@ pub(crate) fn log_error(error: &LogError) -> BrokerError {
     let message = error.to_string();
     match error.root() {
         LogError::NoSpace { .. } => BrokerError::new(Reason::DiskFull, message),
-        LogError::Damaged { .. } => BrokerError::new(Reason::DataDamaged, message),
+        LogError::Damaged { index, .. } => {
+            let error = BrokerError::new(Reason::DataDamaged, message);
+            match index {
+                Some(index) => error.with("index", index),
+                None => error,
+            }
+        }
         LogError::OffsetOutOfRange { offset, earliest, next } => {
             out_of_range(*offset as i64, *earliest as i64, *next as i64)
         }

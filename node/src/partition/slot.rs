@@ -165,8 +165,21 @@ impl Slot {
                 None => return Ok(partition),
                 Some(error) => {
                     tracing::warn!(partition = %self.id, %error, "partition failed and starts again from disk");
-                    self.set(SlotState::Failed { error, until: Instant::now(), next: RETRY_MIN });
+                    self.set(SlotState::Failed { error: error.clone(), until: Instant::now(), next: RETRY_MIN });
+                    let others = partition.group().status().voters.iter().any(|node| *node != self.env.node());
                     partition.close().await;
+                    // Sealed segments are not read when a log is opened: what reading found must be repaired here.
+                    let damaged = error.value("index").and_then(|index| index.parse().ok());
+                    if let Some(index) = damaged.filter(|_| others && error.reason == Reason::DataDamaged) {
+                        drop(partition);
+                        return match self.cut(Some(index)).await {
+                            Ok(()) => {
+                                self.start_filling(FillReason::Damaged);
+                                Err(self.filling())
+                            }
+                            Err(error) => Err(self.fail(error, RETRY_MIN)),
+                        };
+                    }
                     RETRY_MIN
                 }
             },

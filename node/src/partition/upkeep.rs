@@ -123,9 +123,11 @@ impl Partition {
     async fn put_others_to_sleep(&self) -> bool {
         let status = self.group.status();
         let all_hold = status.last == status.applied
-            && status.voters.iter().filter(|id| **id != self.env.node()).all(|id| {
-                self.env.alive(*id) && status.matched.get(id).copied().flatten() == status.last
-            });
+            && status
+                .voters
+                .iter()
+                .filter(|id| **id != self.env.node())
+                .all(|id| self.env.alive(*id) && status.matched.get(id).copied().flatten() == status.last);
         let settled = self.env.placement(self.id).is_some_and(|placement| placement.settled());
         if !all_hold || !settled || status.joint || !status.membership_committed {
             return false;

@@ -82,3 +82,48 @@ impl Partition {
         any.downcast_ref::<V>().map(read)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::broker::Broker;
+    use crate::config::Config;
+    use crate::groups::{Commit, CommittedOffset, Groups, Partitions, partition_of};
+    use crate::partition::machine::PartitionMachine;
+    use crate::raft::Machine;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_checkpoint_from_before_the_view_is_made_up_for_from_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.node.data_dir = dir.path().join("data");
+        let broker = Broker::start(Arc::new(config)).await.unwrap();
+        let groups = Groups::start(broker.clone());
+        for offset in 0..20 {
+            let offset = CommittedOffset { topic: "default".into(), partition: 0, offset, metadata: String::new() };
+            groups.commit(Commit { group: "g".into(), offsets: vec![offset], ..Commit::default() }).await.unwrap();
+        }
+        assert_eq!(groups.offsets("g", &Partitions::new()).await.unwrap()[0].offset, 19);
+        let topic = broker.agreed().topics[GROUPS_TOPIC].clone();
+        let partition = broker.partition(&topic, partition_of("g", topic.partitions)).await.unwrap();
+        let progress = *partition.progress().borrow();
+        let view = Box::new(GroupTable::default());
+        let (mut machine, shared) = PartitionMachine::new(partition.log.clone(), 10, Some(view));
+        let saved = format!(r#"{{"next_offset":{},"producers":{{"producers":{{}}}}}}"#, progress.next_offset);
+        machine.restore(saved.as_bytes(), progress.index).unwrap();
+        let live = partition.view(|live: &GroupTable| live.save()).unwrap();
+        assert_eq!(shared.view.as_ref().unwrap().lock().save(), live);
+        // A checkpoint with the view is taken as it is, by a topic without one too.
+        let (_, shared) = PartitionMachine::new(partition.log.clone(), 10, Some(Box::new(GroupTable::default())));
+        assert_ne!(shared.view.as_ref().unwrap().lock().save(), live);
+        let whole = machine.save();
+        let (mut plain, _) = PartitionMachine::new(partition.log.clone(), 10, None);
+        plain.restore(&whole, progress.index).unwrap();
+        machine.restore(&whole, progress.index).unwrap();
+        drop(partition);
+        groups.shutdown().await;
+        broker.shutdown().await;
+    }
+}

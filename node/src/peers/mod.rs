@@ -75,6 +75,8 @@ pub struct Me {
     pub cluster: Uuid,
     /// Raft id.
     pub node: u64,
+    /// This start of the process.
+    pub boot: u64,
 }
 
 /// Why a question to a peer has no answer.
@@ -180,9 +182,9 @@ impl Peers {
         let me = self.me().ok_or_else(|| unreachable("this node is not part of a cluster yet"))?;
         let address = self.address(to).ok_or_else(|| unreachable("its address is not known"))?;
         let mut links = self.links.write();
-        let link = links.entry(to).or_insert_with(|| {
-            Link::start(&self.runtime, me, to, address, self.connector.clone(), self.window_bytes)
-        });
+        let link = links
+            .entry(to)
+            .or_insert_with(|| Link::start(&self.runtime, me, to, address, self.connector.clone(), self.window_bytes));
         Ok(link.clone())
     }
 
@@ -239,6 +241,7 @@ fn address<T>(request: &mut tonic::Request<T>, me: Me, to: u64) {
     let cluster = MetadataValue::try_from(me.cluster.to_string()).expect("a UUID is ASCII");
     metadata.insert("chronicle-cluster", cluster);
     metadata.insert("chronicle-from", MetadataValue::from(me.node));
+    metadata.insert("chronicle-boot", MetadataValue::from(me.boot));
     metadata.insert("chronicle-to", MetadataValue::from(to));
 }
 

@@ -42,7 +42,11 @@ pub trait Handler: Send + Sync + 'static {
     /// Entries of a log.
     fn pull(&self, from: u64, request: proto::PullRequest) -> BoxFuture<'static, Result<PullStream, Status>>;
     /// A question about a group.
-    fn group(&self, from: u64, request: proto::GroupRequest) -> BoxFuture<'static, Result<proto::GroupResponse, Status>>;
+    fn group(
+        &self,
+        from: u64,
+        request: proto::GroupRequest,
+    ) -> BoxFuture<'static, Result<proto::GroupResponse, Status>>;
 }
 
 /// Answers to a pull.
@@ -79,9 +83,8 @@ impl PeerServer {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let stop = self.stop.clone();
-        let service = Generated::new(self)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(usize::MAX);
+        let service =
+            Generated::new(self).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(usize::MAX);
         let routes = tonic::service::Routes::new(service);
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -121,6 +124,13 @@ impl PeerServer {
             return Err(Status::failed_precondition(format!("WRONG_NODE: node {to} was meant, this is {}", me.node)));
         }
         let from = number("chronicle-from")?;
+        let boot = number("chronicle-boot")?;
+        let liveness = self.peers.liveness();
+        // Two processes with one identity are one too many; a restart is believed once the old process is gone, or answers
+        // beats at its address under the new number.
+        if liveness.alive(from) && liveness.boot_of(from) != boot {
+            return Err(Status::unavailable(format!("DUPLICATE: another process of node {from} is alive")));
+        }
         match self.handler.refusal(from) {
             Some(why) => Err(Status::permission_denied(format!("NODE_REMOVED: {why}"))),
             None => Ok(from),
@@ -130,7 +140,8 @@ impl PeerServer {
 
 fn group_id(group: Option<proto::GroupId>) -> Result<LogId, Status> {
     let group = group.ok_or_else(|| Status::invalid_argument("group: missing: must be given"))?;
-    let topic = Uuid::from_slice(&group.topic).map_err(|_| Status::invalid_argument("group.topic: must be 16 bytes"))?;
+    let topic =
+        Uuid::from_slice(&group.topic).map_err(|_| Status::invalid_argument("group.topic: must be 16 bytes"))?;
     Ok(LogId { topic, partition: group.partition })
 }
 
@@ -170,7 +181,10 @@ impl Peer for PeerServer {
 
     type BeatStream = BoxStream<'static, Result<proto::BeatMessage, Status>>;
 
-    async fn beat(&self, request: Request<Streaming<proto::BeatMessage>>) -> Result<Response<Self::BeatStream>, Status> {
+    async fn beat(
+        &self,
+        request: Request<Streaming<proto::BeatMessage>>,
+    ) -> Result<Response<Self::BeatStream>, Status> {
         let from = self.caller(&request)?;
         let mut beats = request.into_inner();
         let liveness = self.peers.liveness().clone();
@@ -217,7 +231,10 @@ impl Peer for PeerServer {
         self.handler.join(request.into_inner()).await.map(Response::new)
     }
 
-    async fn command(&self, request: Request<proto::CommandRequest>) -> Result<Response<proto::CommandResponse>, Status> {
+    async fn command(
+        &self,
+        request: Request<proto::CommandRequest>,
+    ) -> Result<Response<proto::CommandResponse>, Status> {
         self.caller(&request)?;
         self.handler.command(request.into_inner()).await.map(Response::new)
     }

@@ -239,6 +239,9 @@ impl<M: Machine> Group<M> {
             // Checkpoints are taken when segments roll; purging follows retention.
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,
+            // A follower whose last, acknowledged entry was damaged while its node was down takes it for a torn write and
+            // cuts it; the leader then sends it again.
+            allow_log_reversion: Some(true),
             api_channel_size: Some(1024),
             notification_channel_size: Some(1024),
             ..Config::default()
@@ -358,9 +361,8 @@ impl<M: Machine> Group<M> {
             }
             Message::Snapshot(request) => {
                 let wanted = request.last.map(|last| last.index);
-                let state = self.raft.with_raft_state(|state| {
-                    (*state.vote_ref(), state.log_ids.last().map(|id| id.index))
-                });
+                let state =
+                    self.raft.with_raft_state(|state| (*state.vote_ref(), state.log_ids.last().map(|id| id.index)));
                 match state.await {
                     Ok((vote, last)) if last >= wanted => {
                         Message::SnapshotDone(proto::SnapshotResponse { vote: Some(wire::vote_out(&vote)) })
@@ -474,7 +476,9 @@ impl<M: Machine> Group<M> {
     pub async fn read_index(&self) -> Result<Option<u64>, GroupError> {
         let option = LinearizerOption::new(Some(LEASE_READ), true).with_wait_timeout(self.election_timeout);
         match tokio::time::timeout(2 * self.election_timeout, self.raft.ensure_linearizable(option)).await {
-            Err(_) => Err(GroupError::NoLeader { group: self.id, waited_ms: 2 * self.election_timeout.as_millis() as u64 }),
+            Err(_) => {
+                Err(GroupError::NoLeader { group: self.id, waited_ms: 2 * self.election_timeout.as_millis() as u64 })
+            }
             Ok(Err(RaftError::Fatal(fatal))) => Err(self.fatal(fatal)),
             Ok(Err(_)) => Err(GroupError::NotLeader { group: self.id, leader: self.status().leader }),
             Ok(Ok(read)) => Ok(Some(read.log_id().index)),

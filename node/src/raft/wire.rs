@@ -32,9 +32,7 @@ fn entry_out(entry: RaftEntry) -> proto::LogEntry {
     let (kind, record_count, max_timestamp, payload) = match entry.payload {
         EntryPayload::Normal(data) => (EntryKind::Data, data.record_count, data.max_timestamp, data.payload),
         EntryPayload::Blank => (EntryKind::Blank, 0, 0, Bytes::new()),
-        EntryPayload::Membership(membership) => {
-            (EntryKind::Membership, 0, 0, MembershipRecord::encode(&membership))
-        }
+        EntryPayload::Membership(membership) => (EntryKind::Membership, 0, 0, MembershipRecord::encode(&membership)),
     };
     let id = entry.log_id;
     proto::LogEntry {

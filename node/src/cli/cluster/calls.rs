@@ -1,25 +1,16 @@
-//! The calls of `chronicle.v1.Cluster` that the command line makes.
-//!
-//! One place, so that whoever changes how they are made changes this file only. A call is not repeated here: operations
-//! answer when they have begun, and what waits for their end asks again by itself (`wait.rs`).
+//! The calls of `chronicle.v1.Cluster` that the command line makes, through the client: it repeats what was not accepted and
+//! asks other nodes when one does not answer.
 
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use chronicle_client::v1;
-use chronicle_client::v1::cluster_client::ClusterClient;
-use futures::StreamExt;
+use chronicle_client::{Client, ClientConfig, ClientError, v1};
 use futures::stream::BoxStream;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
-use tonic_types::StatusExt;
+use futures::{StreamExt, TryStreamExt};
 
-/// The cluster behind one of its nodes.
+/// The cluster behind some of its nodes.
 #[derive(Debug, Clone)]
 pub(in crate::cli) struct Calls {
-    server: String,
-    client: ClusterClient<Channel>,
-    timeout: Duration,
+    client: Client,
 }
 
 impl Calls {
@@ -28,62 +19,37 @@ impl Calls {
     /// # Errors
     /// `server` is not `HOST:PORT`.
     pub(in crate::cli) fn new(server: &str, timeout: Duration) -> anyhow::Result<Self> {
-        let endpoint = Endpoint::from_shared(format!("http://{server}"))
-            .with_context(|| format!("--server: {server}: must be HOST:PORT"))?
-            .connect_timeout(timeout);
-        let client = ClusterClient::new(endpoint.connect_lazy()).max_decoding_message_size(64 << 20);
-        Ok(Self { server: server.to_owned(), client, timeout })
-    }
-
-    /// A call within the timeout; its error is one line with the reason.
-    async fn call<T>(&self, answer: impl Future<Output = Result<tonic::Response<T>, Status>>) -> anyhow::Result<T> {
-        match tokio::time::timeout(self.timeout, answer).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(self.error(&status)),
-            Err(_) => Err(anyhow!("DEADLINE_EXCEEDED: {}: no answer within {:?}", self.server, self.timeout)),
-        }
-    }
-
-    fn error(&self, status: &Status) -> anyhow::Error {
-        match status.get_details_error_info() {
-            Some(info) => anyhow!("{}: {}", info.reason, status.message()),
-            None if status.code() == Code::Unavailable => anyhow!("UNREACHABLE: {}: {}", self.server, status.message()),
-            None => anyhow!("{:?}: {}: {}", status.code(), self.server, status.message()),
-        }
+        Ok(Self { client: Client::connect(ClientConfig::new(server).request_timeout(timeout))? })
     }
 
     pub(in crate::cli) async fn servers(&self) -> anyhow::Result<v1::GetServersResponse> {
-        self.call(self.client.clone().get_servers(v1::GetServersRequest {})).await
+        Ok(self.client.get_servers().await?)
     }
 
     pub(in crate::cli) async fn status(&self) -> anyhow::Result<v1::GetStatusResponse> {
-        self.call(self.client.clone().get_status(v1::GetStatusRequest {})).await
+        Ok(self.client.cluster_status().await?)
     }
 
     pub(super) async fn decommission(&self, node: &str) -> anyhow::Result<v1::Operation> {
-        let request = v1::NodeRequest { node: node.to_owned() };
-        Ok(self.call(self.client.clone().decommission(request)).await?.operation.unwrap_or_default())
+        Ok(self.client.decommission(node).await?)
     }
 
     pub(super) async fn drain(&self, node: &str) -> anyhow::Result<v1::Operation> {
-        let request = v1::NodeRequest { node: node.to_owned() };
-        Ok(self.call(self.client.clone().drain(request)).await?.operation.unwrap_or_default())
+        Ok(self.client.drain(node).await?)
     }
 
     pub(super) async fn undrain(&self, node: &str) -> anyhow::Result<v1::Operation> {
-        let request = v1::NodeRequest { node: node.to_owned() };
-        Ok(self.call(self.client.clone().undrain(request)).await?.operation.unwrap_or_default())
+        Ok(self.client.undrain(node).await?)
     }
 
     pub(super) async fn cancel_operation(&self, id: u64) -> anyhow::Result<v1::Operation> {
-        let request = v1::CancelOperationRequest { id };
-        Ok(self.call(self.client.clone().cancel_operation(request)).await?.operation.unwrap_or_default())
+        Ok(self.client.cancel_operation(id).await?)
     }
 
     /// UUID of the node that leads afterwards. An empty `topic`: the controller group; an empty `to`: the best replica.
     pub(super) async fn transfer_leadership(&self, topic: &str, partition: i32, to: &str) -> anyhow::Result<String> {
         let request = v1::TransferLeadershipRequest { topic: topic.to_owned(), partition, to: to.to_owned() };
-        Ok(self.call(self.client.clone().transfer_leadership(request)).await?.leader)
+        Ok(self.client.transfer_leadership(request).await?.leader)
     }
 
     /// One answer per partition, as they are found. The timeout bounds the wait for the first.
@@ -91,9 +57,6 @@ impl Calls {
         &self,
         topic: &str,
     ) -> anyhow::Result<BoxStream<'static, anyhow::Result<v1::VerifyResponse>>> {
-        let request = v1::VerifyRequest { topic: topic.to_owned() };
-        let answers = self.call(self.client.clone().verify(request)).await?;
-        let this = self.clone();
-        Ok(answers.map(move |answer| answer.map_err(|status| this.error(&status))).boxed())
+        Ok(self.client.verify(topic).await?.map_err(|status| ClientError::from(status).into()).boxed())
     }
 }
