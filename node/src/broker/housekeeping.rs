@@ -12,6 +12,8 @@ use crate::partition::{EVERY, PartitionRole, Slot, SlotState};
 
 /// How often the data directory is compared with what is agreed, when nothing has changed.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// How fast segments are scrubbed: slow enough not to be felt.
+const SCRUB_BYTES_PER_SECOND: u64 = 32 << 20;
 
 /// Looks at every open partition often, and at once when a peer dies or comes back.
 pub(super) async fn look_after(broker: Broker) {
@@ -84,7 +86,59 @@ pub(super) async fn housekeeping(broker: Broker) {
     }
 }
 
+/// Reads every sealed segment of this node's replicas again and again, about once per `cluster.scrub-interval-ms`: damage is
+/// found, and repaired, before somebody needs the data.
+pub(super) async fn scrub(broker: Broker) {
+    let every = Duration::from_millis(broker.inner.config.cluster.scrub_interval_ms);
+    if every.is_zero() {
+        return;
+    }
+    loop {
+        let wait = tokio::time::sleep(crate::partition::jitter(every));
+        tokio::select! {
+            () = broker.inner.stop.cancelled() => return,
+            () = wait => {}
+        }
+        for id in broker.existing_logs().await {
+            if broker.inner.stop.is_cancelled() {
+                return;
+            }
+            let Ok(slot) = broker.existing_slot(id) else { continue };
+            broker.scrub_log(&slot).await;
+        }
+    }
+}
+
 impl Broker {
+    async fn scrub_log(&self, slot: &Arc<Slot>) {
+        let Ok(partition) = slot.get().await else { return };
+        let log = partition.log().clone();
+        let stop = self.inner.stop.clone();
+        let scrubbed = tokio::task::spawn_blocking(move || {
+            // The newest segment is checked whenever it is opened.
+            let segments = log.segments();
+            for segment in segments.iter().rev().skip(1) {
+                if stop.is_cancelled() {
+                    break;
+                }
+                log.scrub(segment.base_index, &mut |bytes| {
+                    std::thread::sleep(Duration::from_secs_f64(bytes as f64 / SCRUB_BYTES_PER_SECOND as f64));
+                })?;
+            }
+            Ok(())
+        });
+        let error = match scrubbed.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => crate::partition::log_error(&error),
+            Err(error) => return tracing::error!(%error, "scrubbing panicked"),
+        };
+        tracing::error!(partition = %slot.id(), %error, "scrubbing found damage");
+        drop(partition);
+        if let Some(index) = error.value("index").and_then(|index| index.parse().ok()) {
+            slot.damaged(index).await;
+        }
+    }
+
     /// Deletes replicas that this node should not hold, and starts filling those that it should.
     async fn leave_moved(&self, state: &crate::controller::ControllerState) {
         let me = self.inner.env.node();

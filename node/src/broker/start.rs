@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::housekeeping::{for_each_bounded, housekeeping, look_after, maintain, sleep_idle};
+use super::housekeeping::{for_each_bounded, housekeeping, look_after, maintain, scrub, sleep_idle};
 use super::joining::{Calls, JournalMemory, advertised};
 use super::peer_calls::handler;
 use super::{Broker, BrokerError, DiskSpace, Inner, Reason};
@@ -123,6 +123,7 @@ impl Broker {
         broker.inner.tasks.spawn(sleep_idle(broker.clone()));
         broker.inner.tasks.spawn(maintain(broker.clone()));
         broker.inner.tasks.spawn(housekeeping(broker.clone()));
+        broker.inner.tasks.spawn(scrub(broker.clone()));
         broker.inner.tasks.spawn_on(look_after(broker.clone()), &broker.inner.env.consensus);
         Ok(broker)
     }

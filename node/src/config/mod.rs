@@ -313,7 +313,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LogConfig {
-    /// Filter as of `tracing-subscriber`'s `EnvFilter`. Default: `info`.
+    /// Filter as of `tracing-subscriber`'s `EnvFilter`. Default: `info,openraft=error`.
     pub filter: String,
     /// Default: `text`.
     pub format: LogFormat,
@@ -321,6 +321,6 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { filter: "info".into(), format: LogFormat::Text }
+        Self { filter: "info,openraft=error".into(), format: LogFormat::Text }
     }
 }

@@ -185,6 +185,7 @@ pub struct Group<M: Machine> {
     raft: Raft<TypeConfig, MachineStore<M>>,
     id: LogId,
     node: u64,
+    storage: LogStorage,
     log: Arc<Log>,
     transport: Arc<dyn Transport>,
     election_timeout: Duration,
@@ -205,11 +206,13 @@ impl<M: Machine> Group<M> {
     /// When the log or its checkpoint cannot be read, or openraft refuses what is stored.
     pub async fn start(start: Start, machine: M) -> Result<Self, GroupError> {
         let Start { store, log, id, node, transport, founders, election_timeout } = start;
-        let failed = |reason: String| match log.failure() {
+        let storage = LogStorage::open(store, log.clone(), id)
+            .map_err(|e| GroupError::Raft { group: id, reason: e.to_string() })?;
+        let reader = storage.clone();
+        let failed = |reason: String| match log.failure().or_else(|| reader.damage()) {
             Some(error) => GroupError::Log(error),
             None => GroupError::Raft { group: id, reason },
         };
-        let storage = LogStorage::open(store, log.clone(), id).map_err(|e| failed(e.to_string()))?;
         if let Some(founders) = founders
             && storage.is_new()
         {
@@ -253,6 +256,7 @@ impl<M: Machine> Group<M> {
             raft,
             id,
             node,
+            storage: reader,
             log,
             transport,
             election_timeout,
@@ -651,7 +655,7 @@ impl<M: Machine> Group<M> {
         }
         let metrics = self.raft.metrics();
         let stopped = metrics.borrow_watched().running_state.clone().err()?;
-        Some(GroupError::Raft { group: self.id, reason: stopped.to_string() })
+        Some(self.fatal(stopped))
     }
 
     /// What the group looks like now.
@@ -699,7 +703,7 @@ impl<M: Machine> Group<M> {
     }
 
     fn fatal(&self, fatal: Fatal<TypeConfig>) -> GroupError {
-        match self.log.failure() {
+        match self.log.failure().or_else(|| self.storage.damage()) {
             Some(error) => GroupError::Log(error),
             None => GroupError::Raft { group: self.id, reason: fatal.to_string() },
         }

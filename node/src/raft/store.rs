@@ -40,6 +40,8 @@ struct Shared {
     log: Arc<Log>,
     id: LogId,
     marks: Mutex<Marks>,
+    /// Damage that a read has found: openraft makes a text of it.
+    damage: Mutex<Option<LogError>>,
 }
 
 /// What the journal holds for this group, as last written.
@@ -52,7 +54,15 @@ impl LogStorage {
     pub(super) fn open(store: Arc<Store>, log: Arc<Log>, id: LogId) -> io::Result<Self> {
         let vote = store.journal_get(id, KEY_VOTE).map(|bytes| decode_vote(&bytes)).transpose()?;
         let purged = store.journal_get(id, KEY_PURGED).map(|bytes| decode_log_id(&bytes)).transpose()?;
-        Ok(Self { shared: Arc::new(Shared { store, log, id, marks: Mutex::new(Marks { vote, purged }) }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                store,
+                log,
+                id,
+                marks: Mutex::new(Marks { vote, purged }),
+                damage: Mutex::new(None),
+            }),
+        })
     }
 
     /// Nothing was ever stored for this group.
@@ -65,6 +75,11 @@ impl LogStorage {
     pub(super) async fn append_first(&self, membership: RaftMembership) -> io::Result<()> {
         let entry = RaftEntry { log_id: log_id(0, 0, 0), payload: EntryPayload::Membership(membership) };
         durable(|done| self.shared.log.append(vec![to_entry(entry)], done).map(drop)).await
+    }
+
+    /// Damage that raft has met by reading, if any.
+    pub(super) fn damage(&self) -> Option<LogError> {
+        self.shared.damage.lock().clone()
     }
 
     /// First index that raft may read.
@@ -82,7 +97,12 @@ impl LogStorage {
         if from >= to {
             return Ok(Vec::new());
         }
-        let stored = self.shared.log.read(from, to, max_bytes).map_err(to_io)?;
+        let stored = self.shared.log.read(from, to, max_bytes).map_err(|error| {
+            if matches!(error.root(), LogError::Damaged { .. }) {
+                self.shared.damage.lock().get_or_insert_with(|| error.clone());
+            }
+            to_io(error)
+        })?;
         stored.into_iter().map(from_stored).collect()
     }
 }
