@@ -22,7 +22,13 @@ pub enum StartError {
     Bind(#[from] BindError),
     /// The data directory or the controller group does not open, or the controller group failed while running.
     #[error("{}", .0.message)]
-    Broker(#[from] BrokerError),
+    Broker(BrokerError),
+}
+
+impl From<BrokerError> for StartError {
+    fn from(error: BrokerError) -> Self {
+        Self::Broker(error)
+    }
 }
 
 /// Where a node that is ready serves.

@@ -207,7 +207,18 @@ impl Broker {
     /// [`Reason::InvalidRequest`] when the node is not drained.
     pub async fn undrain(&self, node: &str) -> Result<OperationView, BrokerError> {
         let node = self.node(&self.inner.env.state(), node)?.id;
-        self.operate(&Command::SetNodeState { node, state: NodeState::Active, now_ms: now_ms() }).await
+        let command = Command::SetNodeState { node, state: NodeState::Active, now_ms: now_ms() };
+        match self.controller()?.command(&command).await? {
+            Outcome::Refused(refusal) => Err(crate::controller::refused(refusal)),
+            _ => {
+                let state = self.inner.env.state();
+                let drains = |operation: &&Operation| operation.kind == OperationKind::Drain && operation.node == node;
+                let drain = state.operations.values().rfind(drains);
+                let drain =
+                    drain.ok_or_else(|| BrokerError::new(Reason::Internal, "no drain of this node is remembered"))?;
+                Ok(self.operation_view(&state, drain))
+            }
+        }
     }
 
     /// Stops an operation; what it has done stays.
@@ -320,6 +331,9 @@ impl Broker {
 
     /// The slot of a log that is agreed on.
     pub(super) fn existing_slot(&self, id: LogId) -> Result<Arc<crate::partition::Slot>, BrokerError> {
+        if let Some(slot) = self.inner.slots.read().get(&id) {
+            return Ok(slot.clone());
+        }
         let state = self.inner.env.state();
         let topic = state.topics.values().find(|topic| topic.id == id.topic);
         let topic = topic.ok_or_else(|| BrokerError::new(Reason::UnknownTopic, format!("{id}: no such topic")))?;

@@ -238,7 +238,9 @@ async fn wake_for_retention(broker: &Broker) {
                 Some(slot) => matches!(slot.state(), SlotState::Dormant),
                 None => true,
             };
-            if !logs.contains(&id) || !asleep() {
+            // One replica wakes, as the leader, and the others with it.
+            let leads = broker.inner.env.designated(id) == Some(broker.inner.env.node());
+            if !logs.contains(&id) || !leads || !asleep() {
                 continue;
             }
             let expires = match broker.inner.store.summary(id) {
@@ -247,7 +249,7 @@ async fn wake_for_retention(broker: &Broker) {
                 Ok(None) => true,
                 Err(_) => false,
             };
-            if expires && let Err(error) = broker.open(topic, partition).await {
+            if expires && let Err(error) = broker.lead(topic, partition).await {
                 tracing::warn!(partition = %id, %error, "a partition does not open for retention");
             }
         }

@@ -172,13 +172,17 @@ impl Broker {
         if let Some(nodes) = nodes
             && controller.state().cluster_id.is_nil()
         {
-            // Every founder says the same; the first one counts.
+            // Every founder says the same; the first one counts. Beside the announcement, which may be refused.
             let command = Command::InitCluster { cluster_id: identity.cluster_id, nodes };
-            while let Err(error) = controller.init(command.clone()).await {
-                self.not_stopping()?;
-                tracing::info!(error, "the cluster has no controller yet");
-                tokio::time::sleep(jitter(ANNOUNCE_PAUSE)).await;
-            }
+            let broker = self.clone();
+            self.inner.tasks.spawn(async move {
+                while controller.state().cluster_id.is_nil() && broker.not_stopping().is_ok() {
+                    if let Err(error) = controller.init(command.clone()).await {
+                        tracing::debug!(error, "the cluster has no controller yet");
+                    }
+                    tokio::time::sleep(jitter(ANNOUNCE_PAUSE)).await;
+                }
+            });
         }
         self.announce().await?;
         self.inner.established.store(true, Ordering::Release);
@@ -217,9 +221,8 @@ impl Broker {
                     }
                 }
                 targets.extend(leader.and_then(|leader| env.peers.address(leader)));
-                let state = controller.state();
-                targets.extend(state.nodes.keys().filter_map(|id| env.peers.address(*id)));
             }
+            targets.extend(env.peers.known());
             let calls = Calls(env.peers.clone());
             for address in targets {
                 let asked = crate::membership::Peers::join(&calls, &address, request.clone());
@@ -306,10 +309,16 @@ impl Broker {
                     tokio::time::sleep(ANNOUNCE_PAUSE).await;
                     continue;
                 }
-                let why = format!("node {node} is alive at {}: its data directory was copied", holder.address);
+                let why = format!("node {node} is alive at {}: its data directory is a copy", holder.address);
                 return Err(refuse("DUPLICATE", why));
             }
-            let alive = controller.alive();
+            let known = state.node_of(node).is_some();
+            if !known && !controller.calm() {
+                // Who has just begun to lead does not know yet who is alive, and a name that seems free may not be.
+                tokio::time::sleep(ANNOUNCE_PAUSE).await;
+                continue;
+            }
+            let alive = controller.heard_lately(DUPLICATE_PATIENCE);
             let command = Command::Join {
                 uuid: node,
                 name: request.name.clone(),

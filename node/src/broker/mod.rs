@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use chronicle_log::{LogId, Store};
+use chronicle_proto::internal::group_request::Ask;
 use parking_lot::RwLock;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -37,7 +38,7 @@ use crate::config::Config;
 use crate::controller::{Controller, unknown_topic};
 use crate::discovery::Discovery;
 use crate::membership::Membership;
-use crate::partition::{Answer, Environment, Partition, Slot, SlotState};
+use crate::partition::{Answer, Environment, Partition, Slot, SlotState, ask_group};
 
 /// How often the controller group is looked at for a failure.
 const FAILURE_CHECK: std::time::Duration = std::time::Duration::from_millis(500);
@@ -282,6 +283,30 @@ impl Broker {
             true => Err(BrokerError::new(Reason::Unavailable, "the node is stopping")),
             false => Ok(()),
         }
+    }
+
+    /// A replica that was opened to be read has heard no leader: it may lack what others acknowledged while it was away.
+    /// Whoever should lead is woken, once.
+    fn nudge(&self, topic: &Topic, number: i32, partition: &Arc<Partition>) {
+        if !partition.wants_leader() {
+            return;
+        }
+        let id = LogId { topic: topic.id, partition: number as u32 };
+        let env = self.inner.env.clone();
+        let slot = self.slot(topic, number);
+        self.inner.tasks.spawn(async move {
+            match env.designated(id) {
+                Some(leader) if leader != env.node() => {
+                    let _ = ask_group(&env, id, leader, Ask::Lead(true)).await;
+                }
+                Some(_) => {
+                    if let Ok(slot) = slot {
+                        let _ = slot.lead().await;
+                    }
+                }
+                None => {}
+            }
+        });
     }
 
     /// Damage that a read has found is repaired in the background.

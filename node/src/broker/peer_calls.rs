@@ -38,7 +38,11 @@ impl Handler for Broker {
 
     fn refusal(&self, from: u64) -> Option<String> {
         let state = self.inner.env.state();
-        let node = state.nodes.get(&from)?;
+        let Some(node) = state.nodes.get(&from) else {
+            // Before anything is agreed here, founders are not known either.
+            return (!state.nodes.is_empty() && !self.inner.env.peers.knows(from))
+                .then(|| format!("node {from} is not known to this cluster"));
+        };
         (node.state == NodeState::Removed)
             .then(|| format!("node {} ({}) was removed from the cluster", node.name, node.uuid))
     }

@@ -32,6 +32,9 @@ impl Broker {
             Position::Latest => self.lead(&topic, number).await?,
             _ => self.open(&topic, number).await?,
         };
+        if let Position::Latest = request.from {
+            partition.read_index().await?;
+        }
         let mut updates = partition.progress();
         let mut progress = *updates.borrow_and_update();
         let start = resolve(&partition, request.from, progress).await?;
@@ -53,6 +56,7 @@ impl Broker {
                     log_start_offset: log_start as i64,
                 });
             }
+            self.nudge(&topic, number, &partition);
             if request.max_wait.is_zero() {
                 return Err(out_of_range(start as i64, log_start as i64, end as i64));
             }

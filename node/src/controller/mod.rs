@@ -19,7 +19,7 @@ mod steward;
 mod types;
 mod voters;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,10 +66,16 @@ struct ControllerMachine {
 impl Machine for ControllerMachine {
     fn apply(&mut self, entry: &Committed<'_>) -> Result<Bytes, String> {
         let Some(data) = entry.data else { return Ok(Bytes::new()) };
-        let command: Command = serde_json::from_slice(&data.payload).map_err(|e| format!("controller command: {e}"))?;
-        let mut state = ControllerState::clone(&self.shared.read());
-        let outcome = state.apply(command);
-        *self.shared.write() = Arc::new(state);
+        let outcome = match serde_json::from_slice(&data.payload) {
+            Ok(command) => {
+                let mut state = ControllerState::clone(&self.shared.read());
+                let outcome = state.apply(command);
+                *self.shared.write() = Arc::new(state);
+                outcome
+            }
+            // Every replica of this version sees the same bytes and refuses alike; none may stop for it.
+            Err(error) => Outcome::Refused(Refusal::UnknownCommand(error.to_string())),
+        };
         Ok(serde_json::to_vec(&outcome).expect("an outcome has only plain values").into())
     }
 
@@ -97,6 +103,7 @@ pub struct Controller {
     /// Raft index after the last applied entry.
     applied: watch::Receiver<u64>,
     watcher: Watcher,
+    calm: std::sync::atomic::AtomicBool,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
     /// Producer ids reserved and not handed out yet: next and end (exclusive).
@@ -147,6 +154,7 @@ impl Controller {
             shared,
             applied,
             watcher: Watcher::new(false),
+            calm: Default::default(),
             stop: CancellationToken::new(),
             task: Mutex::new(None),
             producer_ids: tokio::sync::Mutex::new((0, 0)),
@@ -243,6 +251,12 @@ impl Controller {
     /// # Errors
     /// As [`Controller::command`]; never forwards.
     pub(crate) async fn serve(&self, payload: Bytes) -> Result<(Bytes, u64), BrokerError> {
+        if let Err(error) = serde_json::from_slice::<Command>(&payload) {
+            return Err(BrokerError::new(
+                Reason::InvalidRequest,
+                format!("command: this version does not know it: {error}"),
+            ));
+        }
         match self.group.roles().now() {
             Role::Leader(term) => {
                 let answer = self.propose(term, payload).await?;
@@ -262,7 +276,8 @@ impl Controller {
         match answer.await {
             Ok(Ok(answer)) => {
                 let answer = answer.into_inner();
-                self.applied_to(answer.applied).await?;
+                // Done; only this node does not know it yet.
+                self.applied_to(answer.applied).await.map_err(|error| BrokerError::unknown(&error))?;
                 Ok(answer.outcome)
             }
             // What the peer itself says was not accepted; a broken connection leaves it open.
@@ -338,6 +353,18 @@ impl Controller {
             Outcome::Done(topic) => Ok(topic),
             other => Err(unexpected(other)),
         }
+    }
+
+    /// Leads for long enough to know who is alive.
+    pub(crate) fn calm(&self) -> bool {
+        self.state().nodes.len() <= 1 || self.calm.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// As [`Controller::alive`], and who was heard within this time.
+    pub(crate) fn heard_lately(&self, within: Duration) -> BTreeSet<u64> {
+        let liveness = self.env.peers.liveness();
+        let lately = |id: &u64| self.env.alive(*id) || liveness.dead_for_ms(*id) < within.as_millis() as u64;
+        self.state().nodes.keys().copied().filter(lately).collect()
     }
 
     /// What this node sees of the others, for plans.

@@ -9,6 +9,9 @@ use super::types::{NodeState, OperationKind};
 /// Why a command changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
+    /// The bytes are no command of this version.
+    #[error("command: this version does not know it: {0}")]
+    UnknownCommand(String),
     /// A topic of this name is there.
     #[error("topic {0}: exists already")]
     TopicExists(String),

@@ -71,6 +71,7 @@ impl Steward {
         let leads = matches!(controller.group.roles().now(), Role::Leader(_));
         if !leads {
             self.led_since = None;
+            controller.calm.store(false, Ordering::Relaxed);
         }
         if busy || self.planned.is_some_and(|planned| now - planned < PLAN_EVERY) {
             return;
@@ -85,6 +86,7 @@ impl Steward {
         }
         let since = *self.led_since.get_or_insert(now);
         let calm = now - since >= PLAN_AFTER;
+        controller.calm.store(calm, Ordering::Relaxed);
         self.work = Some(tokio::spawn(async move {
             if let Err(error) = controller.steward(calm).await {
                 tracing::debug!(error, "the controller's work goes on later");
@@ -96,7 +98,9 @@ impl Steward {
 impl Controller {
     /// One round of the leader's work. `calm`: it has led long enough to know who is alive.
     async fn steward(&self, calm: bool) -> Result<(), String> {
-        self.members(calm).await?;
+        if let Err(error) = self.members(calm).await {
+            tracing::debug!(error, "members of the controller group are not where they should be yet");
+        }
         if !calm {
             return Ok(());
         }
@@ -148,7 +152,7 @@ impl Controller {
             return Ok(());
         }
         let last = status.last.unwrap_or(0);
-        let behind = wanted.iter().find(|id| {
+        let behind = wanted.iter().filter(|id| !status.voters.contains(id)).find(|id| {
             **id != self.env.node() && !status.matched.get(id).copied().flatten().is_some_and(|at| at + NEARLY >= last)
         });
         if let Some(id) = behind {

@@ -213,6 +213,9 @@ pub(super) async fn fill(
         return Err(format!("the sender stopped at {expected} of {}", start.end));
     }
     if !start.checkpoint.is_empty() {
+        if checkpoint_index(&start.checkpoint).is_some_and(|index| index >= expected) {
+            return Err("the sender's checkpoint is ahead of what it sent".into());
+        }
         let (log, checkpoint) = (log.clone(), start.checkpoint);
         blocking(move || log.save_checkpoint(&checkpoint)).await?;
     }
@@ -357,8 +360,14 @@ pub(crate) async fn pull(
     partition.group().read_index().await.map_err(|e: GroupError| unavailable(e.to_string()))?;
     partition.group().checkpoint().await.map_err(|e| unavailable(e.to_string()))?;
     let log = partition.log().clone();
+    // First the checkpoint, then the end: what is sent must cover what the checkpoint does.
+    let reader = log.clone();
+    let checkpoint = tokio::task::spawn_blocking(move || reader.load_checkpoint()).await;
+    let checkpoint = checkpoint.map_err(|e| unavailable(e.to_string()))?.map_err(|e| unavailable(e.to_string()))?;
+    let checkpoint = checkpoint.unwrap_or_default();
     let status = partition.group().status();
     let end = if request.whole { status.last } else { status.applied }.map(|index| index + 1).unwrap_or(0);
+    let end = end.max(checkpoint_index(&checkpoint).map(|index| index + 1).unwrap_or(0));
     let position = log.position();
     let first = partition.group().first_index().max(position.first_index);
     let from = request.from.max(first);
@@ -366,7 +375,13 @@ pub(crate) async fn pull(
     if request.from < first && before.is_none() {
         return Err(Status::unavailable("what is before the first entry is not known yet"));
     }
-    let previous = request.previous.filter(|_| request.from >= first && request.from > position.first_index);
+    if let Some(previous) = request.previous
+        && request.from == first
+        && partition.group().purged_position() != Some(previous)
+    {
+        return Err(Status::aborted("the logs differ before the first entry that is asked for"));
+    }
+    let previous = request.previous.filter(|_| request.from > first);
     let (first_offset, bytes) = {
         let log = log.clone();
         let asked = tokio::task::spawn_blocking(move || {
@@ -386,10 +401,6 @@ pub(crate) async fn pull(
         });
         let asked = asked.await.map_err(|e| unavailable(e.to_string()))?.map_err(|e| unavailable(e.to_string()))?;
         asked.ok_or_else(|| Status::aborted("the logs differ before the first entry that is asked for"))?
-    };
-    let checkpoint = match log.load_checkpoint() {
-        Ok(checkpoint) => checkpoint.unwrap_or_default(),
-        Err(error) => return Err(unavailable(error.to_string())),
     };
     let start = proto::PullStart { first: from, first_offset, end, bytes, checkpoint, before };
     let boundaries: Vec<u64> = log.segments().iter().map(|segment| segment.base_index).collect();

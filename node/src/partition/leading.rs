@@ -42,7 +42,7 @@ pub(super) struct Leading {
     pub(super) queue: mpsc::UnboundedSender<Append>,
     pub(super) queue_bytes: Arc<Semaphore>,
     pub(super) failure: Failure,
-    task: parking_lot::Mutex<Option<JoinHandle<()>>>,
+    task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Leading {
@@ -50,12 +50,14 @@ impl Leading {
     pub(super) async fn stop(&self) {
         self.queue_bytes.close();
         self.failure.stop();
-        let task = self.task.lock().take();
-        if let Some(task) = task
-            && let Err(error) = task.await
+        // Kept until it has ended: whoever gives up waiting leaves it to the next.
+        let mut task = self.task.lock().await;
+        if let Some(running) = task.as_mut()
+            && let Err(error) = running.await
         {
             tracing::error!(%error, "sequencer panicked");
         }
+        *task = None;
     }
 }
 
@@ -175,7 +177,7 @@ impl Seat {
             queue,
             queue_bytes: Arc::new(Semaphore::new(config.queue_bytes_max)),
             failure,
-            task: parking_lot::Mutex::new(Some(tokio::spawn(sequencer.run()))),
+            task: tokio::sync::Mutex::new(Some(tokio::spawn(sequencer.run()))),
         })
     }
 }

@@ -50,9 +50,13 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
             return Err("leadership has moved".into());
         }
         let last = status.last.unwrap_or(0);
-        let behind = wanted.iter().find(|id| {
-            **id != env.node() && !status.matched.get(id).copied().flatten().is_some_and(|at| at + NEARLY >= last)
-        });
+        let lags = |id: &u64| {
+            *id != env.node() && !status.matched.get(id).copied().flatten().is_some_and(|at| at + NEARLY >= last)
+        };
+        // One that votes already may be dead: what counts is that the new majority is there.
+        let missing = wanted.iter().find(|id| !status.voters.contains(id) && lags(id));
+        let few = wanted.iter().filter(|id| !lags(id)).count() <= wanted.len() / 2;
+        let behind = missing.or_else(|| wanted.iter().find(|id| few && lags(id)));
         match behind {
             None => break,
             Some(id) if tokio::time::Instant::now() >= until => return Err(format!("node {id} is behind")),

@@ -79,6 +79,7 @@ pub struct Partition {
     stop: CancellationToken,
     seat: Mutex<Option<JoinHandle<()>>>,
     upkeep: Upkeep,
+    nudged: std::sync::atomic::AtomicBool,
     settings: TopicSettings,
     retention: tokio::sync::Mutex<()>,
 }
@@ -155,6 +156,7 @@ impl Partition {
             leadership,
             seat: Mutex::new(Some(tokio::spawn(seat.run()))),
             upkeep: Upkeep::new(complete),
+            nudged: Default::default(),
             stop,
             settings,
             retention: tokio::sync::Mutex::new(()),
@@ -175,6 +177,12 @@ impl Partition {
     /// What this node is to the partition.
     pub fn role(&self) -> PartitionRole {
         *self.leadership.role.borrow()
+    }
+
+    /// True once in the life of an open replica that others share and that has heard no leader.
+    pub(crate) fn wants_leader(&self) -> bool {
+        let followed = matches!(self.role(), PartitionRole::Following { .. });
+        followed && !self.group.heard_leader() && !self.nudged.swap(true, std::sync::atomic::Ordering::Relaxed)
     }
 
     /// The term in which this node leads and accepts appends, if it does.

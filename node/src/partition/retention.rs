@@ -26,7 +26,9 @@ pub(super) async fn run(
         return Ok(());
     }
     if let Some(min_time) = min_time {
-        roll_if_expired(log, group, min_time).await?;
+        if group.status().is_leader {
+            roll_if_expired(log, group, min_time).await?;
+        }
     }
     let Some(keep) = log.retention_index(max_bytes, min_time, applied) else { return Ok(()) };
     let first = log.position().first_index;

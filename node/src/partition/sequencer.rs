@@ -100,11 +100,12 @@ pub(super) struct Failure {
     log: Arc<Log>,
     cause: Arc<Mutex<Option<BrokerError>>>,
     stop: CancellationToken,
+    failed: CancellationToken,
 }
 
 impl Failure {
     pub(super) fn new(env: Arc<Environment>, log: Arc<Log>) -> Self {
-        Self { env, log, cause: Arc::default(), stop: CancellationToken::new() }
+        Self { env, log, cause: Arc::default(), stop: CancellationToken::new(), failed: CancellationToken::new() }
     }
 
     /// The answer when this node does not lead any more.
@@ -119,6 +120,7 @@ impl Failure {
     pub(super) fn set(&self, error: BrokerError) {
         self.cause.lock().get_or_insert(error);
         self.stop.cancel();
+        self.failed.cancel();
     }
 
     /// Resolves when the partition stops, for whatever cause.
@@ -237,20 +239,31 @@ impl Sequencer {
         }
         self.queue.close();
         let refused = held.into_iter().chain(std::iter::from_fn(|| self.queue.try_recv().ok()));
-        match self.failure.get() {
-            // Refuse what is queued, then wait for what is proposed: all slots are free again once it is answered.
-            None => {
-                drop(refused.collect::<Vec<_>>());
-                let _ = self.slots.acquire_many(slots_max).await;
+        let Some(cause) = self.failure.get() else {
+            // Refuse what is queued, then wait for what is proposed: all slots are free again once it is answered. A
+            // majority that does not answer must not hold this up for ever.
+            drop(refused.collect::<Vec<_>>());
+            let patience = 2 * self.failure.env.election_timeout();
+            tokio::select! {
+                _ = self.slots.acquire_many(slots_max) => return,
+                () = self.failure.failed.cancelled() => {}
+                () = tokio::time::sleep(patience) => {
+                    let why = "no majority of the replicas answers";
+                    self.failure.set(BrokerError::new(Reason::Unavailable, why));
+                }
             }
-            // Whoever leads now knows what became of it, and may be asked at once.
-            Some(cause) => {
+            if let Some(cause) = self.failure.get() {
                 for waiters in proposed {
                     fail(&waiters, &self.failure, cause.clone(), true);
                 }
-                refused.for_each(|append| append.reply.send(Err(cause.clone())));
             }
+            return;
+        };
+        // Whoever leads now knows what became of it, and may be asked at once.
+        for waiters in proposed {
+            fail(&waiters, &self.failure, cause.clone(), true);
         }
+        refused.for_each(|append| append.reply.send(Err(cause.clone())));
     }
 
     /// Judges one append: into the draft, or to its refusal.

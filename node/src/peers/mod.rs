@@ -152,6 +152,16 @@ impl Peers {
         self.liveness.watch(me, wanted, self.connector.clone());
     }
 
+    /// The node is one of the peers.
+    pub fn knows(&self, node: u64) -> bool {
+        self.addresses.read().contains_key(&node)
+    }
+
+    /// Where peers are, as far as this node knows.
+    pub fn known(&self) -> Vec<String> {
+        self.addresses.read().values().cloned().collect()
+    }
+
     /// Address of a peer, if it is known.
     pub fn address(&self, node: u64) -> Option<String> {
         self.addresses.read().get(&node).cloned()

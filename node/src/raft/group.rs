@@ -31,8 +31,12 @@ use super::wire;
 /// A leader that a majority answered this lately may serve a linearizable read without asking again. Shorter than the
 /// silence after which anybody may be elected against it: see `peers::liveness::REFUSED_AFTER`.
 pub const LEASE_READ: Duration = Duration::from_millis(100);
+/// Longer than any leader goes without an answer before the node steps in.
+const NO_LEASE_END_MS: u64 = 24 * 3600 * 1000;
 /// How often a leader says that it leads.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Longest wait for the next leader to have everything.
+const TRANSFER_PATIENCE: Duration = Duration::from_millis(500);
 /// Longest wait for the answers of a pre-vote.
 const PRE_VOTE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -194,6 +198,7 @@ pub struct Group<M: Machine> {
     /// When a leader was last heard, in milliseconds since `started`; 0: never.
     heard_ms: AtomicU64,
     started: Instant,
+    checkpointing: tokio::sync::Mutex<()>,
 }
 
 /// How long a start may wait for leadership.
@@ -224,7 +229,6 @@ impl<M: Machine> Group<M> {
             storage.append_first(membership).await.map_err(|e| failed(e.to_string()))?;
         }
         let machine = MachineStore::open(log.clone(), machine).map_err(|e| failed(e.to_string()))?;
-        let timeout = election_timeout.as_millis() as u64;
         let config = Config {
             cluster_name: id.to_string(),
             // The node drives heartbeats and elections: an idle group costs no wake-up.
@@ -234,9 +238,11 @@ impl<M: Machine> Group<M> {
             // Its own pre-vote knows who is alive.
             enable_pre_vote: Some(false),
             heartbeat_interval: HEARTBEAT.as_millis() as u64,
-            // The upper bound is the lease.
-            election_timeout_min: timeout.max(2) - 1,
-            election_timeout_max: timeout.max(2),
+            // The upper bound is openraft's lease, which must not end by itself: it is checked entry by entry, and one that
+            // is refused between two that are not would leave a gap in the offsets that the sequencer has given. Whether a
+            // majority still answers is the node's to see (`quorum_silent`), and so is whether a leader is gone.
+            election_timeout_min: NO_LEASE_END_MS - 1,
+            election_timeout_max: NO_LEASE_END_MS,
             // A node that starts again wins its leadership anew, in a new term.
             enable_leader_restore: Some(false),
             // Checkpoints are taken when segments roll; purging follows retention.
@@ -263,6 +269,7 @@ impl<M: Machine> Group<M> {
             leader_lost: AtomicBool::new(false),
             heard_ms: AtomicU64::new(0),
             started: Instant::now(),
+            checkpointing: tokio::sync::Mutex::new(()),
         })
     }
 
@@ -365,10 +372,11 @@ impl<M: Machine> Group<M> {
             }
             Message::Snapshot(request) => {
                 let wanted = request.last.map(|last| last.index);
-                let state =
-                    self.raft.with_raft_state(|state| (*state.vote_ref(), state.log_ids.last().map(|id| id.index)));
-                match state.await {
-                    Ok((vote, last)) if last >= wanted => {
+                let theirs = wire::vote_in(request.vote);
+                let applied = self.status().applied;
+                match self.raft.with_raft_state(|state| *state.vote_ref()).await {
+                    // Only what is applied here is known to be the same there. An old leader is told that it is one.
+                    Ok(vote) if applied >= wanted || theirs.is_ok_and(|theirs| theirs < vote) => {
                         Message::SnapshotDone(proto::SnapshotResponse { vote: Some(wire::vote_out(&vote)) })
                     }
                     Ok(_) => refuse("the log must be filled first".into()),
@@ -506,6 +514,21 @@ impl<M: Machine> Group<M> {
     /// # Errors
     /// When it does not lead within the election timeout; somebody else may, or an election follows.
     pub async fn transfer(&self, to: u64) -> Result<(), GroupError> {
+        // openraft lets go of a leadership that it hands over whatever comes of it: the other one must be able to take it.
+        let until = Instant::now() + TRANSFER_PATIENCE;
+        loop {
+            let status = self.status();
+            let complete = status.matched.get(&to).copied().flatten() >= status.last;
+            let able = status.voters.contains(&to) && self.transport.alive(to);
+            if able && complete {
+                break;
+            }
+            if !able || Instant::now() >= until {
+                let reason = format!("transfer to node {to}: it does not vote, is not alive, or is behind");
+                return Err(GroupError::Raft { group: self.id, reason });
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         self.raft.trigger().transfer_leader(to).await.map_err(|e| self.fatal(e))?;
         self.raft
             .wait(Some(self.election_timeout))
@@ -607,6 +630,8 @@ impl<M: Machine> Group<M> {
     /// # Errors
     /// When the group has stopped or the checkpoint cannot be written.
     pub async fn checkpoint(&self) -> Result<(), GroupError> {
+        // openraft forgets a request that comes while one is under way.
+        let _one = self.checkpointing.lock().await;
         let applied = self.status().applied;
         if applied.is_none() || self.status().checkpoint >= applied {
             return Ok(());
