@@ -118,7 +118,7 @@ struct Plan<'a> {
 }
 
 /// The next commands, to be applied in this order; none: all is as it should be, or waits for something outside.
-pub fn plan(state: &ControllerState, observed: &Observed, config: &BalancerConfig, now_ms: i64) -> Vec<Command> {
+pub(crate) fn plan(state: &ControllerState, observed: &Observed, config: &BalancerConfig, now_ms: i64) -> Vec<Command> {
     let mut plan = Plan::new(state, observed, config);
     plan.end_operations(now_ms);
     plan.replace_the_dead(config.replace_dead_after_ms, now_ms);

@@ -11,7 +11,7 @@ use super::state::{ControllerState, Outcome};
 use super::types::{NodeInfo, NodeState, OperationKind, OperationState};
 
 /// Nodes of a cluster that were not removed. Every one of them is a member of the controller group.
-pub const NODES_MAX: usize = 256;
+pub(crate) const NODES_MAX: usize = 256;
 
 /// Removed nodes that are remembered by name. One that is forgotten is refused all the same: it says that it is a member
 /// of this cluster, and the cluster does not know it.

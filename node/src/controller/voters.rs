@@ -15,7 +15,7 @@ const PATIENCE_MS: u64 = 30_000;
 /// of them, so that a cluster of two nodes has one. Voters change as little as possible: one that is fine stays, one that
 /// leaves is kept until another node can take its place, and one that is merely dead is not evicted before 30 seconds, and
 /// only for a node that is alive. Where there is a choice, voters are spread over zones.
-pub fn controller_voters(state: &ControllerState, observed: &Observed, max: usize) -> BTreeSet<u64> {
+pub(crate) fn controller_voters(state: &ControllerState, observed: &Observed, max: usize) -> BTreeSet<u64> {
     let current = &observed.controller_voters;
     let members = state.nodes.values().filter(|node| node.stays()).count();
     let target = odd(max.min(members));

@@ -40,7 +40,7 @@ const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a replica fills its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FillReason {
+pub(crate) enum FillReason {
     /// It is new, or the leader has deleted what it needs next.
     Behind,
     /// It has lost something that it may have acknowledged.

@@ -24,7 +24,7 @@ use super::{Me, Purpose, address, channel, client};
 
 /// A peer whose port refuses connections is suspected after this much silence. No leader may trust a lease for longer: see
 /// `raft::LEASE_READ`.
-pub const REFUSED_AFTER: Duration = Duration::from_millis(200);
+pub(crate) const REFUSED_AFTER: Duration = Duration::from_millis(200);
 
 /// How peers are watched.
 #[derive(Debug, Clone, Copy)]

@@ -30,7 +30,7 @@ use super::wire;
 
 /// A leader that a majority answered this lately may serve a linearizable read without asking again. Shorter than the
 /// silence after which anybody may be elected against it: see `peers::liveness::REFUSED_AFTER`.
-pub const LEASE_READ: Duration = Duration::from_millis(100);
+pub(crate) const LEASE_READ: Duration = Duration::from_millis(100);
 /// Longer than any leader goes without an answer before the node steps in.
 const NO_LEASE_END_MS: u64 = 24 * 3600 * 1000;
 /// How often a leader says that it leads.

@@ -88,7 +88,7 @@ fn decode_checkpoint(bytes: &Bytes) -> io::Result<(SnapshotMeta, Bytes)> {
 }
 
 /// The raft index that a checkpoint covers (inclusive); `None` when it covers nothing, or cannot be read.
-pub fn checkpoint_index(bytes: &Bytes) -> Option<u64> {
+pub(crate) fn checkpoint_index(bytes: &Bytes) -> Option<u64> {
     decode_checkpoint(bytes).ok()?.0.last_log_id.map(|id| id.index)
 }
 

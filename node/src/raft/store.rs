@@ -22,9 +22,9 @@ use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftMembers
 
 const KEY_VOTE: u8 = 1;
 /// Raft's purge mark: the position before the first entry that raft may read; see [`encode_position`].
-pub const KEY_PURGED: u8 = 2;
+pub(crate) const KEY_PURGED: u8 = 2;
 /// One byte: 0 nothing, 1 the replica must fill its log because it is behind, 2 because it was damaged.
-pub const KEY_FILL: u8 = 3;
+pub(crate) const KEY_FILL: u8 = 3;
 
 /// Bytes that one read hands to openraft; an entry larger than this comes alone.
 const READ_BYTES: usize = 4 << 20;
@@ -326,7 +326,7 @@ fn from_stored(stored: StoredEntry) -> io::Result<RaftEntry> {
 }
 
 /// A log position for the journal: term, leader, index, each as `u64` little-endian.
-pub fn encode_position(term: u64, leader: u64, index: u64) -> Bytes {
+pub(crate) fn encode_position(term: u64, leader: u64, index: u64) -> Bytes {
     let mut out = BytesMut::with_capacity(24);
     out.put_u64_le(term);
     out.put_u64_le(leader);
