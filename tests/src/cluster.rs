@@ -4,7 +4,7 @@
 //! - Nodes keep their number, ports and folder for the life of a [`Cluster`], whatever happens to their process.
 //! - A cluster that is dropped without [`Cluster::finish`] belongs to a test that failed: it prints what its nodes said.
 //!
-//! Questions to nodes are bounded by [`ASK`], because a paused or cut-off node takes connections and answers nothing.
+//! Questions to nodes are bounded, because a paused or cut-off node takes connections and answers nothing.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

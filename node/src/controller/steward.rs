@@ -153,7 +153,7 @@ impl Controller {
         }
         let last = status.last.unwrap_or(0);
         let behind = wanted.iter().filter(|id| !status.voters.contains(id)).find(|id| {
-            **id != self.env.node() && !status.matched.get(id).copied().flatten().is_some_and(|at| at + NEARLY >= last)
+            **id != self.env.node() && status.matched.get(id).copied().flatten().is_none_or(|at| at + NEARLY < last)
         });
         if let Some(id) = behind {
             return Err(format!("node {id} is behind in the controller group"));

@@ -51,7 +51,7 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
         }
         let last = status.last.unwrap_or(0);
         let lags = |id: &u64| {
-            *id != env.node() && !status.matched.get(id).copied().flatten().is_some_and(|at| at + NEARLY >= last)
+            *id != env.node() && status.matched.get(id).copied().flatten().is_none_or(|at| at + NEARLY < last)
         };
         // One that votes already may be dead: what counts is that the new majority is there.
         let missing = wanted.iter().find(|id| !status.voters.contains(id) && lags(id));

@@ -25,10 +25,11 @@ pub(super) async fn run(
     if max_bytes.is_none() && min_time.is_none() {
         return Ok(());
     }
-    if let Some(min_time) = min_time {
-        if group.status().is_leader {
-            roll_if_expired(log, group, min_time).await?;
-        }
+    // Followers roll with the blank entry of their leader.
+    if let Some(min_time) = min_time
+        && group.status().is_leader
+    {
+        roll_if_expired(log, group, min_time).await?;
     }
     let Some(keep) = log.retention_index(max_bytes, min_time, applied) else { return Ok(()) };
     let first = log.position().first_index;

@@ -450,7 +450,7 @@ impl<M: Machine> Group<M> {
             let mut answers: FuturesUnordered<_> = others
                 .into_iter()
                 .map(|id| {
-                    let answer = self.transport.ask(id, self.id, Message::Vote(ask.clone()), PRE_VOTE_TIMEOUT);
+                    let answer = self.transport.ask(id, self.id, Message::Vote(ask), PRE_VOTE_TIMEOUT);
                     async move { (id, answer.await) }
                 })
                 .collect();
