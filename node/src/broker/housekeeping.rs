@@ -94,7 +94,7 @@ impl Broker {
                 slot.close().await;
             }
             let (store, id) = (self.inner.store.clone(), *log);
-            match tokio::task::spawn_blocking(move || store.delete_log(id)).await {
+            match crate::host::blocking(move || store.delete_log(id)).await {
                 Ok(Ok(())) => tracing::info!(partition = %log, "replica has moved away and is deleted"),
                 Ok(Err(error)) => tracing::warn!(partition = %log, %error, "a replica that has moved away is not deleted"),
                 Err(error) => tracing::error!(partition = %log, %error, "deleting a log panicked"),

@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 
 use disk_space::DiskSpace;
 pub use error::{BrokerError, ErrorKind, Reason};
-pub(crate) use start::now_ms;
+pub(crate) use crate::host::now_ms;
 pub use types::*;
 
 use crate::config::Config;
@@ -180,7 +180,7 @@ impl Broker {
             validate::expectation(expectation)?;
         }
         let limits = &self.inner.config.limits;
-        let (batch, header) = validate::batch(request.payload, request.producer, &topic, limits, start::now_ms())?;
+        let (batch, header) = validate::batch(request.payload, request.producer, &topic, limits, now_ms())?;
         self.inner.disk_space.check(&self.inner.store)?;
         let partition = self.lead(&topic, request.target.partition).await?;
         let answer = partition.submit(batch, header, request.expectation).await?;

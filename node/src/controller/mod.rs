@@ -121,7 +121,7 @@ impl Controller {
         founders: Option<BTreeMap<u64, Member>>,
     ) -> Result<Arc<Self>, BrokerError> {
         let store = env.store.clone();
-        let log = tokio::task::spawn_blocking(move || store.open_log(CONTROLLER_LOG, LogConfig::default()))
+        let log = crate::host::blocking(move || store.open_log(CONTROLLER_LOG, LogConfig::default()))
             .await
             .map_err(|e| BrokerError::new(Reason::Internal, format!("controller: {e}")))?
             .map_err(|e| log_error(&e))?;
