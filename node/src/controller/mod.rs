@@ -321,7 +321,10 @@ impl Controller {
         let until = Instant::now() + LEADER_PATIENCE;
         loop {
             match self.command(command).await {
-                Err(error) if error.reason == Reason::OutcomeUnknown && Instant::now() < until => {}
+                // A leader whose process is gone refuses at once, again and again, until somebody else leads.
+                Err(error) if error.reason == Reason::OutcomeUnknown && Instant::now() < until => {
+                    tokio::time::sleep(PAUSE).await;
+                }
                 done => return done,
             }
         }

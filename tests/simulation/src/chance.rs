@@ -1,20 +1,29 @@
-//! Chance from a seed, for all that a thread does.
+//! Chance from a seed and clocks of the simulation, for all that a thread does.
 //!
 //! Whatever wants random numbers on Linux asks `getrandom` for its seed: `rand`, `uuid`, and the standard library for the
 //! order of its hash tables. This crate's takes the place of the C library's; a thread that was seeded gets a sequence of its
 //! seed, all others get what the system gives.
+//!
+//! Likewise with `clock_gettime`: HTTP answers carry a date, and libraries look at the time for reasons of their own.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+use std::time::Duration;
 
 thread_local! {
     static STATE: Cell<Option<u64>> = const { Cell::new(None) };
+    static CLOCK: Cell<Option<Duration>> = const { Cell::new(None) };
 }
 
 /// Chance of this thread follows `seed` from now on. To be called before anything else on a fresh thread: generators that have
 /// their seed keep it.
 pub(crate) fn seed_thread(seed: u64) {
     STATE.set(Some(seed));
+}
+
+/// All clocks of this thread stand at this time since the Unix epoch until they are set again.
+pub(crate) fn set_clocks(now: Duration) {
+    CLOCK.set(Some(now));
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -49,6 +58,28 @@ unsafe extern "C" fn getrandom(buffer: *mut u8, length: usize, _flags: u32) -> i
     }
     STATE.set(Some(state));
     length as isize
+}
+
+/// As `clock_gettime(2)`.
+///
+/// # Safety
+/// `time` points to a `timespec` that may be written.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clock_gettime(clock: i32, time: *mut rustix::time::Timespec) -> i32 {
+    let now = match CLOCK.get() {
+        Some(now) => rustix::time::Timespec { tv_sec: now.as_secs() as i64, tv_nsec: now.subsec_nanos().into() },
+        None => {
+            // Of all clocks, the standard library asks for these two.
+            let id = match clock {
+                0 => rustix::time::ClockId::Realtime,
+                _ => rustix::time::ClockId::Monotonic,
+            };
+            rustix::time::clock_gettime(id)
+        }
+    };
+    // SAFETY: the caller's promise; on 64-bit Linux this is C's `timespec`.
+    unsafe { time.write(now) };
+    0
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ pub(crate) struct Clients {
 impl Clients {
     fn client(&self, read_from: ReadFrom) -> anyhow::Result<Client> {
         let config = ClientConfig::new(self.servers.clone())
-            .connector(connector())
+            .connector(connector("client"))
             .read_from(read_from)
             .request_timeout(Duration::from_secs(20));
         Ok(Client::connect(config)?)
@@ -239,7 +239,13 @@ impl Clients {
             ensure!(since.elapsed() < RECOVERY, "writers and readers do not come to an end");
             sleep(LOOK).await;
         }
-        let client = self.client(ReadFrom::Leader)?;
+        let mut clients = self.clone();
+        if let Some(left) = &*self.board.leaving.borrow() {
+            // A node that has left knows nothing any more, and may say so.
+            let stay = self.servers.split(',').filter(|server| !server.starts_with(left.as_str()));
+            clients.servers = stay.collect::<Vec<_>>().join(",");
+        }
+        let client = clients.client(ReadFrom::Leader)?;
         let history = History { writers: std::mem::take(&mut *self.board.written.borrow_mut()).into_values().collect() };
         for partition in 0..PARTITIONS {
             let stored = self.stored(&client, partition).await?;

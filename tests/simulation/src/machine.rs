@@ -17,6 +17,7 @@ use rand::Rng;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::chance;
 use crate::network::{PORT, connector, listen};
 use crate::trace::note;
 
@@ -43,11 +44,13 @@ pub(crate) fn elapsed() -> Duration {
 /// Time goes on outside of any host as well.
 pub(crate) fn set_elapsed(now: Duration) {
     LAST.set(now.max(LAST.get()));
+    chance::set_clocks(EPOCH + LAST.get());
 }
 
 /// Makes this thread a simulated one.
 pub(crate) fn simulate() {
     LAST.set(Duration::ZERO);
+    chance::set_clocks(EPOCH);
     chronicle_node::host::simulate(Simulated {
         since_epoch: || EPOCH + elapsed(),
         // Mostly nothing, sometimes enough for something else to come between.
@@ -124,7 +127,7 @@ impl Machine {
             note(&self.name, "start");
             let host = Host {
                 open_store: open_store(&self.disk, self.knobs),
-                connector: connector(),
+                connector: connector(&self.name),
                 runtime: Some(tokio::runtime::Handle::current()),
             };
             let name = self.name.clone();

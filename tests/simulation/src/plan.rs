@@ -8,6 +8,7 @@ use turmoil::Sim;
 
 use crate::load::Board;
 use crate::machine::Machine;
+use crate::network;
 use crate::trace::note;
 
 /// What is wrong with one machine or line at present.
@@ -121,6 +122,7 @@ impl Plan {
         let what = ["nothing arrives", "everything is late", "one way only"][how];
         note("plan", &format!("between {pairs:?} {what}"));
         for (a, b) in &pairs {
+            network::cut(a, b);
             match how {
                 0 => sim.partition(a.as_str(), b.as_str()),
                 1 => sim.hold(a.as_str(), b.as_str()),
@@ -149,7 +151,9 @@ impl Plan {
             Broken::Cut(pairs) => {
                 note("plan", &format!("between {pairs:?} all is well"));
                 for (a, b) in &pairs {
-                    sim.release(a.as_str(), b.as_str());
+                    if network::mend(a, b) {
+                        sim.release(a.as_str(), b.as_str());
+                    }
                 }
             }
         }

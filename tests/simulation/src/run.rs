@@ -12,7 +12,7 @@ use crate::load::{Board, Clients};
 use crate::machine::{Knobs, Machine, set_elapsed, simulate};
 use crate::plan::Plan;
 use crate::trace::Detail;
-use crate::{chance, trace};
+use crate::{chance, network, trace};
 
 /// Longest simulated time.
 const LENGTH_MAX: Duration = Duration::from_secs(400);
@@ -46,6 +46,7 @@ pub fn run(seed: u64, detail: Detail) -> Result<Report> {
     let thread = std::thread::Builder::new().name(format!("seed-{seed}")).spawn(move || {
         chance::seed_thread(seed);
         let _guard = trace::begin(detail);
+        network::begin();
         simulate();
         simulation(seed)
     })?;
@@ -91,7 +92,7 @@ fn simulation(seed: u64) -> Result<Report> {
         add(&mut sim, machine);
     }
     let board = Rc::new(Board::default());
-    let servers = founders.iter().map(|name| format!("{name}:{}", crate::network::PORT)).collect::<Vec<_>>().join(",");
+    let servers = founders.iter().map(|name| format!("{name}:{}", network::PORT)).collect::<Vec<_>>().join(",");
     let pace = Duration::from_millis(random.random_range(5..40));
     let clients = Clients { board: board.clone(), servers, writers: 4, pace };
     sim.client("operator", boxed(clients.clone().operator()));
