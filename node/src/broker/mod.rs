@@ -224,8 +224,8 @@ impl Broker {
             // Boxed: rare, and large.
             Err(error) => match Box::pin(self.controller()?.sync()).await {
                 Ok(()) => self.known_topic(target),
-                // Without a leader to ask, what is known here is as good as it gets.
-                Err(_) => Err(error),
+                // A node that has just started knows of nothing yet: "no such topic" would be final, and wrong.
+                Err(unavailable) => Err(unavailable),
             },
         }
     }
@@ -245,7 +245,7 @@ impl Broker {
 
     /// This node is the whole cluster.
     fn alone(&self) -> bool {
-        self.inner.env.state().nodes.len() <= 1
+        self.inner.env.state().nodes.len() == 1
     }
 
     fn slot(&self, topic: &Topic, partition: i32) -> Result<Arc<Slot>, BrokerError> {

@@ -4,13 +4,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
 use chronicle_client::{
-    Client, ClientConfig, ClientError, ConsumerConfig, Delivery, Partition, ProducerConfig, ReadFrom, Record,
+    Client, ClientConfig, ClientError, Connector, ConsumerConfig, Delivery, Partition, ProducerConfig, ReadFrom, Record,
 };
 use chronicle_proto::v1;
 use chronicle_tests::history::{History, Outcome, Written, check_read};
@@ -73,10 +75,23 @@ pub(crate) struct Clients {
 impl Clients {
     fn client(&self, read_from: ReadFrom) -> anyhow::Result<Client> {
         let config = ClientConfig::new(self.servers.clone())
-            .connector(connector("client"))
+            .connector(self.connector())
             .read_from(read_from)
             .request_timeout(Duration::from_secs(20));
         Ok(Client::connect(config)?)
+    }
+
+    /// Does not reach the node that is to leave once everything is healed: it hears nothing any more, and answers from what it
+    /// knew last.
+    fn connector(&self) -> Connector {
+        let connect = connector("client");
+        let left = self.board.leaving.borrow().clone().filter(|_| self.board.healed.get());
+        Arc::new(move |address| match &left {
+            Some(left) if address.starts_with(left.as_str()) => {
+                Box::pin(std::future::ready(Err(io::ErrorKind::ConnectionRefused.into())))
+            }
+            _ => connect(address),
+        })
     }
 
     async fn until(&self, flag: impl Fn(&Board) -> bool) {
@@ -241,11 +256,13 @@ impl Clients {
         }
         let mut clients = self.clone();
         if let Some(left) = &*self.board.leaving.borrow() {
-            // A node that has left knows nothing any more, and may say so.
             let stay = self.servers.split(',').filter(|server| !server.starts_with(left.as_str()));
             clients.servers = stay.collect::<Vec<_>>().join(",");
         }
         let client = clients.client(ReadFrom::Leader)?;
+        if self.board.left.get() {
+            self.settled(&client, since).await?;
+        }
         let history = History { writers: std::mem::take(&mut *self.board.written.borrow_mut()).into_values().collect() };
         for partition in 0..PARTITIONS {
             let stored = self.stored(&client, partition).await?;
@@ -255,9 +272,6 @@ impl Clients {
             }
             note("checker", &format!("partition {partition} holds {} records", stored.len()));
             self.board.stored.set(self.board.stored.get() + stored.len() as u64);
-        }
-        if self.board.left.get() {
-            self.settled(&client, since).await?;
         }
         self.same_everywhere(&client, since).await?;
         self.board.checked.set(true);
