@@ -7,8 +7,7 @@ use chronicle_log::LogId;
 use uuid::Uuid;
 
 use super::{
-    Broker, BrokerError, NewTopic, PartitionDescription, Reason, SettingsChange, Topic, TopicSettings,
-    validate,
+    Broker, BrokerError, NewTopic, PartitionDescription, Reason, SettingsChange, Topic, TopicSettings, validate,
 };
 use crate::controller::unknown_topic;
 use crate::partition::{Slot, SlotState, log_error};

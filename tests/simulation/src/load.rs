@@ -263,7 +263,8 @@ impl Clients {
         if self.board.left.get() {
             self.settled(&client, since).await?;
         }
-        let history = History { writers: std::mem::take(&mut *self.board.written.borrow_mut()).into_values().collect() };
+        let history =
+            History { writers: std::mem::take(&mut *self.board.written.borrow_mut()).into_values().collect() };
         for partition in 0..PARTITIONS {
             let stored = self.stored(&client, partition).await?;
             history.check(partition, &stored)?;
@@ -297,7 +298,9 @@ impl Clients {
             let why = match client.cluster_status().await {
                 Ok(status) => match status.operations.iter().find(|operation| operation.kind == "decommission") {
                     Some(operation) if operation.state == "done" => return Ok(()),
-                    Some(operation) => format!("{}: {}, {} left", operation.state, operation.reason, operation.remaining),
+                    Some(operation) => {
+                        format!("{}: {}, {} left", operation.state, operation.reason, operation.remaining)
+                    }
                     None => "no such operation".into(),
                 },
                 Err(error) => error.to_string(),

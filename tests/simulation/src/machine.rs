@@ -158,7 +158,6 @@ impl Machine {
     }
 }
 
-
 fn open_store(disk: &MemoryDisk, knobs: Knobs) -> chronicle_node::host::OpenStore {
     let disk = disk.mount();
     Arc::new(move |dir, config| {

@@ -1,6 +1,6 @@
 //! Simulated clusters, seed by seed. Needs `--cfg tokio_unstable`; see the crate.
 //!
-//! - `CHRONICLE_SIMULATION_SEEDS=N` runs N seeds instead of a hundred;
+//! - `CHRONICLE_SIMULATION_SEEDS=N` runs N seeds instead of a hundred, `CHRONICLE_SIMULATION_FIRST=N` from seed N on;
 //! - `CHRONICLE_SIMULATION_SEED=N` runs that one and prints what happens; `CHRONICLE_SIMULATION_LOG` filters the nodes'
 //!   own lines (default `info`).
 #![cfg(tokio_unstable)]
