@@ -222,7 +222,7 @@ impl Broker {
             Ok(topic) => Ok(topic),
             Err(error) if self.alone() => Err(error),
             // Boxed: rare, and large.
-            Err(error) => match Box::pin(self.controller()?.sync()).await {
+            Err(_) => match Box::pin(self.controller()?.sync()).await {
                 Ok(()) => self.known_topic(target),
                 // A node that has just started knows of nothing yet: "no such topic" would be final, and wrong.
                 Err(unavailable) => Err(unavailable),

@@ -43,9 +43,10 @@ pub struct Report {
 /// # Errors
 /// What clients were told and what is stored contradict one another; the cluster does not recover; a panic.
 pub fn run(seed: u64, detail: Detail) -> Result<Report> {
+    let dispatch = trace::dispatch(&detail);
     let thread = std::thread::Builder::new().name(format!("seed-{seed}")).spawn(move || {
         chance::seed_thread(seed);
-        let _guard = trace::begin(detail);
+        let _guard = trace::begin(&detail, &dispatch);
         network::begin();
         simulate();
         simulation(seed)

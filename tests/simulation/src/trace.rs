@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::fmt::Write;
 
 use tracing::field::{Field, Visit};
-use tracing::subscriber::DefaultGuard;
-use tracing::{Event, Subscriber};
+use tracing::dispatcher::DefaultGuard;
+use tracing::{Dispatch, Event, Subscriber};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::{EnvFilter, Layer};
 
@@ -48,23 +48,27 @@ thread_local! {
     static TRACE: RefCell<Trace> = RefCell::default();
 }
 
-/// Starts over. What is traced ends with the guard.
-pub(crate) fn begin(detail: Detail) -> Option<DefaultGuard> {
-    let print = matches!(detail, Detail::Print(_));
-    TRACE.set(Trace { hash: 0xcbf2_9ce4_8422_2325, lines: 0, print });
+/// What takes the events of a simulation. To be made on another thread than the simulation's: each hash table that a thread
+/// makes changes the order of all later ones, and what is traced must not change what happens.
+pub(crate) fn dispatch(detail: &Detail) -> Dispatch {
     match detail {
-        Detail::Outcomes => None,
+        Detail::Outcomes => Dispatch::none(),
         Detail::Everything => {
             let filter = EnvFilter::new("debug,turmoil=trace");
-            let subscriber = tracing_subscriber::registry().with(Hashed.with_filter(filter));
-            Some(tracing::subscriber::set_default(subscriber))
+            Dispatch::new(tracing_subscriber::registry().with(Hashed.with_filter(filter)))
         }
         Detail::Print(filter) => {
             let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).without_time();
-            let subscriber = tracing_subscriber::registry().with(lines.with_filter(EnvFilter::new(filter)));
-            Some(tracing::subscriber::set_default(subscriber))
+            Dispatch::new(tracing_subscriber::registry().with(lines.with_filter(EnvFilter::new(filter))))
         }
     }
+}
+
+/// Starts over on this thread. What is traced ends with the guard.
+pub(crate) fn begin(detail: &Detail, dispatch: &Dispatch) -> DefaultGuard {
+    let print = matches!(detail, Detail::Print(_));
+    TRACE.set(Trace { hash: 0xcbf2_9ce4_8422_2325, lines: 0, print });
+    tracing::dispatcher::set_default(dispatch)
 }
 
 /// The trace so far.

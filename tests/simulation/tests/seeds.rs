@@ -65,4 +65,8 @@ fn a_seed_repeats_itself_event_for_event_and_another_does_not() {
     let once = run(1, Detail::Everything).unwrap();
     assert_eq!(once, run(1, Detail::Everything).unwrap());
     assert_ne!(once.trace, run(2, Detail::Everything).unwrap().trace);
+    // What is traced does not change what happens.
+    let quiet = run(1, Detail::Outcomes).unwrap();
+    assert_eq!((quiet.acknowledged, quiet.simulated), (once.acknowledged, once.simulated));
+    assert_eq!(quiet.trace, run(1, Detail::Print("info".into())).unwrap().trace);
 }
