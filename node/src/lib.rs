@@ -10,6 +10,7 @@ pub mod config;
 pub mod controller;
 pub mod discovery;
 pub mod groups;
+pub mod host;
 pub mod listeners;
 pub mod membership;
 pub mod ops;

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use chronicle_client::tcp_connector;
-use chronicle_log::disk::RealDisk;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, BrokerError};
 use crate::config::Config;
+use crate::host::Host;
+use crate::listeners::net::Acceptor;
 use crate::listeners::{self, BindError};
 use crate::ops::{OpsServer, Probe};
 use crate::telemetry::{Metrics, collect_node};
@@ -58,32 +58,48 @@ pub async fn run(mut config: Config, stop: CancellationToken, ready: impl FnOnce
 
     let ops_stop = CancellationToken::new();
     let ops_task = tokio::spawn(ops.serve(ops_stop.clone()));
-    let opened = Broker::prepare(Arc::new(config), Arc::new(RealDisk), tcp_connector()).await;
-    let result = match opened {
-        Err(error) => Err(error.into()),
-        Ok(broker) => {
-            collect_node(&metrics, &broker);
-            probe.attach(broker.clone());
-            let server = listeners::Server::new(acceptor, data, broker.clone(), metrics);
-            // Peers are answered from the first moment on: that is how a cluster comes to be.
-            let server_task = tokio::spawn(server.serve(stop.clone()));
-            let failed = serve(&broker, &stop, || ready(&serving)).await;
-            if let Some(error) = &failed {
-                tracing::error!(%error, "the node stops");
-            }
-            stop.cancel();
-            if let Err(error) = server_task.await {
-                tracing::error!(%error, "the data listener panicked");
-            }
-            broker.shutdown().await;
-            failed.map_or(Ok(()), |error| Err(error.into()))
-        }
+    let opened = |broker: &Broker| {
+        collect_node(&metrics, broker);
+        probe.attach(broker.clone());
     };
+    let result = run_on(Host::system(), acceptor, config, metrics.clone(), stop, opened, || ready(&serving)).await;
     ops_stop.cancel();
     if let Err(error) = ops_task.await {
         tracing::error!(%error, "the ops listener panicked");
     }
-    result
+    result.map_err(StartError::from)
+}
+
+/// As [`run`], without an ops port, on a host of the caller's: the machine, or a simulated one. `opened` is called with the
+/// data directory open and nothing served yet.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(
+    host: Host,
+    acceptor: Acceptor,
+    config: Config,
+    metrics: Metrics,
+    stop: CancellationToken,
+    opened: impl FnOnce(&Broker),
+    ready: impl FnOnce(),
+) -> Result<(), BrokerError> {
+    let data = config.listeners.data;
+    let broker = Broker::prepare(Arc::new(config), host).await?;
+    opened(&broker);
+    let server = listeners::Server::new(acceptor, data, broker.clone(), metrics);
+    // Peers are answered from the first moment on: that is how a cluster comes to be.
+    let server_task = tokio::spawn(server.serve(stop.clone()));
+    let failed = serve(&broker, &stop, ready).await;
+    if let Some(error) = &failed {
+        tracing::error!(%error, "the node stops");
+    }
+    stop.cancel();
+    if let Err(error) = server_task.await {
+        tracing::error!(%error, "the data listener panicked");
+    }
+    broker.shutdown().await;
+    failed.map_or(Ok(()), Err)
 }
 
 /// Until the node is to stop (`None`), is refused by its cluster, or has lost its controller group: a node without one has

@@ -114,7 +114,7 @@ impl Broker {
         let Ok(partition) = slot.get().await else { return };
         let log = partition.log().clone();
         let stop = self.inner.stop.clone();
-        let scrubbed = tokio::task::spawn_blocking(move || {
+        let scrubbed = crate::host::blocking(move || {
             // The newest segment is checked whenever it is opened.
             let segments = log.segments();
             for segment in segments.iter().rev().skip(1) {
@@ -154,7 +154,7 @@ impl Broker {
                 slot.close().await;
             }
             let (store, id) = (self.inner.store.clone(), *log);
-            match tokio::task::spawn_blocking(move || store.delete_log(id)).await {
+            match crate::host::blocking(move || store.delete_log(id)).await {
                 Ok(Ok(())) => tracing::info!(partition = %log, "replica has moved away and is deleted"),
                 Ok(Err(error)) => {
                     tracing::warn!(partition = %log, %error, "a replica that has moved away is not deleted")

@@ -29,9 +29,9 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use crate::host::now_ms;
 use disk_space::DiskSpace;
 pub use error::{BrokerError, ErrorKind, Reason};
-pub(crate) use start::now_ms;
 pub use types::*;
 
 use crate::config::Config;
@@ -181,7 +181,7 @@ impl Broker {
             validate::expectation(expectation)?;
         }
         let limits = &self.inner.config.limits;
-        let (batch, header) = validate::batch(request.payload, request.producer, &topic, limits, start::now_ms())?;
+        let (batch, header) = validate::batch(request.payload, request.producer, &topic, limits, now_ms())?;
         self.inner.disk_space.check(&self.inner.store)?;
         let partition = self.lead(&topic, request.target.partition).await?;
         let answer = partition.submit(batch, header, request.expectation).await?;
@@ -223,12 +223,10 @@ impl Broker {
             Ok(topic) => Ok(topic),
             Err(error) if self.alone() => Err(error),
             // Boxed: rare, and large.
-            Err(error) => match Box::pin(self.controller()?.sync()).await {
+            Err(_) => match Box::pin(self.controller()?.sync()).await {
                 Ok(()) => self.known_topic(target),
-                Err(cause) => Err(BrokerError::new(
-                    Reason::Unavailable,
-                    format!("{}, as far as this node knows, and nobody can be asked: {}", error.message, cause.message),
-                )),
+                // A node that has just started knows of nothing yet: "no such topic" would be final, and wrong.
+                Err(unavailable) => Err(unavailable),
             },
         }
     }

@@ -193,7 +193,7 @@ impl Broker {
             return Ok(chronicle_log::ContentHash::new().finalize().to_vec());
         }
         let log = partition.log().clone();
-        let digest = tokio::task::spawn_blocking(move || log.digest(range.from, range.to)).await;
+        let digest = crate::host::blocking(move || log.digest(range.from, range.to)).await;
         match digest.map_err(|e| e.to_string())? {
             Ok(digest) => Ok(digest.to_vec()),
             Err(error) => {

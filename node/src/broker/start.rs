@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use chronicle_client::{Connector, tcp_connector};
 use chronicle_log::disk::{Disk, RealDisk};
 use chronicle_log::{Barrier, Store, StoreConfig};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,6 +17,7 @@ use super::peer_calls::handler;
 use super::{Broker, BrokerError, DiskSpace, Inner, Reason};
 use crate::config::{BarrierKind, Config, StorageConfig};
 use crate::discovery::{self, Announced};
+use crate::host::Host;
 use crate::membership::{Chance, Membership, Own};
 use crate::partition::{Environment, Slot, Throttle, log_error};
 use crate::peers::{Liveness, LivenessConfig, PeerServer, Peers};
@@ -40,7 +40,7 @@ impl Broker {
     /// # Errors
     /// As [`Broker::start`].
     pub async fn start_on(config: Arc<Config>, disk: Arc<dyn Disk>) -> Result<Broker, BrokerError> {
-        let broker = Self::prepare(config, disk, tcp_connector()).await?;
+        let broker = Self::prepare(config, Host::with_disk(disk)).await?;
         match broker.establish().await {
             Ok(()) => Ok(broker),
             Err(error) => {
@@ -55,19 +55,17 @@ impl Broker {
     ///
     /// # Errors
     /// As [`Broker::start`]; configuration of discovery that cannot be used.
-    pub async fn prepare(
-        config: Arc<Config>,
-        disk: Arc<dyn Disk>,
-        connector: Connector,
-    ) -> Result<Broker, BrokerError> {
+    pub async fn prepare(config: Arc<Config>, host: Host) -> Result<Broker, BrokerError> {
         let dir = config.node.data_dir.clone();
         let store_config = store_config(&config.storage);
-        let store = tokio::task::spawn_blocking(move || Store::open(disk, &dir, store_config))
+        let open_store = host.open_store.clone();
+        let store = crate::host::blocking(move || open_store(&dir, store_config))
             .await
             .map_err(|e| BrokerError::new(Reason::Internal, format!("opening the data directory: {e}")))?
             .map_err(|e| log_error(&e))?;
-        let consensus = runtime("consensus", consensus_threads())?;
-        let liveness_runtime = runtime("liveness", 1)?;
+        let mut runtimes = Vec::new();
+        let consensus = runtime(&host, "consensus", consensus_threads(), &mut runtimes)?;
+        let liveness_runtime = runtime(&host, "liveness", 1, &mut runtimes)?;
         let boot = rand::random::<u64>().max(1);
         let liveness = Liveness::new(
             LivenessConfig {
@@ -75,24 +73,25 @@ impl Broker {
                 suspect_after: Duration::from_millis(config.cluster.suspect_after_ms),
                 boot,
             },
-            liveness_runtime.handle().clone(),
+            liveness_runtime,
         );
         let window = config.cluster.peer_window_bytes;
-        let peers = Peers::new(connector, consensus.handle().clone(), window, liveness);
+        let peers = Peers::new(host.connector, consensus.clone(), window, liveness);
         let discovered = discover(&config, &store, &peers, boot).await;
         let (membership, discovery) = match discovered {
             Ok(found) => found,
             Err(error) => {
                 peers.close();
-                consensus.shutdown_background();
-                liveness_runtime.shutdown_background();
+                for runtime in runtimes {
+                    runtime.shutdown_background();
+                }
                 close_store(store).await;
                 return Err(error);
             }
         };
         let env = Arc::new(Environment {
             store: store.clone(),
-            consensus: consensus.handle().clone(),
+            consensus,
             peers,
             config: config.partitions.clone(),
             cluster: config.cluster.clone(),
@@ -117,7 +116,7 @@ impl Broker {
                 stop: CancellationToken::new(),
                 peer_stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
-                runtimes: parking_lot::Mutex::new(vec![consensus, liveness_runtime]),
+                runtimes: parking_lot::Mutex::new(runtimes),
             }),
         };
         broker.inner.tasks.spawn(sleep_idle(broker.clone()));
@@ -187,17 +186,24 @@ async fn discover(
     Ok((Arc::new(membership), discovery))
 }
 
-fn runtime(name: &'static str, threads: usize) -> Result<Runtime, BrokerError> {
-    Builder::new_multi_thread()
+/// The host's runtime, or a new one that is put to `own`.
+fn runtime(host: &Host, name: &'static str, threads: usize, own: &mut Vec<Runtime>) -> Result<Handle, BrokerError> {
+    if let Some(runtime) = &host.runtime {
+        return Ok(runtime.clone());
+    }
+    let runtime = Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name(name)
         .enable_all()
         .build()
-        .map_err(|e| BrokerError::new(Reason::Internal, format!("{name} runtime: {e}")))
+        .map_err(|e| BrokerError::new(Reason::Internal, format!("{name} runtime: {e}")))?;
+    let handle = runtime.handle().clone();
+    own.push(runtime);
+    Ok(handle)
 }
 
 async fn close_store(store: Arc<Store>) {
-    match tokio::task::spawn_blocking(move || store.close()).await {
+    match crate::host::blocking(move || store.close()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "the data directory did not close cleanly"),
         Err(error) => tracing::error!(%error, "closing the data directory panicked"),
@@ -223,9 +229,4 @@ fn store_config(storage: &StorageConfig) -> StoreConfig {
         flush_threads: storage.flush_threads,
         ..StoreConfig::default()
     }
-}
-
-/// Wall-clock time in milliseconds since the Unix epoch: the default timestamp of records.
-pub(crate) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_millis() as i64).unwrap_or(0)
 }

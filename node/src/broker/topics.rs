@@ -7,7 +7,7 @@ use chronicle_log::LogId;
 use uuid::Uuid;
 
 use super::{
-    Broker, BrokerError, NewTopic, PartitionDescription, Reason, SettingsChange, Topic, TopicSettings, start, validate,
+    Broker, BrokerError, NewTopic, PartitionDescription, Reason, SettingsChange, Topic, TopicSettings, validate,
 };
 use crate::controller::unknown_topic;
 use crate::partition::{Slot, SlotState, log_error};
@@ -32,11 +32,11 @@ impl Broker {
         self.inner.disk_space.check(&self.inner.store)?;
         let created = Topic {
             name: topic.name.clone(),
-            id: Uuid::now_v7(),
+            id: crate::host::new_uuid(),
             partitions,
             replication_factor,
             settings,
-            created_ms: start::now_ms(),
+            created_ms: super::now_ms(),
         };
         let (broker, topics_max) = (self.clone(), limits.topics_max);
         to_the_end(async move {
@@ -67,7 +67,7 @@ impl Broker {
     /// Logs that have files in the data directory.
     pub(super) async fn existing_logs(&self) -> HashSet<LogId> {
         let store = self.inner.store.clone();
-        match tokio::task::spawn_blocking(move || store.list_logs()).await {
+        match crate::host::blocking(move || store.list_logs()).await {
             Ok(Ok(logs)) => logs.into_iter().collect(),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the data directory cannot be listed");
@@ -210,7 +210,7 @@ impl Broker {
         let mut complete = true;
         for log in self.existing_logs().await.into_iter().filter(|log| log.topic == id) {
             let store = self.inner.store.clone();
-            match tokio::task::spawn_blocking(move || store.delete_log(log)).await {
+            match crate::host::blocking(move || store.delete_log(log)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     complete = false;

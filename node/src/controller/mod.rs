@@ -131,7 +131,7 @@ impl Controller {
         founders: Option<BTreeMap<u64, Member>>,
     ) -> Result<Arc<Self>, BrokerError> {
         let store = env.store.clone();
-        let log = tokio::task::spawn_blocking(move || store.open_log(CONTROLLER_LOG, LogConfig::default()))
+        let log = crate::host::blocking(move || store.open_log(CONTROLLER_LOG, LogConfig::default()))
             .await
             .map_err(|e| BrokerError::new(Reason::Internal, format!("controller: {e}")))?
             .map_err(|e| log_error(&e))?;
@@ -342,7 +342,10 @@ impl Controller {
         let until = Instant::now() + LEADER_PATIENCE;
         loop {
             match self.command(command).await {
-                Err(error) if error.reason == Reason::OutcomeUnknown && Instant::now() < until => {}
+                // A leader whose process is gone refuses at once, again and again, until somebody else leads.
+                Err(error) if error.reason == Reason::OutcomeUnknown && Instant::now() < until => {
+                    tokio::time::sleep(PAUSE).await;
+                }
                 done => return done,
             }
         }

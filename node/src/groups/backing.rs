@@ -3,7 +3,7 @@
 //! Everything that depends on how partitions are led is here.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use chronicle_records::{BatchBuilder, Compression};
 use tokio::sync::oneshot;
@@ -206,6 +206,4 @@ fn defect(error: &dyn std::error::Error) -> BrokerError {
 }
 
 /// Wall-clock time in milliseconds since the Unix epoch.
-pub(super) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_millis() as i64).unwrap_or(0)
-}
+pub(super) use crate::host::now_ms;

@@ -193,7 +193,7 @@ pub struct Chance {
 impl Chance {
     /// The system's.
     pub fn system() -> Self {
-        Self { seed: rand::random(), cluster_id: Box::new(Uuid::now_v7) }
+        Self { seed: rand::random(), cluster_id: Box::new(crate::host::new_uuid) }
     }
 }
 

@@ -262,7 +262,7 @@ fn entry_in(entry: proto::LogEntry) -> Result<Entry, String> {
 }
 
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, LogError> + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(call).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    crate::host::blocking(call).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
 }
 
 /// Appends with a bound on what is not flushed.
@@ -362,7 +362,7 @@ pub(crate) async fn pull(
     let log = partition.log().clone();
     // First the checkpoint, then the end: what is sent must cover what the checkpoint does.
     let reader = log.clone();
-    let checkpoint = tokio::task::spawn_blocking(move || reader.load_checkpoint()).await;
+    let checkpoint = crate::host::blocking(move || reader.load_checkpoint()).await;
     let checkpoint = checkpoint.map_err(|e| unavailable(e.to_string()))?.map_err(|e| unavailable(e.to_string()))?;
     let checkpoint = checkpoint.unwrap_or_default();
     let status = partition.group().status();
@@ -384,7 +384,7 @@ pub(crate) async fn pull(
     let previous = request.previous.filter(|_| request.from > first);
     let (first_offset, bytes) = {
         let log = log.clone();
-        let asked = tokio::task::spawn_blocking(move || {
+        let asked = crate::host::blocking(move || {
             if let Some(previous) = previous {
                 let ours = log.read(previous.index, previous.index + 1, 1)?;
                 let same =
@@ -441,7 +441,7 @@ impl Sending {
         // Not across a segment's end, so that its hash can follow.
         let to = self.boundaries.iter().copied().find(|base| *base > self.next).unwrap_or(self.end).min(self.end);
         let (log, next) = (self.log.clone(), self.next);
-        let read = tokio::task::spawn_blocking(move || log.read(next, to, PIECE_BYTES)).await;
+        let read = crate::host::blocking(move || log.read(next, to, PIECE_BYTES)).await;
         let entries = read
             .map_err(|e| Status::internal(e.to_string()))?
             .map_err(|e| Status::unavailable(format!("reading at {next}: {e}")))?;

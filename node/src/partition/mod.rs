@@ -112,7 +112,7 @@ impl Partition {
         let log = open_log(&env, id, &settings).await?;
         let started = Self::start(env, id, log.clone(), settings, placement).await;
         if started.is_err() {
-            let _ = tokio::task::spawn_blocking(move || log.close()).await;
+            let _ = crate::host::blocking(move || log.close()).await;
         }
         started
     }
@@ -416,7 +416,7 @@ impl Partition {
 async fn open_log(env: &Environment, id: LogId, settings: &TopicSettings) -> Result<Arc<Log>, BrokerError> {
     let config = log_config(settings);
     let store = env.store.clone();
-    tokio::task::spawn_blocking(move || store.open_log(id, config))
+    crate::host::blocking(move || store.open_log(id, config))
         .await
         .map_err(|e| BrokerError::new(Reason::Internal, format!("partition {id}: opening the log failed: {e}")))?
         .map_err(|e| log_error(&e))
@@ -426,7 +426,7 @@ async fn open_log(env: &Environment, id: LogId, settings: &TopicSettings) -> Res
 async fn on_disk<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, LogError> + Send + 'static,
 ) -> Result<T, BrokerError> {
-    tokio::task::spawn_blocking(read)
+    crate::host::blocking(read)
         .await
         .map_err(|e| BrokerError::new(Reason::Internal, format!("read: {e}")))?
         .map_err(|e| log_error(&e))

@@ -381,7 +381,7 @@ impl Sequencer {
             return Err(BrokerError::new(Reason::Unavailable, "the partition is stopping"));
         };
         let (log, max) = (self.log.clone(), self.versioned_keys_max);
-        let built = tokio::task::spawn_blocking(move || KeyVersions::build(&log, reached.index, max)).await;
+        let built = crate::host::blocking(move || KeyVersions::build(&log, reached.index, max)).await;
         let mut keys = built.map_err(|e| BrokerError::new(Reason::Internal, e.to_string()))?.map_err(keys_error)?;
         if !draft.payload.is_empty() {
             keys.observe(&draft.payload.clone().freeze()).map_err(keys_error)?;

@@ -236,7 +236,7 @@ impl Slot {
             return None;
         }
         let (store, id) = (self.env.store.clone(), self.id);
-        let exists = tokio::task::spawn_blocking(move || store.list_logs().map(|logs| logs.contains(&id))).await;
+        let exists = crate::host::blocking(move || store.list_logs().map(|logs| logs.contains(&id))).await;
         match exists {
             Ok(Ok(false)) => Some(FillReason::Behind),
             // What cannot be told shows when the log is opened.
@@ -298,7 +298,7 @@ impl Slot {
     async fn cut(&self, from: Option<u64>) -> Result<(), BrokerError> {
         fill::note(&self.env.store, self.id, Some(FillReason::Damaged)).await.map_err(|e| log_error(&e))?;
         let (store, id) = (self.env.store.clone(), self.id);
-        let cut = tokio::task::spawn_blocking(move || match from {
+        let cut = crate::host::blocking(move || match from {
             Some(index) => store.cut_from(id, index),
             None => store.cut_damaged(id),
         });
@@ -465,7 +465,7 @@ struct OpenLog(Option<Arc<Log>>);
 impl OpenLog {
     async fn close(mut self) {
         if let Some(log) = self.0.take() {
-            let _ = tokio::task::spawn_blocking(move || log.close()).await;
+            let _ = crate::host::blocking(move || log.close()).await;
         }
     }
 }
@@ -473,7 +473,7 @@ impl OpenLog {
 impl Drop for OpenLog {
     fn drop(&mut self) {
         if let Some(log) = self.0.take() {
-            drop(tokio::task::spawn_blocking(move || log.close()));
+            drop(crate::host::blocking(move || log.close()));
         }
     }
 }

@@ -720,7 +720,7 @@ impl<M: Machine> Group<M> {
         }
         self.shutdown().await;
         let log = self.log.clone();
-        match tokio::task::spawn_blocking(move || log.close()).await {
+        match crate::host::blocking(move || log.close()).await {
             Ok(Ok(())) => tracing::debug!(group = %self.id, "group is closed"),
             Ok(Err(error)) => tracing::warn!(group = %self.id, %error, "log did not close cleanly"),
             Err(error) => tracing::error!(group = %self.id, %error, "closing the log panicked"),

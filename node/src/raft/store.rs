@@ -261,7 +261,7 @@ async fn durable(start: impl FnOnce(Done) -> Result<(), LogError>) -> io::Result
 pub(super) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, LogError> + Send + 'static,
 ) -> io::Result<T> {
-    tokio::task::spawn_blocking(call).await.map_err(io::Error::other)?.map_err(to_io)
+    crate::host::blocking(call).await.map_err(io::Error::other)?.map_err(to_io)
 }
 
 /// Keeps the typed error inside, so that it can be found again with [`log_error`].

@@ -1,0 +1,201 @@
+//! One simulated machine: a disk that survives its crashes, and the node that starts on it again and again.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use chronicle_log::disk::{Disk, MemoryDisk};
+use chronicle_log::{Clock, Store, StoreConfig, Threads};
+use chronicle_node::config::Config;
+use chronicle_node::host::{Host, Simulated};
+use chronicle_node::server;
+use chronicle_node::telemetry::Metrics;
+use rand::Rng;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::chance;
+use crate::network::{PORT, connector, listen};
+use crate::trace::note;
+
+/// When simulations begin: 2026-01-01.
+const EPOCH: Duration = Duration::from_secs(1_767_225_600);
+/// Pause of a node that has ended before it is started again.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
+/// The data directory on each machine's disk.
+pub(crate) const DATA_DIR: &str = "/data";
+
+thread_local! {
+    /// Last time seen inside a host: what is dropped with a host asks for the time outside of any.
+    static LAST: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// Time since the simulation began.
+pub(crate) fn elapsed() -> Duration {
+    if let Some(now) = turmoil::sim_elapsed() {
+        LAST.set(now.max(LAST.get()));
+    }
+    LAST.get()
+}
+
+/// Time goes on outside of any host as well.
+pub(crate) fn set_elapsed(now: Duration) {
+    LAST.set(now.max(LAST.get()));
+    chance::set_clocks(EPOCH + LAST.get());
+}
+
+/// Makes this thread a simulated one.
+pub(crate) fn simulate() {
+    LAST.set(Duration::ZERO);
+    chance::set_clocks(EPOCH);
+    chronicle_node::host::simulate(Simulated {
+        since_epoch: || EPOCH + elapsed(),
+        // Mostly nothing, sometimes enough for something else to come between.
+        blocking_delay: || {
+            let mut random = rand::rng();
+            if random.random_ratio(3, 4) { Duration::ZERO } else { Duration::from_millis(random.random_range(1..5)) }
+        },
+    });
+}
+
+#[derive(Debug)]
+struct SimulatedClock;
+
+impl Clock for SimulatedClock {
+    fn monotonic(&self) -> Duration {
+        elapsed()
+    }
+
+    fn wall_ms(&self) -> i64 {
+        (EPOCH + elapsed()).as_millis() as i64
+    }
+}
+
+/// What varies from seed to seed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Knobs {
+    /// Size of a segment file, in bytes.
+    pub(crate) segment_bytes: u64,
+    /// Longest time that a round of the store takes, in milliseconds.
+    pub(crate) disk_ms_max: u64,
+    /// Unused partitions go to sleep after this, in milliseconds.
+    pub(crate) idle_ms: u64,
+}
+
+/// One machine.
+#[derive(Clone)]
+pub(crate) struct Machine {
+    /// `n1`, `n2`, …
+    pub(crate) name: String,
+    /// What is left after a crash.
+    pub(crate) disk: MemoryDisk,
+    /// Stops the process that runs now, in order.
+    stop: Rc<RefCell<CancellationToken>>,
+    config: Config,
+    knobs: Knobs,
+}
+
+impl Machine {
+    /// A machine with an empty disk, whose node looks for the others at `seeds`.
+    pub(crate) fn new(name: &str, seeds: &[String], founders: u32, knobs: Knobs) -> io::Result<Self> {
+        let mut config = Config::default();
+        config.node.name = name.into();
+        config.node.data_dir = DATA_DIR.into();
+        config.node.advertised_address = format!("{name}:{PORT}");
+        config.node.default_topic = String::new();
+        config.cluster.bootstrap_expect = founders;
+        config.cluster.seeds = seeds.iter().map(|seed| format!("{seed}:{PORT}")).collect();
+        config.cluster.voters = 3;
+        config.partitions.idle_ms = knobs.idle_ms;
+        config.storage.reserve_bytes = 0;
+        config.listeners.data = ([0, 0, 0, 0], PORT).into();
+        let disk = MemoryDisk::new();
+        disk.create_dir(Path::new(DATA_DIR))?;
+        disk.sync_dir(Path::new("/"))?;
+        Ok(Self { name: name.into(), disk, stop: Rc::default(), config, knobs })
+    }
+
+    /// The process: the node, started again when it ends for a reason of its own, as a supervisor does. Returns when it was
+    /// stopped, or has been removed from the cluster.
+    pub(crate) async fn run(self) -> turmoil::Result {
+        let stop = CancellationToken::new();
+        self.stop.replace(stop.clone());
+        loop {
+            note(&self.name, "start");
+            let host = Host {
+                open_store: open_store(&self.disk, self.knobs),
+                connector: connector(&self.name),
+                runtime: Some(tokio::runtime::Handle::current()),
+            };
+            let name = self.name.clone();
+            let ready = move || note(&name, "ready");
+            let acceptor = listen().await?;
+            let config = self.config.clone();
+            // A child, because a node that fails cancels the token that it was given.
+            let stopping = stop.child_token();
+            let ended = server::run_on(host, acceptor, config, Metrics::new(), stopping, |_| {}, ready).await;
+            match ended {
+                Ok(()) => {
+                    note(&self.name, "stopped");
+                    return Ok(());
+                }
+                Err(error) if error.message.contains("REMOVED") || error.message.contains("removed") => {
+                    note(&self.name, &format!("removed: {}", error.message));
+                    return Ok(());
+                }
+                Err(error) => note(&self.name, &format!("ended: {}", error.message)),
+            }
+            tokio::time::sleep(RESTART_PAUSE).await;
+        }
+    }
+
+    /// Stops the process in order.
+    pub(crate) fn stop(&self) {
+        self.stop.borrow().cancel();
+    }
+}
+
+fn open_store(disk: &MemoryDisk, knobs: Knobs) -> chronicle_node::host::OpenStore {
+    let disk = disk.mount();
+    Arc::new(move |dir, config| {
+        let wake = Arc::new(Notify::new());
+        let waker = wake.clone();
+        let config = StoreConfig {
+            segment_bytes: knobs.segment_bytes,
+            journal_rewrite_bytes: 64 << 10,
+            threads: Threads::Driven { on_work: Some(Arc::new(move || waker.notify_one())) },
+            clock: Arc::new(SimulatedClock),
+            ..config
+        };
+        let store = Store::open(Arc::new(disk.clone()), dir, config)?;
+        tokio::spawn(drive(Arc::downgrade(&store), wake, knobs.disk_ms_max));
+        Ok(store)
+    })
+}
+
+/// The store's thread: does its rounds when there is something to do, each after the time that a disk takes.
+async fn drive(store: Weak<Store>, wake: Arc<Notify>, disk_ms_max: u64) {
+    loop {
+        let Some(due) = store.upgrade().map(|store| store.next_due()) else { return };
+        let Some(due) = due else {
+            wake.notified().await;
+            continue;
+        };
+        let now = elapsed();
+        if due > now {
+            // Either way the question is asked again.
+            let _ = tokio::time::timeout(due - now, wake.notified()).await;
+            continue;
+        }
+        let delay = rand::rng().random_range(0..=disk_ms_max);
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        let Some(store) = store.upgrade() else { return };
+        if !store.drive() {
+            drop(store);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
