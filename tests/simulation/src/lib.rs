@@ -1,7 +1,7 @@
 //! Whole clusters in one thread: the node as it ships on a simulated network, with simulated time, disks and chance, all
 //! from one seed.
 //!
-//! [`run`] builds a cluster (`machine`, `network`), lets clients write and read (`load`) while it breaks things (`plan`),
+//! `run` builds a cluster (`machine`, `network`), lets clients write and read (`load`) while it breaks things (`plan`),
 //! heals everything, and checks what is stored against what clients were told (the checker of `chronicle-tests`). The same seed does the same again,
 //! event for event: chance is seeded for the whole thread (`chance`), hash tables included.
 //!
