@@ -145,7 +145,15 @@ impl Client {
     /// # Errors
     /// When no node answers within the deadline.
     pub async fn init_producer(&self) -> Result<v1::InitProducerResponse, ClientError> {
-        self.call(Target::Any, Repeat::Always, false, Duration::ZERO, |channel| {
+        self.init_producer_within(self.config.request_timeout).await
+    }
+
+    /// As [`Client::init_producer`], with another deadline.
+    pub(crate) async fn init_producer_within(
+        &self,
+        deadline: Duration,
+    ) -> Result<v1::InitProducerResponse, ClientError> {
+        self.call_within(deadline, Target::Any, Repeat::Always, false, Duration::ZERO, |channel| {
             let mut log = self.log(channel);
             async move { log.init_producer(v1::InitProducerRequest {}).await }
         })
@@ -269,6 +277,23 @@ impl Client {
         repeat: Repeat,
         mutates: bool,
         wait: Duration,
+        attempt: impl FnMut(Channel) -> F,
+    ) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let deadline = self.config.request_timeout + wait;
+        self.call_within(deadline, target, repeat, mutates, wait, attempt).await
+    }
+
+    /// As [`Client::call`], with another deadline.
+    async fn call_within<T, F>(
+        &self,
+        deadline: Duration,
+        target: Target,
+        repeat: Repeat,
+        mutates: bool,
+        wait: Duration,
         mut attempt: impl FnMut(Channel) -> F,
     ) -> Result<T, ClientError>
     where
@@ -280,7 +305,7 @@ impl Client {
             target,
             repeat,
             mutates,
-            deadline: self.config.request_timeout + wait,
+            deadline,
             patience: (!is_patient).then(|| self.config.suspect_after + wait),
         };
         with_retries(&self.resolver, self.config.retry, plan, |channel| {

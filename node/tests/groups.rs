@@ -120,14 +120,19 @@ async fn a_partition_moves_without_a_record_read_twice_or_left_out() {
     let client = client(&node, "t", 6).await;
     let mut first = client.group_consumer(GroupConfig { auto_commit: Some(PATIENCE), ..config("g") });
     until_assigned(&mut first, 6).await;
-    let producer = {
+    // Until both have read.
+    let (both, enough) = tokio::sync::watch::channel(false);
+    let mut producer = {
         let client = client.clone();
         tokio::spawn(async move {
-            for value in 0..40 {
+            let mut value = 0;
+            while value < 40 || !*enough.borrow() {
                 for partition in 0..6 {
                     produce(&client, "t", partition, value..value + 1).await;
                 }
+                value += 1;
             }
+            value as usize * 6
         })
     };
     let mut seen: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
@@ -138,19 +143,20 @@ async fn a_partition_moves_without_a_record_read_twice_or_left_out() {
     // The second one comes while the first reads.
     let mut second = client.group_consumer(GroupConfig { auto_commit: Some(PATIENCE), ..config("g") });
     let mut of_second = 0;
-    while seen.values().map(Vec::len).sum::<usize>() < 240 {
+    let mut produced = None;
+    while produced.is_none_or(|produced| seen.values().map(Vec::len).sum::<usize>() < produced) {
         let record = tokio::select! {
+            all = &mut producer, if produced.is_none() => { produced = Some(all.unwrap()); continue }
             record = first.next() => record,
-            record = second.next() => { of_second += 1; record }
+            record = second.next() => { of_second += 1; both.send_replace(true); record }
             () = tokio::time::sleep(PATIENCE) => panic!("records are left out: {seen:?}"),
         };
         let record = record.unwrap();
         seen.entry(record.partition.partition).or_default().push(record.record.offset);
     }
-    producer.await.unwrap();
     assert!(of_second > 0);
     for (partition, offsets) in seen {
-        assert_eq!(offsets, (0..40).collect::<Vec<i64>>(), "partition {partition}");
+        assert_eq!(offsets, (0..produced.unwrap() as i64 / 6).collect::<Vec<i64>>(), "partition {partition}");
     }
     first.close().await.unwrap();
     second.close().await.unwrap();

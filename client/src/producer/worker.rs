@@ -175,8 +175,8 @@ impl Worker {
         // Nothing is sent before the stream stands: a failure up to here leaves no outcome open.
         let late = |why: &str| ClientError::new(ErrorKind::Transport { sent: false }, "DEADLINE_EXCEEDED", why);
         if self.config.idempotent && self.identity.is_none() {
-            let identity = timeout_at(until, self.client.init_producer()).await;
-            self.identity = Some(identity.map_err(|_| late("no node gave a producer id"))??);
+            let left = until.saturating_duration_since(Instant::now());
+            self.identity = Some(self.client.init_producer_within(left).await?);
         }
         let route = timeout_at(until, self.attempts.route()).await;
         let route = self.route.insert(route.map_err(|_| late("no node said where the partition is"))?).clone();

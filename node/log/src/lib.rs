@@ -41,6 +41,8 @@ mod scheduler;
 mod sealer;
 mod segment;
 mod shared;
+#[cfg(feature = "simulated")]
+pub mod simulated;
 mod store;
 
 pub use clock::{Clock, SystemClock};

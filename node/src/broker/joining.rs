@@ -185,8 +185,8 @@ impl Broker {
             });
         }
         self.announce().await?;
-        self.inner.established.store(true, Ordering::Release);
         self.create_default_topic().await;
+        self.inner.established.store(true, Ordering::Release);
         Ok(())
     }
 

@@ -244,9 +244,9 @@ impl Broker {
         Ok(topic.clone())
     }
 
-    /// This node is the whole cluster.
+    /// This node is the whole cluster, and knows what was agreed before it started.
     fn alone(&self) -> bool {
-        self.inner.env.state().nodes.len() == 1
+        self.inner.established.load(Ordering::Acquire) && self.inner.env.state().nodes.len() == 1
     }
 
     fn slot(&self, topic: &Topic, partition: i32) -> Result<Arc<Slot>, BrokerError> {

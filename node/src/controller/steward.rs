@@ -129,10 +129,10 @@ impl Controller {
     async fn members(&self, calm: bool) -> Result<(), String> {
         let state = self.state();
         let status = self.group.status();
-        if !status.membership_committed || status.joint {
+        if !status.membership_committed {
             return Err("the members are changing".into());
         }
-        for node in state.nodes.values().filter(|node| node.state != NodeState::Removed) {
+        for node in state.nodes.values().filter(|node| node.state != NodeState::Removed && !status.joint) {
             if !status.voters.contains(&node.id) && !status.learners.contains(&node.id) {
                 self.group.add_learner(node.id, member(Some(node))).await.map_err(|e| e.to_string())?;
                 return Ok(());
@@ -140,7 +140,7 @@ impl Controller {
         }
         let removed = |id: &&u64| state.nodes.get(id).is_some_and(|node| node.state == NodeState::Removed);
         let gone: BTreeSet<u64> = status.learners.iter().filter(removed).copied().collect();
-        if !gone.is_empty() {
+        if !gone.is_empty() && !status.joint {
             self.group.remove_learners(gone).await.map_err(|e| e.to_string())?;
         }
         if !calm {
@@ -148,7 +148,8 @@ impl Controller {
         }
         let max = self.env.cluster.voters as usize;
         let wanted = voters::controller_voters(&state, &self.observed(), max);
-        if wanted == status.voters || wanted.is_empty() {
+        // A leader that fell in the middle of a change left both sets of voters in force: whoever leads now ends it.
+        if (wanted == status.voters && !status.joint) || wanted.is_empty() {
             return Ok(());
         }
         let last = status.last.unwrap_or(0);

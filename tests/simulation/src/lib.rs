@@ -3,12 +3,11 @@
 //!
 //! `run` builds a cluster (`machine`, `network`), lets clients write and read (`load`) while it breaks things (`plan`),
 //! heals everything, and checks what is stored against what clients were told (the checker of `chronicle-tests`). The same seed does the same again,
-//! event for event: chance is seeded for the whole thread (`chance`), hash tables included.
+//! event for event: chance is seeded for the whole thread (`chronicle_log::simulated`), hash tables included.
 //!
 //! Needs `--cfg tokio_unstable`, which lets tokio's own choices be seeded; without it the crate is empty.
 #![cfg(tokio_unstable)]
 
-mod chance;
 mod load;
 mod machine;
 mod network;

@@ -17,9 +17,9 @@ use rand::Rng;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::chance;
 use crate::network::{PORT, connector, listen};
 use crate::trace::note;
+use chronicle_log::simulated;
 
 /// When simulations begin: 2026-01-01.
 const EPOCH: Duration = Duration::from_secs(1_767_225_600);
@@ -44,13 +44,13 @@ pub(crate) fn elapsed() -> Duration {
 /// Time goes on outside of any host as well.
 pub(crate) fn set_elapsed(now: Duration) {
     LAST.set(now.max(LAST.get()));
-    chance::set_clocks(EPOCH + LAST.get());
+    simulated::set_clocks(EPOCH + LAST.get());
 }
 
 /// Makes this thread a simulated one.
 pub(crate) fn simulate() {
     LAST.set(Duration::ZERO);
-    chance::set_clocks(EPOCH);
+    simulated::set_clocks(EPOCH);
     chronicle_node::host::simulate(Simulated {
         since_epoch: || EPOCH + elapsed(),
         // Mostly nothing, sometimes enough for something else to come between.

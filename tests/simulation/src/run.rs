@@ -12,7 +12,8 @@ use crate::load::{Board, Clients};
 use crate::machine::{Knobs, Machine, set_elapsed, simulate};
 use crate::plan::Plan;
 use crate::trace::Detail;
-use crate::{chance, network, trace};
+use crate::{network, trace};
+use chronicle_log::simulated;
 
 /// Longest simulated time.
 const LENGTH_MAX: Duration = Duration::from_secs(400);
@@ -45,7 +46,7 @@ pub struct Report {
 pub fn run(seed: u64, detail: Detail) -> Result<Report> {
     let dispatch = trace::dispatch(&detail);
     let thread = std::thread::Builder::new().name(format!("seed-{seed}")).spawn(move || {
-        chance::seed_thread(seed);
+        simulated::seed_thread(seed);
         let _guard = trace::begin(&detail, &dispatch);
         network::begin();
         simulate();
