@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -186,7 +185,7 @@ impl Broker {
         }
         self.announce().await?;
         self.create_default_topic().await;
-        self.inner.established.store(true, Ordering::Release);
+        self.inner.established.send_replace(true);
         Ok(())
     }
 

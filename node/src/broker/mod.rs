@@ -19,7 +19,6 @@ pub(crate) mod validate;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use chronicle_log::{LogId, Store};
 use chronicle_proto::internal::group_request::Ask;
@@ -80,7 +79,7 @@ struct Inner {
     /// Held while a topic is changed: what is changed is what was read.
     changing_topics: tokio::sync::Mutex<()>,
     /// The cluster knows of this process of the node.
-    established: AtomicBool,
+    established: tokio::sync::watch::Sender<bool>,
     stop: CancellationToken,
     /// Ends what peers are served with, last of all.
     peer_stop: CancellationToken,
@@ -132,11 +131,17 @@ impl Broker {
         };
         match controller.failure() {
             Some(error) => Readiness::NotReady(format!("controller group: {error}")),
-            None if !self.inner.established.load(Ordering::Acquire) => {
+            None if !*self.inner.established.borrow() => {
                 Readiness::NotReady("the cluster has not taken note of this node yet".into())
             }
             None => Readiness::Ready,
         }
+    }
+
+    /// Waits until the node is part of its cluster.
+    pub(crate) async fn established(&self) {
+        // Ends only with the broker.
+        let _ = self.inner.established.subscribe().wait_for(|established| *established).await;
     }
 
     /// Waits until the controller group has failed, and says why. A healthy node waits for ever.
@@ -246,7 +251,7 @@ impl Broker {
 
     /// This node is the whole cluster, and knows what was agreed before it started.
     fn alone(&self) -> bool {
-        self.inner.established.load(Ordering::Acquire) && self.inner.env.state().nodes.len() == 1
+        *self.inner.established.borrow() && self.inner.env.state().nodes.len() == 1
     }
 
     fn slot(&self, topic: &Topic, partition: i32) -> Result<Arc<Slot>, BrokerError> {

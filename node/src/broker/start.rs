@@ -1,7 +1,6 @@
 //! Starting and stopping a node's core.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use chronicle_log::disk::{Disk, RealDisk};
@@ -112,7 +111,7 @@ impl Broker {
                 slots: Default::default(),
                 disk_space: DiskSpace::new(reserve),
                 changing_topics: tokio::sync::Mutex::new(()),
-                established: AtomicBool::new(false),
+                established: tokio::sync::watch::Sender::new(false),
                 stop: CancellationToken::new(),
                 peer_stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),

@@ -41,6 +41,8 @@ const HEADER_LIST_BYTES: u32 = 16 << 10;
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 /// Read and write buffer of one HTTP/1 connection, in bytes each: all that a client can pin after its last answer.
 const HTTP1_BUFFER_BYTES: usize = 128 << 10;
+/// How long a client's first request waits for a node that is not part of its cluster yet.
+const ESTABLISH_PATIENCE: Duration = Duration::from_secs(3);
 /// Longest life of a connection over the limit.
 const REFUSAL: Duration = Duration::from_secs(1);
 
@@ -114,6 +116,11 @@ impl Builders {
             return hand_over(purpose, io.into_inner(), routes.context().peers.clone());
         }
         let context = routes.context();
+        // A node that has just started soon knows its cluster: that is worth a moment, before it has nothing but refusals.
+        tokio::select! {
+            _ = timeout(ESTABLISH_PATIENCE, context.broker.established()) => {}
+            () = ending.drain.cancelled() => return,
+        }
         let stalls = Stalls::new(Duration::from_millis(context.limits().slow_reader_ms));
         let (io, front) = (TokioIo::new(io), routes.front(stalls.clone()));
         let result = match version {
