@@ -5,7 +5,8 @@
 //! heals everything, and checks what is stored against what clients were told (the checker of `chronicle-tests`). The same seed does the same again,
 //! event for event: chance is seeded for the whole thread (`chronicle_log::simulated`), hash tables included.
 //!
-//! Needs `--cfg tokio_unstable`, which lets tokio's own choices be seeded; without it the crate is empty.
+//! Needs `--cfg tokio_unstable`, which lets tokio's own choices be seeded; without it the crate is empty. Run it with
+//! `RUSTFLAGS="--cfg tokio_unstable" CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo test -p chronicle-simulation --target-dir target/simulation`.
 #![cfg(tokio_unstable)]
 
 mod load;
