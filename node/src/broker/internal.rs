@@ -9,7 +9,7 @@ use crate::partition::Partition;
 impl Broker {
     /// What the controller group has agreed on, as far as this node knows.
     pub(crate) fn agreed(&self) -> Arc<ControllerState> {
-        self.inner.env.agreed.read().clone()
+        self.inner.env.state()
     }
 
     /// A partition, opened if need be.

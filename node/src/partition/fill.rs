@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{Environment, Partition};
-use crate::peers::PullStream;
+use crate::peers::{PullStream, wire_id};
 use crate::raft::{GroupError, KEY_FILL, KEY_PURGED, checkpoint_index, encode_position};
 
 /// Bytes of one message of entries.
@@ -83,7 +83,7 @@ pub(crate) async fn ask_group(
     ask: Ask,
 ) -> Result<proto::GroupResponse, String> {
     let mut client = env.peers.client(node).map_err(|e| e.to_string())?;
-    let group = Some(proto::GroupId { topic: id.topic.as_bytes().to_vec().into(), partition: id.partition });
+    let group = Some(wire_id(id));
     let request = env.peers.request(node, proto::GroupRequest { group, ask: Some(ask) });
     match tokio::time::timeout(ASK_TIMEOUT, client.group(request)).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
@@ -142,7 +142,7 @@ pub(super) async fn fill(
     let position = log.position();
     let from = position.last.map(|last| last.index + 1).unwrap_or(position.next_index);
     let mut client = env.peers.client(leader).map_err(|e| e.to_string())?;
-    let group = Some(proto::GroupId { topic: id.topic.as_bytes().to_vec().into(), partition: id.partition });
+    let group = Some(wire_id(id));
     let whole = reason == FillReason::Damaged;
     let previous =
         position.last.map(|last| proto::LogPosition { term: last.term, leader: last.leader, index: last.index });

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use chronicle_client::Connector;
 use chronicle_log::LogId;
+use chronicle_proto::internal::RaftFrame;
 use chronicle_proto::internal::raft_frame::Message;
-use chronicle_proto::internal::{GroupId, RaftFrame};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::runtime::Handle;
@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Me, Purpose, address, channel, client};
+use super::{Me, Purpose, address, channel, client, wire_id};
 
 /// Frames that wait for the connection.
 const QUEUE_MAX: usize = 4096;
@@ -78,7 +78,7 @@ impl Link {
         if self.shared.down.load(Ordering::Relaxed) {
             return Err(format!("{}: no connection", self.address));
         }
-        let group = GroupId { topic: group.topic.as_bytes().to_vec().into(), partition: group.partition };
+        let group = wire_id(group);
         let mut frame = RaftFrame { id: 0, group: Some(group), message: Some(message) };
         let bytes = frame.encoded_len().min(self.shared.window_bytes);
         // Held until the answer: what is under way to a peer is bounded.

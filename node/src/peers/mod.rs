@@ -36,8 +36,8 @@ use uuid::Uuid;
 
 use link::Link;
 pub use liveness::{Liveness, LivenessConfig};
-pub(crate) use service::named_group;
 pub use service::{Handler, PeerServer, PullStream};
+pub(crate) use service::{named_group, wire_id};
 
 /// Version of the protocol between nodes.
 pub const PROTOCOL: u32 = 1;

@@ -138,6 +138,11 @@ impl PeerServer {
     }
 }
 
+/// A group's name on the wire.
+pub(crate) fn wire_id(id: LogId) -> proto::GroupId {
+    proto::GroupId { topic: id.topic.as_bytes().to_vec().into(), partition: id.partition }
+}
+
 fn group_id(group: Option<proto::GroupId>) -> Result<LogId, Status> {
     let group = group.ok_or_else(|| Status::invalid_argument("group: missing: must be given"))?;
     let topic =
