@@ -5,10 +5,10 @@ DATA ?= data
 PROFILE_FLAG = $(if $(RELEASE),--release,)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt fmt-check doc ci bench licences image clean
+.PHONY: help run test lint fmt fmt-check doc ci bench bench-cluster licences image clean
 
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 run: ## Build and start a node on 127.0.0.1:7400 with its data in ./data (DATA=dir, RELEASE=1)
 	$(CARGO) build $(PROFILE_FLAG) --locked --package chronicle-node --bin chronicle
@@ -40,6 +40,9 @@ ci: fmt-check lint doc test ## What .ci/run runs
 bench: ## Measure the disk and beside it the engine and the node (BENCH_FLAGS="--quick --data /mnt/disk")
 	$(CARGO) build --release --locked --package chronicle-node --package chronicle-tests --bin chronicle --bin bench
 	@"$${CARGO_TARGET_DIR:-target}/release/bench" $(BENCH_FLAGS)
+
+bench-cluster: ## The same for three nodes, about half an hour (BENCH_FLAGS as above)
+	@$(MAKE) --no-print-directory bench BENCH_FLAGS="--suite cluster $(BENCH_FLAGS)"
 
 licences: ## Check the licence of every dependency
 	$(CARGO) test --locked --package chronicle-tests --test licences

@@ -1,13 +1,15 @@
 //! `make bench`: measures the disk and, in the same run on the same volume, the engine and a node, and prints how they
-//! compare and which of the project's speed and memory targets hold.
+//! compare and which of the project's speed and memory targets hold. `make bench-cluster` does the same for three nodes.
 //!
 //! The machine may be busy with other things, so what is compared is measured in alternating rounds, medians are
 //! compared, and the spread of every figure is printed beside it. Build with `--release`.
 
+mod cluster;
 mod disk;
 mod engine;
 mod grpc;
 mod idle;
+mod load;
 mod open;
 mod probe;
 mod report;
@@ -23,9 +25,12 @@ use report::Report;
 #[derive(Debug, Parser)]
 #[command(name = "bench")]
 struct Arguments {
-    /// Fewer and smaller rounds: under two minutes instead of under ten.
+    /// Fewer and smaller rounds: a few minutes at most.
     #[arg(long)]
     quick: bool,
+    /// What to measure when no parts are named.
+    #[arg(long, value_enum, default_value_t)]
+    suite: Suite,
     /// Where to measure: a folder on the volume in question; what is written there is removed again.
     #[arg(long, default_value = "data/bench")]
     data: PathBuf,
@@ -47,6 +52,15 @@ enum Output {
     Json,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum Suite {
+    /// Disk, engine and one node.
+    #[default]
+    Node,
+    /// Three nodes.
+    Cluster,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Durable appends of one log, and reading it.
@@ -59,6 +73,18 @@ enum Part {
     Idle,
     /// Opening a large log, closed cleanly and killed.
     Open,
+    /// Three nodes: how long writes wait when the leader is killed, and when it hands over.
+    Failover,
+    /// Three nodes against one.
+    Replicas,
+    /// Three nodes: partitions that nobody uses, and thousands of them.
+    IdleCluster,
+    /// Three nodes: from their start to the first write.
+    Restart,
+    /// Three nodes: filling an empty one.
+    Catchup,
+    /// Three nodes: ten minutes of full load.
+    Soak,
 }
 
 /// Measures one part.
@@ -103,15 +129,22 @@ fn main() -> Result<()> {
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(std::fs::canonicalize(&arguments.data)?)?;
     let context = Bench { dir: scratch.path(), quick: arguments.quick };
     let mut report = Report::new(probe::machine(scratch.path())?);
-    let parts: [(Part, Measure); 5] = [
-        (Part::Append, engine::append),
-        (Part::Partitions, engine::partitions),
-        (Part::Grpc, grpc::run),
-        (Part::Idle, idle::run),
-        (Part::Open, open::run),
+    let parts: [(Suite, Part, Measure); 11] = [
+        (Suite::Node, Part::Append, engine::append),
+        (Suite::Node, Part::Partitions, engine::partitions),
+        (Suite::Node, Part::Grpc, grpc::run),
+        (Suite::Node, Part::Idle, idle::run),
+        (Suite::Node, Part::Open, open::run),
+        (Suite::Cluster, Part::Failover, cluster::failover),
+        (Suite::Cluster, Part::Replicas, cluster::replicas),
+        (Suite::Cluster, Part::IdleCluster, cluster::idle),
+        (Suite::Cluster, Part::Restart, cluster::restart),
+        (Suite::Cluster, Part::Catchup, cluster::catchup),
+        (Suite::Cluster, Part::Soak, cluster::soak),
     ];
-    for (part, run) in parts {
-        if arguments.only.is_empty() || arguments.only.contains(&part) {
+    for (suite, part, run) in parts {
+        let named = arguments.only.contains(&part);
+        if named || (arguments.only.is_empty() && arguments.suite == suite) {
             eprintln!("measuring {part:?} ...");
             run(&context, &mut report).with_context(|| format!("measuring {part:?}"))?;
         }
