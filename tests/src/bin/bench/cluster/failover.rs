@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use chronicle_proto::v1;
 use chronicle_tests::cluster::Cluster;
 use tokio::runtime::Runtime;
@@ -46,7 +46,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
 
 /// Kills the leader, measures, and makes the cluster whole again.
 async fn kill(cluster: &mut Cluster, pacer: &mut Pacer) -> Result<Duration> {
-    let leader = cluster.leader(TOPIC, 0).await?;
+    let leader = preferred_leads(cluster).await?;
     pacer.acknowledged_after(Instant::now()).await?;
     let start = Instant::now();
     cluster.kill(leader);
@@ -58,11 +58,22 @@ async fn kill(cluster: &mut Cluster, pacer: &mut Pacer) -> Result<Duration> {
         .eventually("the restarted node follows", async |cluster| {
             let end = cluster.describe(cluster.leader(TOPIC, 0).await?, TOPIC).await?.partitions[0].next;
             let here = cluster.describe(leader, TOPIC).await?;
-            anyhow::ensure!(here.partitions[0].next + 500 >= end, "it is behind");
+            ensure!(here.partitions[0].next + 500 >= end, "it is behind");
             Ok(())
         })
         .await?;
     Ok(next - start)
+}
+
+/// Waits until the balancer has given leadership to where it belongs: it must not move away at the moment of the kill.
+async fn preferred_leads(cluster: &Cluster) -> Result<usize> {
+    cluster
+        .eventually("the preferred leader leads", async |cluster| {
+            let preferred = *cluster.replicas(TOPIC, 0).await?.first().context("a partition without replicas")?;
+            ensure!(cluster.leader_as_known_to(preferred, TOPIC, 0).await? == preferred, "another node leads");
+            Ok(preferred)
+        })
+        .await
 }
 
 /// Hands leadership to the next replica while the writer goes on.
@@ -75,7 +86,7 @@ async fn transfer(cluster: &Cluster, client: &chronicle_client::Client, pacer: &
     client.transfer_leadership(request).await?;
     cluster
         .eventually("the next replica leads", async |cluster| {
-            anyhow::ensure!(cluster.leader_as_known_to(to, TOPIC, 0).await? == to, "it does not lead yet");
+            ensure!(cluster.leader_as_known_to(to, TOPIC, 0).await? == to, "it does not lead yet");
             Ok(())
         })
         .await?;
