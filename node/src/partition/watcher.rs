@@ -94,7 +94,7 @@ impl Watcher {
             state.next_campaign = None;
             return;
         }
-        if state.resting {
+        if state.resting || group.election_under_way() {
             return;
         }
         let next = *state.next_campaign.get_or_insert(now + RANK_STEP * rank);

@@ -1,27 +1,23 @@
-//! One raft group on this node: start it, campaign, lead it, propose to it, change its members, checkpoint it, stop it.
+//! One raft group on this node: start it, lead it, propose to it, change its members, checkpoint it, stop it.
 //!
-//! Groups have no timers: `trigger`s come from the node (`partition::upkeep`), which knows who is alive. A follower grants a
-//! vote against a leader's lease only when it has reason to think that the leader is gone ([`Group::leader_gone`]), and
-//! nobody campaigns before a majority says that it would vote for it (pre-vote, Raft dissertation, section 9.6).
+//! Groups have no timers: `trigger`s come from the node (`partition::upkeep`), which knows who is alive. How leaders come and
+//! go is in `election.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use chronicle_log::{Log, LogError, LogId, Store};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::raft_frame::Message;
-use futures::stream::{FuturesUnordered, StreamExt};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, RaftError};
-use openraft::raft::TransferLeaderRequest;
 use openraft::raft::linearizable_read::LinearizerOption;
 use openraft::{ChangeMembers, Config, Instant as _, Raft, ServerState, SnapshotPolicy};
-use tokio::time::Instant;
 
+use super::election::Heard;
 use super::machine::{Machine, MachineStore};
 use super::network::{Network, Transport};
 use super::store::LogStorage;
@@ -35,10 +31,6 @@ pub(crate) const LEASE_READ: Duration = Duration::from_millis(100);
 const NO_LEASE_END_MS: u64 = 24 * 3600 * 1000;
 /// How often a leader says that it leads.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
-/// Longest wait for the next leader to have everything.
-const TRANSFER_PATIENCE: Duration = Duration::from_millis(500);
-/// Longest wait for the answers of a pre-vote.
-const PRE_VOTE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why a group cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -186,18 +178,14 @@ pub struct Start {
 
 /// One raft group on this node. Dropping it without [`Group::shutdown`] leaves its tasks running.
 pub struct Group<M: Machine> {
-    raft: Raft<TypeConfig, MachineStore<M>>,
-    id: LogId,
-    node: u64,
+    pub(super) raft: Raft<TypeConfig, MachineStore<M>>,
+    pub(super) id: LogId,
+    pub(super) node: u64,
     storage: LogStorage,
     log: Arc<Log>,
-    transport: Arc<dyn Transport>,
-    election_timeout: Duration,
-    /// The node has reason to think that the leader is gone; until a leader is heard again.
-    leader_lost: AtomicBool,
-    /// When a leader was last heard, in milliseconds since `started`; 0: never.
-    heard_ms: AtomicU64,
-    started: Instant,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) election_timeout: Duration,
+    pub(super) heard: Heard,
     checkpointing: tokio::sync::Mutex<()>,
 }
 
@@ -266,9 +254,7 @@ impl<M: Machine> Group<M> {
             log,
             transport,
             election_timeout,
-            leader_lost: AtomicBool::new(false),
-            heard_ms: AtomicU64::new(0),
-            started: Instant::now(),
+            heard: Heard::new(),
             checkpointing: tokio::sync::Mutex::new(()),
         })
     }
@@ -281,31 +267,6 @@ impl<M: Machine> Group<M> {
     /// Follows the role of this node in the group.
     pub fn roles(&self) -> Roles {
         Roles { rx: self.raft.server_metrics() }
-    }
-
-    /// The node thinks that the leader is gone.
-    pub fn lose_leader(&self) {
-        self.leader_lost.store(true, Ordering::Relaxed);
-    }
-
-    /// No leader was heard for the election timeout, or it is known to be gone.
-    pub fn leader_gone(&self) -> bool {
-        self.leader_lost.load(Ordering::Relaxed) || self.silent_for() > self.election_timeout
-    }
-
-    /// How long no leader was heard.
-    pub fn silent_for(&self) -> Duration {
-        self.started.elapsed().saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
-    }
-
-    fn leader_heard(&self) {
-        self.heard_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
-        self.leader_lost.store(false, Ordering::Relaxed);
-    }
-
-    /// Whether a leader was ever heard since the group started.
-    pub fn heard_leader(&self) -> bool {
-        self.heard_ms.load(Ordering::Relaxed) > 0
     }
 
     /// This node leads and no majority has answered it for the election timeout.
@@ -345,7 +306,7 @@ impl<M: Machine> Group<M> {
                 match self.raft.append_entries(request).await {
                     Ok(response) => {
                         if !matches!(response, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
-                            self.leader_heard();
+                            self.heard.leader();
                         }
                         Message::AppendDone(wire::append_done_out(&response))
                     }
@@ -356,20 +317,7 @@ impl<M: Machine> Group<M> {
                 Ok(response) => Message::VoteDone(response),
                 Err(why) => refuse(why),
             },
-            Message::Transfer(request) => {
-                let from = match wire::vote_in(request.from) {
-                    Ok(vote) => vote,
-                    Err(why) => return refuse(why),
-                };
-                let request = TransferLeaderRequest::new(from, request.to, request.last.map(wire::position_in));
-                match self.raft.handle_transfer_leader(request).await {
-                    Ok(outcome) => {
-                        let error = outcome.err().map(|e| e.to_string()).unwrap_or_default();
-                        Message::TransferDone(proto::TransferResponse { error })
-                    }
-                    Err(error) => refuse(error.to_string()),
-                }
-            }
+            Message::Transfer(request) => self.take_over(request).await,
             Message::Snapshot(request) => {
                 let wanted = request.last.map(|last| last.index);
                 let theirs = wire::vote_in(request.vote);
@@ -387,95 +335,12 @@ impl<M: Machine> Group<M> {
         }
     }
 
-    async fn vote(&self, from: u64, request: proto::VoteRequest) -> Result<proto::VoteResponse, String> {
-        let pre_vote = request.pre_vote;
-        let mut request = wire::ask_vote_in(request)?;
-        let (vote, last) = self
-            .raft
-            .with_raft_state(|state| (*state.vote_ref(), state.log_ids.last().copied()))
-            .await
-            .map_err(|e| e.to_string())?;
-        let leader = vote.leader_id.node_id;
-        let gone = if !vote.committed || leader == from {
-            true
-        } else if leader == self.node {
-            // This node leads, or did when it stopped.
-            let metrics = self.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let acked = metrics.last_quorum_acked.map(|at| at.elapsed());
-            metrics.state != ServerState::Leader || acked.is_none_or(|acked| acked > self.election_timeout)
-        } else {
-            self.leader_gone() || !self.transport.alive(leader)
-        };
-        if pre_vote {
-            let granted = gone && request.last_log_id >= last && request.vote.leader_id.term > vote.leader_id.term;
-            let vote = Some(wire::vote_out(&vote));
-            return Ok(proto::VoteResponse { vote, last: last.as_ref().map(wire::position_out), granted });
-        }
-        // The lease of a leader that is known to be gone binds nobody.
-        request.leadership_transfer |= gone;
-        let response = self.raft.vote(request).await.map_err(|e| e.to_string())?;
-        Ok(wire::voted_out(&response))
-    }
-
-    /// Asks the voters whether they would elect this node, and stands for election if a majority would. Answers whether it
-    /// did; who leads then shows in [`Group::roles`].
-    ///
-    /// # Errors
-    /// When the group has stopped.
-    pub async fn campaign(&self) -> Result<bool, GroupError> {
-        let (vote, last, configs) = self
-            .raft
-            .with_raft_state(|state| {
-                let membership = state.membership_state.effective().membership().clone();
-                (*state.vote_ref(), state.log_ids.last().copied(), membership.get_joint_config().clone())
-            })
-            .await
-            .map_err(|e| self.fatal(e))?;
-        if !configs.iter().any(|config| config.contains(&self.node)) {
-            return Ok(false);
-        }
-        let mut granted = BTreeSet::from([self.node]);
-        let enough = |granted: &BTreeSet<u64>| {
-            configs.iter().all(|config| config.intersection(granted).count() > config.len() / 2)
-        };
-        if !enough(&granted) {
-            let ask = proto::VoteRequest {
-                vote: Some(proto::Vote { term: vote.leader_id.term + 1, node: self.node, committed: false }),
-                last: last.as_ref().map(wire::position_out),
-                leadership_transfer: false,
-                pre_vote: true,
-            };
-            let others: BTreeSet<u64> = configs.iter().flatten().copied().filter(|id| *id != self.node).collect();
-            let mut answers: FuturesUnordered<_> = others
-                .into_iter()
-                .map(|id| {
-                    let answer = self.transport.ask(id, self.id, Message::Vote(ask), PRE_VOTE_TIMEOUT);
-                    async move { (id, answer.await) }
-                })
-                .collect();
-            while let Some((id, answer)) = answers.next().await {
-                match answer {
-                    Ok(Message::VoteDone(done)) if done.granted => {
-                        granted.insert(id);
-                    }
-                    Ok(_) => {}
-                    Err(error) => tracing::debug!(group = %self.id, %error, "no pre-vote"),
-                }
-                if enough(&granted) {
-                    break;
-                }
-            }
-        }
-        if !enough(&granted) {
-            return Ok(false);
-        }
-        self.raft.trigger().elect(false).await.map_err(|e| self.fatal(e))?;
-        Ok(true)
-    }
-
-    /// Says to the other replicas that this node leads. Does nothing on a follower, and in a group of one.
+    /// Says to the other replicas that this node leads. Does nothing on a follower, in a group of one, and
+    /// after leadership was handed over: should nobody have taken it, the others have to notice.
     pub async fn heartbeat(&self) {
+        if self.heard.has_resigned(self.status().term) {
+            return;
+        }
         // A group that has stopped says so elsewhere.
         let _ = self.raft.trigger().heartbeat().await;
     }
@@ -507,35 +372,6 @@ impl<M: Machine> Group<M> {
             Role::Leader(now) if now == term => Ok(()),
             _ => Err(GroupError::NotLeader { group: self.id, leader: self.status().leader }),
         }
-    }
-
-    /// Hands leadership to another voter and waits until it leads. Nothing may be proposed meanwhile.
-    ///
-    /// # Errors
-    /// When it does not lead within the election timeout; somebody else may, or an election follows.
-    pub async fn transfer(&self, to: u64) -> Result<(), GroupError> {
-        // openraft lets go of a leadership that it hands over whatever comes of it: the other one must be able to take it.
-        let until = Instant::now() + TRANSFER_PATIENCE;
-        loop {
-            let status = self.status();
-            let complete = status.matched.get(&to).copied().flatten() >= status.last;
-            let able = status.voters.contains(&to) && self.transport.alive(to);
-            if able && complete {
-                break;
-            }
-            if !able || Instant::now() >= until {
-                let reason = format!("transfer to node {to}: it does not vote, is not alive, or is behind");
-                return Err(GroupError::Raft { group: self.id, reason });
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        self.raft.trigger().transfer_leader(to).await.map_err(|e| self.fatal(e))?;
-        self.raft
-            .wait(Some(self.election_timeout))
-            .metrics(|metrics| metrics.current_leader == Some(to), "leadership transfer")
-            .await
-            .map(|_| ())
-            .map_err(|e| GroupError::Raft { group: self.id, reason: format!("transfer to node {to}: {e}") })
     }
 
     /// Adds a replica without a vote. Answers once that is committed, not once it has caught up.
@@ -727,7 +563,7 @@ impl<M: Machine> Group<M> {
         }
     }
 
-    fn fatal(&self, fatal: Fatal<TypeConfig>) -> GroupError {
+    pub(super) fn fatal(&self, fatal: Fatal<TypeConfig>) -> GroupError {
         match self.log.failure().or_else(|| self.storage.damage()) {
             Some(error) => GroupError::Log(error),
             None => GroupError::Raft { group: self.id, reason: fatal.to_string() },
