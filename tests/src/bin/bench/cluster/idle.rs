@@ -29,7 +29,7 @@ pub(crate) fn run(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
 
 async fn idle(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
     let dir = bench.fresh("idle-cluster")?;
-    let span = Duration::from_secs(bench.size(20, 5));
+    let span = Duration::from_secs(bench.size(40, 20));
     let cluster = setup(&dir).set("partitions.idle-ms", 5000).start().await?;
     let before = resident(&cluster)?;
     cluster.create_topic(TOPIC, IDLE, 3, None).await?;
@@ -45,8 +45,9 @@ async fn idle(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
         Ok(true)
     });
     let slept = slept.await?;
-    let after = resident(&cluster)?;
     let cpu = cpu_percent(&cluster, span).await?;
+    // The allocator gives back what is free over some ten seconds.
+    let after = resident(&cluster)?;
     let memory = before.iter().zip(&after).map(|(before, after)| (after - before) / f64::from(IDLE) / 1024.0).collect();
     report.figure(
         "cluster: resident memory of a node before",
