@@ -1,7 +1,8 @@
 //! What a raft group has instead of timers: the node looks at it often, and at once when a peer dies or comes back.
 //!
 //! A leader says that it leads. A follower whose leader is gone stands for election, the highest in rank first, unless nobody
-//! needs a leader.
+//! needs a leader. Somebody does as soon as a replica asks for votes: one that is behind cannot win, and those that could must
+//! not rest.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,6 +94,9 @@ impl Watcher {
             }
             state.next_campaign = None;
             return;
+        }
+        if group.take_leader_wanted() {
+            state.resting = false;
         }
         if state.resting {
             return;

@@ -39,6 +39,9 @@ pub const HEARTBEAT: Duration = Duration::from_millis(500);
 const TRANSFER_PATIENCE: Duration = Duration::from_millis(500);
 /// Longest wait for the answers of a pre-vote.
 const PRE_VOTE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long votes are waited for before this replica may stand again: longer than a message and a flush take both ways, short
+/// beside what a fail-over takes.
+const VOTE_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Why a group cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -195,6 +198,10 @@ pub struct Group<M: Machine> {
     election_timeout: Duration,
     /// The node has reason to think that the leader is gone; until a leader is heard again.
     leader_lost: AtomicBool,
+    /// Another replica wants a leader, and cannot be it because it lacks entries that are here.
+    leader_wanted: AtomicBool,
+    /// Held while this replica stands for election.
+    campaigning: tokio::sync::Mutex<()>,
     /// When a leader was last heard, in milliseconds since `started`; 0: never.
     heard_ms: AtomicU64,
     started: Instant,
@@ -258,6 +265,8 @@ impl<M: Machine> Group<M> {
         let config = Arc::new(config.validate().map_err(|e| failed(e.to_string()))?);
         let network = Network { transport: transport.clone(), group: id };
         let raft = Raft::new(node, config, network, storage, machine).await.map_err(|e| failed(e.to_string()))?;
+        // `status` is told by the group's task, which has begun when it answers; before that it knows no log and no members.
+        raft.with_raft_state(|_| ()).await.map_err(|e| failed(e.to_string()))?;
         Ok(Self {
             raft,
             id,
@@ -267,6 +276,8 @@ impl<M: Machine> Group<M> {
             transport,
             election_timeout,
             leader_lost: AtomicBool::new(false),
+            leader_wanted: AtomicBool::new(false),
+            campaigning: tokio::sync::Mutex::new(()),
             heard_ms: AtomicU64::new(0),
             started: Instant::now(),
             checkpointing: tokio::sync::Mutex::new(()),
@@ -291,6 +302,11 @@ impl<M: Machine> Group<M> {
     /// No leader was heard for the election timeout, or it is known to be gone.
     pub fn leader_gone(&self) -> bool {
         self.leader_lost.load(Ordering::Relaxed) || self.silent_for() > self.election_timeout
+    }
+
+    /// Since this was last asked: another replica wanted to lead, and was refused because its log is shorter than this one.
+    pub fn take_leader_wanted(&self) -> bool {
+        self.leader_wanted.swap(false, Ordering::Relaxed)
     }
 
     /// How long no leader was heard.
@@ -409,6 +425,9 @@ impl<M: Machine> Group<M> {
         };
         if pre_vote {
             let granted = gone && request.last_log_id >= last && request.vote.leader_id.term > vote.leader_id.term;
+            if gone && request.last_log_id < last {
+                self.leader_wanted.store(true, Ordering::Relaxed);
+            }
             let vote = Some(wire::vote_out(&vote));
             return Ok(proto::VoteResponse { vote, last: last.as_ref().map(wire::position_out), granted });
         }
@@ -419,11 +438,15 @@ impl<M: Machine> Group<M> {
     }
 
     /// Asks the voters whether they would elect this node, and stands for election if a majority would. Answers whether it
-    /// did; who leads then shows in [`Group::roles`].
+    /// did, once somebody leads or the votes have had [`VOTE_PATIENCE`] to arrive; who leads then shows in [`Group::roles`].
+    ///
+    /// One at a time: a second election would make void the votes that are on their way for the first. Whoever calls
+    /// meanwhile hears `false` at once.
     ///
     /// # Errors
     /// When the group has stopped.
     pub async fn campaign(&self) -> Result<bool, GroupError> {
+        let Ok(_one) = self.campaigning.try_lock() else { return Ok(false) };
         let (vote, last, configs) = self
             .raft
             .with_raft_state(|state| {
@@ -471,6 +494,10 @@ impl<M: Machine> Group<M> {
             return Ok(false);
         }
         self.raft.trigger().elect(false).await.map_err(|e| self.fatal(e))?;
+        let term = vote.leader_id.term;
+        let decided = self.raft.wait(Some(VOTE_PATIENCE));
+        // No votes in time is an outcome, too.
+        let _ = decided.metrics(|m| m.current_term > term && m.current_leader.is_some(), "election").await;
         Ok(true)
     }
 
