@@ -99,6 +99,25 @@ async fn a_removed_node_is_refused_and_a_decommission_that_breaks_a_topic_too() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_removed_while_it_was_paused_says_so_and_ends() -> Result<()> {
+    let mut cluster = Cluster::of(4).start().await?;
+    cluster.create_topic(TOPIC, 4, 3, None).await?;
+    cluster.node(3).pause()?;
+    let ended = json(&cluster, 0, &["decommission", "node-3", "--yes"])?;
+    ensure!(ended["state"] == "done", "{ended}");
+    // It wakes with everything as it was: for itself it is a member.
+    cluster.node(3).resume()?;
+    let (status, log) = tokio::task::block_in_place(|| cluster.node_mut(3).wait_ended())?;
+    let reason = "the cluster refuses this node: the node was removed from it: node ";
+    ensure!(!status.success() && log.contains(reason), "ended with {status}:\n{log}");
+    cluster.node_mut(3).launch()?;
+    let (status, log) = tokio::task::block_in_place(|| cluster.node_mut(3).wait_ended())?;
+    ensure!(!status.success() && log.contains(reason), "a restart says something else, {status}:\n{log}");
+    cluster.settled().await?;
+    cluster.finish()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_with_a_wiped_disk_joins_again_and_is_filled() -> Result<()> {
     let mut cluster = Cluster::of(3).start().await?;
     cluster.create_topic(TOPIC, 2, 3, None).await?;

@@ -238,9 +238,7 @@ impl Broker {
     /// A refusal for good ends the node; anything else is tried again.
     fn judge(&self, error: PeerError) -> Result<(), BrokerError> {
         match error {
-            PeerError::Refused(refusal, why) => {
-                Err(BrokerError::new(Reason::Unavailable, format!("the cluster refuses this node: {refusal}: {why}")))
-            }
+            PeerError::Refused(refusal, why) => Err(super::refused(refusal, &why)),
             PeerError::Unavailable(why) => {
                 tracing::debug!(why, "the cluster has not taken note of this node yet");
                 Ok(())

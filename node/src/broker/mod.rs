@@ -36,11 +36,16 @@ pub use types::*;
 use crate::config::Config;
 use crate::controller::{Controller, unknown_topic};
 use crate::discovery::Discovery;
-use crate::membership::Membership;
+use crate::membership::{JoinRefusal, Membership};
 use crate::partition::{Answer, Environment, Partition, Slot, SlotState, ask_group};
 
 /// How often the controller group is looked at for a failure.
 const FAILURE_CHECK: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// The cluster does not have this node, and never will.
+fn refused(refusal: JoinRefusal, why: &str) -> BrokerError {
+    BrokerError::new(Reason::Unavailable, format!("the cluster refuses this node: {refusal}: {why}"))
+}
 
 /// An accepted append that is waiting for its answer. Dropping it does not take the append back.
 #[derive(Debug)]
@@ -131,6 +136,9 @@ impl Broker {
         };
         match controller.failure() {
             Some(error) => Readiness::NotReady(format!("controller group: {error}")),
+            None if self.inner.env.peers.liveness().removed().borrow().is_some() => {
+                Readiness::NotReady(JoinRefusal::Removed.to_string())
+            }
             None if !*self.inner.established.borrow() => {
                 Readiness::NotReady("the cluster has not taken note of this node yet".into())
             }
@@ -144,11 +152,18 @@ impl Broker {
         let _ = self.inner.established.subscribe().wait_for(|established| *established).await;
     }
 
-    /// Waits until the controller group has failed, and says why. A healthy node waits for ever.
+    /// Waits until the node cannot go on, and says why: the controller group has failed, or the cluster has removed the node.
+    /// A healthy member waits for ever.
     pub async fn failed(&self) -> BrokerError {
+        let mut removed = self.inner.env.peers.liveness().removed();
         let mut tick = tokio::time::interval(FAILURE_CHECK);
         loop {
-            tick.tick().await;
+            tokio::select! {
+                _ = tick.tick() => {}
+                Ok(why) = removed.wait_for(Option::is_some) => {
+                    return refused(JoinRefusal::Removed, why.as_deref().unwrap_or_default());
+                }
+            }
             if let Some(error) = self.inner.env.controller.get().and_then(|controller| controller.failure()) {
                 return error;
             }

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use tonic::Status;
 
 use super::{Broker, BrokerError, Reason};
-use crate::controller::{CONTROLLER_LOG, NodeState};
+use crate::controller::CONTROLLER_LOG;
 use crate::partition::{PartitionRole, SlotState, pull};
 use crate::peers::{Handler, PullStream};
 
@@ -37,14 +37,7 @@ impl Handler for Broker {
     }
 
     fn refusal(&self, from: u64) -> Option<String> {
-        let state = self.inner.env.state();
-        let Some(node) = state.nodes.get(&from) else {
-            // Before anything is agreed here, founders are not known either.
-            return (!state.nodes.is_empty() && !self.inner.env.peers.knows(from))
-                .then(|| format!("node {from} is not known to this cluster"));
-        };
-        (node.state == NodeState::Removed)
-            .then(|| format!("node {} ({}) was removed from the cluster", node.name, node.uuid))
+        self.inner.env.state().departed(from).map(|refusal| refusal.to_string())
     }
 
     fn hello(&self, request: proto::HelloRequest) -> proto::HelloResponse {

@@ -78,6 +78,17 @@ impl ControllerState {
         self.nodes.values().find(|node| node.uuid == uuid)
     }
 
+    /// Why a peer that says it has this raft id is no member, where that is certain: it was removed. One that was never heard
+    /// of joined after what is known here, and may lead the group from which the rest is to be learnt.
+    pub(crate) fn departed(&self, id: u64) -> Option<Refusal> {
+        let removed = |name: &str| Refusal::Removed { node: id, name: name.to_owned() };
+        match self.nodes.get(&id) {
+            Some(node) => (node.state == NodeState::Removed).then(|| removed(&node.name)),
+            // Ids count up: this one was given, and is not there any more.
+            None => (id < self.next_node).then(|| removed("its name is forgotten")),
+        }
+    }
+
     pub(super) fn node(&self, id: u64) -> Result<&NodeInfo, Refusal> {
         self.nodes.get(&id).ok_or(Refusal::UnknownNode(id))
     }

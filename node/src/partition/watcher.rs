@@ -1,10 +1,10 @@
 //! What a raft group has instead of timers: the node looks at it often, and at once when a peer dies or comes back.
 //!
 //! A leader says that it leads. A follower whose leader is gone stands for election, the highest in rank first, unless nobody
-//! needs a leader.
+//! needs a leader. Somebody does as soon as a replica asks for votes: one that is behind cannot win, and those that could must
+//! not rest.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -22,7 +22,6 @@ const RANK_STEP: Duration = Duration::from_millis(300);
 /// What is remembered between two looks at one group.
 pub struct Watcher {
     state: Mutex<State>,
-    campaigning: Arc<AtomicBool>,
 }
 
 struct State {
@@ -39,7 +38,7 @@ impl Watcher {
     /// Of a group that needs no leader, if `resting`, until it is asked to lead.
     pub fn new(resting: bool) -> Self {
         let state = State { resting, last_heartbeat: None, next_campaign: None, leader: None };
-        Self { state: Mutex::new(state), campaigning: Arc::default() }
+        Self { state: Mutex::new(state) }
     }
 
     /// Somebody needs a leader.
@@ -94,6 +93,9 @@ impl Watcher {
             state.next_campaign = None;
             return;
         }
+        if group.take_leader_wanted() {
+            state.resting = false;
+        }
         if state.resting || group.election_under_way() {
             return;
         }
@@ -102,17 +104,13 @@ impl Watcher {
             return;
         }
         state.next_campaign = Some(now + jitter(RANK_STEP * 2));
-        if self.campaigning.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let (group, campaigning) = (group.clone(), self.campaigning.clone());
+        let group = group.clone();
         env.consensus.spawn(async move {
             match group.campaign().await {
                 Ok(true) => tracing::info!(group = %group.id(), "stands for election"),
                 Ok(false) => {}
                 Err(error) => tracing::debug!(group = %group.id(), %error, "no election"),
             }
-            campaigning.store(false, Ordering::Release);
         });
     }
 }

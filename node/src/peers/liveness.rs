@@ -4,6 +4,9 @@
 //! not heard for `suspect_after` is suspected; one whose process is gone (connection refused) already after
 //! [`REFUSED_AFTER`]. A node that was itself not running (stopped, starved) does not hold the time that it missed against its
 //! peers.
+//!
+//! Every pair of nodes has a beat stream whatever else it has to say, so this is also where a node learns that it was removed
+//! while it could not hear the decision: its peers refuse its beats by that name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,8 +22,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Code;
 
-use super::{Me, Purpose, address, channel, client};
+use super::{Me, NODE_REMOVED, Purpose, address, channel, client};
 
 /// A peer whose port refuses connections is suspected after this much silence. No leader may trust a lease for longer: see
 /// `raft::LEASE_READ`.
@@ -45,6 +49,8 @@ pub struct Liveness {
     changed: watch::Sender<u64>,
     /// What this node says of itself.
     unfit: AtomicBool,
+    /// Why the cluster is done with this node, once a peer has said so.
+    removed: watch::Sender<Option<String>>,
     watching: Mutex<HashMap<u64, (String, CancellationToken)>>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -74,6 +80,7 @@ impl Liveness {
             peers: Mutex::default(),
             changed: watch::Sender::new(0),
             unfit: AtomicBool::new(false),
+            removed: watch::Sender::new(None),
             watching: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -136,6 +143,26 @@ impl Liveness {
     /// Counts up whenever a peer dies, comes back or restarts.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Why this node is a member no longer, once a peer has said that it was removed; `None` until then. Final: a peer says
+    /// so of what the cluster has agreed on, and a removed node is never taken back.
+    pub fn removed(&self) -> watch::Receiver<Option<String>> {
+        self.removed.subscribe()
+    }
+
+    /// Why a beat stream has no answers, and what that says of this node.
+    fn refusal(&self, status: &tonic::Status) -> String {
+        if status.code() == Code::PermissionDenied
+            && let Some(why) = status.message().strip_prefix(NODE_REMOVED)
+        {
+            self.removed.send_if_modified(|removed| {
+                let news = removed.is_none();
+                removed.get_or_insert_with(|| why.to_owned());
+                news
+            });
+        }
+        causes(status)
     }
 
     /// Something arrived from the peer.
@@ -254,7 +281,7 @@ impl Liveness {
         address(&mut request, me, node);
         let opening = timeout(self.config.suspect_after, client.beat(request)).await;
         let answers = opening.map_err(|_| "no answer in time".to_owned())?;
-        let mut answers = answers.map_err(|status| causes(&status))?.into_inner();
+        let mut answers = answers.map_err(|status| self.refusal(&status))?.into_inner();
         let mut tick = interval(self.config.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sequence = 0;
@@ -271,7 +298,7 @@ impl Liveness {
                     // A full queue means that the peer reads nothing: the next beat says as much.
                     let _ = beats.try_send(beat);
                 }
-                answer = answers.message() => match answer.map_err(|status| causes(&status))? {
+                answer = answers.message() => match answer.map_err(|status| self.refusal(&status))? {
                     Some(answer) if answer.leaving => self.left(node),
                     Some(answer) => {
                         last_answer = Instant::now();

@@ -44,6 +44,8 @@ pub const PROTOCOL: u32 = 1;
 
 /// Largest message between nodes: one raft entry comes alone when it is larger than a read, and an entry is at most this.
 const MESSAGE_BYTES_MAX: usize = 300 << 20;
+/// What the refusal of a removed node begins with; the reason follows.
+const NODE_REMOVED: &str = "NODE_REMOVED: ";
 /// Wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// HTTP/2 windows between nodes.

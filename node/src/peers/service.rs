@@ -21,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{MESSAGE_BYTES_MAX, Peers, WINDOW_BYTES};
+use super::{MESSAGE_BYTES_MAX, NODE_REMOVED, Peers, WINDOW_BYTES};
 
 /// What the node does with what its peers say. `from`: the caller's raft id.
 pub trait Handler: Send + Sync + 'static {
     /// A message to the replica of a group.
     fn raft(&self, from: u64, group: LogId, message: Message) -> BoxFuture<'static, Message>;
-    /// Why this caller is refused, if it is: a removed node.
+    /// Why this caller is refused, if it is: it was removed from the cluster.
     fn refusal(&self, from: u64) -> Option<String>;
     /// Who is there.
     fn hello(&self, request: proto::HelloRequest) -> proto::HelloResponse;
@@ -132,10 +132,14 @@ impl PeerServer {
             return Err(Status::unavailable(format!("DUPLICATE: another process of node {from} is alive")));
         }
         match self.handler.refusal(from) {
-            Some(why) => Err(Status::permission_denied(format!("NODE_REMOVED: {why}"))),
+            Some(why) => Err(removed(&why)),
             None => Ok(from),
         }
     }
+}
+
+fn removed(why: &str) -> Status {
+    Status::permission_denied(format!("{NODE_REMOVED}{why}"))
 }
 
 /// A group's name on the wire.
@@ -192,7 +196,7 @@ impl Peer for PeerServer {
     ) -> Result<Response<Self::BeatStream>, Status> {
         let from = self.caller(&request)?;
         let mut beats = request.into_inner();
-        let liveness = self.peers.liveness().clone();
+        let (handler, liveness) = (self.handler.clone(), self.peers.liveness().clone());
         let stop = self.stop.clone();
         let (answers, outgoing) = mpsc::channel(4);
         tokio::spawn(async move {
@@ -206,6 +210,11 @@ impl Peer for PeerServer {
                     beat = beats.message() => beat,
                 };
                 let Ok(Some(beat)) = beat else { return };
+                // It may have been removed since the stream was opened, and may be the last to know.
+                if let Some(why) = handler.refusal(from) {
+                    let _ = answers.send(Err(removed(&why))).await;
+                    return;
+                }
                 if beat.leaving {
                     liveness.left(from);
                     continue;

@@ -25,6 +25,9 @@ use super::wire;
 const TRANSFER_PATIENCE: Duration = Duration::from_millis(500);
 /// Longest wait for the answers of a pre-vote.
 const PRE_VOTE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long votes are waited for before this replica may stand again: longer than a message and a flush take both ways, short
+/// beside what a fail-over takes.
+const VOTE_PATIENCE: Duration = Duration::from_millis(200);
 /// How long a candidate that got this node's vote, or was asked to take over, is left alone. An election takes two flushes
 /// on each side; a slow disk may need this long for them.
 const ELECTION_GRACE: Duration = Duration::from_millis(500);
@@ -33,6 +36,8 @@ const ELECTION_GRACE: Duration = Duration::from_millis(500);
 pub(super) struct Heard {
     /// The node has reason to think that the leader is gone; until a leader is heard again.
     leader_lost: AtomicBool,
+    /// Another replica wants a leader, and cannot be it because it lacks entries that are here.
+    leader_wanted: AtomicBool,
     /// When a leader was last heard, in milliseconds since `started`; 0: never.
     leader_ms: AtomicU64,
     /// When another node was last helped to become the leader, likewise.
@@ -46,6 +51,7 @@ impl Heard {
     pub(super) fn new() -> Self {
         Self {
             leader_lost: AtomicBool::new(false),
+            leader_wanted: AtomicBool::new(false),
             leader_ms: AtomicU64::new(0),
             candidate_ms: AtomicU64::new(0),
             resigned: AtomicU64::new(0),
@@ -92,6 +98,11 @@ impl<M: Machine> Group<M> {
         self.heard.leader_lost.load(Ordering::Relaxed) || self.silent_for() > self.election_timeout
     }
 
+    /// Since this was last asked: another replica wanted to lead, and was refused because its log is shorter than this one.
+    pub fn take_leader_wanted(&self) -> bool {
+        self.heard.leader_wanted.swap(false, Ordering::Relaxed)
+    }
+
     /// How long no leader was heard.
     pub fn silent_for(&self) -> Duration {
         Duration::from_millis(self.heard.now_ms() - self.heard.leader_ms.load(Ordering::Relaxed))
@@ -133,6 +144,9 @@ impl<M: Machine> Group<M> {
         };
         if pre_vote {
             let granted = gone && request.last_log_id >= last && request.vote.leader_id.term > vote.leader_id.term;
+            if gone && request.last_log_id < last {
+                self.heard.leader_wanted.store(true, Ordering::Relaxed);
+            }
             let vote = Some(wire::vote_out(&vote));
             return Ok(proto::VoteResponse { vote, last: last.as_ref().map(wire::position_out), granted });
         }
@@ -146,11 +160,15 @@ impl<M: Machine> Group<M> {
     }
 
     /// Asks the voters whether they would elect this node, and stands for election if a majority would. Answers whether it
-    /// did; who leads then shows in [`Group::roles`].
+    /// did, once somebody leads or the votes have had [`VOTE_PATIENCE`] to arrive; who leads then shows in [`Group::roles`].
+    ///
+    /// One at a time: a second election would make void the votes that are on their way for the first. Whoever calls
+    /// meanwhile hears `false` at once.
     ///
     /// # Errors
     /// When the group has stopped.
     pub async fn campaign(&self) -> Result<bool, GroupError> {
+        let Ok(_one) = self.campaigning.try_lock() else { return Ok(false) };
         let (vote, last, configs) = self
             .raft
             .with_raft_state(|state| {
@@ -203,6 +221,10 @@ impl<M: Machine> Group<M> {
             return Ok(false);
         }
         self.raft.trigger().elect(false).await.map_err(|e| self.fatal(e))?;
+        let term = vote.leader_id.term;
+        let decided = self.raft.wait(Some(VOTE_PATIENCE));
+        // No votes in time is an outcome, too.
+        let _ = decided.metrics(|m| m.current_term > term && m.current_leader.is_some(), "election").await;
         Ok(true)
     }
 

@@ -186,6 +186,8 @@ pub struct Group<M: Machine> {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) election_timeout: Duration,
     pub(super) heard: Heard,
+    /// Held while this replica stands for election.
+    pub(super) campaigning: tokio::sync::Mutex<()>,
     checkpointing: tokio::sync::Mutex<()>,
 }
 
@@ -246,6 +248,8 @@ impl<M: Machine> Group<M> {
         let config = Arc::new(config.validate().map_err(|e| failed(e.to_string()))?);
         let network = Network { transport: transport.clone(), group: id };
         let raft = Raft::new(node, config, network, storage, machine).await.map_err(|e| failed(e.to_string()))?;
+        // `status` is told by the group's task, which has begun when it answers; before that it knows no log and no members.
+        raft.with_raft_state(|_| ()).await.map_err(|e| failed(e.to_string()))?;
         Ok(Self {
             raft,
             id,
@@ -255,6 +259,7 @@ impl<M: Machine> Group<M> {
             transport,
             election_timeout,
             heard: Heard::new(),
+            campaigning: tokio::sync::Mutex::new(()),
             checkpointing: tokio::sync::Mutex::new(()),
         })
     }

@@ -1,12 +1,14 @@
 //! openraft's own storage suite on the real engine, and a group's life: start, propose, restart, checkpoint, purge.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use chronicle_log::disk::RealDisk;
 use chronicle_log::{LogConfig, LogId, Store, StoreConfig};
+use chronicle_proto::internal as proto;
 use chronicle_proto::internal::raft_frame::Message;
 use futures::future::BoxFuture;
 use openraft::StorageError;
@@ -80,6 +82,49 @@ impl StoreBuilder<TypeConfig, LogStorage, MachineStore<Journal>, (Arc<Store>, Te
 #[tokio::test(flavor = "multi_thread")]
 async fn the_storage_adapter_passes_openrafts_own_suite_on_the_real_engine() {
     Suite::test_all(Builder).await.unwrap();
+}
+
+/// Node 2 would vote for anybody, and is never heard of again when it is asked to.
+#[derive(Default)]
+struct Promises {
+    asked: AtomicU64,
+}
+
+impl Transport for Promises {
+    fn ask(&self, _: u64, _: LogId, message: Message, timeout: Duration) -> BoxFuture<'_, Result<Message, AskError>> {
+        Box::pin(async move {
+            match message {
+                Message::Vote(request) if request.pre_vote => {
+                    Ok(Message::VoteDone(proto::VoteResponse { granted: true, ..Default::default() }))
+                }
+                Message::Vote(_) => {
+                    self.asked.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(timeout).await;
+                    Err(AskError::Timeout(2, timeout.as_millis() as u64))
+                }
+                _ => Err(AskError::Unreachable(2, "only votes are asked for".into())),
+            }
+        })
+    }
+
+    fn alive(&self, _: u64) -> bool {
+        true
+    }
+}
+
+/// Node 1 of a group of nodes 1 and 2.
+async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (Group<Journal>, Arc<chronicle_log::Log>) {
+    let log = store.open_log(LOG, LogConfig::default()).unwrap();
+    let start = Start {
+        store: store.clone(),
+        log: log.clone(),
+        id: LOG,
+        node: 1,
+        transport,
+        founders: Some(BTreeMap::from([(1, Member::default()), (2, Member::default())])),
+        election_timeout: Duration::from_secs(1),
+    };
+    (Group::start(start, Journal::default()).await.unwrap(), log)
 }
 
 async fn group(store: &Arc<Store>) -> (Group<Journal>, Arc<chronicle_log::Log>) {
@@ -174,6 +219,58 @@ async fn purging_lets_segments_go_and_the_group_starts_from_its_checkpoint() {
     let lines = propose(&second, leader, "end").await.unwrap();
     assert_eq!(lines.split(|b| *b == b',').count(), 41);
     second.shutdown().await;
+    log.close().unwrap();
+    store.close().unwrap();
+}
+
+// One thread: the group's own task has not run when its start returns, unless that waits for it.
+#[tokio::test]
+async fn a_group_that_has_started_knows_its_members_and_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (group, log) = of_two(&store, Arc::new(Nobody)).await;
+    let status = group.status();
+    assert_eq!(status.voters, BTreeSet::from([1, 2]));
+    assert_eq!((status.last, status.applied), (Some(0), None), "the members' entry is there and not committed");
+    group.shutdown().await;
+    log.close().unwrap();
+    store.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_second_campaign_does_not_make_void_the_votes_of_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let transport = Arc::new(Promises::default());
+    let (group, log) = of_two(&store, transport.clone()).await;
+    let stood = tokio::join!(group.campaign(), group.campaign(), group.campaign());
+    let stood = [stood.0.unwrap(), stood.1.unwrap(), stood.2.unwrap()];
+    assert_eq!(stood, [true, false, false]);
+    assert_eq!((group.status().term, transport.asked.load(Ordering::Relaxed)), (1, 1));
+    // The votes have not come in time: it may stand again.
+    assert!(group.campaign().await.unwrap());
+    assert_eq!(group.status().term, 2);
+    group.shutdown().await;
+    log.close().unwrap();
+    store.close().unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_hears_that_a_leader_is_wanted_from_one_that_lacks_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (group, log) = of_two(&store, Arc::new(Nobody)).await;
+    let ask = async |last: Option<proto::LogPosition>| {
+        let vote = Some(proto::Vote { term: 1, node: 2, committed: false });
+        let request = proto::VoteRequest { vote, last, leadership_transfer: false, pre_vote: true };
+        match group.handle(2, Message::Vote(request)).await {
+            Message::VoteDone(done) => (done.granted, group.take_leader_wanted()),
+            other => panic!("no answer to a vote: {other:?}"),
+        }
+    };
+    assert_eq!(ask(None).await, (false, true));
+    assert_eq!(ask(group.last_position().await).await, (true, false), "who has everything can lead by itself");
+    group.shutdown().await;
     log.close().unwrap();
     store.close().unwrap();
 }

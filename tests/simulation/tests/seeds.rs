@@ -1,13 +1,20 @@
-//! Simulated clusters, seed by seed. Needs `--cfg tokio_unstable`; see the crate.
+//! Simulated clusters, seed by seed, each in a process of its own: what one leaves behind in a process (tables of libraries,
+//! counters) would change the next. Needs `--cfg tokio_unstable`; see the crate.
 //!
 //! - `CHRONICLE_SIMULATION_SEEDS=N` runs N seeds instead of a hundred, `CHRONICLE_SIMULATION_FIRST=N` from seed N on;
 //! - `CHRONICLE_SIMULATION_SEED=N` runs that one and prints what happens; `CHRONICLE_SIMULATION_LOG` filters the nodes'
 //!   own lines (default `info`).
 #![cfg(tokio_unstable)]
 
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use chronicle_simulation::{Detail, Report, run};
+use chronicle_simulation::{Detail, run};
+
+/// Set for the processes that this one starts: `outcomes` or `everything`, what goes into the trace.
+const TRACE: &str = "CHRONICLE_SIMULATION_TRACE";
+/// What a process that was started says of its seed begins with this.
+const REPORT: &str = "report: ";
 
 fn variable(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -17,66 +24,79 @@ fn variable(name: &str) -> Option<u64> {
 #[test]
 fn clusters_keep_what_they_acknowledged_through_crashes_partitions_and_membership_changes() {
     if let Some(seed) = variable("CHRONICLE_SIMULATION_SEED") {
-        let filter = std::env::var("CHRONICLE_SIMULATION_LOG").unwrap_or_else(|_| "info".into());
-        match run(seed, Detail::Print(filter)) {
-            Ok(report) => eprintln!("seed {seed}: {report:?}"),
-            Err(error) => panic!("{error:#}"),
-        }
-        return;
+        return here(seed);
     }
     let first = variable("CHRONICLE_SIMULATION_FIRST").unwrap_or(0);
-    let end = first + variable("CHRONICLE_SIMULATION_SEEDS").unwrap_or(100);
-    let next = AtomicU64::new(first);
+    let count = variable("CHRONICLE_SIMULATION_SEEDS").unwrap_or(100);
+    let seeds: Vec<u64> = (first..first + count).collect();
+    let results = in_processes(&seeds, "outcomes");
+    let failed: Vec<&String> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+    assert!(
+        failed.is_empty(),
+        "{} of {count} seeds failed; CHRONICLE_SIMULATION_SEED=N shows one:\n{}",
+        failed.len(),
+        failed.iter().map(|text| text.as_str()).collect::<Vec<_>>().join("\n")
+    );
+}
+
+#[test]
+fn a_seed_repeats_itself_event_for_event_and_another_does_not() {
+    // With a membership change and without; the hash is over every event that node, libraries and network trace.
+    let reports = in_processes(&[1, 2, 10, 1, 2, 10], "everything");
+    let reports: Vec<String> = reports.into_iter().map(|report| report.expect("the seed passes")).collect();
+    let (once, again) = reports.split_at(3);
+    assert_eq!(once, again, "a seed went another way the second time");
+    assert!(once[0] != once[1] && once[1] != once[2], "two seeds went the same way: {once:?}");
+}
+
+/// Runs a seed in this process.
+fn here(seed: u64) {
+    let detail = match std::env::var(TRACE).as_deref() {
+        Ok("outcomes") => Detail::Outcomes,
+        Ok("everything") => Detail::Everything,
+        _ => Detail::Print(std::env::var("CHRONICLE_SIMULATION_LOG").unwrap_or_else(|_| "info".into())),
+    };
+    match run(seed, detail) {
+        Ok(report) => eprintln!("{REPORT}seed {seed}: {report:?}"),
+        Err(error) => panic!("{error:#}"),
+    }
+}
+
+/// Runs each seed in a process of its own, as many at a time as there are processors; what each reports, or why it failed, in
+/// the order of the seeds.
+fn in_processes(seeds: &[u64], trace: &str) -> Vec<Result<String, String>> {
+    let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let results: Vec<Result<Report, String>> = std::thread::scope(|scope| {
+    let mut results: Vec<(usize, Result<String, String>)> = std::thread::scope(|scope| {
         let work = || {
             let mut results = Vec::new();
             loop {
-                let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= end {
-                    return results;
-                }
-                let result = run(seed, Detail::Outcomes).map_err(|error| format!("{error:#}"));
-                if let Err(error) = &result {
-                    eprintln!("{error}");
-                }
-                results.push(result);
+                let place = next.fetch_add(1, Ordering::Relaxed) as usize;
+                let Some(seed) = seeds.get(place) else { return results };
+                let result = in_process(*seed, trace);
+                eprintln!("{}", result.as_ref().unwrap_or_else(|error| error));
+                results.push((place, result));
             }
         };
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers.into_iter().flat_map(|worker| worker.join().expect("a worker runs to its end")).collect()
     });
-    let failed: Vec<&String> = results.iter().filter_map(|result| result.as_ref().err()).collect();
-    let reports: Vec<&Report> = results.iter().filter_map(|result| result.as_ref().ok()).collect();
-    eprintln!(
-        "{} seeds: {} records acknowledged, {} crashes, {} cut lines, {} membership changes, {} s simulated",
-        reports.len(),
-        reports.iter().map(|report| report.acknowledged).sum::<u64>(),
-        reports.iter().map(|report| report.crashes).sum::<u32>(),
-        reports.iter().map(|report| report.cuts).sum::<u32>(),
-        reports.iter().filter(|report| report.membership_change).count(),
-        reports.iter().map(|report| report.simulated.as_secs()).sum::<u64>(),
-    );
-    assert!(failed.is_empty(), "{} seeds failed; run one with CHRONICLE_SIMULATION_SEED:\n{failed:#?}", failed.len());
+    results.sort_by_key(|(place, _)| *place);
+    results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// What a process of its own says about a seed.
-fn replay(seed: u64) -> Vec<u8> {
+fn in_process(seed: u64, trace: &str) -> Result<String, String> {
     let program = std::env::current_exe().expect("the test knows its program");
-    let output = std::process::Command::new(program)
+    let output = Command::new(program)
         .args(["clusters_keep", "--nocapture"])
         .env("CHRONICLE_SIMULATION_SEED", seed.to_string())
-        .env("CHRONICLE_SIMULATION_LOG", "debug,turmoil=trace")
+        .env(TRACE, trace)
         .output();
     let output = output.expect("the test's program starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stderr
-}
-
-#[test]
-fn a_seed_repeats_itself_event_for_event_and_another_does_not() {
-    let once = replay(1);
-    // Not `assert_eq`: nobody wants to see them.
-    assert!(once == replay(1), "seed 1 went another way the second time");
-    assert!(once != replay(2), "seeds 1 and 2 went the same way");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let report = said.lines().find_map(|line| line.strip_prefix(REPORT));
+    match report {
+        Some(report) if output.status.success() => Ok(report.to_owned()),
+        _ => Err(format!("seed {seed}: {}: {said}", output.status)),
+    }
 }

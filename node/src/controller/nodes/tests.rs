@@ -38,6 +38,22 @@ fn a_node_gets_an_id_that_was_never_used_and_keeps_it() {
 }
 
 #[test]
+fn only_who_was_removed_has_departed_and_not_who_is_still_to_be_heard_of() {
+    let mut state = cluster(&[""; 3]);
+    taken_in(state.apply(join(&state.clone(), &node(77, ""), &[1, 2, 3])));
+    let before = state.clone();
+    assert_eq!(before.departed(4), None, "a member");
+    assert_eq!(before.departed(5), None, "it may have joined, and lead, without this node's knowing");
+    state.apply(Command::StartOperation { kind: OperationKind::Decommission, node: 4, now_ms: 6 });
+    assert_eq!(state.departed(4), None, "on its way out");
+    let name = taken_in(state.apply(Command::RemoveNode { node: 4, now_ms: 7 })).name;
+    assert_eq!(state.departed(4), Some(Refusal::Removed { node: 4, name }));
+    state.nodes.remove(&4);
+    assert!(state.departed(4).is_some(), "forgotten, but its id was given");
+    assert_eq!(ControllerState::default().departed(1), None, "nothing is agreed here yet");
+}
+
+#[test]
 fn nobody_joins_a_cluster_that_is_not_founded_or_is_another_one() {
     let mut state = ControllerState::default();
     assert_eq!(refusal(state.apply(join(&state.clone(), &node(5, ""), &[]))), Refusal::NotFounded);
