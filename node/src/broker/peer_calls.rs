@@ -103,6 +103,11 @@ impl Handler for Broker {
         }
         .boxed()
     }
+
+    fn forwarded(&self, request: proto::ForwardRequest) -> BoxFuture<'static, proto::ForwardResponse> {
+        let broker = self.clone();
+        async move { broker.answer_forwarded(request).await }.boxed()
+    }
 }
 
 impl Broker {

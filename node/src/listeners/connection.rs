@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -176,6 +177,7 @@ fn hand_over(purpose: Purpose, socket: Socket, peers: PeerServer) {
     let runtime = match purpose {
         Purpose::Consensus => peers.consensus().clone(),
         Purpose::Liveness => peers.liveness().clone(),
+        Purpose::Forwarding => Handle::current(),
     };
     let socket = match net::release(socket) {
         Ok(socket) => socket,

@@ -23,10 +23,11 @@ pub(crate) enum Version {
     Peer(Purpose),
 }
 
-const PREFACES: [(&[u8; 24], Version); 3] = [
+const PREFACES: [(&[u8; 24], Version); 4] = [
     (PREFACE, Version::Http2),
     (Purpose::Consensus.preface(), Version::Peer(Purpose::Consensus)),
     (Purpose::Liveness.preface(), Version::Peer(Purpose::Liveness)),
+    (Purpose::Forwarding.preface(), Version::Peer(Purpose::Forwarding)),
 ];
 
 /// Reads until the version is clear. Not cancellation safe: when dropped, bytes read are lost with the connection.

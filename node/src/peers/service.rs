@@ -47,6 +47,8 @@ pub trait Handler: Send + Sync + 'static {
         from: u64,
         request: proto::GroupRequest,
     ) -> BoxFuture<'static, Result<proto::GroupResponse, Status>>;
+    /// A client's request that this node is to answer, and no other.
+    fn forwarded(&self, request: proto::ForwardRequest) -> BoxFuture<'static, proto::ForwardResponse>;
 }
 
 /// Answers to a pull.
@@ -254,5 +256,13 @@ impl Peer for PeerServer {
     async fn group(&self, request: Request<proto::GroupRequest>) -> Result<Response<proto::GroupResponse>, Status> {
         let from = self.caller(&request)?;
         self.handler.group(from, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn forward(
+        &self,
+        request: Request<proto::ForwardRequest>,
+    ) -> Result<Response<proto::ForwardResponse>, Status> {
+        self.caller(&request)?;
+        Ok(Response::new(self.handler.forwarded(request.into_inner()).await))
     }
 }
