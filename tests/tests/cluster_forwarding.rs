@@ -1,8 +1,12 @@
-//! Any node answers clients that cannot follow a leader: HTTP behind one address.
+//! Any node answers clients that cannot follow a leader: HTTP behind one address, and groups whose coordinator does not hold
+//! what they read.
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use chronicle_proto::v1;
+use chronicle_proto::v1::groups_client::GroupsClient;
+use chronicle_tests::api;
 use chronicle_tests::cluster::Cluster;
 use serde_json::{Value, json};
 
@@ -108,5 +112,51 @@ async fn without_a_leader_that_answers_an_append_is_refused_and_not_lost_sight_o
         .await?;
     cluster.restart(leader)?;
     cluster.eventually("appends go on", async |_| ok(node.post("", "after").await?)).await?;
+    cluster.finish()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lag_is_right_whichever_node_coordinates_the_group() -> Result<()> {
+    let cluster = Cluster::of(3).start().await?;
+    cluster.create_topic(TOPIC, 1, 1, None).await?;
+    let leader = cluster.leader(TOPIC, 0).await?;
+    let log = api::log(cluster.node(leader).address()).await?;
+    let long_ago = 1_700_000_000_000;
+    for value in 0..10 {
+        let record = v1::Record { value: Some(vec![value].into()), timestamp_ms: Some(long_ago), ..Default::default() };
+        let request =
+            v1::ProduceRequest { partition: api::partition(TOPIC), records: vec![record], ..Default::default() };
+        log.clone().produce(request).await?;
+    }
+    let mut coordinators = std::collections::BTreeSet::new();
+    for number in 0..40 {
+        let group = format!("group-{number}");
+        let coordinator = cluster
+            .eventually("a coordinator", async |cluster| {
+                let mut last = None;
+                for node in 0..3 {
+                    let mut groups = GroupsClient::new(api::connect(cluster.node(node).address()).await?);
+                    let offset = v1::GroupOffset { topic: TOPIC.into(), offset: 4, ..Default::default() };
+                    let commit =
+                        v1::CommitOffsetsRequest { group: group.clone(), offsets: vec![offset], ..Default::default() };
+                    match groups.commit_offsets(commit).await {
+                        Ok(_) => return Ok(node),
+                        Err(status) => last = Some(status),
+                    }
+                }
+                bail!("{last:?}")
+            })
+            .await?;
+        coordinators.insert(coordinator);
+        let mut groups = GroupsClient::new(api::connect(cluster.node(coordinator).address()).await?);
+        let described = groups.describe_group(v1::DescribeGroupRequest { group }).await?.into_inner();
+        let lag = described.partitions.first().context("no partition")?;
+        ensure!((lag.offset, lag.end, lag.lag_records) == (4, 10, 6), "coordinator {coordinator}: {lag:?}");
+        ensure!(lag.lag_ms > 0, "coordinator {coordinator}: {lag:?}");
+        if coordinators.len() == 3 {
+            break;
+        }
+    }
+    ensure!(coordinators.iter().any(|node| *node != leader), "only the leader coordinates: {coordinators:?}");
     cluster.finish()
 }
