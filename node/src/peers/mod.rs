@@ -16,6 +16,7 @@ mod forwarding;
 mod link;
 mod liveness;
 mod service;
+mod told;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -41,7 +42,7 @@ pub(crate) use forwarding::{ForwardError, READ_BYTES_MAX};
 use link::Link;
 pub use liveness::{Liveness, LivenessConfig};
 pub use service::{Handler, PeerServer, PullStream};
-pub(crate) use service::{named_group, wire_id};
+pub(crate) use service::{named_group, other_version, wire_id};
 
 /// Version of the protocol between nodes.
 pub const PROTOCOL: u32 = 1;
