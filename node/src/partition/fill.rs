@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use chronicle_log::{ContentHash, Entry, EntryKind, Log, LogError, LogId, Store, StoredEntry};
+use chronicle_log::{ContentHash, Entry, Log, LogError, LogId, Store, StoredEntry};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::group_request::Ask;
 use chronicle_proto::internal::pull_response::Part;
@@ -26,8 +26,11 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{Environment, Partition, Slot};
+use crate::flushed::journal;
 use crate::peers::{PullStream, wire_id};
-use crate::raft::{GroupError, GroupStatus, KEY_FILL, KEY_PURGED, checkpoint_index, encode_position};
+use crate::raft::{
+    GroupError, GroupStatus, KEY_FILL, KEY_PURGED, checkpoint_index, encode_position, entry_in, entry_out,
+};
 
 /// State of a replica whose group runs, as [`ask_group`] answers it.
 pub(crate) const ACTIVE: &str = "active";
@@ -65,16 +68,7 @@ pub(super) async fn note(store: &Arc<Store>, id: LogId, reason: Option<FillReaso
         Some(FillReason::Behind) => &[1],
         Some(FillReason::Damaged) => &[2],
     };
-    put(store, id, KEY_FILL, Bytes::from_static(value)).await
-}
-
-async fn put(store: &Arc<Store>, id: LogId, key: u8, value: Bytes) -> Result<(), LogError> {
-    let (tx, rx) = oneshot::channel();
-    let done = Box::new(move |result| {
-        let _ = tx.send(result);
-    });
-    store.journal_put(id, key, value, Some(done))?;
-    rx.await.unwrap_or(Err(LogError::Closed))
+    journal(store, id, KEY_FILL, Bytes::from_static(value)).await
 }
 
 /// Asks another node about its replica of a group.
@@ -279,24 +273,11 @@ async fn give_up_tail(log: &Arc<Log>) -> Result<(), String> {
 /// The sender's log begins later than ours ends: ours begins there too.
 async fn begin_at(env: &Environment, log: &Arc<Log>, start: &proto::PullStart) -> Result<(), String> {
     let before = start.before.ok_or("the sender does not say what is before its first entry")?;
-    put(&env.store, log.id(), KEY_PURGED, encode_position(before.term, before.leader, before.index))
+    journal(&env.store, log.id(), KEY_PURGED, encode_position(before.term, before.leader, before.index))
         .await
         .map_err(|e| e.to_string())?;
     let (log, first, offset) = (log.clone(), start.first, start.first_offset);
     blocking(move || log.reset(first, offset)).await
-}
-
-fn entry_in(entry: proto::LogEntry) -> Result<Entry, String> {
-    let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_u8);
-    Ok(Entry {
-        index: entry.index,
-        term: entry.term,
-        leader: entry.leader,
-        kind: kind.ok_or_else(|| format!("kind: {}: must be from 1 to 4", entry.kind))?,
-        record_count: entry.record_count,
-        max_timestamp: entry.max_timestamp,
-        payload: entry.payload,
-    })
 }
 
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, LogError> + Send + 'static) -> Result<T, String> {
@@ -497,16 +478,7 @@ impl Sending {
         for stored in entries {
             self.hash.update(&stored);
             self.next = stored.entry.index + 1;
-            let entry = stored.entry;
-            out.push(proto::LogEntry {
-                term: entry.term,
-                leader: entry.leader,
-                index: entry.index,
-                kind: entry.kind as u32,
-                record_count: entry.record_count,
-                max_timestamp: entry.max_timestamp,
-                payload: entry.payload,
-            });
+            out.push(entry_out(stored.entry));
         }
         Ok(Some((message(Part::Entries(proto::PullEntries { entries: out })), self)))
     }
