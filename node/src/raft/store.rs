@@ -255,7 +255,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     crate::host::blocking(call).await.map_err(io::Error::other)?.map_err(to_io)
 }
 
-/// Keeps the typed error inside, so that it can be found again with [`log_error`].
+/// Keeps the typed error inside.
 pub(super) fn to_io(error: LogError) -> io::Error {
     io::Error::other(error)
 }
