@@ -9,6 +9,7 @@ pub mod broker;
 pub mod config;
 pub mod controller;
 pub mod discovery;
+mod flushed;
 pub mod groups;
 pub mod host;
 pub mod listeners;

@@ -19,18 +19,24 @@ fn verify(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Damages one replica of three that hold several segments each, while its node is away, and sees it repaired.
-async fn repaired(of_the_leader: bool, damage: impl FnOnce(&[std::path::PathBuf]) -> Result<()>) -> Result<()> {
+/// Damages one of so many replicas that hold several segments each, while its node is away, and sees it repaired.
+async fn repaired(
+    replicas: i32,
+    of_the_leader: bool,
+    damage: impl FnOnce(&[std::path::PathBuf]) -> Result<()>,
+) -> Result<()> {
     // Scrubbing looks at every segment every second, so that nobody has to read the damage to find it.
     let mut cluster = Cluster::of(3).set("cluster.scrub-interval-ms", 1000).start().await?;
     let settings = v1::TopicSettings { segment_bytes: Some(64 << 10), ..Default::default() };
-    cluster.create_topic(TOPIC, 1, 3, Some(settings)).await?;
+    cluster.create_topic(TOPIC, 1, replicas, Some(settings)).await?;
     let servers = cluster.servers();
     let writing = Load { value_bytes: 1000, ..Load::new(TOPIC) }.start(&servers)?;
     writing.progress(1000, PATIENCE).await?;
 
     let leader = cluster.leader(TOPIC, 0).await?;
-    let victim = if of_the_leader { leader } else { (leader + 1) % 3 };
+    let holders = cluster.replicas(TOPIC, 0).await?;
+    let follower = holders.into_iter().find(|number| *number != leader).context("a follower")?;
+    let victim = if of_the_leader { leader } else { follower };
     let log = cluster.log_id(TOPIC, 0).await?;
     cluster.kill(victim);
     let segments = replica::segments(cluster.node(victim).data_dir(), log)?;
@@ -62,17 +68,17 @@ async fn repaired(of_the_leader: bool, damage: impl FnOnce(&[std::path::PathBuf]
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_byte_in_a_sealed_segment_of_a_follower_is_repaired_and_never_read() -> Result<()> {
-    repaired(false, |segments| replica::flip_byte(&segments[0], std::fs::metadata(&segments[0])?.len() / 2)).await
+    repaired(3, false, |segments| replica::flip_byte(&segments[0], std::fs::metadata(&segments[0])?.len() / 2)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_byte_in_a_sealed_segment_of_the_leader_is_repaired_and_never_read() -> Result<()> {
-    repaired(true, |segments| replica::flip_byte(&segments[1], std::fs::metadata(&segments[1])?.len() / 2)).await
+    repaired(3, true, |segments| replica::flip_byte(&segments[1], std::fs::metadata(&segments[1])?.len() / 2)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_in_the_tail_of_one_replica_is_repaired() -> Result<()> {
-    repaired(false, |segments| {
+    repaired(3, false, |segments| {
         // The newest segment may just have begun.
         let mut newest = segments.iter().rev();
         newest.find_map(|segment| replica::flip_in_last_record(segment).ok()).context("no data frame in any segment")
@@ -82,5 +88,16 @@ async fn damage_in_the_tail_of_one_replica_is_repaired() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_segment_that_is_missing_is_fetched_again() -> Result<()> {
-    repaired(false, |segments| Ok(std::fs::remove_file(&segments[1])?)).await
+    repaired(3, false, |segments| Ok(std::fs::remove_file(&segments[1])?)).await
+}
+
+/// Nobody can lead while one of two voters is out of service: the other one is asked for its log without that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_the_follower_of_two_replicas_is_repaired() -> Result<()> {
+    repaired(2, false, |segments| replica::flip_byte(&segments[0], std::fs::metadata(&segments[0])?.len() / 2)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_the_leader_of_two_replicas_is_repaired() -> Result<()> {
+    repaired(2, true, |segments| replica::flip_byte(&segments[1], std::fs::metadata(&segments[1])?.len() / 2)).await
 }

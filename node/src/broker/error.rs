@@ -4,6 +4,7 @@
 //! docs/errors.md) with an [`ErrorKind`] (what the caller should do next). "Not accepted" and "outcome unknown" are
 //! different answers: only [`ErrorKind::Unknown`] leaves open whether the append happened.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// What the caller should do next.
@@ -113,7 +114,7 @@ pub struct BrokerError {
     /// For a person: names the field, the value and the rule.
     pub message: String,
     /// For a program: decimal or text values by name, as the reason documents.
-    pub metadata: Vec<(&'static str, String)>,
+    pub metadata: Vec<(Cow<'static, str>, String)>,
 }
 
 impl BrokerError {
@@ -125,7 +126,7 @@ impl BrokerError {
     /// Adds a value for programs.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.metadata.push((name, value.to_string()));
+        self.metadata.push((name.into(), value.to_string()));
         self
     }
 
@@ -147,7 +148,7 @@ impl BrokerError {
 
     /// The metadata value of this name.
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.metadata.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str())
+        self.metadata.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 }
 

@@ -1,13 +1,14 @@
 //! The tasks that run beside requests: partitions are looked after, put to sleep, trimmed, and taken away where they do not
 //! belong any more.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use chronicle_log::{LogId, LogSummary};
 
 use super::{Broker, Topic, TopicSettings, now_ms};
+use crate::controller::ControllerState;
 use crate::partition::{EVERY, PartitionRole, Slot, SlotState};
 
 /// How often the data directory is compared with what is agreed, when nothing has changed.
@@ -50,7 +51,7 @@ pub(super) async fn look_after(broker: Broker) {
 pub(super) async fn housekeeping(broker: Broker) {
     let mut tick = tokio::time::interval(TIDY_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut seen = None;
+    let mut seen: Weak<ControllerState> = Weak::new();
     loop {
         tokio::select! {
             () = broker.inner.stop.cancelled() => return,
@@ -61,14 +62,14 @@ pub(super) async fn housekeeping(broker: Broker) {
             continue;
         }
         let state = env.state();
-        // The state is replaced as a whole when it changes.
+        // The state is another one when it has changed; not holding on to the old one spares its copy.
         let me = env.node();
         let pending = state.deleted.iter().any(|deleted| deleted.nodes.contains(&me))
             || state.placements.values().flatten().any(|placement| !placement.settled());
-        if !pending && seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &state)) {
+        if !pending && std::ptr::eq(seen.as_ptr(), Arc::as_ptr(&state)) {
             continue;
         }
-        seen = Some(state.clone());
+        seen = Arc::downgrade(&state);
         for deleted in state.deleted.iter().filter(|deleted| deleted.nodes.contains(&me)) {
             broker.delete_files(deleted.id).await;
         }

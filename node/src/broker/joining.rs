@@ -10,13 +10,13 @@ use chronicle_log::Store;
 use chronicle_proto::internal as proto;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::{Broker, BrokerError, NewTopic, Reason, now_ms};
 use crate::controller::{CONTROLLER_LOG, Command, Controller, NodeInfo, NodeState, Outcome, Refusal};
+use crate::flushed::journal;
 use crate::membership::{Founder, JoinRefusal, Memory, Origin, PeerError, Refused, Remembered, Start};
 use crate::partition::{jitter, member};
 use crate::peers::{Me, PROTOCOL, Peers};
@@ -42,18 +42,9 @@ impl Memory for JournalMemory {
 
     fn store(&self, remembered: Remembered) -> BoxFuture<'_, io::Result<()>> {
         let bytes = serde_json::to_vec(&remembered).map(Bytes::from).map_err(io::Error::other);
-        let (tx, rx) = oneshot::channel();
-        let put = bytes.and_then(|bytes| {
-            let done = Box::new(move |result| {
-                let _ = tx.send(result);
-            });
-            self.0.journal_put(CONTROLLER_LOG, KEY_MEMBERSHIP, bytes, Some(done)).map_err(io::Error::other)
-        });
-        async move {
-            put?;
-            rx.await.map_err(io::Error::other)?.map_err(io::Error::other)
-        }
-        .boxed()
+        // Begun here: it takes effect even when nobody waits for it.
+        let put = bytes.map(|bytes| journal(&self.0, CONTROLLER_LOG, KEY_MEMBERSHIP, bytes));
+        async move { put?.await.map_err(io::Error::other) }.boxed()
     }
 }
 

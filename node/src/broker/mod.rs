@@ -7,6 +7,7 @@ mod cluster;
 mod decode;
 mod disk_space;
 mod error;
+mod forward;
 mod housekeeping;
 mod internal;
 mod joining;
@@ -20,8 +21,10 @@ pub(crate) mod validate;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use chronicle_log::{LogId, Store};
 use chronicle_proto::internal::group_request::Ask;
+use chronicle_records::BatchHeader;
 use parking_lot::RwLock;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -64,6 +67,15 @@ impl PendingProduce {
             Err(BrokerError::unknown(&stopped))
         })
     }
+}
+
+/// An append that satisfies what can be told without its partition.
+struct Admitted {
+    topic: Topic,
+    target: TopicPartition,
+    batch: BytesMut,
+    header: BatchHeader,
+    expectation: Option<Expectation>,
 }
 
 /// The node behind its listeners. Cheap to clone.
@@ -195,6 +207,12 @@ impl Broker {
     /// # Errors
     /// Everything that [`Broker::produce`] refuses before the append has its place in the queue.
     pub async fn submit(&self, request: Produce) -> Result<PendingProduce, BrokerError> {
+        let append = self.admit(request).await?;
+        self.queue(append).await
+    }
+
+    /// Checks an append, whoever leads its partition.
+    async fn admit(&self, request: Produce) -> Result<Admitted, BrokerError> {
         validate::not_internal("partition.topic", &request.target.topic)?;
         let topic = self.topic(&request.target).await?;
         if let Some(expectation) = &request.expectation {
@@ -202,9 +220,14 @@ impl Broker {
         }
         let limits = &self.inner.config.limits;
         let (batch, header) = validate::batch(request.payload, request.producer, &topic, limits, now_ms())?;
+        Ok(Admitted { topic, target: request.target, batch, header, expectation: request.expectation })
+    }
+
+    /// Gives a checked append its place in the queue of its partition, which this node must lead.
+    async fn queue(&self, append: Admitted) -> Result<PendingProduce, BrokerError> {
         self.inner.disk_space.check(&self.inner.store)?;
-        let partition = self.lead(&topic, request.target.partition).await?;
-        let answer = partition.submit(batch, header, request.expectation).await?;
+        let partition = self.lead(&append.topic, append.target.partition).await?;
+        let answer = partition.submit(append.batch, append.header, append.expectation).await?;
         Ok(PendingProduce { answer })
     }
 

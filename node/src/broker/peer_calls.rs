@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::{Broker, BrokerError, Reason};
 use crate::controller::CONTROLLER_LOG;
-use crate::partition::{PartitionRole, SlotState, pull};
+use crate::partition::{ACTIVE, PartitionRole, SlotState, pull};
 use crate::peers::{Handler, PullStream};
 
 impl Handler for Broker {
@@ -73,14 +73,12 @@ impl Handler for Broker {
         .boxed()
     }
 
-    fn pull(&self, _from: u64, request: proto::PullRequest) -> BoxFuture<'static, Result<PullStream, Status>> {
+    fn pull(&self, from: u64, request: proto::PullRequest) -> BoxFuture<'static, Result<PullStream, Status>> {
         let broker = self.clone();
         async move {
             let id = crate::peers::named_group(&request.group)?;
-            let unavailable = |e: BrokerError| Status::unavailable(e.message);
-            let slot = broker.existing_slot(id).map_err(unavailable)?;
-            let partition = slot.lead().await.map_err(unavailable)?;
-            pull(broker.inner.env.clone(), partition, request).await
+            let slot = broker.existing_slot(id).map_err(|e| Status::unavailable(e.message))?;
+            pull(broker.inner.env.clone(), &slot, from, request).await
         }
         .boxed()
     }
@@ -97,6 +95,11 @@ impl Handler for Broker {
             broker.answer_about(id, ask).await.map_err(|e| Status::unavailable(e.message))
         }
         .boxed()
+    }
+
+    fn forwarded(&self, request: proto::ForwardRequest) -> BoxFuture<'static, proto::ForwardResponse> {
+        let broker = self.clone();
+        async move { broker.answer_forwarded(request).await }.boxed()
     }
 }
 
@@ -144,7 +147,7 @@ impl Broker {
     /// This node's replica of a group. `open`: wake it, or let it begin to fill its log.
     pub(super) async fn group_status(&self, id: LogId, open: bool) -> Result<proto::GroupResponse, BrokerError> {
         if id == CONTROLLER_LOG {
-            return Ok(status_response(&self.controller()?.status(), "active"));
+            return Ok(status_response(&self.controller()?.status(), ACTIVE));
         }
         let slot = self.existing_slot(id)?;
         if open {
@@ -153,7 +156,7 @@ impl Broker {
         }
         Ok(match slot.state() {
             SlotState::Active(partition) => {
-                let mut answer = status_response(&partition.group().status(), "active");
+                let mut answer = status_response(&partition.group().status(), ACTIVE);
                 answer.first_index = partition.log().position().first_index;
                 if let PartitionRole::Leading(_) = partition.role() {
                     answer.leader = self.inner.env.node();

@@ -68,10 +68,8 @@ impl Machine for ControllerMachine {
         let Some(data) = entry.data else { return Ok(Bytes::new()) };
         let outcome = match serde_json::from_slice(&data.payload) {
             Ok(command) => {
-                let mut state = ControllerState::clone(&self.shared.read());
-                let outcome = state.apply(command);
-                *self.shared.write() = Arc::new(state);
-                outcome
+                // Copied only when somebody looks at it just now: they keep what they see.
+                Arc::make_mut(&mut *self.shared.write()).apply(command)
             }
             // Every replica of this version sees the same bytes and refuses alike; none may stop for it.
             Err(error) => Outcome::Refused(Refusal::UnknownCommand(error.to_string())),

@@ -39,6 +39,8 @@ pub(super) async fn run(controller: Arc<Controller>, stop: CancellationToken) {
         steward.look();
     }
     if let Some(work) = steward.work {
+        // Without a majority it would wait for ever. What it had begun, the next leader goes on with.
+        work.abort();
         let _ = work.await;
     }
 }

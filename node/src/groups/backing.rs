@@ -107,14 +107,15 @@ impl Backing {
         time_ms: Option<i64>,
     ) -> Result<Offsets, BrokerError> {
         let target = TopicPartition { topic: topic.to_owned(), partition };
-        self.broker.offsets(&target, time_ms).await
+        self.broker.offsets_anywhere(&target, time_ms).await
     }
 
     /// Timestamp of the record at an offset, in milliseconds since the Unix epoch.
     pub(super) async fn timestamp(&self, topic: &str, partition: i32, offset: i64) -> Result<i64, BrokerError> {
         let target = TopicPartition { topic: topic.to_owned(), partition };
         let from = Position::Offset(offset);
-        let fetched = self.broker.fetch(Fetch { target, from, max_bytes: 1, max_wait: Duration::ZERO }).await?;
+        let fetch = Fetch { target, from, max_bytes: 1, max_wait: Duration::ZERO };
+        let fetched = self.broker.fetch_anywhere(fetch).await?;
         let (records, _) = fetched.records(Some(1))?;
         let missing = || BrokerError::new(Reason::Internal, format!("offset {offset}: the read found no record"));
         records.first().map(|record| record.timestamp).ok_or_else(missing)

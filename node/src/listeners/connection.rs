@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,7 +26,7 @@ use super::net::{self, Socket};
 use super::outflow::{Stalls, Verdict};
 use super::sniff::{Version, sniff};
 use crate::broker::{BrokerError, Reason};
-use crate::peers::{PeerServer, Purpose};
+use crate::peers::{PeerServer, Purpose, other_version};
 
 /// Flow-control window of one HTTP/2 stream, in bytes: 1 GB/s at 1 ms of round trip.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -115,6 +116,9 @@ impl Builders {
         if let Version::Peer(purpose) = version {
             return hand_over(purpose, io.into_inner(), routes.context().peers.clone());
         }
+        if let Version::UnknownPeer(first) = version {
+            return self.refuse_peer(io.into_inner(), &first, &routes.context().peers).await;
+        }
         let context = routes.context();
         // A node that has just started soon knows its cluster: that is worth a moment, before it has nothing but refusals.
         tokio::select! {
@@ -132,11 +136,22 @@ impl Builders {
                 let connection = pin!(self.http2.serve_connection(io, front));
                 drive(connection, http2::Connection::graceful_shutdown, &stalls, routes, ending).await
             }
-            Version::Peer(_) => return,
+            Version::Peer(_) | Version::UnknownPeer(_) => return,
         };
         if let Err(error) = result {
             tracing::debug!(%error, "connection ended");
         }
+    }
+
+    /// Tells a node of another version that it cannot be talked to, in what all versions have in common: HTTP/2 behind the
+    /// first bytes, and gRPC's way to fail.
+    async fn refuse_peer(&self, socket: Socket, first: &[u8], peers: &PeerServer) {
+        let (status, why) = other_version(first);
+        peers.refused(&why);
+        let service = service_fn(|_: Request<Incoming>| {
+            std::future::ready(Ok::<_, std::convert::Infallible>(status.clone().into_http::<Body>()))
+        });
+        let _ = timeout(REFUSAL, self.http2.serve_connection(TokioIo::new(socket), service)).await;
     }
 
     /// Tells a client that is over the connection limit so, in its protocol, and closes.
@@ -163,7 +178,7 @@ impl Builders {
                     connection.await.ok()
                 }
                 // Peers do not count against the limit of connections; this one came while none was free.
-                Version::Peer(_) => None,
+                Version::Peer(_) | Version::UnknownPeer(_) => None,
             }
         };
         // A client that does not even ask in time is closed without an answer.
@@ -176,6 +191,7 @@ fn hand_over(purpose: Purpose, socket: Socket, peers: PeerServer) {
     let runtime = match purpose {
         Purpose::Consensus => peers.consensus().clone(),
         Purpose::Liveness => peers.liveness().clone(),
+        Purpose::Forwarding => Handle::current(),
     };
     let socket = match net::release(socket) {
         Ok(socket) => socket,

@@ -58,19 +58,46 @@ impl Context {
 
     /// Appends and waits.
     pub(crate) async fn produce(&self, request: Produce) -> Result<Produced, BrokerError> {
-        let produced = self.broker.produce(request).await?;
+        self.appended(self.broker.produce(request).await)
+    }
+
+    /// Appends wherever the partition is led, and waits.
+    pub(crate) async fn produce_anywhere(&self, request: Produce) -> Result<Produced, BrokerError> {
+        self.appended(self.broker.produce_anywhere(request).await)
+    }
+
+    fn appended(&self, produced: Result<Produced, BrokerError>) -> Result<Produced, BrokerError> {
+        let produced = produced?;
         self.metrics.appended(produced.record_count.max(0) as usize);
         Ok(produced)
     }
 
     /// Reads, and takes what was read from the budget. The wait ends early when the node stops.
-    pub(crate) async fn fetch(&self, mut request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
+    pub(crate) async fn fetch(&self, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
+        let request = self.bounded(request);
+        self.held(self.broker.fetch(request)).await
+    }
+
+    /// As [`Context::fetch`], of a node that holds the records.
+    pub(crate) async fn fetch_anywhere(&self, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
+        let request = self.bounded(request);
+        self.held(self.broker.fetch_anywhere(request)).await
+    }
+
+    fn bounded(&self, mut request: Fetch) -> Fetch {
         request.max_wait = request.max_wait.min(Duration::from_millis(self.limits().wait_ms_max));
         request.max_bytes = request.max_bytes.clamp(1, self.limits().fetch_bytes_max);
+        request
+    }
+
+    async fn held(
+        &self,
+        fetch: impl Future<Output = Result<Fetched, BrokerError>>,
+    ) -> Result<(Fetched, Hold), BrokerError> {
         // Dropping the fetch loses nothing: it changes nothing.
         let fetched = tokio::select! {
             biased;
-            fetched = self.broker.fetch(request) => fetched?,
+            fetched = fetch => fetched?,
             () = self.stopping.cancelled() => return Err(stopping()),
         };
         let hold = self.budget.hold(fetched.batches.iter().map(bytes::Bytes::len).sum())?;

@@ -21,12 +21,18 @@ pub(crate) enum Version {
     Http2,
     /// Another node.
     Peer(Purpose),
+    /// Another node, of another version; its first bytes.
+    UnknownPeer([u8; 24]),
 }
 
-const PREFACES: [(&[u8; 24], Version); 3] = [
+/// What every version of the protocol between nodes begins with.
+const PEER: &[u8] = b"CHRONICLE ";
+
+const PREFACES: [(&[u8; 24], Version); 4] = [
     (PREFACE, Version::Http2),
     (Purpose::Consensus.preface(), Version::Peer(Purpose::Consensus)),
     (Purpose::Liveness.preface(), Version::Peer(Purpose::Liveness)),
+    (Purpose::Forwarding.preface(), Version::Peer(Purpose::Forwarding)),
 ];
 
 /// Reads until the version is clear. Not cancellation safe: when dropped, bytes read are lost with the connection.
@@ -45,15 +51,20 @@ pub(crate) async fn sniff<I: AsyncRead + Unpin>(mut io: I) -> io::Result<(Versio
             break Version::Http1;
         }
         filled += read;
-        let Some((_, version)) = PREFACES.iter().find(|(preface, _)| first[..filled] == preface[..filled]) else {
-            break Version::Http1;
-        };
-        if filled == PREFACE.len() {
-            break *version;
+        let known = PREFACES.iter().find(|(preface, _)| first[..filled] == preface[..filled]);
+        match known {
+            Some((_, version)) if filled == PREFACE.len() => break *version,
+            Some(_) => {}
+            None if !first.starts_with(PEER) => break Version::Http1,
+            None if filled == PREFACE.len() => break Version::UnknownPeer(first),
+            None => {}
         }
     };
     // A peer's preface is only for this.
-    let prefix = if let Version::Peer(_) = version { &[] } else { &first[..filled] };
+    let prefix = match version {
+        Version::Peer(_) | Version::UnknownPeer(_) => &[],
+        Version::Http1 | Version::Http2 => &first[..filled],
+    };
     Ok((version, Prefixed { prefix: Bytes::copy_from_slice(prefix), io }))
 }
 
@@ -135,8 +146,22 @@ mod tests {
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r!", Version::Http1),
             (b"POST / HTTP/1.1\r\n\r\n", Version::Http1),
             (b"P", Version::Http1),
+            (b"CHRONICLE PEER", Version::Http1),
+            (b"CHRONICLES / HTTP/1.1\r\n\r\n", Version::Http1),
         ] {
             assert_eq!(first(bytes).await, (version, bytes.to_vec()));
+        }
+    }
+
+    #[tokio::test]
+    async fn nodes_are_told_by_what_they_begin_with_which_is_not_read_again() {
+        for (bytes, version) in [
+            (b"CHRONICLE PEER 1\r\n\r\n\r\n\r\nframes", Version::Peer(Purpose::Consensus)),
+            (b"CHRONICLE BEAT 1\r\n\r\n\r\n\r\nframes", Version::Peer(Purpose::Liveness)),
+            (b"CHRONICLE CALL 1\r\n\r\n\r\n\r\nframes", Version::Peer(Purpose::Forwarding)),
+            (b"CHRONICLE PEER 2\r\n\r\n\r\n\r\nframes", Version::UnknownPeer(*b"CHRONICLE PEER 2\r\n\r\n\r\n\r\n")),
+        ] {
+            assert_eq!(first(bytes).await, (version, b"frames".to_vec()));
         }
     }
 }

@@ -7,8 +7,8 @@
 //! Invariants:
 //! - A replica that is filling takes part in no vote: its group is not running.
 //! - That it must fill is in the journal before anything of its log is given up, and leaves it after the last entry is on
-//!   disk. A copy that repairs takes the whole log of a confirmed leader, also what is not committed yet: the leader may count
-//!   on this replica for it.
+//!   disk. A copy that repairs takes the whole log of its source, also what is not committed yet: the leader may count on this
+//!   replica for it. The source is a confirmed leader or, in a group of two voters, the other one ([`whole_alone`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use chronicle_log::{ContentHash, Entry, EntryKind, Log, LogError, LogId, Store, StoredEntry};
+use chronicle_log::{ContentHash, Entry, Log, LogError, LogId, Store, StoredEntry};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::group_request::Ask;
 use chronicle_proto::internal::pull_response::Part;
@@ -25,10 +25,15 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::{Environment, Partition};
+use super::{Environment, Partition, Slot};
+use crate::flushed::journal;
 use crate::peers::{PullStream, wire_id};
-use crate::raft::{GroupError, KEY_FILL, KEY_PURGED, checkpoint_index, encode_position};
+use crate::raft::{
+    GroupError, GroupStatus, KEY_FILL, KEY_PURGED, checkpoint_index, encode_position, entry_in, entry_out,
+};
 
+/// State of a replica whose group runs, as [`ask_group`] answers it.
+pub(crate) const ACTIVE: &str = "active";
 /// Bytes of one message of entries.
 const PIECE_BYTES: usize = 1 << 20;
 /// Bytes that may be appended and not yet flushed.
@@ -63,16 +68,7 @@ pub(super) async fn note(store: &Arc<Store>, id: LogId, reason: Option<FillReaso
         Some(FillReason::Behind) => &[1],
         Some(FillReason::Damaged) => &[2],
     };
-    put(store, id, KEY_FILL, Bytes::from_static(value)).await
-}
-
-async fn put(store: &Arc<Store>, id: LogId, key: u8, value: Bytes) -> Result<(), LogError> {
-    let (tx, rx) = oneshot::channel();
-    let done = Box::new(move |result| {
-        let _ = tx.send(result);
-    });
-    store.journal_put(id, key, value, Some(done))?;
-    rx.await.unwrap_or(Err(LogError::Closed))
+    journal(store, id, KEY_FILL, Bytes::from_static(value)).await
 }
 
 /// Asks another node about its replica of a group.
@@ -121,6 +117,42 @@ async fn find_leader(env: &Environment, id: LogId) -> Result<u64, String> {
     Err(why)
 }
 
+/// The node to fill the log from.
+async fn find_source(env: &Environment, id: LogId, reason: FillReason) -> Result<u64, String> {
+    if reason == FillReason::Damaged
+        && let Some(other) = other_of_two(env, id).await
+    {
+        return Ok(other);
+    }
+    find_leader(env, id).await
+}
+
+/// The other voter of a group of two, when its replica is undamaged: nobody can lead while this one is out of service. What
+/// it says of the voters it checks once more when it is asked for its log.
+async fn other_of_two(env: &Environment, id: LogId) -> Option<u64> {
+    let placement = env.placement(id)?;
+    let me = env.node();
+    let other = match placement.voters.as_slice() {
+        [a, b] if *a == me => *b,
+        [a, b] if *b == me => *a,
+        _ => return None,
+    };
+    let answer = ask_group(env, id, other, Ask::Status(true)).await.ok()?;
+    let voters: BTreeSet<u64> = answer.voters.into_iter().collect();
+    (answer.state == ACTIVE && voters == BTreeSet::from([me, other])).then_some(other)
+}
+
+/// Whether the replica of `me` holds everything that may have been acknowledged, without asking anybody: the only other
+/// voter is `from`.
+///
+/// With two voters a majority is both, so whatever is committed is in both logs, and whoever is elected needs the vote of the
+/// other. That holds from the entry on that made the two the voters: it was proposed only after the joint configuration
+/// before it, which already needs both, was committed. Not while the voters change: the configuration that comes next may do
+/// without `me`.
+fn whole_alone(status: &GroupStatus, me: u64, from: u64) -> bool {
+    me != from && !status.joint && status.voters == BTreeSet::from([me, from])
+}
+
 /// Progress of one filling.
 #[derive(Debug, Default)]
 pub struct FillProgress {
@@ -138,32 +170,32 @@ pub(super) async fn fill(
     progress: &FillProgress,
 ) -> Result<(), String> {
     let id = log.id();
-    let leader = find_leader(env, id).await?;
+    let source = find_source(env, id, reason).await?;
     let position = log.position();
     let from = position.last.map(|last| last.index + 1).unwrap_or(position.next_index);
-    let mut client = env.peers.client(leader).map_err(|e| e.to_string())?;
+    let mut client = env.peers.client(source).map_err(|e| e.to_string())?;
     let group = Some(wire_id(id));
     let whole = reason == FillReason::Damaged;
     let previous =
         position.last.map(|last| proto::LogPosition { term: last.term, leader: last.leader, index: last.index });
-    let request = env.peers.request(leader, proto::PullRequest { group, from, whole, previous });
+    let request = env.peers.request(source, proto::PullRequest { group, from, whole, previous });
     let mut parts = match client.pull(request).await {
         Ok(answer) => answer.into_inner(),
         Err(status) => {
             if status.code() == tonic::Code::Aborted {
                 give_up_tail(log).await?;
             }
-            return Err(format!("node {leader}: {}", status.message()));
+            return Err(format!("node {source}: {}", status.message()));
         }
     };
     let next = async |parts: &mut tonic::Streaming<proto::PullResponse>| {
         let message = tokio::time::timeout(PIECE_TIMEOUT, parts.message());
-        let message = message.await.map_err(|_| format!("node {leader} went silent"))?;
+        let message = message.await.map_err(|_| format!("node {source} went silent"))?;
         message.map(|message| message.and_then(|message| message.part)).map_err(|status| status.message().to_owned())
     };
     let Some(Part::Start(start)) = next(&mut parts).await? else { return Err("the sender did not begin".into()) };
     progress.left.store(start.bytes, Ordering::Relaxed);
-    tracing::info!(partition = %id, from, to = start.end, bytes = start.bytes, leader, ?reason, "fills its log");
+    tracing::info!(partition = %id, from, to = start.end, bytes = start.bytes, source, ?reason, "fills its log");
     if start.first > from {
         begin_at(env, log, &start).await?;
     }
@@ -241,24 +273,11 @@ async fn give_up_tail(log: &Arc<Log>) -> Result<(), String> {
 /// The sender's log begins later than ours ends: ours begins there too.
 async fn begin_at(env: &Environment, log: &Arc<Log>, start: &proto::PullStart) -> Result<(), String> {
     let before = start.before.ok_or("the sender does not say what is before its first entry")?;
-    put(&env.store, log.id(), KEY_PURGED, encode_position(before.term, before.leader, before.index))
+    journal(&env.store, log.id(), KEY_PURGED, encode_position(before.term, before.leader, before.index))
         .await
         .map_err(|e| e.to_string())?;
     let (log, first, offset) = (log.clone(), start.first, start.first_offset);
     blocking(move || log.reset(first, offset)).await
-}
-
-fn entry_in(entry: proto::LogEntry) -> Result<Entry, String> {
-    let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_u8);
-    Ok(Entry {
-        index: entry.index,
-        term: entry.term,
-        leader: entry.leader,
-        kind: kind.ok_or_else(|| format!("kind: {}: must be from 1 to 4", entry.kind))?,
-        record_count: entry.record_count,
-        max_timestamp: entry.max_timestamp,
-        payload: entry.payload,
-    })
 }
 
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, LogError> + Send + 'static) -> Result<T, String> {
@@ -346,18 +365,23 @@ impl Throttle {
     }
 }
 
-/// Answers a replica that fills its log: this node must lead, and is asked to confirm it.
+/// Answers a replica that fills its log: this node must lead, and is asked to confirm it, or be the only other voter.
 ///
 /// # Errors
-/// When it does not lead, or has lost what is asked for.
+/// When it is neither, or has lost what is asked for.
 pub(crate) async fn pull(
     env: Arc<Environment>,
-    partition: Arc<Partition>,
+    slot: &Arc<Slot>,
+    from_node: u64,
     request: proto::PullRequest,
 ) -> Result<PullStream, Status> {
     let unavailable = |e: String| Status::unavailable(e);
-    // What is committed now is what the replica must have at least.
-    partition.group().read_index().await.map_err(|e: GroupError| unavailable(e.to_string()))?;
+    let mut partition = slot.get().await.map_err(|e| unavailable(e.message))?;
+    if !(request.whole && whole_alone(&partition.group().status(), env.node(), from_node)) {
+        partition = slot.lead().await.map_err(|e| unavailable(e.message))?;
+        // What is committed now is what the replica must have at least.
+        partition.group().read_index().await.map_err(|e: GroupError| unavailable(e.to_string()))?;
+    }
     partition.group().checkpoint().await.map_err(|e| unavailable(e.to_string()))?;
     let log = partition.log().clone();
     // First the checkpoint, then the end: what is sent must cover what the checkpoint does.
@@ -454,17 +478,29 @@ impl Sending {
         for stored in entries {
             self.hash.update(&stored);
             self.next = stored.entry.index + 1;
-            let entry = stored.entry;
-            out.push(proto::LogEntry {
-                term: entry.term,
-                leader: entry.leader,
-                index: entry.index,
-                kind: entry.kind as u32,
-                record_count: entry.record_count,
-                max_timestamp: entry.max_timestamp,
-                payload: entry.payload,
-            });
+            out.push(entry_out(stored.entry));
         }
         Ok(Some((message(Part::Entries(proto::PullEntries { entries: out })), self)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_voters(voters: &[u64]) -> GroupStatus {
+        GroupStatus { voters: voters.iter().copied().collect(), ..Default::default() }
+    }
+
+    #[test]
+    fn only_the_other_of_exactly_two_settled_voters_is_whole_by_itself() {
+        assert!(whole_alone(&of_voters(&[1, 2]), 1, 2));
+        assert!(whole_alone(&of_voters(&[1, 2]), 2, 1));
+        assert!(!whole_alone(&of_voters(&[1, 2]), 1, 3), "the caller does not vote");
+        assert!(!whole_alone(&of_voters(&[2, 3]), 1, 2), "this node does not vote");
+        assert!(!whole_alone(&of_voters(&[1, 2, 3]), 1, 2), "the third may hold what was acknowledged");
+        assert!(!whole_alone(&of_voters(&[1]), 1, 1), "a node does not repair itself");
+        let changing = GroupStatus { joint: true, ..of_voters(&[1, 2]) };
+        assert!(!whole_alone(&changing, 1, 2), "the next voters may do without this node");
     }
 }

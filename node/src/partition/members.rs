@@ -37,7 +37,7 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
     for id in wanted.iter().filter(|id| !status.voters.contains(id) && !status.learners.contains(id)) {
         // A replica that is filling would only be sent what it fetches anyway.
         let answer = fill::ask_group(env, partition.id(), *id, Ask::Status(true)).await?;
-        if answer.state != "active" {
+        if answer.state != super::ACTIVE {
             return Err(format!("node {id} is {}", answer.state));
         }
         group.add_learner(*id, member(env.state().nodes.get(id))).await.map_err(text)?;

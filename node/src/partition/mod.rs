@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 pub use environment::Environment;
 pub(crate) use environment::member;
 pub use fill::Throttle;
-pub(crate) use fill::{ask_group, pull};
+pub(crate) use fill::{ACTIVE, ask_group, pull};
 pub use leading::PartitionRole;
 use leading::{Leadership, Seat, no_leader};
 pub use machine::Progress;

@@ -169,7 +169,7 @@ impl Slot {
                     let others = partition.group().status().voters.iter().any(|node| *node != self.env.node());
                     partition.close().await;
                     // Sealed segments are not read when a log is opened: what reading found must be repaired here.
-                    let damaged = error.value("index").and_then(|index| index.parse().ok());
+                    let damaged = damaged_index(&error);
                     if let Some(index) = damaged.filter(|_| others && error.reason == Reason::DataDamaged) {
                         drop(partition);
                         return match self.cut(Some(index)).await {
@@ -208,7 +208,8 @@ impl Slot {
             }
             Err(error) if error.reason == Reason::DataDamaged && others => {
                 tracing::error!(partition = %self.id, %error, "the log is damaged: it is repaired from another replica");
-                match self.cut(None).await {
+                // Opening reads more than the end of the log: what the last checkpoint does not cover is applied again.
+                match self.cut(damaged_index(&error)).await {
                     Ok(()) => {
                         self.start_filling(FillReason::Damaged);
                         Err(self.filling())
@@ -294,7 +295,8 @@ impl Slot {
         }
     }
 
-    /// Takes the damaged end out of a closed log, after noting that the replica has lost something.
+    /// Takes the damaged end out of a closed log, after noting that the replica has lost something. `from`: where reading has
+    /// met damage; `None`: an open of the log finds it.
     async fn cut(&self, from: Option<u64>) -> Result<(), BrokerError> {
         fill::note(&self.env.store, self.id, Some(FillReason::Damaged)).await.map_err(|e| log_error(&e))?;
         let (store, id) = (self.env.store.clone(), self.id);
@@ -476,6 +478,11 @@ impl Drop for OpenLog {
             drop(crate::host::blocking(move || log.close()));
         }
     }
+}
+
+/// The entry at which reading has met damage, if the error is that and says so.
+fn damaged_index(error: &BrokerError) -> Option<u64> {
+    error.value("index").and_then(|index| index.parse().ok())
 }
 
 /// The runtime is going away, or opening panicked.

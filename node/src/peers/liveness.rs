@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
 
+use super::service::is_refusal;
+use super::told::Told;
 use super::{Me, NODE_REMOVED, Purpose, address, channel, client};
 
 /// A peer whose port refuses connections is suspected after this much silence. No leader may trust a lease for longer: see
@@ -152,7 +154,7 @@ impl Liveness {
     }
 
     /// Why a beat stream has no answers, and what that says of this node.
-    fn refusal(&self, status: &tonic::Status) -> String {
+    fn silence(&self, status: &tonic::Status) -> Silence {
         if status.code() == Code::PermissionDenied
             && let Some(why) = status.message().strip_prefix(NODE_REMOVED)
         {
@@ -162,7 +164,10 @@ impl Liveness {
                 news
             });
         }
-        causes(status)
+        match is_refusal(status) {
+            true => Silence::Refused(status.message().to_owned()),
+            false => Silence::Broken(causes(status)),
+        }
     }
 
     /// Something arrived from the peer.
@@ -261,27 +266,35 @@ impl Liveness {
     async fn beats(&self, me: Me, node: u64, at: String, connector: Connector) {
         let mut tick = interval(self.config.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let told = Told::default();
         loop {
             tick.tick().await;
-            if let Err(error) = self.stream(me, node, &at, &connector).await {
-                // The kernel answers for a port that nobody listens on: the process is gone.
-                if error.contains("refused") {
-                    self.refused(node);
+            match self.stream(me, node, &at, &connector).await {
+                Ok(()) => {}
+                Err(Silence::Refused(why)) if told.is_news(&why) => {
+                    tracing::warn!(node, address = at, why, "this node is refused");
                 }
-                tracing::debug!(node, address = at, error, "no beats");
+                Err(Silence::Refused(_)) => {}
+                Err(Silence::Broken(error)) => {
+                    // The kernel answers for a port that nobody listens on: the process is gone.
+                    if error.contains("refused") {
+                        self.refused(node);
+                    }
+                    tracing::debug!(node, address = at, error, "no beats");
+                }
             }
         }
     }
 
     /// One beat stream from its opening to its end.
-    async fn stream(&self, me: Me, node: u64, at: &str, connector: &Connector) -> Result<(), String> {
-        let mut client = client(channel(at, Purpose::Liveness, connector.clone())?);
+    async fn stream(&self, me: Me, node: u64, at: &str, connector: &Connector) -> Result<(), Silence> {
+        let mut client = client(channel(at, Purpose::Liveness, connector.clone()).map_err(Silence::Broken)?);
         let (beats, outgoing) = mpsc::channel(4);
         let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
         address(&mut request, me, node);
         let opening = timeout(self.config.suspect_after, client.beat(request)).await;
-        let answers = opening.map_err(|_| "no answer in time".to_owned())?;
-        let mut answers = answers.map_err(|status| self.refusal(&status))?.into_inner();
+        let answers = opening.map_err(|_| Silence::Broken("no answer in time".into()))?;
+        let mut answers = answers.map_err(|status| self.silence(&status))?.into_inner();
         let mut tick = interval(self.config.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sequence = 0;
@@ -291,20 +304,20 @@ impl Liveness {
                 _ = tick.tick() => {
                     // A connection into nowhere is given up, so that a new one can find the way.
                     if last_answer.elapsed() > 4 * self.config.suspect_after {
-                        return Err("no answer on an open connection".into());
+                        return Err(Silence::Broken("no answer on an open connection".into()));
                     }
                     sequence += 1;
                     let beat = self.own_beat(sequence);
                     // A full queue means that the peer reads nothing: the next beat says as much.
                     let _ = beats.try_send(beat);
                 }
-                answer = answers.message() => match answer.map_err(|status| self.refusal(&status))? {
+                answer = answers.message() => match answer.map_err(|status| self.silence(&status))? {
                     Some(answer) if answer.leaving => self.left(node),
                     Some(answer) => {
                         last_answer = Instant::now();
                         self.beat(node, &answer);
                     }
-                    None => return Err("the peer closed the stream".into()),
+                    None => return Err(Silence::Broken("the peer closed the stream".into())),
                 },
             }
         }
@@ -348,6 +361,13 @@ impl Liveness {
             }
         }
     }
+}
+
+/// Why a peer answers no beats.
+enum Silence {
+    /// It will not have this node.
+    Refused(String),
+    Broken(String),
 }
 
 impl Peer {

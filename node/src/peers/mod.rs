@@ -1,20 +1,22 @@
 //! The way to other nodes: messages of raft groups, calls between nodes, and who is alive.
 //!
-//! A node keeps three connections to each peer, all to the peer's one data port, told apart by their first bytes
+//! A node keeps up to four connections to each peer, all to the peer's one data port, told apart by their first bytes
 //! ([`Purpose`]): the *exchange* stream that carries the messages of all groups, a channel for *calls* (commands, log
-//! transfer), and the *beat* stream. The listener hands such connections over to the runtime that they belong to: consensus
-//! or liveness, neither of which the API can starve.
+//! transfer), the *beat* stream, and a channel for clients' requests that are *forwarded*. The listener hands such connections
+//! over to the runtime that they belong to: consensus or liveness, neither of which the API can starve, or that of the API.
 //!
 //! Invariants:
-//! - Raft messages under way to one peer are bounded in bytes (`cluster.peer-window-bytes`).
+//! - Raft messages under way to one peer are bounded in bytes (`cluster.peer-window-bytes`), and so are forwarded requests.
 //! - A call reaches the node that it was meant for, of this cluster, or is refused by name (see `peer.proto`).
 //! - Liveness is a property of nodes: groups have no timers of their own.
 //!
 //! Neighbours: `listeners/` accepts; `raft/` and `partition/` ask; `membership/` answers Hello, Promise, Found.
 
+mod forwarding;
 mod link;
 mod liveness;
 mod service;
+mod told;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -23,6 +25,7 @@ use std::time::Duration;
 
 use chronicle_client::Connector;
 use chronicle_log::LogId;
+use chronicle_proto::internal as proto;
 use chronicle_proto::internal::peer_client::PeerClient;
 use chronicle_proto::internal::raft_frame::Message;
 use hyper_util::rt::TokioIo;
@@ -34,10 +37,12 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 use uuid::Uuid;
 
+use forwarding::Forwarding;
+pub(crate) use forwarding::{ForwardError, READ_BYTES_MAX};
 use link::Link;
 pub use liveness::{Liveness, LivenessConfig};
 pub use service::{Handler, PeerServer, PullStream};
-pub(crate) use service::{named_group, wire_id};
+pub(crate) use service::{named_group, other_version, wire_id};
 
 /// Version of the protocol between nodes.
 pub const PROTOCOL: u32 = 1;
@@ -58,6 +63,8 @@ pub enum Purpose {
     Consensus,
     /// Beats.
     Liveness,
+    /// Requests of clients.
+    Forwarding,
 }
 
 impl Purpose {
@@ -66,6 +73,7 @@ impl Purpose {
         match self {
             Self::Consensus => b"CHRONICLE PEER 1\r\n\r\n\r\n\r\n",
             Self::Liveness => b"CHRONICLE BEAT 1\r\n\r\n\r\n\r\n",
+            Self::Forwarding => b"CHRONICLE CALL 1\r\n\r\n\r\n\r\n",
         }
     }
 }
@@ -104,6 +112,7 @@ pub struct Peers {
     addresses: RwLock<HashMap<u64, String>>,
     links: RwLock<HashMap<u64, Arc<Link>>>,
     calls: RwLock<HashMap<u64, (String, Channel)>>,
+    forwarding: RwLock<HashMap<u64, Arc<Forwarding>>>,
     connector: Connector,
     runtime: Handle,
     window_bytes: usize,
@@ -118,6 +127,7 @@ impl Peers {
             addresses: RwLock::default(),
             links: RwLock::default(),
             calls: RwLock::default(),
+            forwarding: RwLock::default(),
             connector,
             runtime,
             window_bytes: window_bytes as usize,
@@ -150,6 +160,7 @@ impl Peers {
         }
         self.links.write().retain(|id, link| wanted.get(id).is_some_and(|address| *address == link.address()));
         self.calls.write().retain(|id, (at, _)| wanted.get(id).is_some_and(|address| address == at));
+        self.forwarding.write().retain(|id, open| wanted.get(id).is_some_and(|address| *address == open.address()));
         *self.addresses.write() = wanted.clone();
         self.liveness.watch(me, wanted, self.connector.clone());
     }
@@ -218,6 +229,33 @@ impl Peers {
         Ok(client(channel))
     }
 
+    /// Has another node answer a client's request, within `patience`.
+    ///
+    /// # Errors
+    /// See [`ForwardError`].
+    pub(crate) async fn forward(
+        &self,
+        to: u64,
+        request: proto::ForwardRequest,
+        patience: Duration,
+    ) -> Result<proto::ForwardResponse, ForwardError> {
+        let open = self.forwarding(to).map_err(|e| ForwardError::NotSent(e.to_string()))?;
+        let answer = open.forward(&request, |request| self.request(to, request), patience).await;
+        answer.inspect(|_| self.liveness.heard(to))
+    }
+
+    fn forwarding(&self, to: u64) -> Result<Arc<Forwarding>, AskError> {
+        if let Some(open) = self.forwarding.read().get(&to) {
+            return Ok(open.clone());
+        }
+        let unreachable = |why: String| AskError::Unreachable(to, why);
+        let address = self.address(to).ok_or_else(|| unreachable("its address is not known".into()))?;
+        let channel = channel(&address, Purpose::Forwarding, self.connector.clone()).map_err(unreachable)?;
+        let mut forwarding = self.forwarding.write();
+        let new = || Arc::new(Forwarding::new(address, client(channel), self.window_bytes));
+        Ok(forwarding.entry(to).or_insert_with(new).clone())
+    }
+
     /// A client for a node at an address, whoever it is. Connects when it is used.
     ///
     /// # Errors
@@ -239,6 +277,7 @@ impl Peers {
     pub fn close(&self) {
         self.links.write().clear();
         self.calls.write().clear();
+        self.forwarding.write().clear();
         self.liveness.close();
     }
 }

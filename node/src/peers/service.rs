@@ -18,10 +18,11 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{MESSAGE_BYTES_MAX, NODE_REMOVED, Peers, WINDOW_BYTES};
+use super::told::Told;
+use super::{MESSAGE_BYTES_MAX, NODE_REMOVED, PROTOCOL, Peers, WINDOW_BYTES};
 
 /// What the node does with what its peers say. `from`: the caller's raft id.
 pub trait Handler: Send + Sync + 'static {
@@ -47,10 +48,29 @@ pub trait Handler: Send + Sync + 'static {
         from: u64,
         request: proto::GroupRequest,
     ) -> BoxFuture<'static, Result<proto::GroupResponse, Status>>;
+    /// A client's request that this node is to answer, and no other.
+    fn forwarded(&self, request: proto::ForwardRequest) -> BoxFuture<'static, proto::ForwardResponse>;
 }
 
 /// Answers to a pull.
 pub type PullStream = BoxStream<'static, Result<proto::PullResponse, Status>>;
+
+/// The answer to everything on a connection that begins as one of another version of this protocol, and a text for the log.
+pub(crate) fn other_version(first: &[u8]) -> (Status, String) {
+    let status = Status::failed_precondition(format!("PROTOCOL: this node speaks version {PROTOCOL}"));
+    (
+        status,
+        format!(
+            "PROTOCOL: it begins with {:?}, this node speaks version {PROTOCOL}",
+            first.trim_ascii_end().escape_ascii().to_string()
+        ),
+    )
+}
+
+/// The other side will not have this node, whatever it asks for.
+pub(super) fn is_refusal(status: &Status) -> bool {
+    matches!(status.code(), Code::FailedPrecondition | Code::PermissionDenied)
+}
 
 /// Serves connections of peers.
 #[derive(Clone)]
@@ -59,12 +79,13 @@ pub struct PeerServer {
     handler: Arc<dyn Handler>,
     consensus: Handle,
     stop: CancellationToken,
+    told: Arc<Told>,
 }
 
 impl PeerServer {
     /// Groups are served on `consensus`; everything ends with `stop`.
     pub fn new(peers: Arc<Peers>, handler: Arc<dyn Handler>, consensus: Handle, stop: CancellationToken) -> Self {
-        Self { peers, handler, consensus, stop }
+        Self { peers, handler, consensus, stop, told: Arc::default() }
     }
 
     /// Where raft messages and calls are served.
@@ -98,8 +119,23 @@ impl PeerServer {
         }
     }
 
+    /// Says in the log that a node was refused, unless it was said just now.
+    pub(crate) fn refused(&self, why: &str) {
+        if self.told.is_news(why) {
+            tracing::warn!(why, "a node is refused");
+        }
+    }
+
     /// Who calls, when it may.
     fn caller<T>(&self, request: &Request<T>) -> Result<u64, Status> {
+        self.judge(request).inspect_err(|status| {
+            if is_refusal(status) {
+                self.refused(status.message());
+            }
+        })
+    }
+
+    fn judge<T>(&self, request: &Request<T>) -> Result<u64, Status> {
         let text = |name: &str| {
             request
                 .metadata()
@@ -263,5 +299,13 @@ impl Peer for PeerServer {
     async fn group(&self, request: Request<proto::GroupRequest>) -> Result<Response<proto::GroupResponse>, Status> {
         let from = self.caller(&request)?;
         self.handler.group(from, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn forward(
+        &self,
+        request: Request<proto::ForwardRequest>,
+    ) -> Result<Response<proto::ForwardResponse>, Status> {
+        self.caller(&request)?;
+        Ok(Response::new(self.handler.forwarded(request.into_inner()).await))
     }
 }

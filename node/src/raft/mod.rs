@@ -23,3 +23,4 @@ pub use machine::{Committed, Machine};
 pub use network::Transport;
 pub(crate) use store::{KEY_FILL, KEY_PURGED, encode_position};
 pub use types::{LeaderTerm, Member, Proposal};
+pub(crate) use wire::{entry_in, entry_out};

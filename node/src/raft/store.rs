@@ -12,13 +12,14 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use chronicle_log::{Done, Entry, EntryKind, Log, LogError, LogId, Store, StoredEntry};
+use chronicle_log::{Entry, EntryKind, Log, LogError, LogId, Store, StoredEntry};
 use futures::Stream;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 
 use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftMembership, RaftVote, TypeConfig, log_id};
+use crate::flushed::{flushed, journal};
 
 const KEY_VOTE: u8 = 1;
 /// Raft's purge mark: the position before the first entry that raft may read; see [`encode_position`].
@@ -74,7 +75,7 @@ impl LogStorage {
     /// Writes the first entry of a new group, its membership, and waits until it is durable.
     pub(super) async fn append_first(&self, membership: RaftMembership) -> io::Result<()> {
         let entry = RaftEntry { log_id: log_id(0, 0, 0), payload: EntryPayload::Membership(membership) };
-        durable(|done| self.shared.log.append(vec![to_entry(entry)], done).map(drop)).await
+        flushed(|done| self.shared.log.append(vec![to_entry(entry)], done).map(drop)).await.map_err(to_io)
     }
 
     /// Damage that raft has met by reading, if any.
@@ -89,7 +90,7 @@ impl LogStorage {
     }
 
     async fn journal(&self, key: u8, value: Bytes) -> io::Result<()> {
-        durable(|done| self.shared.store.journal_put(self.shared.id, key, value, Some(done))).await
+        journal(&self.shared.store, self.shared.id, key, value).await.map_err(to_io)
     }
 
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
@@ -247,16 +248,6 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
     }
 }
 
-/// Starts something and waits until it is on disk.
-async fn durable(start: impl FnOnce(Done) -> Result<(), LogError>) -> io::Result<()> {
-    let (tx, rx) = tokio::sync::oneshot::channel();
-    let done = Box::new(move |result| {
-        let _ = tx.send(result);
-    });
-    start(done).map_err(to_io)?;
-    rx.await.map_err(|_| io::Error::other("the store closed before the flush"))?.map_err(to_io)
-}
-
 /// Runs a rare call that waits for the disk away from the consensus threads.
 pub(super) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, LogError> + Send + 'static,
@@ -264,7 +255,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     crate::host::blocking(call).await.map_err(io::Error::other)?.map_err(to_io)
 }
 
-/// Keeps the typed error inside, so that it can be found again with [`log_error`].
+/// Keeps the typed error inside.
 pub(super) fn to_io(error: LogError) -> io::Error {
     io::Error::other(error)
 }
@@ -283,7 +274,8 @@ fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
     (from, to)
 }
 
-fn to_entry(entry: RaftEntry) -> Entry {
+/// An entry of raft as the log stores it.
+pub(super) fn to_entry(entry: RaftEntry) -> Entry {
     let id = entry.log_id;
     let (kind, record_count, max_timestamp, payload) = match entry.payload {
         EntryPayload::Blank => (EntryKind::Blank, 0, 0, Bytes::new()),
@@ -302,7 +294,16 @@ fn to_entry(entry: RaftEntry) -> Entry {
 }
 
 fn from_stored(stored: StoredEntry) -> io::Result<RaftEntry> {
-    let entry = stored.entry;
+    let index = stored.entry.index;
+    from_entry(stored.entry)
+        .map_err(|why| io::Error::new(io::ErrorKind::InvalidData, format!("raft index {index}: {why}")))
+}
+
+/// An entry of the log as raft's.
+///
+/// # Errors
+/// This version does not understand it.
+pub(super) fn from_entry(entry: Entry) -> Result<RaftEntry, String> {
     let payload = match entry.kind {
         EntryKind::Blank => EntryPayload::Blank,
         EntryKind::Data => EntryPayload::Normal(Proposal {
@@ -310,17 +311,8 @@ fn from_stored(stored: StoredEntry) -> io::Result<RaftEntry> {
             max_timestamp: entry.max_timestamp,
             payload: entry.payload,
         }),
-        EntryKind::Membership => {
-            let membership = MembershipRecord::decode(&entry.payload)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("raft index {}: {e}", entry.index)))?;
-            EntryPayload::Membership(membership)
-        }
-        EntryKind::Config => {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("raft index {}: entry kind config is not used by this version", entry.index),
-            ));
-        }
+        EntryKind::Membership => EntryPayload::Membership(MembershipRecord::decode(&entry.payload)?),
+        EntryKind::Config => return Err("kind: config entries are not known to this version".into()),
     };
     Ok(RaftEntry { log_id: log_id(entry.term, entry.leader, entry.index), payload })
 }

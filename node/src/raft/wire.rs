@@ -1,12 +1,11 @@
 //! Raft messages on the wire: `chronicle.internal.v1` to openraft's types and back.
 
-use bytes::Bytes;
-use chronicle_log::EntryKind;
+use chronicle_log::{Entry, EntryKind};
 use chronicle_proto::internal as proto;
-use openraft::EntryPayload;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
 
-use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftVote, TypeConfig, log_id};
+use super::store::{from_entry, to_entry};
+use super::types::{RaftEntry, RaftLogId, RaftVote, TypeConfig, log_id};
 
 pub(super) fn vote_out(vote: &RaftVote) -> proto::Vote {
     proto::Vote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed }
@@ -28,51 +27,52 @@ pub(super) fn position_in(position: proto::LogPosition) -> RaftLogId {
     log_id(position.term, position.leader, position.index)
 }
 
-fn entry_out(entry: RaftEntry) -> proto::LogEntry {
-    let (kind, record_count, max_timestamp, payload) = match entry.payload {
-        EntryPayload::Normal(data) => (EntryKind::Data, data.record_count, data.max_timestamp, data.payload),
-        EntryPayload::Blank => (EntryKind::Blank, 0, 0, Bytes::new()),
-        EntryPayload::Membership(membership) => (EntryKind::Membership, 0, 0, MembershipRecord::encode(&membership)),
-    };
-    let id = entry.log_id;
+/// An entry on its way to another replica.
+pub(crate) fn entry_out(entry: Entry) -> proto::LogEntry {
     proto::LogEntry {
-        term: id.leader_id.term,
-        leader: id.leader_id.node_id,
-        index: id.index,
-        kind: kind as u32,
-        record_count,
-        max_timestamp,
-        payload,
+        term: entry.term,
+        leader: entry.leader,
+        index: entry.index,
+        kind: entry.kind as u32,
+        record_count: entry.record_count,
+        max_timestamp: entry.max_timestamp,
+        payload: entry.payload,
     }
 }
 
-fn entry_in(entry: proto::LogEntry) -> Result<RaftEntry, String> {
+/// An entry from another replica.
+///
+/// # Errors
+/// It is none that may stand in a log.
+pub(crate) fn entry_in(entry: proto::LogEntry) -> Result<Entry, String> {
     let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_u8);
-    let payload = match kind.ok_or_else(|| format!("kind: {}: must be from 1 to 4", entry.kind))? {
-        EntryKind::Data if entry.record_count == 0 => return Err("record_count: 0: must be at least 1".into()),
-        EntryKind::Data => EntryPayload::Normal(Proposal {
-            record_count: entry.record_count,
-            max_timestamp: entry.max_timestamp,
-            payload: entry.payload,
-        }),
-        EntryKind::Blank => EntryPayload::Blank,
-        EntryKind::Membership => EntryPayload::Membership(MembershipRecord::decode(&entry.payload)?),
-        EntryKind::Config => return Err("kind: config entries are not known to this version".into()),
-    };
-    Ok(RaftEntry { log_id: log_id(entry.term, entry.leader, entry.index), payload })
+    let kind = kind.ok_or_else(|| format!("kind: {}: must be from 1 to 4", entry.kind))?;
+    if kind == EntryKind::Data && entry.record_count == 0 {
+        return Err("record_count: 0: must be at least 1".into());
+    }
+    Ok(Entry {
+        index: entry.index,
+        term: entry.term,
+        leader: entry.leader,
+        kind,
+        record_count: entry.record_count,
+        max_timestamp: entry.max_timestamp,
+        payload: entry.payload,
+    })
 }
 
 pub(super) fn append_out(request: AppendEntriesRequest<TypeConfig>) -> proto::AppendRequest {
     proto::AppendRequest {
         vote: Some(vote_out(&request.vote)),
         previous: request.prev_log_id.as_ref().map(position_out),
-        entries: request.entries.into_iter().map(entry_out).collect(),
+        entries: request.entries.into_iter().map(|entry| entry_out(to_entry(entry))).collect(),
         committed: request.leader_commit.as_ref().map(position_out),
     }
 }
 
 pub(super) fn append_in(request: proto::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, String> {
-    let entries: Vec<RaftEntry> = request.entries.into_iter().map(entry_in).collect::<Result<_, _>>()?;
+    let entries = request.entries.into_iter().map(|entry| entry_in(entry).and_then(from_entry));
+    let entries: Vec<RaftEntry> = entries.collect::<Result<_, _>>()?;
     let first = request.previous.as_ref().map(|previous| previous.index + 1);
     for (at, entry) in entries.iter().enumerate() {
         // What follows nothing begins the log.

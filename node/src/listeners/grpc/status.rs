@@ -56,7 +56,7 @@ pub fn stream_error(error: &BrokerError) -> StreamError {
 }
 
 fn metadata(error: &BrokerError) -> HashMap<String, String> {
-    error.metadata.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+    error.metadata.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
 }
 
 #[cfg(test)]

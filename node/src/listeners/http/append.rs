@@ -49,7 +49,7 @@ pub(super) async fn append(context: &Context, call: Call) -> Result<Response<Bod
         let value = body::read(call.body, context.limits()).await?;
         (raw(target, &call.headers, &query, value)?, true)
     };
-    let produced = context.produce(request).await?;
+    let produced = context.produce_anywhere(request).await?;
     let count = (!single).then_some(produced.record_count);
     document(StatusCode::OK, &Appended { offset: produced.base_offset, count, duplicate: produced.duplicate })
 }

@@ -118,9 +118,9 @@ impl Problem {
         members.insert("status".into(), self.status.as_u16().into());
         members.insert("detail".into(), self.error.message.as_str().into());
         members.insert("reason".into(), reason.as_str().into());
-        for (name, value) in self.error.metadata.iter().filter(|(name, _)| !STANDARD.contains(name)) {
+        for (name, value) in self.error.metadata.iter().filter(|(name, _)| !STANDARD.contains(&name.as_ref())) {
             let value = value.parse::<i64>().map_or_else(|_| value.as_str().into(), Value::from);
-            members.insert((*name).into(), value);
+            members.insert(name.to_string(), value);
         }
         members
     }

@@ -1,0 +1,29 @@
+//! Waiting for the engine's flushes.
+
+use bytes::Bytes;
+use chronicle_log::{Done, LogError, LogId, Store};
+use tokio::sync::oneshot;
+
+/// Starts something at once; what is returned waits until it is on disk. What was started takes effect even when nobody waits.
+pub(crate) fn flushed(
+    start: impl FnOnce(Done) -> Result<(), LogError>,
+) -> impl Future<Output = Result<(), LogError>> + Send {
+    let (tx, rx) = oneshot::channel();
+    let started = start(Box::new(move |result| {
+        let _ = tx.send(result);
+    }));
+    async move {
+        started?;
+        rx.await.unwrap_or(Err(LogError::Closed))
+    }
+}
+
+/// Puts a value into the journal, as [`flushed`].
+pub(crate) fn journal(
+    store: &Store,
+    id: LogId,
+    key: u8,
+    value: Bytes,
+) -> impl Future<Output = Result<(), LogError>> + Send {
+    flushed(move |done| store.journal_put(id, key, value, Some(done)))
+}
