@@ -4,15 +4,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
 use chronicle_client::{
-    Client, ClientConfig, ClientError, Connector, ConsumerConfig, Delivery, Partition, ProducerConfig, ReadFrom, Record,
+    Client, ClientConfig, ClientError, ConsumerConfig, Delivery, Partition, ProducerConfig, ReadFrom, Record,
 };
 use chronicle_proto::v1;
 use chronicle_tests::history::{History, Outcome, Written, check_read};
@@ -75,23 +73,10 @@ pub(crate) struct Clients {
 impl Clients {
     fn client(&self, read_from: ReadFrom) -> anyhow::Result<Client> {
         let config = ClientConfig::new(self.servers.clone())
-            .connector(self.connector())
+            .connector(connector("client"))
             .read_from(read_from)
             .request_timeout(Duration::from_secs(20));
         Ok(Client::connect(config)?)
-    }
-
-    /// Does not reach the node that is to leave once everything is healed: it hears nothing any more, and answers from what it
-    /// knew last.
-    fn connector(&self) -> Connector {
-        let connect = connector("client");
-        let left = self.board.leaving.borrow().clone().filter(|_| self.board.healed.get());
-        Arc::new(move |address| match &left {
-            Some(left) if address.starts_with(left.as_str()) => {
-                Box::pin(std::future::ready(Err(io::ErrorKind::ConnectionRefused.into())))
-            }
-            _ => connect(address),
-        })
     }
 
     async fn until(&self, flag: impl Fn(&Board) -> bool) {
@@ -254,12 +239,8 @@ impl Clients {
             ensure!(since.elapsed() < RECOVERY, "writers and readers do not come to an end");
             sleep(LOOK).await;
         }
-        let mut clients = self.clone();
-        if let Some(left) = &*self.board.leaving.borrow() {
-            let stay = self.servers.split(',').filter(|server| !server.starts_with(left.as_str()));
-            clients.servers = stay.collect::<Vec<_>>().join(",");
-        }
-        let client = clients.client(ReadFrom::Leader)?;
+        // One of the addresses may be that of the node that has left: it must not answer from what it knew last.
+        let client = self.client(ReadFrom::Leader)?;
         if self.board.left.get() {
             self.settled(&client, since).await?;
         }
