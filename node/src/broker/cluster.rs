@@ -21,6 +21,8 @@ use crate::controller::{
 };
 use crate::partition::{PartitionRole, SlotState, ask_group};
 
+/// Partitions whose leadership is handed over at a time by a node that stops: they share the flushes of their votes.
+const HAND_OVERS: usize = 64;
 /// Longest wait for a replica to be as far as the leader before it is compared.
 const VERIFY_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -317,7 +319,7 @@ impl Broker {
         let others = |id: LogId| self.inner.env.placement(id).is_some_and(|placement| placement.voters.len() > 1);
         let handed: Vec<LogId> = handed.filter(|id| others(*id)).collect();
         futures::stream::iter(handed)
-            .for_each_concurrent(8, |id| async move {
+            .for_each_concurrent(HAND_OVERS, |id| async move {
                 if let Err(error) = self.hand_over(id, 0).await {
                     tracing::debug!(partition = %id, %error, "not handed over");
                 }

@@ -18,7 +18,7 @@ use crate::config::{BarrierKind, Config, StorageConfig};
 use crate::discovery::{self, Announced};
 use crate::host::Host;
 use crate::membership::{Chance, Membership, Own};
-use crate::partition::{Environment, Slot, Throttle, log_error};
+use crate::partition::{Environment, Slot, SlotState, Throttle, log_error};
 use crate::peers::{Liveness, LivenessConfig, PeerServer, Peers};
 
 /// Longest wait for others to take over when the node stops.
@@ -143,6 +143,12 @@ impl Broker {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
         let slots: Vec<Arc<Slot>> = self.inner.slots.read().values().cloned().collect();
+        // Those that wait for their turn must not go on looking for a majority that may be gone.
+        for slot in &slots {
+            if let SlotState::Active(partition) = slot.state() {
+                partition.retire();
+            }
+        }
         for_each_bounded(slots, |slot| async move { slot.close().await }).await;
         if let Some(controller) = self.inner.env.controller.get() {
             controller.close().await;

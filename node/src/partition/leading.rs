@@ -20,8 +20,9 @@ use super::{Environment, group_error};
 use crate::broker::{BrokerError, Reason};
 use crate::raft::{Group, LeaderTerm, Role};
 
-/// Pause before leadership that could not be settled is tried again.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// First and longest pause before leadership that could not be settled is tried again.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// What this node is to a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +94,7 @@ impl Seat {
         let mut roles = self.group.roles();
         // The term in which a sequencer ran already.
         let mut used: Option<LeaderTerm> = None;
+        let mut pause = RETRY_MIN;
         loop {
             let role = roles.now();
             match role {
@@ -119,9 +121,14 @@ impl Seat {
                             return;
                         }
                         tracing::debug!(group = %self.log.id(), %error, "leadership is not settled");
-                        tokio::time::sleep(RETRY_PAUSE).await;
+                        tokio::select! {
+                            () = self.stop.cancelled() => return,
+                            _ = roles.other(role) => {}
+                            () = tokio::time::sleep(pause) => pause = (2 * pause).min(RETRY_MAX),
+                        }
                         continue;
                     }
+                    pause = RETRY_MIN;
                     used = Some(term);
                     let leading = self.start(term);
                     *self.leadership.now.write() = Some(leading.clone());

@@ -393,6 +393,11 @@ impl Partition {
         self.group.transfer(to).await.map_err(|e| group_error(&e))
     }
 
+    /// The partition is about to close, when its turn comes: it leads no more from now on, and does not try to.
+    pub fn retire(&self) {
+        self.stop.cancel();
+    }
+
     /// Refuses new appends, waits for accepted ones, saves a checkpoint and closes the log.
     pub async fn close(&self) {
         // Maintenance that is under way deletes files and waits for checkpoints.

@@ -325,7 +325,7 @@ impl Liveness {
 
     /// Finds peers that have fallen silent.
     async fn sweep(&self) {
-        let every = self.config.interval / 2;
+        let every = self.config.interval;
         let mut tick = interval(every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = Instant::now();

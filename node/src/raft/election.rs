@@ -159,6 +159,16 @@ impl<M: Machine> Group<M> {
         Ok(wire::voted_out(&response))
     }
 
+    /// Enough voters are alive for somebody to be elected. Without them thousands of groups would ask in vain.
+    fn majority_alive(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_joint_config().iter().all(|config| {
+            let alive = config.iter().filter(|id| **id == self.node || self.transport.alive(**id));
+            alive.count() > config.len() / 2
+        })
+    }
+
     /// Asks the voters whether they would elect this node, and stands for election if a majority would. Answers whether it
     /// did, once somebody leads or the votes have had [`VOTE_PATIENCE`] to arrive; who leads then shows in [`Group::roles`].
     ///
@@ -169,6 +179,9 @@ impl<M: Machine> Group<M> {
     /// When the group has stopped.
     pub async fn campaign(&self) -> Result<bool, GroupError> {
         let Ok(_one) = self.campaigning.try_lock() else { return Ok(false) };
+        if !self.majority_alive() {
+            return Ok(false);
+        }
         let (vote, last, configs) = self
             .raft
             .with_raft_state(|state| {

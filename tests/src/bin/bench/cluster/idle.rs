@@ -18,6 +18,9 @@ use super::{NODES, TOPIC, client, setup, until};
 
 /// Partitions that are left alone.
 const IDLE: i32 = 1000;
+/// A topic, and its partitions, that is used before anything is measured.
+const WARM: &str = "warm";
+const FEW: i32 = 8;
 /// Appends to different partitions that are under way at once.
 const AT_ONCE: usize = 64;
 
@@ -31,20 +34,18 @@ async fn idle(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
     let dir = bench.fresh("idle-cluster")?;
     let span = Duration::from_secs(bench.size(40, 20));
     let cluster = setup(&dir).set("partitions.idle-ms", 5000).start().await?;
+    let client = client(&cluster)?;
+    // What a node takes once, for its code and its connections, is no part of what a partition takes.
+    cluster.create_topic(WARM, FEW, 3, None).await?;
+    for _ in 0..IDLE / FEW {
+        write_to_each(&client, WARM, FEW).await?;
+    }
+    asleep(&cluster, WARM).await?;
+    cpu_percent(&cluster, span).await?;
     let before = resident(&cluster)?;
     cluster.create_topic(TOPIC, IDLE, 3, None).await?;
-    write_to_each(&client(&cluster)?, IDLE).await?;
-    let start = Instant::now();
-    let slept = until(start, "all replicas asleep", async || {
-        for number in cluster.running() {
-            let partitions = cluster.describe(number, TOPIC).await?.partitions;
-            if partitions.iter().any(|partition| partition.state != "dormant") {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    });
-    let slept = slept.await?;
+    write_to_each(&client, TOPIC, IDLE).await?;
+    let slept = asleep(&cluster, TOPIC).await?;
     let cpu = cpu_percent(&cluster, span).await?;
     // The allocator gives back what is free over some ten seconds.
     let after = resident(&cluster)?;
@@ -71,17 +72,17 @@ async fn many(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
     let client = client(&cluster)?;
     let start = Instant::now();
     cluster.create_topic(TOPIC, partitions, 3, None).await?;
-    write_to_each(&client, partitions).await?;
+    write_to_each(&client, TOPIC, partitions).await?;
     let first = start.elapsed().as_secs_f64();
     let start = Instant::now();
-    write_to_each(&client, partitions).await?;
+    write_to_each(&client, TOPIC, partitions).await?;
     let second = start.elapsed().as_secs_f64();
     let memory: Vec<f64> = resident(&cluster)?.iter().map(|bytes| bytes / f64::from(1 << 20)).collect();
     cluster.kill_all();
     let start = Instant::now();
     cluster.start_all()?;
     let ready = start.elapsed().as_secs_f64();
-    write_to_each(&client, partitions).await?;
+    write_to_each(&client, TOPIC, partitions).await?;
     let restarted = start.elapsed().as_secs_f64();
     let what = format!("cluster: {partitions} partitions on 3 nodes,");
     report.figure(format!("{what} created to a write in each"), "s", vec![first]);
@@ -95,11 +96,11 @@ async fn many(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
 }
 
 /// One record to every partition, many partitions at once.
-async fn write_to_each(client: &Client, partitions: i32) -> Result<()> {
+async fn write_to_each(client: &Client, topic: &str, partitions: i32) -> Result<()> {
     let mut writes = stream::iter(0..partitions)
         .map(|partition| async move {
             let record = v1::Record { value: Some(vec![b'x'; 1024].into()), ..Default::default() };
-            let partition = v1::Partition { topic: TOPIC.into(), partition };
+            let partition = v1::Partition { topic: topic.into(), partition };
             let request =
                 v1::ProduceRequest { partition: Some(partition.clone()), records: vec![record], ..Default::default() };
             client.produce(request).await.with_context(|| format!("partition {}", partition.partition))
@@ -109,6 +110,20 @@ async fn write_to_each(client: &Client, partitions: i32) -> Result<()> {
         written?;
     }
     Ok(())
+}
+
+/// Waits until every replica of a topic sleeps; answers the seconds that took.
+async fn asleep(cluster: &Cluster, topic: &str) -> Result<f64> {
+    until(Instant::now(), "all replicas asleep", async || {
+        for number in cluster.running() {
+            let partitions = cluster.describe(number, topic).await?.partitions;
+            if partitions.iter().any(|partition| partition.state != "dormant") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+    .await
 }
 
 /// Resident bytes of each node.
