@@ -3,11 +3,12 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "chronicle/v1/log.proto",
     "chronicle/v1/admin.proto",
     "chronicle/v1/cluster.proto",
     "chronicle/v1/groups.proto",
+    "chronicle/v1/node.proto",
     "chronicle/internal/v1/peer.proto",
 ];
 

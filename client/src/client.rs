@@ -254,6 +254,11 @@ impl Client {
         &self.config
     }
 
+    /// The channel to one node.
+    pub(crate) fn channel_to(&self, address: &str) -> Channel {
+        self.resolver.route_to(&address.into()).channel()
+    }
+
     pub(crate) fn log(&self, channel: Channel) -> LogClient<Channel> {
         // What a request may weigh is the node's to say: no limit of our own before it.
         LogClient::new(channel)

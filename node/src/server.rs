@@ -12,7 +12,7 @@ use crate::host::Host;
 use crate::listeners::net::Acceptor;
 use crate::listeners::{self, BindError};
 use crate::ops::{OpsServer, Probe};
-use crate::telemetry::{Metrics, collect_node};
+use crate::telemetry::{Metrics, collect_node, logging};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,10 @@ pub async fn run(mut config: Config, stop: CancellationToken, ready: impl FnOnce
 
     let ops_stop = CancellationToken::new();
     let ops_task = tokio::spawn(ops.serve(ops_stop.clone()));
+    let expiry = logging::control().map(|control| {
+        let stop = ops_stop.clone();
+        tokio::spawn(async move { _ = stop.run_until_cancelled(control.expire()).await })
+    });
     let opened = |broker: &Broker| {
         collect_node(&metrics, broker);
         probe.attach(broker.clone());
@@ -66,6 +70,11 @@ pub async fn run(mut config: Config, stop: CancellationToken, ready: impl FnOnce
     ops_stop.cancel();
     if let Err(error) = ops_task.await {
         tracing::error!(%error, "the ops listener panicked");
+    }
+    if let Some(expiry) = expiry
+        && let Err(error) = expiry.await
+    {
+        tracing::error!(%error, "the task that ends log filters panicked");
     }
     result.map_err(StartError::from)
 }

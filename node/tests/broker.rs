@@ -287,7 +287,7 @@ async fn topics_are_created_altered_described_and_deleted_with_their_files() {
 }
 
 async fn asleep(broker: &Broker) {
-    while broker.partition_counts().active > 0 {
+    while broker.partition_totals().open() > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -424,6 +424,6 @@ async fn describing_a_topic_that_was_never_used_opens_nothing() {
     broker.create_topic(new).await.unwrap();
     let (_, partitions) = broker.describe_topic("wide").await.unwrap();
     assert!(partitions.len() == 1000 && partitions.iter().all(|p| p.state == "dormant" && p.next == 0));
-    assert_eq!(broker.partition_counts().active, 0);
+    assert_eq!(broker.partition_totals().open(), 0);
     broker.shutdown().await;
 }

@@ -413,6 +413,14 @@ impl Store {
         self.shared.volume.free_bytes()
     }
 
+    /// Size of the volume in bytes.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn volume_bytes(&self) -> io::Result<u64> {
+        self.shared.volume.size_bytes()
+    }
+
     /// The store's counters.
     pub fn metrics(&self) -> &StoreMetrics {
         &self.shared.metrics

@@ -2,9 +2,27 @@
 
 use std::sync::Arc;
 
+use chronicle_log::LogId;
+
 use super::{Broker, BrokerError, Topic};
 use crate::controller::ControllerState;
-use crate::partition::Partition;
+use crate::partition::{Partition, SlotState};
+
+/// A replica as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peek {
+    /// Open: what it holds as far as it is committed here.
+    Open {
+        /// First retained offset.
+        earliest: i64,
+        /// Offset after the last one.
+        next: i64,
+    },
+    /// Not open; nothing is appended to any replica then.
+    Asleep,
+    /// Not here, or not in service.
+    Elsewhere,
+}
 
 impl Broker {
     /// What the controller group has agreed on, as far as this node knows.
@@ -26,6 +44,31 @@ impl Broker {
     /// [`super::Reason::NotLeader`] with the leader's address; what keeps it from opening.
     pub(crate) async fn led_partition(&self, topic: &Topic, partition: i32) -> Result<Arc<Partition>, BrokerError> {
         self.lead(topic, partition).await
+    }
+
+    /// The replica of a partition on this node as it is; nothing is opened.
+    pub(crate) fn peek(&self, topic: &Topic, partition: i32) -> Peek {
+        let id = LogId { topic: topic.id, partition: partition as u32 };
+        if !self.inner.env.placement(id).is_some_and(|placement| placement.holds(self.inner.env.node())) {
+            return Peek::Elsewhere;
+        }
+        match self.inner.slots.read().get(&id).map(|slot| slot.state()) {
+            Some(SlotState::Active(partition)) if partition.failure().is_none() => Peek::Open {
+                earliest: partition.log_start() as i64,
+                next: partition.progress().borrow().next_offset as i64,
+            },
+            Some(SlotState::Dormant) | None => Peek::Asleep,
+            Some(_) => Peek::Elsewhere,
+        }
+    }
+
+    /// Whether this node leads a partition or, while it sleeps, would when it is woken.
+    pub(crate) fn would_lead(&self, topic: &Topic, partition: i32) -> bool {
+        let id = LogId { topic: topic.id, partition: partition as u32 };
+        match self.inner.slots.read().get(&id).map(|slot| slot.state()) {
+            Some(SlotState::Active(partition)) => partition.leads_in().is_some(),
+            _ => self.inner.env.designated(id) == Some(self.inner.env.node()),
+        }
     }
 
     /// Whether the data volume takes another append.

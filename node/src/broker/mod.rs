@@ -11,9 +11,11 @@ mod forward;
 mod housekeeping;
 mod internal;
 mod joining;
+mod observe;
 mod peer_calls;
 mod reads;
 mod start;
+mod topic_traffic;
 mod topics;
 mod types;
 pub(crate) mod validate;
@@ -34,6 +36,10 @@ use tokio_util::task::TaskTracker;
 pub(crate) use crate::host::now_ms;
 use disk_space::DiskSpace;
 pub use error::{BrokerError, ErrorKind, Reason};
+pub(crate) use internal::Peek;
+pub use observe::{ControllerView, PartitionTotals};
+use topic_traffic::TopicTable;
+pub use topic_traffic::TopicTraffic;
 pub use types::*;
 
 use crate::config::Config;
@@ -54,6 +60,8 @@ fn refused(refusal: JoinRefusal, why: &str) -> BrokerError {
 #[derive(Debug)]
 pub struct PendingProduce {
     answer: oneshot::Receiver<Answer>,
+    traffic: Arc<TopicTraffic>,
+    bytes: usize,
 }
 
 impl PendingProduce {
@@ -62,10 +70,14 @@ impl PendingProduce {
     /// # Errors
     /// As [`Broker::produce`].
     pub async fn wait(self) -> Result<Produced, BrokerError> {
-        self.answer.await.unwrap_or_else(|_| {
+        let produced = self.answer.await.unwrap_or_else(|_| {
             let stopped = BrokerError::new(Reason::Unavailable, "the partition stopped without an answer");
             Err(BrokerError::unknown(&stopped))
-        })
+        })?;
+        if !produced.duplicate {
+            self.traffic.appended(produced.record_count.max(0) as u64, self.bytes as u64);
+        }
+        Ok(produced)
     }
 }
 
@@ -93,6 +105,7 @@ struct Inner {
     /// Partitions that have been used, by log.
     slots: RwLock<HashMap<LogId, Arc<Slot>>>,
     disk_space: DiskSpace,
+    traffic: TopicTable,
     /// Held while a topic is changed: what is changed is what was read.
     changing_topics: tokio::sync::Mutex<()>,
     /// The cluster knows of this process of the node.
@@ -112,19 +125,6 @@ impl Drop for Inner {
             runtime.shutdown_background();
         }
     }
-}
-
-/// Counts for metrics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PartitionCounts {
-    /// Topics of the cluster.
-    pub topics: usize,
-    /// Partitions of all topics.
-    pub partitions: usize,
-    /// Partitions that are open on this node.
-    pub active: usize,
-    /// Partitions that failed and wait to be tried again.
-    pub failed: usize,
 }
 
 impl Broker {
@@ -182,25 +182,6 @@ impl Broker {
         }
     }
 
-    /// Counts for metrics.
-    pub fn partition_counts(&self) -> PartitionCounts {
-        let state = self.inner.env.state();
-        let mut counts = PartitionCounts {
-            topics: state.topics.len(),
-            partitions: state.topics.values().map(|topic| topic.partitions as usize).sum(),
-            ..PartitionCounts::default()
-        };
-        for slot in self.inner.slots.read().values() {
-            match slot.state() {
-                SlotState::Active(partition) if partition.failure().is_some() => counts.failed += 1,
-                SlotState::Active(_) => counts.active += 1,
-                SlotState::Failed { .. } => counts.failed += 1,
-                SlotState::Dormant | SlotState::Filling(_) | SlotState::Closed => {}
-            }
-        }
-        counts
-    }
-
     /// Checks and queues an append; appends to one partition are judged in the order in which this returns. The answer
     /// comes from [`PendingProduce::wait`]. Waits while the partition's queue is full.
     ///
@@ -227,8 +208,9 @@ impl Broker {
     async fn queue(&self, append: Admitted) -> Result<PendingProduce, BrokerError> {
         self.inner.disk_space.check(&self.inner.store)?;
         let partition = self.lead(&append.topic, append.target.partition).await?;
+        let (traffic, bytes) = (self.inner.traffic.of(&append.topic.name), append.batch.len());
         let answer = partition.submit(append.batch, append.header, append.expectation).await?;
-        Ok(PendingProduce { answer })
+        Ok(PendingProduce { answer, traffic, bytes })
     }
 
     /// Appends and waits until it is durable.

@@ -48,8 +48,11 @@ impl Broker {
                 let read = partition.read(start, progress, max_bytes).await;
                 let entries = read.inspect_err(|error| self.report_damage(&topic, number, error))?;
                 let next = entries.last().map(|entry| entry.next_offset()).unwrap_or(start);
+                let batches = batches_from(&entries, start)?;
+                let bytes: usize = batches.iter().map(bytes::Bytes::len).sum();
+                self.inner.traffic.of(&topic.name).read(next.saturating_sub(start), bytes as u64);
                 return Ok(Fetched {
-                    batches: batches_from(&entries, start)?,
+                    batches,
                     start_offset: start as i64,
                     next_offset: next as i64,
                     high_watermark: end as i64,

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::housekeeping::{for_each_bounded, housekeeping, look_after, maintain, scrub, sleep_idle};
 use super::joining::{Calls, JournalMemory, advertised};
 use super::peer_calls::handler;
-use super::{Broker, BrokerError, DiskSpace, Inner, Reason};
+use super::{Broker, BrokerError, DiskSpace, Inner, Reason, TopicTable};
 use crate::config::{BarrierKind, Config, StorageConfig};
 use crate::discovery::{self, Announced};
 use crate::host::Host;
@@ -98,9 +98,11 @@ impl Broker {
             agreed: Arc::default(),
             filling: Arc::new(Throttle::new(config.cluster.fill_bytes_per_second)),
             led: Default::default(),
+            metrics: Default::default(),
             controller: Default::default(),
         });
         let reserve = config.storage.reserve_bytes;
+        let traffic = TopicTable::new(config.metrics.topics_max);
         let broker = Broker {
             inner: Arc::new(Inner {
                 config,
@@ -110,6 +112,7 @@ impl Broker {
                 discovery,
                 slots: Default::default(),
                 disk_space: DiskSpace::new(reserve),
+                traffic,
                 changing_topics: tokio::sync::Mutex::new(()),
                 established: tokio::sync::watch::Sender::new(false),
                 stop: CancellationToken::new(),

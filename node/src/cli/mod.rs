@@ -110,7 +110,7 @@ enum Command {
     /// Measure appends or reads.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
-    /// Look into the files of a node.
+    /// Look into a node: its files, its log, what support needs to know.
     #[command(subcommand)]
     Debug(debug::DebugCommand),
     /// Print the configuration in force, or a documented sample.
@@ -153,7 +153,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Cluster(command) => cluster::run(&global, command).await,
         Command::Group(command) => group::run(&global, command).await,
         Command::Bench(command) => bench::run(&global, command).await,
-        Command::Debug(command) => debug::run(&global, command),
+        Command::Debug(command) => debug::run(&global, command).await,
         Command::Config(args) => config::run(&global, &args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     }

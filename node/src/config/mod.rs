@@ -41,6 +41,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// What it says.
     pub log: LogConfig,
+    /// What it measures.
+    pub metrics: MetricsConfig,
 }
 
 /// Who this node is.
@@ -317,10 +319,30 @@ pub struct LogConfig {
     pub filter: String,
     /// Default: `text`.
     pub format: LogFormat,
+    /// Newest log lines that are kept in memory for `chronicle debug bundle`, in bytes. 0: none. Default: 1 MiB.
+    pub memory_bytes: usize,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { filter: "info,openraft=error".into(), format: LogFormat::Text }
+        Self { filter: "info,openraft=error".into(), format: LogFormat::Text, memory_bytes: 1 << 20 }
+    }
+}
+
+/// What the node measures beyond what costs nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct MetricsConfig {
+    /// Topics with series of their own; the others share the label value `other`. 0: all share it. Default: 100.
+    pub topics_max: usize,
+    /// Pairs of consumer group and topic with series of their own; the others share the label value `other`. Default: 100.
+    pub groups_max: usize,
+    /// The lag of consumer groups is measured this often, in milliseconds. 0: never. Default: 15000.
+    pub lag_interval_ms: u64,
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { topics_max: 100, groups_max: 100, lag_interval_ms: 15_000 }
     }
 }

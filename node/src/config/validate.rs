@@ -21,7 +21,7 @@ impl Config {
     /// # Errors
     /// The first field that breaks a rule.
     pub fn validate(&self) -> Result<(), InvalidConfig> {
-        let Config { node, cluster, listeners, storage, partitions, limits, log } = self;
+        let Config { node, cluster, listeners, storage, partitions, limits, log, metrics } = self;
         rule("node.name", &node.name, !node.name.trim().is_empty(), "must not be empty")?;
         let data_dir = node.data_dir.display();
         rule("node.data-dir", data_dir, !node.data_dir.as_os_str().is_empty(), "must not be empty")?;
@@ -72,6 +72,11 @@ impl Config {
         at_least("limits.decompressed-bytes-max", decompressed, "partitions.entry-bytes-max", entry)?;
         positive("limits.batch-records-max", limits.batch_records_max as u64)?;
 
+        range("metrics.topics-max", metrics.topics_max as u64, 0, 10_000)?;
+        range("metrics.groups-max", metrics.groups_max as u64, 0, 10_000)?;
+        let lag = metrics.lag_interval_ms;
+        rule("metrics.lag-interval-ms", lag, lag == 0 || lag >= 100, "must be 0 or at least 100")?;
+        range("log.memory-bytes", log.memory_bytes as u64, 0, 1 << 30)?;
         let parsed = tracing_subscriber::EnvFilter::builder().parse(&log.filter);
         let why = parsed.as_ref().err().map(|error| format!("must be a log filter: {error}")).unwrap_or_default();
         rule("log.filter", &log.filter, parsed.is_ok(), &why)

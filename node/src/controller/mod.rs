@@ -144,6 +144,7 @@ impl Controller {
             transport: env.peers.clone(),
             founders,
             election_timeout: env.election_timeout(),
+            metrics: env.metrics.clone(),
         };
         let group = Arc::new(Group::start(start, machine).await.map_err(|e| group_error(&e))?);
         let controller = Arc::new(Self {

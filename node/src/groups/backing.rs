@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::table::{Change, GroupTable};
 use super::{GROUPS_PARTITIONS, GROUPS_TOPIC};
 use crate::broker::{
-    Broker, BrokerError, Fetch, NewTopic, Offsets, Position, Reason, SettingsChange, Topic, TopicPartition,
+    Broker, BrokerError, Fetch, NewTopic, Offsets, Peek, Position, Reason, SettingsChange, Topic, TopicPartition,
 };
 use crate::partition::{Answer, Partition};
 
@@ -72,6 +72,16 @@ impl Backing {
         let new =
             NewTopic { name, partitions: GROUPS_PARTITIONS, replication_factor: 0, settings, if_not_exists: true };
         Ok(self.broker.create_any_topic(new).await?.0)
+    }
+
+    /// Whether this node leads a partition of the internal topic, or would when it is woken.
+    pub(super) fn coordinates(&self, topic: &Topic, number: i32) -> bool {
+        self.broker.would_lead(topic, number)
+    }
+
+    /// A partition as it is, without waking it.
+    pub(super) fn peek(&self, topic: &Topic, number: i32) -> Peek {
+        self.broker.peek(topic, number)
     }
 
     /// A partition of the internal topic that this node leads.

@@ -20,6 +20,7 @@
 mod assignment;
 mod backing;
 mod group;
+mod lag;
 mod offsets;
 mod sessions;
 mod table;
@@ -28,6 +29,7 @@ mod types;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedMutexGuard};
@@ -38,6 +40,7 @@ use uuid::Uuid;
 
 use backing::{Backing, Lead};
 use group::Group;
+pub use lag::GroupLag;
 pub use table::{Change, GroupRecord, GroupTable, MemberRecord, OffsetRecord};
 pub use types::{
     Commit, CommittedOffset, GroupDescription, GroupState, GroupSummary, Heartbeat, MemberDescription, Membership,
@@ -86,7 +89,9 @@ struct Inner {
     /// There is a group in memory.
     wake: Notify,
     stop: CancellationToken,
-    sessions: Mutex<Option<JoinHandle<()>>>,
+    /// As last measured, by group and topic.
+    lags: Mutex<Vec<GroupLag>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// A group in memory; `None`: to be made from the table.
@@ -128,30 +133,36 @@ impl Seat {
 }
 
 impl Groups {
-    /// The groups of a node. Starts the task that ends sessions; [`Groups::shutdown`] ends it.
+    /// The groups of a node. Starts the tasks that end sessions and measure lags; [`Groups::shutdown`] ends them.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(broker: Broker) -> Self {
+        let every = Duration::from_millis(broker.config().metrics.lag_interval_ms);
         let inner = Arc::new(Inner {
             backing: Backing::new(broker),
             coordinators: Mutex::default(),
             wake: Notify::new(),
             stop: CancellationToken::new(),
-            sessions: Mutex::new(None),
+            lags: Mutex::default(),
+            tasks: Mutex::default(),
         });
-        *inner.sessions.lock() = Some(tokio::spawn(sessions::watch(inner.clone())));
+        let mut tasks = vec![tokio::spawn(sessions::watch(inner.clone()))];
+        if !every.is_zero() {
+            tasks.push(tokio::spawn(lag::measure(inner.clone(), every)));
+        }
+        *inner.tasks.lock() = tasks;
         Self { inner }
     }
 
-    /// Ends the task that watches sessions, and waits for it.
+    /// Ends the tasks that watch sessions and measure lags, and waits for them.
     pub async fn shutdown(&self) {
         self.inner.stop.cancel();
-        let sessions = self.inner.sessions.lock().take();
-        if let Some(sessions) = sessions
-            && let Err(error) = sessions.await
-        {
-            tracing::error!(%error, "the task that watches sessions panicked");
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock());
+        for task in tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a task of the consumer groups panicked");
+            }
         }
     }
 

@@ -198,7 +198,7 @@ fn committed(topic: String, partition: i32, offset: OffsetRecord) -> CommittedOf
 }
 
 /// The offsets whose topics are still there, and are still the same.
-fn valid_offsets(backing: &Backing, record: &GroupRecord) -> BTreeMap<(String, i32), OffsetRecord> {
+pub(super) fn valid_offsets(backing: &Backing, record: &GroupRecord) -> BTreeMap<(String, i32), OffsetRecord> {
     let mut valid = BTreeMap::new();
     for (name, partitions) in &record.offsets {
         let Some(topic) = backing.topic(name) else { continue };

@@ -57,18 +57,26 @@ impl Context {
     }
 
     /// Appends and waits.
-    pub(crate) async fn produce(&self, request: Produce) -> Result<Produced, BrokerError> {
-        self.appended(self.broker.produce(request).await)
+    pub(crate) async fn produce(&self, listener: Listener, request: Produce) -> Result<Produced, BrokerError> {
+        self.appended(listener, self.broker.produce(request).await)
     }
 
     /// Appends wherever the partition is led, and waits.
-    pub(crate) async fn produce_anywhere(&self, request: Produce) -> Result<Produced, BrokerError> {
-        self.appended(self.broker.produce_anywhere(request).await)
+    pub(crate) async fn produce_anywhere(
+        &self,
+        listener: Listener,
+        request: Produce,
+    ) -> Result<Produced, BrokerError> {
+        self.appended(listener, self.broker.produce_anywhere(request).await)
     }
 
-    fn appended(&self, produced: Result<Produced, BrokerError>) -> Result<Produced, BrokerError> {
+    fn appended(
+        &self,
+        listener: Listener,
+        produced: Result<Produced, BrokerError>,
+    ) -> Result<Produced, BrokerError> {
         let produced = produced?;
-        self.metrics.appended(produced.record_count.max(0) as usize);
+        self.metrics.appended(listener, produced.record_count.max(0) as usize);
         Ok(produced)
     }
 

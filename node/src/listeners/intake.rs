@@ -16,7 +16,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use super::budget::Ticket;
 use super::grpc::status;
 use crate::broker::{BrokerError, Reason};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Listener, Metrics};
 
 /// Why a body is not read further. Its source is a [`tonic::Status`], where tonic looks for one.
 #[derive(Debug)]
@@ -140,7 +140,8 @@ where
             Ok(data) => data,
             Err(frame) => return Poll::Ready(Some(Ok(frame))),
         };
-        this.metrics.received(data.len());
+        let listener = if this.messages.is_some() { Listener::Grpc } else { Listener::Http };
+        this.metrics.received(listener, data.len());
         if let Some(messages) = &mut this.messages
             && let Err((before, error)) = messages.advance(&data, this.message_bytes_max)
         {

@@ -95,12 +95,27 @@ impl Server {
     pub fn new(acceptor: Acceptor, address: SocketAddr, broker: Broker, metrics: Metrics) -> Self {
         let budget = Budget::new(broker.config().limits.in_flight_bytes_max);
         let gauge = budget.clone();
+        let limits = broker.config().limits.clone();
         metrics.register_collector(move |samples| {
             let used = gauge.used() as f64;
             samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
+            let help = "Most of in_flight_bytes: limits.in-flight-bytes-max";
+            samples.gauge("in_flight_bytes_limit", help, limits.in_flight_bytes_max as f64);
+            let help = "Most of connections_open: limits.connections-max";
+            samples.gauge("connections_limit", help, limits.connections_max as f64);
         });
         let peers = broker.peer_server();
         let groups = Groups::start(broker.clone());
+        let (lagging, max) = (groups.clone(), broker.config().metrics.groups_max);
+        metrics.register_collector(move |samples| {
+            for lag in lagging.lags(max) {
+                let labels = [("group", lag.group), ("topic", lag.topic)];
+                let help = "Records that a consumer group has not consumed, by the node that coordinates it";
+                samples.gauge_of("group_lag_records", help, &labels, lag.records as f64);
+                let help = "Age of the oldest record that a consumer group has not consumed";
+                samples.gauge_of("group_lag_seconds", help, &labels, lag.age_ms as f64 / 1000.0);
+            }
+        });
         let context = Context { broker, groups, metrics, budget, peers, stopping: CancellationToken::new() };
         Self { acceptor, address, routes: Routes::new(context) }
     }

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::budget::Hold;
 use super::grpc::status;
 use crate::broker::{BrokerError, Reason};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Listener, Metrics};
 
 /// Largest piece handed to HTTP at once.
 pub(crate) const CHUNK_BYTES: usize = 64 << 10;
@@ -129,7 +129,8 @@ impl<B> Outflow<B> {
 
     fn chunk(&mut self, mut data: Bytes) -> Frame<Bytes> {
         self.rest = if data.len() > CHUNK_BYTES { data.split_off(CHUNK_BYTES) } else { Bytes::new() };
-        self.metrics.sent(data.len());
+        let listener = if self.grpc { Listener::Grpc } else { Listener::Http };
+        self.metrics.sent(listener, data.len());
         self.stall.0.store(self.stalls.now_ms(), Ordering::Relaxed);
         Frame::data(data)
     }

@@ -4,6 +4,8 @@
 //! says only that the process runs its tasks: a node that cannot write is not made better by a restart loop, so
 //! everything else is readiness.
 
+pub(crate) mod diagnostics;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;

@@ -17,6 +17,7 @@ use crate::controller::{
 };
 use crate::peers::Peers;
 use crate::raft::Member;
+use crate::telemetry::RaftMetrics;
 
 /// What every partition of a node shares.
 pub struct Environment {
@@ -38,6 +39,8 @@ pub struct Environment {
     pub filling: Arc<super::fill::Throttle>,
     /// Partitions that this node leads, or is about to.
     pub led: AtomicUsize,
+    /// What groups and sequencers count.
+    pub metrics: RaftMetrics,
     /// The controller group on this node, once the node is part of a cluster.
     pub controller: OnceLock<Arc<Controller>>,
 }

@@ -130,6 +130,7 @@ impl Seat {
                     }
                     pause = RETRY_MIN;
                     used = Some(term);
+                    self.env.metrics.won();
                     let leading = self.start(term);
                     *self.leadership.now.write() = Some(leading.clone());
                     self.leadership.role.send_replace(PartitionRole::Leading(term));
@@ -147,6 +148,7 @@ impl Seat {
                         () = leading.failure.stopped() => false,
                     };
                     *self.leadership.now.write() = None;
+                    self.env.metrics.lost();
                     leading.stop().await;
                     if graceful || self.log.failure().is_some() {
                         return;
@@ -179,6 +181,7 @@ impl Seat {
             entry_bytes_max: config.entry_bytes_max,
             versioned_keys_max: config.versioned_keys_max,
             failure: failure.clone(),
+            metrics: self.env.metrics.clone(),
         };
         Arc::new(Leading {
             queue,

@@ -13,6 +13,7 @@
 mod environment;
 mod fill;
 mod keys;
+mod lag;
 mod leading;
 mod machine;
 mod members;
@@ -39,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 pub use environment::Environment;
 pub(crate) use environment::member;
 pub use fill::Throttle;
+pub use lag::ReplicaLag;
 pub(crate) use fill::{ACTIVE, ask_group, pull};
 pub use leading::PartitionRole;
 use leading::{Leadership, Seat, no_leader};
@@ -134,6 +136,7 @@ impl Partition {
             transport: env.peers.clone(),
             founders: founder.then(|| env.members(&placement.first)),
             election_timeout: env.election_timeout(),
+            metrics: env.metrics.clone(),
         };
         let group = Arc::new(Group::start(start, machine).await.map_err(|e| group_error(&e))?);
         let leadership = Leadership::new();
@@ -253,7 +256,7 @@ impl Partition {
         let permits = leading.queue_bytes.clone().acquire_many_owned(bytes as u32);
         let permit = permits.await.map_err(|_| refusal())?;
         let (reply, answer) = Reply::new();
-        let append = Append { batch, header, expectation, reply, permit };
+        let append = Append { batch, header, expectation, reply, permit, queued: Instant::now() };
         leading.queue.send(append).map_err(|_| refusal())?;
         Ok(answer)
     }
@@ -287,6 +290,11 @@ impl Partition {
     /// The partition's raft group.
     pub(crate) fn group(&self) -> &Arc<Group<PartitionMachine>> {
         &self.group
+    }
+
+    /// How far the other replicas are behind; nothing while this one does not lead.
+    pub fn replica_lag(&self) -> ReplicaLag {
+        self.upkeep.lags.lock().now()
     }
 
     /// The topic's settings that it was opened with.

@@ -20,6 +20,7 @@ use chronicle_log::Log;
 use chronicle_records::BatchHeader;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Environment;
@@ -28,6 +29,7 @@ use super::machine::{PartitionMachine, Shared};
 use super::producers::{ProducerTable, Verdict};
 use crate::broker::{BrokerError, Expectation, Produced, Reason};
 use crate::raft::{Group, LeaderTerm, Proposal, ProposeError, ProposeResult};
+use crate::telemetry::{RaftMetrics, Stage};
 
 /// The answer of an append.
 pub type Answer = Result<Produced, BrokerError>;
@@ -75,6 +77,8 @@ pub(super) struct Append {
     pub reply: Reply,
     /// Its place in the queue's byte bound; free once it is proposed.
     pub permit: OwnedSemaphorePermit,
+    /// When it got that place.
+    pub queued: Instant,
 }
 
 /// What the sequencer works with.
@@ -91,6 +95,7 @@ pub(super) struct Sequencer {
     pub(super) entry_bytes_max: usize,
     pub(super) versioned_keys_max: usize,
     pub(super) failure: Failure,
+    pub(super) metrics: RaftMetrics,
 }
 
 /// Why the sequencer stopped; set once, by whoever sees it first.
@@ -268,7 +273,8 @@ impl Sequencer {
 
     /// Judges one append: into the draft, or to its refusal.
     async fn take(&self, append: Append, tail: &mut Tail, draft: &mut Draft, last: &Option<Waiters>) {
-        let Append { mut batch, header, expectation, reply, permit } = append;
+        let Append { mut batch, header, expectation, reply, permit, queued } = append;
+        self.metrics.stage(Stage::Queue, queued.elapsed());
         let verdict = match tail.producers.judge(&header) {
             Verdict::Next => match expectation {
                 Some(expectation) => self.expect(&expectation, tail, draft, &header).await,
@@ -412,7 +418,13 @@ impl Sequencer {
             max_timestamp: draft.max_timestamp,
             payload: draft.payload.freeze(),
         };
-        let done = Completion { waiters: waiters.clone(), failure: self.failure.clone(), done: false };
+        let done = Completion {
+            waiters: waiters.clone(),
+            failure: self.failure.clone(),
+            metrics: self.metrics.clone(),
+            proposed: Instant::now(),
+            done: false,
+        };
         let sent = self.group.propose(self.leader, proposal, move |result| done.finish(result)).await;
         if let Err(error) = sent {
             let error = super::group_error(&error);
@@ -463,6 +475,8 @@ impl Sequencer {
 struct Completion {
     waiters: Waiters,
     failure: Failure,
+    metrics: RaftMetrics,
+    proposed: Instant,
     done: bool,
 }
 
@@ -471,6 +485,7 @@ impl Completion {
         self.done = true;
         match result {
             Ok(_) => {
+                self.metrics.stage(Stage::Commit, self.proposed.elapsed());
                 let (waiting, held) = {
                     let mut in_flight = self.waiters.lock();
                     (in_flight.waiting.take().unwrap_or_default(), in_flight.held.take())

@@ -88,6 +88,11 @@ impl Slot {
         self.state.read().clone()
     }
 
+    /// The replica has lost something that it may have acknowledged, and is not whole again.
+    pub fn is_damaged(&self) -> bool {
+        fill::pending(&self.env.store, self.id) == Some(FillReason::Damaged)
+    }
+
     /// What the slot holds once an opening or closing under way is done.
     pub async fn settled(&self) -> SlotState {
         let _changing = self.changing.lock().await;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::lag::ReplicaLags;
 use super::leading::PartitionRole;
 use super::{Partition, Watcher, fill, members};
 use crate::broker::{BrokerError, Reason};
@@ -25,11 +26,18 @@ pub(super) struct Upkeep {
     changing: AtomicBool,
     /// Since when another replica should lead.
     preferred: Mutex<Option<(u64, Instant)>>,
+    /// How far the others are behind, while this node leads.
+    pub(super) lags: Mutex<ReplicaLags>,
 }
 
 impl Upkeep {
     pub(super) fn new(resting: bool) -> Self {
-        Self { watcher: Watcher::new(resting), changing: AtomicBool::new(false), preferred: Mutex::new(None) }
+        Self {
+            watcher: Watcher::new(resting),
+            changing: AtomicBool::new(false),
+            preferred: Mutex::new(None),
+            lags: Mutex::default(),
+        }
     }
 }
 
@@ -39,6 +47,7 @@ impl Partition {
         match self.role() {
             PartitionRole::Leading(_) | PartitionRole::Settling => self.look_after_led(),
             PartitionRole::Following { leader } => {
+                self.upkeep.lags.lock().clear();
                 let rank = self.env.rank(self.id);
                 self.upkeep.watcher.followed(&self.env, &self.group, leader, rank);
             }
@@ -48,6 +57,7 @@ impl Partition {
     fn look_after_led(self: &Arc<Self>) {
         let status = self.group.status();
         let alone = status.voters.len() == 1 && status.learners.is_empty();
+        self.upkeep.lags.lock().observe(&status, Instant::now());
         self.upkeep.watcher.led(&self.env, &self.group, alone);
         // A leader that no majority answers must not keep its clients waiting: another one may lead by now.
         if let Some(leading) = self.leadership.now.read().clone()

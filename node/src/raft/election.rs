@@ -233,6 +233,7 @@ impl<M: Machine> Group<M> {
             // Somebody else was faster.
             return Ok(false);
         }
+        self.metrics.election();
         self.raft.trigger().elect(false).await.map_err(|e| self.fatal(e))?;
         let term = vote.leader_id.term;
         let decided = self.raft.wait(Some(VOTE_PATIENCE));

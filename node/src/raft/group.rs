@@ -23,6 +23,7 @@ use super::network::{Network, Transport};
 use super::store::LogStorage;
 use super::types::{Callback, LeaderTerm, Member, Proposal, RaftMembership, TypeConfig};
 use super::wire;
+use crate::telemetry::RaftMetrics;
 
 /// A leader that a majority answered this lately may serve a linearizable read without asking again. Shorter than the
 /// silence after which anybody may be elected against it: see `peers::liveness::REFUSED_AFTER`.
@@ -174,6 +175,8 @@ pub struct Start {
     pub founders: Option<BTreeMap<u64, Member>>,
     /// A leader without an answer from a majority for this long accepts nothing more.
     pub election_timeout: Duration,
+    /// What is counted of it.
+    pub metrics: RaftMetrics,
 }
 
 /// One raft group on this node. Dropping it without [`Group::shutdown`] leaves its tasks running.
@@ -185,6 +188,7 @@ pub struct Group<M: Machine> {
     log: Arc<Log>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) election_timeout: Duration,
+    pub(super) metrics: RaftMetrics,
     pub(super) heard: Heard,
     /// Held while this replica stands for election.
     pub(super) campaigning: tokio::sync::Mutex<()>,
@@ -200,8 +204,8 @@ impl<M: Machine> Group<M> {
     /// # Errors
     /// When the log or its checkpoint cannot be read, or openraft refuses what is stored.
     pub async fn start(start: Start, machine: M) -> Result<Self, GroupError> {
-        let Start { store, log, id, node, transport, founders, election_timeout } = start;
-        let storage = LogStorage::open(store, log.clone(), id)
+        let Start { store, log, id, node, transport, founders, election_timeout, metrics } = start;
+        let storage = LogStorage::open(store, log.clone(), id, metrics.clone())
             .map_err(|e| GroupError::Raft { group: id, reason: e.to_string() })?;
         let reader = storage.clone();
         let failed = |reason: String| match log.failure().or_else(|| reader.damage()) {
@@ -218,7 +222,7 @@ impl<M: Machine> Group<M> {
             let membership = RaftMembership::new(vec![voters], founders).map_err(|e| failed(e.to_string()))?;
             storage.append_first(membership).await.map_err(|e| failed(e.to_string()))?;
         }
-        let machine = MachineStore::open(log.clone(), machine).map_err(|e| failed(e.to_string()))?;
+        let machine = MachineStore::open(log.clone(), machine, metrics.clone()).map_err(|e| failed(e.to_string()))?;
         let config = Config {
             cluster_name: id.to_string(),
             // The node drives heartbeats and elections: an idle group costs no wake-up.
@@ -246,7 +250,7 @@ impl<M: Machine> Group<M> {
             ..Config::default()
         };
         let config = Arc::new(config.validate().map_err(|e| failed(e.to_string()))?);
-        let network = Network { transport: transport.clone(), group: id };
+        let network = Network { transport: transport.clone(), group: id, metrics: metrics.clone() };
         let raft = Raft::new(node, config, network, storage, machine).await.map_err(|e| failed(e.to_string()))?;
         // `status` is told by the group's task, which has begun when it answers; before that it knows no log and no members.
         raft.with_raft_state(|_| ()).await.map_err(|e| failed(e.to_string()))?;
@@ -258,6 +262,7 @@ impl<M: Machine> Group<M> {
             log,
             transport,
             election_timeout,
+            metrics,
             heard: Heard::new(),
             campaigning: tokio::sync::Mutex::new(()),
             checkpointing: tokio::sync::Mutex::new(()),
@@ -272,6 +277,11 @@ impl<M: Machine> Group<M> {
     /// Follows the role of this node in the group.
     pub fn roles(&self) -> Roles {
         Roles { rx: self.raft.server_metrics() }
+    }
+
+    /// The current term.
+    pub fn term(&self) -> u64 {
+        self.raft.metrics().borrow_watched().current_term
     }
 
     /// This node leads and no majority has answered it for the election timeout.

@@ -12,11 +12,13 @@ use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::store::{blocking, to_io};
 use super::types::{
     MembershipRecord, Proposal, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id,
 };
+use crate::telemetry::{RaftMetrics, Stage};
 
 /// One committed entry.
 #[derive(Debug)]
@@ -101,21 +103,23 @@ struct Inner<M> {
 /// openraft's view of a [`Machine`].
 pub(super) struct MachineStore<M> {
     log: Arc<Log>,
+    metrics: RaftMetrics,
     inner: Arc<Mutex<Inner<M>>>,
 }
 
 impl<M> Clone for MachineStore<M> {
     fn clone(&self) -> Self {
-        Self { log: self.log.clone(), inner: self.inner.clone() }
+        Self { log: self.log.clone(), metrics: self.metrics.clone(), inner: self.inner.clone() }
     }
 }
 
 impl<M: Machine> MachineStore<M> {
     /// Restores the machine from the log's checkpoint, if there is one.
-    pub(super) fn open(log: Arc<Log>, machine: M) -> io::Result<Self> {
+    pub(super) fn open(log: Arc<Log>, machine: M, metrics: RaftMetrics) -> io::Result<Self> {
         let store = Self {
             inner: Arc::new(Mutex::new(Inner { machine, last_applied: None, membership: StoredMembership::default() })),
             log,
+            metrics,
         };
         if let Some(bytes) = store.log.load_checkpoint().map_err(to_io)? {
             store.restore(&bytes)?;
@@ -161,6 +165,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for MachineStore<M> {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let index = entry.log_id.index;
+            let began = Instant::now();
             let answer = {
                 let mut inner = self.inner.lock();
                 let data = match &entry.payload {
@@ -179,6 +184,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for MachineStore<M> {
                 inner.machine.applied(index);
                 answer
             };
+            self.metrics.stage(Stage::Apply, began.elapsed());
             if let Some(responder) = responder {
                 responder.send(answer);
             }

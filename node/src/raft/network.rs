@@ -18,10 +18,12 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, OptionalSend};
+use tokio::time::Instant;
 
 use super::types::{Member, RaftVote, Snapshot, TypeConfig};
 use super::wire;
 use crate::peers::{AskError, Peers};
+use crate::telemetry::{RaftMetrics, Stage};
 
 /// Longest wait for the answer to an append: a peer that is alive and this slow is asked again.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,6 +69,7 @@ impl Transport for Peers {
 pub(super) struct Network {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) group: LogId,
+    pub(super) metrics: RaftMetrics,
 }
 
 /// The way of one group to one peer.
@@ -75,17 +78,24 @@ pub(super) struct Client {
     group: LogId,
     to: u64,
     heartbeats: bool,
+    metrics: RaftMetrics,
+}
+
+impl Network {
+    fn client(&self, to: u64, heartbeats: bool) -> Client {
+        Client { transport: self.transport.clone(), group: self.group, to, heartbeats, metrics: self.metrics.clone() }
+    }
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Client;
 
     async fn new_client(&mut self, target: u64, _node: &Member) -> Client {
-        Client { transport: self.transport.clone(), group: self.group, to: target, heartbeats: false }
+        self.client(target, false)
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, _node: &Member) -> Client {
-        Client { transport: self.transport.clone(), group: self.group, to: target, heartbeats: true }
+        self.client(target, true)
     }
 }
 
@@ -112,7 +122,12 @@ impl RaftNetworkV2<TypeConfig> for Client {
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let timeout = if self.heartbeats { HEARTBEAT_TIMEOUT } else { APPEND_TIMEOUT };
-        match self.ask(Message::Append(wire::append_out(rpc)), timeout).await? {
+        let began = (!rpc.entries.is_empty()).then(Instant::now);
+        let answer = self.ask(Message::Append(wire::append_out(rpc)), timeout).await?;
+        if let Some(began) = began {
+            self.metrics.stage(Stage::Replicate, began.elapsed());
+        }
+        match answer {
             Message::AppendDone(done) => wire::append_done_in(done).map_err(confused),
             _ => Err(confused("not to an append")),
         }

@@ -17,9 +17,11 @@ use futures::Stream;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftMembership, RaftVote, TypeConfig, log_id};
 use crate::flushed::{flushed, journal};
+use crate::telemetry::{RaftMetrics, Stage};
 
 const KEY_VOTE: u8 = 1;
 /// Raft's purge mark: the position before the first entry that raft may read; see [`encode_position`].
@@ -40,6 +42,7 @@ struct Shared {
     store: Arc<Store>,
     log: Arc<Log>,
     id: LogId,
+    metrics: RaftMetrics,
     marks: Mutex<Marks>,
     /// Damage that a read has found: openraft makes a text of it.
     damage: Mutex<Option<LogError>>,
@@ -52,7 +55,7 @@ struct Marks {
 }
 
 impl LogStorage {
-    pub(super) fn open(store: Arc<Store>, log: Arc<Log>, id: LogId) -> io::Result<Self> {
+    pub(super) fn open(store: Arc<Store>, log: Arc<Log>, id: LogId, metrics: RaftMetrics) -> io::Result<Self> {
         let vote = store.journal_get(id, KEY_VOTE).map(|bytes| decode_vote(&bytes)).transpose()?;
         let purged = store.journal_get(id, KEY_PURGED).map(|bytes| decode_log_id(&bytes)).transpose()?;
         Ok(Self {
@@ -60,6 +63,7 @@ impl LogStorage {
                 store,
                 log,
                 id,
+                metrics,
                 marks: Mutex::new(Marks { vote, purged }),
                 damage: Mutex::new(None),
             }),
@@ -215,8 +219,14 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
                 blocking(move || log.reset(index, position.next_offset)).await?;
             }
         }
-        let done = Box::new(move |result: Result<(), LogError>| callback.io_completed(result.map_err(to_io)));
-        self.shared.log.append(entries, done).map(|_| ()).map_err(to_io)
+        let (began, metrics) = (Instant::now(), self.shared.metrics.clone());
+        let done = Box::new(move |result: Result<(), LogError>| {
+            metrics.stage(Stage::Flush, began.elapsed());
+            callback.io_completed(result.map_err(to_io));
+        });
+        self.shared.log.append(entries, done).map_err(to_io)?;
+        self.shared.metrics.stage(Stage::Append, began.elapsed());
+        Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> Result<(), io::Error> {

@@ -123,6 +123,7 @@ async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (Group<Jou
         transport,
         founders: Some(BTreeMap::from([(1, Member::default()), (2, Member::default())])),
         election_timeout: Duration::from_secs(1),
+        metrics: Default::default(),
     };
     (Group::start(start, Journal::default()).await.unwrap(), log)
 }
@@ -137,6 +138,7 @@ async fn group(store: &Arc<Store>) -> (Group<Journal>, Arc<chronicle_log::Log>) 
         transport: Arc::new(Nobody),
         founders: Some(BTreeMap::from([(1, Member::default())])),
         election_timeout: Duration::from_secs(1),
+        metrics: Default::default(),
     };
     (Group::start(start, Journal::default()).await.unwrap(), log)
 }

@@ -1,24 +1,113 @@
 //! Metrics of the broker and of the log engine, read from their counters at each scrape.
 
+use std::sync::atomic::Ordering;
+
 use chronicle_log::{FLUSH_BUCKETS_US, StoreMetrics};
 
 use super::{Metrics, Samples};
-use crate::broker::Broker;
+use crate::broker::{Broker, TopicTraffic};
 
 /// Adds the broker's and its data directory's metrics to every scrape.
 pub fn collect_node(metrics: &Metrics, broker: &Broker) {
+    metrics.register_raft(broker.raft_metrics());
     let broker = broker.clone();
     metrics.register_collector(move |samples| {
-        let counts = broker.partition_counts();
-        samples.gauge("topics", "Topics of the cluster", counts.topics as f64);
-        samples.gauge("partitions", "Partitions of all topics", counts.partitions as f64);
-        samples.gauge("partitions_active", "Partitions that are open on this node", counts.active as f64);
-        samples.gauge("partitions_failed", "Partitions that failed and wait to be tried again", counts.failed as f64);
-        if let Ok(free) = broker.store().free_bytes() {
-            samples.gauge("disk_free_bytes", "Free bytes of the data volume", free as f64);
-        }
+        cluster(samples, &broker);
+        partitions(samples, &broker);
+        topics(samples, &broker);
+        disk(samples, &broker);
         engine(samples, broker.store().metrics());
     });
+}
+
+/// The cluster and its controller group, as this node sees them.
+fn cluster(samples: &mut Samples, broker: &Broker) {
+    let view = broker.controller_view();
+    let bit = |is: bool| f64::from(u8::from(is));
+    let gauges = [
+        ("controller_has_leader", "1 when this node knows a live leader of the controller group", bit(view.has_leader)),
+        ("controller_leads", "1 when this node leads the controller group", bit(view.leads)),
+        ("controller_failed", "1 when the controller group has failed on this node", bit(view.failed)),
+        ("controller_term", "Raft term of the controller group", view.term as f64),
+        ("nodes", "Members of the cluster", view.nodes as f64),
+        ("nodes_alive", "Members that this node hears from, itself included", view.nodes_alive as f64),
+    ];
+    for (name, help, value) in gauges {
+        samples.gauge(name, help, value);
+    }
+}
+
+fn partitions(samples: &mut Samples, broker: &Broker) {
+    let totals = broker.partition_totals();
+    let gauges = [
+        ("topics", "Topics of the cluster", totals.topics),
+        ("partitions", "Partitions of all topics", totals.partitions),
+        ("partitions_active", "Partitions that are open on this node", totals.open()),
+        ("partitions_failed", "Partitions that failed and wait to be tried again", totals.failed),
+        (
+            "partitions_under_replicated",
+            "Partitions of the cluster with a replica on a node that this one does not hear from",
+            totals.under_replicated,
+        ),
+        ("partitions_offline", "Partitions of the cluster whose live replicas are no majority", totals.offline),
+        ("partitions_moving", "Partitions of the cluster whose replicas are not where they should be", totals.moving),
+        ("partitions_filling", "Replicas on this node that are filled from another replica", totals.filling),
+        ("partitions_damaged", "Replicas on this node that lost data and are being repaired", totals.damaged),
+        (
+            "raft_quorum_silent",
+            "Open partitions that this node leads and no majority of replicas answers",
+            totals.quorum_silent,
+        ),
+        ("log_segments", "Segment files of open partitions", totals.segments as usize),
+    ];
+    for (name, help, value) in gauges {
+        samples.gauge(name, help, value as f64);
+    }
+    let roles = [("leader", totals.leading), ("follower", totals.following), ("leaderless", totals.leaderless)];
+    for (role, count) in roles {
+        let help = "Open partitions on this node by what it is to them; leaderless: an election is under way or cannot be won";
+        samples.gauge_of("raft_groups", help, &[("role", role.to_owned())], count as f64);
+    }
+    samples.gauge("raft_term_max", "Highest raft term of an open partition", totals.term_max as f64);
+    samples.gauge("log_bytes", "Bytes of segment files of open partitions", totals.log_bytes as f64);
+    let help = "Raft entries that followers of partitions led here lack, the sum";
+    samples.gauge("replica_lag_entries", help, totals.replica_lag_entries as f64);
+    let help = "Raft entries that the follower lacks that lacks most, of partitions led here";
+    samples.gauge("replica_lag_entries_max", help, totals.replica_lag_entries_max as f64);
+    let help = "For how long the follower has been behind that is longest, of partitions led here";
+    samples.gauge("replica_lag_seconds", help, totals.replica_lag_max.as_secs_f64());
+}
+
+fn topics(samples: &mut Samples, broker: &Broker) {
+    type Field = fn(&TopicTraffic) -> u64;
+    let counters: [(&'static str, &'static str, Field); 4] = [
+        ("topic_appended_records", "Records acknowledged, by topic", |t| t.appended_records.load(Ordering::Relaxed)),
+        ("topic_appended_bytes", "Bytes of batches acknowledged, by topic", |t| {
+            t.appended_bytes.load(Ordering::Relaxed)
+        }),
+        ("topic_read_records", "Records read by clients, by topic", |t| t.read_records.load(Ordering::Relaxed)),
+        ("topic_read_bytes", "Bytes of batches read by clients, by topic", |t| t.read_bytes.load(Ordering::Relaxed)),
+    ];
+    for (topic, traffic) in broker.topic_traffic() {
+        for (name, help, value) in counters {
+            samples.counter_of(name, help, &[("topic", topic.clone())], value(&traffic));
+        }
+    }
+}
+
+fn disk(samples: &mut Samples, broker: &Broker) {
+    if let Ok(free) = broker.store().free_bytes() {
+        samples.gauge("disk_free_bytes", "Free bytes of the data volume", free as f64);
+    }
+    if let Ok(size) = broker.store().volume_bytes() {
+        samples.gauge("disk_size_bytes", "Size of the data volume in bytes", size as f64);
+    }
+    let help = "Most of log_pending_bytes: storage.pending-bytes-max";
+    samples.gauge("log_pending_bytes_limit", help, broker.config().storage.pending_bytes_max as f64);
+    let help = "Free bytes below which appends are refused: storage.reserve-bytes";
+    samples.gauge("disk_reserve_bytes", help, broker.reserve_bytes() as f64);
+    let full = f64::from(u8::from(broker.disk_is_full()));
+    samples.gauge("disk_full", "1 while appends are refused because the reserve is reached", full);
 }
 
 fn engine(samples: &mut Samples, metrics: &StoreMetrics) {
@@ -41,6 +130,7 @@ fn engine(samples: &mut Samples, metrics: &StoreMetrics) {
         ("log_recoveries", "Logs that were scanned when opened", &metrics.recoveries),
         ("log_truncated_tail_bytes", "Bytes of torn tail that recovery cut", &metrics.truncated_tail_bytes),
         ("log_damage_found", "Times that damaged bytes were found", &metrics.damage_found),
+        ("log_quarantines", "Times that damage was cut out of a log and set aside", &metrics.quarantines),
         ("log_failed", "Logs stopped by a failed write or flush", &metrics.failed_logs),
     ];
     for (name, help, counter) in counters {

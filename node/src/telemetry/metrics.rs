@@ -5,28 +5,25 @@
 //! - The common case (an operation that succeeds) touches only handles resolved at start, no label lookup.
 //!
 //! Modules that keep their own atomics (broker, engine) hook in through [`Metrics::register_collector`]: their function
-//! is asked at scrape time and costs nothing in between.
+//! is asked at scrape time (`samples.rs`) and costs nothing in between. docs/operations/metrics.md lists every metric.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::latency::{Latency, LatencyMaker};
+use super::process;
+use super::raft::RaftMetrics;
+use super::samples::{FnCollector, Samples};
 use crate::broker::Reason;
-
-/// Upper bounds of the latency buckets, in seconds: fine where a flush to disk falls, coarse where long polls do.
-const LATENCY_SECONDS: [f64; 17] =
-    [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 /// The protocol that a request came by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +98,8 @@ operations! {
     GroupOffsets = "group_offsets";
     /// Groups are listed, described, reset or deleted.
     GroupAdmin = "group_admin";
+    /// What the node logs is shown or changed, or it is asked for what support needs.
+    Diagnostics = "diagnostics";
     /// Anything else: documents, unknown paths.
     Other = "other";
 }
@@ -119,6 +118,11 @@ struct OperationLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListenerLabels {
+    listener: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CauseLabels {
     cause: &'static str,
 }
@@ -126,17 +130,36 @@ struct CauseLabels {
 /// The handles of one operation of one listener, resolved at start.
 struct Resolved {
     ok: Counter,
-    latency: Histogram,
+    latency: Latency,
+}
+
+/// A counter for each listener, resolved at start.
+struct ByListener {
+    family: Family<ListenerLabels, Counter>,
+    resolved: Vec<Counter>,
+}
+
+impl ByListener {
+    fn new() -> Self {
+        let family = Family::<ListenerLabels, Counter>::default();
+        let resolved =
+            Listener::ALL.map(|one| family.get_or_create_owned(&ListenerLabels { listener: one.as_str() })).into();
+        Self { family, resolved }
+    }
+
+    fn add(&self, listener: Listener, n: usize) {
+        self.resolved[listener as usize].inc_by(n as u64);
+    }
 }
 
 struct Inner {
     registry: RwLock<Registry>,
     requests: Family<RequestLabels, Counter>,
     resolved: Vec<Resolved>,
-    received_bytes: Counter,
-    sent_bytes: Counter,
-    records_appended: Counter,
-    records_read: Counter,
+    received_bytes: ByListener,
+    sent_bytes: ByListener,
+    records_appended: ByListener,
+    records_read: ByListener,
     connections_open: Gauge,
     connections_accepted: Counter,
     connections_refused: Family<CauseLabels, Counter>,
@@ -164,9 +187,7 @@ impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("chronicle");
         let requests = Family::<RequestLabels, Counter>::default();
-        let latency = Family::<OperationLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
-            Histogram::new(LATENCY_SECONDS)
-        });
+        let latency: Family<OperationLabels, Latency, LatencyMaker> = Family::new_with_constructor(Latency::new);
         let mut resolved = Vec::new();
         for listener in Listener::ALL {
             for operation in Operation::ALL {
@@ -180,10 +201,10 @@ impl Metrics {
         let inner = Inner {
             requests: requests.clone(),
             resolved,
-            received_bytes: Counter::default(),
-            sent_bytes: Counter::default(),
-            records_appended: Counter::default(),
-            records_read: Counter::default(),
+            received_bytes: ByListener::new(),
+            sent_bytes: ByListener::new(),
+            records_appended: ByListener::new(),
+            records_read: ByListener::new(),
             connections_open: Gauge::default(),
             connections_accepted: Counter::default(),
             connections_refused: Family::default(),
@@ -201,16 +222,16 @@ impl Metrics {
             "received",
             "Bytes of request bodies on the data port",
             Unit::Bytes,
-            inner.received_bytes.clone(),
+            inner.received_bytes.family.clone(),
         );
         registry.register_with_unit(
             "sent",
             "Bytes of response bodies on the data port",
             Unit::Bytes,
-            inner.sent_bytes.clone(),
+            inner.sent_bytes.family.clone(),
         );
-        registry.register("records_appended", "Records acknowledged to producers", inner.records_appended.clone());
-        registry.register("records_read", "Records given to readers", inner.records_read.clone());
+        registry.register("records_appended", "Records acknowledged to producers", inner.records_appended.family.clone());
+        registry.register("records_read", "Records given to readers", inner.records_read.family.clone());
         registry.register("connections_open", "Open connections on the data port", inner.connections_open.clone());
         registry.register(
             "connections_accepted",
@@ -230,7 +251,7 @@ impl Metrics {
         registry.register(
             "build",
             "The software that runs",
-            Info::new(vec![("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("rust_version", env!("CARGO_PKG_RUST_VERSION"))]),
         );
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64();
         registry.register_with_unit(
@@ -241,17 +262,18 @@ impl Metrics {
         );
         *inner.registry.write() = registry;
         let metrics = Self(Arc::new(inner));
-        metrics.register_collector(|samples| {
-            if let Some(bytes) = resident_bytes() {
-                samples.gauge("process_resident_bytes", "Memory of the process that is in RAM, in bytes", bytes as f64);
-            }
-        });
+        metrics.register_collector(process::collect);
         metrics
     }
 
     /// Adds a function that is asked for values at every scrape. It must be quick and must not block.
     pub fn register_collector(&self, collect: impl Fn(&mut Samples) + Send + Sync + 'static) {
         self.0.registry.write().register_collector(Box::new(FnCollector(Box::new(collect))));
+    }
+
+    /// Adds the metrics of the node's raft groups.
+    pub(super) fn register_raft(&self, raft: &RaftMetrics) {
+        raft.register(&mut self.0.registry.write());
     }
 
     /// All metrics in the OpenMetrics text format.
@@ -273,27 +295,27 @@ impl Metrics {
                 self.0.requests.get_or_create(&labels).inc();
             }
         }
-        resolved.latency.observe(took.as_secs_f64());
+        resolved.latency.observe(took);
     }
 
     /// Counts bytes of request bodies.
-    pub fn received(&self, bytes: usize) {
-        self.0.received_bytes.inc_by(bytes as u64);
+    pub fn received(&self, listener: Listener, bytes: usize) {
+        self.0.received_bytes.add(listener, bytes);
     }
 
     /// Counts bytes of response bodies.
-    pub fn sent(&self, bytes: usize) {
-        self.0.sent_bytes.inc_by(bytes as u64);
+    pub fn sent(&self, listener: Listener, bytes: usize) {
+        self.0.sent_bytes.add(listener, bytes);
     }
 
     /// Counts acknowledged records.
-    pub fn appended(&self, records: usize) {
-        self.0.records_appended.inc_by(records as u64);
+    pub fn appended(&self, listener: Listener, records: usize) {
+        self.0.records_appended.add(listener, records);
     }
 
     /// Counts records given to readers.
-    pub fn read(&self, records: usize) {
-        self.0.records_read.inc_by(records as u64);
+    pub fn read(&self, listener: Listener, records: usize) {
+        self.0.records_read.add(listener, records);
     }
 
     /// A connection was accepted.
@@ -318,125 +340,13 @@ impl Metrics {
     }
 }
 
-type Labels<'a> = &'a [(&'static str, String)];
-
-/// Where a collector puts its values. Names get the prefix `chronicle_`; counters the suffix `_total`.
-pub struct Samples {
-    families: Vec<SampleFamily>,
-}
-
-/// All values of one name.
-struct SampleFamily {
-    name: &'static str,
-    help: &'static str,
-    values: Vec<(Vec<(&'static str, String)>, Value)>,
-}
-
-#[derive(Clone)]
-enum Value {
-    Gauge(f64),
-    Counter(u64),
-    Histogram {
-        /// Upper bound (inclusive) and count of each bucket, not cumulative; the last bound is the greatest number.
-        buckets: Vec<(f64, u64)>,
-        sum: f64,
-    },
-}
-
-impl Samples {
-    /// A value that goes up and down. `name` carries its unit.
-    pub fn gauge(&mut self, name: &'static str, help: &'static str, value: f64) {
-        self.push(name, help, &[], Value::Gauge(value));
-    }
-
-    /// A value that only grows. `name` carries its unit.
-    pub fn counter(&mut self, name: &'static str, help: &'static str, value: u64) {
-        self.push(name, help, &[], Value::Counter(value));
-    }
-
-    /// One labelled value of a gauge. Keep the number of label values small.
-    pub fn gauge_of(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: f64) {
-        self.push(name, help, labels, Value::Gauge(value));
-    }
-
-    /// One labelled value of a counter. Keep the number of label values small.
-    pub fn counter_of(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: u64) {
-        self.push(name, help, labels, Value::Counter(value));
-    }
-
-    /// A histogram that somebody else counted: upper bounds (inclusive) of the buckets, their counts and one more for what
-    /// lies above, and the sum of all values. `name` carries the unit.
-    pub fn histogram(&mut self, name: &'static str, help: &'static str, bounds: &[f64], counts: &[u64], sum: f64) {
-        let bounds = bounds.iter().copied().chain([f64::INFINITY]);
-        let buckets = bounds.zip(counts.iter().copied()).collect();
-        self.push(name, help, &[], Value::Histogram { buckets, sum });
-    }
-
-    fn push(&mut self, name: &'static str, help: &'static str, labels: Labels<'_>, value: Value) {
-        let sample = (labels.to_vec(), value);
-        match self.families.iter_mut().find(|family| family.name == name) {
-            Some(family) => family.values.push(sample),
-            None => self.families.push(SampleFamily { name, help, values: vec![sample] }),
-        }
-    }
-}
-
-type Collect = Box<dyn Fn(&mut Samples) + Send + Sync>;
-
-struct FnCollector(Collect);
-
-impl fmt::Debug for FnCollector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FnCollector")
-    }
-}
-
-impl Collector for FnCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut samples = Samples { families: Vec::new() };
-        (self.0)(&mut samples);
-        for SampleFamily { name, help, values } in &samples.families {
-            let kind = match values.first() {
-                Some((_, Value::Counter(_))) => MetricType::Counter,
-                Some((_, Value::Histogram { .. })) => MetricType::Histogram,
-                _ => MetricType::Gauge,
-            };
-            let mut metric = encoder.encode_descriptor(name, &format!("{help}."), None, kind)?;
-            match values.as_slice() {
-                [(labels, value)] if labels.is_empty() => encode_value(value, metric)?,
-                values => {
-                    for (labels, value) in values {
-                        encode_value(value, metric.encode_family(labels)?)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn encode_value(value: &Value, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-    match value {
-        Value::Gauge(value) => ConstGauge::new(*value).encode(encoder),
-        Value::Counter(value) => ConstCounter::new(*value).encode(encoder),
-        Value::Histogram { buckets, sum } => {
-            let count = buckets.iter().map(|(_, count)| count).sum();
-            encoder.encode_histogram::<[(&str, &str); 0]>(*sum, count, buckets, None)
-        }
-    }
-}
-
-/// `VmRSS` of /proc/self/status; `None` where there is no such file.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
-}
-
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::layer::SubscriberExt;
+
     use super::*;
+    use crate::telemetry::Stage;
+    use crate::telemetry::trace_id::tests::Traced;
 
     #[test]
     fn every_metric_carries_the_prefix_and_requests_are_counted_by_outcome() {
@@ -457,6 +367,26 @@ mod tests {
         ] {
             assert!(text.contains(wanted), "{wanted} not in\n{text}");
         }
+    }
+
+    #[test]
+    fn latencies_inside_a_trace_carry_its_id_as_exemplar() {
+        let (metrics, raft) = (Metrics::new(), RaftMetrics::default());
+        metrics.register_raft(&raft);
+        let subscriber = tracing_subscriber::registry().with(Traced(0xabc));
+        tracing::subscriber::with_default(subscriber, || {
+            let _span = tracing::info_span!("request").entered();
+            raft.stage(Stage::Flush, Duration::from_millis(2));
+        });
+        raft.stage(Stage::Queue, Duration::from_millis(2));
+        let text = metrics.encode();
+        let bucket = |stage: &str| {
+            let wanted = format!("chronicle_stage_duration_seconds_bucket{{le=\"0.0025\",stage=\"{stage}\"}} 1");
+            let line = text.lines().find(|line| line.starts_with(&wanted));
+            line.unwrap_or_else(|| panic!("{wanted} not in\n{text}")).to_owned()
+        };
+        assert!(bucket("flush").contains("# {trace_id=\"00000000000000000000000000000abc\"} 0.002"), "{text}");
+        assert!(!bucket("queue").contains("trace_id"));
     }
 
     #[test]

@@ -1,10 +1,19 @@
-//! What the node says about itself: metrics ([`Metrics`]) and log lines ([`logging`]).
+//! What the node says about itself: metrics ([`Metrics`], [`RaftMetrics`]) and log lines ([`logging`]).
 //!
-//! Neighbours: `ops/` serves the metrics; listeners, broker and engine report into them. Nothing here decides anything.
+//! Neighbours: `ops/` serves the metrics; listeners, broker, raft and engine report into them. Nothing here decides anything.
 
 mod collect;
+mod latency;
 pub mod logging;
 mod metrics;
+mod process;
+mod raft;
+mod ring;
+mod samples;
+mod trace_id;
 
 pub use collect::collect_node;
-pub use metrics::{Listener, Metrics, Operation, Samples};
+pub use metrics::{Listener, Metrics, Operation};
+pub use raft::{RaftMetrics, Stage};
+pub use samples::Samples;
+pub use trace_id::{TraceId, current_trace_id};

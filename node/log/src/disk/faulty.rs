@@ -313,6 +313,10 @@ impl Volume for FaultyVolume {
         self.inner.free_bytes()
     }
 
+    fn size_bytes(&self) -> io::Result<u64> {
+        self.inner.size_bytes()
+    }
+
     fn is_dedicated(&self) -> bool {
         self.inner.is_dedicated()
     }

@@ -40,6 +40,9 @@ struct State {
     dedicated: bool,
 }
 
+/// Size of every volume in memory.
+const VOLUME_BYTES: u64 = 1 << 40;
+
 #[derive(Debug)]
 enum Node {
     File(FileNode),
@@ -111,7 +114,7 @@ impl MemoryDisk {
             epoch: 0,
             fuse: None,
             locks: HashMap::new(),
-            free_bytes: 1 << 40,
+            free_bytes: VOLUME_BYTES,
             dedicated: true,
         };
         Self { state: Arc::new(Mutex::new(state)), mounted: None }
@@ -629,6 +632,10 @@ impl Volume for MemoryVolume {
 
     fn free_bytes(&self) -> io::Result<u64> {
         Ok(self.state.lock().free_bytes)
+    }
+
+    fn size_bytes(&self) -> io::Result<u64> {
+        Ok(VOLUME_BYTES)
     }
 
     fn is_dedicated(&self) -> bool {

@@ -110,6 +110,8 @@ pub trait Volume: fmt::Debug + Send + Sync + 'static {
     fn sync(&self) -> io::Result<()>;
     /// Bytes that an unprivileged process may still write.
     fn free_bytes(&self) -> io::Result<u64>;
+    /// Size of the volume in bytes.
+    fn size_bytes(&self) -> io::Result<u64>;
     /// Whether the directory is the root of the volume, so that nobody else's data lies on it.
     fn is_dedicated(&self) -> bool;
 }

@@ -159,6 +159,11 @@ impl Volume for RealVolume {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
+    fn size_bytes(&self) -> io::Result<u64> {
+        let stat = fstatvfs(&self.dir)?;
+        Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+    }
+
     fn is_dedicated(&self) -> bool {
         self.dedicated
     }

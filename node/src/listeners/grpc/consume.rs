@@ -16,7 +16,7 @@ use crate::broker::{BrokerError, Fetch, Fetched, Position};
 use crate::listeners::budget::Hold;
 use crate::listeners::context::Context;
 use crate::listeners::decode;
-use crate::telemetry::Operation;
+use crate::telemetry::{Listener, Operation};
 
 /// One answer; records at or after `until` are left out.
 pub(super) fn response(
@@ -32,7 +32,7 @@ pub(super) fn response(
         ..Default::default()
     };
     if shape.raw_batches {
-        context.metrics.read(fetched.next_offset.saturating_sub(fetched.start_offset).max(0) as usize);
+        context.metrics.read(Listener::Grpc, fetched.next_offset.saturating_sub(fetched.start_offset).max(0) as usize);
         response.batches = fetched.batches;
     } else {
         let (mut records, next_offset) = decode::records(&fetched, shape.max_records, shape.max_bytes)?;
@@ -41,7 +41,7 @@ pub(super) fn response(
             records.retain(|record| record.offset < until);
             response.next_offset = next_offset.min(until);
         }
-        context.metrics.read(records.len());
+        context.metrics.read(Listener::Grpc, records.len());
         response.records = records.into_iter().map(convert::stored).collect();
     }
     Ok(response)

@@ -39,7 +39,7 @@ impl Log for LogService {
         request: Request<proto::ProduceRequest>,
     ) -> Result<Response<proto::ProduceResponse>, Status> {
         observe(&self.context, Operation::Produce, async {
-            let produced = self.context.produce(convert::produce(request.into_inner())?).await?;
+            let produced = self.context.produce(Listener::Grpc, convert::produce(request.into_inner())?).await?;
             Ok(Response::new(convert::produced(produced)))
         })
         .await

@@ -11,6 +11,7 @@ mod convert;
 mod groups;
 mod health;
 mod log;
+mod node;
 mod produce_stream;
 pub mod status;
 
@@ -20,6 +21,7 @@ use chronicle_proto::v1::admin_server::AdminServer;
 use chronicle_proto::v1::cluster_server::ClusterServer;
 use chronicle_proto::v1::groups_server::GroupsServer;
 use chronicle_proto::v1::log_server::LogServer;
+use chronicle_proto::v1::node_server::NodeServer;
 use http::Response;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -41,7 +43,13 @@ pub(crate) fn router(context: &Context) -> Router {
     let cluster = ClusterServer::new(cluster::ClusterService::new(context.clone()));
     let health = HealthServer::new(health::HealthService::new(context.clone()));
     let groups = GroupsServer::new(groups::GroupsService::new(context.clone())).max_decoding_message_size(decode_max);
-    let mut routes = Routes::new(log).add_service(admin).add_service(cluster).add_service(groups).add_service(health);
+    let node = NodeServer::new(node::NodeService::new(context.clone()));
+    let mut routes = Routes::new(log)
+        .add_service(admin)
+        .add_service(cluster)
+        .add_service(groups)
+        .add_service(node)
+        .add_service(health);
     match reflection().build_v1() {
         Ok(service) => routes = routes.add_service(service),
         Err(error) => tracing::error!(%error, "no gRPC reflection"),

@@ -155,7 +155,7 @@ impl Pipeline {
         self.count(result.as_ref().err(), began.elapsed());
         let result = match result {
             Ok(produced) => {
-                self.context.metrics.appended(produced.record_count.max(0) as usize);
+                self.context.metrics.appended(Listener::Grpc, produced.record_count.max(0) as usize);
                 Answer::Ok(convert::produced(produced))
             }
             Err(error) => Answer::Error(status::stream_error(&error)),

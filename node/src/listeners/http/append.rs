@@ -16,6 +16,7 @@ use super::query::Query;
 use super::{Call, accept, body, document};
 use crate::broker::{BrokerError, NewRecord, Payload, Produce, ProducerIdentity, TopicPartition};
 use crate::listeners::context::Context;
+use crate::telemetry::Listener;
 
 pub(super) const KEY: &str = "chronicle-key";
 pub(super) const HEADERS: &str = "chronicle-headers";
@@ -49,7 +50,7 @@ pub(super) async fn append(context: &Context, call: Call) -> Result<Response<Bod
         let value = body::read(call.body, context.limits()).await?;
         (raw(target, &call.headers, &query, value)?, true)
     };
-    let produced = context.produce_anywhere(request).await?;
+    let produced = context.produce_anywhere(Listener::Http, request).await?;
     let count = (!single).then_some(produced.record_count);
     document(StatusCode::OK, &Appended { offset: produced.base_offset, count, duplicate: produced.duplicate })
 }

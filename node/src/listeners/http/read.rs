@@ -21,6 +21,7 @@ use super::{Call, accept, document};
 use crate::broker::{BrokerError, Fetch, Position, Reason};
 use crate::listeners::context::Context;
 use crate::listeners::decode;
+use crate::telemetry::Listener;
 
 const OFFSET: &str = "chronicle-offset";
 const NULL_VALUE: &str = "chronicle-null-value";
@@ -66,7 +67,7 @@ pub(super) async fn one(context: &Context, call: Call) -> Result<Response<Body>,
         accept::OCTETS => raw(record)?,
         _ => document(StatusCode::OK, &One { record: RecordDocument(record) })?,
     };
-    context.metrics.read(1);
+    context.metrics.read(Listener::Http, 1);
     response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
     response.extensions_mut().insert(Arc::new(hold));
     Ok(response)
@@ -142,7 +143,7 @@ pub(super) async fn many(context: &Context, call: Call) -> Result<Response<Body>
     let fetch = Fetch { target: call.target()?, from: position(&query)?, max_bytes, max_wait: wait(&query)? };
     let (fetched, hold) = context.fetch_anywhere(fetch).await?;
     let (records, next_offset) = decode::records(&fetched, max_records, max_bytes)?;
-    context.metrics.read(records.len());
+    context.metrics.read(Listener::Http, records.len());
     let many = Many {
         records: records.iter().map(RecordDocument).collect(),
         next_offset,

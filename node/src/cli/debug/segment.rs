@@ -13,19 +13,13 @@ use chronicle_log::EntryKind;
 use chronicle_log::debug::{FrameInfo, SegmentFile, Stretch};
 use chronicle_log::disk::RealDisk;
 use chronicle_records::{Limits, records, split};
-use clap::{Args, Subcommand};
+use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Global;
-use super::output::Format;
-use super::time::format_rfc3339;
-
-#[derive(Debug, Subcommand)]
-pub(super) enum DebugCommand {
-    /// Print and verify segment files (DATA/logs/LOG/INDEX.log).
-    Segment(SegmentArgs),
-}
+use crate::cli::Global;
+use crate::cli::output::Format;
+use crate::cli::time::format_rfc3339;
 
 #[derive(Debug, Args)]
 pub(super) struct SegmentArgs {
@@ -40,12 +34,11 @@ pub(super) struct SegmentArgs {
     summary: bool,
 }
 
-pub(super) fn run(global: &Global, command: DebugCommand) -> anyhow::Result<()> {
-    let DebugCommand::Segment(args) = command;
+pub(super) fn run(global: &Global, args: &SegmentArgs) -> anyhow::Result<()> {
     let mut out = BufWriter::with_capacity(64 << 10, io::stdout());
     let mut damaged = 0;
     for path in &args.files {
-        let sound = segment(&mut out, global.output, &args, path).with_context(|| path.display().to_string())?;
+        let sound = segment(&mut out, global.output, args, path).with_context(|| path.display().to_string())?;
         damaged += usize::from(!sound);
     }
     out.flush()?;

@@ -1,0 +1,80 @@
+//! `chronicle debug`: looking into nodes.
+//!
+//! `segment.rs` reads files without a node; `log_level.rs` and `bundle.rs` ask nodes, each by its own address.
+
+mod bundle;
+mod log_level;
+mod segment;
+
+use anyhow::bail;
+use chronicle_client::v1;
+use clap::Subcommand;
+
+use super::Global;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DebugCommand {
+    /// Print and verify segment files (DATA/logs/LOG/INDEX.log).
+    Segment(segment::SegmentArgs),
+    /// Show or change what nodes log, while they run.
+    LogLevel(log_level::LogLevelArgs),
+    /// Collect what support needs to know of every node that answers into one .tar.gz.
+    Bundle(bundle::BundleArgs),
+}
+
+pub(super) async fn run(global: &Global, command: DebugCommand) -> anyhow::Result<()> {
+    match command {
+        DebugCommand::Segment(args) => segment::run(global, &args),
+        DebugCommand::LogLevel(args) => log_level::run(global, &args).await,
+        DebugCommand::Bundle(args) => bundle::run(global, &args).await,
+    }
+}
+
+/// The members among the nodes that a person named by UUID or unique name; all members when none is named.
+fn choose(servers: Vec<v1::Server>, names: &[String]) -> anyhow::Result<Vec<v1::Server>> {
+    let members: Vec<v1::Server> =
+        servers.into_iter().filter(|server| server.state() != v1::ServerState::Removed).collect();
+    if names.is_empty() {
+        return Ok(members);
+    }
+    let mut chosen = Vec::new();
+    for name in names {
+        let found: Vec<&v1::Server> =
+            members.iter().filter(|server| server.node_id == *name || server.name == *name).collect();
+        match found[..] {
+            [server] => chosen.push(server.clone()),
+            [] => bail!("--node: {name}: the cluster has no such node"),
+            _ => bail!("--node: {name}: several nodes have this name; use the UUID"),
+        }
+    }
+    Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(node_id: &str, name: &str, state: v1::ServerState) -> v1::Server {
+        v1::Server { node_id: node_id.into(), name: name.into(), state: state.into(), ..v1::Server::default() }
+    }
+
+    #[test]
+    fn nodes_are_chosen_by_uuid_or_unique_name_and_removed_ones_are_none() {
+        let active = v1::ServerState::Active;
+        let servers = vec![
+            server("1", "a", active),
+            server("2", "b", active),
+            server("3", "b", active),
+            server("4", "c", v1::ServerState::Removed),
+        ];
+        let ids = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+            let chosen = choose(servers.clone(), &names).map_err(|error| error.to_string())?;
+            Ok::<_, String>(chosen.into_iter().map(|server| server.node_id).collect::<Vec<_>>())
+        };
+        assert_eq!(ids(&[]).unwrap(), ["1", "2", "3"]);
+        assert_eq!(ids(&["a", "3"]).unwrap(), ["1", "3"]);
+        assert!(ids(&["b"]).unwrap_err().contains("several"));
+        assert!(ids(&["c"]).unwrap_err().contains("no such node"));
+    }
+}

@@ -1,0 +1,100 @@
+//! `chronicle.v1.Node`: what this node logs, and what support needs to know of it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use chronicle_proto::v1 as proto;
+use chronicle_proto::v1::node_server::Node;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tonic::{Request, Response, Status};
+
+use super::log::observe;
+use crate::broker::{BrokerError, Reason};
+use crate::listeners::context::Context;
+use crate::ops::diagnostics;
+use crate::telemetry::Operation;
+use crate::telemetry::logging::{self, FilterInForce, LogControl};
+
+/// Bytes of one part of a file.
+const PART_BYTES: usize = 256 << 10;
+/// Longest time that a filter may hold by itself: a day.
+const LASTS_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+
+pub(super) struct NodeService {
+    context: Context,
+}
+
+impl NodeService {
+    pub(super) fn new(context: Context) -> Self {
+        Self { context }
+    }
+}
+
+#[tonic::async_trait]
+impl Node for NodeService {
+    async fn get_log_filter(
+        &self,
+        _request: Request<proto::GetLogFilterRequest>,
+    ) -> Result<Response<proto::LogFilter>, Status> {
+        observe(&self.context, Operation::Diagnostics, async { Ok(Response::new(in_force(control()?.in_force()))) }).await
+    }
+
+    async fn set_log_filter(
+        &self,
+        request: Request<proto::SetLogFilterRequest>,
+    ) -> Result<Response<proto::LogFilter>, Status> {
+        let proto::SetLogFilterRequest { filter, lasts_ms } = request.into_inner();
+        observe(&self.context, Operation::Diagnostics, async {
+            if lasts_ms > LASTS_MS_MAX {
+                return Err(BrokerError::invalid("lasts_ms", lasts_ms, &format!("must be at most {LASTS_MS_MAX}")));
+            }
+            let lasts = (lasts_ms > 0).then(|| Duration::from_millis(lasts_ms));
+            let shown: String = filter.chars().take(200).collect();
+            let set = control()?.set(&filter, lasts);
+            let set = set.map_err(|error| BrokerError::invalid("filter", format!("{shown:?}"), &error.to_string()))?;
+            Ok(Response::new(in_force(set)))
+        })
+        .await
+    }
+
+    type GetDiagnosticsStream = BoxStream<'static, Result<proto::DiagnosticsPart, Status>>;
+
+    async fn get_diagnostics(
+        &self,
+        request: Request<proto::GetDiagnosticsRequest>,
+    ) -> Result<Response<Self::GetDiagnosticsStream>, Status> {
+        let log_bytes_max = match request.into_inner().log_bytes_max {
+            0 => usize::MAX,
+            bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
+        };
+        observe(&self.context, Operation::Diagnostics, async {
+            let files = diagnostics::files(&self.context.broker, &self.context.metrics, log_bytes_max).await;
+            // A file without contents is there, too.
+            let parts = files.into_iter().flat_map(|file| {
+                let mut rest = Bytes::from(file.contents);
+                let mut parts = vec![rest.split_to(rest.len().min(PART_BYTES))];
+                while !rest.is_empty() {
+                    parts.push(rest.split_to(rest.len().min(PART_BYTES)));
+                }
+                parts.into_iter().map(move |data| Ok(proto::DiagnosticsPart { file: file.name.to_owned(), data }))
+            });
+            Ok(Response::new(stream::iter(parts).boxed()))
+        })
+        .await
+    }
+}
+
+/// The logging of this process.
+fn control() -> Result<LogControl, BrokerError> {
+    logging::control()
+        .ok_or_else(|| BrokerError::new(Reason::Unavailable, "the log of this process is not the node's to change"))
+}
+
+fn in_force(filter: FilterInForce) -> proto::LogFilter {
+    proto::LogFilter {
+        filter: filter.filter,
+        configured: filter.configured,
+        remaining_ms: filter.remaining.map_or(0, |left| (left.as_millis() as u64).max(1)),
+    }
+}
