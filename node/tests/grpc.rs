@@ -252,7 +252,7 @@ async fn a_produce_stream_stops_reading_while_its_client_takes_no_answers() {
     let mut last = usize::MAX;
     while last != sent.load(std::sync::atomic::Ordering::Relaxed) {
         last = sent.load(std::sync::atomic::Ordering::Relaxed);
-        node.reaches("chronicle_records_appended_total", 1.0).await;
+        node.reaches("chronicle_records_appended_total{listener=\"grpc\"}", 1.0).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert!(last < 2000, "all requests were read although no answer was taken");

@@ -55,8 +55,8 @@ async fn metrics_are_served_as_text_and_nothing_else_is() {
     let text = response.text().await.unwrap();
     for line in [
         r#"chronicle_requests_total{listener="http",operation="produce",outcome="OK"} 1"#,
-        "chronicle_received_bytes_total 3",
-        "chronicle_records_appended_total 1",
+        "chronicle_received_bytes_total{listener=\"http\"} 3",
+        "chronicle_records_appended_total{listener=\"http\"} 1",
         "chronicle_connections_open 1",
         "chronicle_topics 1.0",
         "# TYPE chronicle_log_flush_seconds histogram",

@@ -190,6 +190,26 @@ mod tests {
     }
 
     #[test]
+    fn the_commands_in_runbooks_are_commands() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations");
+        let pages = [folder.to_owned(), format!("{folder}/runbooks")].map(|folder| std::fs::read_dir(folder).unwrap());
+        let mut commands = 0;
+        for page in pages.into_iter().flatten().map(|entry| entry.unwrap().path()) {
+            if page.extension().is_none_or(|extension| extension != "md") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&page).unwrap();
+            for line in text.lines().filter(|line| line.starts_with("chronicle ")) {
+                commands += 1;
+                if let Err(error) = Cli::try_parse_from(line.split(' ')) {
+                    panic!("{}: {line}: {error}", page.display());
+                }
+            }
+        }
+        assert!(commands > 20, "only {commands} commands found");
+    }
+
+    #[test]
     fn every_command_takes_the_global_options() {
         for command in [
             "topic list",
