@@ -50,7 +50,8 @@ fn scraped(text: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
             };
             found.insert(name, (kind.to_owned(), BTreeSet::new()));
         } else if let Some((series, labels)) = line.split_once('{') {
-            let series = ["_bucket", "_count", "_sum"].iter().find_map(|end| series.strip_suffix(end)).unwrap_or(series);
+            let series =
+                ["_bucket", "_count", "_sum"].iter().find_map(|end| series.strip_suffix(end)).unwrap_or(series);
             let labels = labels.split('}').next().unwrap_or_default();
             let names = labels.split(',').filter_map(|label| label.split_once('=')).map(|(name, _)| name.to_owned());
             if let Some((_, known)) = found.get_mut(series) {
@@ -72,7 +73,11 @@ async fn every_metric_of_a_node_is_documented_and_the_other_way_round() -> Resul
     let mut groups = GroupsClient::new(api::connect(node.address()).await?);
     let offset = v1::GroupOffset { topic: "default".into(), partition: 0, offset: 1, ..Default::default() };
     groups
-        .commit_offsets(v1::CommitOffsetsRequest { group: "readers".into(), offsets: vec![offset], ..Default::default() })
+        .commit_offsets(v1::CommitOffsetsRequest {
+            group: "readers".into(),
+            offsets: vec![offset],
+            ..Default::default()
+        })
         .await?;
     let wanted = "chronicle_group_lag_records{group=\"readers\",topic=\"default\"} 2.0\n";
     let deadline = Instant::now() + PATIENCE;

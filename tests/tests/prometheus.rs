@@ -131,7 +131,10 @@ async fn a_real_prometheus_scrapes_a_cluster_evaluates_the_rules_and_sees_a_dead
 
     let healthy = async |p: &Prometheus| {
         let rules = p.ask("rules", &[]).await?;
-        let rules: Vec<Value> = rules["groups"].as_array().context("there are groups")?.iter()
+        let rules: Vec<Value> = rules["groups"]
+            .as_array()
+            .context("there are groups")?
+            .iter()
             .flat_map(|group| group["rules"].as_array().cloned().unwrap_or_default())
             .collect();
         ensure!(rules.len() >= 10, "{} rules", rules.len());
@@ -143,7 +146,9 @@ async fn a_real_prometheus_scrapes_a_cluster_evaluates_the_rules_and_sees_a_dead
     };
     prometheus.until("every rule evaluates", healthy).await?;
     for name in ["ChronicleNodeDown", "ChronicleUnderReplicated", "ChronicleNoQuorum"] {
-        prometheus.until(name, async |p| Ok(ensure!(p.alert(name).await? == "inactive", "{name} is not inactive"))).await?;
+        prometheus
+            .until(name, async |p| Ok(ensure!(p.alert(name).await? == "inactive", "{name} is not inactive")))
+            .await?;
     }
     every_query_of_the_dashboards_is_answered(&prometheus).await?;
 

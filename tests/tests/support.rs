@@ -135,7 +135,11 @@ async fn a_bundle_has_what_every_live_node_says_and_notes_the_dead_one() -> Resu
         ("topics.txt", "orders"),
         ("problems.txt", &format!("node node-{dead}: ")),
     ] {
-        ensure!(files.get(file).is_some_and(|text| text.contains(wanted)), "{file}: no {wanted:?}: {:?}", files.get(file));
+        ensure!(
+            files.get(file).is_some_and(|text| text.contains(wanted)),
+            "{file}: no {wanted:?}: {:?}",
+            files.get(file)
+        );
     }
     for number in 0..3 {
         let of = |file: &str| {

@@ -52,13 +52,22 @@ impl Broker {
         if !self.inner.env.placement(id).is_some_and(|placement| placement.holds(self.inner.env.node())) {
             return Peek::Elsewhere;
         }
+        if let Some(partition) = self.open_partition(topic, partition) {
+            let next = partition.progress().borrow().next_offset as i64;
+            return Peek::Open { earliest: partition.log_start() as i64, next };
+        }
         match self.inner.slots.read().get(&id).map(|slot| slot.state()) {
-            Some(SlotState::Active(partition)) if partition.failure().is_none() => Peek::Open {
-                earliest: partition.log_start() as i64,
-                next: partition.progress().borrow().next_offset as i64,
-            },
             Some(SlotState::Dormant) | None => Peek::Asleep,
             Some(_) => Peek::Elsewhere,
+        }
+    }
+
+    /// A partition that is open here. It does not count as used.
+    pub(crate) fn open_partition(&self, topic: &Topic, partition: i32) -> Option<Arc<Partition>> {
+        let id = LogId { topic: topic.id, partition: partition as u32 };
+        match self.inner.slots.read().get(&id)?.state() {
+            SlotState::Active(partition) if partition.failure().is_none() => Some(partition),
+            _ => None,
         }
     }
 

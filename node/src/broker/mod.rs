@@ -46,7 +46,7 @@ use crate::config::Config;
 use crate::controller::{Controller, unknown_topic};
 use crate::discovery::Discovery;
 use crate::membership::{JoinRefusal, Membership};
-use crate::partition::{Answer, Environment, Partition, Slot, SlotState, ask_group};
+use crate::partition::{Answer, Environment, Partition, Slot, ask_group};
 
 /// How often the controller group is looked at for a failure.
 const FAILURE_CHECK: std::time::Duration = std::time::Duration::from_millis(500);

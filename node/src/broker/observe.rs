@@ -1,7 +1,6 @@
 //! The broker as metrics and support bundles see it. Read at scrape time: no partition is woken by being looked at.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Serialize;

@@ -84,6 +84,16 @@ impl Backing {
         self.broker.peek(topic, number)
     }
 
+    /// Reads the groups of a partition if it is open here; it counts as unused all the same.
+    pub(super) fn look_if_open<R>(
+        &self,
+        topic: &Topic,
+        number: i32,
+        read: impl FnOnce(&GroupTable) -> R,
+    ) -> Option<R> {
+        look(&*self.broker.open_partition(topic, number)?, read).ok()
+    }
+
     /// A partition of the internal topic that this node leads.
     ///
     /// # Errors

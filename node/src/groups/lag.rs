@@ -6,7 +6,7 @@
 //!   replica here is asked of its leader, less and less often while nothing changes.
 //! - A round makes at most [`ASKS_MAX`] calls of each kind, so that it ends; what is left has its turn in the next rounds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::backing::now_ms;
 use super::offsets::valid_offsets;
-use super::{Groups, Inner};
+use super::{GroupTable, Groups, Inner};
 use crate::broker::{Peek, Topic};
 
 /// Most partitions that are asked for their end, and most records that are read for their time, in one round.
@@ -104,12 +104,23 @@ pub(super) async fn measure(inner: Arc<Inner>, every: Duration) {
     }
 }
 
+/// The offsets of all groups of a table whose topics are still there.
+fn offsets_of(inner: &Inner, table: &GroupTable) -> Vec<(Place, i64)> {
+    let mut offsets = Vec::new();
+    for (name, record) in table.iter() {
+        let valid = valid_offsets(&inner.backing, record).into_iter();
+        offsets.extend(valid.map(|((topic, partition), one)| ((name.clone(), topic, partition), one.offset)));
+    }
+    offsets
+}
+
 impl Memory {
     async fn round(&mut self, inner: &Inner, every: Duration) {
         let Some(topic) = inner.backing.groups_topic() else { return };
         self.see_groups(inner, &topic).await;
         let places: Vec<(Place, i64)> = self.groups.values().flatten().cloned().collect();
-        self.committed.retain(|place, _| places.iter().any(|(at, _)| at == place));
+        let known: HashSet<&Place> = places.iter().map(|(place, _)| place).collect();
+        self.committed.retain(|place, _| known.contains(place));
         self.see_ends(inner, &places, every).await;
         self.see_times(inner, &places).await;
         *inner.lags.lock() = self.lags(&places, now_ms());
@@ -122,21 +133,16 @@ impl Memory {
                 self.groups.remove(&number);
                 continue;
             }
-            if self.groups.contains_key(&number) && matches!(inner.backing.peek(topic, number), Peek::Asleep) {
-                continue;
-            }
-            let Ok(lead) = inner.backing.lead(topic, number).await else { continue };
-            let offsets = lead.read(|table| {
-                let of = |(name, record): (&String, &_)| {
-                    let valid = valid_offsets(&inner.backing, record).into_iter();
-                    let name = name.clone();
-                    valid.map(move |((topic, partition), one)| ((name.clone(), topic, partition), one.offset))
-                };
-                table.iter().flat_map(of).collect::<Vec<_>>()
-            });
-            if let Ok(offsets) = offsets {
-                self.groups.insert(number, offsets);
-            }
+            let offsets = |table: &GroupTable| offsets_of(inner, table);
+            let seen = match inner.backing.look_if_open(topic, number, offsets) {
+                Some(seen) => seen,
+                None if self.groups.contains_key(&number) => continue,
+                None => match inner.backing.lead(topic, number).await.and_then(|lead| lead.read(offsets)) {
+                    Ok(seen) => seen,
+                    Err(_) => continue,
+                },
+            };
+            self.groups.insert(number, seen);
         }
     }
 

@@ -65,7 +65,8 @@ fn partitions(samples: &mut Samples, broker: &Broker) {
     }
     let roles = [("leader", totals.leading), ("follower", totals.following), ("leaderless", totals.leaderless)];
     for (role, count) in roles {
-        let help = "Open partitions on this node by what it is to them; leaderless: an election is under way or cannot be won";
+        let help =
+            "Open partitions on this node by what it is to them; leaderless: an election is under way or cannot be won";
         samples.gauge_of("raft_groups", help, &[("role", role.to_owned())], count as f64);
     }
     samples.gauge("raft_term_max", "Highest raft term of an open partition", totals.term_max as f64);

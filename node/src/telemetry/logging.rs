@@ -100,7 +100,7 @@ pub fn init(config: &LogConfig) -> Result<(), LoggingError> {
 fn build<W>(
     config: &LogConfig,
     writer: W,
-) -> Result<(LogControl, impl Subscriber + Send + Sync + use<W>), LoggingError>
+) -> Result<(LogControl, impl Subscriber + for<'a> LookupSpan<'a> + Send + Sync + use<W>), LoggingError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -132,9 +132,7 @@ where
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
-    EnvFilter::builder()
-        .parse(filter)
-        .map_err(|source| LoggingError::Filter { filter: filter.to_owned(), source })
+    EnvFilter::builder().parse(filter).map_err(|source| LoggingError::Filter { filter: filter.to_owned(), source })
 }
 
 impl LogControl {
@@ -253,15 +251,9 @@ where
     N: for<'a> FormatFields<'a> + 'static,
     F: FormatEvent<S, N> + AddTraceId,
 {
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let trace = context
-            .lookup_current()
-            .and_then(|span| span.scope().find_map(|span| trace_id_of(&span.extensions())));
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let trace =
+            context.lookup_current().and_then(|span| span.scope().find_map(|span| trace_id_of(&span.extensions())));
         let Some(id) = trace else { return self.0.format_event(context, writer, event) };
         let mut line = String::new();
         self.0.format_event(context, Writer::new(&mut line), event)?;
@@ -297,7 +289,10 @@ mod tests {
         assert_eq!(control.in_force().filter, "info", "a filter that does not parse changes nothing");
         // Time goes on by itself when there is nothing else to do.
         let _ = tokio::time::timeout(Duration::from_secs(61), control.expire()).await;
-        assert_eq!(control.in_force(), FilterInForce { filter: "warn".into(), configured: "warn".into(), remaining: None });
+        assert_eq!(
+            control.in_force(),
+            FilterInForce { filter: "warn".into(), configured: "warn".into(), remaining: None }
+        );
         tracing::info!("third");
         tracing::warn!("fourth");
         let lines = control.recent(usize::MAX);

@@ -230,7 +230,11 @@ impl Metrics {
             Unit::Bytes,
             inner.sent_bytes.family.clone(),
         );
-        registry.register("records_appended", "Records acknowledged to producers", inner.records_appended.family.clone());
+        registry.register(
+            "records_appended",
+            "Records acknowledged to producers",
+            inner.records_appended.family.clone(),
+        );
         registry.register("records_read", "Records given to readers", inner.records_read.family.clone());
         registry.register("connections_open", "Open connections on the data port", inner.connections_open.clone());
         registry.register(

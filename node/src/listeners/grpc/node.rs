@@ -37,7 +37,8 @@ impl Node for NodeService {
         &self,
         _request: Request<proto::GetLogFilterRequest>,
     ) -> Result<Response<proto::LogFilter>, Status> {
-        observe(&self.context, Operation::Diagnostics, async { Ok(Response::new(in_force(control()?.in_force()))) }).await
+        observe(&self.context, Operation::Diagnostics, async { Ok(Response::new(in_force(control()?.in_force()))) })
+            .await
     }
 
     async fn set_log_filter(
