@@ -85,12 +85,7 @@ impl Backing {
     }
 
     /// Reads the groups of a partition if it is open here; it counts as unused all the same.
-    pub(super) fn look_if_open<R>(
-        &self,
-        topic: &Topic,
-        number: i32,
-        read: impl FnOnce(&GroupTable) -> R,
-    ) -> Option<R> {
+    pub(super) fn look_if_open<R>(&self, topic: &Topic, number: i32, read: impl FnOnce(&GroupTable) -> R) -> Option<R> {
         look(&*self.broker.open_partition(topic, number)?, read).ok()
     }
 

@@ -62,19 +62,11 @@ impl Context {
     }
 
     /// Appends wherever the partition is led, and waits.
-    pub(crate) async fn produce_anywhere(
-        &self,
-        listener: Listener,
-        request: Produce,
-    ) -> Result<Produced, BrokerError> {
+    pub(crate) async fn produce_anywhere(&self, listener: Listener, request: Produce) -> Result<Produced, BrokerError> {
         self.appended(listener, self.broker.produce_anywhere(request).await)
     }
 
-    fn appended(
-        &self,
-        listener: Listener,
-        produced: Result<Produced, BrokerError>,
-    ) -> Result<Produced, BrokerError> {
+    fn appended(&self, listener: Listener, produced: Result<Produced, BrokerError>) -> Result<Produced, BrokerError> {
         let produced = produced?;
         self.metrics.appended(listener, produced.record_count.max(0) as usize);
         Ok(produced)

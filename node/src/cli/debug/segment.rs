@@ -22,7 +22,7 @@ use crate::cli::output::Format;
 use crate::cli::time::format_rfc3339;
 
 #[derive(Debug, Args)]
-pub(super) struct SegmentArgs {
+pub(in crate::cli) struct SegmentArgs {
     /// Segment files.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
