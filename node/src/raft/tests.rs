@@ -73,8 +73,8 @@ impl StoreBuilder<TypeConfig, LogStorage, MachineStore<Journal>, (Arc<Store>, Te
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Arc::new(RealDisk), dir.path(), StoreConfig::default()).unwrap();
         let log = store.open_log(LOG, LogConfig::default()).unwrap();
-        let storage = LogStorage::open(store.clone(), log.clone(), LOG).unwrap();
-        let machine = MachineStore::open(log, Journal::default()).unwrap();
+        let storage = LogStorage::open(store.clone(), log.clone(), LOG, Default::default()).unwrap();
+        let machine = MachineStore::open(log, Journal::default(), Default::default()).unwrap();
         Ok(((store, dir), storage, machine))
     }
 }
