@@ -32,6 +32,9 @@ use super::{Me, NODE_REMOVED, Purpose, address, channel, client};
 /// `raft::LEASE_READ`.
 pub(crate) const REFUSED_AFTER: Duration = Duration::from_millis(200);
 
+/// Which of a peer's beats are answered when it is sent beats anyway.
+const ANSWER_EVERY: u64 = 5;
+
 /// How peers are watched.
 #[derive(Debug, Clone, Copy)]
 pub struct LivenessConfig {
@@ -65,6 +68,8 @@ struct Peer {
     refused: bool,
     boot: u64,
     alive: bool,
+    /// This node's own beats have a stream to it.
+    beating: bool,
     /// It should lead nothing for the moment.
     unfit: bool,
     /// When it was last found dead.
@@ -125,6 +130,19 @@ impl Liveness {
     /// What this node says of itself.
     pub(super) fn own_beat(&self, sequence: u64) -> BeatMessage {
         BeatMessage { sequence, boot: self.config.boot, leaving: false, unfit: self.is_unfit() }
+    }
+
+    /// The answer to a beat. A peer that gets this node's own beats needs only so many answers as tell it that its stream is
+    /// not stuck: one in five.
+    pub(super) fn answer(&self, node: u64, sequence: u64) -> Option<BeatMessage> {
+        let beating = self.peers.lock().get(&node).is_some_and(|peer| peer.beating);
+        (!beating || sequence % ANSWER_EVERY == 0).then(|| self.own_beat(sequence))
+    }
+
+    fn set_beating(&self, node: u64, beating: bool) {
+        if let Some(peer) = self.peers.lock().get_mut(&node) {
+            peer.beating = beating;
+        }
     }
 
     /// The start of the peer's process that was last heard of; 0: none.
@@ -269,7 +287,9 @@ impl Liveness {
         let told = Told::default();
         loop {
             tick.tick().await;
-            match self.stream(me, node, &at, &connector).await {
+            let ended = self.stream(me, node, &at, &connector).await;
+            self.set_beating(node, false);
+            match ended {
                 Ok(()) => {}
                 Err(Silence::Refused(why)) if told.is_news(&why) => {
                     tracing::warn!(node, address = at, why, "this node is refused");
@@ -295,6 +315,7 @@ impl Liveness {
         let opening = timeout(self.config.suspect_after, client.beat(request)).await;
         let answers = opening.map_err(|_| Silence::Broken("no answer in time".into()))?;
         let mut answers = answers.map_err(|status| self.silence(&status))?.into_inner();
+        self.set_beating(node, true);
         let mut tick = interval(self.config.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sequence = 0;
@@ -372,7 +393,16 @@ enum Silence {
 
 impl Peer {
     fn new(now: Instant) -> Self {
-        Self { last_heard: None, refused: false, boot: 0, alive: false, unfit: false, dead_since: None, since: now }
+        Self {
+            last_heard: None,
+            refused: false,
+            boot: 0,
+            alive: false,
+            beating: false,
+            unfit: false,
+            dead_since: None,
+            since: now,
+        }
     }
 }
 

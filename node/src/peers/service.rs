@@ -256,7 +256,9 @@ impl Peer for PeerServer {
                     continue;
                 }
                 liveness.beat(from, &beat);
-                let _ = answers.try_send(Ok(liveness.own_beat(beat.sequence)));
+                if let Some(answer) = liveness.answer(from, beat.sequence) {
+                    let _ = answers.try_send(Ok(answer));
+                }
             }
         });
         Ok(Response::new(ReceiverStream::new(outgoing).boxed()))
