@@ -136,7 +136,7 @@ impl Liveness {
     /// not stuck: one in five.
     pub(super) fn answer(&self, node: u64, sequence: u64) -> Option<BeatMessage> {
         let beating = self.peers.lock().get(&node).is_some_and(|peer| peer.beating);
-        (!beating || sequence % ANSWER_EVERY == 0).then(|| self.own_beat(sequence))
+        (!beating || sequence.is_multiple_of(ANSWER_EVERY)).then(|| self.own_beat(sequence))
     }
 
     fn set_beating(&self, node: u64, beating: bool) {

@@ -30,7 +30,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
         };
         let mut places = Vec::new();
         for topic in TOPICS {
-            cluster.create_topic(topic, 1, 3, Some(settings.clone())).await?;
+            cluster.create_topic(topic, 1, 3, Some(settings)).await?;
             let leader = cluster.leader(topic, 0).await?;
             places.push(Place { address: cluster.node(leader).address(), topic });
         }
