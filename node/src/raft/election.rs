@@ -170,7 +170,7 @@ impl<M: Machine> Group<M> {
     }
 
     /// Asks the voters whether they would elect this node, and stands for election if a majority would. Answers whether it
-    /// did, once somebody leads or the votes have had [`VOTE_PATIENCE`] to arrive; who leads then shows in [`Group::roles`].
+    /// did, once somebody leads or the votes have had 200 ms to arrive; who leads then shows in [`Group::roles`].
     ///
     /// One at a time: a second election would make void the votes that are on their way for the first. Whoever calls
     /// meanwhile hears `false` at once.
