@@ -249,7 +249,7 @@ impl Worker {
                 () = self.receive(), if !self.closed => {}
                 () = until(lingering), if lingering.is_some() => self.linger_until = None,
                 () = until(expires), if expires.is_some() => {
-                    let why = "no answer within the delivery timeout";
+                    let why = self.attempts.unanswered("no answer within the delivery timeout");
                     let error = ClientError::new(ErrorKind::Transport { sent: true }, "DEADLINE_EXCEEDED", why);
                     return Ok(Some(self.judge(error)));
                 }
