@@ -32,7 +32,8 @@ pub fn context_of(record: &StoredRecord) -> Context {
         let found = record.headers.iter().rev().find(|header| header.key == name)?;
         std::str::from_utf8(found.value.as_deref()?).ok()
     };
-    let parent = header(w3c::TRACEPARENT).and_then(|text| w3c::parse(text, header(w3c::TRACESTATE).unwrap_or_default()));
+    let parent =
+        header(w3c::TRACEPARENT).and_then(|text| w3c::parse(text, header(w3c::TRACESTATE).unwrap_or_default()));
     match parent {
         Some(parent) => Context::new().with_remote_span_context(parent),
         None => Context::new(),

@@ -133,7 +133,10 @@ fn unknown_keys_are_refused_in_every_layer() {
     let error = from_environment(&[("CHRONICLE_STORAGE__BARIER", "auto")]).unwrap_err();
     assert!(error.contains("storage.barier (from environment variable CHRONICLE_STORAGE__BARIER)"), "{error}");
     let error = from_environment(&[("CHRONICLE_DATA_DIR", "/x")]).unwrap_err();
-    assert!(error.contains("known groups are cluster, limits, listeners, log, node, partitions, storage, telemetry"), "{error}");
+    assert!(
+        error.contains("known groups are cluster, limits, listeners, log, node, partitions, storage, telemetry"),
+        "{error}"
+    );
     let error = from_settings(&["storage=1"]).unwrap_err();
     assert!(error.starts_with("storage (from --set): there is no such field"), "{error}");
 }

@@ -82,7 +82,8 @@ impl Config {
 
 fn validate_traces(traces: &TracesConfig) -> Result<(), InvalidConfig> {
     let TracesConfig { endpoint, sampling_ratio, .. } = traces;
-    let is_url = ["http://", "https://"].iter().any(|scheme| endpoint.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+    let is_url =
+        ["http://", "https://"].iter().any(|scheme| endpoint.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
     let why = "must be http://HOST:PORT, https://HOST:PORT or empty";
     rule("telemetry.traces.endpoint", endpoint, endpoint.is_empty() || is_url, why)?;
     let ratio = sampling_ratio.get();

@@ -157,7 +157,8 @@ async fn lead(group: &Group<Journal>) -> super::LeaderTerm {
 
 async fn propose(group: &Group<Journal>, leader: super::LeaderTerm, text: &str) -> Result<Bytes, ProposeError> {
     let (tx, rx) = tokio::sync::oneshot::channel();
-    let proposal = Proposal { record_count: 1, max_timestamp: 0, payload: Bytes::copy_from_slice(text.as_bytes()), trace: None };
+    let proposal =
+        Proposal { record_count: 1, max_timestamp: 0, payload: Bytes::copy_from_slice(text.as_bytes()), trace: None };
     group.propose(leader, proposal, move |result| tx.send(result).unwrap()).await.unwrap();
     rx.await.unwrap()
 }

@@ -124,13 +124,8 @@ mod tests {
     use super::*;
 
     fn told(index: u64, span: u64) -> proto::TracedEntry {
-        let context = SpanContext::new(
-            TraceId::from(7),
-            SpanId::from(span),
-            TraceFlags::SAMPLED,
-            true,
-            TraceState::default(),
-        );
+        let context =
+            SpanContext::new(TraceId::from(7), SpanId::from(span), TraceFlags::SAMPLED, true, TraceState::default());
         proto::TracedEntry { index, parent: encode(&context) }
     }
 

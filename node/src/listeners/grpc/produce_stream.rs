@@ -161,11 +161,7 @@ impl Pipeline {
         self.waiting.push_back(Waiting { outcome, place: Place { bytes, began, trace } });
     }
 
-    fn answer(
-        &mut self,
-        result: Result<Produced, BrokerError>,
-        place: Place,
-    ) -> proto::ProduceStreamResponse {
+    fn answer(&mut self, result: Result<Produced, BrokerError>, place: Place) -> proto::ProduceStreamResponse {
         let Place { bytes, began, trace } = place;
         self.bytes -= bytes;
         self.ticket.release(bytes);

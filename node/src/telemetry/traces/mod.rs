@@ -142,7 +142,13 @@ pub(crate) fn describe(attributes: impl FnOnce() -> Vec<KeyValue>) {
 }
 
 /// Makes the span of a stage that is over.
-fn stage(parent: &SpanContext, name: &'static str, began: SystemTime, ended: SystemTime, more: impl FnOnce(&mut SpanBuilder)) {
+fn stage(
+    parent: &SpanContext,
+    name: &'static str,
+    began: SystemTime,
+    ended: SystemTime,
+    more: impl FnOnce(&mut SpanBuilder),
+) {
     let Some(state) = STATE.get() else { return };
     let mut builder = SpanBuilder::from_name(name).with_kind(SpanKind::Internal).with_start_time(began);
     more(&mut builder);

@@ -32,7 +32,8 @@ impl Settings {
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, TracesError> {
         // Set but empty is not set, says the standard.
-        let variable = |name: &'static str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let variable =
+            |name: &'static str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         let off = variable("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"));
         if off || variable("OTEL_TRACES_EXPORTER").is_some_and(|text| text == "none") {
             return Ok(None);
@@ -44,8 +45,11 @@ impl Settings {
                 _ => Err(TracesError::Variable { name, value: text, rule: "must be a whole number, at least 1" }),
             },
         };
-        let protocol = variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").map(|text| ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", text));
-        let protocol = match protocol.or_else(|| Some(("OTEL_EXPORTER_OTLP_PROTOCOL", variable("OTEL_EXPORTER_OTLP_PROTOCOL")?))) {
+        let protocol =
+            variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").map(|text| ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", text));
+        let protocol = match protocol
+            .or_else(|| Some(("OTEL_EXPORTER_OTLP_PROTOCOL", variable("OTEL_EXPORTER_OTLP_PROTOCOL")?)))
+        {
             None => config.protocol,
             Some((name, text)) => match text.as_str() {
                 "grpc" => TracesProtocol::Grpc,
@@ -79,7 +83,10 @@ impl Settings {
     }
 }
 
-fn sampling(config: &TracesConfig, variable: &impl Fn(&'static str) -> Option<String>) -> Result<Sampling, TracesError> {
+fn sampling(
+    config: &TracesConfig,
+    variable: &impl Fn(&'static str) -> Option<String>,
+) -> Result<Sampling, TracesError> {
     let ratio = match variable("OTEL_TRACES_SAMPLER_ARG") {
         None => None,
         Some(text) => match text.parse::<f64>() {
