@@ -152,3 +152,81 @@ pub(crate) fn of_request<'a>(items: impl Iterator<Item = &'a Sending> + Clone) -
         tracestate: w3c::tracestate(&context).unwrap_or_default(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    const QUIET: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+
+    /// Sends a record while this span is active; the application has no tracer provider. Answers the record's headers and the
+    /// request's span.
+    fn sent(active: Option<&str>, record: Record) -> (Vec<(String, String)>, Option<String>) {
+        let remote = active.map(|text| w3c::parse(text, "a=b").unwrap());
+        let _active = remote.map(|remote| Context::new().with_remote_span_context(remote).attach());
+        let mut records = [record];
+        let sending = Sending::start(&Partition::new("t", 0), &mut records);
+        let request = of_request(sending.iter().map(|sending| &**sending));
+        let text = |value: Option<bytes::Bytes>| String::from_utf8(value.unwrap().to_vec()).unwrap();
+        let headers = records[0].headers.clone().into_iter().map(|(name, value)| (name, text(value))).collect();
+        (headers, request.map(|request| request.traceparent))
+    }
+
+    #[test]
+    fn outside_any_span_nothing_is_added() {
+        assert_eq!(sent(None, Record::value("x")), (Vec::new(), None));
+    }
+
+    #[test]
+    fn a_sampled_span_goes_with_the_record_and_the_request() {
+        let (headers, request) = sent(Some(SAMPLED), Record::value("x"));
+        let expected = [("traceparent", SAMPLED), ("tracestate", "a=b")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!((headers, request.as_deref()), (expected.to_vec(), Some(SAMPLED)));
+    }
+
+    #[test]
+    fn an_unsampled_span_tells_the_node_to_leave_the_request_alone_and_adds_nothing_to_records() {
+        assert_eq!(sent(Some(QUIET), Record::value("x")), (Vec::new(), Some(QUIET.to_owned())));
+    }
+
+    #[test]
+    fn a_record_that_has_a_context_keeps_it() {
+        let (headers, _) = sent(Some(SAMPLED), Record::value("x").header("traceparent", QUIET));
+        assert_eq!(headers, [("traceparent".to_owned(), QUIET.to_owned())]);
+    }
+
+    #[test]
+    fn of_many_items_the_first_sampled_one_is_told() {
+        let sending =
+            |text| Sending { context: Context::new().with_remote_span_context(w3c::parse(text, "").unwrap()) };
+        let other = SAMPLED.replace("00f067aa0ba902b7", "00f067aa0ba902b8");
+        let items = [sending(QUIET), sending(SAMPLED), sending(&other)];
+        assert_eq!(of_request(items.iter()).unwrap().traceparent, SAMPLED);
+        assert_eq!(of_request(items[..1].iter()).unwrap().traceparent, QUIET);
+        assert_eq!(of_request([].iter()), None);
+    }
+
+    #[test]
+    fn a_reader_gets_the_context_back_and_nothing_from_headers_that_are_none() {
+        let record = |value: Option<&'static str>| StoredRecord {
+            headers: vec![v1::Header { key: "traceparent".into(), value: value.map(Into::into) }],
+            ..StoredRecord::default()
+        };
+        let context = context_of(&record(Some(SAMPLED)));
+        assert_eq!(w3c::traceparent(context.span().span_context()), SAMPLED);
+        for malformed in [None, Some(""), Some("00-what")] {
+            assert!(!context_of(&record(malformed)).span().span_context().is_valid());
+        }
+    }
+
+    #[test]
+    fn calls_carry_the_active_span() {
+        let active = Context::new().with_remote_span_context(w3c::parse(SAMPLED, "a=b").unwrap()).attach();
+        let request = with_active_span(Request::new(())).unwrap();
+        assert_eq!(request.metadata().get("traceparent").unwrap(), SAMPLED);
+        assert_eq!(request.metadata().get("tracestate").unwrap(), "a=b");
+        drop(active);
+        assert!(with_active_span(Request::new(())).unwrap().metadata().is_empty());
+    }
+}

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Builds the collector that the trace test sends to, unless what is in the cache was built from the same sources by the same
 # Go, and prints its path as the only line on standard output.
-#
-# CHRONICLE_CACHE: where the program is kept (default: chronicle/collector in the user's cache folder).
+# It is kept in the user's cache folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -12,7 +11,7 @@ if ! command -v go >/dev/null 2>&1; then
   exit 1
 fi
 
-cache="${CHRONICLE_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/chronicle}/collector"
+cache="${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/chronicle/collector"
 key="$( (cat main.go go.mod go.sum; go version) | sha256sum | cut -c1-16)"
 program="$cache/collector-$key"
 if [ ! -x "$program" ]; then

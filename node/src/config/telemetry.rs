@@ -45,7 +45,7 @@ impl From<f64> for Ratio {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TracesConfig {
-    /// `http://HOST:PORT` of a collector, or `https://`. Empty: no traces. Default: empty.
+    /// `http://HOST:PORT` of a collector, or, with gRPC, `https://`. Empty: no traces. Default: empty.
     pub endpoint: String,
     /// Default: `grpc`.
     pub protocol: TracesProtocol,

@@ -1,6 +1,6 @@
 //! Ranges and relations that the types cannot say. Checked before anything is opened.
 
-use super::{ClusterConfig, Config, DiscoveryKind, TracesConfig};
+use super::{ClusterConfig, Config, DiscoveryKind, TracesConfig, TracesProtocol};
 use crate::broker::validate::is_topic_name;
 
 /// A field, its value, and the rule that it breaks.
@@ -81,11 +81,13 @@ impl Config {
 }
 
 fn validate_traces(traces: &TracesConfig) -> Result<(), InvalidConfig> {
-    let TracesConfig { endpoint, sampling_ratio, .. } = traces;
+    let TracesConfig { endpoint, protocol, sampling_ratio, .. } = traces;
     let is_url =
         ["http://", "https://"].iter().any(|scheme| endpoint.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
     let why = "must be http://HOST:PORT, https://HOST:PORT or empty";
     rule("telemetry.traces.endpoint", endpoint, endpoint.is_empty() || is_url, why)?;
+    let is_plain = !endpoint.starts_with("https://") || *protocol == TracesProtocol::Grpc;
+    rule("telemetry.traces.endpoint", endpoint, is_plain, "must be http:// with telemetry.traces.protocol http")?;
     let ratio = sampling_ratio.get();
     rule("telemetry.traces.sampling-ratio", ratio, (0.0..=1.0).contains(&ratio), "must be from 0 to 1")?;
     let queue = traces.queue_spans_max as u64;

@@ -93,18 +93,15 @@ impl LogStorage {
         self.shared.traced.clone()
     }
 
-    /// The sampled requests of entries that are about to be appended: of a proposal of this node, or as another node told.
-    fn sampled(&self, entries: &[RaftEntry]) -> Vec<Sampled> {
-        let sampled = |entry: &RaftEntry| {
-            let index = entry.log_id.index;
-            match &entry.payload {
-                EntryPayload::Normal(Proposal { trace: Some(trace), .. }) => {
-                    Some(Sampled { index, trace: trace.clone(), is_own: true })
-                }
-                _ => self.shared.traced.take(index).map(|told| Sampled { index, trace: told.trace, is_own: false }),
+    /// The sampled requests of an entry that is about to be appended: of a proposal of this node, or as another node told.
+    fn sampled(&self, entry: &RaftEntry) -> Option<Sampled> {
+        let index = entry.log_id.index;
+        match &entry.payload {
+            EntryPayload::Normal(Proposal { trace: Some(trace), .. }) => {
+                Some(Sampled { index, trace: trace.clone(), is_own: true })
             }
-        };
-        entries.iter().filter_map(sampled).collect()
+            _ => self.shared.traced.take(index).map(|told| Sampled { index, trace: told.trace, is_own: false }),
+        }
     }
 
     /// First index that raft may read.
@@ -239,10 +236,10 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries: Vec<RaftEntry> = entries.into_iter().collect();
         // Empty, and without an allocation, while nothing is sampled.
-        let sampled = self.sampled(&entries);
-        let entries: Vec<Entry> = entries.into_iter().map(to_entry).collect();
+        let mut sampled = Vec::new();
+        let look = |entry: &RaftEntry| sampled.extend(self.sampled(entry));
+        let entries: Vec<Entry> = entries.into_iter().inspect(look).map(to_entry).collect();
         if let Some(first) = entries.first() {
             // A log that holds nothing may begin anywhere; one that does, only goes on.
             let position = self.shared.log.position();

@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry_otlp::{ExporterBuildError, WithExportConfig};
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{ExporterBuildError, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
@@ -42,6 +43,9 @@ pub enum TracesError {
         /// Why.
         source: ExporterBuildError,
     },
+    /// The HTTP client of the exporter speaks no TLS.
+    #[error("endpoint of traces: {0}: must be http:// with the protocol http; https:// needs grpc")]
+    PlainHttp(String),
     /// Traces were started before in this process.
     #[error("telemetry.traces: this process sends traces already")]
     Started,
@@ -54,11 +58,15 @@ pub(super) type ClusterId = Arc<OnceLock<Uuid>>;
 pub(super) fn provider(settings: &Settings, node: &str) -> Result<(SdkTracerProvider, ClusterId), TracesError> {
     let Settings { endpoint, export_timeout, .. } = settings;
     let exporter = match settings.protocol {
-        TracesProtocol::Grpc => opentelemetry_otlp::SpanExporter::builder()
-            .with_tonic()
-            .with_endpoint(endpoint)
-            .with_timeout(*export_timeout)
-            .build(),
+        TracesProtocol::Grpc => {
+            let builder = opentelemetry_otlp::SpanExporter::builder().with_tonic();
+            let builder = builder.with_endpoint(endpoint).with_timeout(*export_timeout);
+            match endpoint.starts_with("https://") {
+                // Whom the system trusts, which `SSL_CERT_FILE` overrides.
+                true => builder.with_tls_config(ClientTlsConfig::new().with_enabled_roots()).build(),
+                false => builder.build(),
+            }
+        }
         TracesProtocol::Http => opentelemetry_otlp::SpanExporter::builder()
             .with_http()
             .with_endpoint(endpoint)

@@ -68,6 +68,9 @@ impl Settings {
             (None, None) if config.endpoint.is_empty() => return Ok(None),
             (None, None) => of_all_signals(config.endpoint.clone()),
         };
+        if protocol == TracesProtocol::Http && endpoint.starts_with("https://") {
+            return Err(TracesError::PlainHttp(endpoint));
+        }
         let timeout = number("OTEL_EXPORTER_OTLP_TIMEOUT", config.export_timeout_ms)?;
         let queue = number("OTEL_BSP_MAX_QUEUE_SIZE", config.queue_spans_max as u64)?;
         let batch = number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", config.batch_spans_max as u64)?;
