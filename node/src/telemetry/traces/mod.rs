@@ -36,7 +36,7 @@ use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tracing::Subscriber;
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::registry::LookupSpan;
 use uuid::Uuid;
 
@@ -96,7 +96,8 @@ impl Traces {
             .with_target(false)
             .with_level(false)
             .with_tracked_inactivity(false)
-            .with_filter(filter_fn(|metadata| metadata.target() == SPANS))
+            // All of them are of this level; without the hint every disabled event of the process would be looked at.
+            .with_filter(filter_fn(|metadata| metadata.target() == SPANS).with_max_level_hint(LevelFilter::ERROR))
     }
 
     /// Sends what is queued, for at most `telemetry.traces.shutdown-ms`, and stops.
