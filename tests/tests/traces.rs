@@ -183,3 +183,21 @@ async fn a_node_that_stops_sends_the_spans_that_are_left() -> Result<()> {
     ensure!(roots == 1, "{spans:#?}");
     cluster.finish()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_stops_in_time_although_its_collector_does_not_answer() -> Result<()> {
+    // Takes connections, and nothing from them.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let mut cluster = Cluster::of(1)
+        .set("telemetry.traces.endpoint", format!("http://{}", silent.local_addr()?))
+        .set("telemetry.traces.sampling-ratio", 1)
+        .set("telemetry.traces.shutdown-ms", 200)
+        .set("telemetry.traces.export-timeout-ms", 3_600_000)
+        .start()
+        .await?;
+    let answer = reqwest::Client::new().post(format!("http://{}/", cluster.node(0).address())).body("x").send().await?;
+    answer.error_for_status()?;
+    cluster.terminate(0)?;
+    ensure!(cluster.node(0).whole_log().contains("the last spans were not sent"), "{}", cluster.node(0).whole_log());
+    cluster.finish()
+}
