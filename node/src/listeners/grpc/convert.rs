@@ -530,6 +530,7 @@ mod tests {
                 expectation: Some(proto::Expectation {
                     expect: Some(proto::expectation::Expect::NextOffset(version)),
                 }),
+                ..Default::default()
             });
         }
     }
