@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn names_of_calls_do_not_grow_with_what_callers_make_up() {
-        let name = |is_grpc, method: &str, path| {
+        let name = |is_grpc: bool, method: &str, path: &str| {
             call_of(is_grpc, &method.parse().unwrap(), path).map(Cow::into_owned).unwrap_or_default()
         };
         assert_eq!(name(true, "POST", "/chronicle.v1.Log/Produce"), "Log/Produce");
