@@ -10,6 +10,9 @@
 //! - [`Consumer`] (`consumer.rs`): the records of a partition from a position on, across reconnects.
 //! - [`GroupConsumer`] (`group.rs`): topics shared out among the members of a consumer group, with remembered offsets.
 //!
+//! Where the application has an OpenTelemetry span active, calls carry it to the node, and records to whoever reads them
+//! ([`trace`]).
+//!
 //! Appends go to the leader of the partition and reads to its followers, wherever they are at the time; after a fail-over,
 //! an idempotent producer goes on exactly where it was.
 //!
@@ -47,6 +50,7 @@ mod producer;
 mod record;
 mod resolver;
 mod retry;
+pub mod trace;
 
 pub use chronicle_proto::v1;
 pub use client::Client;

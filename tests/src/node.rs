@@ -92,7 +92,8 @@ impl Setup {
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
         let (section, field) = path.split_once('.').expect("a path has a section and a field");
         let section = self.settings.entry(section).or_insert_with(|| json!({}));
-        section[field] = value.into();
+        // Groups within the section come to be on the way.
+        *field.split('.').fold(section, |group, name| &mut group[name]) = value.into();
         self
     }
 

@@ -25,6 +25,7 @@ use bytes::BytesMut;
 use chronicle_log::{LogId, Store};
 use chronicle_proto::internal::group_request::Ask;
 use chronicle_records::BatchHeader;
+use opentelemetry::KeyValue;
 use parking_lot::RwLock;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -41,6 +42,7 @@ use crate::controller::{Controller, unknown_topic};
 use crate::discovery::Discovery;
 use crate::membership::{JoinRefusal, Membership};
 use crate::partition::{Answer, Environment, Partition, Slot, SlotState, ask_group};
+use crate::telemetry::traces;
 
 /// How often the controller group is looked at for a failure.
 const FAILURE_CHECK: std::time::Duration = std::time::Duration::from_millis(500);
@@ -131,6 +133,11 @@ impl Broker {
     /// The configuration in force.
     pub fn config(&self) -> &Config {
         &self.inner.config
+    }
+
+    /// The cluster that the node is part of, once it is.
+    pub fn cluster(&self) -> Option<uuid::Uuid> {
+        self.inner.env.peers.me().map(|me| me.cluster)
     }
 
     /// The data directory, for its metrics.
@@ -225,6 +232,14 @@ impl Broker {
 
     /// Gives a checked append its place in the queue of its partition, which this node must lead.
     async fn queue(&self, append: Admitted) -> Result<PendingProduce, BrokerError> {
+        traces::describe(|| {
+            let TopicPartition { topic, partition } = &append.target;
+            vec![
+                KeyValue::new("messaging.destination.name", topic.clone()),
+                KeyValue::new("messaging.destination.partition.id", partition.to_string()),
+                KeyValue::new("messaging.batch.message_count", i64::from(append.header.record_count)),
+            ]
+        });
         self.inner.disk_space.check(&self.inner.store)?;
         let partition = self.lead(&append.topic, append.target.partition).await?;
         let answer = partition.submit(append.batch, append.header, append.expectation).await?;

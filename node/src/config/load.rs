@@ -250,6 +250,12 @@ fn from_text(path: &str, text: &str, default: &Value, origin: &str) -> Result<Va
         Value::Num(..) if path.contains("bytes") => {
             parse_bytes(text).ok_or("must be a number of bytes, such as 1048576 or 1MiB")
         }
+        Value::Num(_, Num::F64(_)) => {
+            let number = text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
+            let rule = "must be a number, such as 0.01";
+            let number = number.ok_or_else(|| ConfigError::new(path, show_text(text), origin, rule))?;
+            return Ok(Value::Num(Tag::Default, Num::from(number)));
+        }
         Value::Num(..) => text.trim().parse::<u64>().map_err(|_| "must be a whole number, not negative"),
         Value::Array(..) => {
             let elements = text.split(',').map(str::trim).filter(|element| !element.is_empty());

@@ -8,6 +8,7 @@
 //! documentation; docs/configuration.md contains it.
 
 mod load;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, Sources, field_paths, load};
+pub use telemetry::{Ratio, TelemetryConfig, TracesConfig, TracesProtocol};
 pub use validate::InvalidConfig;
 
 /// Every field with its documentation and its default, as YAML.
@@ -41,6 +43,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// What it says.
     pub log: LogConfig,
+    /// What it sends to others about itself.
+    pub telemetry: TelemetryConfig,
 }
 
 /// Who this node is.

@@ -40,12 +40,18 @@ fn the_sample_is_the_defaults_and_documents_every_field() {
     assert_eq!(from_file(SAMPLE).unwrap(), Config::default());
     let lines: Vec<&str> = SAMPLE.lines().collect();
     for path in field_paths() {
-        let (group, name) = path.split_once('.').unwrap();
-        let start = lines.iter().position(|line| *line == format!("{group}:")).expect(group);
-        let field = lines[start..].iter().position(|line| line.starts_with(&format!("  {name}: "))).expect(&path);
-        assert!(lines[start + field - 1].starts_with("  # "), "{path} has no comment");
+        let (groups, name) = path.rsplit_once('.').unwrap();
+        let (mut start, mut indent) = (0, String::new());
+        for group in groups.split('.') {
+            let inside = lines[start..].iter().position(|line| *line == format!("{indent}{group}:")).expect(&path);
+            start += inside;
+            indent.push_str("  ");
+        }
+        let field = lines[start..].iter().position(|line| line.starts_with(&format!("{indent}{name}: ")));
+        let field = field.expect(&path);
+        assert!(lines[start + field - 1].starts_with(&format!("{indent}# ")), "{path} has no comment");
         assert!(
-            lines[start + 1..start + field].iter().all(|line| line.starts_with("  ")),
+            lines[start + 1..start + field].iter().all(|line| line.starts_with(&indent)),
             "{path} is in another group"
         );
     }
@@ -127,7 +133,10 @@ fn unknown_keys_are_refused_in_every_layer() {
     let error = from_environment(&[("CHRONICLE_STORAGE__BARIER", "auto")]).unwrap_err();
     assert!(error.contains("storage.barier (from environment variable CHRONICLE_STORAGE__BARIER)"), "{error}");
     let error = from_environment(&[("CHRONICLE_DATA_DIR", "/x")]).unwrap_err();
-    assert!(error.contains("known groups are cluster, limits, listeners, log, node, partitions, storage"), "{error}");
+    assert!(
+        error.contains("known groups are cluster, limits, listeners, log, node, partitions, storage, telemetry"),
+        "{error}"
+    );
     let error = from_settings(&["storage=1"]).unwrap_err();
     assert!(error.starts_with("storage (from --set): there is no such field"), "{error}");
 }

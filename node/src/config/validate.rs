@@ -1,6 +1,6 @@
 //! Ranges and relations that the types cannot say. Checked before anything is opened.
 
-use super::{ClusterConfig, Config, DiscoveryKind};
+use super::{ClusterConfig, Config, DiscoveryKind, TracesConfig, TracesProtocol};
 use crate::broker::validate::is_topic_name;
 
 /// A field, its value, and the rule that it breaks.
@@ -21,7 +21,7 @@ impl Config {
     /// # Errors
     /// The first field that breaks a rule.
     pub fn validate(&self) -> Result<(), InvalidConfig> {
-        let Config { node, cluster, listeners, storage, partitions, limits, log } = self;
+        let Config { node, cluster, listeners, storage, partitions, limits, log, telemetry } = self;
         rule("node.name", &node.name, !node.name.trim().is_empty(), "must not be empty")?;
         let data_dir = node.data_dir.display();
         rule("node.data-dir", data_dir, !node.data_dir.as_os_str().is_empty(), "must not be empty")?;
@@ -72,10 +72,30 @@ impl Config {
         at_least("limits.decompressed-bytes-max", decompressed, "partitions.entry-bytes-max", entry)?;
         positive("limits.batch-records-max", limits.batch_records_max as u64)?;
 
+        validate_traces(&telemetry.traces)?;
+
         let parsed = tracing_subscriber::EnvFilter::builder().parse(&log.filter);
         let why = parsed.as_ref().err().map(|error| format!("must be a log filter: {error}")).unwrap_or_default();
         rule("log.filter", &log.filter, parsed.is_ok(), &why)
     }
+}
+
+fn validate_traces(traces: &TracesConfig) -> Result<(), InvalidConfig> {
+    let TracesConfig { endpoint, protocol, sampling_ratio, .. } = traces;
+    let is_url =
+        ["http://", "https://"].iter().any(|scheme| endpoint.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+    let why = "must be http://HOST:PORT, https://HOST:PORT or empty";
+    rule("telemetry.traces.endpoint", endpoint, endpoint.is_empty() || is_url, why)?;
+    let is_plain = !endpoint.starts_with("https://") || *protocol == TracesProtocol::Grpc;
+    rule("telemetry.traces.endpoint", endpoint, is_plain, "must be http:// with telemetry.traces.protocol http")?;
+    let ratio = sampling_ratio.get();
+    rule("telemetry.traces.sampling-ratio", ratio, (0.0..=1.0).contains(&ratio), "must be from 0 to 1")?;
+    let queue = traces.queue_spans_max as u64;
+    range("telemetry.traces.queue-spans-max", queue, 1, 1 << 20)?;
+    range("telemetry.traces.batch-spans-max", traces.batch_spans_max as u64, 1, queue)?;
+    positive("telemetry.traces.interval-ms", traces.interval_ms)?;
+    positive("telemetry.traces.export-timeout-ms", traces.export_timeout_ms)?;
+    positive("telemetry.traces.shutdown-ms", traces.shutdown_ms)
 }
 
 fn validate_cluster(cluster: &ClusterConfig, request: u64) -> Result<(), InvalidConfig> {

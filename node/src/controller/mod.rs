@@ -316,7 +316,7 @@ impl Controller {
     }
 
     async fn propose(&self, term: LeaderTerm, payload: Bytes) -> Result<Bytes, BrokerError> {
-        let proposal = Proposal { record_count: 1, max_timestamp: 0, payload };
+        let proposal = Proposal { record_count: 1, max_timestamp: 0, payload, trace: None };
         let (tx, rx) = tokio::sync::oneshot::channel();
         let done = move |result| {
             let _ = tx.send(result);

@@ -28,6 +28,7 @@ use super::machine::{PartitionMachine, Shared};
 use super::producers::{ProducerTable, Verdict};
 use crate::broker::{BrokerError, Expectation, Produced, Reason};
 use crate::raft::{Group, LeaderTerm, Proposal, ProposeError, ProposeResult};
+use crate::telemetry::traces::{EntryTrace, Queued};
 
 /// The answer of an append.
 pub type Answer = Result<Produced, BrokerError>;
@@ -75,6 +76,8 @@ pub(super) struct Append {
     pub reply: Reply,
     /// Its place in the queue's byte bound; free once it is proposed.
     pub permit: OwnedSemaphorePermit,
+    /// `None`: the request is not sampled.
+    pub trace: Option<Box<Queued>>,
 }
 
 /// What the sequencer works with.
@@ -182,6 +185,8 @@ struct Draft {
     records: u32,
     max_timestamp: i64,
     waiting: Vec<Waiting>,
+    /// The sampled requests in it.
+    sampled: Vec<Queued>,
 }
 
 impl Sequencer {
@@ -268,7 +273,7 @@ impl Sequencer {
 
     /// Judges one append: into the draft, or to its refusal.
     async fn take(&self, append: Append, tail: &mut Tail, draft: &mut Draft, last: &Option<Waiters>) {
-        let Append { mut batch, header, expectation, reply, permit } = append;
+        let Append { mut batch, header, expectation, reply, permit, trace } = append;
         let verdict = match tail.producers.judge(&header) {
             Verdict::Next => match expectation {
                 Some(expectation) => self.expect(&expectation, tail, draft, &header).await,
@@ -316,6 +321,7 @@ impl Sequencer {
         draft.records += header.record_count as u32;
         let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: false });
         draft.waiting.push(Waiting { reply, answer, in_log: true });
+        draft.sampled.extend(trace.map(|queued| *queued));
         drop(permit);
     }
 
@@ -411,6 +417,7 @@ impl Sequencer {
             record_count: draft.records,
             max_timestamp: draft.max_timestamp,
             payload: draft.payload.freeze(),
+            trace: EntryTrace::proposed(draft.sampled),
         };
         let done = Completion { waiters: waiters.clone(), failure: self.failure.clone(), done: false };
         let sent = self.group.propose(self.leader, proposal, move |result| done.finish(result)).await;

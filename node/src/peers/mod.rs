@@ -44,6 +44,8 @@ pub use liveness::{Liveness, LivenessConfig};
 pub use service::{Handler, PeerServer, PullStream};
 pub(crate) use service::{named_group, other_version, wire_id};
 
+use crate::telemetry::traces;
+
 /// Version of the protocol between nodes.
 pub const PROTOCOL: u32 = 1;
 
@@ -240,7 +242,15 @@ impl Peers {
         patience: Duration,
     ) -> Result<proto::ForwardResponse, ForwardError> {
         let open = self.forwarding(to).map_err(|e| ForwardError::NotSent(e.to_string()))?;
-        let answer = open.forward(&request, |request| self.request(to, request), patience).await;
+        // In the trace of the client's request, if it has one.
+        let addressed = |request| {
+            let mut request = self.request(to, request);
+            if let Some(span) = traces::current() {
+                chronicle_client::trace::inject(request.metadata_mut(), &span);
+            }
+            request
+        };
+        let answer = open.forward(&request, addressed, patience).await;
         answer.inspect(|_| self.liveness.heard(to))
     }
 

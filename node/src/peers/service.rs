@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use super::told::Told;
 use super::{MESSAGE_BYTES_MAX, NODE_REMOVED, PROTOCOL, Peers, WINDOW_BYTES};
+use crate::telemetry::traces;
 
 /// What the node does with what its peers say. `from`: the caller's raft id.
 pub trait Handler: Send + Sync + 'static {
@@ -308,6 +309,12 @@ impl Peer for PeerServer {
         request: Request<proto::ForwardRequest>,
     ) -> Result<Response<proto::ForwardResponse>, Status> {
         self.caller(&request)?;
-        Ok(Response::new(self.handler.forwarded(request.into_inner()).await))
+        // Only what is a part of a trace already: the node that the client has asked decides for the others.
+        let parent = traces::parent_of(request.metadata().as_ref());
+        let trace = match parent {
+            Some(parent) => traces::Request::begin(Some(parent), || Some("Peer/Forward".into())),
+            None => traces::Request::untraced(),
+        };
+        Ok(Response::new(trace.instrument(self.handler.forwarded(request.into_inner())).await))
     }
 }

@@ -19,9 +19,11 @@ use openraft::raft::{
 };
 use openraft::{AnyError, OptionalSend};
 
+use super::traced::{TOLD_MAX, Traced, encode};
 use super::types::{Member, RaftVote, Snapshot, TypeConfig};
 use super::wire;
 use crate::peers::{AskError, Peers};
+use crate::telemetry::traces::Open;
 
 /// Longest wait for the answer to an append: a peer that is alive and this slow is asked again.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,6 +69,7 @@ impl Transport for Peers {
 pub(super) struct Network {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) group: LogId,
+    pub(super) traced: Arc<Traced>,
 }
 
 /// The way of one group to one peer.
@@ -75,17 +78,25 @@ pub(super) struct Client {
     group: LogId,
     to: u64,
     heartbeats: bool,
+    traced: Arc<Traced>,
+}
+
+impl Network {
+    fn client(&self, to: u64, heartbeats: bool) -> Client {
+        let traced = self.traced.clone();
+        Client { transport: self.transport.clone(), group: self.group, to, heartbeats, traced }
+    }
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Client;
 
     async fn new_client(&mut self, target: u64, _node: &Member) -> Client {
-        Client { transport: self.transport.clone(), group: self.group, to: target, heartbeats: false }
+        self.client(target, false)
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, _node: &Member) -> Client {
-        Client { transport: self.transport.clone(), group: self.group, to: target, heartbeats: true }
+        self.client(target, true)
     }
 }
 
@@ -95,6 +106,30 @@ impl Client {
             AskError::Unreachable(..) | AskError::Refused(..) => RPCError::Unreachable(Unreachable::new(&error)),
             AskError::Timeout(..) => RPCError::Network(NetworkError::new(&error)),
         })
+    }
+}
+
+impl Client {
+    /// Spans for the sampled requests in a message, which it tells the receiver of. None, and without an allocation, while
+    /// nothing is sampled.
+    fn begin_spans(&self, message: &mut proto::AppendRequest) -> Vec<Open> {
+        let mut spans = Vec::new();
+        if self.traced.is_empty() {
+            return spans;
+        }
+        for entry in &message.entries {
+            let Some(entry) = self.traced.get(entry.index).map(|traced| (entry.index, traced.trace)) else { continue };
+            let (index, trace) = entry;
+            for parent in trace.parents() {
+                if spans.len() == TOLD_MAX {
+                    return spans;
+                }
+                let Some(span) = Open::call(parent, "replicate", self.to) else { continue };
+                message.traces.push(proto::TracedEntry { index, parent: encode(&span.context()) });
+                spans.push(span);
+            }
+        }
+        spans
     }
 }
 
@@ -112,7 +147,13 @@ impl RaftNetworkV2<TypeConfig> for Client {
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let timeout = if self.heartbeats { HEARTBEAT_TIMEOUT } else { APPEND_TIMEOUT };
-        match self.ask(Message::Append(wire::append_out(rpc)), timeout).await? {
+        let mut message = wire::append_out(rpc);
+        let spans = self.begin_spans(&mut message);
+        let answer = self.ask(Message::Append(message), timeout).await;
+        for span in spans {
+            span.end(answer.as_ref().err().map(ToString::to_string));
+        }
+        match answer? {
             Message::AppendDone(done) => wire::append_done_in(done).map_err(confused),
             _ => Err(confused("not to an append")),
         }

@@ -11,7 +11,7 @@ use super::{consume, convert, produce_stream, status};
 use crate::broker::BrokerError;
 use crate::listeners::budget::Ticket;
 use crate::listeners::context::Context;
-use crate::telemetry::{Listener, Operation};
+use crate::telemetry::{Listener, Operation, traces};
 
 pub(super) struct LogService {
     context: Context,
@@ -68,7 +68,8 @@ impl Log for LogService {
     ) -> Result<Response<Self::ProduceStreamStream>, Status> {
         let ticket = request.extensions().get::<Arc<Ticket>>().cloned();
         let ticket = ticket.unwrap_or_else(|| self.context.budget.ticket());
-        Ok(Response::new(produce_stream::answers(self.context.clone(), ticket, request.into_inner())))
+        let parent = traces::parent_of(request.metadata().as_ref());
+        Ok(Response::new(produce_stream::answers(self.context.clone(), ticket, request.into_inner(), parent)))
     }
 
     type ConsumeStreamStream = BoxStream<'static, Result<proto::ConsumeResponse, Status>>;
