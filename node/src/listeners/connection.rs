@@ -4,6 +4,7 @@
 //! bodies, [`STREAMS_MAX`] × [`HEADER_LIST_BYTES`] of headers. Bodies that handlers read, and answers, are in the node's
 //! byte budget (`budget.rs`).
 
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::caller::Caller;
 use super::front::{Routes, is_grpc};
 use super::grpc::status;
 use super::http::problem::Problem;
@@ -105,7 +107,7 @@ impl Builders {
     }
 
     /// Serves one connection to its end.
-    pub(crate) async fn serve(&self, socket: Socket, routes: &Routes, ending: &Ending) {
+    pub(crate) async fn serve(&self, socket: Socket, address: SocketAddr, routes: &Routes, ending: &Ending) {
         let begin = async {
             tokio::select! {
                 first = timeout(self.header_timeout, sniff(socket)) => first.ok()?.ok(),
@@ -126,7 +128,8 @@ impl Builders {
             () = ending.drain.cancelled() => return,
         }
         let stalls = Stalls::new(Duration::from_millis(context.limits().slow_reader_ms));
-        let (io, front) = (TokioIo::new(io), routes.front(stalls.clone()));
+        let caller = Caller { principal: None, address };
+        let (io, front) = (TokioIo::new(io), routes.front(caller, stalls.clone()));
         let result = match version {
             Version::Http1 => {
                 let connection = pin!(self.http1.serve_connection(io, front));

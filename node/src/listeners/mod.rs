@@ -16,6 +16,7 @@
 //! Neighbours: `broker/` below, `ops/` beside it on a port of its own.
 
 mod budget;
+mod caller;
 mod connection;
 mod context;
 mod decode;
@@ -38,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::budget::Budget;
+pub use self::caller::Caller;
 use self::connection::{Builders, Ending, too_many};
 use self::context::Context;
 use self::front::Routes;
@@ -122,17 +124,17 @@ impl Server {
         let places = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
         let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
         // Dropping the accept loses nothing: an accepted connection is returned by the poll that took it.
-        while let Some(socket) = tokio::select! {
+        while let Some((socket, address)) = tokio::select! {
             biased;
             () = shutdown.cancelled() => None,
-            socket = accept(&acceptor) => Some(socket),
+            accepted = accept(&acceptor) => Some(accepted),
         } {
             let (builders, metrics) = (builders.clone(), &context.metrics);
             if let Ok(place) = places.clone().try_acquire_owned() {
                 let open = Open::new(metrics, place);
                 let (routes, ending) = (routes.clone(), ending.clone());
                 tasks.spawn(async move {
-                    builders.serve(socket, &routes, &ending).await;
+                    builders.serve(socket, address, &routes, &ending).await;
                     drop(open);
                 });
                 continue;
@@ -160,10 +162,10 @@ impl Server {
 }
 
 /// The next connection; failures are logged and waited out.
-async fn accept(acceptor: &Acceptor) -> Socket {
+async fn accept(acceptor: &Acceptor) -> (Socket, SocketAddr) {
     loop {
         match acceptor.accept().await {
-            Ok((socket, _)) => return socket,
+            Ok(accepted) => return accepted,
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
