@@ -40,6 +40,7 @@ use crate::config::Config;
 use crate::controller::{Controller, unknown_topic};
 use crate::discovery::Discovery;
 use crate::membership::{JoinRefusal, Membership};
+use crate::security::Tls;
 use crate::partition::{Answer, Environment, Partition, Slot, SlotState, ask_group};
 
 /// How often the controller group is looked at for a failure.
@@ -88,6 +89,8 @@ struct Inner {
     config: Arc<Config>,
     store: Arc<Store>,
     env: Arc<Environment>,
+    /// `None`: plaintext.
+    tls: Option<Arc<Tls>>,
     membership: Arc<Membership>,
     discovery: Arc<dyn Discovery>,
     /// Partitions that have been used, by log.
@@ -131,6 +134,11 @@ impl Broker {
     /// The configuration in force.
     pub fn config(&self) -> &Config {
         &self.inner.config
+    }
+
+    /// Encryption of the data port; `None`: it speaks plaintext.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.inner.tls.clone()
     }
 
     /// The data directory, for its metrics.

@@ -3,7 +3,7 @@
 //! One TCP port carries gRPC and HTTP/JSON, over HTTP/1.1 and HTTP/2. The way of a request:
 //!
 //! ```text
-//! net (accept) -> sniff (HTTP version, or a peer) -> connection (limits) -> front (gRPC or JSON) -> intake (metered body)
+//! net (accept) -> security (TLS, if on) -> sniff (HTTP version, or a peer) -> connection (limits) -> front (gRPC or JSON) -> intake (metered body)
 //!   -> grpc/ or http/ (request of the broker) -> broker -> outflow (chunked, watched answer)
 //! ```
 //!
@@ -101,9 +101,9 @@ impl Server {
             let used = gauge.used() as f64;
             samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
         });
-        let peers = broker.peer_server();
+        let (peers, tls) = (broker.peer_server(), broker.tls());
         let groups = Groups::start(broker.clone());
-        let context = Context { broker, groups, metrics, budget, peers, stopping: CancellationToken::new() };
+        let context = Context { broker, groups, metrics, budget, peers, tls, stopping: CancellationToken::new() };
         Self { acceptor, address, routes: Routes::new(context) }
     }
 
@@ -141,10 +141,11 @@ impl Server {
             }
             metrics.connection_refused("connection_limit");
             if let Ok(permit) = refusals.clone().try_acquire_owned() {
-                let kill = ending.kill.clone();
+                let (kill, tls) = (ending.kill.clone(), context.tls.clone());
                 tasks.spawn(async move {
                     let error = too_many(limits.connections_max);
-                    let _ = kill.run_until_cancelled(builders.refuse(socket, &error)).await;
+                    let refusing = builders.refuse(socket, tls.as_deref(), &error);
+                    let _ = kill.run_until_cancelled(refusing).await;
                     drop(permit);
                 });
             }

@@ -112,6 +112,21 @@ pub struct CertificateFacts {
     pub not_after_s: i64,
 }
 
+/// What a node says of its data port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Encryption {
+    /// Serial number of the certificate that it serves, hexadecimal; empty: it speaks plaintext.
+    pub certificate_serial: String,
+    /// Until when the certificate is valid, in seconds since the Unix epoch.
+    pub certificate_not_after_s: i64,
+}
+
+impl From<CertificateFacts> for Encryption {
+    fn from(served: CertificateFacts) -> Self {
+        Self { certificate_serial: served.serial, certificate_not_after_s: served.not_after_s }
+    }
+}
+
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, IdentityError> {
     let malformed = |why: String| IdentityError::Malformed(why);
     let (rest, certificate) = X509Certificate::from_der(der).map_err(|error| malformed(error.to_string()))?;
