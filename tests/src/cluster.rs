@@ -142,9 +142,17 @@ impl Cluster {
         if let Some(network) = &self.network {
             setup = setup.inside(network.namespace(number), network.address(number));
         }
+        self.encrypt(setup, &format!("node-{number}"))
+    }
+
+    /// Gives a node the certificates of one of this name, where the cluster is secured.
+    ///
+    /// # Errors
+    /// `chronicle cert` fails.
+    pub fn encrypt(&self, setup: Setup, name: &str) -> Result<Setup> {
         let Some(secured) = &self.secured else { return Ok(setup) };
         tls::register(setup.address(), secured);
-        let mounted = secured.node(&format!("node-{number}"), &setup.address().ip().to_string())?;
+        let mounted = secured.node(name, &setup.address().ip().to_string())?;
         Ok(setup
             .set("security.tls.mode", "enabled")
             .set("security.tls.cert-file", json!(mounted.file("tls.crt")))
