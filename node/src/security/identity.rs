@@ -155,6 +155,7 @@ impl CertificateNames {
                     GeneralName::URI(uri) => names.uris.push((*uri).to_owned()),
                     GeneralName::DNSName(dns) => names.dns.push((*dns).to_owned()),
                     GeneralName::RFC822Name(email) => names.emails.push((*email).to_owned()),
+                    GeneralName::Invalid(..) => return Err(IdentityError::Malformed("a name is not text".into())),
                     _ => {}
                 }
             }
