@@ -118,7 +118,9 @@ fn validate_security(security: &SecurityConfig) -> Result<(), InvalidConfig> {
     for (field, file) in files {
         let named = !file.as_os_str().is_empty();
         match tls.mode {
-            TlsMode::Enabled => rule(field, file.display(), named, "must name a file when security.tls.mode is enabled")?,
+            TlsMode::Enabled => {
+                rule(field, file.display(), named, "must name a file when security.tls.mode is enabled")?
+            }
             // Who names files believes that they are used.
             _ => rule(field, file.display(), !named, "must be empty unless security.tls.mode is enabled")?,
         }

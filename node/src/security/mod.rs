@@ -19,7 +19,9 @@ mod tests;
 mod tls;
 
 pub use handshake::{HandshakeError, Outcome};
-pub use identity::{ANONYMOUS, CertificateFacts, CertificateNames, Encryption, IdentityError, Principal, PrincipalRules};
+pub use identity::{
+    ANONYMOUS, CertificateFacts, CertificateNames, Encryption, IdentityError, Principal, PrincipalRules,
+};
 pub use material::MaterialError;
 pub use nodes::{NODE_URI, NodeClaim, NodeRules, PeerCertificate, is_server_name};
 pub use tls::{NodeNames, Remote, Tls};
