@@ -5,6 +5,7 @@
 //! - Files are looked at for every new connection, so that renewed certificates need no restart; while they cannot be used
 //!   (half written, say), those that worked last are.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,12 +23,22 @@ use tokio_rustls::TlsConnector;
 use crate::connect::{BoxedIo, Connector};
 
 /// PEM text, or where it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Pem {
     /// A file, read again for every new connection.
     File(PathBuf),
     /// The text itself.
     Text(Vec<u8>),
+}
+
+impl fmt::Debug for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            // It may be a key.
+            Self::Text(text) => write!(f, "Text({} bytes)", text.len()),
+        }
+    }
 }
 
 impl From<PathBuf> for Pem {

@@ -34,8 +34,7 @@ impl Validity {
     }
 }
 
-/// A certificate and its private key, PEM.
-#[derive(Debug)]
+/// A certificate and its private key, PEM. Not to be printed.
 pub(in crate::cli) struct Made {
     pub(super) certificate: String,
     pub(super) key: String,
