@@ -18,7 +18,8 @@
 //!
 //! Below them: `retry.rs` (what is repeated, and when), `attempts.rs` (from one attempt to the next: redirects, other nodes,
 //! pauses), `resolver.rs` (which node a request goes to; how it finds out), `metadata.rs` (what it believes), `nodes.rs`
-//! (connections, and which addresses fail), `connect.rs` (the one seam to the network, replaceable by a simulation),
+//! (connections, and which addresses fail), `connect.rs` (the one seam to the network, replaceable by a simulation), `tls.rs`
+//! (encryption on top of it),
 //! `error.rs` (status and stream errors decoded).
 //!
 //! ```no_run
@@ -50,6 +51,7 @@ mod producer;
 mod record;
 mod resolver;
 mod retry;
+mod tls;
 pub mod trace;
 
 pub use chronicle_proto::v1;
@@ -61,3 +63,4 @@ pub use error::{ClientError, ErrorKind};
 pub use group::{GroupConfig, GroupConsumer, GroupRecord, GroupStart};
 pub use producer::{Delivery, Producer, ProducerConfig};
 pub use record::{Compression, Partition, Position, Record, StoredRecord};
+pub use tls::{Pem, TlsConfig, tls_connector};

@@ -42,6 +42,7 @@ use crate::controller::{Controller, unknown_topic};
 use crate::discovery::Discovery;
 use crate::membership::{JoinRefusal, Membership};
 use crate::partition::{Answer, Environment, Partition, Slot, SlotState, ask_group};
+use crate::security::Tls;
 use crate::telemetry::traces;
 
 /// How often the controller group is looked at for a failure.
@@ -90,6 +91,8 @@ struct Inner {
     config: Arc<Config>,
     store: Arc<Store>,
     env: Arc<Environment>,
+    /// `None`: plaintext.
+    tls: Option<Arc<Tls>>,
     membership: Arc<Membership>,
     discovery: Arc<dyn Discovery>,
     /// Partitions that have been used, by log.
@@ -138,6 +141,11 @@ impl Broker {
     /// The cluster that the node is part of, once it is.
     pub fn cluster(&self) -> Option<uuid::Uuid> {
         self.inner.env.peers.me().map(|me| me.cluster)
+    }
+
+    /// Encryption of the data port; `None`: it speaks plaintext.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.inner.tls.clone()
     }
 
     /// The data directory, for its metrics.

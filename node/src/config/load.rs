@@ -16,7 +16,8 @@ use super::Config;
 /// Prefix of the environment variables that belong to us.
 const PREFIX: &str = "CHRONICLE_";
 /// Variables with the prefix that are read elsewhere.
-const OTHER_VARIABLES: [&str; 2] = ["CHRONICLE_CONFIG", "CHRONICLE_SERVER"];
+const OTHER_VARIABLES: [&str; 5] =
+    ["CHRONICLE_CONFIG", "CHRONICLE_SERVER", "CHRONICLE_CA", "CHRONICLE_CERT", "CHRONICLE_KEY"];
 
 /// Where configuration comes from; later fields win.
 #[derive(Debug, Clone, Default)]

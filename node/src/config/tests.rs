@@ -42,18 +42,17 @@ fn the_sample_is_the_defaults_and_documents_every_field() {
     for path in field_paths() {
         let (groups, name) = path.rsplit_once('.').unwrap();
         let (mut start, mut indent) = (0, String::new());
+        let find = |start: usize, wanted: &str| {
+            let found = lines[start..].iter().position(|line| line.starts_with(wanted)).map(|at| start + at);
+            found.unwrap_or_else(|| panic!("{path}: no line begins with {wanted:?}"))
+        };
         for group in groups.split('.') {
-            let inside = lines[start..].iter().position(|line| *line == format!("{indent}{group}:")).expect(&path);
-            start += inside;
+            start = find(start, &format!("{indent}{group}:"));
             indent.push_str("  ");
         }
-        let field = lines[start..].iter().position(|line| line.starts_with(&format!("{indent}{name}: ")));
-        let field = field.expect(&path);
-        assert!(lines[start + field - 1].starts_with(&format!("{indent}# ")), "{path} has no comment");
-        assert!(
-            lines[start + 1..start + field].iter().all(|line| line.starts_with(&indent)),
-            "{path} is in another group"
-        );
+        let field = find(start, &format!("{indent}{name}: "));
+        assert!(lines[field - 1].starts_with(&format!("{indent}# ")), "{path} has no comment");
+        assert!(lines[start + 1..field].iter().all(|line| line.starts_with(&indent)), "{path} is in another group");
     }
 }
 

@@ -1,7 +1,8 @@
 //! Ranges and relations that the types cannot say. Checked before anything is opened.
 
-use super::{ClusterConfig, Config, DiscoveryKind, TracesConfig, TracesProtocol};
+use super::{ClusterConfig, Config, DiscoveryKind, SecurityConfig, TlsMode, TracesConfig, TracesProtocol};
 use crate::broker::validate::is_topic_name;
+use crate::security::{NodeRules, PrincipalRules, is_server_name};
 
 /// A field, its value, and the rule that it breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +22,7 @@ impl Config {
     /// # Errors
     /// The first field that breaks a rule.
     pub fn validate(&self) -> Result<(), InvalidConfig> {
-        let Config { node, cluster, listeners, storage, partitions, limits, log, telemetry } = self;
+        let Config { node, cluster, listeners, storage, partitions, security, limits, log, telemetry } = self;
         rule("node.name", &node.name, !node.name.trim().is_empty(), "must not be empty")?;
         let data_dir = node.data_dir.display();
         rule("node.data-dir", data_dir, !node.data_dir.as_os_str().is_empty(), "must not be empty")?;
@@ -36,6 +37,7 @@ impl Config {
         rule("listeners.ops", listeners.ops, ports_differ, "must have another port than listeners.data")?;
 
         validate_cluster(cluster, limits.request_bytes_max as u64)?;
+        validate_security(security)?;
         range("storage.flush-threads", storage.flush_threads as u64, 1, 1024)?;
         range("storage.index-interval-bytes", storage.index_interval_bytes, 64, 1 << 30)?;
         let entry = partitions.entry_bytes_max as u64;
@@ -124,6 +126,36 @@ fn validate_cluster(cluster: &ClusterConfig, request: u64) -> Result<(), Invalid
     at_least("cluster.election-timeout-ms", cluster.election_timeout_ms, "twice cluster.suspect-after-ms", suspect)?;
     range("cluster.moves-max", cluster.moves_max.into(), 1, 1000)?;
     at_least("cluster.peer-window-bytes", cluster.peer_window_bytes, "limits.request-bytes-max", request)
+}
+
+fn validate_security(security: &SecurityConfig) -> Result<(), InvalidConfig> {
+    let SecurityConfig { tls, peers, principal_rules } = security;
+    let files = [
+        ("security.tls.cert-file", &tls.cert_file),
+        ("security.tls.key-file", &tls.key_file),
+        ("security.tls.ca-file", &tls.ca_file),
+    ];
+    for (field, file) in files {
+        let named = !file.as_os_str().is_empty();
+        match tls.mode {
+            TlsMode::Enabled => {
+                rule(field, file.display(), named, "must name a file when security.tls.mode is enabled")?
+            }
+            // Who names files believes that they are used.
+            _ => rule(field, file.display(), !named, "must be empty unless security.tls.mode is enabled")?,
+        }
+    }
+    let name = &tls.peer_server_name;
+    let fits = name.is_empty() || is_server_name(name);
+    rule("security.tls.peer-server-name", name, fits, "must be a DNS name, an IP address or empty")?;
+    range("security.tls.reload-ms", tls.reload_ms, 100, 3_600_000)?;
+    if let Err((pattern, why)) = NodeRules::new(&peers.allowed_names, "") {
+        rule("security.peers.allowed-names", pattern, false, &why)?;
+    }
+    match PrincipalRules::new(principal_rules) {
+        Ok(_) => Ok(()),
+        Err((text, why)) => rule("security.principal-rules", text, false, &why),
+    }
 }
 
 fn rule(field: &'static str, value: impl ToString, holds: bool, rule: &str) -> Result<(), InvalidConfig> {

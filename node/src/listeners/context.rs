@@ -1,5 +1,6 @@
 //! What every handler of every protocol needs, in one handle.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,6 +11,7 @@ use crate::broker::{Broker, BrokerError, Fetch, Fetched, Produce, Produced, Reas
 use crate::config::LimitsConfig;
 use crate::groups::Groups;
 use crate::peers::PeerServer;
+use crate::security::Tls;
 use crate::telemetry::{Listener, Metrics, Operation};
 
 /// The topic that requests without one mean.
@@ -30,6 +32,8 @@ pub(crate) struct Context {
     pub(crate) budget: Budget,
     /// Serves connections of other nodes.
     pub(crate) peers: PeerServer,
+    /// Encrypts the data port; `None`: it speaks plaintext.
+    pub(crate) tls: Option<Arc<Tls>>,
     /// Cancelled when the node begins to stop: streams and long polls end, accepted appends go on.
     pub(crate) stopping: CancellationToken,
 }

@@ -13,6 +13,7 @@ use hyper::service::Service;
 use tower::Service as _;
 
 use super::budget::Hold;
+use super::caller::Caller;
 use super::context::Context;
 use super::http::problem::Problem;
 use super::intake::{Intake, Messages};
@@ -38,9 +39,9 @@ impl Routes {
         &self.context
     }
 
-    /// The service of one connection.
-    pub(crate) fn front(&self, stalls: Arc<Stalls>) -> Front {
-        Front { routes: self.clone(), stalls }
+    /// The service of one connection, whose requests all come from `caller`.
+    pub(crate) fn front(&self, caller: Caller, stalls: Arc<Stalls>) -> Front {
+        Front { routes: self.clone(), caller, stalls }
     }
 }
 
@@ -48,6 +49,7 @@ impl Routes {
 #[derive(Clone)]
 pub(crate) struct Front {
     routes: Routes,
+    caller: Caller,
     stalls: Arc<Stalls>,
 }
 
@@ -73,6 +75,7 @@ impl Front {
             })
         });
         request.extensions_mut().insert(ticket.clone());
+        request.extensions_mut().insert(self.caller);
         let trace = traces::Request::begin(traces::parent_of(request.headers()), || {
             traces::call_of(is_grpc, request.method(), request.uri().path())
         });

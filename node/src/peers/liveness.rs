@@ -27,6 +27,7 @@ use tonic::Code;
 use super::service::is_refusal;
 use super::told::Told;
 use super::{Me, NODE_REMOVED, Purpose, address, channel, client};
+use crate::security::{Encryption, Tls};
 
 /// A peer whose port refuses connections is suspected after this much silence. No leader may trust a lease for longer: see
 /// `raft::LEASE_READ`.
@@ -49,6 +50,7 @@ pub struct LivenessConfig {
 /// Who is alive.
 pub struct Liveness {
     config: LivenessConfig,
+    tls: Option<Arc<Tls>>,
     runtime: Handle,
     peers: Mutex<HashMap<u64, Peer>>,
     changed: watch::Sender<u64>,
@@ -72,6 +74,8 @@ struct Peer {
     beating: bool,
     /// It should lead nothing for the moment.
     unfit: bool,
+    /// What it said last of its data port; `None`: nothing yet.
+    encryption: Option<Encryption>,
     /// When it was last found dead.
     dead_since: Option<Instant>,
     /// When it was first watched.
@@ -79,10 +83,11 @@ struct Peer {
 }
 
 impl Liveness {
-    /// Beats run on `runtime`.
-    pub fn new(config: LivenessConfig, runtime: Handle) -> Arc<Self> {
+    /// Beats run on `runtime`, and tell peers which certificate `tls` serves.
+    pub fn new(config: LivenessConfig, tls: Option<Arc<Tls>>, runtime: Handle) -> Arc<Self> {
         let liveness = Arc::new(Self {
             config,
+            tls,
             runtime,
             peers: Mutex::default(),
             changed: watch::Sender::new(0),
@@ -129,7 +134,25 @@ impl Liveness {
 
     /// What this node says of itself.
     pub(super) fn own_beat(&self, sequence: u64) -> BeatMessage {
-        BeatMessage { sequence, boot: self.config.boot, leaving: false, unfit: self.is_unfit() }
+        let Encryption { certificate_serial, certificate_not_after_s } = self.own_encryption();
+        BeatMessage {
+            sequence,
+            boot: self.config.boot,
+            leaving: false,
+            unfit: self.is_unfit(),
+            certificate_serial,
+            certificate_not_after_s,
+        }
+    }
+
+    /// How this node's data port is encrypted.
+    pub fn own_encryption(&self) -> Encryption {
+        self.tls.as_ref().map(|tls| Encryption::from(tls.served())).unwrap_or_default()
+    }
+
+    /// How a peer's data port is encrypted, as it said last; `None`: it has said nothing yet.
+    pub fn encryption(&self, node: u64) -> Option<Encryption> {
+        self.peers.lock().get(&node).and_then(|peer| peer.encryption.clone())
     }
 
     /// The answer to a beat. A peer that gets this node's own beats needs only so many answers as tell it that its stream is
@@ -211,6 +234,10 @@ impl Liveness {
         }
         peer.alive = true;
         peer.unfit = beat.unfit;
+        peer.encryption = Some(Encryption {
+            certificate_serial: beat.certificate_serial.clone(),
+            certificate_not_after_s: beat.certificate_not_after_s,
+        });
         peer.dead_since = None;
         peer.boot = boot;
         drop(peers);
@@ -400,6 +427,7 @@ impl Peer {
             alive: false,
             beating: false,
             unfit: false,
+            encryption: None,
             dead_since: None,
             since: now,
         }

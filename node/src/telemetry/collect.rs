@@ -17,6 +17,9 @@ pub fn collect_node(metrics: &Metrics, broker: &Broker) {
         if let Ok(free) = broker.store().free_bytes() {
             samples.gauge("disk_free_bytes", "Free bytes of the data volume", free as f64);
         }
+        if let Some(tls) = broker.tls() {
+            tls.collect(samples);
+        }
         engine(samples, broker.store().metrics());
     });
 }

@@ -310,6 +310,10 @@ pub(super) fn server(server: Server) -> proto::Server {
         raft_id: server.raft_id,
         replicas: server.replicas,
         preferred_leaders: server.preferred_leaders,
+        encryption: server.encryption.map(|encryption| proto::Encryption {
+            certificate_serial: encryption.certificate_serial,
+            certificate_not_after_s: encryption.certificate_not_after_s,
+        }),
     }
 }
 
