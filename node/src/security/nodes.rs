@@ -90,7 +90,10 @@ impl NodeRules {
     pub fn new(allowed: &[String], server_name: &str) -> Result<Self, (String, String)> {
         for pattern in allowed {
             if !["{name}", "{host}"].iter().any(|part| pattern.contains(part)) {
-                return Err((pattern.clone(), "must contain {name} or {host}: else any node could pose as any other".into()));
+                return Err((
+                    pattern.clone(),
+                    "must contain {name} or {host}: else any node could pose as any other".into(),
+                ));
             }
         }
         Ok(Self { allowed: allowed.to_vec(), server_name: server_name.to_owned() })
@@ -121,11 +124,9 @@ impl NodeRules {
             let mut nodes = own.filter_map(|uri| uri.strip_prefix(NODE_URI));
             return match nodes.any(|name| claim.name.is_empty() || name == claim.name) {
                 true => Ok(()),
-                false => Err(format!(
-                    "the certificate is of {:?}: it must name {}",
-                    certificate.describe(),
-                    shown(claim)
-                )),
+                false => {
+                    Err(format!("the certificate is of {:?}: it must name {}", certificate.describe(), shown(claim)))
+                }
             };
         }
         if !certificate.names.server_auth {
@@ -189,7 +190,8 @@ mod tests {
     }
 
     const N1: NodeClaim<'static> = NodeClaim { name: "n1", address: "n1.log.svc:7400" };
-    const SERVER: &[ExtendedKeyUsagePurpose] = &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    const SERVER: &[ExtendedKeyUsagePurpose] =
+        &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
 
     #[test]
     fn a_certificate_of_chronicle_cert_speaks_for_the_node_in_it_and_no_other() {

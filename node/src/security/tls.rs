@@ -190,7 +190,8 @@ impl Tls {
     async fn handshake(&self, socket: Socket) -> Result<(Socket, Remote), HandshakeError> {
         let started = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
         let live = self.live();
-        let is_peer = started.client_hello().alpn().is_some_and(|mut offered| offered.any(|name| name == PEER_PROTOCOL));
+        let is_peer =
+            started.client_hello().alpn().is_some_and(|mut offered| offered.any(|name| name == PEER_PROTOCOL));
         let config = if is_peer { &live.material.peers } else { &live.material.clients };
         let stream = started.into_stream(config.clone()).await?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
@@ -206,7 +207,9 @@ impl Tls {
                 Ok(Remote::Peer(Arc::new(certificate)))
             }
             (true, None) => Err(HandshakeError::new(Outcome::NoCertificate, "a node must show a certificate".into())),
-            (false, Some(certificate)) => self.rules.principal(&certificate).map(Some).map(Remote::Client).map_err(nameless),
+            (false, Some(certificate)) => {
+                self.rules.principal(&certificate).map(Some).map(Remote::Client).map_err(nameless)
+            }
             (false, None) => Ok(Remote::Client(None)),
         }
     }
@@ -262,8 +265,16 @@ impl Tls {
             let labels = [("kind", kind.into()), ("serial", facts.serial.clone())];
             samples.gauge_of("tls_certificate_info", "Certificates in force by serial number", &labels, 1.0);
         }
-        samples.counter("tls_reloads", "Times that changed certificates were taken", self.reloads.load(Ordering::Relaxed));
-        samples.counter("tls_reload_failures", "Times that changed certificates could not be used", self.reload_failures());
+        samples.counter(
+            "tls_reloads",
+            "Times that changed certificates were taken",
+            self.reloads.load(Ordering::Relaxed),
+        );
+        samples.counter(
+            "tls_reload_failures",
+            "Times that changed certificates could not be used",
+            self.reload_failures(),
+        );
         let broken = f64::from(u8::from(self.broken.lock().is_some()));
         samples.gauge("tls_reload_broken", "1 while the files cannot be used and older ones are in force", broken);
         for outcome in Outcome::ALL {

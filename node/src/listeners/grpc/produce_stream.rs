@@ -25,6 +25,7 @@ use tonic::{Status, Streaming};
 use super::{convert, malformed, status};
 use crate::broker::{BrokerError, PendingProduce, Produced};
 use crate::listeners::budget::Ticket;
+use crate::listeners::caller::Caller;
 use crate::listeners::context::{Context, stopping};
 use crate::telemetry::{Listener, Operation};
 
@@ -40,6 +41,7 @@ struct Waiting {
 
 struct Pipeline {
     context: Context,
+    caller: Caller,
     ticket: Arc<Ticket>,
     requests: Streaming<proto::ProduceRequest>,
     /// Oldest first, the one in `oldest` left out.
@@ -53,14 +55,16 @@ struct Pipeline {
     ended: Option<Result<(), Status>>,
 }
 
-/// The answers to `requests`. `ticket` holds the bytes of the requests' messages; they are given back answer by answer.
+/// The answers to the `requests` of a caller. `ticket` holds the bytes of the requests' messages; they are given back answer by answer.
 pub(super) fn answers(
     context: Context,
+    caller: Caller,
     ticket: Arc<Ticket>,
     requests: Streaming<proto::ProduceRequest>,
 ) -> BoxStream<'static, Result<proto::ProduceStreamResponse, Status>> {
     let pipeline = Pipeline {
         context,
+        caller,
         ticket,
         requests,
         waiting: VecDeque::new(),
@@ -137,7 +141,7 @@ impl Pipeline {
         let began = Instant::now();
         let bytes = request.encoded_len() + 5;
         let outcome = match convert::produce(request) {
-            Ok(request) => self.context.broker.submit(request).await,
+            Ok(request) => self.context.broker.for_caller(&self.caller).submit(request).await,
             Err(error) => Err(error),
         };
         self.bytes += bytes;
