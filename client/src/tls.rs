@@ -41,7 +41,8 @@ impl Pem {
         match self {
             Self::Text(text) => Ok(text.clone()),
             Self::File(path) => {
-                let named = |error: io::Error| io::Error::new(error.kind(), format!("{what}: {}: {error}", path.display()));
+                let named =
+                    |error: io::Error| io::Error::new(error.kind(), format!("{what}: {}: {error}", path.display()));
                 tokio::fs::read(path).await.map_err(named)
             }
         }
@@ -158,7 +159,8 @@ pub fn tls_connector(plain: Connector, tls: TlsConfig) -> Connector {
             let host = tls.server_name.as_deref().unwrap_or_else(|| host_of(&address));
             let name = ServerName::try_from(host.to_owned()).map_err(invalid)?;
             let stream = TlsConnector::from(config).connect(name, connecting.await?).await;
-            let stream = stream.map_err(|error| io::Error::new(error.kind(), format!("TLS with {address}: {error}")))?;
+            let stream =
+                stream.map_err(|error| io::Error::new(error.kind(), format!("TLS with {address}: {error}")))?;
             Ok(Box::new(stream) as BoxedIo)
         })
     })

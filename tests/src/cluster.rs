@@ -129,7 +129,14 @@ pub struct Cluster {
 impl Cluster {
     /// A cluster of so many nodes, which founds itself when all of them are there.
     pub fn of(nodes: usize) -> ClusterSetup {
-        ClusterSetup { nodes, template: Setup::new(), zones: false, folders: BTreeMap::new(), network: None, secured: tls::by_default() }
+        ClusterSetup {
+            nodes,
+            template: Setup::new(),
+            zones: false,
+            folders: BTreeMap::new(),
+            network: None,
+            secured: tls::by_default(),
+        }
     }
 
     fn setup_of(&self, number: usize) -> Result<Setup> {

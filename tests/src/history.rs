@@ -15,9 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
-use chronicle_client::{
-    Client, ConsumerConfig, Delivery, Partition, Position, Producer, ProducerConfig, Record,
-};
+use chronicle_client::{Client, ConsumerConfig, Delivery, Partition, Position, Producer, ProducerConfig, Record};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 

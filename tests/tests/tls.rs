@@ -63,7 +63,8 @@ async fn a_secured_cluster_serves_grpc_http_and_the_command_line() -> Result<()>
     let http1 = reqwest::Client::builder().http1_only();
     let secured = cluster.secured();
     let ca = reqwest::Certificate::from_pem(&std::fs::read(secured.authority.ca())?)?;
-    let pair = [std::fs::read(secured.client.file("tls.crt"))?, std::fs::read(secured.client.file("tls.key"))?].concat();
+    let pair =
+        [std::fs::read(secured.client.file("tls.crt"))?, std::fs::read(secured.client.file("tls.key"))?].concat();
     let http1 = http1.add_root_certificate(ca).identity(reqwest::Identity::from_pem(&pair)?).build()?;
     ensure!(http1.get(format!("{records}?offset=0")).send().await?.status() == 200, "HTTP/1.1");
 

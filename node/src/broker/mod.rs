@@ -42,9 +42,9 @@ use crate::config::Config;
 use crate::controller::{Controller, unknown_topic};
 use crate::discovery::Discovery;
 use crate::membership::{JoinRefusal, Membership};
-use crate::security::Tls;
 use crate::partition::{Answer, Environment, Partition, Slot, SlotState, ask_group};
 use crate::security::Authorizer;
+use crate::security::Tls;
 
 /// How often the controller group is looked at for a failure.
 const FAILURE_CHECK: std::time::Duration = std::time::Duration::from_millis(500);

@@ -15,6 +15,7 @@ use super::balancer::{self, BalancerConfig};
 use super::{Command, Controller, NodeState, Operation, OperationKind, OperationState, Outcome, voters};
 use crate::broker::now_ms;
 use crate::partition::{EVERY, member};
+use crate::peers::Known;
 use crate::raft::Role;
 
 /// How often the leader plans when nothing has changed.

@@ -129,7 +129,9 @@ impl Builders {
             (Version::Peer(_) | Version::UnknownPeer(_), None) if context.tls.is_some() => {
                 let why = "CERTIFICATE: it speaks as a node over a connection for clients";
                 let status = tonic::Status::permission_denied(why);
-                return self.refuse_peer(io.into_inner(), (status, format!("{why} (from {address})")), &context.peers).await;
+                return self
+                    .refuse_peer(io.into_inner(), (status, format!("{why} (from {address})")), &context.peers)
+                    .await;
             }
             (Version::Peer(purpose), _) => {
                 return hand_over(purpose, io.into_inner(), certificate, context.peers.clone());

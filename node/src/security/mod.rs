@@ -28,7 +28,9 @@ mod tls;
 pub use acl::{AclFilter, AclRule, Action, Effect, PatternKind, ResourceKind};
 pub use authorizer::Authorizer;
 pub use handshake::{HandshakeError, Outcome};
-pub use identity::{ANONYMOUS, CertificateFacts, CertificateNames, Encryption, IdentityError, Principal, PrincipalRules};
+pub use identity::{
+    ANONYMOUS, CertificateFacts, CertificateNames, Encryption, IdentityError, Principal, PrincipalRules,
+};
 pub use material::MaterialError;
 pub use nodes::{NODE_URI, NodeClaim, NodeRules, PeerCertificate, is_server_name};
 pub use quotas::{Metered, Quota};

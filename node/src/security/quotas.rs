@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 /// Longest delay of a request; beyond it it is refused.
-pub const DELAY_MAX: Duration = Duration::from_secs(1);
+pub(super) const DELAY_MAX: Duration = Duration::from_secs(1);
 /// Buckets that are kept before anybody looks whether they are worth keeping.
 const SWEEP_AT: usize = 1024;
 
@@ -78,7 +78,7 @@ impl Metered {
 
 /// A refusal: over quota, and for longer than anybody should wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OverQuota {
+pub(super) struct OverQuota {
     /// What there is too much of.
     pub resource: Metered,
     /// Per second.
@@ -121,7 +121,7 @@ struct Inner {
 
 /// The buckets of every principal that has a quota and was not idle.
 #[derive(Default)]
-pub struct Quotas {
+pub(super) struct Quotas {
     inner: Mutex<Inner>,
 }
 
@@ -130,7 +130,7 @@ impl Quotas {
     ///
     /// # Errors
     /// When it would have to wait for more than [`DELAY_MAX`]; nothing is taken then.
-    pub fn take(
+    pub(super) fn take(
         &self,
         principal: &str,
         quota: Quota,
@@ -165,7 +165,7 @@ impl Quotas {
     }
 
     /// Takes what was given already, however overdrawn the bucket is.
-    pub fn charge(&self, principal: &str, quota: Quota, resource: Metered, amount: u64, now: Instant) {
+    pub(super) fn charge(&self, principal: &str, quota: Quota, resource: Metered, amount: u64, now: Instant) {
         let rate = quota.rate(resource);
         if rate == 0 {
             return;
@@ -174,16 +174,6 @@ impl Quotas {
         let bucket = &mut inner.of(principal, quota, now)[resource as usize];
         bucket.fill(rate, now);
         bucket.left -= amount as f64;
-    }
-
-    /// Buckets that are kept.
-    pub fn len(&self) -> usize {
-        self.inner.lock().buckets.len()
-    }
-
-    /// No bucket is kept.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -293,8 +283,8 @@ mod tests {
         for number in 0..SWEEP_AT {
             take(format!("early-{number}"), now);
         }
-        assert_eq!(quotas.len(), SWEEP_AT);
+        assert_eq!(quotas.inner.lock().buckets.len(), SWEEP_AT);
         take("late".into(), now + SECOND);
-        assert_eq!(quotas.len(), 1);
+        assert_eq!(quotas.inner.lock().buckets.len(), 1);
     }
 }

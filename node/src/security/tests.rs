@@ -42,7 +42,8 @@ fn write(dir: &Path, pair: &(String, String), ca: &str) {
 fn config(dir: &Path) -> SecurityConfig {
     let mut config = SecurityConfig::default();
     config.tls.mode = TlsMode::Enabled;
-    (config.tls.cert_file, config.tls.key_file, config.tls.ca_file) = (dir.join("crt"), dir.join("key"), dir.join("ca"));
+    (config.tls.cert_file, config.tls.key_file, config.tls.ca_file) =
+        (dir.join("crt"), dir.join("key"), dir.join("ca"));
     config.tls.client_auth = ClientAuth::Optional;
     config
 }

@@ -136,7 +136,10 @@ mod tests {
     fn a_node_is_named_by_uri_and_hosts_and_a_client_by_common_name_alone() {
         let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let node = signed(&Subject::Node { name: "n1", hosts: &hosts }).unwrap();
-        assert_eq!((node.uris, node.dns, node.server_auth), (vec!["chronicle://node/n1".into()], vec!["localhost".into()], true));
+        assert_eq!(
+            (node.uris, node.dns, node.server_auth),
+            (vec!["chronicle://node/n1".into()], vec!["localhost".into()], true)
+        );
         let client = signed(&Subject::Client { name: "ann" }).unwrap();
         assert_eq!(client.identity().unwrap(), "ann");
         assert!(!client.server_auth && client.uris.is_empty());

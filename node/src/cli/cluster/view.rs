@@ -87,8 +87,9 @@ impl From<v1::Server> for ServerView {
 }
 
 pub(super) fn members_table(servers: &[ServerView]) -> Table {
-    let mut table =
-        Table::new(&["NAME", "ADDRESS", "ROLE", "STATE", "ALIVE", "ZONE", "REPLICAS", "LEADERS", "VERSION", "TLS", "ID"]);
+    let mut table = Table::new(&[
+        "NAME", "ADDRESS", "ROLE", "STATE", "ALIVE", "ZONE", "REPLICAS", "LEADERS", "VERSION", "TLS", "ID",
+    ]);
     for server in servers {
         table.row(vec![
             server.name.clone(),
@@ -100,7 +101,10 @@ pub(super) fn members_table(servers: &[ServerView]) -> Table {
             server.replicas.to_string(),
             server.preferred_leaders.to_string(),
             server.version.clone(),
-            server.certificate_expires.as_ref().map_or_else(|| server.encryption.to_owned(), |end| format!("until {end}")),
+            server
+                .certificate_expires
+                .as_ref()
+                .map_or_else(|| server.encryption.to_owned(), |end| format!("until {end}")),
             server.node_id.clone(),
         ]);
     }

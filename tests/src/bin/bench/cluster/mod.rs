@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use chronicle_client::Client;
-use chronicle_tests::tls;
 use chronicle_tests::cluster::{Cluster, ClusterSetup};
 use chronicle_tests::node::PATIENCE;
+use chronicle_tests::tls;
 
 pub(crate) use catchup::run as catchup;
 pub(crate) use failover::run as failover;
