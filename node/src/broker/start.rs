@@ -104,6 +104,11 @@ impl Broker {
             controller: Default::default(),
         });
         let reserve = config.storage.reserve_bytes;
+        if config.security.authorization.enabled && tls.is_none() {
+            tracing::warn!(
+                "security.authorization is on and TLS is off: every client is anonymous, no super user can come"
+            );
+        }
         let authorizer = Authorizer::new(&config.security.authorization, env.agreed.clone());
         let broker = Broker {
             inner: Arc::new(Inner {
