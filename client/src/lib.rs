@@ -5,7 +5,7 @@
 //! with growing, jittered pauses; an append whose outcome is open is repeated only when it carries a producer id and
 //! sequence, which make the repetition harmless.
 //!
-//! - [`Client`] (`client.rs`, `cluster.rs`): the calls of `chronicle.v1`, each with retries inside a deadline.
+//! - [`Client`] (`client.rs`, `cluster.rs`, `access.rs`): the calls of `chronicle.v1`, each with retries inside a deadline.
 //! - [`Producer`] (`producer/`): ordered, batched, pipelined appends to one partition, exactly once by default.
 //! - [`Consumer`] (`consumer.rs`): the records of a partition from a position on, across reconnects.
 //! - [`GroupConsumer`] (`group.rs`): topics shared out among the members of a consumer group, with remembered offsets.
@@ -37,6 +37,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod access;
 mod attempts;
 mod client;
 mod cluster;

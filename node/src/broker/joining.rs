@@ -325,7 +325,14 @@ impl Broker {
             };
             match controller.command_again(&command).await.map_err(|e| Status::unavailable(e.message))? {
                 Outcome::Node(info) => {
-                    tracing::info!(node = info.id, name = info.name, address = info.address, "node is a member");
+                    tracing::info!(
+                        target: "chronicle::audit",
+                        event = "join",
+                        node = info.id,
+                        name = info.name,
+                        address = info.address,
+                        "node is a member"
+                    );
                     return Ok(self.taken_in(info.id));
                 }
                 Outcome::Refused(refusal) => match &refusal {

@@ -1,8 +1,9 @@
 //! The one API that every listener calls: admission, routing, topics, reads and appends.
 //!
 //! Listeners turn bytes into the requests of `types` and answers into bytes; everything that is decided is decided here
-//! or below. Neighbours: `listeners/` above; `partition/` (one sequencer per raft group) and `controller/` below.
+//! or below. They come in by `access`, which judges who asks; [`Broker`] itself serves the node. Neighbours: `listeners/` above; `partition/` (one sequencer per raft group) and `controller/` below.
 
+mod access;
 mod cluster;
 mod decode;
 mod disk_space;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use crate::host::now_ms;
+pub use access::ForCaller;
 use disk_space::DiskSpace;
 pub use error::{BrokerError, ErrorKind, Reason};
 pub use types::*;
@@ -42,7 +44,7 @@ use crate::controller::{Controller, unknown_topic};
 use crate::discovery::Discovery;
 use crate::membership::{JoinRefusal, Membership};
 use crate::partition::{Answer, Environment, Partition, Slot, SlotState, ask_group};
-use crate::security::Tls;
+use crate::security::{Authorizer, Tls};
 use crate::telemetry::traces;
 
 /// How often the controller group is looked at for a failure.
@@ -98,6 +100,7 @@ struct Inner {
     /// Partitions that have been used, by log.
     slots: RwLock<HashMap<LogId, Arc<Slot>>>,
     disk_space: DiskSpace,
+    authorizer: Authorizer,
     /// Held while a topic is changed: what is changed is what was read.
     changing_topics: tokio::sync::Mutex<()>,
     /// The cluster knows of this process of the node.

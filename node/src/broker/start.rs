@@ -20,7 +20,7 @@ use crate::host::Host;
 use crate::membership::{Chance, Membership, Own};
 use crate::partition::{Environment, Slot, SlotState, Throttle, log_error};
 use crate::peers::{Liveness, LivenessConfig, PeerServer, Peers};
-use crate::security::Tls;
+use crate::security::{Authorizer, Tls};
 
 /// Longest wait for others to take over when the node stops.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -104,6 +104,12 @@ impl Broker {
             controller: Default::default(),
         });
         let reserve = config.storage.reserve_bytes;
+        if config.security.authorization.enabled && tls.is_none() {
+            tracing::warn!(
+                "security.authorization is on and TLS is off: every client is anonymous, no super user can come"
+            );
+        }
+        let authorizer = Authorizer::new(&config.security.authorization, env.agreed.clone());
         let broker = Broker {
             inner: Arc::new(Inner {
                 config,
@@ -114,6 +120,7 @@ impl Broker {
                 discovery,
                 slots: Default::default(),
                 disk_space: DiskSpace::new(reserve),
+                authorizer,
                 changing_topics: tokio::sync::Mutex::new(()),
                 established: tokio::sync::watch::Sender::new(false),
                 stop: CancellationToken::new(),

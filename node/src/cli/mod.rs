@@ -4,6 +4,7 @@
 //! exit code: 0 done, 1 failed, 2 wrong usage. Data goes to standard output (`output.rs` writes it in the form asked
 //! for), everything else to standard error. A reader that goes away ends a command quietly.
 
+mod acl;
 mod bench;
 mod cert;
 mod cluster;
@@ -19,6 +20,7 @@ mod node;
 mod output;
 mod parse;
 mod produce;
+mod quota;
 mod serve;
 mod signal;
 mod time;
@@ -142,6 +144,12 @@ enum Command {
     /// List, describe, reset and delete consumer groups.
     #[command(subcommand)]
     Group(group::GroupCommand),
+    /// Say who may do what.
+    #[command(subcommand)]
+    Acl(acl::AclCommand),
+    /// Say how much a principal may do.
+    #[command(subcommand)]
+    Quota(quota::QuotaCommand),
     /// Measure appends or reads.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -190,6 +198,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Consume(args) => consume::run(&global, args).await,
         Command::Cluster(command) => cluster::run(&global, command).await,
         Command::Group(command) => group::run(&global, command).await,
+        Command::Acl(command) => acl::run(&global, command).await,
+        Command::Quota(command) => quota::run(&global, command).await,
         Command::Bench(command) => bench::run(&global, command).await,
         Command::Debug(command) => debug::run(&global, command),
         Command::Cert(command) => cert::run(command),
@@ -238,6 +248,8 @@ mod tests {
             "bench consume",
             "cluster members",
             "group list",
+            "acl list",
+            "quota list",
             "config",
             "dev",
         ] {

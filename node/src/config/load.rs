@@ -262,6 +262,10 @@ fn from_text(path: &str, text: &str, default: &Value, origin: &str) -> Result<Va
             let elements = text.split(',').map(str::trim).filter(|element| !element.is_empty());
             return Ok(Value::from(elements.map(Value::from).collect::<Vec<_>>()));
         }
+        Value::Bool(..) => {
+            let flag = text.trim().parse::<bool>().map(Value::from);
+            return flag.map_err(|_| ConfigError::new(path, show_text(text), origin, "must be true or false"));
+        }
         _ => return Ok(Value::from(text.to_owned())),
     };
     number

@@ -338,6 +338,18 @@ pub struct SecurityConfig {
     /// From the name in a client's certificate to its principal: `REGEX -> REPLACEMENT`, the first that matches all of the
     /// name wins. Default: none.
     pub principal_rules: Vec<String>,
+    /// Who may do what.
+    pub authorization: AuthorizationConfig,
+}
+
+/// Who may do what. The rules themselves are agreed on by the cluster: `chronicle acl`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AuthorizationConfig {
+    /// Refuse what no rule allows. Otherwise everybody may do everything. The same on every node. Default: false.
+    pub enabled: bool,
+    /// Principals that may do everything, whatever the rules say: those who make the first rules. Default: none.
+    pub super_users: Vec<String>,
 }
 
 /// What the node refuses.

@@ -2,7 +2,8 @@
 
 use super::{ClusterConfig, Config, DiscoveryKind, SecurityConfig, TlsMode, TracesConfig, TracesProtocol};
 use crate::broker::validate::is_topic_name;
-use crate::security::{NodeRules, PrincipalRules, is_server_name};
+use crate::security::acl::ANYONE;
+use crate::security::{NodeRules, Principal, PrincipalRules, is_server_name};
 
 /// A field, its value, and the rule that it breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -129,7 +130,7 @@ fn validate_cluster(cluster: &ClusterConfig, request: u64) -> Result<(), Invalid
 }
 
 fn validate_security(security: &SecurityConfig) -> Result<(), InvalidConfig> {
-    let SecurityConfig { tls, peers, principal_rules } = security;
+    let SecurityConfig { tls, peers, principal_rules, authorization } = security;
     let files = [
         ("security.tls.cert-file", &tls.cert_file),
         ("security.tls.key-file", &tls.key_file),
@@ -152,10 +153,15 @@ fn validate_security(security: &SecurityConfig) -> Result<(), InvalidConfig> {
     if let Err((pattern, why)) = NodeRules::new(&peers.allowed_names, "") {
         rule("security.peers.allowed-names", pattern, false, &why)?;
     }
-    match PrincipalRules::new(principal_rules) {
-        Ok(_) => Ok(()),
-        Err((text, why)) => rule("security.principal-rules", text, false, &why),
+    if let Err((text, why)) = PrincipalRules::new(principal_rules) {
+        rule("security.principal-rules", text, false, &why)?;
     }
+    for user in &authorization.super_users {
+        // Everyone and nobody are no users: that would be `enabled: false` in other words.
+        let named = Principal::new(user).is_ok() && user != ANYONE;
+        rule("security.authorization.super-users", user, named, "each must be the name of one principal")?;
+    }
+    Ok(())
 }
 
 fn rule(field: &'static str, value: impl ToString, holds: bool, rule: &str) -> Result<(), InvalidConfig> {

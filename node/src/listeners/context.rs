@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::budget::{Budget, Hold};
+use super::caller::Caller;
 use crate::broker::{Broker, BrokerError, Fetch, Fetched, Produce, Produced, Reason};
 use crate::config::LimitsConfig;
 use crate::groups::Groups;
@@ -61,13 +62,13 @@ impl Context {
     }
 
     /// Appends and waits.
-    pub(crate) async fn produce(&self, request: Produce) -> Result<Produced, BrokerError> {
-        self.appended(self.broker.produce(request).await)
+    pub(crate) async fn produce(&self, caller: &Caller, request: Produce) -> Result<Produced, BrokerError> {
+        self.appended(self.broker.for_caller(caller).produce(request).await)
     }
 
     /// Appends wherever the partition is led, and waits.
-    pub(crate) async fn produce_anywhere(&self, request: Produce) -> Result<Produced, BrokerError> {
-        self.appended(self.broker.produce_anywhere(request).await)
+    pub(crate) async fn produce_anywhere(&self, caller: &Caller, request: Produce) -> Result<Produced, BrokerError> {
+        self.appended(self.broker.for_caller(caller).produce_anywhere(request).await)
     }
 
     fn appended(&self, produced: Result<Produced, BrokerError>) -> Result<Produced, BrokerError> {
@@ -77,15 +78,15 @@ impl Context {
     }
 
     /// Reads, and takes what was read from the budget. The wait ends early when the node stops.
-    pub(crate) async fn fetch(&self, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
+    pub(crate) async fn fetch(&self, caller: &Caller, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
         let request = self.bounded(request);
-        self.held(self.broker.fetch(request)).await
+        self.held(self.broker.for_caller(caller).fetch(request)).await
     }
 
     /// As [`Context::fetch`], of a node that holds the records.
-    pub(crate) async fn fetch_anywhere(&self, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
+    pub(crate) async fn fetch_anywhere(&self, caller: &Caller, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
         let request = self.bounded(request);
-        self.held(self.broker.fetch_anywhere(request)).await
+        self.held(self.broker.for_caller(caller).fetch_anywhere(request)).await
     }
 
     fn bounded(&self, mut request: Fetch) -> Fetch {

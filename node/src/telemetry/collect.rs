@@ -4,6 +4,7 @@ use chronicle_log::{FLUSH_BUCKETS_US, StoreMetrics};
 
 use super::{Metrics, Samples};
 use crate::broker::Broker;
+use crate::security::Action;
 
 /// Adds the broker's and its data directory's metrics to every scrape.
 pub fn collect_node(metrics: &Metrics, broker: &Broker) {
@@ -19,6 +20,17 @@ pub fn collect_node(metrics: &Metrics, broker: &Broker) {
         }
         if let Some(tls) = broker.tls() {
             tls.collect(samples);
+        }
+        let authorizer = broker.authorizer();
+        for (action, count) in authorizer.denied().filter(|(action, _)| *action != Action::All) {
+            let labels = [("operation", action.as_str().to_owned())];
+            samples.counter_of("authorization_denied", "Requests that the principal had no right to", &labels, count);
+        }
+        for (resource, delayed, refused) in authorizer.throttled() {
+            for (outcome, count) in [("delayed", delayed), ("refused", refused)] {
+                let labels = [("quota", resource.as_str().to_owned()), ("outcome", outcome.to_owned())];
+                samples.counter_of("quota_throttled", "Requests over a quota of their principal", &labels, count);
+            }
         }
         engine(samples, broker.store().metrics());
     });

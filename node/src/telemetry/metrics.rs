@@ -101,6 +101,8 @@ operations! {
     GroupOffsets = "group_offsets";
     /// Groups are listed, described, reset or deleted.
     GroupAdmin = "group_admin";
+    /// Rules and quotas.
+    Access = "access";
     /// Anything else: documents, unknown paths.
     Other = "other";
 }

@@ -26,6 +26,7 @@ use tonic::{Status, Streaming};
 use super::{convert, malformed, status};
 use crate::broker::{BrokerError, PendingProduce, Produced};
 use crate::listeners::budget::Ticket;
+use crate::listeners::caller::Caller;
 use crate::listeners::context::{Context, stopping};
 use crate::telemetry::{Listener, Operation, traces};
 
@@ -48,6 +49,7 @@ struct Waiting {
 
 struct Pipeline {
     context: Context,
+    caller: Caller,
     ticket: Arc<Ticket>,
     requests: Streaming<proto::ProduceRequest>,
     /// Oldest first, the one in `oldest` left out.
@@ -63,15 +65,17 @@ struct Pipeline {
     ended: Option<Result<(), Status>>,
 }
 
-/// The answers to `requests`. `ticket` holds the bytes of the requests' messages; they are given back answer by answer.
+/// The answers to the `requests` of a caller. `ticket` holds the bytes of the requests' messages; they are given back answer by answer.
 pub(super) fn answers(
     context: Context,
+    caller: Caller,
     ticket: Arc<Ticket>,
     requests: Streaming<proto::ProduceRequest>,
     parent: Option<SpanContext>,
 ) -> BoxStream<'static, Result<proto::ProduceStreamResponse, Status>> {
     let pipeline = Pipeline {
         context,
+        caller,
         ticket,
         requests,
         waiting: VecDeque::new(),
@@ -150,11 +154,14 @@ impl Pipeline {
         let bytes = request.encoded_len() + 5;
         let trace = traces::Request::begin_streamed(request.trace.as_ref(), self.parent.as_ref());
         let outcome = match convert::produce(request) {
-            Ok(request) => match &trace {
-                None => self.context.broker.submit(request).await,
-                // Boxed: rare, and it would be a second copy of the future above.
-                Some(trace) => Box::pin(trace.instrument(self.context.broker.submit(request))).await,
-            },
+            Ok(request) => {
+                let broker = self.context.broker.for_caller(&self.caller);
+                match &trace {
+                    None => broker.submit(request).await,
+                    // Boxed: rare, and it would be a second copy of the future above.
+                    Some(trace) => Box::pin(trace.instrument(broker.submit(request))).await,
+                }
+            }
             Err(error) => Err(error),
         };
         self.bytes += bytes;
