@@ -3,7 +3,8 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
+    "chronicle/v1/access.proto",
     "chronicle/v1/log.proto",
     "chronicle/v1/admin.proto",
     "chronicle/v1/cluster.proto",

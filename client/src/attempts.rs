@@ -31,6 +31,8 @@ pub(crate) struct Attempts {
     hops: u32,
     doubts: u32,
     turn: usize,
+    /// What the last attempt came to, if it failed.
+    last: Option<String>,
 }
 
 impl Attempts {
@@ -46,6 +48,7 @@ impl Attempts {
             hops: 0,
             doubts: 0,
             turn,
+            last: None,
         }
     }
 
@@ -68,7 +71,7 @@ impl Attempts {
     pub(crate) fn progressed(&mut self) {
         self.backoff.reset();
         self.tried.clear();
-        (self.hops, self.doubts, self.ask_leader) = (0, 0, false);
+        (self.hops, self.doubts, self.ask_leader, self.last) = (0, 0, false, None);
     }
 
     /// The error as it should be taken: one that may only say that the node is behind becomes retryable.
@@ -101,6 +104,7 @@ impl Attempts {
     pub(crate) async fn failed(&mut self, route: &Route, error: &ClientError) -> Duration {
         let was_leader_asked = std::mem::take(&mut self.ask_leader);
         self.turn = self.turn.wrapping_add(1);
+        self.last = Some(format!("{}: {}", error.reason, error.message));
         match &error.kind {
             ErrorKind::Redirect { leader } => {
                 let leader = leader.as_deref().filter(|leader| **leader != *route.address);
@@ -153,6 +157,14 @@ impl Attempts {
             self.tried.drain(..self.tried.len() - 1);
         }
         self.backoff.pause()
+    }
+
+    /// Why time ran out while an attempt had no answer: with what the attempt before it came to, if there was one.
+    pub(crate) fn unanswered(&self, why: &str) -> String {
+        match &self.last {
+            Some(last) => format!("{why}; the attempt before: {last}"),
+            None => why.to_owned(),
+        }
     }
 
     /// The next pause, for a failure that concerns no node in particular.

@@ -7,6 +7,7 @@ use chronicle_proto::v1;
 use chronicle_proto::v1::admin_client::AdminClient;
 use chronicle_proto::v1::groups_client::GroupsClient;
 use chronicle_proto::v1::log_client::LogClient;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
 use crate::attempts::Attempts;
@@ -17,6 +18,7 @@ use crate::producer::{Producer, ProducerConfig};
 use crate::record::Partition;
 use crate::resolver::{Resolver, Target};
 use crate::retry::{Plan, Repeat, with_retries};
+use crate::trace::{self, Interceptor};
 
 /// A connection to a Chronicle cluster. Cheap to clone; clones share connections.
 #[derive(Clone)]
@@ -259,9 +261,9 @@ impl Client {
         self.resolver.route_to(&address.into()).channel()
     }
 
-    pub(crate) fn log(&self, channel: Channel) -> LogClient<Channel> {
+    pub(crate) fn log(&self, channel: Channel) -> LogClient<InterceptedService<Channel, Interceptor>> {
         // What a request may weigh is the node's to say: no limit of our own before it.
-        LogClient::new(channel)
+        LogClient::with_interceptor(channel, trace::with_active_span as Interceptor)
             .max_decoding_message_size(self.config.answer_bytes_max)
             .max_encoding_message_size(usize::MAX)
     }

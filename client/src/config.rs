@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::connect::{Connector, tcp_connector};
+use crate::tls::{TlsConfig, tls_connector};
 
 /// How often and how fast a request is repeated: pauses double from `pause_min` to 100 ms, stay there for about a second (a
 /// fail-over takes less), then double to `pause_max`; each with full jitter in its upper half.
@@ -110,6 +111,13 @@ impl ClientConfig {
     #[must_use]
     pub fn connector(mut self, connector: Connector) -> Self {
         self.connector = connector;
+        self
+    }
+
+    /// Encrypted: on top of the connector that it has at this moment.
+    #[must_use]
+    pub fn tls(mut self, tls: TlsConfig) -> Self {
+        self.connector = tls_connector(self.connector, tls);
         self
     }
 

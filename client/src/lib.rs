@@ -5,17 +5,22 @@
 //! with growing, jittered pauses; an append whose outcome is open is repeated only when it carries a producer id and
 //! sequence, which make the repetition harmless.
 //!
-//! - [`Client`] (`client.rs`, `cluster.rs`, `node.rs`): the calls of `chronicle.v1`, each with retries inside a deadline.
+//! - [`Client`] (`client.rs`, `cluster.rs`, `access.rs`, `node.rs`): the calls of `chronicle.v1`, each with retries inside a
+//!   deadline.
 //! - [`Producer`] (`producer/`): ordered, batched, pipelined appends to one partition, exactly once by default.
 //! - [`Consumer`] (`consumer.rs`): the records of a partition from a position on, across reconnects.
 //! - [`GroupConsumer`] (`group.rs`): topics shared out among the members of a consumer group, with remembered offsets.
+//!
+//! Where the application has an OpenTelemetry span active, calls carry it to the node, and records to whoever reads them
+//! ([`trace`]).
 //!
 //! Appends go to the leader of the partition and reads to its followers, wherever they are at the time; after a fail-over,
 //! an idempotent producer goes on exactly where it was.
 //!
 //! Below them: `retry.rs` (what is repeated, and when), `attempts.rs` (from one attempt to the next: redirects, other nodes,
 //! pauses), `resolver.rs` (which node a request goes to; how it finds out), `metadata.rs` (what it believes), `nodes.rs`
-//! (connections, and which addresses fail), `connect.rs` (the one seam to the network, replaceable by a simulation),
+//! (connections, and which addresses fail), `connect.rs` (the one seam to the network, replaceable by a simulation), `tls.rs`
+//! (encryption on top of it),
 //! `error.rs` (status and stream errors decoded).
 //!
 //! ```no_run
@@ -33,6 +38,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod access;
 mod attempts;
 mod client;
 mod cluster;
@@ -48,6 +54,8 @@ mod producer;
 mod record;
 mod resolver;
 mod retry;
+mod tls;
+pub mod trace;
 
 pub use chronicle_proto::v1;
 pub use client::Client;
@@ -58,3 +66,4 @@ pub use error::{ClientError, ErrorKind};
 pub use group::{GroupConfig, GroupConsumer, GroupRecord, GroupStart};
 pub use producer::{Delivery, Producer, ProducerConfig};
 pub use record::{Compression, Partition, Position, Record, StoredRecord};
+pub use tls::{Pem, TlsConfig, tls_connector};

@@ -18,5 +18,6 @@ pub mod ops;
 pub mod partition;
 pub mod peers;
 pub mod raft;
+pub mod security;
 pub mod server;
 pub mod telemetry;

@@ -12,7 +12,7 @@ use crate::host::Host;
 use crate::listeners::net::Acceptor;
 use crate::listeners::{self, BindError};
 use crate::ops::{OpsServer, Probe};
-use crate::telemetry::{Metrics, collect_node, logging};
+use crate::telemetry::{Metrics, collect_node, logging, traces};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +118,10 @@ async fn serve(broker: &Broker, stop: &CancellationToken, ready: impl FnOnce()) 
         biased;
         () = stop.cancelled() => return None,
         established = broker.establish() => match established {
-            Ok(()) => ready(),
+            Ok(()) => {
+                broker.cluster().into_iter().for_each(traces::of_cluster);
+                ready();
+            }
             Err(error) => return Some(error),
         },
     }

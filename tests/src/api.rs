@@ -9,15 +9,18 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use chronicle_client::{tcp_connector, tls_connector};
 use chronicle_proto::v1;
 use chronicle_proto::v1::admin_client::AdminClient;
 use chronicle_proto::v1::cluster_client::ClusterClient;
 use chronicle_proto::v1::log_client::LogClient;
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_types::StatusExt;
 
 use crate::input::Item;
+use crate::tls;
 
 /// Largest gRPC message that the harness accepts.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -32,6 +35,16 @@ pub async fn connect(address: SocketAddr) -> Result<Channel> {
         .tcp_nodelay(true)
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(8 << 20);
+    if let Some(secured) = tls::of(address) {
+        // The client's way to encrypt, and nothing else of it.
+        let connector = tls_connector(tcp_connector(), secured.client.client());
+        let connect = tower::service_fn(move |_: Uri| {
+            let connecting = connector(address.to_string());
+            async move { connecting.await.map(TokioIo::new) }
+        });
+        let connected = endpoint.connect_with_connector(connect).await;
+        return connected.with_context(|| format!("connecting to {address}"));
+    }
     endpoint.connect().await.with_context(|| format!("connecting to {address}"))
 }
 
@@ -152,8 +165,8 @@ pub async fn read_all(address: SocketAddr, topic: &str, bytes_max: u32) -> Resul
 /// # Errors
 /// A call fails, or an answer's offsets leave a gap.
 pub async fn read_all_http(address: SocketAddr, topic: &str, bytes_max: u32) -> Result<Vec<v1::StoredRecord>> {
-    let http = reqwest::Client::new();
-    let path = format!("http://{address}/v1/topics/{topic}/partitions/0");
+    let http = tls::http(address)?;
+    let path = format!("{}/v1/topics/{topic}/partitions/0", tls::url(address));
     let ends: Value = http.get(format!("{path}/offsets")).send().await?.error_for_status()?.json().await?;
     let number =
         |value: &Value, name: &str| value[name].as_i64().with_context(|| format!("no number {name} in {value}"));

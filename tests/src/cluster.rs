@@ -9,6 +9,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,6 +23,7 @@ use crate::history::History;
 use crate::netns::Network;
 use crate::node::{Node, PATIENCE, Setup};
 use crate::replica::{self, Stored};
+use crate::tls::{self, Secured};
 
 /// How long one question to one node may take.
 const ASK: Duration = Duration::from_secs(3);
@@ -37,6 +40,7 @@ pub struct ClusterSetup {
     zones: bool,
     folders: BTreeMap<usize, PathBuf>,
     network: Option<Network>,
+    secured: bool,
 }
 
 impl ClusterSetup {
@@ -44,6 +48,13 @@ impl ClusterSetup {
     #[must_use]
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
         self.template = self.template.set(path, value);
+        self
+    }
+
+    /// Encrypts: every node and the test itself have certificates of one authority, and clients must show theirs.
+    #[must_use]
+    pub fn secured(mut self) -> Self {
+        self.secured = true;
         self
     }
 
@@ -75,9 +86,10 @@ impl ClusterSetup {
     /// # Errors
     /// A folder cannot be created.
     pub fn prepare(self) -> Result<Cluster> {
-        let Self { nodes, template, zones, mut folders, network } = self;
-        let mut cluster = Cluster { nodes: Vec::new(), template, zones, network, finished: false };
-        let setups: Vec<Setup> = (0..nodes).map(|number| cluster.setup_of(number)).collect();
+        let Self { nodes, template, zones, mut folders, network, secured } = self;
+        let secured = secured.then(Secured::new).transpose()?;
+        let mut cluster = Cluster { nodes: Vec::new(), template, zones, network, secured, finished: false };
+        let setups = (0..nodes).map(|number| cluster.setup_of(number)).collect::<Result<Vec<Setup>>>()?;
         let seeds: Vec<String> = setups.iter().map(|setup| setup.address().to_string()).collect();
         for (number, setup) in setups.into_iter().enumerate() {
             let mut setup = setup.set("cluster.bootstrap-expect", nodes).set("cluster.seeds", json!(seeds));
@@ -109,26 +121,52 @@ pub struct Cluster {
     zones: bool,
     // After the nodes: it can be removed only when nothing runs in it.
     network: Option<Network>,
+    /// `None`: plaintext.
+    secured: Option<Arc<Secured>>,
     finished: bool,
 }
 
 impl Cluster {
     /// A cluster of so many nodes, which founds itself when all of them are there.
     pub fn of(nodes: usize) -> ClusterSetup {
-        ClusterSetup { nodes, template: Setup::new(), zones: false, folders: BTreeMap::new(), network: None }
+        ClusterSetup {
+            nodes,
+            template: Setup::new(),
+            zones: false,
+            folders: BTreeMap::new(),
+            network: None,
+            secured: tls::by_default(),
+        }
     }
 
-    fn setup_of(&self, number: usize) -> Setup {
+    fn setup_of(&self, number: usize) -> Result<Setup> {
         // Every node has ports of its own: it shares loopback with the others.
         let mut setup = self.template.clone().data_port(crate::node::free_port()).ops_port(crate::node::free_port());
         setup = setup.set("node.name", format!("node-{number}"));
         if self.zones {
             setup = setup.set("cluster.zone", format!("zone-{number}"));
         }
-        match &self.network {
-            Some(network) => setup.inside(network.namespace(number), network.address(number)),
-            None => setup,
+        if let Some(network) = &self.network {
+            setup = setup.inside(network.namespace(number), network.address(number));
         }
+        self.encrypt(setup, &format!("node-{number}"))
+    }
+
+    /// Gives a node the certificates of one of this name, where the cluster is secured.
+    ///
+    /// # Errors
+    /// `chronicle cert` fails.
+    pub fn encrypt(&self, setup: Setup, name: &str) -> Result<Setup> {
+        let Some(secured) = &self.secured else { return Ok(setup) };
+        tls::register(setup.address(), secured);
+        let mounted = secured.node(name, &setup.address().ip().to_string())?;
+        Ok(setup
+            .set("security.tls.mode", "enabled")
+            .set("security.tls.cert-file", json!(mounted.file("tls.crt")))
+            .set("security.tls.key-file", json!(mounted.file("tls.key")))
+            .set("security.tls.ca-file", json!(mounted.file("ca.crt")))
+            .set("security.tls.client-auth", "required")
+            .set("security.tls.reload-ms", 200))
     }
 
     /// Number of nodes, running or not.
@@ -163,6 +201,26 @@ impl Cluster {
     pub fn servers(&self) -> String {
         let addresses: Vec<String> = self.nodes.iter().map(|node| node.address().to_string()).collect();
         addresses.join(",")
+    }
+
+    /// What secures the cluster.
+    ///
+    /// # Panics
+    /// It is not secured.
+    pub fn secured(&self) -> &Arc<Secured> {
+        self.secured.as_ref().expect("the cluster is secured")
+    }
+
+    /// The `chronicle` program, as a client of a node.
+    ///
+    /// # Errors
+    /// The program cannot be built.
+    pub fn program(&self, number: usize) -> Result<Command> {
+        let mut command = crate::node::program()?;
+        let address = self.nodes[number].address();
+        command.env("CHRONICLE_SERVER", address.to_string());
+        tls::encrypt(&mut command, address);
+        Ok(command)
     }
 
     /// Numbers of the nodes whose process runs.
@@ -235,7 +293,7 @@ impl Cluster {
         if let Some(network) = &mut self.network {
             network.add()?;
         }
-        let setup = self.setup_of(number);
+        let setup = self.setup_of(number)?;
         let mut seeds: Vec<String> = self.nodes.iter().map(|node| node.address().to_string()).collect();
         seeds.push(setup.address().to_string());
         // It must never found a cluster of its own, and alone it never sees so many.
@@ -502,6 +560,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        self.nodes.iter().for_each(|node| tls::forget(node.address()));
         if self.finished {
             return;
         }

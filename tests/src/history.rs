@@ -15,9 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
-use chronicle_client::{
-    Client, ClientConfig, ConsumerConfig, Delivery, Partition, Position, Producer, ProducerConfig, Record,
-};
+use chronicle_client::{Client, ConsumerConfig, Delivery, Partition, Position, Producer, ProducerConfig, Record};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -97,7 +95,7 @@ impl Load {
         let acknowledged = Arc::new(watch::Sender::new(0));
         let mut tasks = Vec::new();
         for number in 0..self.writers {
-            let client = Client::connect(ClientConfig::new(servers))?;
+            let client = Client::connect(crate::tls::client_config(servers))?;
             let writer = Writer {
                 number,
                 load: self.clone(),
@@ -365,7 +363,7 @@ impl Following {
     /// # Errors
     /// `servers` are no addresses.
     pub fn start(servers: &str, topic: &str, partition: i32) -> Result<Self> {
-        let client = Client::connect(ClientConfig::new(servers))?;
+        let client = Client::connect(crate::tls::client_config(servers))?;
         let (until, mut limit) = watch::channel(None);
         let mut consumer = client.consumer(Partition::new(topic, partition), ConsumerConfig::from(Position::Earliest));
         let task = tokio::spawn(async move {

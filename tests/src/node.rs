@@ -90,9 +90,13 @@ impl Setup {
     /// Sets one field of the configuration by its dotted path, such as `limits.connections-max`.
     #[must_use]
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
-        let (section, field) = path.split_once('.').expect("a path has a section and a field");
-        let section = self.settings.entry(section).or_insert_with(|| json!({}));
-        section[field] = value.into();
+        let (section, rest) = path.split_once('.').expect("a path has a section and a field");
+        let mut place = self.settings.entry(section).or_insert_with(|| json!({}));
+        for name in rest.split('.') {
+            // Missing groups come to be by being indexed.
+            place = &mut place[name];
+        }
+        *place = value.into();
         self
     }
 
@@ -138,6 +142,11 @@ impl Setup {
         let mut tree = self.settings.clone();
         let section = tree.entry("node").or_insert_with(|| json!({}));
         section["data-dir"] = json!(dir);
+        // Plaintext must be asked for.
+        let security = tree.entry("security").or_insert_with(|| json!({}));
+        if security["tls"]["mode"].is_null() {
+            security["tls"]["mode"] = json!("disabled");
+        }
         let section = tree.entry("listeners").or_insert_with(|| json!({}));
         section["data"] = json!(SocketAddr::from((self.host, self.data_port)));
         section["ops"] = json!(SocketAddr::from((self.host, self.ops_port)));

@@ -4,12 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use chronicle_client::{Client, ClientConfig};
+use chronicle_client::Client;
 use chronicle_proto::v1;
 use chronicle_tests::cluster::Cluster;
 use chronicle_tests::history::{Following, Load, check_read};
 use chronicle_tests::node::PATIENCE;
-use chronicle_tests::{length, mount};
+use chronicle_tests::{length, mount, tls};
 
 const TOPIC: &str = "load";
 
@@ -109,7 +109,7 @@ async fn a_hand_over_under_load_costs_one_election() -> Result<()> {
     const TIMES: usize = 12;
     let cluster = Cluster::of(3).start().await?;
     under_load(cluster, Load::new(TOPIC), async |cluster, progress| {
-        let client = Client::connect(ClientConfig::new(cluster.servers()))?;
+        let client = Client::connect(tls::client_config(&cluster.servers()))?;
         let before = term(cluster).await?;
         for _ in 0..TIMES {
             let to = (cluster.leader(TOPIC, 0).await? + 1) % 3;

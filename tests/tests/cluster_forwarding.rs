@@ -8,6 +8,7 @@ use chronicle_proto::v1;
 use chronicle_proto::v1::groups_client::GroupsClient;
 use chronicle_tests::api;
 use chronicle_tests::cluster::Cluster;
+use chronicle_tests::tls;
 use serde_json::{Value, json};
 
 const TOPIC: &str = "anywhere";
@@ -19,7 +20,8 @@ struct Http {
 
 impl Http {
     fn new(address: SocketAddr, topic: &str) -> Self {
-        Self { client: reqwest::Client::new(), base: format!("http://{address}/v1/topics/{topic}/partitions/0") }
+        let client = tls::http(address).expect("certificates of the test");
+        Self { client, base: format!("{}/v1/topics/{topic}/partitions/0", tls::url(address)) }
     }
 
     async fn post(&self, query: &str, value: &str) -> Result<(u16, Value)> {
@@ -66,7 +68,7 @@ async fn every_node_serves(replicas: i32) -> Result<()> {
         ensure!(waited["records"] == json!([]) && waited["next_offset"] == 30, "{waited}");
     }
     // An idempotent producer may come by another node the second time.
-    let producers = format!("http://{}/v1/producers", cluster.node(0).address());
+    let producers = format!("{}/v1/producers", tls::url(cluster.node(0).address()));
     let producer: Value = nodes[0].client.post(producers).send().await?.json().await?;
     let identity = format!("producer_id={}&producer_epoch=0&producer_sequence=0", producer["id"]);
     let first = ok(nodes[0].post(&identity, "once").await?)?;

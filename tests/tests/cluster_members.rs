@@ -7,15 +7,15 @@ use chronicle_proto::v1;
 use chronicle_tests::api;
 use chronicle_tests::cluster::Cluster;
 use chronicle_tests::history::{Following, Load, check_read};
-use chronicle_tests::node::{PATIENCE, output, program};
+use chronicle_tests::node::{PATIENCE, output};
 use serde_json::Value;
 
 const TOPIC: &str = "members";
 
 /// Runs `chronicle cluster ...` at a node; answers whether it succeeded, and both its outputs.
 fn chronicle(cluster: &Cluster, number: usize, arguments: &[&str]) -> Result<(bool, String, String)> {
-    let mut command = program()?;
-    command.arg("cluster").args(arguments).args(["--server", &cluster.node(number).address().to_string()]);
+    let mut command = cluster.program(number)?;
+    command.arg("cluster").args(arguments);
     let output = tokio::task::block_in_place(|| output(command))?;
     Ok((output.status.success(), String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?))
 }

@@ -4,14 +4,14 @@ use anyhow::{Context, Result, ensure};
 use chronicle_proto::v1;
 use chronicle_tests::cluster::Cluster;
 use chronicle_tests::history::{Following, Load, check_read};
-use chronicle_tests::node::{PATIENCE, output, program};
+use chronicle_tests::node::{PATIENCE, output};
 use chronicle_tests::{api, replica};
 
 const TOPIC: &str = "repair";
 
 fn verify(cluster: &Cluster) -> Result<()> {
-    let mut command = program()?;
-    command.args(["cluster", "verify", TOPIC, "--server", &cluster.node(0).address().to_string()]);
+    let mut command = cluster.program(0)?;
+    command.args(["cluster", "verify", TOPIC]);
     let output = tokio::task::block_in_place(|| output(command))?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "verify: {err}{out}");

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::client::Client;
 use crate::error::{ClientError, ErrorKind};
 use crate::record::{Compression, Partition, Record};
+use crate::trace::Sending;
 use window::Item;
 use worker::{Command, Worker};
 
@@ -79,6 +80,7 @@ impl Default for ProducerConfig {
 /// Dropping a producer stops it at once; [`Producer::close`] finishes first.
 #[derive(Debug)]
 pub struct Producer {
+    partition: Partition,
     commands: mpsc::UnboundedSender<Command>,
     buffer: Arc<Semaphore>,
     buffer_bytes_max: u32,
@@ -94,8 +96,9 @@ impl Producer {
         let (commands, receiver) = mpsc::unbounded_channel();
         let buffer_bytes_max = u32::try_from(config.buffer_bytes_max.max(1)).unwrap_or(u32::MAX);
         let failure = Arc::new(OnceLock::new());
-        let worker = Worker::new(client, partition, config.clone(), receiver, failure.clone());
+        let worker = Worker::new(client, partition.clone(), config.clone(), receiver, failure.clone());
         Self {
+            partition,
             commands,
             buffer: Arc::new(Semaphore::new(buffer_bytes_max as usize)),
             buffer_bytes_max,
@@ -139,12 +142,13 @@ impl Producer {
 
     async fn accept(
         &self,
-        records: Vec<Record>,
+        mut records: Vec<Record>,
         expectation: Option<v1::Expectation>,
     ) -> Result<Delivery, ClientError> {
         if records.is_empty() {
             return Err(ClientError::invalid("records", "0 records", "must be one or more"));
         }
+        let trace = Sending::start(&self.partition, &mut records);
         let payload: usize = records.iter().map(Record::payload_bytes).sum();
         if payload > self.item_bytes_max {
             let message = format!("the record has {payload} bytes; the producer takes at most {}", self.item_bytes_max);
@@ -160,6 +164,7 @@ impl Producer {
             expectation,
             expires: Instant::now() + self.delivery_timeout,
             reply,
+            trace,
             _permit: Some(permit),
             number: 0,
         };

@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use crate::error::{ClientError, ErrorKind};
+use crate::trace::{self, Sending};
 
 /// Upper bound of what a stored record weighs besides key, value and headers, in bytes: attributes and six varints.
 const STORED_RECORD_OVERHEAD: usize = 36;
@@ -38,6 +39,8 @@ pub(super) struct Item {
     /// When the caller stops waiting.
     pub(super) expires: Instant,
     pub(super) reply: oneshot::Sender<Result<i64, ClientError>>,
+    /// Its span; `None` when none was active where it was handed over.
+    pub(super) trace: Option<Box<Sending>>,
     /// Its share of the buffer, given back when it is answered.
     pub(super) _permit: Option<OwnedSemaphorePermit>,
     /// Position among all items of this producer.
@@ -56,6 +59,9 @@ impl Item {
     }
 
     fn answer(self, result: Result<i64, ClientError>) {
+        if let Some(trace) = &self.trace {
+            trace.answered(result.as_ref().err());
+        }
         // Nobody may be waiting for it any more.
         let _ = self.reply.send(result);
     }
@@ -92,6 +98,16 @@ impl Request {
             item.answer(Err(error.clone()));
         }
     }
+}
+
+/// A request to put on the stream.
+#[derive(Debug)]
+pub(super) struct Next {
+    pub(super) records: Vec<v1::Record>,
+    pub(super) expectation: Option<v1::Expectation>,
+    /// Of the first record.
+    pub(super) sequence: i32,
+    pub(super) trace: Option<v1::TraceContext>,
 }
 
 /// Limits of one request and of the requests in flight.
@@ -201,9 +217,8 @@ impl Window {
         front.map(|item| item.expires)
     }
 
-    /// The next request to put on the stream, and the sequence of its first record; `None` when nothing may or can be
-    /// sent now.
-    pub(super) fn next(&mut self) -> Option<(Vec<v1::Record>, Option<v1::Expectation>, i32)> {
+    /// The next request to put on the stream; `None` when nothing may or can be sent now.
+    pub(super) fn next(&mut self) -> Option<Next> {
         if self.is_draining() || self.sent >= self.limits.in_flight {
             return None;
         }
@@ -225,7 +240,8 @@ impl Window {
             records.extend(item.records.iter().cloned());
         }
         let expectation = request.items.first().and_then(|item| item.expectation.clone());
-        Some((records, expectation, request.sequence))
+        let trace = trace::of_request(request.items.iter().filter_map(|item| item.trace.as_deref()));
+        Some(Next { records, expectation, sequence: request.sequence, trace })
     }
 
     fn form(&mut self) -> Option<()> {

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::ProducerConfig;
-use super::window::{Item, Limits, Stuck, Window};
+use super::window::{Item, Limits, Next, Stuck, Window};
 use crate::attempts::Attempts;
 use crate::client::Client;
 use crate::error::{ClientError, ErrorKind};
@@ -249,7 +249,7 @@ impl Worker {
                 () = self.receive(), if !self.closed => {}
                 () = until(lingering), if lingering.is_some() => self.linger_until = None,
                 () = until(expires), if expires.is_some() => {
-                    let why = "no answer within the delivery timeout";
+                    let why = self.attempts.unanswered("no answer within the delivery timeout");
                     let error = ClientError::new(ErrorKind::Transport { sent: true }, "DEADLINE_EXCEEDED", why);
                     return Ok(Some(self.judge(error)));
                 }
@@ -290,7 +290,7 @@ impl Worker {
             if !ready {
                 return true;
             }
-            let Some((records, expectation, sequence)) = self.window.next() else { return true };
+            let Some(Next { records, expectation, sequence, trace }) = self.window.next() else { return true };
             let request = v1::ProduceRequest {
                 partition: Some((&self.partition).into()),
                 records,
@@ -302,6 +302,7 @@ impl Worker {
                     sequence,
                 }),
                 expectation,
+                trace,
             };
             // Never full: the channel holds as many requests as may be in flight.
             if stream.requests.try_send(request).is_err() {

@@ -20,6 +20,7 @@ use crate::controller::{
     unexpected, waiting_for,
 };
 use crate::partition::{PartitionRole, SlotState, ask_group};
+use crate::security::Encryption;
 
 /// Partitions whose leadership is handed over at a time by a node that stops: they share the flushes of their votes.
 const HAND_OVERS: usize = 64;
@@ -57,8 +58,15 @@ impl Broker {
             raft_id: node.id,
             replicas: count(&|placement| placement.holds(node.id)),
             preferred_leaders: count(&|placement| placement.replicas.first() == Some(&node.id)),
+            encryption: self.encryption_of(node.id),
         };
         Ok(state.nodes.values().filter(|node| removed || node.state != NodeState::Removed).map(server).collect())
+    }
+
+    fn encryption_of(&self, node: u64) -> Option<Encryption> {
+        let env = &self.inner.env;
+        let liveness = env.peers.liveness();
+        if node == env.node() { Some(liveness.own_encryption()) } else { liveness.encryption(node) }
     }
 
     /// Where the partitions of some topics are; no names: of all.

@@ -64,7 +64,9 @@ reasons! {
     CorruptBatch = "CORRUPT_BATCH", Rejected;
     /// The batch names a compression that is not gzip, snappy, lz4 or zstd.
     UnsupportedCompression = "UNSUPPORTED_COMPRESSION", Rejected;
-    /// No topic of this name.
+    /// The principal may not do this; metadata `operation`, `resource`.
+    PermissionDenied = "PERMISSION_DENIED", Rejected;
+    /// No topic of this name, or none that the principal may know of.
     UnknownTopic = "UNKNOWN_TOPIC", Rejected;
     /// The topic has no partition of this number.
     UnknownPartition = "UNKNOWN_PARTITION", Rejected;
@@ -86,7 +88,7 @@ reasons! {
     UnknownMember = "UNKNOWN_MEMBER", Rejected;
     /// The member acts on an assignment that is no longer its own; metadata `generation`.
     StaleGeneration = "STALE_GENERATION", Rejected;
-    /// A limit of bytes in flight is reached: slow down.
+    /// A limit of bytes in flight or a quota is reached: slow down; metadata `retry_after_ms` for a quota.
     Overloaded = "OVERLOADED", Retry;
     /// The connection limit is reached.
     TooManyConnections = "TOO_MANY_CONNECTIONS", Retry;

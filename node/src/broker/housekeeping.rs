@@ -57,6 +57,7 @@ pub(super) async fn housekeeping(broker: Broker) {
             () = broker.inner.stop.cancelled() => return,
             _ = tick.tick() => {}
         }
+        broker.inner.authorizer.tidy();
         let env = &broker.inner.env;
         if env.controller.get().is_none() {
             continue;

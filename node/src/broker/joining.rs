@@ -19,7 +19,7 @@ use crate::controller::{CONTROLLER_LOG, Command, Controller, NodeInfo, NodeState
 use crate::flushed::journal;
 use crate::membership::{Founder, JoinRefusal, Memory, Origin, PeerError, Refused, Remembered, Start};
 use crate::partition::{jitter, member};
-use crate::peers::{Me, PROTOCOL, Peers};
+use crate::peers::{Known, Me, PROTOCOL, Peers};
 
 /// Journal key of the controller's log that holds what `membership` remembers, as JSON.
 const KEY_MEMBERSHIP: u8 = 10;
@@ -150,8 +150,8 @@ impl Broker {
             node: identity.raft_id,
             boot: env.peers.liveness().boot(),
         });
-        let addresses: BTreeMap<u64, String> = known.iter().map(|node| (node.raft_id, node.address.clone())).collect();
-        env.peers.set_addresses(&addresses);
+        let named = |node: &Founder| (node.raft_id, Known { name: node.name.clone(), address: node.address.clone() });
+        env.peers.set_known(&known.iter().map(named).collect::<BTreeMap<_, _>>());
         let nodes: Option<Vec<NodeInfo>> =
             founders.map(|founders| founders.iter().map(|node| self.founder(node)).collect());
         let members = nodes.as_ref().map(|nodes| nodes.iter().map(|node| (node.id, member(Some(node)))).collect());
@@ -325,7 +325,14 @@ impl Broker {
             };
             match controller.command_again(&command).await.map_err(|e| Status::unavailable(e.message))? {
                 Outcome::Node(info) => {
-                    tracing::info!(node = info.id, name = info.name, address = info.address, "node is a member");
+                    tracing::info!(
+                        target: "chronicle::audit",
+                        event = "join",
+                        node = info.id,
+                        name = info.name,
+                        address = info.address,
+                        "node is a member"
+                    );
                     return Ok(self.taken_in(info.id));
                 }
                 Outcome::Refused(refusal) => match &refusal {

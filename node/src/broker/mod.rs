@@ -1,8 +1,9 @@
 //! The one API that every listener calls: admission, routing, topics, reads and appends.
 //!
 //! Listeners turn bytes into the requests of `types` and answers into bytes; everything that is decided is decided here
-//! or below. Neighbours: `listeners/` above; `partition/` (one sequencer per raft group) and `controller/` below.
+//! or below. They come in by `access`, which judges who asks; [`Broker`] itself serves the node. Neighbours: `listeners/` above; `partition/` (one sequencer per raft group) and `controller/` below.
 
+mod access;
 mod cluster;
 mod decode;
 mod disk_space;
@@ -27,6 +28,7 @@ use bytes::BytesMut;
 use chronicle_log::{LogId, Store};
 use chronicle_proto::internal::group_request::Ask;
 use chronicle_records::BatchHeader;
+use opentelemetry::KeyValue;
 use parking_lot::RwLock;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -34,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use crate::host::now_ms;
+pub use access::ForCaller;
 use disk_space::DiskSpace;
 pub use error::{BrokerError, ErrorKind, Reason};
 pub(crate) use internal::Peek;
@@ -47,6 +50,8 @@ use crate::controller::{Controller, unknown_topic};
 use crate::discovery::Discovery;
 use crate::membership::{JoinRefusal, Membership};
 use crate::partition::{Answer, Environment, Partition, Slot, ask_group};
+use crate::security::{Authorizer, Tls};
+use crate::telemetry::traces;
 
 /// How often the controller group is looked at for a failure.
 const FAILURE_CHECK: std::time::Duration = std::time::Duration::from_millis(500);
@@ -100,12 +105,15 @@ struct Inner {
     config: Arc<Config>,
     store: Arc<Store>,
     env: Arc<Environment>,
+    /// `None`: plaintext.
+    tls: Option<Arc<Tls>>,
     membership: Arc<Membership>,
     discovery: Arc<dyn Discovery>,
     /// Partitions that have been used, by log.
     slots: RwLock<HashMap<LogId, Arc<Slot>>>,
     disk_space: DiskSpace,
     traffic: TopicTable,
+    authorizer: Authorizer,
     /// Held while a topic is changed: what is changed is what was read.
     changing_topics: tokio::sync::Mutex<()>,
     /// The cluster knows of this process of the node.
@@ -131,6 +139,16 @@ impl Broker {
     /// The configuration in force.
     pub fn config(&self) -> &Config {
         &self.inner.config
+    }
+
+    /// The cluster that the node is part of, once it is.
+    pub fn cluster(&self) -> Option<uuid::Uuid> {
+        self.inner.env.peers.me().map(|me| me.cluster)
+    }
+
+    /// Encryption of the data port; `None`: it speaks plaintext.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.inner.tls.clone()
     }
 
     /// The data directory, for its metrics.
@@ -206,6 +224,14 @@ impl Broker {
 
     /// Gives a checked append its place in the queue of its partition, which this node must lead.
     async fn queue(&self, append: Admitted) -> Result<PendingProduce, BrokerError> {
+        traces::describe(|| {
+            let TopicPartition { topic, partition } = &append.target;
+            vec![
+                KeyValue::new("messaging.destination.name", topic.clone()),
+                KeyValue::new("messaging.destination.partition.id", partition.to_string()),
+                KeyValue::new("messaging.batch.message_count", i64::from(append.header.record_count)),
+            ]
+        });
         self.inner.disk_space.check(&self.inner.store)?;
         let partition = self.lead(&append.topic, append.target.partition).await?;
         let (traffic, bytes) = (self.inner.traffic.of(&append.topic.name), append.batch.len());

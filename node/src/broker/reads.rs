@@ -9,7 +9,7 @@ use super::{Broker, BrokerError, Fetch, Fetched, Offsets, Position, Reason, Topi
 use crate::partition::{Partition, Progress, STORED, batches_from, out_of_range};
 
 /// Bytes that a read returns when it does not say.
-const DEFAULT_FETCH_BYTES: usize = 1 << 20;
+pub(super) const DEFAULT_FETCH_BYTES: usize = 1 << 20;
 
 impl Broker {
     /// Reads whole stored batches.

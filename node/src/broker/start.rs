@@ -14,12 +14,13 @@ use super::housekeeping::{for_each_bounded, housekeeping, look_after, maintain, 
 use super::joining::{Calls, JournalMemory, advertised};
 use super::peer_calls::handler;
 use super::{Broker, BrokerError, DiskSpace, Inner, Reason, TopicTable};
-use crate::config::{BarrierKind, Config, StorageConfig};
+use crate::config::{BarrierKind, Config, StorageConfig, TlsMode};
 use crate::discovery::{self, Announced};
 use crate::host::Host;
 use crate::membership::{Chance, Membership, Own};
 use crate::partition::{Environment, Slot, SlotState, Throttle, log_error};
 use crate::peers::{Liveness, LivenessConfig, PeerServer, Peers};
+use crate::security::{Authorizer, Tls};
 
 /// Longest wait for others to take over when the node stops.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,6 +56,7 @@ impl Broker {
     /// # Errors
     /// As [`Broker::start`]; configuration of discovery that cannot be used.
     pub async fn prepare(config: Arc<Config>, host: Host) -> Result<Broker, BrokerError> {
+        let tls = security(&config).await?;
         let dir = config.node.data_dir.clone();
         let store_config = store_config(&config.storage);
         let open_store = host.open_store.clone();
@@ -72,10 +74,11 @@ impl Broker {
                 suspect_after: Duration::from_millis(config.cluster.suspect_after_ms),
                 boot,
             },
+            tls.clone(),
             liveness_runtime,
         );
         let window = config.cluster.peer_window_bytes;
-        let peers = Peers::new(host.connector, consensus.clone(), window, liveness);
+        let peers = Peers::new(host.connector, tls.clone(), consensus.clone(), window, liveness);
         let discovered = discover(&config, &store, &peers, boot).await;
         let (membership, discovery) = match discovered {
             Ok(found) => found,
@@ -102,17 +105,25 @@ impl Broker {
             controller: Default::default(),
         });
         let reserve = config.storage.reserve_bytes;
+        if config.security.authorization.enabled && tls.is_none() {
+            tracing::warn!(
+                "security.authorization is on and TLS is off: every client is anonymous, no super user can come"
+            );
+        }
+        let authorizer = Authorizer::new(&config.security.authorization, env.agreed.clone());
         let traffic = TopicTable::new(config.metrics.topics_max);
         let broker = Broker {
             inner: Arc::new(Inner {
                 config,
                 store,
                 env,
+                tls,
                 membership,
                 discovery,
                 slots: Default::default(),
                 disk_space: DiskSpace::new(reserve),
                 traffic,
+                authorizer,
                 changing_topics: tokio::sync::Mutex::new(()),
                 established: tokio::sync::watch::Sender::new(false),
                 stop: CancellationToken::new(),
@@ -121,6 +132,9 @@ impl Broker {
                 runtimes: parking_lot::Mutex::new(runtimes),
             }),
         };
+        if let Some(tls) = broker.tls() {
+            broker.inner.tasks.spawn(tls.watch(broker.inner.stop.clone()));
+        }
         broker.inner.tasks.spawn(sleep_idle(broker.clone()));
         broker.inner.tasks.spawn(maintain(broker.clone()));
         broker.inner.tasks.spawn(housekeeping(broker.clone()));
@@ -163,6 +177,19 @@ impl Broker {
             runtime.shutdown_background();
         }
     }
+}
+
+/// The certificates of a node that has any; a word in the log about one that has none.
+async fn security(config: &Arc<Config>) -> Result<Option<Arc<Tls>>, BrokerError> {
+    if config.security.tls.mode != TlsMode::Enabled {
+        let address = config.listeners.data;
+        tracing::warn!(%address, "TLS is off (security.tls.mode): whoever reaches the data port reads and writes everything");
+        return Ok(None);
+    }
+    let config = config.clone();
+    let opened = crate::host::blocking(move || Tls::open(&config.security)).await;
+    let failed = |error: String| BrokerError::new(Reason::Internal, error);
+    opened.map_err(|e| failed(e.to_string()))?.map(Some).map_err(|e| failed(e.to_string()))
 }
 
 async fn discover(

@@ -7,6 +7,7 @@ use chronicle_records::{Compression, Record};
 use uuid::Uuid;
 
 use crate::controller::{NodeState, Operation};
+use crate::security::Encryption;
 
 use super::BrokerError;
 
@@ -299,6 +300,8 @@ pub struct Server {
     pub replicas: u32,
     /// Partitions that prefer it as their leader.
     pub preferred_leaders: u32,
+    /// How its data port is encrypted; `None`: this node has not heard.
+    pub encryption: Option<Encryption>,
 }
 
 /// Where a client finds the partitions of a topic.

@@ -4,7 +4,9 @@
 //! exit code: 0 done, 1 failed, 2 wrong usage. Data goes to standard output (`output.rs` writes it in the form asked
 //! for), everything else to standard error. A reader that goes away ends a command quietly.
 
+mod acl;
 mod bench;
+mod cert;
 mod cluster;
 mod completions;
 mod config;
@@ -18,17 +20,19 @@ mod node;
 mod output;
 mod parse;
 mod produce;
+mod quota;
 mod serve;
 mod signal;
 mod time;
 mod topic;
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use chronicle_client::{Client, ClientConfig};
+use chronicle_client::{Client, ClientConfig, TlsConfig};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use output::Format;
@@ -78,12 +82,45 @@ struct Global {
         help_heading = "Global options"
     )]
     timeout: Duration,
+    #[command(flatten)]
+    encryption: Encryption,
+}
+
+/// How connections are encrypted: not at all without `--ca`.
+#[derive(Debug, Clone, Default, Args)]
+struct Encryption {
+    /// Talk TLS, and believe nodes whose certificate is of these CAs (PEM).
+    #[arg(long, global = true, value_name = "FILE", env = "CHRONICLE_CA", help_heading = "Global options")]
+    ca: Option<PathBuf>,
+    /// Show this certificate (PEM); needs --ca and --key.
+    #[arg(long, global = true, value_name = "FILE", env = "CHRONICLE_CERT", help_heading = "Global options")]
+    cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM).
+    #[arg(long, global = true, value_name = "FILE", env = "CHRONICLE_KEY", help_heading = "Global options")]
+    key: Option<PathBuf>,
+}
+
+impl Encryption {
+    /// Applies it to a client's configuration.
+    fn apply(&self, config: ClientConfig) -> anyhow::Result<ClientConfig> {
+        let identity = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+            (None, None) => None,
+            _ => anyhow::bail!("--cert, --key: one without the other: both must be given, or neither"),
+        };
+        match (&self.ca, identity) {
+            (None, None) => Ok(config),
+            (None, Some(_)) => anyhow::bail!("--ca: missing: must be given with --cert"),
+            (Some(ca), None) => Ok(config.tls(TlsConfig::new(ca.clone()))),
+            (Some(ca), Some((cert, key))) => Ok(config.tls(TlsConfig::new(ca.clone()).identity(cert, key))),
+        }
+    }
 }
 
 impl Global {
     /// A client of the node; must be called inside the runtime.
     fn client(&self) -> anyhow::Result<Client> {
-        let config = ClientConfig::new(&self.server).request_timeout(self.timeout);
+        let config = self.encryption.apply(ClientConfig::new(&self.server).request_timeout(self.timeout))?;
         Ok(Client::connect(config)?)
     }
 }
@@ -107,12 +144,21 @@ enum Command {
     /// List, describe, reset and delete consumer groups.
     #[command(subcommand)]
     Group(group::GroupCommand),
+    /// Say who may do what.
+    #[command(subcommand)]
+    Acl(acl::AclCommand),
+    /// Say how much a principal may do.
+    #[command(subcommand)]
+    Quota(quota::QuotaCommand),
     /// Measure appends or reads.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     /// Look into a node: its files, its log, what support needs to know.
     #[command(subcommand)]
     Debug(debug::DebugCommand),
+    /// Make certificates: an authority for development, nodes, clients, the operator.
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
     /// Print the configuration in force, or a documented sample.
     Config(config::ConfigArgs),
     /// Print a completion script for a shell.
@@ -152,8 +198,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Consume(args) => consume::run(&global, args).await,
         Command::Cluster(command) => cluster::run(&global, command).await,
         Command::Group(command) => group::run(&global, command).await,
+        Command::Acl(command) => acl::run(&global, command).await,
+        Command::Quota(command) => quota::run(&global, command).await,
         Command::Bench(command) => bench::run(&global, command).await,
         Command::Debug(command) => debug::run(&global, command).await,
+        Command::Cert(command) => cert::run(command),
         Command::Config(args) => config::run(&global, &args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
     }
@@ -219,6 +268,8 @@ mod tests {
             "bench consume",
             "cluster members",
             "group list",
+            "acl list",
+            "quota list",
             "config",
             "dev",
         ] {

@@ -1,6 +1,7 @@
 //! `chronicle node`: a node from its configuration.
 
 use anyhow::{Context, ensure};
+use chronicle_node::config::TlsMode;
 use clap::Args;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
@@ -25,6 +26,12 @@ pub(super) async fn run(args: NodeArgs) -> anyhow::Result<()> {
     }
     let config = args.source.load(args.data.map(|dir| format!("node.data-dir={dir}")).into_iter().collect())?;
     config.validate()?;
+    ensure!(
+        config.security.tls.mode != TlsMode::Unset,
+        "security.tls.mode: unset: must be enabled (with cert-file, key-file and ca-file; `chronicle cert` makes them) or \
+         disabled (plaintext: whoever reaches {} reads and writes everything)",
+        config.listeners.data
+    );
     serve::run(config).await
 }
 

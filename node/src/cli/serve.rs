@@ -3,13 +3,23 @@
 use chronicle_node::config::Config;
 use chronicle_node::server::{self, Serving};
 use chronicle_node::telemetry::logging;
+use chronicle_node::telemetry::traces::Traces;
 use tokio_util::sync::CancellationToken;
 
 use super::signal;
 
 /// Serves until SIGINT or SIGTERM, then stops in good order; says on standard output when requests are accepted.
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
-    logging::init(&config.log)?;
+    let traces = Traces::start(&config.telemetry.traces, &config.node.name)?;
+    logging::init(&config.log, traces.as_ref())?;
+    let served = until_stopped(config).await;
+    if let Some(traces) = traces {
+        traces.shutdown().await;
+    }
+    served
+}
+
+async fn until_stopped(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let mut node = tokio::spawn(server::run(config, stop.clone(), announce));
     // Nothing is lost when the signal comes first: the node is waited for below.

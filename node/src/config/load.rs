@@ -16,7 +16,8 @@ use super::Config;
 /// Prefix of the environment variables that belong to us.
 const PREFIX: &str = "CHRONICLE_";
 /// Variables with the prefix that are read elsewhere.
-const OTHER_VARIABLES: [&str; 2] = ["CHRONICLE_CONFIG", "CHRONICLE_SERVER"];
+const OTHER_VARIABLES: [&str; 5] =
+    ["CHRONICLE_CONFIG", "CHRONICLE_SERVER", "CHRONICLE_CA", "CHRONICLE_CERT", "CHRONICLE_KEY"];
 
 /// Where configuration comes from; later fields win.
 #[derive(Debug, Clone, Default)]
@@ -250,10 +251,20 @@ fn from_text(path: &str, text: &str, default: &Value, origin: &str) -> Result<Va
         Value::Num(..) if path.contains("bytes") => {
             parse_bytes(text).ok_or("must be a number of bytes, such as 1048576 or 1MiB")
         }
+        Value::Num(_, Num::F64(_)) => {
+            let number = text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
+            let rule = "must be a number, such as 0.01";
+            let number = number.ok_or_else(|| ConfigError::new(path, show_text(text), origin, rule))?;
+            return Ok(Value::Num(Tag::Default, Num::from(number)));
+        }
         Value::Num(..) => text.trim().parse::<u64>().map_err(|_| "must be a whole number, not negative"),
         Value::Array(..) => {
             let elements = text.split(',').map(str::trim).filter(|element| !element.is_empty());
             return Ok(Value::from(elements.map(Value::from).collect::<Vec<_>>()));
+        }
+        Value::Bool(..) => {
+            let flag = text.trim().parse::<bool>().map(Value::from);
+            return flag.map_err(|_| ConfigError::new(path, show_text(text), origin, "must be true or false"));
         }
         _ => return Ok(Value::from(text.to_owned())),
     };

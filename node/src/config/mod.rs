@@ -8,6 +8,7 @@
 //! documentation; docs/configuration.md contains it.
 
 mod load;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, Sources, field_paths, load};
+pub use telemetry::{Ratio, TelemetryConfig, TracesConfig, TracesProtocol};
 pub use validate::InvalidConfig;
 
 /// Every field with its documentation and its default, as YAML.
@@ -37,12 +39,16 @@ pub struct Config {
     pub storage: StorageConfig,
     /// How partitions live.
     pub partitions: PartitionsConfig,
+    /// Whom it talks to, and how it proves who it is.
+    pub security: SecurityConfig,
     /// What it refuses.
     pub limits: LimitsConfig,
     /// What it says.
     pub log: LogConfig,
     /// What it measures.
     pub metrics: MetricsConfig,
+    /// What it sends to others about itself.
+    pub telemetry: TelemetryConfig,
 }
 
 /// Who this node is.
@@ -249,6 +255,103 @@ impl Default for PartitionsConfig {
             producers_max: 10_000,
         }
     }
+}
+
+/// Whether the data port is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    /// Nothing was decided: `chronicle node` does not start, `chronicle dev` takes `disabled`.
+    #[default]
+    Unset,
+    /// Plaintext: whoever reaches the port reads and writes everything, and may pose as a node.
+    Disabled,
+    /// TLS for clients, mutual TLS between nodes.
+    Enabled,
+}
+
+/// Whether clients of the data port show a certificate. Nodes always do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientAuth {
+    /// They are not asked for one: every client is anonymous.
+    Off,
+    /// A client with one is known by it, a client without is anonymous; one that cannot be verified is refused.
+    #[default]
+    Optional,
+    /// A client without one is refused.
+    Required,
+}
+
+/// TLS of the data port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TlsConfig {
+    /// Whether the data port is encrypted. Must be said for `chronicle node`. Default: `unset`.
+    pub mode: TlsMode,
+    /// The node's certificate and what leads from it to the CA, PEM. Default: empty.
+    pub cert_file: PathBuf,
+    /// Its private key, PEM. Default: empty.
+    pub key_file: PathBuf,
+    /// Certificates of the CAs that clients and other nodes are verified against, PEM. Several while one follows another.
+    /// Default: empty.
+    pub ca_file: PathBuf,
+    /// Whether clients show a certificate. Default: `optional`.
+    pub client_auth: ClientAuth,
+    /// Name that other nodes' certificates must be valid for; empty: the host in a node's address. For nodes that are found by
+    /// addresses which no certificate can hold. Default: empty.
+    pub peer_server_name: String,
+    /// How often the files are looked at for changes, in milliseconds. Default: 10000.
+    pub reload_ms: u64,
+}
+
+impl Default for TlsConfig {
+    fn default() -> Self {
+        Self {
+            mode: TlsMode::Unset,
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            ca_file: PathBuf::new(),
+            client_auth: ClientAuth::Optional,
+            peer_server_name: String::new(),
+            reload_ms: 10_000,
+        }
+    }
+}
+
+/// Which certificates are nodes'.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PeersConfig {
+    /// Patterns of which a URI, DNS or email SAN of a node's certificate must match one: `{name}` stands for the node's name,
+    /// `{host}` for the host in its address, `*` for any run of characters without a slash. Empty: certificates of `chronicle
+    /// cert` must name the node, others must be server certificates that are valid for its host. Default: none.
+    pub allowed_names: Vec<String>,
+}
+
+/// Whom the node talks to, and how it proves who it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SecurityConfig {
+    /// TLS of the data port.
+    pub tls: TlsConfig,
+    /// Which certificates are nodes'.
+    pub peers: PeersConfig,
+    /// From the name in a client's certificate to its principal: `REGEX -> REPLACEMENT`, the first that matches all of the
+    /// name wins. Default: none.
+    pub principal_rules: Vec<String>,
+    /// Who may do what.
+    pub authorization: AuthorizationConfig,
+}
+
+/// Who may do what. The rules themselves are agreed on by the cluster: `chronicle acl`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AuthorizationConfig {
+    /// Refuse what no rule allows. Otherwise everybody may do everything. The same on every node. Default: false.
+    pub enabled: bool,
+    /// Principals that may do everything, whatever the rules say: those who make the first rules. Default: none.
+    pub super_users: Vec<String>,
 }
 
 /// What the node refuses.

@@ -40,14 +40,19 @@ fn the_sample_is_the_defaults_and_documents_every_field() {
     assert_eq!(from_file(SAMPLE).unwrap(), Config::default());
     let lines: Vec<&str> = SAMPLE.lines().collect();
     for path in field_paths() {
-        let (group, name) = path.split_once('.').unwrap();
-        let start = lines.iter().position(|line| *line == format!("{group}:")).expect(group);
-        let field = lines[start..].iter().position(|line| line.starts_with(&format!("  {name}: "))).expect(&path);
-        assert!(lines[start + field - 1].starts_with("  # "), "{path} has no comment");
-        assert!(
-            lines[start + 1..start + field].iter().all(|line| line.starts_with("  ")),
-            "{path} is in another group"
-        );
+        let (groups, name) = path.rsplit_once('.').unwrap();
+        let (mut start, mut indent) = (0, String::new());
+        let find = |start: usize, wanted: &str| {
+            let found = lines[start..].iter().position(|line| line.starts_with(wanted)).map(|at| start + at);
+            found.unwrap_or_else(|| panic!("{path}: no line begins with {wanted:?}"))
+        };
+        for group in groups.split('.') {
+            start = find(start, &format!("{indent}{group}:"));
+            indent.push_str("  ");
+        }
+        let field = find(start, &format!("{indent}{name}: "));
+        assert!(lines[field - 1].starts_with(&format!("{indent}# ")), "{path} has no comment");
+        assert!(lines[start + 1..field].iter().all(|line| line.starts_with(&indent)), "{path} is in another group");
     }
 }
 
@@ -128,7 +133,9 @@ fn unknown_keys_are_refused_in_every_layer() {
     assert!(error.contains("storage.barier (from environment variable CHRONICLE_STORAGE__BARIER)"), "{error}");
     let error = from_environment(&[("CHRONICLE_DATA_DIR", "/x")]).unwrap_err();
     assert!(
-        error.contains("known groups are cluster, limits, listeners, log, metrics, node, partitions, storage"),
+        error.contains(
+            "known groups are cluster, limits, listeners, log, metrics, node, partitions, security, storage, telemetry"
+        ),
         "{error}"
     );
     let error = from_settings(&["storage=1"]).unwrap_err();

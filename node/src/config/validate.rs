@@ -1,7 +1,9 @@
 //! Ranges and relations that the types cannot say. Checked before anything is opened.
 
-use super::{ClusterConfig, Config, DiscoveryKind};
+use super::{ClusterConfig, Config, DiscoveryKind, SecurityConfig, TlsMode, TracesConfig, TracesProtocol};
 use crate::broker::validate::is_topic_name;
+use crate::security::acl::ANYONE;
+use crate::security::{NodeRules, Principal, PrincipalRules, is_server_name};
 
 /// A field, its value, and the rule that it breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +23,7 @@ impl Config {
     /// # Errors
     /// The first field that breaks a rule.
     pub fn validate(&self) -> Result<(), InvalidConfig> {
-        let Config { node, cluster, listeners, storage, partitions, limits, log, metrics } = self;
+        let Config { node, cluster, listeners, storage, partitions, security, limits, log, metrics, telemetry } = self;
         rule("node.name", &node.name, !node.name.trim().is_empty(), "must not be empty")?;
         let data_dir = node.data_dir.display();
         rule("node.data-dir", data_dir, !node.data_dir.as_os_str().is_empty(), "must not be empty")?;
@@ -36,6 +38,7 @@ impl Config {
         rule("listeners.ops", listeners.ops, ports_differ, "must have another port than listeners.data")?;
 
         validate_cluster(cluster, limits.request_bytes_max as u64)?;
+        validate_security(security)?;
         range("storage.flush-threads", storage.flush_threads as u64, 1, 1024)?;
         range("storage.index-interval-bytes", storage.index_interval_bytes, 64, 1 << 30)?;
         let entry = partitions.entry_bytes_max as u64;
@@ -77,10 +80,30 @@ impl Config {
         let lag = metrics.lag_interval_ms;
         rule("metrics.lag-interval-ms", lag, lag == 0 || lag >= 100, "must be 0 or at least 100")?;
         range("log.memory-bytes", log.memory_bytes as u64, 0, 1 << 30)?;
+        validate_traces(&telemetry.traces)?;
+
         let parsed = tracing_subscriber::EnvFilter::builder().parse(&log.filter);
         let why = parsed.as_ref().err().map(|error| format!("must be a log filter: {error}")).unwrap_or_default();
         rule("log.filter", &log.filter, parsed.is_ok(), &why)
     }
+}
+
+fn validate_traces(traces: &TracesConfig) -> Result<(), InvalidConfig> {
+    let TracesConfig { endpoint, protocol, sampling_ratio, .. } = traces;
+    let is_url =
+        ["http://", "https://"].iter().any(|scheme| endpoint.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+    let why = "must be http://HOST:PORT, https://HOST:PORT or empty";
+    rule("telemetry.traces.endpoint", endpoint, endpoint.is_empty() || is_url, why)?;
+    let is_plain = !endpoint.starts_with("https://") || *protocol == TracesProtocol::Grpc;
+    rule("telemetry.traces.endpoint", endpoint, is_plain, "must be http:// with telemetry.traces.protocol http")?;
+    let ratio = sampling_ratio.get();
+    rule("telemetry.traces.sampling-ratio", ratio, (0.0..=1.0).contains(&ratio), "must be from 0 to 1")?;
+    let queue = traces.queue_spans_max as u64;
+    range("telemetry.traces.queue-spans-max", queue, 1, 1 << 20)?;
+    range("telemetry.traces.batch-spans-max", traces.batch_spans_max as u64, 1, queue)?;
+    positive("telemetry.traces.interval-ms", traces.interval_ms)?;
+    positive("telemetry.traces.export-timeout-ms", traces.export_timeout_ms)?;
+    positive("telemetry.traces.shutdown-ms", traces.shutdown_ms)
 }
 
 fn validate_cluster(cluster: &ClusterConfig, request: u64) -> Result<(), InvalidConfig> {
@@ -109,6 +132,41 @@ fn validate_cluster(cluster: &ClusterConfig, request: u64) -> Result<(), Invalid
     at_least("cluster.election-timeout-ms", cluster.election_timeout_ms, "twice cluster.suspect-after-ms", suspect)?;
     range("cluster.moves-max", cluster.moves_max.into(), 1, 1000)?;
     at_least("cluster.peer-window-bytes", cluster.peer_window_bytes, "limits.request-bytes-max", request)
+}
+
+fn validate_security(security: &SecurityConfig) -> Result<(), InvalidConfig> {
+    let SecurityConfig { tls, peers, principal_rules, authorization } = security;
+    let files = [
+        ("security.tls.cert-file", &tls.cert_file),
+        ("security.tls.key-file", &tls.key_file),
+        ("security.tls.ca-file", &tls.ca_file),
+    ];
+    for (field, file) in files {
+        let named = !file.as_os_str().is_empty();
+        match tls.mode {
+            TlsMode::Enabled => {
+                rule(field, file.display(), named, "must name a file when security.tls.mode is enabled")?
+            }
+            // Who names files believes that they are used.
+            _ => rule(field, file.display(), !named, "must be empty unless security.tls.mode is enabled")?,
+        }
+    }
+    let name = &tls.peer_server_name;
+    let fits = name.is_empty() || is_server_name(name);
+    rule("security.tls.peer-server-name", name, fits, "must be a DNS name, an IP address or empty")?;
+    range("security.tls.reload-ms", tls.reload_ms, 100, 3_600_000)?;
+    if let Err((pattern, why)) = NodeRules::new(&peers.allowed_names, "") {
+        rule("security.peers.allowed-names", pattern, false, &why)?;
+    }
+    if let Err((text, why)) = PrincipalRules::new(principal_rules) {
+        rule("security.principal-rules", text, false, &why)?;
+    }
+    for user in &authorization.super_users {
+        // Everyone and nobody are no users: that would be `enabled: false` in other words.
+        let named = Principal::new(user).is_ok() && user != ANYONE;
+        rule("security.authorization.super-users", user, named, "each must be the name of one principal")?;
+    }
+    Ok(())
 }
 
 fn rule(field: &'static str, value: impl ToString, holds: bool, rule: &str) -> Result<(), InvalidConfig> {

@@ -1,4 +1,4 @@
-//! The controller group: nodes, topics, placement and producer ids, agreed through raft.
+//! The controller group: nodes, topics, placement, producer ids, rules and quotas, agreed through raft.
 //!
 //! Every node has a replica, with or without a vote, so that every node knows what is agreed. Commands are JSON in data
 //! entries of the group's log; they carry everything that is decided outside (ids, times), so that applying them is
@@ -7,6 +7,7 @@
 //!
 //! `state` decides, `placement` and `balancer` plan (pure), `steward` is what the leader does from time to time.
 
+mod access;
 mod balancer;
 #[cfg(test)]
 mod fixtures;
@@ -35,6 +36,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use access::{Access, QUOTAS_MAX, RULES_BYTES_MAX, RULES_MAX};
 pub use balancer::{BalancerConfig, Observed};
 pub use operations::{remaining, waiting_for};
 pub use placement::{designated_leader, leader_candidates};
@@ -317,7 +319,7 @@ impl Controller {
     }
 
     async fn propose(&self, term: LeaderTerm, payload: Bytes) -> Result<Bytes, BrokerError> {
-        let proposal = Proposal { record_count: 1, max_timestamp: 0, payload };
+        let proposal = Proposal { record_count: 1, max_timestamp: 0, payload, trace: None };
         let (tx, rx) = tokio::sync::oneshot::channel();
         let done = move |result| {
             let _ = tx.send(result);
@@ -500,6 +502,9 @@ pub(crate) fn refused(refusal: Refusal) -> BrokerError {
         Refusal::TopicExists(_) => BrokerError::new(Reason::TopicExists, message),
         Refusal::UnknownTopic(_) => BrokerError::new(Reason::UnknownTopic, message),
         Refusal::TooManyTopics(_) => BrokerError::new(Reason::Overloaded, message),
+        Refusal::TooManyRules { .. } | Refusal::RulesTooLarge { .. } | Refusal::TooManyQuotas(_) => {
+            BrokerError::new(Reason::Overloaded, message)
+        }
         _ => BrokerError::new(Reason::InvalidRequest, message),
     }
 }

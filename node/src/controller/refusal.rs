@@ -168,6 +168,25 @@ pub enum Refusal {
         /// Why.
         rule: String,
     },
+    /// There would be more rules than there may be.
+    #[error("rules: the cluster would have {rules}: must be at most {limit}")]
+    TooManyRules {
+        /// With the new ones.
+        rules: usize,
+        /// Most there may be.
+        limit: usize,
+    },
+    /// The rules would take more room than they may.
+    #[error("rules: principals and names would take {bytes} bytes: must be at most {limit}")]
+    RulesTooLarge {
+        /// With the new ones.
+        bytes: usize,
+        /// Most there may be.
+        limit: usize,
+    },
+    /// The cluster has as many quotas as it may.
+    #[error("quotas: the cluster has {0} already, the most there may be")]
+    TooManyQuotas(usize),
     /// Partitions still name the node.
     #[error("node {node}: {partitions} partitions have a replica or a voter there; move them first")]
     NodeInUse {

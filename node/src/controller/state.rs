@@ -1,7 +1,8 @@
 //! What the controller group agrees on. Deterministic: no clock, no randomness, no I/O.
 //!
 //! [`Command`] is the format of the controller's log: a variant or field once written stays readable, new fields have a
-//! serde default. Topics are decided here; nodes in `nodes`, placements in `placement`, operations in `operations`.
+//! serde default. Topics are decided here; nodes in `nodes`, placements in `placement`, operations in `operations`, rules and
+//! quotas in `access`.
 //!
 //! Invariants: every partition of every topic has a placement; a raft id is never given twice; a refused command changes
 //! nothing.
@@ -12,9 +13,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Refusal;
+use super::access::Access;
 use super::nodes::Joining;
 use super::types::{NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
 use crate::broker::Topic;
+use crate::security::{AclFilter, AclRule, Quota};
 
 /// A change to the state, as it stands in the controller's log. Times are milliseconds since the Unix epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +149,23 @@ pub enum Command {
         /// When.
         now_ms: i64,
     },
+    /// Adds rules, all or none.
+    CreateAcls {
+        /// Those that are there already stay.
+        rules: Vec<AclRule>,
+    },
+    /// Takes rules away.
+    DeleteAcls {
+        /// Those that any of these means.
+        filters: Vec<AclFilter>,
+    },
+    /// Sets or removes a quota.
+    SetQuota {
+        /// Whose; `None`: of everybody without one of their own.
+        principal: Option<String>,
+        /// `None`: removes it.
+        quota: Option<Quota>,
+    },
 }
 
 /// What became of a command.
@@ -164,6 +184,8 @@ pub enum Outcome {
     Node(NodeInfo),
     /// The operation as it is now.
     Operation(Operation),
+    /// The rules that were added or taken away.
+    Acls(Vec<AclRule>),
     /// Nothing was changed.
     Refused(Refusal),
 }
@@ -215,6 +237,9 @@ pub struct ControllerState {
     /// Id of the next operation.
     #[serde(default)]
     pub next_operation: u64,
+    /// Who may do what, and how much.
+    #[serde(default)]
+    pub access: Access,
 }
 
 impl ControllerState {
@@ -253,6 +278,9 @@ impl ControllerState {
             Command::FinishOperation { id, state, now_ms } => self.finish_operation(id, state, now_ms),
             Command::CancelOperation { id, now_ms } => self.cancel_operation(id, now_ms),
             Command::RemoveNode { node, now_ms } => self.remove_node(node, now_ms),
+            Command::CreateAcls { rules } => self.create_acls(rules),
+            Command::DeleteAcls { filters } => Ok(self.delete_acls(&filters)),
+            Command::SetQuota { principal, quota } => self.set_quota(principal, quota),
         }
     }
 

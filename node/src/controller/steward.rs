@@ -15,6 +15,7 @@ use super::balancer::{self, BalancerConfig};
 use super::{Command, Controller, NodeState, Operation, OperationKind, OperationState, Outcome, voters};
 use crate::broker::now_ms;
 use crate::partition::{EVERY, member};
+use crate::peers::Known;
 use crate::raft::Role;
 
 /// How often the leader plans when nothing has changed.
@@ -59,14 +60,14 @@ impl Steward {
         let controller = &self.controller;
         controller.look_after();
         let state = controller.state();
-        let addresses: BTreeMap<u64, String> = state
+        let known: BTreeMap<u64, Known> = state
             .nodes
             .values()
             .filter(|node| node.state != NodeState::Removed)
-            .map(|node| (node.id, node.address.clone()))
+            .map(|node| (node.id, Known { name: node.name.clone(), address: node.address.clone() }))
             .collect();
-        if !addresses.is_empty() {
-            controller.env.peers.set_addresses(&addresses);
+        if !known.is_empty() {
+            controller.env.peers.set_known(&known);
         }
         let now = Instant::now();
         let busy = self.work.as_ref().is_some_and(|work| !work.is_finished());

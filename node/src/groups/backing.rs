@@ -15,6 +15,7 @@ use crate::broker::{
     Broker, BrokerError, Fetch, NewTopic, Offsets, Peek, Position, Reason, SettingsChange, Topic, TopicPartition,
 };
 use crate::partition::{Answer, Partition};
+use crate::security::Authorizer;
 
 /// A partition of the topic is kept below this size; the checkpoint holds what deleted records said.
 const RETENTION_BYTES: i64 = 64 << 20;
@@ -32,6 +33,11 @@ pub(super) struct Backing {
 impl Backing {
     pub(super) fn new(broker: Broker) -> Self {
         Self { broker }
+    }
+
+    /// Judges callers on this node.
+    pub(super) fn authorizer(&self) -> &Authorizer {
+        self.broker.authorizer()
     }
 
     /// Identity of this node.

@@ -6,7 +6,7 @@
 //! coordinator.
 //!
 //! ```text
-//! listeners -> mod.rs (checks, order) -> group.rs (decides) -> backing.rs -> partition -> ... -> table.rs (applied)
+//! listeners -> access.rs (who may) -> mod.rs (checks, order) -> group.rs (decides) -> backing.rs -> partition -> ... -> table.rs (applied)
 //! ```
 //!
 //! Invariants:
@@ -17,6 +17,7 @@
 //!
 //! Free of any protocol: gRPC calls it today, and a Kafka listener can bring its members to the same groups.
 
+mod access;
 mod assignment;
 mod backing;
 mod group;
@@ -38,6 +39,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use access::GroupsForCaller;
 use backing::{Backing, Lead};
 use group::Group;
 pub use lag::GroupLag;

@@ -4,6 +4,7 @@
 //! bodies, [`STREAMS_MAX`] × [`HEADER_LIST_BYTES`] of headers. Bodies that handlers read, and answers, are in the node's
 //! byte budget (`budget.rs`).
 
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,19 +15,22 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::caller::Caller;
 use super::front::{Routes, is_grpc};
 use super::grpc::status;
 use super::http::problem::Problem;
 use super::net::{self, Socket};
 use super::outflow::{Stalls, Verdict};
-use super::sniff::{Version, sniff};
+use super::sniff::{Prefixed, Version, sniff};
 use crate::broker::{BrokerError, Reason};
 use crate::peers::{PeerServer, Purpose, other_version};
+use crate::security::{Outcome, PeerCertificate, Remote, Tls};
 
 /// Flow-control window of one HTTP/2 stream, in bytes: 1 GB/s at 1 ms of round trip.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -44,6 +48,8 @@ const SEND_BUFFER_BYTES: usize = 256 << 10;
 const HTTP1_BUFFER_BYTES: usize = 128 << 10;
 /// How long a client's first request waits for a node that is not part of its cluster yet.
 const ESTABLISH_PATIENCE: Duration = Duration::from_secs(3);
+/// The TLS alert `protocol_version`, fatal (RFC 8446, section 6): the answer to TLS on a port that speaks plaintext.
+const NO_TLS: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
 /// Longest life of a connection over the limit.
 const REFUSAL: Duration = Duration::from_secs(1);
 
@@ -105,28 +111,54 @@ impl Builders {
     }
 
     /// Serves one connection to its end.
-    pub(crate) async fn serve(&self, socket: Socket, routes: &Routes, ending: &Ending) {
+    pub(crate) async fn serve(&self, socket: Socket, address: SocketAddr, routes: &Routes, ending: &Ending) {
+        let context = routes.context();
         let begin = async {
             tokio::select! {
-                first = timeout(self.header_timeout, sniff(socket)) => first.ok()?.ok(),
+                first = self.begin(socket, address, context.tls.as_deref()) => first,
                 () = ending.drain.cancelled() => None,
             }
         };
-        let Some((version, io)) = begin.await else { return };
-        if let Version::Peer(purpose) = version {
-            return hand_over(purpose, io.into_inner(), routes.context().peers.clone());
+        let Some((version, mut io, remote)) = begin.await else { return };
+        let (principal, certificate) = match remote {
+            None => (None, None),
+            Some(Remote::Client(principal)) => (principal, None),
+            Some(Remote::Peer(certificate)) => (None, Some(certificate)),
+        };
+        match (version, &certificate) {
+            (Version::Peer(_) | Version::UnknownPeer(_), None) if context.tls.is_some() => {
+                let why = "CERTIFICATE: it speaks as a node over a connection for clients";
+                let status = tonic::Status::permission_denied(why);
+                return self
+                    .refuse_peer(io.into_inner(), (status, format!("{why} (from {address})")), &context.peers)
+                    .await;
+            }
+            (Version::Peer(purpose), _) => {
+                return hand_over(purpose, io.into_inner(), certificate, context.peers.clone());
+            }
+            (Version::UnknownPeer(first), _) => {
+                return self.refuse_peer(io.into_inner(), other_version(&first), &context.peers).await;
+            }
+            (Version::Tls, _) => {
+                tracing::debug!(%address, "a client speaks TLS on a port that speaks plaintext");
+                // What it has sent need not be read: the answer fits into the empty send buffer.
+                let _ = io.write_all(NO_TLS).await;
+                return;
+            }
+            (Version::Http1 | Version::Http2, Some(certificate)) => {
+                tracing::debug!(%address, node = certificate.describe(), "a connection for nodes carries HTTP");
+                return;
+            }
+            (Version::Http1 | Version::Http2, None) => {}
         }
-        if let Version::UnknownPeer(first) = version {
-            return self.refuse_peer(io.into_inner(), &first, &routes.context().peers).await;
-        }
-        let context = routes.context();
         // A node that has just started soon knows its cluster: that is worth a moment, before it has nothing but refusals.
         tokio::select! {
             _ = timeout(ESTABLISH_PATIENCE, context.broker.established()) => {}
             () = ending.drain.cancelled() => return,
         }
         let stalls = Stalls::new(Duration::from_millis(context.limits().slow_reader_ms));
-        let (io, front) = (TokioIo::new(io), routes.front(stalls.clone()));
+        let caller = Caller { principal, address };
+        let (io, front) = (TokioIo::new(io), routes.front(caller, stalls.clone()));
         let result = match version {
             Version::Http1 => {
                 let connection = pin!(self.http1.serve_connection(io, front));
@@ -136,17 +168,41 @@ impl Builders {
                 let connection = pin!(self.http2.serve_connection(io, front));
                 drive(connection, http2::Connection::graceful_shutdown, &stalls, routes, ending).await
             }
-            Version::Peer(_) | Version::UnknownPeer(_) => return,
+            Version::Peer(_) | Version::UnknownPeer(_) | Version::Tls => return,
         };
         if let Err(error) = result {
             tracing::debug!(%error, "connection ended");
         }
     }
 
-    /// Tells a node of another version that it cannot be talked to, in what all versions have in common: HTTP/2 behind the
-    /// first bytes, and gRPC's way to fail.
-    async fn refuse_peer(&self, socket: Socket, first: &[u8], peers: &PeerServer) {
-        let (status, why) = other_version(first);
+    /// Encryption, when there is any, and the first bytes: what they are, and who sends them. `None`: the end, in time.
+    async fn begin(
+        &self,
+        socket: Socket,
+        address: SocketAddr,
+        tls: Option<&Tls>,
+    ) -> Option<(Version, Prefixed<Socket>, Option<Remote>)> {
+        let (socket, remote) = match tls {
+            None => (socket, None),
+            Some(tls) => match timeout(self.header_timeout, tls.accept(socket)).await {
+                Ok(Ok((socket, remote))) => (socket, Some(remote)),
+                Ok(Err(error)) => {
+                    tracing::debug!(%address, outcome = error.outcome.as_str(), %error, "no TLS with a client");
+                    return None;
+                }
+                Err(_) => {
+                    tls.count(Outcome::Timeout);
+                    return None;
+                }
+            },
+        };
+        let (version, io) = timeout(self.header_timeout, sniff(socket)).await.ok()?.ok()?;
+        Some((version, io, remote))
+    }
+
+    /// Tells a node that it cannot be talked to, in what all versions have in common: HTTP/2 behind the first bytes, and
+    /// gRPC's way to fail.
+    async fn refuse_peer(&self, socket: Socket, (status, why): (tonic::Status, String), peers: &PeerServer) {
         peers.refused(&why);
         let service = service_fn(|_: Request<Incoming>| {
             std::future::ready(Ok::<_, std::convert::Infallible>(status.clone().into_http::<Body>()))
@@ -155,8 +211,12 @@ impl Builders {
     }
 
     /// Tells a client that is over the connection limit so, in its protocol, and closes.
-    pub(crate) async fn refuse(&self, socket: Socket, error: &BrokerError) {
+    pub(crate) async fn refuse(&self, socket: Socket, tls: Option<&Tls>, error: &BrokerError) {
         let refusal = async {
+            let socket = match tls {
+                None => socket,
+                Some(tls) => tls.accept(socket).await.ok()?.0,
+            };
             let (version, io) = sniff(socket).await.ok()?;
             let io = TokioIo::new(io);
             let answered = CancellationToken::new();
@@ -178,7 +238,7 @@ impl Builders {
                     connection.await.ok()
                 }
                 // Peers do not count against the limit of connections; this one came while none was free.
-                Version::Peer(_) | Version::UnknownPeer(_) => None,
+                Version::Peer(_) | Version::UnknownPeer(_) | Version::Tls => None,
             }
         };
         // A client that does not even ask in time is closed without an answer.
@@ -187,7 +247,7 @@ impl Builders {
 }
 
 /// Gives another node's connection to the runtime that it belongs to. It ends with the broker, not with the listener.
-fn hand_over(purpose: Purpose, socket: Socket, peers: PeerServer) {
+fn hand_over(purpose: Purpose, socket: Socket, certificate: Option<Arc<PeerCertificate>>, peers: PeerServer) {
     let runtime = match purpose {
         Purpose::Consensus => peers.consensus().clone(),
         Purpose::Liveness => peers.liveness().clone(),
@@ -199,7 +259,7 @@ fn hand_over(purpose: Purpose, socket: Socket, peers: PeerServer) {
     };
     runtime.spawn(async move {
         match net::adopt(socket) {
-            Ok(socket) => peers.serve(socket).await,
+            Ok(socket) => peers.serve(socket, certificate).await,
             Err(error) => tracing::warn!(%error, "a peer's connection cannot be taken over"),
         }
     });

@@ -1,15 +1,18 @@
 //! What every handler of every protocol needs, in one handle.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::budget::{Budget, Hold};
+use super::caller::Caller;
 use crate::broker::{Broker, BrokerError, Fetch, Fetched, Produce, Produced, Reason};
 use crate::config::LimitsConfig;
 use crate::groups::Groups;
 use crate::peers::PeerServer;
+use crate::security::Tls;
 use crate::telemetry::{Listener, Metrics, Operation};
 
 /// The topic that requests without one mean.
@@ -30,6 +33,8 @@ pub(crate) struct Context {
     pub(crate) budget: Budget,
     /// Serves connections of other nodes.
     pub(crate) peers: PeerServer,
+    /// Encrypts the data port; `None`: it speaks plaintext.
+    pub(crate) tls: Option<Arc<Tls>>,
     /// Cancelled when the node begins to stop: streams and long polls end, accepted appends go on.
     pub(crate) stopping: CancellationToken,
 }
@@ -57,13 +62,23 @@ impl Context {
     }
 
     /// Appends and waits.
-    pub(crate) async fn produce(&self, listener: Listener, request: Produce) -> Result<Produced, BrokerError> {
-        self.appended(listener, self.broker.produce(request).await)
+    pub(crate) async fn produce(
+        &self,
+        listener: Listener,
+        caller: &Caller,
+        request: Produce,
+    ) -> Result<Produced, BrokerError> {
+        self.appended(listener, self.broker.for_caller(caller).produce(request).await)
     }
 
     /// Appends wherever the partition is led, and waits.
-    pub(crate) async fn produce_anywhere(&self, listener: Listener, request: Produce) -> Result<Produced, BrokerError> {
-        self.appended(listener, self.broker.produce_anywhere(request).await)
+    pub(crate) async fn produce_anywhere(
+        &self,
+        listener: Listener,
+        caller: &Caller,
+        request: Produce,
+    ) -> Result<Produced, BrokerError> {
+        self.appended(listener, self.broker.for_caller(caller).produce_anywhere(request).await)
     }
 
     fn appended(&self, listener: Listener, produced: Result<Produced, BrokerError>) -> Result<Produced, BrokerError> {
@@ -73,15 +88,15 @@ impl Context {
     }
 
     /// Reads, and takes what was read from the budget. The wait ends early when the node stops.
-    pub(crate) async fn fetch(&self, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
+    pub(crate) async fn fetch(&self, caller: &Caller, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
         let request = self.bounded(request);
-        self.held(self.broker.fetch(request)).await
+        self.held(self.broker.for_caller(caller).fetch(request)).await
     }
 
     /// As [`Context::fetch`], of a node that holds the records.
-    pub(crate) async fn fetch_anywhere(&self, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
+    pub(crate) async fn fetch_anywhere(&self, caller: &Caller, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
         let request = self.bounded(request);
-        self.held(self.broker.fetch_anywhere(request)).await
+        self.held(self.broker.for_caller(caller).fetch_anywhere(request)).await
     }
 
     fn bounded(&self, mut request: Fetch) -> Fetch {

@@ -13,13 +13,14 @@ use hyper::service::Service;
 use tower::Service as _;
 
 use super::budget::Hold;
+use super::caller::Caller;
 use super::context::Context;
 use super::http::problem::Problem;
 use super::intake::{Intake, Messages};
 use super::outflow::{Outflow, Stalls};
 use super::{grpc, http as json};
 use crate::broker::{BrokerError, Reason};
-use crate::telemetry::{Listener, Operation};
+use crate::telemetry::{Listener, Operation, traces};
 
 /// Routes of both protocols.
 #[derive(Clone)]
@@ -38,9 +39,9 @@ impl Routes {
         &self.context
     }
 
-    /// The service of one connection.
-    pub(crate) fn front(&self, stalls: Arc<Stalls>) -> Front {
-        Front { routes: self.clone(), stalls }
+    /// The service of one connection, whose requests all come from `caller`.
+    pub(crate) fn front(&self, caller: Caller, stalls: Arc<Stalls>) -> Front {
+        Front { routes: self.clone(), caller, stalls }
     }
 }
 
@@ -48,6 +49,7 @@ impl Routes {
 #[derive(Clone)]
 pub(crate) struct Front {
     routes: Routes,
+    caller: Caller,
     stalls: Arc<Stalls>,
 }
 
@@ -73,10 +75,14 @@ impl Front {
             })
         });
         request.extensions_mut().insert(ticket.clone());
+        request.extensions_mut().insert(self.caller);
+        let trace = traces::Request::begin(traces::parent_of(request.headers()), || {
+            traces::call_of(is_grpc, request.method(), request.uri().path())
+        });
         let mut response = if !is_grpc {
-            call(http, request).await
+            trace.instrument(call(http, request)).await
         } else if http_version == Version::HTTP_2 {
-            grpc::refine(call(grpc, request).await)
+            grpc::refine(trace.instrument(call(grpc, request)).await)
         } else {
             context.metrics.request(
                 Listener::Grpc,
@@ -87,6 +93,7 @@ impl Front {
             let message = format!("content-type: application/grpc over {http_version:?}: gRPC needs HTTP/2");
             Problem::from(BrokerError::new(Reason::UnsupportedMediaType, message)).into_response()
         };
+        trace.answered(&response);
         let hold = response.extensions_mut().remove::<Arc<Hold>>();
         response.map(|body| Outflow::new(body, is_grpc, self.stalls, context.metrics, hold))
     }

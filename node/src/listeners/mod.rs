@@ -3,7 +3,7 @@
 //! One TCP port carries gRPC and HTTP/JSON, over HTTP/1.1 and HTTP/2. The way of a request:
 //!
 //! ```text
-//! net (accept) -> sniff (HTTP version, or a peer) -> connection (limits) -> front (gRPC or JSON) -> intake (metered body)
+//! net (accept) -> security (TLS, if on) -> sniff (HTTP version, or a peer) -> connection (limits) -> front (gRPC or JSON) -> intake (metered body)
 //!   -> grpc/ or http/ (request of the broker) -> broker -> outflow (chunked, watched answer)
 //! ```
 //!
@@ -16,6 +16,7 @@
 //! Neighbours: `broker/` below, `ops/` beside it on a port of its own.
 
 mod budget;
+mod caller;
 mod connection;
 mod context;
 mod decode;
@@ -38,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::budget::Budget;
+pub use self::caller::Caller;
 use self::connection::{Builders, Ending, too_many};
 use self::context::Context;
 use self::front::Routes;
@@ -104,7 +106,7 @@ impl Server {
             let help = "Most of connections_open: limits.connections-max";
             samples.gauge("connections_limit", help, limits.connections_max as f64);
         });
-        let peers = broker.peer_server();
+        let (peers, tls) = (broker.peer_server(), broker.tls());
         let groups = Groups::start(broker.clone());
         let (lagging, max) = (groups.clone(), broker.config().metrics.groups_max);
         metrics.register_collector(move |samples| {
@@ -116,7 +118,7 @@ impl Server {
                 samples.gauge_of("group_lag_seconds", help, &labels, lag.age_ms as f64 / 1000.0);
             }
         });
-        let context = Context { broker, groups, metrics, budget, peers, stopping: CancellationToken::new() };
+        let context = Context { broker, groups, metrics, budget, peers, tls, stopping: CancellationToken::new() };
         Self { acceptor, address, routes: Routes::new(context) }
     }
 
@@ -137,27 +139,28 @@ impl Server {
         let places = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
         let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
         // Dropping the accept loses nothing: an accepted connection is returned by the poll that took it.
-        while let Some(socket) = tokio::select! {
+        while let Some((socket, address)) = tokio::select! {
             biased;
             () = shutdown.cancelled() => None,
-            socket = accept(&acceptor) => Some(socket),
+            accepted = accept(&acceptor) => Some(accepted),
         } {
             let (builders, metrics) = (builders.clone(), &context.metrics);
             if let Ok(place) = places.clone().try_acquire_owned() {
                 let open = Open::new(metrics, place);
                 let (routes, ending) = (routes.clone(), ending.clone());
                 tasks.spawn(async move {
-                    builders.serve(socket, &routes, &ending).await;
+                    builders.serve(socket, address, &routes, &ending).await;
                     drop(open);
                 });
                 continue;
             }
             metrics.connection_refused("connection_limit");
             if let Ok(permit) = refusals.clone().try_acquire_owned() {
-                let kill = ending.kill.clone();
+                let (kill, tls) = (ending.kill.clone(), context.tls.clone());
                 tasks.spawn(async move {
                     let error = too_many(limits.connections_max);
-                    let _ = kill.run_until_cancelled(builders.refuse(socket, &error)).await;
+                    let refusing = builders.refuse(socket, tls.as_deref(), &error);
+                    let _ = kill.run_until_cancelled(refusing).await;
                     drop(permit);
                 });
             }
@@ -175,10 +178,10 @@ impl Server {
 }
 
 /// The next connection; failures are logged and waited out.
-async fn accept(acceptor: &Acceptor) -> Socket {
+async fn accept(acceptor: &Acceptor) -> (Socket, SocketAddr) {
     loop {
         match acceptor.accept().await {
-            Ok((socket, _)) => return socket,
+            Ok(accepted) => return accepted,
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use chronicle_client::BoxedIo;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::TlsStream;
 
 /// A listening port that is not the operating system's.
 pub trait Listen: Send + Sync + 'static {
@@ -29,6 +30,8 @@ pub enum Socket {
     System(tokio::net::TcpStream),
     /// Another network's.
     Other(BoxedIo),
+    /// One of the others, encrypted; the handshake is done.
+    Tls(Box<TlsStream<Socket>>),
 }
 
 /// A listening port.
@@ -98,6 +101,8 @@ pub enum Released {
     System(std::net::TcpStream),
     /// Another network's, which knows no runtimes.
     Other(BoxedIo),
+    /// What TLS knows of a connection, apart from the connection itself.
+    Tls(Box<TlsStream<Socket>>, Box<Released>),
 }
 
 /// Gives a connection to the runtime that the caller runs on.
@@ -108,6 +113,10 @@ pub fn adopt(socket: Released) -> io::Result<Socket> {
     match socket {
         Released::System(socket) => tokio::net::TcpStream::from_std(socket).map(Socket::System),
         Released::Other(io) => Ok(Socket::Other(io)),
+        Released::Tls(mut tls, carrier) => {
+            *tls.get_mut().0 = adopt(*carrier)?;
+            Ok(Socket::Tls(tls))
+        }
     }
 }
 
@@ -119,6 +128,10 @@ pub fn release(socket: Socket) -> io::Result<Released> {
     match socket {
         Socket::System(socket) => socket.into_std().map(Released::System),
         Socket::Other(io) => Ok(Released::Other(io)),
+        Socket::Tls(mut tls) => {
+            let carrier = std::mem::replace(tls.get_mut().0, Socket::Other(Box::new(tokio::io::empty())));
+            Ok(Released::Tls(tls, Box::new(release(carrier)?)))
+        }
     }
 }
 
@@ -127,6 +140,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::System(io) => Pin::new(io).poll_read(cx, buf),
             Self::Other(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
@@ -136,6 +150,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::System(io) => Pin::new(io).poll_write(cx, buf),
             Self::Other(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
 
@@ -143,6 +158,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::System(io) => Pin::new(io).poll_flush(cx),
             Self::Other(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -150,6 +166,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::System(io) => Pin::new(io).poll_shutdown(cx),
             Self::Other(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 
@@ -161,6 +178,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::System(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Other(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -168,6 +186,7 @@ impl AsyncWrite for Socket {
         match self {
             Self::System(io) => io.is_write_vectored(),
             Self::Other(io) => io.is_write_vectored(),
+            Self::Tls(io) => io.is_write_vectored(),
         }
     }
 }

@@ -23,7 +23,12 @@ pub(crate) enum Version {
     Peer(Purpose),
     /// Another node, of another version; its first bytes.
     UnknownPeer([u8; 24]),
+    /// TLS, where plaintext is spoken.
+    Tls,
 }
+
+/// What a TLS handshake begins with: record type 22, major version 3 (RFC 8446, section 5.1).
+const TLS: &[u8] = &[22, 3];
 
 /// What every version of the protocol between nodes begins with.
 const PEER: &[u8] = b"CHRONICLE ";
@@ -55,6 +60,8 @@ pub(crate) async fn sniff<I: AsyncRead + Unpin>(mut io: I) -> io::Result<(Versio
         match known {
             Some((_, version)) if filled == PREFACE.len() => break *version,
             Some(_) => {}
+            None if first[..filled].starts_with(TLS) => break Version::Tls,
+            None if filled < TLS.len() && TLS.starts_with(&first[..filled]) => {}
             None if !first.starts_with(PEER) => break Version::Http1,
             None if filled == PREFACE.len() => break Version::UnknownPeer(first),
             None => {}
@@ -63,7 +70,7 @@ pub(crate) async fn sniff<I: AsyncRead + Unpin>(mut io: I) -> io::Result<(Versio
     // A peer's preface is only for this.
     let prefix = match version {
         Version::Peer(_) | Version::UnknownPeer(_) => &[],
-        Version::Http1 | Version::Http2 => &first[..filled],
+        Version::Http1 | Version::Http2 | Version::Tls => &first[..filled],
     };
     Ok((version, Prefixed { prefix: Bytes::copy_from_slice(prefix), io }))
 }
@@ -146,6 +153,9 @@ mod tests {
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r!", Version::Http1),
             (b"POST / HTTP/1.1\r\n\r\n", Version::Http1),
             (b"P", Version::Http1),
+            (b"\x16\x03\x01\x02\x00\x01", Version::Tls),
+            (b"\x16", Version::Http1),
+            (b"\x16\x02", Version::Http1),
             (b"CHRONICLE PEER", Version::Http1),
             (b"CHRONICLES / HTTP/1.1\r\n\r\n", Version::Http1),
         ] {

@@ -81,7 +81,12 @@ impl Membership {
     }
 
     async fn greet(&self, address: &str) -> Result<(Uuid, Peer), String> {
-        let request = HelloRequest { node_id: self.own.node_id.to_string(), protocol: PROTOCOL };
+        let request = HelloRequest {
+            node_id: self.own.node_id.to_string(),
+            protocol: PROTOCOL,
+            name: self.own.name.clone(),
+            address: self.own.address.clone(),
+        };
         let hello = within(self.peers.hello(address, request)).await.map_err(|error| error.to_string())?;
         Peer::parse(address, hello)
     }

@@ -57,6 +57,7 @@ pub use watcher::{EVERY, Watcher};
 use crate::broker::{BrokerError, Expectation, PartitionDescription, Reason, TopicDurability, TopicSettings};
 use crate::controller::Placement;
 use crate::raft::{Group, GroupError, Start};
+use crate::telemetry::traces::Queued;
 
 /// Limits for batches that were checked when they were accepted.
 pub(crate) const STORED: Limits =
@@ -256,7 +257,7 @@ impl Partition {
         let permits = leading.queue_bytes.clone().acquire_many_owned(bytes as u32);
         let permit = permits.await.map_err(|_| refusal())?;
         let (reply, answer) = Reply::new();
-        let append = Append { batch, header, expectation, reply, permit, queued: Instant::now() };
+        let append = Append { batch, header, expectation, reply, permit, queued: Instant::now(), trace: Queued::now() };
         leading.queue.send(append).map_err(|_| refusal())?;
         Ok(answer)
     }

@@ -29,6 +29,7 @@ use super::machine::{PartitionMachine, Shared};
 use super::producers::{ProducerTable, Verdict};
 use crate::broker::{BrokerError, Expectation, Produced, Reason};
 use crate::raft::{Group, LeaderTerm, Proposal, ProposeError, ProposeResult};
+use crate::telemetry::traces::{EntryTrace, Queued};
 use crate::telemetry::{RaftMetrics, Stage};
 
 /// The answer of an append.
@@ -79,6 +80,8 @@ pub(super) struct Append {
     pub permit: OwnedSemaphorePermit,
     /// When it got that place.
     pub queued: Instant,
+    /// `None`: the request is not sampled.
+    pub trace: Option<Box<Queued>>,
 }
 
 /// What the sequencer works with.
@@ -187,6 +190,8 @@ struct Draft {
     records: u32,
     max_timestamp: i64,
     waiting: Vec<Waiting>,
+    /// The sampled requests in it.
+    sampled: Vec<Queued>,
 }
 
 impl Sequencer {
@@ -273,7 +278,7 @@ impl Sequencer {
 
     /// Judges one append: into the draft, or to its refusal.
     async fn take(&self, append: Append, tail: &mut Tail, draft: &mut Draft, last: &Option<Waiters>) {
-        let Append { mut batch, header, expectation, reply, permit, queued } = append;
+        let Append { mut batch, header, expectation, reply, permit, queued, trace } = append;
         self.metrics.stage(Stage::Queue, queued.elapsed());
         let verdict = match tail.producers.judge(&header) {
             Verdict::Next => match expectation {
@@ -322,6 +327,7 @@ impl Sequencer {
         draft.records += header.record_count as u32;
         let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: false });
         draft.waiting.push(Waiting { reply, answer, in_log: true });
+        draft.sampled.extend(trace.map(|queued| *queued));
         drop(permit);
     }
 
@@ -417,6 +423,7 @@ impl Sequencer {
             record_count: draft.records,
             max_timestamp: draft.max_timestamp,
             payload: draft.payload.freeze(),
+            trace: EntryTrace::proposed(draft.sampled),
         };
         let done = Completion {
             waiters: waiters.clone(),

@@ -19,9 +19,18 @@ use crate::raft::{GroupStatus, Role};
 /// Leadership goes to the preferred replica after it was fit for it this long.
 const PREFERRED_AFTER: Duration = Duration::from_secs(5);
 
+/// A checkpoint is due once the log has grown by this many bytes, but not more often than every [`CHECKPOINT_PAUSE`]: what a
+/// start after a crash has to read again.
+const CHECKPOINT_BYTES: u64 = 64 << 20;
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
+
 /// What is remembered between two looks at one partition.
 pub(super) struct Upkeep {
     pub(super) watcher: Watcher,
+    /// Bytes of the log when the last checkpoint was begun, and when that was.
+    checkpoint: Mutex<(u64, Option<Instant>)>,
+    /// A checkpoint is being saved.
+    saving: AtomicBool,
     /// The members change, or leadership is handed over.
     changing: AtomicBool,
     /// Since when another replica should lead.
@@ -34,6 +43,8 @@ impl Upkeep {
     pub(super) fn new(resting: bool) -> Self {
         Self {
             watcher: Watcher::new(resting),
+            checkpoint: Mutex::new((0, None)),
+            saving: AtomicBool::new(false),
             changing: AtomicBool::new(false),
             preferred: Mutex::new(None),
             lags: Mutex::default(),
@@ -44,6 +55,7 @@ impl Upkeep {
 impl Partition {
     /// One look; never waits. Long work goes to tasks of its own.
     pub fn look_after(self: &Arc<Self>) {
+        self.checkpoint_if_grown();
         match self.role() {
             PartitionRole::Leading(_) | PartitionRole::Settling => self.look_after_led(),
             PartitionRole::Following { leader } => {
@@ -52,6 +64,27 @@ impl Partition {
                 self.upkeep.watcher.followed(&self.env, &self.group, leader, rank);
             }
         }
+    }
+
+    fn checkpoint_if_grown(self: &Arc<Self>) {
+        let bytes = self.log.position().bytes;
+        {
+            let mut last = self.upkeep.checkpoint.lock();
+            // Retention takes bytes away again.
+            last.0 = last.0.min(bytes);
+            let soon = last.1.is_some_and(|at| at.elapsed() < CHECKPOINT_PAUSE);
+            if bytes - last.0 < CHECKPOINT_BYTES || soon || self.upkeep.saving.swap(true, Ordering::AcqRel) {
+                return;
+            }
+            *last = (bytes, Some(Instant::now()));
+        }
+        let partition = self.clone();
+        self.env.consensus.spawn(async move {
+            if let Err(error) = partition.group.checkpoint().await {
+                tracing::debug!(partition = %partition.id, %error, "no checkpoint");
+            }
+            partition.upkeep.saving.store(false, Ordering::Release);
+        });
     }
 
     fn look_after_led(self: &Arc<Self>) {

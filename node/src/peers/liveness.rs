@@ -27,10 +27,14 @@ use tonic::Code;
 use super::service::is_refusal;
 use super::told::Told;
 use super::{Me, NODE_REMOVED, Purpose, address, channel, client};
+use crate::security::{Encryption, Tls};
 
 /// A peer whose port refuses connections is suspected after this much silence. No leader may trust a lease for longer: see
 /// `raft::LEASE_READ`.
 pub(crate) const REFUSED_AFTER: Duration = Duration::from_millis(200);
+
+/// Which of a peer's beats are answered when it is sent beats anyway.
+const ANSWER_EVERY: u64 = 5;
 
 /// How peers are watched.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +50,7 @@ pub struct LivenessConfig {
 /// Who is alive.
 pub struct Liveness {
     config: LivenessConfig,
+    tls: Option<Arc<Tls>>,
     runtime: Handle,
     peers: Mutex<HashMap<u64, Peer>>,
     changed: watch::Sender<u64>,
@@ -65,8 +70,12 @@ struct Peer {
     refused: bool,
     boot: u64,
     alive: bool,
+    /// This node's own beats have a stream to it.
+    beating: bool,
     /// It should lead nothing for the moment.
     unfit: bool,
+    /// What it said last of its data port; `None`: nothing yet.
+    encryption: Option<Encryption>,
     /// When it was last found dead.
     dead_since: Option<Instant>,
     /// When it was first watched.
@@ -74,10 +83,11 @@ struct Peer {
 }
 
 impl Liveness {
-    /// Beats run on `runtime`.
-    pub fn new(config: LivenessConfig, runtime: Handle) -> Arc<Self> {
+    /// Beats run on `runtime`, and tell peers which certificate `tls` serves.
+    pub fn new(config: LivenessConfig, tls: Option<Arc<Tls>>, runtime: Handle) -> Arc<Self> {
         let liveness = Arc::new(Self {
             config,
+            tls,
             runtime,
             peers: Mutex::default(),
             changed: watch::Sender::new(0),
@@ -124,7 +134,38 @@ impl Liveness {
 
     /// What this node says of itself.
     pub(super) fn own_beat(&self, sequence: u64) -> BeatMessage {
-        BeatMessage { sequence, boot: self.config.boot, leaving: false, unfit: self.is_unfit() }
+        let Encryption { certificate_serial, certificate_not_after_s } = self.own_encryption();
+        BeatMessage {
+            sequence,
+            boot: self.config.boot,
+            leaving: false,
+            unfit: self.is_unfit(),
+            certificate_serial,
+            certificate_not_after_s,
+        }
+    }
+
+    /// How this node's data port is encrypted.
+    pub fn own_encryption(&self) -> Encryption {
+        self.tls.as_ref().map(|tls| Encryption::from(tls.served())).unwrap_or_default()
+    }
+
+    /// How a peer's data port is encrypted, as it said last; `None`: it has said nothing yet.
+    pub fn encryption(&self, node: u64) -> Option<Encryption> {
+        self.peers.lock().get(&node).and_then(|peer| peer.encryption.clone())
+    }
+
+    /// The answer to a beat. A peer that gets this node's own beats needs only so many answers as tell it that its stream is
+    /// not stuck: one in five.
+    pub(super) fn answer(&self, node: u64, sequence: u64) -> Option<BeatMessage> {
+        let beating = self.peers.lock().get(&node).is_some_and(|peer| peer.beating);
+        (!beating || sequence.is_multiple_of(ANSWER_EVERY)).then(|| self.own_beat(sequence))
+    }
+
+    fn set_beating(&self, node: u64, beating: bool) {
+        if let Some(peer) = self.peers.lock().get_mut(&node) {
+            peer.beating = beating;
+        }
     }
 
     /// The start of the peer's process that was last heard of; 0: none.
@@ -193,6 +234,10 @@ impl Liveness {
         }
         peer.alive = true;
         peer.unfit = beat.unfit;
+        peer.encryption = Some(Encryption {
+            certificate_serial: beat.certificate_serial.clone(),
+            certificate_not_after_s: beat.certificate_not_after_s,
+        });
         peer.dead_since = None;
         peer.boot = boot;
         drop(peers);
@@ -269,7 +314,9 @@ impl Liveness {
         let told = Told::default();
         loop {
             tick.tick().await;
-            match self.stream(me, node, &at, &connector).await {
+            let ended = self.stream(me, node, &at, &connector).await;
+            self.set_beating(node, false);
+            match ended {
                 Ok(()) => {}
                 Err(Silence::Refused(why)) if told.is_news(&why) => {
                     tracing::warn!(node, address = at, why, "this node is refused");
@@ -295,6 +342,7 @@ impl Liveness {
         let opening = timeout(self.config.suspect_after, client.beat(request)).await;
         let answers = opening.map_err(|_| Silence::Broken("no answer in time".into()))?;
         let mut answers = answers.map_err(|status| self.silence(&status))?.into_inner();
+        self.set_beating(node, true);
         let mut tick = interval(self.config.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sequence = 0;
@@ -372,7 +420,17 @@ enum Silence {
 
 impl Peer {
     fn new(now: Instant) -> Self {
-        Self { last_heard: None, refused: false, boot: 0, alive: false, unfit: false, dead_since: None, since: now }
+        Self {
+            last_heard: None,
+            refused: false,
+            boot: 0,
+            alive: false,
+            beating: false,
+            unfit: false,
+            encryption: None,
+            dead_since: None,
+            since: now,
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod told;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -43,6 +44,9 @@ use link::Link;
 pub use liveness::{Liveness, LivenessConfig};
 pub use service::{Handler, PeerServer, PullStream};
 pub(crate) use service::{named_group, other_version, wire_id};
+
+use crate::security::{NodeClaim, NodeNames, PeerCertificate, Tls};
+use crate::telemetry::traces;
 
 /// Version of the protocol between nodes.
 pub const PROTOCOL: u32 = 1;
@@ -89,6 +93,15 @@ pub struct Me {
     pub boot: u64,
 }
 
+/// Who a peer is, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Name.
+    pub name: String,
+    /// `HOST:PORT`.
+    pub address: String,
+}
+
 /// Why a question to a peer has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
@@ -109,7 +122,12 @@ pub type Client = PeerClient<Channel>;
 /// The way to other nodes.
 pub struct Peers {
     me: OnceLock<Me>,
-    addresses: RwLock<HashMap<u64, String>>,
+    known: RwLock<HashMap<u64, Known>>,
+    /// Counts changes of `known`.
+    version: AtomicU64,
+    /// The same by address, for who connects.
+    names: NodeNames,
+    tls: Option<Arc<Tls>>,
     links: RwLock<HashMap<u64, Arc<Link>>>,
     calls: RwLock<HashMap<u64, (String, Channel)>>,
     forwarding: RwLock<HashMap<u64, Arc<Forwarding>>>,
@@ -120,11 +138,25 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Links live on `runtime`, the one of consensus.
-    pub fn new(connector: Connector, runtime: Handle, window_bytes: u64, liveness: Arc<Liveness>) -> Arc<Self> {
+    /// Links live on `runtime`, the one of consensus. With `tls`, connections are encrypted on top of what `connector` opens.
+    pub fn new(
+        connector: Connector,
+        tls: Option<Arc<Tls>>,
+        runtime: Handle,
+        window_bytes: u64,
+        liveness: Arc<Liveness>,
+    ) -> Arc<Self> {
+        let names = NodeNames::default();
+        let connector = match &tls {
+            Some(tls) => tls.connector(connector, names.clone()),
+            None => connector,
+        };
         Arc::new(Self {
             me: OnceLock::new(),
-            addresses: RwLock::default(),
+            known: RwLock::default(),
+            version: AtomicU64::new(0),
+            names,
+            tls,
             links: RwLock::default(),
             calls: RwLock::default(),
             forwarding: RwLock::default(),
@@ -150,34 +182,52 @@ impl Peers {
         &self.liveness
     }
 
-    /// Where peers are. Links to nodes that moved are opened anew, those to nodes that are gone end.
-    pub fn set_addresses(&self, addresses: &BTreeMap<u64, String>) {
+    /// Who and where peers are. Links to nodes that moved are opened anew, those to nodes that are gone end.
+    pub fn set_known(&self, nodes: &BTreeMap<u64, Known>) {
         let Some(me) = self.me() else { return };
-        let wanted: HashMap<u64, String> =
-            addresses.iter().filter(|(id, _)| **id != me.node).map(|(id, address)| (*id, address.clone())).collect();
-        if *self.addresses.read() == wanted {
+        let others: HashMap<u64, Known> =
+            nodes.iter().filter(|(id, _)| **id != me.node).map(|(id, known)| (*id, known.clone())).collect();
+        if *self.known.read() == others {
             return;
         }
+        let wanted: HashMap<u64, String> = others.iter().map(|(id, known)| (*id, known.address.clone())).collect();
+        *self.names.write() = others.values().map(|known| (known.address.clone(), known.name.clone())).collect();
+        *self.known.write() = others;
+        self.version.fetch_add(1, Ordering::Release);
         self.links.write().retain(|id, link| wanted.get(id).is_some_and(|address| *address == link.address()));
         self.calls.write().retain(|id, (at, _)| wanted.get(id).is_some_and(|address| address == at));
         self.forwarding.write().retain(|id, open| wanted.get(id).is_some_and(|address| *address == open.address()));
-        *self.addresses.write() = wanted.clone();
         self.liveness.watch(me, wanted, self.connector.clone());
     }
 
     /// The node is one of the peers.
     pub fn knows(&self, node: u64) -> bool {
-        self.addresses.read().contains_key(&node)
+        self.known.read().contains_key(&node)
     }
 
     /// Where peers are, as far as this node knows.
     pub fn known(&self) -> Vec<String> {
-        self.addresses.read().values().cloned().collect()
+        self.known.read().values().map(|known| known.address.clone()).collect()
     }
 
     /// Address of a peer, if it is known.
     pub fn address(&self, node: u64) -> Option<String> {
-        self.addresses.read().get(&node).cloned()
+        self.known.read().get(&node).map(|known| known.address.clone())
+    }
+
+    /// Who a peer is, if it is known.
+    pub fn known_as(&self, node: u64) -> Option<Known> {
+        self.known.read().get(&node).cloned()
+    }
+
+    /// Changes whenever what [`Peers::known_as`] answers does.
+    fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Whether a peer's certificate may speak for a node; without TLS there is none to ask about.
+    fn judge(&self, certificate: &PeerCertificate, claim: NodeClaim<'_>) -> Result<(), String> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.judge(certificate, claim))
     }
 
     /// Asks a peer's replica of a group.
@@ -240,7 +290,15 @@ impl Peers {
         patience: Duration,
     ) -> Result<proto::ForwardResponse, ForwardError> {
         let open = self.forwarding(to).map_err(|e| ForwardError::NotSent(e.to_string()))?;
-        let answer = open.forward(&request, |request| self.request(to, request), patience).await;
+        // In the trace of the client's request, if it has one.
+        let addressed = |request| {
+            let mut request = self.request(to, request);
+            if let Some(span) = traces::current() {
+                chronicle_client::trace::inject(request.metadata_mut(), &span);
+            }
+            request
+        };
+        let answer = open.forward(&request, addressed, patience).await;
         answer.inspect(|_| self.liveness.heard(to))
     }
 

@@ -13,6 +13,7 @@ use futures::stream::BoxStream;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -23,6 +24,8 @@ use uuid::Uuid;
 
 use super::told::Told;
 use super::{MESSAGE_BYTES_MAX, NODE_REMOVED, PROTOCOL, Peers, WINDOW_BYTES};
+use crate::security::{NodeClaim, PeerCertificate};
+use crate::telemetry::traces;
 
 /// What the node does with what its peers say. `from`: the caller's raft id.
 pub trait Handler: Send + Sync + 'static {
@@ -80,12 +83,17 @@ pub struct PeerServer {
     consensus: Handle,
     stop: CancellationToken,
     told: Arc<Told>,
+    /// Who is at the other end of this connection; `None`: it is not encrypted.
+    certificate: Option<Arc<PeerCertificate>>,
+    /// For whom it was last found to speak: raft id, and version of what is known of the peers.
+    approved: Arc<Mutex<Option<(u64, u64)>>>,
 }
 
 impl PeerServer {
     /// Groups are served on `consensus`; everything ends with `stop`.
     pub fn new(peers: Arc<Peers>, handler: Arc<dyn Handler>, consensus: Handle, stop: CancellationToken) -> Self {
-        Self { peers, handler, consensus, stop, told: Arc::default() }
+        let (told, approved) = (Arc::default(), Arc::default());
+        Self { peers, handler, consensus, stop, told, certificate: None, approved }
     }
 
     /// Where raft messages and calls are served.
@@ -98,12 +106,15 @@ impl PeerServer {
         self.peers.liveness().runtime()
     }
 
-    /// Serves one connection, whose preface has been read, to its end.
-    pub async fn serve<I>(self, io: I)
+    /// Serves one connection, whose preface has been read, to its end. With TLS on, all that comes over it must come from a
+    /// node for which `certificate` may speak.
+    pub async fn serve<I>(mut self, io: I, certificate: Option<Arc<PeerCertificate>>)
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let stop = self.stop.clone();
+        self.certificate = certificate;
+        self.approved = Arc::default();
         let service =
             Generated::new(self).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(usize::MAX);
         let routes = tonic::service::Routes::new(service);
@@ -161,16 +172,56 @@ impl PeerServer {
         }
         let from = number("chronicle-from")?;
         let boot = number("chronicle-boot")?;
+        if let Some(why) = self.handler.refusal(from) {
+            return Err(removed(&why));
+        }
+        self.identified(from)?;
         let liveness = self.peers.liveness();
         // Two processes with one identity are one too many; a restart is believed once the old process is gone, or answers
         // beats at its address under the new number.
         if liveness.alive(from) && liveness.boot_of(from) != boot {
             return Err(Status::unavailable(format!("DUPLICATE: another process of node {from} is alive")));
         }
-        match self.handler.refusal(from) {
-            Some(why) => Err(removed(&why)),
-            None => Ok(from),
+        Ok(from)
+    }
+
+    /// The certificate of this connection must be that of the node that the caller says to be.
+    fn identified(&self, from: u64) -> Result<(), Status> {
+        let Some(certificate) = &self.certificate else { return Ok(()) };
+        let version = self.peers.version();
+        if *self.approved.lock() == Some((from, version)) {
+            return Ok(());
         }
+        // It may have been taken in a moment ago: it tries again.
+        let known = self.peers.known_as(from);
+        let known = known.ok_or_else(|| Status::unavailable(format!("node {from} is not known here yet")))?;
+        self.judged(certificate, NodeClaim { name: &known.name, address: &known.address })?;
+        *self.approved.lock() = Some((from, version));
+        Ok(())
+    }
+
+    /// The certificate of this connection must be that of the node that a caller without a raft id says to be.
+    fn claimed(&self, name: &str, address: &str) -> Result<(), Status> {
+        let Some(certificate) = &self.certificate else { return Ok(()) };
+        if name.is_empty() || address.is_empty() {
+            return Err(Status::invalid_argument("name, address: empty: a node must say who it is"));
+        }
+        self.judged(certificate, NodeClaim { name, address })
+    }
+
+    /// The certificate of this connection must be that of one of these nodes.
+    fn one_of(&self, founders: &[proto::Founder]) -> Result<(), Status> {
+        let claims = founders.iter().map(|founder| self.claimed(&founder.name, &founder.address));
+        let first = claims.reduce(|found, next| if found.is_ok() { found } else { next });
+        first.unwrap_or_else(|| self.claimed("", ""))
+    }
+
+    fn judged(&self, certificate: &PeerCertificate, claim: NodeClaim<'_>) -> Result<(), Status> {
+        self.peers.judge(certificate, claim).map_err(|why| {
+            let status = Status::permission_denied(format!("CERTIFICATE: {why}"));
+            self.refused(status.message());
+            status
+        })
     }
 }
 
@@ -256,29 +307,39 @@ impl Peer for PeerServer {
                     continue;
                 }
                 liveness.beat(from, &beat);
-                let _ = answers.try_send(Ok(liveness.own_beat(beat.sequence)));
+                if let Some(answer) = liveness.answer(from, beat.sequence) {
+                    let _ = answers.try_send(Ok(answer));
+                }
             }
         });
         Ok(Response::new(ReceiverStream::new(outgoing).boxed()))
     }
 
     async fn hello(&self, request: Request<proto::HelloRequest>) -> Result<Response<proto::HelloResponse>, Status> {
-        Ok(Response::new(self.handler.hello(request.into_inner())))
+        let request = request.into_inner();
+        self.claimed(&request.name, &request.address)?;
+        Ok(Response::new(self.handler.hello(request)))
     }
 
     async fn promise(
         &self,
         request: Request<proto::PromiseRequest>,
     ) -> Result<Response<proto::PromiseResponse>, Status> {
-        self.handler.promise(request.into_inner()).await.map(Response::new)
+        let request = request.into_inner();
+        self.one_of(&request.founders)?;
+        self.handler.promise(request).await.map(Response::new)
     }
 
     async fn found(&self, request: Request<proto::FoundRequest>) -> Result<Response<proto::FoundResponse>, Status> {
-        self.handler.found(request.into_inner()).await.map(Response::new)
+        let request = request.into_inner();
+        self.one_of(&request.founders)?;
+        self.handler.found(request).await.map(Response::new)
     }
 
     async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::JoinResponse>, Status> {
-        self.handler.join(request.into_inner()).await.map(Response::new)
+        let request = request.into_inner();
+        self.claimed(&request.name, &request.address)?;
+        self.handler.join(request).await.map(Response::new)
     }
 
     async fn command(
@@ -306,6 +367,12 @@ impl Peer for PeerServer {
         request: Request<proto::ForwardRequest>,
     ) -> Result<Response<proto::ForwardResponse>, Status> {
         self.caller(&request)?;
-        Ok(Response::new(self.handler.forwarded(request.into_inner()).await))
+        // Only what is a part of a trace already: the node that the client has asked decides for the others.
+        let parent = traces::parent_of(request.metadata().as_ref());
+        let trace = match parent {
+            Some(parent) => traces::Request::begin(Some(parent), || Some("Peer/Forward".into())),
+            None => traces::Request::untraced(),
+        };
+        Ok(Response::new(trace.instrument(self.handler.forwarded(request.into_inner())).await))
     }
 }

@@ -105,7 +105,8 @@ impl<M: Machine> Group<M> {
 
     /// How long no leader was heard.
     pub fn silent_for(&self) -> Duration {
-        Duration::from_millis(self.heard.now_ms() - self.heard.leader_ms.load(Ordering::Relaxed))
+        // Heard by another thread since the clock was read: not silent at all.
+        Duration::from_millis(self.heard.now_ms().saturating_sub(self.heard.leader_ms.load(Ordering::Relaxed)))
     }
 
     /// Whether a leader was ever heard since the group started.
@@ -127,10 +128,6 @@ impl<M: Machine> Group<M> {
             .await
             .map_err(|e| e.to_string())?;
         let leader = vote.leader_id.node_id;
-        if pre_vote && leader != from && self.election_under_way() {
-            let vote = Some(wire::vote_out(&vote));
-            return Ok(proto::VoteResponse { vote, last: last.as_ref().map(wire::position_out), granted: false });
-        }
         let gone = if !vote.committed || leader == from {
             true
         } else if leader == self.node {
@@ -143,8 +140,9 @@ impl<M: Machine> Group<M> {
             self.leader_gone() || !self.transport.alive(leader)
         };
         if pre_vote {
-            let granted = gone && request.last_log_id >= last && request.vote.leader_id.term > vote.leader_id.term;
-            if gone && request.last_log_id < last {
+            let free = gone && (leader == from || !self.election_under_way());
+            let granted = free && request.last_log_id >= last && request.vote.leader_id.term > vote.leader_id.term;
+            if free && request.last_log_id < last {
                 self.heard.leader_wanted.store(true, Ordering::Relaxed);
             }
             let vote = Some(wire::vote_out(&vote));
@@ -170,7 +168,7 @@ impl<M: Machine> Group<M> {
     }
 
     /// Asks the voters whether they would elect this node, and stands for election if a majority would. Answers whether it
-    /// did, once somebody leads or the votes have had [`VOTE_PATIENCE`] to arrive; who leads then shows in [`Group::roles`].
+    /// did, once somebody leads or the votes have had 200 ms to arrive; who leads then shows in [`Group::roles`].
     ///
     /// One at a time: a second election would make void the votes that are on their way for the first. Whoever calls
     /// meanwhile hears `false` at once.

@@ -222,7 +222,8 @@ impl<M: Machine> Group<M> {
             let membership = RaftMembership::new(vec![voters], founders).map_err(|e| failed(e.to_string()))?;
             storage.append_first(membership).await.map_err(|e| failed(e.to_string()))?;
         }
-        let machine = MachineStore::open(log.clone(), machine, metrics.clone()).map_err(|e| failed(e.to_string()))?;
+        let machine = MachineStore::open(log.clone(), machine, metrics.clone(), storage.traced())
+            .map_err(|e| failed(e.to_string()))?;
         let config = Config {
             cluster_name: id.to_string(),
             // The node drives heartbeats and elections: an idle group costs no wake-up.
@@ -250,7 +251,8 @@ impl<M: Machine> Group<M> {
             ..Config::default()
         };
         let config = Arc::new(config.validate().map_err(|e| failed(e.to_string()))?);
-        let network = Network { transport: transport.clone(), group: id, metrics: metrics.clone() };
+        let network =
+            Network { transport: transport.clone(), group: id, metrics: metrics.clone(), traced: storage.traced() };
         let raft = Raft::new(node, config, network, storage, machine).await.map_err(|e| failed(e.to_string()))?;
         // `status` is told by the group's task, which has begun when it answers; before that it knows no log and no members.
         raft.with_raft_state(|_| ()).await.map_err(|e| failed(e.to_string()))?;
@@ -313,12 +315,17 @@ impl<M: Machine> Group<M> {
     pub async fn handle(&self, from: u64, message: Message) -> Message {
         let refuse = |why: String| Message::Refused(why);
         match message {
-            Message::Append(request) => {
+            Message::Append(mut request) => {
+                let traces = std::mem::take(&mut request.traces);
                 let request = match wire::append_in(request) {
                     Ok(request) => request,
                     Err(why) => return refuse(why),
                 };
-                match self.raft.append_entries(request).await {
+                let traced = self.storage.traced();
+                let told = if traces.is_empty() { Vec::new() } else { traced.received(&traces) };
+                let answer = self.raft.append_entries(request).await;
+                traced.forget(&told);
+                match answer {
                     Ok(response) => {
                         if !matches!(response, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
                             self.heard.leader();

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use chronicle_log::Log;
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::store::{blocking, to_io};
+use super::traced::{Traced, TracedEntry};
 use super::types::{
     MembershipRecord, Proposal, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id,
 };
@@ -104,22 +106,29 @@ struct Inner<M> {
 pub(super) struct MachineStore<M> {
     log: Arc<Log>,
     metrics: RaftMetrics,
+    traced: Arc<Traced>,
     inner: Arc<Mutex<Inner<M>>>,
 }
 
 impl<M> Clone for MachineStore<M> {
     fn clone(&self) -> Self {
-        Self { log: self.log.clone(), metrics: self.metrics.clone(), inner: self.inner.clone() }
+        Self {
+            log: self.log.clone(),
+            metrics: self.metrics.clone(),
+            traced: self.traced.clone(),
+            inner: self.inner.clone(),
+        }
     }
 }
 
 impl<M: Machine> MachineStore<M> {
     /// Restores the machine from the log's checkpoint, if there is one.
-    pub(super) fn open(log: Arc<Log>, machine: M, metrics: RaftMetrics) -> io::Result<Self> {
+    pub(super) fn open(log: Arc<Log>, machine: M, metrics: RaftMetrics, traced: Arc<Traced>) -> io::Result<Self> {
         let store = Self {
             inner: Arc::new(Mutex::new(Inner { machine, last_applied: None, membership: StoredMembership::default() })),
             log,
             metrics,
+            traced,
         };
         if let Some(bytes) = store.log.load_checkpoint().map_err(to_io)? {
             store.restore(&bytes)?;
@@ -166,6 +175,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for MachineStore<M> {
         while let Some((entry, responder)) = entries.try_next().await? {
             let index = entry.log_id.index;
             let began = Instant::now();
+            let sampled = self.traced.take(index).map(|entry| (entry, SystemTime::now()));
             let answer = {
                 let mut inner = self.inner.lock();
                 let data = match &entry.payload {
@@ -187,6 +197,10 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for MachineStore<M> {
             self.metrics.stage(Stage::Apply, began.elapsed());
             if let Some(responder) = responder {
                 responder.send(answer);
+            }
+            if let Some((TracedEntry { trace, at }, began)) = sampled {
+                trace.stage("commit", at, began);
+                trace.stage("apply", began, SystemTime::now());
             }
         }
         Ok(())

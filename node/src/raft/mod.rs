@@ -14,6 +14,7 @@ mod runtime;
 mod store;
 #[cfg(test)]
 mod tests;
+mod traced;
 mod types;
 mod wire;
 

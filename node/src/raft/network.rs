@@ -20,9 +20,11 @@ use openraft::raft::{
 use openraft::{AnyError, OptionalSend};
 use tokio::time::Instant;
 
+use super::traced::{TOLD_MAX, Traced, encode};
 use super::types::{Member, RaftVote, Snapshot, TypeConfig};
 use super::wire;
 use crate::peers::{AskError, Peers};
+use crate::telemetry::traces::Open;
 use crate::telemetry::{RaftMetrics, Stage};
 
 /// Longest wait for the answer to an append: a peer that is alive and this slow is asked again.
@@ -70,6 +72,7 @@ pub(super) struct Network {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) group: LogId,
     pub(super) metrics: RaftMetrics,
+    pub(super) traced: Arc<Traced>,
 }
 
 /// The way of one group to one peer.
@@ -79,11 +82,13 @@ pub(super) struct Client {
     to: u64,
     heartbeats: bool,
     metrics: RaftMetrics,
+    traced: Arc<Traced>,
 }
 
 impl Network {
     fn client(&self, to: u64, heartbeats: bool) -> Client {
-        Client { transport: self.transport.clone(), group: self.group, to, heartbeats, metrics: self.metrics.clone() }
+        let (metrics, traced) = (self.metrics.clone(), self.traced.clone());
+        Client { transport: self.transport.clone(), group: self.group, to, heartbeats, metrics, traced }
     }
 }
 
@@ -108,6 +113,30 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Spans for the sampled requests in a message, which it tells the receiver of. None, and without an allocation, while
+    /// nothing is sampled.
+    fn begin_spans(&self, message: &mut proto::AppendRequest) -> Vec<Open> {
+        let mut spans = Vec::new();
+        if self.traced.is_empty() {
+            return spans;
+        }
+        for entry in &message.entries {
+            let Some(entry) = self.traced.get(entry.index).map(|traced| (entry.index, traced.trace)) else { continue };
+            let (index, trace) = entry;
+            for parent in trace.parents() {
+                if spans.len() == TOLD_MAX {
+                    return spans;
+                }
+                let Some(span) = Open::call(parent, "replicate", self.to) else { continue };
+                message.traces.push(proto::TracedEntry { index, parent: encode(&span.context()) });
+                spans.push(span);
+            }
+        }
+        spans
+    }
+}
+
 /// An answer that is not one to the question asked.
 fn confused(what: impl ToString) -> RPCError<TypeConfig> {
     RPCError::Network(NetworkError::new(&AnyError::error(format!("answer of a peer: {}", what.to_string()))))
@@ -123,7 +152,13 @@ impl RaftNetworkV2<TypeConfig> for Client {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let timeout = if self.heartbeats { HEARTBEAT_TIMEOUT } else { APPEND_TIMEOUT };
         let began = (!rpc.entries.is_empty()).then(Instant::now);
-        let answer = self.ask(Message::Append(wire::append_out(rpc)), timeout).await?;
+        let mut message = wire::append_out(rpc);
+        let spans = self.begin_spans(&mut message);
+        let answer = self.ask(Message::Append(message), timeout).await;
+        for span in spans {
+            span.end(answer.as_ref().err().map(ToString::to_string));
+        }
+        let answer = answer?;
         if let Some(began) = began {
             self.metrics.stage(Stage::Replicate, began.elapsed());
         }

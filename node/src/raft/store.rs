@@ -9,7 +9,8 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use chronicle_log::{Entry, EntryKind, Log, LogError, LogId, Store, StoredEntry};
@@ -19,8 +20,10 @@ use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::traced::{Traced, TracedEntry};
 use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftMembership, RaftVote, TypeConfig, log_id};
 use crate::flushed::{flushed, journal};
+use crate::telemetry::traces::EntryTrace;
 use crate::telemetry::{RaftMetrics, Stage};
 
 const KEY_VOTE: u8 = 1;
@@ -46,6 +49,7 @@ struct Shared {
     marks: Mutex<Marks>,
     /// Damage that a read has found: openraft makes a text of it.
     damage: Mutex<Option<LogError>>,
+    traced: Arc<Traced>,
 }
 
 /// What the journal holds for this group, as last written.
@@ -66,6 +70,7 @@ impl LogStorage {
                 metrics,
                 marks: Mutex::new(Marks { vote, purged }),
                 damage: Mutex::new(None),
+                traced: Arc::default(),
             }),
         })
     }
@@ -85,6 +90,22 @@ impl LogStorage {
     /// Damage that raft has met by reading, if any.
     pub(super) fn damage(&self) -> Option<LogError> {
         self.shared.damage.lock().clone()
+    }
+
+    /// Entries on their way that carry sampled requests.
+    pub(super) fn traced(&self) -> Arc<Traced> {
+        self.shared.traced.clone()
+    }
+
+    /// The sampled requests of an entry that is about to be appended: of a proposal of this node, or as another node told.
+    fn sampled(&self, entry: &RaftEntry) -> Option<Sampled> {
+        let index = entry.log_id.index;
+        match &entry.payload {
+            EntryPayload::Normal(Proposal { trace: Some(trace), .. }) => {
+                Some(Sampled { index, trace: trace.clone(), is_own: true })
+            }
+            _ => self.shared.traced.take(index).map(|told| Sampled { index, trace: told.trace, is_own: false }),
+        }
     }
 
     /// First index that raft may read.
@@ -146,6 +167,15 @@ impl RaftLogReader<TypeConfig> for LogStorage {
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, io::Error> {
         self.read(start, end, READ_BYTES)
     }
+}
+
+/// Sampled requests in an entry that is being appended.
+#[derive(Clone)]
+struct Sampled {
+    index: u64,
+    trace: Arc<EntryTrace>,
+    /// Proposed here, and not told by another node.
+    is_own: bool,
 }
 
 /// Reads a range in pieces of bounded size.
@@ -210,7 +240,10 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries: Vec<Entry> = entries.into_iter().map(to_entry).collect();
+        // Empty, and without an allocation, while nothing is sampled.
+        let mut sampled = Vec::new();
+        let look = |entry: &RaftEntry| sampled.extend(self.sampled(entry));
+        let entries: Vec<Entry> = entries.into_iter().inspect(look).map(to_entry).collect();
         if let Some(first) = entries.first() {
             // A log that holds nothing may begin anywhere; one that does, only goes on.
             let position = self.shared.log.position();
@@ -220,17 +253,41 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
             }
         }
         let (began, metrics) = (Instant::now(), self.shared.metrics.clone());
+        if sampled.is_empty() {
+            let done = Box::new(move |result: Result<(), LogError>| {
+                metrics.stage(Stage::Flush, began.elapsed());
+                callback.io_completed(result.map_err(to_io));
+            });
+            self.shared.log.append(entries, done).map_err(to_io)?;
+            self.shared.metrics.stage(Stage::Append, began.elapsed());
+            return Ok(());
+        }
+        let appended = Arc::new(OnceLock::new());
+        let (flushed, at) = (sampled.clone(), appended.clone());
         let done = Box::new(move |result: Result<(), LogError>| {
-            metrics.stage(Stage::Flush, began.elapsed());
+            metrics.stage_of(Stage::Flush, began.elapsed(), &flushed[0].trace);
             callback.io_completed(result.map_err(to_io));
+            let now = SystemTime::now();
+            for Sampled { trace, .. } in flushed {
+                trace.stage("flush", *at.get().unwrap_or(&now), now);
+            }
         });
         self.shared.log.append(entries, done).map_err(to_io)?;
-        self.shared.metrics.stage(Stage::Append, began.elapsed());
+        self.shared.metrics.stage_of(Stage::Append, began.elapsed(), &sampled[0].trace);
+        let now = SystemTime::now();
+        let _ = appended.set(now);
+        for Sampled { index, trace, is_own } in sampled {
+            trace.stage("append", trace.since(), now);
+            if is_own {
+                self.shared.traced.insert(index, TracedEntry { trace, at: now });
+            }
+        }
         Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> Result<(), io::Error> {
         let keep = last.or(self.shared.marks.lock().purged);
+        self.shared.traced.cut(keep.map_or(0, |id| id.index + 1));
         let log = self.shared.log.clone();
         blocking(move || match keep {
             Some(id) => log.truncate_after(id.index),
@@ -320,6 +377,7 @@ pub(super) fn from_entry(entry: Entry) -> Result<RaftEntry, String> {
             record_count: entry.record_count,
             max_timestamp: entry.max_timestamp,
             payload: entry.payload,
+            trace: None,
         }),
         EntryKind::Membership => EntryPayload::Membership(MembershipRecord::decode(&entry.payload)?),
         EntryKind::Config => return Err("kind: config entries are not known to this version".into()),

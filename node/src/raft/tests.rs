@@ -74,7 +74,7 @@ impl StoreBuilder<TypeConfig, LogStorage, MachineStore<Journal>, (Arc<Store>, Te
         let store = Store::open(Arc::new(RealDisk), dir.path(), StoreConfig::default()).unwrap();
         let log = store.open_log(LOG, LogConfig::default()).unwrap();
         let storage = LogStorage::open(store.clone(), log.clone(), LOG, Default::default()).unwrap();
-        let machine = MachineStore::open(log, Journal::default(), Default::default()).unwrap();
+        let machine = MachineStore::open(log, Journal::default(), Default::default(), storage.traced()).unwrap();
         Ok(((store, dir), storage, machine))
     }
 }
@@ -159,7 +159,8 @@ async fn lead(group: &Group<Journal>) -> super::LeaderTerm {
 
 async fn propose(group: &Group<Journal>, leader: super::LeaderTerm, text: &str) -> Result<Bytes, ProposeError> {
     let (tx, rx) = tokio::sync::oneshot::channel();
-    let proposal = Proposal { record_count: 1, max_timestamp: 0, payload: Bytes::copy_from_slice(text.as_bytes()) };
+    let proposal =
+        Proposal { record_count: 1, max_timestamp: 0, payload: Bytes::copy_from_slice(text.as_bytes()), trace: None };
     group.propose(leader, proposal, move |result| tx.send(result).unwrap()).await.unwrap();
     rx.await.unwrap()
 }

@@ -1,10 +1,13 @@
 //! The types that openraft is configured with, and their plain counterparts for the rest of the node.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use openraft::raft::responder::Responder;
 use openraft::{LogId, RaftTypeConfig};
+
+use crate::telemetry::traces::EntryTrace;
 
 /// What a leader proposes: the payload of one data entry.
 #[derive(Clone, PartialEq, Eq)]
@@ -15,6 +18,8 @@ pub struct Proposal {
     pub max_timestamp: i64,
     /// Concatenated record batches, or what the group's machine understands.
     pub payload: Bytes,
+    /// The sampled requests in it, until it is in the log.
+    pub trace: Option<Arc<EntryTrace>>,
 }
 
 impl fmt::Debug for Proposal {

@@ -67,6 +67,7 @@ pub(super) fn append_out(request: AppendEntriesRequest<TypeConfig>) -> proto::Ap
         previous: request.prev_log_id.as_ref().map(position_out),
         entries: request.entries.into_iter().map(|entry| entry_out(to_entry(entry))).collect(),
         committed: request.leader_commit.as_ref().map(position_out),
+        traces: Vec::new(),
     }
 }
 

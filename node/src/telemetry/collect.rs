@@ -6,6 +6,7 @@ use chronicle_log::{FLUSH_BUCKETS_US, StoreMetrics};
 
 use super::{Metrics, Samples};
 use crate::broker::{Broker, TopicTraffic};
+use crate::security::Action;
 
 /// Adds the broker's and its data directory's metrics to every scrape.
 pub fn collect_node(metrics: &Metrics, broker: &Broker) {
@@ -16,6 +17,7 @@ pub fn collect_node(metrics: &Metrics, broker: &Broker) {
         partitions(samples, &broker);
         topics(samples, &broker);
         disk(samples, &broker);
+        security(samples, &broker);
         engine(samples, broker.store().metrics());
     });
 }
@@ -141,4 +143,22 @@ fn engine(samples: &mut Samples, metrics: &StoreMetrics) {
     let counts: Vec<u64> = metrics.flush_us.iter().map(|bucket| bucket.get()).collect();
     let sum = metrics.flush_us_sum.get() as f64 / 1e6;
     samples.histogram("log_flush_seconds", "Duration of flush barriers", &bounds, &counts, sum);
+}
+
+/// Certificates, denials and quotas.
+fn security(samples: &mut Samples, broker: &Broker) {
+    if let Some(tls) = broker.tls() {
+        tls.collect(samples);
+    }
+    let authorizer = broker.authorizer();
+    for (action, count) in authorizer.denied().filter(|(action, _)| *action != Action::All) {
+        let labels = [("operation", action.as_str().to_owned())];
+        samples.counter_of("authorization_denied", "Requests that the principal had no right to", &labels, count);
+    }
+    for (resource, delayed, refused) in authorizer.throttled() {
+        for (outcome, count) in [("delayed", delayed), ("refused", refused)] {
+            let labels = [("quota", resource.as_str().to_owned()), ("outcome", outcome.to_owned())];
+            samples.counter_of("quota_throttled", "Requests over a quota of their principal", &labels, count);
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! The node's own log lines: standard error, one line an event; the newest are kept in memory too.
 //!
 //! Which events are logged can be changed while the process runs ([`LogControl`]), for good or for a while: then
-//! [`LogControl::expire`] takes it back. An event inside a trace carries its `trace_id`.
+//! [`LogControl::expire`] takes it back. An event inside a sampled request carries its `trace_id` and
+//! `span_id`.
 //!
 //! What must not be in a log line (payloads, keys of records, secrets) is kept out where the event is made: nothing here
 //! filters contents.
@@ -11,10 +12,12 @@ use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use opentelemetry::trace::SpanContext;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{Event, Subscriber};
+use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::format::{Format, Full, Json, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
@@ -23,7 +26,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::ring::Ring;
-use super::trace_id::{TraceId, trace_id_of};
+use super::traces::{self, SPANS, Traces};
 use crate::config::{LogConfig, LogFormat};
 
 /// Why log lines cannot be set up, or not be changed.
@@ -84,12 +87,12 @@ pub fn control() -> Option<LogControl> {
     CONTROL.get().cloned()
 }
 
-/// Sends log lines of this process to standard error, as `config` says.
+/// Sends log lines of this process to standard error, as `config` says, and the spans of its requests to `traces`.
 ///
 /// # Errors
 /// When the filter does not parse, or when the process has a subscriber already.
-pub fn init(config: &LogConfig) -> Result<(), LoggingError> {
-    let (control, subscriber) = build(config, io::stderr)?;
+pub fn init(config: &LogConfig, traces: Option<&Traces>) -> Result<(), LoggingError> {
+    let (control, subscriber) = build(config, traces, io::stderr)?;
     subscriber.try_init()?;
     // Nobody else sets it: a second `init` has failed above.
     let _ = CONTROL.set(control);
@@ -99,6 +102,7 @@ pub fn init(config: &LogConfig) -> Result<(), LoggingError> {
 /// The subscriber of `config` over a writer, and its control.
 fn build<W>(
     config: &LogConfig,
+    traces: Option<&Traces>,
     writer: W,
 ) -> Result<(LogControl, impl Subscriber + for<'a> LookupSpan<'a> + Send + Sync + use<W>), LoggingError>
 where
@@ -127,8 +131,10 @@ where
             ring,
         }),
     };
-    // The filter is that of the lines alone: what is traced is decided elsewhere.
-    Ok((control, tracing_subscriber::registry().with(lines.with_filter(filter))))
+    // The filter is that of the lines alone: what is traced is decided elsewhere. The spans of traces are not for people.
+    let shown = filter_fn(|metadata| metadata.target() != SPANS).with_max_level_hint(LevelFilter::TRACE);
+    let lines = lines.with_filter(filter.and(shown));
+    Ok((control, tracing_subscriber::registry().with(lines).with(traces.map(Traces::layer))))
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
@@ -222,24 +228,26 @@ impl<W: Write> Write for TeeLine<'_, W> {
     }
 }
 
-/// Adds `trace_id` to events inside a trace.
+/// Adds `trace_id` and `span_id` to events inside a sampled request.
 struct WithTraceId<F>(F);
 
-/// How a line begins to which a trace id is added.
+/// How the ids come into a line.
 trait AddTraceId {
-    fn add(line: &str, id: TraceId) -> String;
+    fn add(line: &str, span: &SpanContext) -> String;
 }
 
 impl AddTraceId for Format<Full> {
-    fn add(line: &str, id: TraceId) -> String {
-        format!("{} trace_id={id}\n", line.trim_end_matches('\n'))
+    fn add(line: &str, span: &SpanContext) -> String {
+        format!("{} trace_id={} span_id={}\n", line.trim_end_matches('\n'), span.trace_id(), span.span_id())
     }
 }
 
 impl AddTraceId for Format<Json> {
-    fn add(line: &str, id: TraceId) -> String {
+    fn add(line: &str, span: &SpanContext) -> String {
         match line.strip_prefix('{') {
-            Some(rest) => format!("{{\"trace_id\":\"{id}\",{rest}"),
+            Some(rest) => {
+                format!("{{\"trace_id\":\"{}\",\"span_id\":\"{}\",{rest}", span.trace_id(), span.span_id())
+            }
             None => line.to_owned(),
         }
     }
@@ -252,19 +260,20 @@ where
     F: FormatEvent<S, N> + AddTraceId,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let trace =
-            context.lookup_current().and_then(|span| span.scope().find_map(|span| trace_id_of(&span.extensions())));
-        let Some(id) = trace else { return self.0.format_event(context, writer, event) };
+        let Some(span) = traces::current() else { return self.0.format_event(context, writer, event) };
         let mut line = String::new();
         self.0.format_event(context, Writer::new(&mut line), event)?;
-        writer.write_str(&F::add(&line, id))
+        writer.write_str(&F::add(&line, &span))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use chronicle_client::trace::w3c;
+
     use super::*;
-    use crate::telemetry::trace_id::tests::Traced;
+    use crate::config::TracesConfig;
+    use crate::telemetry::traces::Request;
 
     fn config(filter: &str, format: LogFormat) -> LogConfig {
         LogConfig { filter: filter.into(), format, ..LogConfig::default() }
@@ -272,13 +281,13 @@ mod tests {
 
     #[test]
     fn a_filter_that_does_not_parse_is_named() {
-        let error = init(&config("chronicle=loud", LogFormat::Text)).unwrap_err().to_string();
+        let error = init(&config("chronicle=loud", LogFormat::Text), None).unwrap_err().to_string();
         assert!(error.starts_with("log.filter: \"chronicle=loud\""), "{error}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_logged_can_be_changed_for_a_while() {
-        let (control, subscriber) = build(&config("warn", LogFormat::Text), io::sink).unwrap();
+        let (control, subscriber) = build(&config("warn", LogFormat::Text), None, io::sink).unwrap();
         let _guard = tracing::subscriber::set_default(subscriber);
         tracing::info!("first");
         let changed = control.set("info", Some(Duration::from_secs(60))).unwrap();
@@ -300,23 +309,34 @@ mod tests {
         assert!(!lines.contains("first") && !lines.contains("third"), "{lines}");
     }
 
-    #[test]
-    fn events_in_a_trace_carry_its_id_in_both_forms() {
-        for (format, wanted) in [
-            (LogFormat::Text, "trace_id=00000000000000000000000000000abc"),
-            (LogFormat::Json, r#""trace_id":"00000000000000000000000000000abc""#),
-        ] {
-            let (control, subscriber) = build(&config("info", format), io::sink).unwrap();
-            tracing::subscriber::with_default(subscriber.with(Traced(0xabc)), || {
+    #[tokio::test]
+    async fn events_of_a_sampled_request_carry_its_trace_in_both_forms_and_others_none() {
+        const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let exported = TracesConfig { endpoint: "http://127.0.0.1:1".into(), ..TracesConfig::default() };
+        let traces = Traces::start(&exported, "node").unwrap().unwrap();
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let (control, subscriber) = build(&config("info", format), Some(&traces), io::sink).unwrap();
+            let request = |flags: &str| {
+                let parent = w3c::parse(&format!("00-{TRACE}-00f067aa0ba902b7-{flags}"), "");
+                Request::begin(parent, || Some("Log/Produce".into()))
+            };
+            tracing::subscriber::with_default(subscriber, || {
                 tracing::info!("outside");
-                tracing::info_span!("outer").in_scope(|| tracing::info!(field = 7, "inside"));
+                request("01").in_scope(|| {
+                    assert_eq!(traces::current_trace_id().as_deref(), Some(TRACE));
+                    tracing::info!(field = 7, "sampled");
+                });
+                request("00").in_scope(|| tracing::info!("quiet"));
             });
             let lines = control.recent(usize::MAX);
-            let [outside, inside] = lines.lines().collect::<Vec<_>>()[..] else { panic!("{lines}") };
-            assert!(!outside.contains("trace_id") && inside.contains(wanted), "{lines}");
+            let [outside, sampled, quiet] = lines.lines().collect::<Vec<_>>()[..] else { panic!("{lines}") };
+            assert!(!outside.contains("_id") && !quiet.contains("_id") && !lines.contains("otel"), "{lines}");
+            assert!(sampled.contains(TRACE) && sampled.contains("span_id"), "{lines}");
             if format == LogFormat::Json {
-                let inside: serde_json::Value = serde_json::from_str(inside).unwrap();
-                assert_eq!((inside["field"].as_i64(), inside["message"].as_str()), (Some(7), Some("inside")));
+                let line: serde_json::Value = serde_json::from_str(sampled).unwrap();
+                let text = |name: &str| line[name].as_str();
+                assert_eq!((line["field"].as_i64(), text("message")), (Some(7), Some("sampled")));
+                assert_eq!(text("trace_id"), Some(TRACE));
             }
         }
     }

@@ -23,6 +23,7 @@ use super::latency::{Latency, LatencyMaker};
 use super::process;
 use super::raft::RaftMetrics;
 use super::samples::{FnCollector, Samples};
+use super::traces::current_trace_id;
 use crate::broker::Reason;
 
 /// The protocol that a request came by.
@@ -100,6 +101,8 @@ operations! {
     GroupAdmin = "group_admin";
     /// What the node logs is shown or changed, or it is asked for what support needs.
     Diagnostics = "diagnostics";
+    /// Rules and quotas.
+    Access = "access";
     /// Anything else: documents, unknown paths.
     Other = "other";
 }
@@ -299,7 +302,7 @@ impl Metrics {
                 self.0.requests.get_or_create(&labels).inc();
             }
         }
-        resolved.latency.observe(took);
+        resolved.latency.observe(took, current_trace_id());
     }
 
     /// Counts bytes of request bodies.
@@ -346,11 +349,11 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use tracing_subscriber::layer::SubscriberExt;
+    use chronicle_client::trace::w3c;
 
     use super::*;
     use crate::telemetry::Stage;
-    use crate::telemetry::trace_id::tests::Traced;
+    use crate::telemetry::traces::EntryTrace;
 
     #[test]
     fn every_metric_carries_the_prefix_and_requests_are_counted_by_outcome() {
@@ -374,14 +377,11 @@ mod tests {
     }
 
     #[test]
-    fn latencies_inside_a_trace_carry_its_id_as_exemplar() {
+    fn stages_of_a_sampled_entry_carry_its_trace_as_exemplar() {
         let (metrics, raft) = (Metrics::new(), RaftMetrics::default());
         metrics.register_raft(&raft);
-        let subscriber = tracing_subscriber::registry().with(Traced(0xabc));
-        tracing::subscriber::with_default(subscriber, || {
-            let _span = tracing::info_span!("request").entered();
-            raft.stage(Stage::Flush, Duration::from_millis(2));
-        });
+        let context = w3c::parse("00-00000000000000000000000000000abc-00f067aa0ba902b7-01", "").unwrap();
+        raft.stage_of(Stage::Flush, Duration::from_millis(2), &EntryTrace::received(vec![context]));
         raft.stage(Stage::Queue, Duration::from_millis(2));
         let text = metrics.encode();
         let bucket = |stage: &str| {

@@ -1,4 +1,4 @@
-//! What the node says about itself: metrics ([`Metrics`], [`RaftMetrics`]) and log lines ([`logging`]).
+//! What the node says about itself: metrics ([`Metrics`], [`RaftMetrics`]), log lines ([`logging`]) and traces ([`traces`]).
 //!
 //! Neighbours: `ops/` serves the metrics; listeners, broker, raft and engine report into them. Nothing here decides anything.
 
@@ -10,10 +10,9 @@ mod process;
 mod raft;
 mod ring;
 mod samples;
-mod trace_id;
+pub mod traces;
 
 pub use collect::collect_node;
 pub use metrics::{Listener, Metrics, Operation};
 pub use raft::{RaftMetrics, Stage};
 pub use samples::Samples;
-pub use trace_id::{TraceId, current_trace_id};

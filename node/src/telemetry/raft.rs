@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::latency::{Latency, LatencyMaker};
+use super::traces::EntryTrace;
 
 /// A stage of an append, in the order in which it passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,9 +79,14 @@ impl Default for RaftMetrics {
 }
 
 impl RaftMetrics {
-    /// Counts one passage through a stage. The exemplar is the trace that the caller is part of.
+    /// Counts one passage through a stage.
     pub fn stage(&self, stage: Stage, took: Duration) {
-        self.0.resolved[stage as usize].observe(took);
+        self.0.resolved[stage as usize].observe(took, None);
+    }
+
+    /// Counts the passage of a sampled entry through a stage: its trace becomes the exemplar.
+    pub(crate) fn stage_of(&self, stage: Stage, took: Duration, entry: &EntryTrace) {
+        self.0.resolved[stage as usize].observe(took, entry.trace_id());
     }
 
     /// This node stands for election in a group.

@@ -7,6 +7,8 @@ use chronicle_client::{Client, ClientConfig, ClientError, v1};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
+use crate::cli::Encryption;
+
 /// The cluster behind some of its nodes.
 #[derive(Debug, Clone)]
 pub(in crate::cli) struct Calls {
@@ -17,9 +19,10 @@ impl Calls {
     /// Connects when it is first used; must be called inside the runtime.
     ///
     /// # Errors
-    /// `server` is not `HOST:PORT`.
-    pub(in crate::cli) fn new(server: &str, timeout: Duration) -> anyhow::Result<Self> {
-        Ok(Self { client: Client::connect(ClientConfig::new(server).request_timeout(timeout))? })
+    /// `server` is not `HOST:PORT`, or only a part of the encryption is given.
+    pub(in crate::cli) fn new(server: &str, timeout: Duration, encryption: &Encryption) -> anyhow::Result<Self> {
+        let config = encryption.apply(ClientConfig::new(server).request_timeout(timeout))?;
+        Ok(Self { client: Client::connect(config)? })
     }
 
     pub(in crate::cli) async fn servers(&self) -> anyhow::Result<v1::GetServersResponse> {

@@ -88,7 +88,7 @@ pub(super) struct CancelArgs {
 }
 
 pub(super) async fn run(global: &Global, command: ClusterCommand) -> anyhow::Result<()> {
-    let calls = Calls::new(&global.server, global.timeout)?;
+    let calls = Calls::new(&global.server, global.timeout, &global.encryption)?;
     match command {
         ClusterCommand::Status => status(global, &calls).await,
         ClusterCommand::Members(args) => members(global, &calls, &args).await,

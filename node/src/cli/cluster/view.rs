@@ -37,6 +37,12 @@ pub(super) struct ServerView {
     pub(super) zone: String,
     pub(super) replicas: u32,
     pub(super) preferred_leaders: u32,
+    /// How its data port is encrypted: `tls`, `plaintext`, or `unknown` when the asked node has not heard from it.
+    pub(super) encryption: &'static str,
+    /// Serial number of the certificate that it serves; empty without one.
+    pub(super) certificate_serial: String,
+    /// End of that certificate's life; `null` without one.
+    pub(super) certificate_expires: Option<String>,
     pub(super) version: String,
 }
 
@@ -54,9 +60,19 @@ impl From<v1::Server> for ServerView {
             v1::ServerState::Decommissioning => "decommissioning",
             v1::ServerState::Removed => "removed",
         };
+        let encryption = match &server.encryption {
+            None => "unknown",
+            Some(encryption) if encryption.certificate_serial.is_empty() => "plaintext",
+            Some(_) => "tls",
+        };
+        let certificate = server.encryption.unwrap_or_default();
         Self {
             role,
             state,
+            encryption,
+            certificate_expires: (encryption == "tls")
+                .then(|| format_rfc3339(certificate.certificate_not_after_s.saturating_mul(1000))),
+            certificate_serial: certificate.certificate_serial,
             name: server.name,
             node_id: server.node_id,
             raft_id: server.raft_id,
@@ -71,8 +87,9 @@ impl From<v1::Server> for ServerView {
 }
 
 pub(super) fn members_table(servers: &[ServerView]) -> Table {
-    let mut table =
-        Table::new(&["NAME", "ADDRESS", "ROLE", "STATE", "ALIVE", "ZONE", "REPLICAS", "LEADERS", "VERSION", "ID"]);
+    let mut table = Table::new(&[
+        "NAME", "ADDRESS", "ROLE", "STATE", "ALIVE", "ZONE", "REPLICAS", "LEADERS", "VERSION", "TLS", "ID",
+    ]);
     for server in servers {
         table.row(vec![
             server.name.clone(),
@@ -84,6 +101,10 @@ pub(super) fn members_table(servers: &[ServerView]) -> Table {
             server.replicas.to_string(),
             server.preferred_leaders.to_string(),
             server.version.clone(),
+            server
+                .certificate_expires
+                .as_ref()
+                .map_or_else(|| server.encryption.to_owned(), |end| format!("until {end}")),
             server.node_id.clone(),
         ]);
     }
@@ -149,6 +170,11 @@ impl StatusView {
         println!();
         let present: Vec<ServerView> = self.servers.iter().filter(|s| s.state != "removed").cloned().collect();
         print(Format::Table, &(), || members_table(&present))?;
+        let open: Vec<&str> = present.iter().filter(|s| s.encryption == "plaintext").map(|s| s.name.as_str()).collect();
+        if !open.is_empty() {
+            let open = open.join(", ");
+            println!("\nwarning: plaintext, whoever reaches the data port reads and writes everything: {open}");
+        }
         if !self.operations.is_empty() {
             println!();
             print(Format::Table, &(), || operations_table(&self.operations))?;

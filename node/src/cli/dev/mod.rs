@@ -5,11 +5,12 @@
 
 mod plan;
 mod supervisor;
+mod tls;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use chronicle_node::config::Config;
+use chronicle_node::config::{Config, TlsMode};
 use clap::Args;
 
 use super::config::ConfigSource;
@@ -31,6 +32,10 @@ pub(super) struct DevArgs {
     /// only).
     #[arg(long, value_name = "PORT", default_value_t = 9644)]
     ops_port: u16,
+    /// Encrypt: make a certificate authority in the folder tls of the data directory, unless it is there, and certificates
+    /// for the nodes and for a client, admin. A folder that has one is encrypted without this option.
+    #[arg(long)]
+    tls: bool,
     #[command(flatten)]
     source: ConfigSource,
 }
@@ -44,12 +49,23 @@ pub(super) async fn run(args: DevArgs) -> anyhow::Result<()> {
     }
     config.node.default_topic = "default".into();
     let found = plan::existing(&args.data)?;
+    if config.security.tls.mode == TlsMode::Unset {
+        config.security.tls.mode = TlsMode::Disabled;
+    }
+    let certificates = tls::Certificates::of(&args.data);
+    let encrypt = args.tls || certificates.are_there();
     if args.nodes.unwrap_or(1) == 1 && found.is_empty() {
+        if encrypt {
+            certificates.apply(&mut config)?;
+        }
         return run_one(config, &args).await;
     }
     let nodes = args.nodes.map_or(found.len(), usize::from);
-    let members = plan::plan(&config, &args.data, &found, nodes, args.port, args.ops_port)?;
-    supervisor::run(&args.data, members).await
+    let mut members = plan::plan(&config, &args.data, &found, nodes, args.port, args.ops_port)?;
+    if encrypt {
+        members.iter_mut().try_for_each(|member| certificates.apply(&mut member.config))?;
+    }
+    supervisor::run(&args.data, members, encrypt.then_some(certificates)).await
 }
 
 async fn run_one(mut config: Config, args: &DevArgs) -> anyhow::Result<()> {

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::plan::Member;
+use super::tls::Certificates;
 use crate::cli::cluster::calls::Calls;
 use crate::cli::output::{Format, Table, print};
 use crate::cli::{serve, signal};
@@ -40,6 +41,8 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// What the supervisors of all nodes share. They are parts of one future, so nothing here is locked.
 struct Shared<'a> {
     members: &'a [Member],
+    /// `None`: plaintext.
+    certificates: Option<Certificates>,
     program: PathBuf,
     /// Stop in good order.
     stop: CancellationToken,
@@ -56,7 +59,7 @@ struct Shared<'a> {
 /// # Errors
 /// Another process runs nodes on this folder, a port is taken, or a process cannot be started; nothing is left running
 /// then.
-pub(super) async fn run(data: &Path, members: Vec<Member>) -> anyhow::Result<()> {
+pub(super) async fn run(data: &Path, members: Vec<Member>, certificates: Option<Certificates>) -> anyhow::Result<()> {
     std::fs::create_dir_all(data).with_context(|| format!("creating {}", data.display()))?;
     let _lock = lock(data)?;
     members.iter().try_for_each(ports_are_free)?;
@@ -71,6 +74,7 @@ pub(super) async fn run(data: &Path, members: Vec<Member>) -> anyhow::Result<()>
 
     let shared = Shared {
         members: &members,
+        certificates,
         program: std::env::current_exe().context("path of this program")?,
         stop: CancellationToken::new(),
         kill: CancellationToken::new(),
@@ -148,12 +152,12 @@ async fn announce(shared: &Shared<'_>) {
     let mut served = shared.served.subscribe();
     if served.wait_for(|served| served.len() == everybody).await.is_ok() {
         // Whoever started us may have closed our output.
-        let _ = print_endpoints(shared.members);
+        let _ = print_endpoints(shared.members, shared.certificates.as_ref());
     }
     std::future::pending().await
 }
 
-fn print_endpoints(members: &[Member]) -> anyhow::Result<()> {
+fn print_endpoints(members: &[Member], certificates: Option<&Certificates>) -> anyhow::Result<()> {
     let mut table = Table::new(&["NODE", "GRPC, HTTP", "OPS", "DATA"]);
     for Member { name, config, .. } in members {
         let (data, ops) = (config.listeners.data.to_string(), config.listeners.ops.to_string());
@@ -161,7 +165,8 @@ fn print_endpoints(members: &[Member]) -> anyhow::Result<()> {
     }
     print(Format::Table, &(), || table)?;
     let first = members[0].config.listeners.data;
-    let server = if first.port() == 7400 { String::new() } else { format!(" --server {first}") };
+    let mut server = if first.port() == 7400 { String::new() } else { format!(" --server {first}") };
+    server += &certificates.map(Certificates::options).unwrap_or_default();
     let mut out = io::stdout().lock();
     writeln!(out, "\nTry it:")?;
     writeln!(out, "  chronicle cluster status{server}")?;
@@ -285,8 +290,10 @@ async fn lines(stream: impl AsyncRead + Unpin, mut line: impl FnMut(&str)) {
 async fn note_if_removed<'a>(shared: &Shared<'a>, member: &'a Member) {
     let Some(node_id) = member.node_id() else { return };
     let others = shared.members.iter().filter(|other| other.name != member.name);
-    let questions = others.map(|other| async move {
-        Calls::new(&other.config.listeners.data.to_string(), ASK_TIMEOUT).ok()?.status().await.ok()
+    let encryption = shared.certificates.as_ref().map(Certificates::client).unwrap_or_default();
+    let questions = others.map(|other| {
+        let calls = Calls::new(&other.config.listeners.data.to_string(), ASK_TIMEOUT, &encryption);
+        async move { calls.ok()?.status().await.ok() }
     });
     let answers: Vec<_> = futures::future::join_all(questions).await.into_iter().flatten().collect();
     if is_removed(&answers, &node_id) {

@@ -4,8 +4,8 @@ use chronicle_proto::v1 as proto;
 use chronicle_proto::v1::admin_server::Admin;
 use tonic::{Request, Response, Status};
 
-use super::convert;
 use super::log::observe;
+use super::{caller, convert};
 use crate::listeners::context::Context;
 use crate::telemetry::Operation;
 
@@ -26,8 +26,9 @@ impl Admin for AdminService {
         request: Request<proto::CreateTopicRequest>,
     ) -> Result<Response<proto::CreateTopicResponse>, Status> {
         observe(&self.context, Operation::CreateTopic, async {
+            let caller = caller(&request)?;
             let new = convert::new_topic(request.into_inner())?;
-            let (topic, created) = self.context.broker.create_topic(new).await?;
+            let (topic, created) = self.context.broker.for_caller(&caller).create_topic(new).await?;
             Ok(Response::new(proto::CreateTopicResponse { topic: Some(convert::topic(topic)), created }))
         })
         .await
@@ -35,10 +36,11 @@ impl Admin for AdminService {
 
     async fn list_topics(
         &self,
-        _request: Request<proto::ListTopicsRequest>,
+        request: Request<proto::ListTopicsRequest>,
     ) -> Result<Response<proto::ListTopicsResponse>, Status> {
         observe(&self.context, Operation::ListTopics, async {
-            let topics = self.context.broker.topics().await?;
+            let caller = caller(&request)?;
+            let topics = self.context.broker.for_caller(&caller).topics().await?;
             Ok(Response::new(proto::ListTopicsResponse { topics: topics.into_iter().map(convert::topic).collect() }))
         })
         .await
@@ -49,8 +51,9 @@ impl Admin for AdminService {
         request: Request<proto::DescribeTopicRequest>,
     ) -> Result<Response<proto::DescribeTopicResponse>, Status> {
         observe(&self.context, Operation::DescribeTopic, async {
+            let caller = caller(&request)?;
             let name = convert::topic_name(request.into_inner().name)?;
-            let (topic, partitions) = self.context.broker.describe_topic(&name).await?;
+            let (topic, partitions) = self.context.broker.for_caller(&caller).describe_topic(&name).await?;
             Ok(Response::new(proto::DescribeTopicResponse {
                 topic: Some(convert::topic(topic)),
                 partitions: partitions.into_iter().map(convert::partition).collect(),
@@ -64,8 +67,9 @@ impl Admin for AdminService {
         request: Request<proto::AlterTopicRequest>,
     ) -> Result<Response<proto::AlterTopicResponse>, Status> {
         observe(&self.context, Operation::AlterTopic, async {
+            let caller = caller(&request)?;
             let (name, partitions, change) = convert::alter(request.into_inner())?;
-            let topic = self.context.broker.alter_topic(&name, partitions, change).await?;
+            let topic = self.context.broker.for_caller(&caller).alter_topic(&name, partitions, change).await?;
             Ok(Response::new(proto::AlterTopicResponse { topic: Some(convert::topic(topic)) }))
         })
         .await
@@ -76,8 +80,9 @@ impl Admin for AdminService {
         request: Request<proto::DeleteTopicRequest>,
     ) -> Result<Response<proto::DeleteTopicResponse>, Status> {
         observe(&self.context, Operation::DeleteTopic, async {
+            let caller = caller(&request)?;
             let name = convert::topic_name(request.into_inner().name)?;
-            self.context.broker.delete_topic(&name).await?;
+            self.context.broker.for_caller(&caller).delete_topic(&name).await?;
             Ok(Response::new(proto::DeleteTopicResponse {}))
         })
         .await

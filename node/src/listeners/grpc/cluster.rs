@@ -7,7 +7,7 @@ use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::log::observe;
-use super::{convert, status};
+use super::{caller, convert, status};
 use crate::broker::{BrokerError, OperationView, TopicPartition};
 use crate::listeners::context::Context;
 use crate::telemetry::Operation;
@@ -26,10 +26,11 @@ impl ClusterService {
 impl Cluster for ClusterService {
     async fn get_servers(
         &self,
-        _request: Request<proto::GetServersRequest>,
+        request: Request<proto::GetServersRequest>,
     ) -> Result<Response<proto::GetServersResponse>, Status> {
         observe(&self.context, Operation::Servers, async {
-            let (servers, cluster_id) = self.context.broker.servers().await?;
+            let caller = caller(&request)?;
+            let (servers, cluster_id) = self.context.broker.for_caller(&caller).servers().await?;
             Ok(Response::new(proto::GetServersResponse {
                 servers: servers.into_iter().map(convert::server).collect(),
                 cluster_id: cluster_id.to_string(),
@@ -42,19 +43,21 @@ impl Cluster for ClusterService {
         &self,
         request: Request<proto::GetMetadataRequest>,
     ) -> Result<Response<proto::GetMetadataResponse>, Status> {
-        let topics = request.into_inner().topics;
         observe(&self.context, Operation::Servers, async {
-            Ok(Response::new(convert::metadata(self.context.broker.metadata(&topics).await?)))
+            let caller = caller(&request)?;
+            let topics = request.into_inner().topics;
+            Ok(Response::new(convert::metadata(self.context.broker.for_caller(&caller).metadata(&topics).await?)))
         })
         .await
     }
 
     async fn get_status(
         &self,
-        _request: Request<proto::GetStatusRequest>,
+        request: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
         observe(&self.context, Operation::Servers, async {
-            Ok(Response::new(convert::status(self.context.broker.status().await?)))
+            let caller = caller(&request)?;
+            Ok(Response::new(convert::status(self.context.broker.for_caller(&caller).status().await?)))
         })
         .await
     }
@@ -63,39 +66,52 @@ impl Cluster for ClusterService {
         &self,
         request: Request<proto::NodeRequest>,
     ) -> Result<Response<proto::OperationResponse>, Status> {
-        let node = request.into_inner().node;
-        self.operation(self.context.broker.decommission(&node)).await
+        self.operation(async {
+            let caller = caller(&request)?;
+            self.context.broker.for_caller(&caller).decommission(&request.get_ref().node).await
+        })
+        .await
     }
 
     async fn drain(&self, request: Request<proto::NodeRequest>) -> Result<Response<proto::OperationResponse>, Status> {
-        let node = request.into_inner().node;
-        self.operation(self.context.broker.drain(&node)).await
+        self.operation(async {
+            let caller = caller(&request)?;
+            self.context.broker.for_caller(&caller).drain(&request.get_ref().node).await
+        })
+        .await
     }
 
     async fn undrain(
         &self,
         request: Request<proto::NodeRequest>,
     ) -> Result<Response<proto::OperationResponse>, Status> {
-        let node = request.into_inner().node;
-        self.operation(self.context.broker.undrain(&node)).await
+        self.operation(async {
+            let caller = caller(&request)?;
+            self.context.broker.for_caller(&caller).undrain(&request.get_ref().node).await
+        })
+        .await
     }
 
     async fn cancel_operation(
         &self,
         request: Request<proto::CancelOperationRequest>,
     ) -> Result<Response<proto::OperationResponse>, Status> {
-        let id = request.into_inner().id;
-        self.operation(self.context.broker.cancel_operation(id)).await
+        self.operation(async {
+            let caller = caller(&request)?;
+            self.context.broker.for_caller(&caller).cancel_operation(request.get_ref().id).await
+        })
+        .await
     }
 
     async fn transfer_leadership(
         &self,
         request: Request<proto::TransferLeadershipRequest>,
     ) -> Result<Response<proto::TransferLeadershipResponse>, Status> {
-        let proto::TransferLeadershipRequest { topic, partition, to } = request.into_inner();
-        let target = (!topic.is_empty()).then_some(TopicPartition { topic, partition });
         observe(&self.context, Operation::Servers, async {
-            let leader = self.context.broker.transfer_leadership(target, &to).await?;
+            let caller = caller(&request)?;
+            let proto::TransferLeadershipRequest { topic, partition, to } = request.into_inner();
+            let target = (!topic.is_empty()).then_some(TopicPartition { topic, partition });
+            let leader = self.context.broker.for_caller(&caller).transfer_leadership(target, &to).await?;
             Ok(Response::new(proto::TransferLeadershipResponse { leader: leader.to_string() }))
         })
         .await
@@ -104,9 +120,10 @@ impl Cluster for ClusterService {
     type VerifyStream = BoxStream<'static, Result<proto::VerifyResponse, Status>>;
 
     async fn verify(&self, request: Request<proto::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
-        let topic = request.into_inner().topic;
         observe(&self.context, Operation::Servers, async {
-            let verified = self.context.broker.verify(&topic).await?;
+            let caller = caller(&request)?;
+            let topic = request.into_inner().topic;
+            let verified = self.context.broker.for_caller(&caller).verify(&topic).await?;
             let answers = verified.map(|one| one.map(convert::verified).map_err(|error| status::status(&error)));
             Ok(Response::new(answers.boxed()))
         })

@@ -14,6 +14,7 @@ use super::convert::{self, Shape};
 use super::log::observe;
 use crate::broker::{BrokerError, Fetch, Fetched, Position};
 use crate::listeners::budget::Hold;
+use crate::listeners::caller::Caller;
 use crate::listeners::context::Context;
 use crate::listeners::decode;
 use crate::telemetry::{Listener, Operation};
@@ -49,6 +50,7 @@ pub(super) fn response(
 
 struct Follow {
     context: Context,
+    caller: Caller,
     fetch: Fetch,
     shape: Shape,
     until: Option<i64>,
@@ -60,11 +62,12 @@ struct Follow {
 /// Answers from the fetch's position on, until `until`, an error, or the end of the node.
 pub(super) fn follow(
     context: Context,
+    caller: Caller,
     fetch: Fetch,
     shape: Shape,
     until: Option<i64>,
 ) -> BoxStream<'static, Result<proto::ConsumeResponse, Status>> {
-    let follow = Follow { context, fetch, shape, until, hold: None, done: false };
+    let follow = Follow { context, caller, fetch, shape, until, hold: None, done: false };
     stream::unfold(follow, |mut follow| async move {
         if follow.done {
             return None;
@@ -94,7 +97,7 @@ impl Follow {
             }
             // Asked for again, so the client has room: the answer before is on its way.
             self.hold = None;
-            let (fetched, hold) = self.context.fetch(self.fetch.clone()).await?;
+            let (fetched, hold) = self.context.fetch(&self.caller, self.fetch.clone()).await?;
             if let Some(until) = self.until
                 && fetched.start_offset >= until
             {

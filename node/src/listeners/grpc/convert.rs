@@ -37,7 +37,8 @@ pub(super) fn target(partition: Option<proto::Partition>) -> Result<TopicPartiti
 }
 
 pub(super) fn produce(request: proto::ProduceRequest) -> Result<Produce, BrokerError> {
-    let proto::ProduceRequest { partition, records, compression, batch, producer, expectation } = request;
+    // Where it belongs in a trace was seen to before.
+    let proto::ProduceRequest { partition, records, compression, batch, producer, expectation, trace: _ } = request;
     let target = target(partition)?;
     let payload = match (records.is_empty(), batch.is_empty()) {
         (true, true) => {
@@ -309,6 +310,10 @@ pub(super) fn server(server: Server) -> proto::Server {
         raft_id: server.raft_id,
         replicas: server.replicas,
         preferred_leaders: server.preferred_leaders,
+        encryption: server.encryption.map(|encryption| proto::Encryption {
+            certificate_serial: encryption.certificate_serial,
+            certificate_not_after_s: encryption.certificate_not_after_s,
+        }),
     }
 }
 
@@ -529,6 +534,7 @@ mod tests {
                 expectation: Some(proto::Expectation {
                     expect: Some(proto::expectation::Expect::NextOffset(version)),
                 }),
+                ..Default::default()
             });
         }
     }

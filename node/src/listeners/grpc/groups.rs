@@ -4,6 +4,7 @@ use chronicle_proto::v1 as proto;
 use chronicle_proto::v1::groups_server;
 use tonic::{Request, Response, Status};
 
+use super::caller;
 use super::log::observe;
 use crate::broker::BrokerError;
 use crate::groups::{
@@ -30,7 +31,8 @@ impl groups_server::Groups for GroupsService {
         request: Request<proto::GroupHeartbeatRequest>,
     ) -> Result<Response<proto::GroupHeartbeatResponse>, Status> {
         observe(&self.context, Operation::GroupHeartbeat, async {
-            let answer = self.context.groups.heartbeat(heartbeat(request.into_inner())).await?;
+            let caller = caller(&request)?;
+            let answer = self.context.groups.for_caller(&caller).heartbeat(heartbeat(request.into_inner())).await?;
             Ok(Response::new(membership(answer)))
         })
         .await
@@ -41,8 +43,9 @@ impl groups_server::Groups for GroupsService {
         request: Request<proto::LeaveGroupRequest>,
     ) -> Result<Response<proto::LeaveGroupResponse>, Status> {
         observe(&self.context, Operation::GroupLeave, async {
+            let caller = caller(&request)?;
             let proto::LeaveGroupRequest { group, member_id } = request.into_inner();
-            self.context.groups.leave(&group, &member_id).await?;
+            self.context.groups.for_caller(&caller).leave(&group, &member_id).await?;
             Ok(Response::new(proto::LeaveGroupResponse {}))
         })
         .await
@@ -53,9 +56,10 @@ impl groups_server::Groups for GroupsService {
         request: Request<proto::CommitOffsetsRequest>,
     ) -> Result<Response<proto::CommitOffsetsResponse>, Status> {
         observe(&self.context, Operation::GroupCommit, async {
+            let caller = caller(&request)?;
             let proto::CommitOffsetsRequest { group, member_id, generation, offsets } = request.into_inner();
             let offsets = offsets.into_iter().map(committed).collect();
-            self.context.groups.commit(Commit { group, member_id, generation, offsets }).await?;
+            self.context.groups.for_caller(&caller).commit(Commit { group, member_id, generation, offsets }).await?;
             Ok(Response::new(proto::CommitOffsetsResponse {}))
         })
         .await
@@ -66,8 +70,9 @@ impl groups_server::Groups for GroupsService {
         request: Request<proto::FetchOffsetsRequest>,
     ) -> Result<Response<proto::FetchOffsetsResponse>, Status> {
         observe(&self.context, Operation::GroupOffsets, async {
+            let caller = caller(&request)?;
             let proto::FetchOffsetsRequest { group, partitions } = request.into_inner();
-            let offsets = self.context.groups.offsets(&group, &by_topic(partitions)).await?;
+            let offsets = self.context.groups.for_caller(&caller).offsets(&group, &by_topic(partitions)).await?;
             Ok(Response::new(proto::FetchOffsetsResponse { offsets: offsets.into_iter().map(offset).collect() }))
         })
         .await
@@ -75,14 +80,16 @@ impl groups_server::Groups for GroupsService {
 
     async fn list_groups(
         &self,
-        _request: Request<proto::ListGroupsRequest>,
+        request: Request<proto::ListGroupsRequest>,
     ) -> Result<Response<proto::ListGroupsResponse>, Status> {
         observe(&self.context, Operation::GroupAdmin, async {
-            let groups = self.context.groups.list().await?.into_iter().map(|summary| proto::GroupSummary {
-                group: summary.group,
-                state: summary.state.as_str().to_owned(),
-                members: summary.members as u32,
-            });
+            let caller = caller(&request)?;
+            let groups =
+                self.context.groups.for_caller(&caller).list().await?.into_iter().map(|summary| proto::GroupSummary {
+                    group: summary.group,
+                    state: summary.state.as_str().to_owned(),
+                    members: summary.members as u32,
+                });
             Ok(Response::new(proto::ListGroupsResponse { groups: groups.collect() }))
         })
         .await
@@ -93,7 +100,8 @@ impl groups_server::Groups for GroupsService {
         request: Request<proto::DescribeGroupRequest>,
     ) -> Result<Response<proto::DescribeGroupResponse>, Status> {
         observe(&self.context, Operation::GroupAdmin, async {
-            let found = self.context.groups.describe(&request.into_inner().group).await?;
+            let caller = caller(&request)?;
+            let found = self.context.groups.for_caller(&caller).describe(&request.into_inner().group).await?;
             Ok(Response::new(description(found)))
         })
         .await
@@ -104,7 +112,8 @@ impl groups_server::Groups for GroupsService {
         request: Request<proto::ResetOffsetsRequest>,
     ) -> Result<Response<proto::ResetOffsetsResponse>, Status> {
         observe(&self.context, Operation::GroupAdmin, async {
-            let offsets = self.context.groups.reset(reset(request.into_inner())?).await?;
+            let caller = caller(&request)?;
+            let offsets = self.context.groups.for_caller(&caller).reset(reset(request.into_inner())?).await?;
             Ok(Response::new(proto::ResetOffsetsResponse { offsets: offsets.into_iter().map(offset).collect() }))
         })
         .await
@@ -115,7 +124,8 @@ impl groups_server::Groups for GroupsService {
         request: Request<proto::DeleteGroupRequest>,
     ) -> Result<Response<proto::DeleteGroupResponse>, Status> {
         observe(&self.context, Operation::GroupAdmin, async {
-            self.context.groups.delete(&request.into_inner().group).await?;
+            let caller = caller(&request)?;
+            self.context.groups.for_caller(&caller).delete(&request.into_inner().group).await?;
             Ok(Response::new(proto::DeleteGroupResponse {}))
         })
         .await

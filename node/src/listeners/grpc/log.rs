@@ -7,11 +7,11 @@ use chronicle_proto::v1::log_server::Log;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{consume, convert, produce_stream, status};
+use super::{caller, consume, convert, produce_stream, status};
 use crate::broker::BrokerError;
 use crate::listeners::budget::Ticket;
 use crate::listeners::context::Context;
-use crate::telemetry::{Listener, Operation};
+use crate::telemetry::{Listener, Operation, traces};
 
 pub(super) struct LogService {
     context: Context,
@@ -39,7 +39,9 @@ impl Log for LogService {
         request: Request<proto::ProduceRequest>,
     ) -> Result<Response<proto::ProduceResponse>, Status> {
         observe(&self.context, Operation::Produce, async {
-            let produced = self.context.produce(Listener::Grpc, convert::produce(request.into_inner())?).await?;
+            let caller = caller(&request)?;
+            let request = convert::produce(request.into_inner())?;
+            let produced = self.context.produce(Listener::Grpc, &caller, request).await?;
             Ok(Response::new(convert::produced(produced)))
         })
         .await
@@ -50,8 +52,9 @@ impl Log for LogService {
         request: Request<proto::ConsumeRequest>,
     ) -> Result<Response<proto::ConsumeResponse>, Status> {
         observe(&self.context, Operation::Consume, async {
+            let caller = caller(&request)?;
             let (fetch, shape) = convert::consume(request.into_inner())?;
-            let (fetched, hold) = self.context.fetch(fetch).await?;
+            let (fetched, hold) = self.context.fetch(&caller, fetch).await?;
             let mut response = Response::new(consume::response(&self.context, fetched, shape, None)?);
             // Given back when the client has taken the answer.
             response.extensions_mut().insert(Arc::new(hold));
@@ -68,7 +71,9 @@ impl Log for LogService {
     ) -> Result<Response<Self::ProduceStreamStream>, Status> {
         let ticket = request.extensions().get::<Arc<Ticket>>().cloned();
         let ticket = ticket.unwrap_or_else(|| self.context.budget.ticket());
-        Ok(Response::new(produce_stream::answers(self.context.clone(), ticket, request.into_inner())))
+        let parent = traces::parent_of(request.metadata().as_ref());
+        let caller = caller(&request).map_err(|error| status::status(&error))?;
+        Ok(Response::new(produce_stream::answers(self.context.clone(), caller, ticket, request.into_inner(), parent)))
     }
 
     type ConsumeStreamStream = BoxStream<'static, Result<proto::ConsumeResponse, Status>>;
@@ -77,18 +82,22 @@ impl Log for LogService {
         &self,
         request: Request<proto::ConsumeStreamRequest>,
     ) -> Result<Response<Self::ConsumeStreamStream>, Status> {
-        match convert::consume_stream(request.into_inner()) {
-            Ok((fetch, shape, until)) => Ok(Response::new(consume::follow(self.context.clone(), fetch, shape, until))),
+        let asked = caller(&request).and_then(|caller| Ok((caller, convert::consume_stream(request.into_inner())?)));
+        match asked {
+            Ok((caller, (fetch, shape, until))) => {
+                Ok(Response::new(consume::follow(self.context.clone(), caller, fetch, shape, until)))
+            }
             Err(error) => observe(&self.context, Operation::ConsumeStream, std::future::ready(Err(error))).await,
         }
     }
 
     async fn init_producer(
         &self,
-        _request: Request<proto::InitProducerRequest>,
+        request: Request<proto::InitProducerRequest>,
     ) -> Result<Response<proto::InitProducerResponse>, Status> {
         observe(&self.context, Operation::InitProducer, async {
-            let (producer_id, epoch) = self.context.broker.init_producer().await?;
+            let caller = caller(&request)?;
+            let (producer_id, epoch) = self.context.broker.for_caller(&caller).init_producer().await?;
             Ok(Response::new(proto::InitProducerResponse { producer_id, epoch: epoch.into() }))
         })
         .await
@@ -99,9 +108,10 @@ impl Log for LogService {
         request: Request<proto::ListOffsetsRequest>,
     ) -> Result<Response<proto::ListOffsetsResponse>, Status> {
         observe(&self.context, Operation::Offsets, async {
+            let caller = caller(&request)?;
             let proto::ListOffsetsRequest { partition, timestamp_ms } = request.into_inner();
             let (target, time) = (convert::target(partition)?, convert::time(timestamp_ms)?);
-            let offsets = self.context.broker.offsets(&target, time).await?;
+            let offsets = self.context.broker.for_caller(&caller).offsets(&target, time).await?;
             Ok(Response::new(convert::offsets(offsets)))
         })
         .await

@@ -4,6 +4,7 @@
 //! has a file each, and so has each streaming call. Messages are accepted uncompressed only: record batches bring their
 //! own compression.
 
+mod access;
 mod admin;
 mod cluster;
 mod consume;
@@ -17,6 +18,7 @@ pub mod status;
 
 use axum::Router;
 use axum::body::Body;
+use chronicle_proto::v1::access_server::AccessServer;
 use chronicle_proto::v1::admin_server::AdminServer;
 use chronicle_proto::v1::cluster_server::ClusterServer;
 use chronicle_proto::v1::groups_server::GroupsServer;
@@ -24,9 +26,10 @@ use chronicle_proto::v1::log_server::LogServer;
 use chronicle_proto::v1::node_server::NodeServer;
 use http::Response;
 use tonic::service::Routes;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tonic_health::pb::health_server::HealthServer;
 
+use super::caller::Caller;
 use super::context::Context;
 use crate::broker::{BrokerError, Reason};
 
@@ -44,10 +47,12 @@ pub(crate) fn router(context: &Context) -> Router {
     let health = HealthServer::new(health::HealthService::new(context.clone()));
     let groups = GroupsServer::new(groups::GroupsService::new(context.clone())).max_decoding_message_size(decode_max);
     let node = NodeServer::new(node::NodeService::new(context.clone()));
+    let access = AccessServer::new(access::AccessService::new(context.clone())).max_decoding_message_size(decode_max);
     let mut routes = Routes::new(log)
         .add_service(admin)
         .add_service(cluster)
         .add_service(groups)
+        .add_service(access)
         .add_service(node)
         .add_service(health);
     match reflection().build_v1() {
@@ -65,6 +70,13 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(chronicle_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+/// Who a request came from: `front` has put it there.
+fn caller<T>(request: &Request<T>) -> Result<Caller, BrokerError> {
+    // Whoever is not known must not be taken for somebody.
+    let unknown = || BrokerError::new(Reason::Internal, "the request came without its caller");
+    request.extensions().get::<Caller>().cloned().ok_or_else(unknown)
 }
 
 /// Gives the errors that tonic itself answers to bytes it cannot decode the form of ours: INTERNAL without details is

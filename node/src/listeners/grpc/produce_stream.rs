@@ -17,6 +17,7 @@ use chronicle_proto::v1 as proto;
 use chronicle_proto::v1::produce_stream_response::Result as Answer;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use opentelemetry::trace::SpanContext;
 use prost::Message;
 use tokio::time::Instant;
 use tokio_util::sync::ReusableBoxFuture;
@@ -25,47 +26,62 @@ use tonic::{Status, Streaming};
 use super::{convert, malformed, status};
 use crate::broker::{BrokerError, PendingProduce, Produced};
 use crate::listeners::budget::Ticket;
+use crate::listeners::caller::Caller;
 use crate::listeners::context::{Context, stopping};
-use crate::telemetry::{Listener, Operation};
+use crate::telemetry::{Listener, Operation, traces};
 
 /// Bytes of one stream's requests that wait for their answer; one request may pass it.
 const STREAM_BYTES_MAX: usize = 8 << 20;
 
+/// What is kept of a request until it is answered.
+struct Place {
+    bytes: usize,
+    began: Instant,
+    /// `None`: it is not sampled.
+    trace: Option<Box<traces::Request>>,
+}
+
 /// A request in its place in the order of answers.
 struct Waiting {
     outcome: Result<PendingProduce, BrokerError>,
-    bytes: usize,
-    began: Instant,
+    place: Place,
 }
 
 struct Pipeline {
     context: Context,
+    caller: Caller,
     ticket: Arc<Ticket>,
     requests: Streaming<proto::ProduceRequest>,
     /// Oldest first, the one in `oldest` left out.
     waiting: VecDeque<Waiting>,
     /// The answer to the oldest request, while `oldest_waits`.
     oldest: ReusableBoxFuture<'static, Result<Produced, BrokerError>>,
-    oldest_waits: Option<(usize, Instant)>,
+    oldest_waits: Option<Place>,
+    /// The span that the call belongs to, for requests that name none.
+    parent: Option<SpanContext>,
     /// Bytes of all requests that wait.
     bytes: usize,
     /// Why no more requests are read, once it is so; `Ok` when the client is done.
     ended: Option<Result<(), Status>>,
 }
 
-/// The answers to `requests`. `ticket` holds the bytes of the requests' messages; they are given back answer by answer.
+/// The answers to the `requests` of a caller. `ticket` holds the bytes of the requests' messages; they are given back answer by answer.
 pub(super) fn answers(
     context: Context,
+    caller: Caller,
     ticket: Arc<Ticket>,
     requests: Streaming<proto::ProduceRequest>,
+    parent: Option<SpanContext>,
 ) -> BoxStream<'static, Result<proto::ProduceStreamResponse, Status>> {
     let pipeline = Pipeline {
         context,
+        caller,
         ticket,
         requests,
         waiting: VecDeque::new(),
         oldest: ReusableBoxFuture::new(std::future::pending()),
         oldest_waits: None,
+        parent,
         bytes: 0,
         ended: None,
     };
@@ -80,13 +96,13 @@ impl Pipeline {
     async fn next(&mut self) -> Option<Result<proto::ProduceStreamResponse, Status>> {
         loop {
             if self.oldest_waits.is_none()
-                && let Some(Waiting { outcome, bytes, began }) = self.waiting.pop_front()
+                && let Some(Waiting { outcome, place }) = self.waiting.pop_front()
             {
                 match outcome {
-                    Err(error) => return Some(Ok(self.answer(Err(error), bytes, began))),
+                    Err(error) => return Some(Ok(self.answer(Err(error), place))),
                     Ok(pending) => {
                         self.oldest.set(pending.wait());
-                        self.oldest_waits = Some((bytes, began));
+                        self.oldest_waits = Some(place);
                     }
                 }
             }
@@ -94,14 +110,14 @@ impl Pipeline {
             match self.oldest_waits {
                 None if self.ended.is_some() => return self.end(),
                 None => self.read().await,
-                Some((bytes, began)) => {
+                Some(_) => {
                     // Both branches can be dropped: a request not complete stays in `requests`, an answer not there yet
                     // stays in `oldest`.
                     tokio::select! {
                         biased;
                         result = self.oldest.get_pin() => {
-                            self.oldest_waits = None;
-                            return Some(Ok(self.answer(result, bytes, began)));
+                            let place = self.oldest_waits.take()?;
+                            return Some(Ok(self.answer(result, place)));
                         }
                         request = receive(&mut self.requests, &self.context), if reads => self.accept(request).await,
                     }
@@ -136,23 +152,35 @@ impl Pipeline {
         };
         let began = Instant::now();
         let bytes = request.encoded_len() + 5;
+        let trace = traces::Request::begin_streamed(request.trace.as_ref(), self.parent.as_ref());
         let outcome = match convert::produce(request) {
-            Ok(request) => self.context.broker.submit(request).await,
+            Ok(request) => {
+                let broker = self.context.broker.for_caller(&self.caller);
+                match &trace {
+                    None => broker.submit(request).await,
+                    // Boxed: rare, and it would be a second copy of the future above.
+                    Some(trace) => Box::pin(trace.instrument(broker.submit(request))).await,
+                }
+            }
             Err(error) => Err(error),
         };
         self.bytes += bytes;
-        self.waiting.push_back(Waiting { outcome, bytes, began });
+        self.waiting.push_back(Waiting { outcome, place: Place { bytes, began, trace } });
     }
 
-    fn answer(
-        &mut self,
-        result: Result<Produced, BrokerError>,
-        bytes: usize,
-        began: Instant,
-    ) -> proto::ProduceStreamResponse {
+    fn answer(&mut self, result: Result<Produced, BrokerError>, place: Place) -> proto::ProduceStreamResponse {
+        let Place { bytes, began, trace } = place;
         self.bytes -= bytes;
         self.ticket.release(bytes);
-        self.count(result.as_ref().err(), began.elapsed());
+        let error = result.as_ref().err();
+        match &trace {
+            None => self.count(error, began.elapsed()),
+            Some(trace) => {
+                // So that the figure can name the trace.
+                trace.in_scope(|| self.count(error, began.elapsed()));
+                error.into_iter().for_each(|error| trace.failed(error));
+            }
+        }
         let result = match result {
             Ok(produced) => {
                 self.context.metrics.appended(Listener::Grpc, produced.record_count.max(0) as usize);

@@ -22,6 +22,7 @@ pub fn code(reason: Reason) -> Code {
         | Reason::RecordTooLarge
         | Reason::CorruptBatch
         | Reason::UnsupportedCompression => Code::InvalidArgument,
+        Reason::PermissionDenied => Code::PermissionDenied,
         Reason::UnknownTopic | Reason::UnknownPartition | Reason::UnknownGroup => Code::NotFound,
         Reason::TopicExists => Code::AlreadyExists,
         Reason::OffsetOutOfRange => Code::OutOfRange,

@@ -40,7 +40,7 @@ pub(super) struct Appended {
 
 pub(super) async fn append(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
     accept::choose(&call.headers, &[accept::JSON])?;
-    let target = call.target()?;
+    let (target, caller) = (call.target()?, call.caller);
     let (request, single) = if accept::is_json(&call.headers)? {
         Query::parse(&call.uri, &[])?;
         let bytes = body::read(call.body, context.limits()).await?;
@@ -50,7 +50,7 @@ pub(super) async fn append(context: &Context, call: Call) -> Result<Response<Bod
         let value = body::read(call.body, context.limits()).await?;
         (raw(target, &call.headers, &query, value)?, true)
     };
-    let produced = context.produce_anywhere(Listener::Http, request).await?;
+    let produced = context.produce_anywhere(Listener::Http, &caller, request).await?;
     let count = (!single).then_some(produced.record_count);
     document(StatusCode::OK, &Appended { offset: produced.base_offset, count, duplicate: produced.duplicate })
 }

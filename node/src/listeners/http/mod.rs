@@ -24,6 +24,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
 use self::problem::Problem;
+use super::caller::Caller;
 use super::context::{Context, DEFAULT_TOPIC};
 use crate::broker::{BrokerError, Reason, TopicPartition};
 use crate::telemetry::{Listener, Operation};
@@ -89,6 +90,8 @@ struct Call {
     uri: Uri,
     headers: HeaderMap,
     body: Body,
+    /// Who asks.
+    caller: Caller,
 }
 
 impl Call {
@@ -139,8 +142,11 @@ async fn answer(
         let params = params.map_err(|rejection| BrokerError::invalid("path", "undecodable", &rejection.body_text()))?;
         let value = |name| params.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
         let (topic, partition) = (value("topic"), value("partition"));
-        let (parts, body) = request.into_parts();
-        let call = Call { topic, partition, uri: parts.uri, headers: parts.headers, body };
+        let (mut parts, body) = request.into_parts();
+        // Whoever is not known must not be taken for somebody.
+        let unknown = || BrokerError::new(Reason::Internal, "the request came without its caller");
+        let caller = parts.extensions.remove::<Caller>().ok_or_else(unknown)?;
+        let call = Call { topic, partition, uri: parts.uri, headers: parts.headers, body, caller };
         match endpoint {
             Endpoint::Root if call.uri.query().is_none_or(str::is_empty) => read::service(&context, &call),
             Endpoint::Root => read::one(&context, call).await,
@@ -201,6 +207,7 @@ mod tests {
             uri: Uri::from_static("/"),
             headers: HeaderMap::new(),
             body: Body::empty(),
+            caller: Caller { principal: None, address: std::net::SocketAddr::from(([127, 0, 0, 1], 1)) },
         }
     }
 

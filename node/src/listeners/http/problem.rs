@@ -18,6 +18,7 @@ pub fn status(reason: Reason) -> StatusCode {
         | Reason::CorruptBatch
         | Reason::UnsupportedCompression => StatusCode::BAD_REQUEST,
         Reason::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        Reason::PermissionDenied => StatusCode::FORBIDDEN,
         Reason::NoSuchEndpoint
         | Reason::UnknownTopic
         | Reason::UnknownPartition
@@ -52,6 +53,7 @@ pub fn title(reason: Reason) -> &'static str {
         Reason::RecordTooLarge => "The record or request is too large",
         Reason::CorruptBatch => "The record batch is damaged",
         Reason::UnsupportedCompression => "The compression is not supported",
+        Reason::PermissionDenied => "The principal may not do this",
         Reason::UnknownTopic => "No such topic",
         Reason::UnknownPartition => "No such partition",
         Reason::TopicExists => "The topic exists",
@@ -131,7 +133,8 @@ impl Problem {
         *response.status_mut() = self.status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            let ms = self.error.value("retry_after_ms").and_then(|ms| ms.parse::<u64>().ok());
+            response.headers_mut().insert(RETRY_AFTER, ms.map_or(1, |ms| ms.div_ceil(1000).max(1)).into());
         }
         response
     }

@@ -53,7 +53,7 @@ pub(super) async fn one(context: &Context, call: Call) -> Result<Response<Body>,
         .number("offset", 0)?
         .ok_or_else(|| BrokerError::invalid("offset", "missing", "must be given to read a record"))?;
     let fetch = Fetch { target: call.target()?, from: Position::Offset(offset), max_bytes: 1, max_wait: wait(&query)? };
-    let (fetched, hold) = context.fetch_anywhere(fetch).await?;
+    let (fetched, hold) = context.fetch_anywhere(&call.caller, fetch).await?;
     let (records, _) = decode::records(&fetched, Some(1), usize::MAX)?;
     let Some(record) = records.first() else {
         let (earliest, next) = (fetched.log_start_offset, fetched.high_watermark);
@@ -141,7 +141,7 @@ pub(super) async fn many(context: &Context, call: Call) -> Result<Response<Body>
     let max_bytes = query.number("max_bytes", 1usize)?.unwrap_or(FETCH_BYTES_DEFAULT);
     let max_bytes = max_bytes.min(context.limits().fetch_bytes_max);
     let fetch = Fetch { target: call.target()?, from: position(&query)?, max_bytes, max_wait: wait(&query)? };
-    let (fetched, hold) = context.fetch_anywhere(fetch).await?;
+    let (fetched, hold) = context.fetch_anywhere(&call.caller, fetch).await?;
     let (records, next_offset) = decode::records(&fetched, max_records, max_bytes)?;
     context.metrics.read(Listener::Http, records.len());
     let many = Many {
@@ -179,7 +179,7 @@ pub(super) async fn offsets(context: &Context, call: Call) -> Result<Response<Bo
     accept::choose(&call.headers, &[accept::JSON])?;
     let query = Query::parse(&call.uri, &["timestamp"])?;
     let time = query.number("timestamp", 0)?;
-    let offsets = context.broker.offsets_anywhere(&call.target()?, time).await?;
+    let offsets = context.broker.for_caller(&call.caller).offsets_anywhere(&call.target()?, time).await?;
     let mut answer = json!({"earliest": offsets.earliest, "next": offsets.next});
     if time.is_some() {
         answer["at_timestamp"] = match offsets.at_timestamp {

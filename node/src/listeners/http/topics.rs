@@ -73,12 +73,13 @@ fn begin(call: &Call) -> Result<(), Problem> {
 
 pub(super) async fn list(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
     begin(&call)?;
-    document(StatusCode::OK, &json!({"topics": context.broker.topics().await?}))
+    document(StatusCode::OK, &json!({"topics": context.broker.for_caller(&call.caller).topics().await?}))
 }
 
 pub(super) async fn create(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
     begin(&call)?;
     accept::require_json(&call.headers)?;
+    let caller = call.caller;
     let body: CreateBody = body::parse(&body::read(call.body, context.limits()).await?)?;
     let new = NewTopic {
         name: body.name,
@@ -87,14 +88,14 @@ pub(super) async fn create(context: &Context, call: Call) -> Result<Response<Bod
         settings: body.settings.into(),
         if_not_exists: body.if_not_exists,
     };
-    let (topic, created) = context.broker.create_topic(new).await?;
+    let (topic, created) = context.broker.for_caller(&caller).create_topic(new).await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     document(status, &json!({"topic": topic, "created": created}))
 }
 
 pub(super) async fn describe(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
     begin(&call)?;
-    let (topic, partitions) = context.broker.describe_topic(call.topic()).await?;
+    let (topic, partitions) = context.broker.for_caller(&call.caller).describe_topic(call.topic()).await?;
     let partitions: Vec<_> = partitions.into_iter().map(partition).collect();
     document(StatusCode::OK, &json!({"topic": topic, "partitions": partitions}))
 }
@@ -110,16 +111,16 @@ fn partition(partition: PartitionDescription) -> serde_json::Value {
 pub(super) async fn alter(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
     begin(&call)?;
     accept::require_json(&call.headers)?;
-    let topic = call.topic().to_owned();
+    let (topic, caller) = (call.topic().to_owned(), call.caller);
     let body: AlterBody = body::parse(&body::read(call.body, context.limits()).await?)?;
     let partitions = not_negative("partitions", body.partitions)?;
-    let topic = context.broker.alter_topic(&topic, partitions, body.settings.into()).await?;
+    let topic = context.broker.for_caller(&caller).alter_topic(&topic, partitions, body.settings.into()).await?;
     document(StatusCode::OK, &json!({"topic": topic}))
 }
 
 pub(super) async fn delete(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
     Query::parse(&call.uri, &[])?;
-    context.broker.delete_topic(call.topic()).await?;
+    context.broker.for_caller(&call.caller).delete_topic(call.topic()).await?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     Ok(response)
@@ -127,7 +128,7 @@ pub(super) async fn delete(context: &Context, call: Call) -> Result<Response<Bod
 
 pub(super) async fn servers(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
     begin(&call)?;
-    let (servers, cluster_id) = context.broker.servers().await?;
+    let (servers, cluster_id) = context.broker.for_caller(&call.caller).servers().await?;
     let servers: Vec<_> = servers.into_iter().map(server).collect();
     document(StatusCode::OK, &json!({"servers": servers, "cluster_id": cluster_id}))
 }
@@ -143,7 +144,7 @@ fn server(server: Server) -> serde_json::Value {
 
 pub(super) async fn init_producer(context: &Context, call: Call) -> Result<Response<Body>, Problem> {
     begin(&call)?;
-    let (id, epoch) = context.broker.init_producer().await?;
+    let (id, epoch) = context.broker.for_caller(&call.caller).init_producer().await?;
     document(StatusCode::OK, &json!({"id": id, "epoch": epoch}))
 }
 

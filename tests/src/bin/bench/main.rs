@@ -13,6 +13,7 @@ mod load;
 mod open;
 mod probe;
 mod report;
+mod traces;
 
 use std::path::{Path, PathBuf};
 
@@ -69,6 +70,8 @@ enum Part {
     Partitions,
     /// Producers over gRPC on loopback.
     Grpc,
+    /// A node with traces of which none is sampled, and one without.
+    Traces,
     /// 1,000 partitions that nobody uses.
     Idle,
     /// Opening a large log, closed cleanly and killed.
@@ -129,10 +132,11 @@ fn main() -> Result<()> {
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(std::fs::canonicalize(&arguments.data)?)?;
     let context = Bench { dir: scratch.path(), quick: arguments.quick };
     let mut report = Report::new(probe::machine(scratch.path())?);
-    let parts: [(Suite, Part, Measure); 11] = [
+    let parts: [(Suite, Part, Measure); 12] = [
         (Suite::Node, Part::Append, engine::append),
         (Suite::Node, Part::Partitions, engine::partitions),
         (Suite::Node, Part::Grpc, grpc::run),
+        (Suite::Node, Part::Traces, traces::run),
         (Suite::Node, Part::Idle, idle::run),
         (Suite::Node, Part::Open, open::run),
         (Suite::Cluster, Part::Failover, cluster::failover),

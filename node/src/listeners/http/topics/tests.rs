@@ -29,6 +29,7 @@ pub(in crate::listeners::http) fn samples() -> (Value, Value) {
         raft_id: 1,
         replicas: 1,
         preferred_leaders: 1,
+        encryption: None,
     };
     (partition(description), server(node))
 }

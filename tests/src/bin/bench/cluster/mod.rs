@@ -15,9 +15,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use chronicle_client::{Client, ClientConfig};
+use chronicle_client::Client;
 use chronicle_tests::cluster::{Cluster, ClusterSetup};
 use chronicle_tests::node::PATIENCE;
+use chronicle_tests::tls;
 
 pub(crate) use catchup::run as catchup;
 pub(crate) use failover::run as failover;
@@ -51,7 +52,7 @@ async fn place(cluster: &Cluster) -> Result<Place<'static>> {
 }
 
 fn client(cluster: &Cluster) -> Result<Client> {
-    Ok(Client::connect(ClientConfig::new(cluster.servers()))?)
+    Ok(Client::connect(tls::client_config(&cluster.servers()))?)
 }
 
 /// Waits until a condition holds, looking every few milliseconds; answers the seconds from `start`.

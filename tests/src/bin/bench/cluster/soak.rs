@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use chronicle_client::{Client, ClientConfig, Partition, ProducerConfig, Record};
 use chronicle_tests::cluster::Cluster;
 use tokio::runtime::Runtime;
 
@@ -30,9 +31,16 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
         };
         let mut places = Vec::new();
         for topic in TOPICS {
-            cluster.create_topic(topic, 1, 3, Some(settings.clone())).await?;
+            cluster.create_topic(topic, 1, 3, Some(settings)).await?;
             let leader = cluster.leader(topic, 0).await?;
             places.push(Place { address: cluster.node(leader).address(), topic });
+        }
+        // A partition that was never used has no leader and no term yet.
+        let servers = Client::connect(ClientConfig::new(cluster.servers()))?;
+        for topic in TOPICS {
+            let producer = servers.producer(Partition::new(topic, 0), ProducerConfig::default());
+            producer.send(Record::value("first")).await?.await?;
+            producer.close().await?;
         }
         // The balancer may still spread the leaders of the new topics.
         tokio::time::sleep(Duration::from_secs(10)).await;

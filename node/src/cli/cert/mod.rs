@@ -1,0 +1,99 @@
+//! `chronicle cert`: a certificate authority for development and small clusters, and what it signs.
+//!
+//! `issue.rs` makes certificates, `folder.rs` keeps them in files. The authority's key lies beside them: whoever reads it can
+//! be anybody. A cluster with more to lose takes its certificates from an issuer that keeps its key elsewhere.
+
+mod folder;
+mod issue;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+pub(in crate::cli) use folder::Folder;
+pub(in crate::cli) use issue::{Subject, Validity};
+
+use super::time;
+
+/// Name of the operator's certificate.
+const OPERATOR: &str = "chronicle-operator";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CertCommand {
+    /// Make a certificate authority: ca.crt and ca.key.
+    Ca {
+        /// Its name.
+        #[arg(long, default_value = "Chronicle development CA")]
+        name: String,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Make a node's certificate: NAME.crt and NAME.key.
+    Node {
+        /// Name of the node (node.name).
+        name: String,
+        /// Hosts (DNS names, IP addresses) by which the node is reached; may be repeated.
+        #[arg(long = "host", required = true, value_name = "HOST")]
+        hosts: Vec<String>,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Make a client's certificate: NAME.crt and NAME.key. NAME is the principal.
+    Client {
+        /// Principal.
+        name: String,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Make a client's certificate for the operator, whose principal is chronicle-operator.
+    Operator {
+        #[command(flatten)]
+        options: Options,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Options {
+    /// Folder of the files, created when missing; ca.crt and ca.key must be in it to sign anything.
+    #[arg(long, value_name = "DIR", default_value = "certs")]
+    out: PathBuf,
+    /// Days of validity. Default: 3650 for an authority, 365 for what it signs.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=36500))]
+    days: Option<u32>,
+    /// Begin of the validity (RFC 3339). Default: an hour ago.
+    #[arg(long, value_name = "TIME", value_parser = begin)]
+    valid_from: Option<i64>,
+    /// Replace files that are there.
+    #[arg(long)]
+    force: bool,
+}
+
+impl Options {
+    fn validity(&self, days: u32) -> Validity {
+        Validity::new(self.valid_from, self.days.unwrap_or(days))
+    }
+
+    fn sign(&self, name: &str, subject: &Subject<'_>) -> anyhow::Result<()> {
+        let folder = Folder::new(&self.out, self.force);
+        let made = folder.authority()?.issue(subject, self.validity(365))?;
+        folder.write(name, &made)
+    }
+}
+
+fn begin(text: &str) -> Result<i64, String> {
+    time::parse_rfc3339(text).ok_or_else(|| "must be a time such as 2026-11-21T00:00:00Z".to_owned())
+}
+
+pub(super) fn run(command: CertCommand) -> anyhow::Result<()> {
+    match command {
+        CertCommand::Ca { name, options } => {
+            let made = issue::authority(&name, options.validity(3650))?;
+            Folder::new(&options.out, options.force).write(folder::AUTHORITY, &made)
+        }
+        CertCommand::Node { name, hosts, options } => {
+            options.sign(&name, &Subject::Node { name: &name, hosts: &hosts })
+        }
+        CertCommand::Client { name, options } => options.sign(&name, &Subject::Client { name: &name }),
+        CertCommand::Operator { options } => options.sign(OPERATOR, &Subject::Client { name: OPERATOR }),
+    }
+}

@@ -1,0 +1,236 @@
+//! The index over all rules, built once when they change and then only read.
+//!
+//! Rules are grouped by principal, then by kind. A question looks at the rules of the principal and at those for anyone; in
+//! each at three places: the literal name, the literal `*`, and the prefixes of the name. Prefixes are sorted, and each
+//! knows the longest other one that it begins with and the rights of that whole chain: one binary search finds the longest
+//! prefix of the name, and with it all of them.
+//!
+//! Invariant: the answer is that of going through all rules one by one (property test in `tests.rs`).
+
+use std::collections::HashMap;
+
+use super::rules::{ANYONE, AclRule, Action, EVERY_NAME, Effect, PatternKind, ResourceKind};
+
+/// What all rules together say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// A rule allows it and none denies it.
+    Allow,
+    /// A rule denies it.
+    Deny,
+    /// No rule is about it: it is refused, unless something else allows it.
+    Unmentioned,
+}
+
+/// What rules say about one pattern, a bit for each action.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Rights {
+    allow: u16,
+    deny: u16,
+}
+
+impl Rights {
+    fn add(&mut self, action: Action, effect: Effect) {
+        let mut bits = match action {
+            Action::All => Action::ALL.iter().fold(0, |bits, action| bits | bit(*action)),
+            action => bit(action),
+        };
+        match effect {
+            Effect::Allow => {
+                if action.implies_describe() {
+                    bits |= bit(Action::Describe);
+                }
+                self.allow |= bits;
+            }
+            Effect::Deny => self.deny |= bits,
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { allow: self.allow | other.allow, deny: self.deny | other.deny }
+    }
+
+    fn decide(self, action: Action) -> Decision {
+        match (self.deny & bit(action) != 0, self.allow & bit(action) != 0) {
+            (true, _) => Decision::Deny,
+            (false, true) => Decision::Allow,
+            (false, false) => Decision::Unmentioned,
+        }
+    }
+}
+
+fn bit(action: Action) -> u16 {
+    1 << action as u16
+}
+
+/// A prefix among the sorted ones.
+#[derive(Debug)]
+struct Prefix {
+    text: String,
+    /// Index of the longest other prefix that this one begins with.
+    parent: Option<usize>,
+    /// Of this prefix and of all that it begins with.
+    rights: Rights,
+}
+
+/// The rules of one principal about one kind.
+#[derive(Debug, Default)]
+struct Patterns {
+    every: Rights,
+    literal: HashMap<String, Rights>,
+    /// Sorted by text, each once, when linked.
+    prefixes: Vec<Prefix>,
+}
+
+impl Patterns {
+    fn add(&mut self, rule: &AclRule) {
+        let rights = match rule.pattern {
+            PatternKind::Literal if rule.name == EVERY_NAME => &mut self.every,
+            PatternKind::Literal => self.literal.entry(rule.name.clone()).or_default(),
+            PatternKind::Prefix => {
+                self.prefixes.push(Prefix { text: rule.name.clone(), parent: None, rights: Rights::default() });
+                &mut self.prefixes.last_mut().expect("it was put there a line ago").rights
+            }
+        };
+        rights.add(rule.action, rule.effect);
+    }
+
+    /// Makes one prefix of each text and links it to its parent. Parents sort before their children, so one walk is enough.
+    fn link(&mut self) {
+        self.prefixes.sort_by(|a, b| a.text.cmp(&b.text));
+        self.prefixes.dedup_by(|same, first| {
+            let equal = same.text == first.text;
+            if equal {
+                first.rights = first.rights.and(same.rights);
+            }
+            equal
+        });
+        let mut chain: Vec<usize> = Vec::new();
+        for at in 0..self.prefixes.len() {
+            while let Some(&last) = chain.last()
+                && !self.prefixes[at].text.starts_with(&self.prefixes[last].text)
+            {
+                chain.pop();
+            }
+            let parent = chain.last().copied();
+            self.prefixes[at].parent = parent;
+            if let Some(parent) = parent {
+                self.prefixes[at].rights = self.prefixes[at].rights.and(self.prefixes[parent].rights);
+            }
+            chain.push(at);
+        }
+    }
+
+    /// Rights of every prefix that a name begins with.
+    fn of_prefixes(&self, name: &str) -> Rights {
+        // Whatever sorts between a prefix of the name and the name itself begins with that prefix: the last entry that is
+        // not behind the name is a prefix of it, or has all of them among its parents.
+        let behind = self.prefixes.partition_point(|prefix| prefix.text.as_str() <= name);
+        let mut at = behind.checked_sub(1);
+        while let Some(index) = at {
+            let prefix = &self.prefixes[index];
+            if name.starts_with(&prefix.text) {
+                return prefix.rights;
+            }
+            at = prefix.parent;
+        }
+        Rights::default()
+    }
+
+    fn of(&self, name: &str) -> Rights {
+        let literal = self.literal.get(name).copied().unwrap_or_default();
+        self.every.and(literal).and(self.of_prefixes(name))
+    }
+
+    /// Names and prefixes (`true`) that something is allowed for, `*` as the empty prefix.
+    fn allowed(&self, action: Action) -> impl Iterator<Item = (&str, bool)> {
+        let has = move |rights: &Rights| rights.allow & bit(action) != 0;
+        let every = has(&self.every).then_some(("", true));
+        let literal =
+            self.literal.iter().filter(move |(_, rights)| has(rights)).map(|(name, _)| (name.as_str(), false));
+        let prefixes = self.prefixes.iter().filter(move |prefix| has(&prefix.rights));
+        every.into_iter().chain(literal).chain(prefixes.map(|prefix| (prefix.text.as_str(), true)))
+    }
+}
+
+/// The rules of one principal, by kind.
+#[derive(Debug, Default)]
+struct Subject([Patterns; ResourceKind::ALL.len()]);
+
+impl Subject {
+    fn about(&self, kind: ResourceKind) -> &Patterns {
+        &self.0[kind as usize]
+    }
+}
+
+/// Answers from a set of rules. Immutable: another set makes another evaluator.
+#[derive(Debug, Default)]
+pub struct Evaluator {
+    subjects: HashMap<String, Subject>,
+    anyone: Subject,
+}
+
+impl Evaluator {
+    /// An index over rules. Takes time in proportion to their number, and with prefixes a little more.
+    pub fn new<'a>(rules: impl IntoIterator<Item = &'a AclRule>) -> Self {
+        let mut evaluator = Self::default();
+        for rule in rules {
+            let subject = match rule.principal.as_str() {
+                ANYONE => &mut evaluator.anyone,
+                principal => match evaluator.subjects.contains_key(principal) {
+                    true => evaluator.subjects.get_mut(principal).expect("it was there a moment ago"),
+                    false => evaluator.subjects.entry(principal.to_owned()).or_default(),
+                },
+            };
+            subject.0[rule.kind as usize].add(rule);
+        }
+        for subject in evaluator.subjects.values_mut().chain([&mut evaluator.anyone]) {
+            subject.0.iter_mut().for_each(Patterns::link);
+        }
+        evaluator
+    }
+
+    /// Whether a principal may do this: some rule allows it, and none denies it.
+    pub fn allows(&self, principal: &str, kind: ResourceKind, name: &str, action: Action) -> bool {
+        self.decide(principal, kind, name, action) == Decision::Allow
+    }
+
+    /// As [`Evaluator::allows`], telling what is denied from what nobody has thought of.
+    pub fn decide(&self, principal: &str, kind: ResourceKind, name: &str, action: Action) -> Decision {
+        let anyone = self.anyone.about(kind).of(name);
+        let rights = match self.subjects.get(principal) {
+            Some(subject) => anyone.and(subject.about(kind).of(name)),
+            None => anyone,
+        };
+        rights.decide(action)
+    }
+
+    /// Whether there can be a resource of this kind that a principal may do this to: some rule allows it for a pattern that
+    /// no denying rule covers as a whole.
+    pub fn allows_some(&self, principal: &str, kind: ResourceKind, action: Action) -> bool {
+        let subject = self.subjects.get(principal).map(|subject| subject.about(kind));
+        let anyone = self.anyone.about(kind);
+        let denied = |name: &str, prefix: bool| {
+            [Some(anyone), subject].into_iter().flatten().any(|patterns| {
+                // A literal deny takes one name out of what a prefix allows, never all of it.
+                let rights = match prefix {
+                    true => patterns.every.and(patterns.of_prefixes(name)),
+                    false => patterns.of(name),
+                };
+                rights.deny & bit(action) != 0
+            })
+        };
+        let mut allowed = [Some(anyone), subject].into_iter().flatten().flat_map(|patterns| patterns.allowed(action));
+        allowed.any(|(name, prefix)| !denied(name, prefix))
+    }
+
+    /// Whether a principal may do anything at all.
+    pub fn knows(&self, principal: &str) -> bool {
+        ResourceKind::ALL.iter().any(|kind| {
+            Action::ALL
+                .iter()
+                .filter(|action| **action != Action::All)
+                .any(|action| self.allows_some(principal, *kind, *action))
+        })
+    }
+}

@@ -1,0 +1,224 @@
+//! Certificate, key and CA bundle: read from files, checked as a whole, turned into configurations of TLS.
+//!
+//! Invariants:
+//! - A [`Material`] is whole: the key belongs to the certificate, and every part could be read. There is no half of one.
+//! - The files of one material were on disk at the same time, as far as two equal readings in a row can tell: a Kubernetes
+//!   Secret swaps all of them by one symlink, in the middle of a reading.
+//!
+//! `tls.rs` decides which material is in force.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::client::Resumption;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use super::identity::{CertificateFacts, IdentityError};
+use crate::config::{ClientAuth, TlsConfig};
+
+/// What nodes offer in place of an HTTP version (ALPN, RFC 7301): their connections are told from clients' before anybody
+/// shows a certificate. Versions and purposes are in the first bytes after the handshake.
+pub(super) const PEER_PROTOCOL: &[u8] = b"chronicle-peer";
+/// Largest file, in bytes: a CA bundle of thousands fits.
+const FILE_BYTES_MAX: u64 = 8 << 20;
+/// Readings of files that change under them before it is given up.
+const READINGS_MAX: usize = 5;
+/// Between two such readings.
+const READING_PAUSE: Duration = Duration::from_millis(20);
+
+/// Why there is no material.
+#[derive(Debug, thiserror::Error)]
+pub enum MaterialError {
+    /// A file cannot be read.
+    #[error("{field}: {path}: {source}")]
+    Read {
+        /// Field of the configuration.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file does not hold what it must.
+    #[error("{field}: {path}: {rule}")]
+    Content {
+        /// Field of the configuration.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// What it must be.
+        rule: String,
+    },
+}
+
+/// The bytes of the three files.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Contents {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    ca: Vec<u8>,
+}
+
+const CERT: &str = "security.tls.cert-file";
+const KEY: &str = "security.tls.key-file";
+const CA: &str = "security.tls.ca-file";
+
+impl Contents {
+    /// Reads the files until two readings agree. Blocks.
+    pub(super) fn read(config: &TlsConfig) -> Result<Self, MaterialError> {
+        let mut last = Self::read_once(config);
+        for _ in 1..READINGS_MAX {
+            let again = Self::read_once(config);
+            if let (Ok(last), Ok(again)) = (&last, &again)
+                && last == again
+            {
+                break;
+            }
+            std::thread::sleep(READING_PAUSE);
+            last = again;
+        }
+        last
+    }
+
+    fn read_once(config: &TlsConfig) -> Result<Self, MaterialError> {
+        Ok(Self {
+            certificate: read_file(CERT, &config.cert_file)?,
+            key: read_file(KEY, &config.key_file)?,
+            ca: read_file(CA, &config.ca_file)?,
+        })
+    }
+}
+
+fn read_file(field: &'static str, path: &Path) -> Result<Vec<u8>, MaterialError> {
+    let error = |source| MaterialError::Read { field, path: path.to_owned(), source };
+    let length = std::fs::metadata(path).map_err(error)?.len();
+    if length > FILE_BYTES_MAX {
+        let rule = format!("{length} bytes: must be at most {FILE_BYTES_MAX}");
+        return Err(MaterialError::Content { field, path: path.to_owned(), rule });
+    }
+    std::fs::read(path).map_err(error)
+}
+
+/// What TLS works with, made of one reading of the files.
+pub(super) struct Material {
+    /// For clients.
+    pub(super) clients: Arc<ServerConfig>,
+    /// For other nodes that connect.
+    pub(super) peers: Arc<ServerConfig>,
+    /// For connecting to other nodes.
+    pub(super) connect: Arc<ClientConfig>,
+    /// The certificate that is shown.
+    pub(super) served: CertificateFacts,
+    /// The CAs that others are verified against.
+    pub(super) authorities: Vec<CertificateFacts>,
+}
+
+impl Material {
+    /// Parses and checks everything.
+    ///
+    /// # Errors
+    /// A file does not hold what it must, the key is another certificate's, or the certificate is not valid now.
+    pub(super) fn build(contents: &Contents, config: &TlsConfig) -> Result<Self, MaterialError> {
+        let content = |field: &'static str, path: &Path, rule: String| MaterialError::Content {
+            field,
+            path: path.to_owned(),
+            rule,
+        };
+        let cert_error = |rule: String| content(CERT, &config.cert_file, rule);
+        let key_error = |rule: String| content(KEY, &config.key_file, rule);
+        let ca_error = |rule: String| content(CA, &config.ca_file, rule);
+
+        let chain = certificates(&contents.certificate).map_err(cert_error)?;
+        let served = facts(&chain[0]).map_err(cert_error)?;
+        valid_now(&served).map_err(cert_error)?;
+        let key = PrivateKeyDer::from_pem_slice(&contents.key)
+            .map_err(|error| key_error(format!("must hold a private key in PEM form: {error}")))?;
+        let provider = Arc::new(ring::default_provider());
+        let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => key_error("is not the key of security.tls.cert-file".into()),
+            other => key_error(format!("cannot be used: {other}")),
+        })?;
+        let certified = Arc::new(SingleCertAndKey::from(certified));
+
+        let mut roots = RootCertStore::empty();
+        let mut authorities = Vec::new();
+        for (number, certificate) in certificates(&contents.ca).map_err(ca_error)?.into_iter().enumerate() {
+            authorities.push(facts(&certificate).map_err(ca_error)?);
+            let rule = |error| ca_error(format!("certificate {} cannot be used as a CA: {error}", number + 1));
+            roots.add(certificate).map_err(rule)?;
+        }
+        let roots = Arc::new(roots);
+        let unusable = |error: &dyn std::fmt::Display| ca_error(format!("cannot be used: {error}"));
+        let verifier = || WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let required = verifier().build().map_err(|error| unusable(&error))?;
+        let for_clients = match config.client_auth {
+            ClientAuth::Off => WebPkiClientVerifier::no_client_auth(),
+            ClientAuth::Optional => verifier().allow_unauthenticated().build().map_err(|error| unusable(&error))?,
+            ClientAuth::Required => required.clone(),
+        };
+        let server = |verifier, protocols: &[&[u8]]| {
+            let builder = ServerConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&[&TLS13, &TLS12])
+                .map_err(|error| unusable(&error))?;
+            let mut server = builder.with_client_cert_verifier(verifier).with_cert_resolver(certified.clone());
+            server.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            // Connections live long, so that little is saved; and every handshake goes by the CAs that count now.
+            server.session_storage = Arc::new(NoServerSessionStorage {});
+            server.send_tls13_tickets = 0;
+            Ok::<_, MaterialError>(Arc::new(server))
+        };
+        let mut connect = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| unusable(&error))?
+            .with_root_certificates(roots.clone())
+            .with_client_cert_resolver(certified.clone());
+        connect.alpn_protocols = vec![PEER_PROTOCOL.to_vec()];
+        connect.resumption = Resumption::disabled();
+        Ok(Self {
+            clients: server(for_clients, &[b"h2", b"http/1.1"])?,
+            peers: server(required, &[PEER_PROTOCOL])?,
+            connect: Arc::new(connect),
+            served,
+            authorities,
+        })
+    }
+}
+
+/// All certificates of a PEM text, at least one.
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    match all {
+        Ok(all) if all.is_empty() => Err("must hold a certificate in PEM form".into()),
+        Ok(all) => Ok(all),
+        Err(error) => Err(format!("must hold certificates in PEM form: {error}")),
+    }
+}
+
+fn facts(certificate: &CertificateDer<'_>) -> Result<CertificateFacts, String> {
+    CertificateFacts::read(certificate).map_err(|error: IdentityError| error.to_string())
+}
+
+/// Nobody would accept a certificate outside its time, so that it replaces none that is inside.
+fn valid_now(served: &CertificateFacts) -> Result<(), String> {
+    let now = now_s();
+    if now < served.not_before_s {
+        return Err(format!("serial {}: is not valid for another {} s", served.serial, served.not_before_s - now));
+    }
+    if now > served.not_after_s {
+        return Err(format!("serial {}: expired {} s ago", served.serial, now - served.not_after_s));
+    }
+    Ok(())
+}
+
+/// Certificates live by the wall clock.
+fn now_s() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}

@@ -1,0 +1,286 @@
+//! The TLS of a node: which certificates are in force, and handshakes with them.
+//!
+//! Invariants:
+//! - A handshake goes by the material that is in force when it begins; connections that are open live on.
+//! - Files that cannot be used change nothing: what was in force stays, an error is logged once for each change of the
+//!   files, and `chronicle_tls_reload_failures_total` counts it.
+//!
+//! Files are compared by their contents: a Kubernetes Secret changes behind a symlink, and modification times lie.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use chronicle_client::{BoxedIo, Connector};
+use parking_lot::{Mutex, RwLock};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::Acceptor;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
+use tokio_util::sync::CancellationToken;
+
+use super::handshake::{HandshakeError, Outcome};
+use super::identity::{CertificateFacts, Principal, PrincipalRules};
+use super::material::{Contents, Material, MaterialError, PEER_PROTOCOL};
+use super::nodes::{NodeClaim, NodeRules, PeerCertificate, host_of};
+use crate::config::{SecurityConfig, TlsConfig};
+use crate::listeners::net::Socket;
+use crate::telemetry::Samples;
+
+/// Names of nodes by their addresses, as far as they are known.
+pub type NodeNames = Arc<RwLock<HashMap<String, String>>>;
+
+/// Who is at the other end of an encrypted connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remote {
+    /// A client; `None`: it has shown no certificate.
+    Client(Option<Principal>),
+    /// Somebody who speaks as a node, with a certificate of the CA; for which node is judged call by call.
+    Peer(Arc<PeerCertificate>),
+}
+
+/// See the module.
+pub struct Tls {
+    config: TlsConfig,
+    rules: PrincipalRules,
+    nodes: NodeRules,
+    live: RwLock<Arc<Live>>,
+    /// What was last found wrong with which contents; `None`: nothing.
+    broken: Mutex<Option<(Option<Contents>, String)>>,
+    failures: AtomicU64,
+    reloads: AtomicU64,
+    handshakes: [AtomicU64; Outcome::ALL.len()],
+}
+
+struct Live {
+    contents: Contents,
+    material: Material,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("served", &self.served()).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Reads the files of a checked configuration. Blocks.
+    ///
+    /// # Errors
+    /// A file cannot be read or does not hold what it must.
+    pub fn open(config: &SecurityConfig) -> Result<Arc<Self>, MaterialError> {
+        let contents = Contents::read(&config.tls)?;
+        let material = Material::build(&contents, &config.tls)?;
+        // Both were checked with the configuration.
+        let rules = PrincipalRules::new(&config.principal_rules).unwrap_or_default();
+        let nodes = NodeRules::new(&config.peers.allowed_names, &config.tls.peer_server_name).unwrap_or_default();
+        let tls = Self {
+            config: config.tls.clone(),
+            rules,
+            nodes,
+            live: RwLock::new(Arc::new(Live { contents, material })),
+            broken: Mutex::new(None),
+            failures: AtomicU64::new(0),
+            reloads: AtomicU64::new(0),
+            handshakes: Default::default(),
+        };
+        tls.say("TLS is on");
+        Ok(Arc::new(tls))
+    }
+
+    fn live(&self) -> Arc<Live> {
+        self.live.read().clone()
+    }
+
+    fn say(&self, what: &str) {
+        let live = self.live();
+        let Material { served, authorities, .. } = &live.material;
+        let authorities: Vec<&str> = authorities.iter().map(|ca| ca.serial.as_str()).collect();
+        tracing::info!(serial = served.serial, not_after_s = served.not_after_s, ?authorities, "{what}");
+    }
+
+    /// The certificate that is shown now.
+    pub fn served(&self) -> CertificateFacts {
+        self.live().material.served.clone()
+    }
+
+    /// Times that new files could not be used.
+    pub fn reload_failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Looks at the files, and takes what is new in them when it is whole. Blocks.
+    pub fn reload(&self) {
+        let contents = match Contents::read(&self.config) {
+            Ok(contents) => contents,
+            Err(error) => return self.keep(None, error.to_string()),
+        };
+        if contents == self.live().contents {
+            // Also when a broken file was taken back.
+            *self.broken.lock() = None;
+            return;
+        }
+        // Tried again even when it is as broken as before: a certificate that is not valid yet becomes valid.
+        match Material::build(&contents, &self.config) {
+            Ok(material) => {
+                *self.live.write() = Arc::new(Live { contents, material });
+                *self.broken.lock() = None;
+                self.reloads.fetch_add(1, Ordering::Relaxed);
+                self.say("new certificates are in force");
+            }
+            Err(error) => self.keep(Some(contents), error.to_string()),
+        }
+    }
+
+    fn keep(&self, contents: Option<Contents>, error: String) {
+        let mut broken = self.broken.lock();
+        // Without contents it is the error that tells one failure from another.
+        let known = broken.as_ref().is_some_and(|(of, said)| *of == contents && (of.is_some() || *said == error));
+        if !known {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(error, serial = self.served().serial, "new certificates cannot be used; the old ones stay");
+            *broken = Some((contents, error));
+        }
+    }
+
+    /// Looks at the files every `security.tls.reload-ms` until `stop`.
+    pub(crate) async fn watch(self: Arc<Self>, stop: CancellationToken) {
+        let mut tick = interval(Duration::from_millis(self.config.reload_ms));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            let tls = self.clone();
+            // A reading that was begun ends; nothing waits for it.
+            if let Err(error) = crate::host::blocking(move || tls.reload()).await {
+                tracing::error!(%error, "reading certificates panicked");
+            }
+        }
+    }
+
+    /// Whether a peer's certificate may speak for a node; the error says why not.
+    ///
+    /// # Errors
+    /// A text for people.
+    pub fn judge(&self, certificate: &PeerCertificate, claim: NodeClaim<'_>) -> Result<(), String> {
+        self.nodes.judge(certificate, claim)
+    }
+
+    /// The server's side of a handshake. The caller bounds its time.
+    ///
+    /// # Errors
+    /// What went wrong; it was counted.
+    pub async fn accept(&self, socket: Socket) -> Result<(Socket, Remote), HandshakeError> {
+        let result = self.handshake(socket).await;
+        let outcome = result.as_ref().map_or_else(|error| error.outcome, |_| Outcome::Ok);
+        self.count(outcome);
+        result
+    }
+
+    /// Counts a handshake.
+    pub(crate) fn count(&self, outcome: Outcome) {
+        self.handshakes[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn handshake(&self, socket: Socket) -> Result<(Socket, Remote), HandshakeError> {
+        let started = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+        let live = self.live();
+        let is_peer =
+            started.client_hello().alpn().is_some_and(|mut offered| offered.any(|name| name == PEER_PROTOCOL));
+        let config = if is_peer { &live.material.peers } else { &live.material.clients };
+        let stream = started.into_stream(config.clone()).await?;
+        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
+        let remote = self.remote(is_peer, certificate)?;
+        Ok((Socket::Tls(Box::new(stream.into())), remote))
+    }
+
+    fn remote(&self, is_peer: bool, certificate: Option<CertificateDer<'static>>) -> Result<Remote, HandshakeError> {
+        let nameless = |error: super::IdentityError| HandshakeError::new(Outcome::Nameless, error.to_string());
+        match (is_peer, certificate) {
+            (true, Some(certificate)) => {
+                let certificate = PeerCertificate::new(certificate.into_owned()).map_err(nameless)?;
+                Ok(Remote::Peer(Arc::new(certificate)))
+            }
+            (true, None) => Err(HandshakeError::new(Outcome::NoCertificate, "a node must show a certificate".into())),
+            (false, Some(certificate)) => {
+                self.rules.principal(&certificate).map(Some).map(Remote::Client).map_err(nameless)
+            }
+            (false, None) => Ok(Remote::Client(None)),
+        }
+    }
+
+    /// Opens connections to other nodes: over `plain`, encrypted, to nobody but a node. When `names` has the address, it must
+    /// be that node.
+    pub fn connector(self: &Arc<Self>, plain: Connector, names: NodeNames) -> Connector {
+        let tls = self.clone();
+        Arc::new(move |address| {
+            let (tls, names, connecting) = (tls.clone(), names.clone(), plain(address.clone()));
+            Box::pin(async move {
+                let io = connecting.await?;
+                tls.connect(io, &address, &names).await
+            })
+        })
+    }
+
+    async fn connect(&self, io: BoxedIo, address: &str, names: &NodeNames) -> io::Result<BoxedIo> {
+        let refused = |why: String| io::Error::new(io::ErrorKind::PermissionDenied, format!("{address}: {why}"));
+        let host = match self.config.peer_server_name.as_str() {
+            "" => host_of(address),
+            name => name,
+        };
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| refused(error.to_string()))?;
+        let connector = TlsConnector::from(self.live().material.connect.clone());
+        let stream = connector.connect(name, io).await?;
+        let (_, session) = stream.get_ref();
+        if session.alpn_protocol() != Some(PEER_PROTOCOL) {
+            return Err(refused("it does not serve nodes".into()));
+        }
+        let certificate = session.peer_certificates().and_then(<[_]>::first).cloned();
+        let certificate = certificate.ok_or_else(|| refused("it shows no certificate".into()))?;
+        let certificate = PeerCertificate::new(certificate.into_owned()).map_err(|error| refused(error.to_string()))?;
+        let name = names.read().get(address).cloned().unwrap_or_default();
+        self.judge(&certificate, NodeClaim { name: &name, address }).map_err(refused)?;
+        Ok(Box::new(stream))
+    }
+
+    /// Values for a scrape.
+    pub(crate) fn collect(&self, samples: &mut Samples) {
+        let live = self.live();
+        let Material { served, authorities, .. } = &live.material;
+        let all = || std::iter::once(("node", served)).chain(authorities.iter().map(|ca| ("ca", ca)));
+        for (kind, help) in [
+            ("node", "End of the certificate that is served, or of the CA that ends first"),
+            ("ca", "End of the certificate that is served, or of the CA that ends first"),
+        ] {
+            let ends = all().filter(|(of, _)| *of == kind).map(|(_, facts)| facts.not_after_s).min();
+            let ends = ends.unwrap_or_default() as f64;
+            samples.gauge_of("tls_certificate_not_after_seconds", help, &[("kind", kind.into())], ends);
+        }
+        for (kind, facts) in all() {
+            let labels = [("kind", kind.into()), ("serial", facts.serial.clone())];
+            samples.gauge_of("tls_certificate_info", "Certificates in force by serial number", &labels, 1.0);
+        }
+        samples.counter(
+            "tls_reloads",
+            "Times that changed certificates were taken",
+            self.reloads.load(Ordering::Relaxed),
+        );
+        samples.counter(
+            "tls_reload_failures",
+            "Times that changed certificates could not be used",
+            self.reload_failures(),
+        );
+        let broken = f64::from(u8::from(self.broken.lock().is_some()));
+        samples.gauge("tls_reload_broken", "1 while the files cannot be used and older ones are in force", broken);
+        for outcome in Outcome::ALL {
+            let count = self.handshakes[outcome as usize].load(Ordering::Relaxed);
+            let labels = [("outcome", outcome.as_str().into())];
+            samples.counter_of("tls_handshakes", "Handshakes on the data port by outcome", &labels, count);
+        }
+    }
+}

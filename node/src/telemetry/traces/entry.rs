@@ -1,0 +1,77 @@
+//! The sampled requests of one raft entry, and the stages that they go through together.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use opentelemetry::trace::{Link, SpanContext};
+
+use super::stage;
+
+/// Sampled requests of one entry that get spans for its stages. Those beyond are linked to the first of them.
+pub(crate) const PARENTS_MAX: usize = 8;
+
+/// A sampled request in the queue of its partition.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    request: SpanContext,
+    since: SystemTime,
+}
+
+impl Queued {
+    /// The request that is being worked on here takes its place in the queue now. `None`: it is not sampled.
+    pub(crate) fn now() -> Option<Box<Self>> {
+        super::current().map(|request| Box::new(Self { request, since: SystemTime::now() }))
+    }
+}
+
+/// The sampled requests of an entry.
+#[derive(Debug, PartialEq, Eq)]
+pub struct EntryTrace {
+    parents: Vec<SpanContext>,
+    since: SystemTime,
+}
+
+impl EntryTrace {
+    /// These requests leave the queue: their entry is proposed. `None`: there are none.
+    pub(crate) fn proposed(requests: Vec<Queued>) -> Option<Arc<Self>> {
+        let first = requests.first()?.request.clone();
+        let since = SystemTime::now();
+        for (at, Queued { request, since: queued }) in requests.iter().enumerate() {
+            stage(request, "queue", *queued, since, |span| {
+                if at >= PARENTS_MAX {
+                    span.links = Some(vec![Link::with_context(first.clone())]);
+                }
+            });
+        }
+        let parents = requests.into_iter().map(|queued| queued.request).take(PARENTS_MAX).collect();
+        Some(Arc::new(Self { parents, since }))
+    }
+
+    /// An entry that comes from another node, now: `parents` are spans there.
+    pub(crate) fn received(mut parents: Vec<SpanContext>) -> Arc<Self> {
+        parents.truncate(PARENTS_MAX);
+        Arc::new(Self { parents, since: SystemTime::now() })
+    }
+
+    /// What its spans are children of.
+    pub(crate) fn parents(&self) -> &[SpanContext] {
+        &self.parents
+    }
+
+    /// The trace of its first request, as 32 hexadecimal digits.
+    pub(crate) fn trace_id(&self) -> Option<String> {
+        self.parents.first().map(|parent| parent.trace_id().to_string())
+    }
+
+    /// When it was proposed, or came.
+    pub(crate) fn since(&self) -> SystemTime {
+        self.since
+    }
+
+    /// Makes the spans of a stage that is over.
+    pub(crate) fn stage(&self, name: &'static str, began: SystemTime, ended: SystemTime) {
+        for parent in &self.parents {
+            stage(parent, name, began, ended, |_| {});
+        }
+    }
+}
