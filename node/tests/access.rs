@@ -22,7 +22,7 @@ use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
 fn caller(name: &str) -> Caller {
-    Caller { principal: Some(Principal::new(name).unwrap()), address: "192.0.2.1:5".parse().unwrap() }
+    Caller::new(Some(Principal::new(name).unwrap()), "192.0.2.1:5".parse().unwrap())
 }
 
 fn root() -> Caller {

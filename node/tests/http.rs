@@ -264,7 +264,11 @@ async fn requests_over_the_byte_budget_are_told_to_slow_down() {
 #[tokio::test]
 async fn a_client_that_never_finishes_its_header_is_closed() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let node = Node::start_with(|config| config.limits.header_timeout_ms = 100).await;
+    let node = Node::start_with(|config| {
+        config.limits.header_timeout_ms = 100;
+        config.limits.body_timeout_ms = 100;
+    })
+    .await;
     for begin in ["", "P", "POST / HTTP/1.1\r\nhost: x\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
         let mut socket = chronicle_node::listeners::net::connect(node.address).await.unwrap();
         socket.write_all(begin.as_bytes()).await.unwrap();
@@ -277,7 +281,7 @@ async fn a_client_that_never_finishes_its_header_is_closed() {
     let mut rest = vec![0; 4096];
     let n = socket.read(&mut rest).await.unwrap();
     let text = String::from_utf8_lossy(&rest[..n]);
-    assert!(text.starts_with("HTTP/1.1 400 ") && text.contains("nothing came for 100 ms"), "{text}");
+    assert!(text.starts_with("HTTP/1.1 400 ") && text.contains("2 bytes came in 100 ms"), "{text}");
     drop(socket);
     node.stop().await;
 }

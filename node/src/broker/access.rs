@@ -312,6 +312,36 @@ impl ForCaller<'_> {
         self.authorizer().cluster(self.caller, Action::Admin)
     }
 
+    /// Whether the caller may see what this node is set to log. Needs: describe the cluster.
+    ///
+    /// # Errors
+    /// Only those of [`ForCaller`].
+    pub async fn may_see_log_filter(&self) -> Result<(), BrokerError> {
+        self.request().await?;
+        self.authorizer().cluster(self.caller, Action::Describe)
+    }
+
+    /// Whether the caller may have the state and the log of this node. Needs: admin on the cluster.
+    ///
+    /// # Errors
+    /// Only those of [`ForCaller`].
+    pub async fn may_diagnose(&self) -> Result<(), BrokerError> {
+        self.administer().await
+    }
+
+    /// Changes what this node logs, by `change`. Needs: admin on the cluster.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub async fn set_log_filter<T>(
+        &self,
+        filter: &str,
+        change: impl FnOnce() -> Result<T, BrokerError>,
+    ) -> Result<T, BrokerError> {
+        self.administer().await?;
+        self.changed("set-log-filter", filter, "", change())
+    }
+
     /// As [`Broker::decommission`]. Needs: admin on the cluster.
     ///
     /// # Errors

@@ -360,10 +360,16 @@ pub struct AuthorizationConfig {
 pub struct LimitsConfig {
     /// Open connections on the data port; one more is answered `TOO_MANY_CONNECTIONS` and closed. Default: 4096.
     pub connections_max: usize,
+    /// Of these, from one address; one more is answered `TOO_MANY_CONNECTIONS` and closed. Default: 1024.
+    pub connections_per_address_max: usize,
     /// Largest request body or gRPC message, in bytes. Default: 8 MiB.
     pub request_bytes_max: usize,
     /// Bytes of requests being served, all connections together. Default: 256 MiB.
     pub in_flight_bytes_max: usize,
+    /// Of these, of one principal; without a certificate: of one address. Default: 128 MiB.
+    pub principal_bytes_max: usize,
+    /// Of these, of one connection. Default: 64 MiB.
+    pub connection_bytes_max: usize,
     /// Requests of one ProduceStream that may wait for their answer. Default: 256.
     pub stream_window_max: usize,
     /// Largest answer to one read, in bytes. Default: 4 MiB.
@@ -374,6 +380,11 @@ pub struct LimitsConfig {
     pub slow_reader_ms: u64,
     /// Close a connection that has not sent a complete request header after this long, in milliseconds. Default: 10000.
     pub header_timeout_ms: u64,
+    /// Refuse a request body or gRPC message that has begun when neither its end nor 64 KiB of it come for this long, in
+    /// milliseconds. Default: 30000.
+    pub body_timeout_ms: u64,
+    /// Close a connection that has carried no request for this long, in milliseconds. 0: never. Default: 600000.
+    pub idle_ms: u64,
     /// Finish accepted work for at most this long when stopping, in milliseconds. Default: 10000.
     pub shutdown_grace_ms: u64,
     /// Topics of the cluster. Default: 10000.
@@ -388,13 +399,18 @@ impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             connections_max: 4096,
+            connections_per_address_max: 1024,
             request_bytes_max: 8 << 20,
             in_flight_bytes_max: 256 << 20,
+            principal_bytes_max: 128 << 20,
+            connection_bytes_max: 64 << 20,
             stream_window_max: 256,
             fetch_bytes_max: 4 << 20,
             wait_ms_max: 60_000,
             slow_reader_ms: 60_000,
             header_timeout_ms: 10_000,
+            body_timeout_ms: 30_000,
+            idle_ms: 600_000,
             shutdown_grace_ms: 10_000,
             topics_max: 10_000,
             decompressed_bytes_max: 64 << 20,

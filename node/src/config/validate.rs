@@ -61,15 +61,19 @@ impl Config {
         positive("partitions.producers-max", partitions.producers_max as u64)?;
 
         positive("limits.connections-max", limits.connections_max as u64)?;
+        positive("limits.connections-per-address-max", limits.connections_per_address_max as u64)?;
         let in_flight = limits.in_flight_bytes_max as u64;
         let both = request + limits.fetch_bytes_max as u64;
         let why = "limits.request-bytes-max + limits.fetch-bytes-max";
         at_least("limits.in-flight-bytes-max", in_flight, why, both)?;
+        at_least("limits.principal-bytes-max", limits.principal_bytes_max as u64, why, both)?;
+        at_least("limits.connection-bytes-max", limits.connection_bytes_max as u64, why, both)?;
         range("limits.stream-window-max", limits.stream_window_max as u64, 1, 65_536)?;
         range("limits.fetch-bytes-max", limits.fetch_bytes_max as u64, 1024, 1 << 30)?;
         positive("limits.wait-ms-max", limits.wait_ms_max)?;
         positive("limits.slow-reader-ms", limits.slow_reader_ms)?;
         positive("limits.header-timeout-ms", limits.header_timeout_ms)?;
+        positive("limits.body-timeout-ms", limits.body_timeout_ms)?;
         positive("limits.topics-max", limits.topics_max as u64)?;
         let decompressed = limits.decompressed_bytes_max as u64;
         at_least("limits.decompressed-bytes-max", decompressed, "partitions.entry-bytes-max", entry)?;

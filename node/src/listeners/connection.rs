@@ -1,8 +1,8 @@
 //! One connection from its first byte to its last: version, limits, draining, and the end of clients that stall.
 //!
 //! Memory that one HTTP/2 connection can pin before a handler runs: [`CONNECTION_WINDOW_BYTES`] of unread request
-//! bodies, [`STREAMS_MAX`] × [`HEADER_LIST_BYTES`] of headers. Bodies that handlers read, and answers, are in the node's
-//! byte budget (`budget.rs`).
+//! bodies, [`STREAMS_MAX`] × [`HEADER_LIST_BYTES`] of headers. Bodies that handlers read, and answers, are in the
+//! byte budgets (`budget.rs`).
 
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -21,6 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::budget::Holder;
 use super::caller::Caller;
 use super::front::{Routes, is_grpc};
 use super::grpc::status;
@@ -28,7 +29,7 @@ use super::http::problem::Problem;
 use super::net::{self, Socket};
 use super::outflow::{Stalls, Verdict};
 use super::sniff::{Prefixed, Version, sniff};
-use crate::broker::{BrokerError, Reason};
+use crate::broker::BrokerError;
 use crate::peers::{PeerServer, Purpose, other_version};
 use crate::security::{Outcome, PeerCertificate, Remote, Tls};
 
@@ -156,8 +157,12 @@ impl Builders {
             _ = timeout(ESTABLISH_PATIENCE, context.broker.established()) => {}
             () = ending.drain.cancelled() => return,
         }
-        let stalls = Stalls::new(Duration::from_millis(context.limits().slow_reader_ms));
-        let caller = Caller { principal, address };
+        let limits = context.limits();
+        let idle = Some(Duration::from_millis(limits.idle_ms)).filter(|idle| !idle.is_zero());
+        let stalls = Stalls::new(Duration::from_millis(limits.slow_reader_ms), idle);
+        let holder = principal.clone().map_or(Holder::Address(address.ip().to_canonical()), Holder::Principal);
+        let share = context.shares.of(holder).share("limits.connection-bytes-max", limits.connection_bytes_max);
+        let caller = Caller { principal, address, share };
         let (io, front) = (TokioIo::new(io), routes.front(caller, stalls.clone()));
         let result = match version {
             Version::Http1 => {
@@ -273,15 +278,6 @@ fn refusal(request: &Request<Incoming>, error: &BrokerError) -> Response<Body> {
     }
 }
 
-/// The error of a connection over the limit.
-pub(crate) fn too_many(limit: usize) -> BrokerError {
-    BrokerError::new(
-        Reason::TooManyConnections,
-        format!("limits.connections-max: {limit} connections are open: close some, or try again later"),
-    )
-    .with("limit", limit)
-}
-
 async fn drive<C>(
     mut connection: Pin<&mut C>,
     drain: impl Fn(Pin<&mut C>),
@@ -305,9 +301,18 @@ where
             }
             () = ending.kill.cancelled() => return Ok(()),
             _ = tick.tick() => {
-                if stalls.check(&routes.context().metrics) == Verdict::Close {
-                    tracing::info!("closing a connection whose client does not read");
-                    return Ok(());
+                match stalls.check(&routes.context().metrics) {
+                    Verdict::Fine => {}
+                    Verdict::Idle if draining => {}
+                    Verdict::Idle => {
+                        tracing::debug!("closing a connection that carries no requests");
+                        draining = true;
+                        drain(connection.as_mut());
+                    }
+                    Verdict::Close => {
+                        tracing::info!("closing a connection whose client does not read");
+                        return Ok(());
+                    }
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::budget::{Budget, Hold};
+use super::budget::{Hold, Shares};
 use super::caller::Caller;
 use crate::broker::{Broker, BrokerError, Fetch, Fetched, Produce, Produced, Reason};
 use crate::config::LimitsConfig;
@@ -30,7 +30,8 @@ pub(crate) struct Context {
     pub(crate) broker: Broker,
     pub(crate) groups: Groups,
     pub(crate) metrics: Metrics,
-    pub(crate) budget: Budget,
+    /// Bytes in flight, by who has them.
+    pub(crate) shares: Shares,
     /// Serves connections of other nodes.
     pub(crate) peers: PeerServer,
     /// Encrypts the data port; `None`: it speaks plaintext.
@@ -90,13 +91,13 @@ impl Context {
     /// Reads, and takes what was read from the budget. The wait ends early when the node stops.
     pub(crate) async fn fetch(&self, caller: &Caller, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
         let request = self.bounded(request);
-        self.held(self.broker.for_caller(caller).fetch(request)).await
+        self.held(caller, self.broker.for_caller(caller).fetch(request)).await
     }
 
     /// As [`Context::fetch`], of a node that holds the records.
     pub(crate) async fn fetch_anywhere(&self, caller: &Caller, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
         let request = self.bounded(request);
-        self.held(self.broker.for_caller(caller).fetch_anywhere(request)).await
+        self.held(caller, self.broker.for_caller(caller).fetch_anywhere(request)).await
     }
 
     fn bounded(&self, mut request: Fetch) -> Fetch {
@@ -107,6 +108,7 @@ impl Context {
 
     async fn held(
         &self,
+        caller: &Caller,
         fetch: impl Future<Output = Result<Fetched, BrokerError>>,
     ) -> Result<(Fetched, Hold), BrokerError> {
         // Dropping the fetch loses nothing: it changes nothing.
@@ -115,7 +117,7 @@ impl Context {
             fetched = fetch => fetched?,
             () = self.stopping.cancelled() => return Err(stopping()),
         };
-        let hold = self.budget.hold(fetched.batches.iter().map(bytes::Bytes::len).sum())?;
+        let hold = caller.share.hold(fetched.batches.iter().map(bytes::Bytes::len).sum())?;
         Ok((fetched, hold))
     }
 }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -18,6 +19,7 @@ use super::context::Context;
 use super::http::problem::Problem;
 use super::intake::{Intake, Messages};
 use super::outflow::{Outflow, Stalls};
+use super::pace::Pace;
 use super::{grpc, http as json};
 use crate::broker::{BrokerError, Reason};
 use crate::telemetry::{Listener, Operation, traces};
@@ -62,7 +64,8 @@ impl Front {
     async fn answer(self, request: Request<Incoming>) -> Response<Outflow<Body>> {
         let Routes { context, grpc, http } = self.routes;
         let is_grpc = is_grpc(request.headers());
-        let ticket = context.budget.ticket();
+        let busy = self.stalls.busy();
+        let ticket = self.caller.share.ticket();
         let http_version = request.version();
         let mut request = request.map(|body| {
             Body::new(Intake {
@@ -71,6 +74,7 @@ impl Front {
                 metrics: context.metrics.clone(),
                 messages: is_grpc.then(Messages::default),
                 message_bytes_max: context.limits().request_bytes_max,
+                pace: Pace::new(Duration::from_millis(context.limits().body_timeout_ms)),
                 refused: None,
             })
         });
@@ -88,14 +92,14 @@ impl Front {
                 Listener::Grpc,
                 Operation::Other,
                 Some(Reason::UnsupportedMediaType),
-                std::time::Duration::ZERO,
+                Duration::ZERO,
             );
             let message = format!("content-type: application/grpc over {http_version:?}: gRPC needs HTTP/2");
             Problem::from(BrokerError::new(Reason::UnsupportedMediaType, message)).into_response()
         };
         trace.answered(&response);
         let hold = response.extensions_mut().remove::<Arc<Hold>>();
-        response.map(|body| Outflow::new(body, is_grpc, self.stalls, context.metrics, hold))
+        response.map(|body| Outflow::new(body, is_grpc, busy, context.metrics, hold))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The body of a request on its way in: counted, metered against the node's budget, and for gRPC checked against the
+//! The body of a request on its way in: counted, metered against the byte budgets, not slower than [`Pace`] allows, and for gRPC checked against the
 //! message size limit before a message is buffered.
 //!
 //! A gRPC body is a sequence of messages, each behind one byte of flags and four of length, big endian
@@ -15,6 +15,7 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use super::budget::Ticket;
 use super::grpc::status;
+use super::pace::Pace;
 use crate::broker::{BrokerError, Reason};
 use crate::telemetry::{Listener, Metrics};
 
@@ -66,6 +67,11 @@ pub(crate) struct Messages {
 }
 
 impl Messages {
+    /// Whether no message has begun that is not whole.
+    pub(crate) fn is_between(&self) -> bool {
+        self.left == 0 && self.prefix_filled == 0
+    }
+
     /// Takes the next bytes of the body.
     ///
     /// # Errors
@@ -111,6 +117,7 @@ pub(crate) struct Intake<B> {
     pub(crate) metrics: Metrics,
     pub(crate) messages: Option<Messages>,
     pub(crate) message_bytes_max: usize,
+    pub(crate) pace: Pace,
     /// Why the body is not read further, once the messages before are handed on.
     pub(crate) refused: Option<BrokerError>,
 }
@@ -131,10 +138,16 @@ where
         if let Some(error) = this.refused.take() {
             return Poll::Ready(Some(Err(Box::new(Refused::new(error)))));
         }
-        let frame = match std::task::ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-            None => return Poll::Ready(None),
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-            Some(Ok(frame)) => frame,
+        let frame = match Pin::new(&mut this.body).poll_frame(cx) {
+            // A stream of messages may rest between two of them; any other body is one thing.
+            Poll::Pending if this.messages.as_ref().is_some_and(Messages::is_between) => return Poll::Pending,
+            Poll::Pending => {
+                let late = std::task::ready!(this.pace.poll_late(cx));
+                return Poll::Ready(Some(Err(Box::new(Refused::new(late)))));
+            }
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(Some(Ok(frame))) => frame,
         };
         let mut data = match frame.into_data() {
             Ok(data) => data,
@@ -148,6 +161,7 @@ where
             data.truncate(before);
             this.refused = Some(error);
         }
+        this.pace.came(data.len(), this.messages.as_ref().is_some_and(Messages::is_between));
         if let Err(error) = this.ticket.take(data.len()) {
             return Poll::Ready(Some(Err(Box::new(Refused::new(error)))));
         }

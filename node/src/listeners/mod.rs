@@ -26,6 +26,8 @@ pub mod http;
 mod intake;
 pub mod net;
 mod outflow;
+mod pace;
+mod places;
 mod sniff;
 
 use std::io;
@@ -33,17 +35,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::budget::Budget;
+use self::budget::{Budget, Shares};
 pub use self::caller::Caller;
-use self::connection::{Builders, Ending, too_many};
+use self::connection::{Builders, Ending};
 use self::context::Context;
 use self::front::Routes;
 use self::net::{Acceptor, Socket};
+use self::places::{Place, Places, TooMany};
 use crate::broker::Broker;
 use crate::groups::Groups;
 use crate::telemetry::Metrics;
@@ -95,9 +98,10 @@ impl Server {
 
     /// As [`Server::bind`], on a port that was bound before the broker started.
     pub fn new(acceptor: Acceptor, address: SocketAddr, broker: Broker, metrics: Metrics) -> Self {
-        let budget = Budget::new(broker.config().limits.in_flight_bytes_max);
-        let gauge = budget.clone();
         let limits = broker.config().limits.clone();
+        let budget = Budget::new("limits.in-flight-bytes-max", limits.in_flight_bytes_max);
+        let shares = Shares::new(budget.clone(), "limits.principal-bytes-max", limits.principal_bytes_max);
+        let gauge = budget.clone();
         metrics.register_collector(move |samples| {
             let used = gauge.used() as f64;
             samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
@@ -118,7 +122,7 @@ impl Server {
                 samples.gauge_of("group_lag_seconds", help, &labels, lag.age_ms as f64 / 1000.0);
             }
         });
-        let context = Context { broker, groups, metrics, budget, peers, tls, stopping: CancellationToken::new() };
+        let context = Context { broker, groups, metrics, shares, peers, tls, stopping: CancellationToken::new() };
         Self { acceptor, address, routes: Routes::new(context) }
     }
 
@@ -136,7 +140,7 @@ impl Server {
         let tasks = TaskTracker::new();
         let builders = Arc::new(Builders::new(Duration::from_millis(limits.header_timeout_ms), &tasks));
         let ending = Ending { drain: context.stopping.clone(), kill: CancellationToken::new() };
-        let places = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
+        let places = Places::new(limits.connections_max, limits.connections_per_address_max);
         let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
         // Dropping the accept loses nothing: an accepted connection is returned by the poll that took it.
         while let Some((socket, address)) = tokio::select! {
@@ -145,20 +149,24 @@ impl Server {
             accepted = accept(&acceptor) => Some(accepted),
         } {
             let (builders, metrics) = (builders.clone(), &context.metrics);
-            if let Ok(place) = places.clone().try_acquire_owned() {
-                let open = Open::new(metrics, place);
-                let (routes, ending) = (routes.clone(), ending.clone());
-                tasks.spawn(async move {
-                    builders.serve(socket, address, &routes, &ending).await;
-                    drop(open);
-                });
-                continue;
-            }
-            metrics.connection_refused("connection_limit");
+            let error = match places.take(address.ip()) {
+                Ok(place) => {
+                    let open = Open::new(metrics, place);
+                    let (routes, ending) = (routes.clone(), ending.clone());
+                    tasks.spawn(async move {
+                        builders.serve(socket, address, &routes, &ending).await;
+                        drop(open);
+                    });
+                    continue;
+                }
+                Err(TooMany { cause, error }) => {
+                    metrics.connection_refused(cause);
+                    error
+                }
+            };
             if let Ok(permit) = refusals.clone().try_acquire_owned() {
                 let (kill, tls) = (ending.kill.clone(), context.tls.clone());
                 tasks.spawn(async move {
-                    let error = too_many(limits.connections_max);
                     let refusing = builders.refuse(socket, tls.as_deref(), &error);
                     let _ = kill.run_until_cancelled(refusing).await;
                     drop(permit);
@@ -194,11 +202,11 @@ async fn accept(acceptor: &Acceptor) -> (Socket, SocketAddr) {
 /// A place under the connection limit, and its count.
 struct Open {
     metrics: Metrics,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Open {
-    fn new(metrics: &Metrics, place: OwnedSemaphorePermit) -> Self {
+    fn new(metrics: &Metrics, place: Place) -> Self {
         metrics.connection_opened();
         Self { metrics: metrics.clone(), _place: place }
     }

@@ -7,11 +7,13 @@
 //! - A stalled answer is evicted first (its stream ends with OVERLOADED as soon as the client reads again); if even
 //!   that is not taken for as long again, the connection is closed and everything it holds is freed.
 //!
+//! [`Stalls`] also knows when the connection has carried no request for too long.
+//!
 //! [`Stalls`] belongs to the connection task, which calls [`Stalls::check`] on a timer.
 
 use std::error::Error;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -43,7 +45,24 @@ struct Stall(AtomicU64);
 pub(crate) struct Stalls {
     began: Instant,
     limit: Duration,
+    /// How long the connection may be without a request; `None`: for ever.
+    idle: Option<Duration>,
+    /// Requests under way.
+    requests: AtomicUsize,
+    /// When the last request was done, in milliseconds since the connection began.
+    quiet_since: AtomicU64,
     answers: Mutex<Vec<Weak<Stall>>>,
+}
+
+/// One request under way, until its answer has gone or was given up.
+#[derive(Debug)]
+pub(crate) struct Busy(Arc<Stalls>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.quiet_since.store(self.0.now_ms(), Ordering::Relaxed);
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What the connection should do.
@@ -51,18 +70,28 @@ pub(crate) struct Stalls {
 pub(crate) enum Verdict {
     /// Go on.
     Fine,
+    /// No request for too long: let it end.
+    Idle,
     /// A client does not take even the end of an evicted answer: close.
     Close,
 }
 
 impl Stalls {
-    pub(crate) fn new(limit: Duration) -> Arc<Self> {
-        Arc::new(Self { began: Instant::now(), limit, answers: Mutex::new(Vec::new()) })
+    /// `limit`: of an answer that is not taken. `idle`: of a connection without requests; `None`: it may be idle for ever.
+    pub(crate) fn new(limit: Duration, idle: Option<Duration>) -> Arc<Self> {
+        let (requests, quiet_since, answers) = Default::default();
+        Arc::new(Self { began: Instant::now(), limit, idle, requests, quiet_since, answers })
+    }
+
+    /// A request begins.
+    pub(crate) fn busy(self: &Arc<Self>) -> Busy {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
     }
 
     /// How often to call [`Stalls::check`].
     pub(crate) fn interval(&self) -> Duration {
-        (self.limit / 8).clamp(Duration::from_millis(10), Duration::from_secs(10))
+        (self.limit.min(self.idle.unwrap_or(self.limit)) / 8).clamp(Duration::from_millis(10), Duration::from_secs(10))
     }
 
     fn now_ms(&self) -> u64 {
@@ -107,6 +136,13 @@ impl Stalls {
             }
             true
         });
+        let quiet = Duration::from_millis(now.saturating_sub(self.quiet_since.load(Ordering::Relaxed)));
+        if verdict == Verdict::Fine
+            && self.requests.load(Ordering::Relaxed) == 0
+            && self.idle.is_some_and(|idle| quiet >= idle)
+        {
+            verdict = Verdict::Idle;
+        }
         verdict
     }
 }
@@ -117,21 +153,21 @@ pub(crate) struct Outflow<B> {
     rest: Bytes,
     grpc: bool,
     stall: Arc<Stall>,
-    stalls: Arc<Stalls>,
+    busy: Busy,
     metrics: Metrics,
     hold: Option<Arc<Hold>>,
 }
 
 impl<B> Outflow<B> {
-    pub(crate) fn new(body: B, grpc: bool, stalls: Arc<Stalls>, metrics: Metrics, hold: Option<Arc<Hold>>) -> Self {
-        Self { body: Some(body), rest: Bytes::new(), grpc, stall: stalls.register(), stalls, metrics, hold }
+    pub(crate) fn new(body: B, grpc: bool, busy: Busy, metrics: Metrics, hold: Option<Arc<Hold>>) -> Self {
+        Self { body: Some(body), rest: Bytes::new(), grpc, stall: busy.0.register(), busy, metrics, hold }
     }
 
     fn chunk(&mut self, mut data: Bytes) -> Frame<Bytes> {
         self.rest = if data.len() > CHUNK_BYTES { data.split_off(CHUNK_BYTES) } else { Bytes::new() };
         let listener = if self.grpc { Listener::Grpc } else { Listener::Http };
         self.metrics.sent(listener, data.len());
-        self.stall.0.store(self.stalls.now_ms(), Ordering::Relaxed);
+        self.stall.0.store(self.busy.0.now_ms(), Ordering::Relaxed);
         Frame::data(data)
     }
 }
@@ -164,7 +200,7 @@ where
             this.body = None;
             this.rest = Bytes::new();
             this.hold = None;
-            let error = slow_reader(this.stalls.limit);
+            let error = slow_reader(this.busy.0.limit);
             return Poll::Ready(Some(if this.grpc {
                 let mut trailers = HeaderMap::new();
                 status::status(&error).add_header(&mut trailers).map_err(Box::new)?;
@@ -217,12 +253,12 @@ mod tests {
     use super::*;
 
     fn outflow(bytes: usize, grpc: bool, stalls: &Arc<Stalls>, metrics: &Metrics) -> Outflow<Full<Bytes>> {
-        Outflow::new(Full::new(vec![7; bytes].into()), grpc, stalls.clone(), metrics.clone(), None)
+        Outflow::new(Full::new(vec![7; bytes].into()), grpc, stalls.busy(), metrics.clone(), None)
     }
 
     #[tokio::test]
     async fn large_answers_leave_in_chunks_and_whole() {
-        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10)));
+        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10), None));
         let mut body = outflow(3 * CHUNK_BYTES + 5, false, &stalls, &metrics);
         assert_eq!(body.size_hint().exact(), Some(3 * CHUNK_BYTES as u64 + 5));
         let mut sizes = Vec::new();
@@ -235,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_nobody_takes_is_evicted_with_overloaded_and_then_closes_the_connection() {
-        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10)));
+        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10), None));
         let mut taken = outflow(2 * CHUNK_BYTES, true, &stalls, &metrics);
         let mut stuck = outflow(2 * CHUNK_BYTES, true, &stalls, &metrics);
         taken.frame().await.unwrap().unwrap();
@@ -254,7 +290,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_keeps_taking_is_left_alone_and_so_is_one_that_waits_for_records() {
-        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10)));
+        let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10), None));
         let mut body = outflow(4 * CHUNK_BYTES, true, &stalls, &metrics);
         for _ in 0..4 {
             body.frame().await.unwrap().unwrap();
@@ -262,10 +298,22 @@ mod tests {
         }
         let (_sender, waiting) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, std::io::Error>>(1);
         let stream = http_body_util::StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(waiting));
-        let mut waiting = Outflow::new(stream, true, stalls.clone(), metrics.clone(), None);
+        let mut waiting = Outflow::new(stream, true, stalls.busy(), metrics.clone(), None);
         assert!(futures::poll!(std::pin::pin!(waiting.frame())).is_pending());
         drop(body);
         assert_eq!(stalls.check_at(stalls.now_ms() + 50_000, &metrics), Verdict::Fine);
         assert!(metrics.encode().contains("chronicle_slow_readers_total 0"));
+    }
+    #[tokio::test]
+    async fn a_connection_is_idle_only_when_no_request_is_under_way() {
+        let metrics = Metrics::new();
+        let stalls = Stalls::new(Duration::from_secs(10), Some(Duration::from_secs(60)));
+        assert_eq!(stalls.check_at(59_000, &metrics), Verdict::Fine);
+        assert_eq!(stalls.check_at(60_000, &metrics), Verdict::Idle);
+        let body = outflow(1, true, &stalls, &metrics);
+        assert_eq!(stalls.check_at(600_000, &metrics), Verdict::Fine);
+        drop(body);
+        assert_eq!(stalls.check_at(stalls.now_ms() + 59_000, &metrics), Verdict::Fine);
+        assert_eq!(stalls.check_at(stalls.now_ms() + 60_000, &metrics), Verdict::Idle);
     }
 }

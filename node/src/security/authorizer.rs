@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     fn caller(name: &str) -> Caller {
-        Caller { principal: Some(Principal::new(name).unwrap()), address: "127.0.0.1:9".parse().unwrap() }
+        Caller::new(Some(Principal::new(name).unwrap()), "127.0.0.1:9".parse().unwrap())
     }
 
     fn authorizer(rules: Vec<AclRule>) -> (Authorizer, Arc<RwLock<Arc<ControllerState>>>) {
@@ -315,7 +315,7 @@ mod tests {
     fn super_users_may_do_everything_and_nobody_is_one_by_having_no_name() {
         let (authorizer, _) = authorizer(vec![]);
         assert!(authorizer.cluster(&caller("root"), Action::Admin).is_ok());
-        let nobody = Caller { principal: None, address: "127.0.0.1:9".parse().unwrap() };
+        let nobody = Caller::new(None, "127.0.0.1:9".parse().unwrap());
         assert!(authorizer.anything(&nobody).is_err());
     }
 

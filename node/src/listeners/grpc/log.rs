@@ -70,9 +70,9 @@ impl Log for LogService {
         request: Request<Streaming<proto::ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStreamStream>, Status> {
         let ticket = request.extensions().get::<Arc<Ticket>>().cloned();
-        let ticket = ticket.unwrap_or_else(|| self.context.budget.ticket());
         let parent = traces::parent_of(request.metadata().as_ref());
         let caller = caller(&request).map_err(|error| status::status(&error))?;
+        let ticket = ticket.unwrap_or_else(|| caller.share.ticket());
         Ok(Response::new(produce_stream::answers(self.context.clone(), caller, ticket, request.into_inner(), parent)))
     }
 

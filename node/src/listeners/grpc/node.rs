@@ -9,6 +9,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};
 
+use super::caller;
 use super::log::observe;
 use crate::broker::{BrokerError, Reason};
 use crate::listeners::context::Context;
@@ -35,26 +36,33 @@ impl NodeService {
 impl Node for NodeService {
     async fn get_log_filter(
         &self,
-        _request: Request<proto::GetLogFilterRequest>,
+        request: Request<proto::GetLogFilterRequest>,
     ) -> Result<Response<proto::LogFilter>, Status> {
-        observe(&self.context, Operation::Diagnostics, async { Ok(Response::new(in_force(control()?.in_force()))) })
-            .await
+        observe(&self.context, Operation::Diagnostics, async {
+            self.context.broker.for_caller(&caller(&request)?).may_see_log_filter().await?;
+            Ok(Response::new(in_force(control()?.in_force())))
+        })
+        .await
     }
 
     async fn set_log_filter(
         &self,
         request: Request<proto::SetLogFilterRequest>,
     ) -> Result<Response<proto::LogFilter>, Status> {
-        let proto::SetLogFilterRequest { filter, lasts_ms } = request.into_inner();
         observe(&self.context, Operation::Diagnostics, async {
+            let caller = caller(&request)?;
+            let proto::SetLogFilterRequest { filter, lasts_ms } = request.into_inner();
             if lasts_ms > LASTS_MS_MAX {
                 return Err(BrokerError::invalid("lasts_ms", lasts_ms, &format!("must be at most {LASTS_MS_MAX}")));
             }
             let lasts = (lasts_ms > 0).then(|| Duration::from_millis(lasts_ms));
             let shown: String = filter.chars().take(200).collect();
-            let set = control()?.set(&filter, lasts);
-            let set = set.map_err(|error| BrokerError::invalid("filter", format!("{shown:?}"), &error.to_string()))?;
-            Ok(Response::new(in_force(set)))
+            let broker = self.context.broker.for_caller(&caller);
+            let set = broker.set_log_filter(&shown, || {
+                let set = control()?.set(&filter, lasts);
+                set.map_err(|error| BrokerError::invalid("filter", format!("{shown:?}"), &error.to_string()))
+            });
+            Ok(Response::new(in_force(set.await?)))
         })
         .await
     }
@@ -65,11 +73,12 @@ impl Node for NodeService {
         &self,
         request: Request<proto::GetDiagnosticsRequest>,
     ) -> Result<Response<Self::GetDiagnosticsStream>, Status> {
-        let log_bytes_max = match request.into_inner().log_bytes_max {
-            0 => usize::MAX,
-            bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
-        };
         observe(&self.context, Operation::Diagnostics, async {
+            self.context.broker.for_caller(&caller(&request)?).may_diagnose().await?;
+            let log_bytes_max = match request.into_inner().log_bytes_max {
+                0 => usize::MAX,
+                bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
+            };
             let files = diagnostics::files(&self.context.broker, &self.context.metrics, log_bytes_max).await;
             // A file without contents is there, too.
             let parts = files.into_iter().flat_map(|file| {

@@ -1,13 +1,10 @@
 //! Request bodies: read whole, within limits of size and time.
 
-use std::time::Duration;
-
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
-use tokio::time::timeout;
 
 use crate::broker::{BrokerError, Reason};
 use crate::config::LimitsConfig;
@@ -17,22 +14,17 @@ use crate::listeners::intake::{Refused, too_large};
 ///
 /// # Errors
 /// RECORD_TOO_LARGE past `limits.request-bytes-max`, OVERLOADED past the node's budget, MALFORMED_BODY when it breaks off
-/// or nothing comes for `limits.header-timeout-ms`.
+/// or comes too slowly (`limits.body-timeout-ms`).
 pub(super) async fn read(mut body: Body, limits: &LimitsConfig) -> Result<Bytes, BrokerError> {
     let limit = limits.request_bytes_max;
     let announced = body.size_hint().lower();
     if announced > limit as u64 {
         return Err(too_large("body", usize::try_from(announced).unwrap_or(usize::MAX), limit));
     }
-    let wait = Duration::from_millis(limits.header_timeout_ms);
     let mut whole = BytesMut::new();
     let mut first: Option<Bytes> = None;
     loop {
-        let frame = timeout(wait, body.frame()).await.map_err(|_| {
-            let message = format!("body: nothing came for {} ms (limits.header-timeout-ms)", limits.header_timeout_ms);
-            BrokerError::new(Reason::MalformedBody, message)
-        })?;
-        let Some(frame) = frame else { break };
+        let Some(frame) = body.frame().await else { break };
         let frame = frame.map_err(|error| match Refused::find(&error) {
             Some(refused) => refused.clone(),
             None => BrokerError::new(Reason::MalformedBody, format!("body: breaks off: {error}")),

@@ -207,7 +207,7 @@ mod tests {
             uri: Uri::from_static("/"),
             headers: HeaderMap::new(),
             body: Body::empty(),
-            caller: Caller { principal: None, address: std::net::SocketAddr::from(([127, 0, 0, 1], 1)) },
+            caller: Caller::new(None, std::net::SocketAddr::from(([127, 0, 0, 1], 1))),
         }
     }
 

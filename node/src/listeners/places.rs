@@ -1,0 +1,109 @@
+//! Places for connections, under a limit of the node and one of each address.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::broker::{BrokerError, Reason};
+
+/// All places. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Places(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    max: usize,
+    per_address_max: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    /// Never 0.
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// The place of one connection, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Places,
+    address: IpAddr,
+}
+
+/// Why there is no place.
+#[derive(Debug)]
+pub(super) struct TooMany {
+    /// For the metric.
+    pub(super) cause: &'static str,
+    /// For the client.
+    pub(super) error: BrokerError,
+}
+
+impl Places {
+    pub(super) fn new(max: usize, per_address_max: usize) -> Self {
+        Self(Arc::new(Inner { max, per_address_max, taken: Mutex::default() }))
+    }
+
+    /// A place for a connection from this address.
+    ///
+    /// # Errors
+    /// TOO_MANY_CONNECTIONS when there is none.
+    pub(super) fn take(&self, address: IpAddr) -> Result<Place, TooMany> {
+        let Inner { max, per_address_max, taken } = &*self.0;
+        // An IPv4 client is the same one over a socket for both families.
+        let address = address.to_canonical();
+        let mut taken = taken.lock();
+        if taken.all >= *max {
+            return Err(too_many("connection_limit", "limits.connections-max", "", *max));
+        }
+        let of_address = taken.by_address.get(&address).copied().unwrap_or(0);
+        if of_address >= *per_address_max {
+            let field = "limits.connections-per-address-max";
+            return Err(too_many("address_limit", field, " from this address", *per_address_max));
+        }
+        taken.all += 1;
+        taken.by_address.insert(address, of_address + 1);
+        drop(taken);
+        Ok(Place { places: self.clone(), address })
+    }
+}
+
+fn too_many(cause: &'static str, field: &str, whose: &str, limit: usize) -> TooMany {
+    let message = format!("{field}: {limit} connections{whose} are open: close some, or try again later");
+    TooMany { cause, error: BrokerError::new(Reason::TooManyConnections, message).with("limit", limit) }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.0.taken.lock();
+        taken.all -= 1;
+        if let Some(count) = taken.by_address.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                taken.by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_cannot_have_every_place_and_all_come_back() {
+        let places = Places::new(3, 2);
+        let [ann, ben]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
+        let held = [places.take(ann).unwrap(), places.take("::ffff:10.0.0.1".parse().unwrap()).unwrap()];
+        let refused = places.take(ann).unwrap_err();
+        assert_eq!((refused.cause, refused.error.value("limit")), ("address_limit", Some("2")));
+        let other = places.take(ben).unwrap();
+        assert_eq!(places.take(ben).unwrap_err().cause, "connection_limit");
+        drop((held, other));
+        assert!(places.0.taken.lock().by_address.is_empty());
+        assert_eq!(places.0.taken.lock().all, 0);
+    }
+}
