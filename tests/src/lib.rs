@@ -5,7 +5,7 @@
 //! project's own client, so that a mistake in both cannot hide; [`writer`] keeps writing to one node through crashes,
 //! [`history`] to a cluster, and checks what became of it; [`replica`] reads what is on a disk without the node; [`input`]
 //! finds real data to feed them; [`collector`] is where spans go; [`mount`] makes small, full and read-only volumes; [`tls`]
-//! certificates. The tests lie in `tests/tests`; the benchmark is `tests/src/bin/bench`.
+//! certificates; [`wire`] bytes that no library would send. The tests lie in `tests/tests`; the benchmark is `tests/src/bin/bench`.
 //!
 //! Variables: `CHRONICLE_TEST_BINARY` names the program to test, `CHRONICLE_TEST_FACTOR` lengthens the tests that go on for
 //! a while, `CHRONICLE_NO_NETNS=1` leaves out those that cut networks, `CHRONICLE_TEST_TLS=1` secures every cluster.
@@ -23,6 +23,7 @@ pub mod netns;
 pub mod node;
 pub mod replica;
 pub mod tls;
+pub mod wire;
 pub mod writer;
 
 /// The root of the checkout that this crate was built from.

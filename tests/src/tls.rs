@@ -5,13 +5,17 @@
 //! its cluster is secured.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chronicle_client::{ClientConfig, TlsConfig};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConnection, StreamOwned};
 use tempfile::TempDir;
 
 use crate::node::{output, program};
@@ -236,6 +240,30 @@ pub fn http(address: SocketAddr) -> Result<reqwest::Client> {
     let bundle = reqwest::Certificate::from_pem_bundle(&std::fs::read(secured.client.file("ca.crt"))?)?;
     let builder = bundle.into_iter().fold(builder, reqwest::ClientBuilder::add_root_certificate);
     Ok(builder.identity(reqwest::Identity::from_pem(&identity.concat())?).build()?)
+}
+
+/// An encrypted connection that offers one protocol (ALPN) and shows a certificate. Reads wait for two seconds.
+///
+/// # Errors
+/// A file cannot be read, or nobody listens. What is wrong with the handshake is told by the first read or write.
+pub fn raw(
+    address: SocketAddr,
+    authority: &Authority,
+    pair: &Pair,
+    protocol: &[u8],
+) -> Result<StreamOwned<ClientConnection, TcpStream>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority.ca())?)?;
+    let chain = CertificateDer::pem_file_iter(&pair.certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(&pair.key)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = config.with_root_certificates(roots).with_client_auth_cert(chain, key)?;
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let connection = ClientConnection::new(Arc::new(config), ServerName::from(address.ip()))?;
+    Ok(StreamOwned::new(connection, stream))
 }
 
 /// `http://HOST:PORT` or `https://HOST:PORT`.
