@@ -25,7 +25,7 @@ pub enum ErrorKind {
         /// `HOST:PORT` of the leader, if the node knew it.
         leader: Option<String>,
     },
-    /// The append may or may not have happened. Only an idempotent producer may repeat it.
+    /// The append, or the change, may or may not have happened. Only an idempotent producer may repeat it.
     OutcomeUnknown,
     /// The connection failed, or something between here and the node answered.
     Transport {
@@ -80,7 +80,7 @@ impl ClientError {
         if self.kind == ErrorKind::OutcomeUnknown {
             return self;
         }
-        self.message = format!("the append may or may not have happened: {self}");
+        self.message = format!("it may or may not have happened: {self}");
         self.metadata.insert("cause".into(), std::mem::replace(&mut self.reason, "OUTCOME_UNKNOWN".into()));
         self.kind = ErrorKind::OutcomeUnknown;
         self

@@ -41,6 +41,7 @@ pub struct ClusterSetup {
     folders: BTreeMap<usize, PathBuf>,
     network: Option<Network>,
     secured: bool,
+    authority: Option<Arc<Secured>>,
 }
 
 impl ClusterSetup {
@@ -55,6 +56,14 @@ impl ClusterSetup {
     #[must_use]
     pub fn secured(mut self) -> Self {
         self.secured = true;
+        self
+    }
+
+    /// As far as certificates go, its nodes belong to another cluster: they are encrypted when that is, by the same authority.
+    #[must_use]
+    pub fn trusting(mut self, other: &Cluster) -> Self {
+        self.secured = other.secured.is_some();
+        self.authority = other.secured.clone();
         self
     }
 
@@ -86,8 +95,11 @@ impl ClusterSetup {
     /// # Errors
     /// A folder cannot be created.
     pub fn prepare(self) -> Result<Cluster> {
-        let Self { nodes, template, zones, mut folders, network, secured } = self;
-        let secured = secured.then(Secured::new).transpose()?;
+        let Self { nodes, template, zones, mut folders, network, secured, authority } = self;
+        let secured = match authority {
+            Some(authority) => Some(authority),
+            None => secured.then(Secured::new).transpose()?,
+        };
         let mut cluster = Cluster { nodes: Vec::new(), template, zones, network, secured, finished: false };
         let setups = (0..nodes).map(|number| cluster.setup_of(number)).collect::<Result<Vec<Setup>>>()?;
         let seeds: Vec<String> = setups.iter().map(|setup| setup.address().to_string()).collect();
@@ -136,6 +148,7 @@ impl Cluster {
             folders: BTreeMap::new(),
             network: None,
             secured: tls::by_default(),
+            authority: None,
         }
     }
 
@@ -309,6 +322,9 @@ impl Cluster {
     /// # Errors
     /// The node runs.
     pub fn replace_setup(&mut self, number: usize, setup: Setup) -> Result<()> {
+        if let Some(secured) = &self.secured {
+            tls::register(setup.address(), secured);
+        }
         self.nodes[number].replace_setup(setup)
     }
 

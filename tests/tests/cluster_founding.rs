@@ -95,7 +95,7 @@ async fn two_of_three_do_not_found_a_cluster_and_stop_in_good_order() -> Result<
 #[tokio::test(flavor = "multi_thread")]
 async fn two_clusters_never_merge_and_a_new_node_does_not_choose_between_them() -> Result<()> {
     let mut one = Cluster::of(3).start().await?;
-    let mut two = Cluster::of(1).start().await?;
+    let mut two = Cluster::of(1).trusting(&one).start().await?;
     let ids = (cluster_id(&one, 0).await?, cluster_id(&two, 0).await?);
     ensure!(ids.0 != ids.1, "two clusters with one id");
     let both = addresses(&[&one, &two]);
@@ -111,7 +111,8 @@ async fn two_clusters_never_merge_and_a_new_node_does_not_choose_between_them() 
     ensure!((cluster_id(&one, 0).await?, cluster_id(&two, 0).await?) == ids, "a cluster has another id");
     ensure!(one.status(0).await?.servers.len() == 3 && two.status(0).await?.servers.len() == 1, "nodes went over");
 
-    let mut fresh = Setup::new().set("cluster.seeds", both).set("cluster.bootstrap-expect", 5).prepare()?;
+    let fresh = Setup::new().set("node.name", "fresh").set("cluster.seeds", both).set("cluster.bootstrap-expect", 5);
+    let mut fresh = one.encrypt(fresh, "fresh")?.prepare()?;
     refused(&launch_and_wait_ended(&mut fresh)?, &["two clusters", &ids.0, &ids.1])?;
     ensure!(one.status(0).await?.servers.len() == 3 && two.status(0).await?.servers.len() == 1, "it joined");
     one.finish()?;
@@ -142,9 +143,9 @@ async fn a_copy_of_a_disk_a_foreign_disk_and_a_name_that_is_taken_are_refused() 
     };
 
     // A copy of a member's disk, while the member itself runs.
-    let copied = elsewhere("copied").set("node.name", "another");
-    let foreign = elsewhere("foreign").set("node.name", "another");
-    let namesake = elsewhere("namesake").set("node.name", "node-0");
+    let copied = cluster.encrypt(elsewhere("copied").set("node.name", "another"), "another")?;
+    let foreign = cluster.encrypt(elsewhere("foreign").set("node.name", "another"), "another")?;
+    let namesake = cluster.encrypt(elsewhere("namesake").set("node.name", "node-0"), "node-0")?;
     cluster.terminate(2)?;
     copy(cluster.node(2).data_dir(), &dir.path().join("copied"))?;
     cluster.restart(2)?;
@@ -152,7 +153,7 @@ async fn a_copy_of_a_disk_a_foreign_disk_and_a_name_that_is_taken_are_refused() 
     refused(&launch_and_wait_ended(&mut copied.prepare()?)?, &["copy"])?;
 
     // A disk that belongs to a cluster of its own.
-    let mut alone = Cluster::of(1).data_dir(0, dir.path().join("foreign")).start().await?;
+    let mut alone = Cluster::of(1).trusting(&cluster).data_dir(0, dir.path().join("foreign")).start().await?;
     alone.terminate(0)?;
     alone.finish()?;
     let mut foreign = foreign.prepare()?;

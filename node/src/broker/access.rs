@@ -510,7 +510,7 @@ impl ForCaller<'_> {
             None => ("delete-quota", String::new()),
         };
         let command = Command::SetQuota { principal, quota };
-        let done = match self.broker.controller()?.command(&command).await {
+        let done = match self.broker.controller()?.command_again(&command).await {
             Ok(Outcome::Done(_)) => Ok(()),
             Ok(other) => Err(unexpected(other)),
             Err(error) => Err(error),

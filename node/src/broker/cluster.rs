@@ -184,7 +184,13 @@ impl Broker {
     }
 
     async fn operate(&self, command: &Command) -> Result<OperationView, BrokerError> {
-        match self.controller()?.command(command).await? {
+        let controller = self.controller()?;
+        let outcome = match command {
+            // Begun twice, it is one operation.
+            Command::StartOperation { .. } => controller.command_again(command).await?,
+            _ => controller.command(command).await?,
+        };
+        match outcome {
             Outcome::Operation(operation) => {
                 let state = self.inner.env.state();
                 Ok(self.operation_view(&state, &operation))

@@ -16,7 +16,7 @@ pub enum ErrorKind {
     Redirect,
     /// Not accepted and never will be as it stands.
     Rejected,
-    /// The append may or may not have happened.
+    /// The append, or the change, may or may not have happened.
     Unknown,
     /// This node cannot go on with the data asked for; somebody has to look.
     Fatal,
@@ -100,7 +100,7 @@ reasons! {
     NotLeader = "NOT_LEADER", Redirect;
     /// The node or the partition is starting or stopping.
     Unavailable = "UNAVAILABLE", Retry;
-    /// The append may or may not have happened; metadata `cause`.
+    /// The append, or the change, may or may not have happened; metadata `cause`.
     OutcomeUnknown = "OUTCOME_UNKNOWN", Unknown;
     /// Stored data fails its checks and is not served.
     DataDamaged = "DATA_DAMAGED", Fatal;
@@ -137,9 +137,9 @@ impl BrokerError {
         Self::new(Reason::InvalidRequest, format!("{field}: {value}: {rule}"))
     }
 
-    /// An append whose fate is open, and why.
+    /// An append or a change whose fate is open, and why.
     pub fn unknown(cause: &BrokerError) -> Self {
-        Self::new(Reason::OutcomeUnknown, format!("the append may or may not have happened: {}", cause.message))
+        Self::new(Reason::OutcomeUnknown, format!("it may or may not have happened: {}", cause.message))
             .with("cause", cause.reason.as_str())
     }
 

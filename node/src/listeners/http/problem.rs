@@ -71,7 +71,7 @@ pub fn title(reason: Reason) -> &'static str {
         Reason::DiskFailed => "Writing to disk failed",
         Reason::NotLeader => "Another node leads the partition",
         Reason::Unavailable => "The node cannot serve now",
-        Reason::OutcomeUnknown => "The append may or may not have happened",
+        Reason::OutcomeUnknown => "It may or may not have happened",
         Reason::DataDamaged => "Stored data is damaged",
         Reason::Internal => "A defect in the node",
     }
