@@ -277,9 +277,9 @@ pub enum ClientAuth {
     /// They are not asked for one: every client is anonymous.
     Off,
     /// A client with one is known by it, a client without is anonymous; one that cannot be verified is refused.
-    #[default]
     Optional,
     /// A client without one is refused.
+    #[default]
     Required,
 }
 
@@ -296,7 +296,7 @@ pub struct TlsConfig {
     /// Certificates of the CAs that clients and other nodes are verified against, PEM. Several while one follows another.
     /// Default: empty.
     pub ca_file: PathBuf,
-    /// Whether clients show a certificate. Default: `optional`.
+    /// Whether clients show a certificate. Default: `required`.
     pub client_auth: ClientAuth,
     /// Name that other nodes' certificates must be valid for; empty: the host in a node's address. For nodes that are found by
     /// addresses which no certificate can hold. Default: empty.
@@ -312,7 +312,7 @@ impl Default for TlsConfig {
             cert_file: PathBuf::new(),
             key_file: PathBuf::new(),
             ca_file: PathBuf::new(),
-            client_auth: ClientAuth::Optional,
+            client_auth: ClientAuth::Required,
             peer_server_name: String::new(),
             reload_ms: 10_000,
         }
