@@ -115,7 +115,7 @@ mod tests {
         let (a, b) = (rule("ann", "a"), rule("ann", "b"));
         assert_eq!(state.apply(create(&[a.clone(), a.clone()])), Outcome::Acls(vec![a.clone()]));
         let revision = state.access.revision;
-        assert_eq!(state.apply(create(&[a.clone()])), Outcome::Acls(vec![]));
+        assert_eq!(state.apply(create(std::slice::from_ref(&a))), Outcome::Acls(vec![]));
         assert_eq!(state.access.revision, revision);
         assert_eq!(state.apply(create(&[a, b.clone()])), Outcome::Acls(vec![b]));
         assert!(state.access.revision > revision);

@@ -72,7 +72,7 @@ fn masked(value: Value) -> Value {
     match value {
         Value::Mapping(fields) => {
             let fields = fields.into_iter().map(|(name, value)| {
-                let secret = name.as_str().is_some_and(is_secret) && !value.is_null() && value != Value::from("");
+                let secret = name.as_str().is_some_and(is_secret) && !value.is_null() && value.as_str() != Some("");
                 let value = if secret { Value::from(MASK) } else { masked(value) };
                 (name, value)
             });
