@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use crate::node::{output, program};
 
-/// Principal of [`Authority::admin`].
+/// Principal of the client that tests speak as: [`Secured::client`].
 pub const ADMIN: &str = "admin";
 
 /// A certificate and its key.
