@@ -208,7 +208,10 @@ async fn rules_and_quotas_survive_a_restart() {
     let root = root();
     let rule = allow("ann", ResourceKind::Topic, "default", Action::Write);
     let quota = Quota { requests: 7, ..Quota::default() };
-    assert_eq!(broker.for_caller(&root).create_acls(vec![rule.clone(), rule.clone()]).await.unwrap(), std::slice::from_ref(&rule));
+    assert_eq!(
+        broker.for_caller(&root).create_acls(vec![rule.clone(), rule.clone()]).await.unwrap(),
+        std::slice::from_ref(&rule)
+    );
     assert!(broker.for_caller(&root).create_acls(vec![rule.clone()]).await.unwrap().is_empty());
     broker.for_caller(&root).set_quota(Some("ann".into()), quota).await.unwrap();
     broker.shutdown().await;
