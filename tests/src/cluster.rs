@@ -501,28 +501,56 @@ impl Cluster {
     /// They do not in time.
     pub async fn caught_up(&self, topic: &str) -> Result<()> {
         self.eventually("every replica at the same end", async |cluster| {
-            let any = *cluster.running().first().context("no node runs")?;
-            let (metadata, _) = cluster.metadata(any, topic).await?;
-            let mut described = BTreeMap::new();
-            for number in cluster.running() {
-                described.insert(number, cluster.describe(number, topic).await?.partitions);
-            }
-            for partition in 0..metadata.partitions.len() {
-                let replicas = cluster.replicas(topic, i32::try_from(partition)?).await?;
-                let mut ends = BTreeMap::new();
-                for number in replicas {
-                    let here = described.get(&number).and_then(|partitions| partitions.get(partition));
-                    let here = here.with_context(|| format!("node-{number} has a replica and does not run"))?;
-                    let usable = ["active", "dormant"].contains(&here.state.as_str());
-                    ensure!(usable, "partition {partition} on node-{number} is {}", here.state);
-                    ends.insert(number, here.next);
-                }
+            for (partition, ends) in cluster.ends(topic).await?.iter().enumerate() {
                 let same = ends.values().all(|end| Some(end) == ends.values().next());
                 ensure!(same, "ends of partition {partition} by node: {ends:?}");
             }
             Ok(())
         })
         .await
+    }
+
+    /// Waits until every replica of every partition has what some replica has now: while others write, no two are the same.
+    ///
+    /// # Errors
+    /// One of them stays behind, or a replica is not usable.
+    pub async fn keeps_up(&self, topic: &str) -> Result<()> {
+        let goals: Vec<i64> = self
+            .eventually("every replica usable", async |cluster| cluster.ends(topic).await)
+            .await?
+            .iter()
+            .map(|ends| ends.values().copied().max().unwrap_or(0))
+            .collect();
+        self.eventually("every replica at what there was", async |cluster| {
+            for (partition, (ends, goal)) in cluster.ends(topic).await?.iter().zip(&goals).enumerate() {
+                ensure!(ends.values().all(|end| end >= goal), "ends of partition {partition}, {goal} wanted: {ends:?}");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The next offset of each partition by the nodes that have a replica of it.
+    async fn ends(&self, topic: &str) -> Result<Vec<BTreeMap<usize, i64>>> {
+        let any = *self.running().first().context("no node runs")?;
+        let (metadata, _) = self.metadata(any, topic).await?;
+        let mut described = BTreeMap::new();
+        for number in self.running() {
+            described.insert(number, self.describe(number, topic).await?.partitions);
+        }
+        let mut all = Vec::new();
+        for partition in 0..metadata.partitions.len() {
+            let mut ends = BTreeMap::new();
+            for number in self.replicas(topic, i32::try_from(partition)?).await? {
+                let here = described.get(&number).and_then(|partitions| partitions.get(partition));
+                let here = here.with_context(|| format!("node-{number} has a replica and does not run"))?;
+                let usable = ["active", "dormant"].contains(&here.state.as_str());
+                ensure!(usable, "partition {partition} on node-{number} is {}", here.state);
+                ends.insert(number, here.next);
+            }
+            all.push(ends);
+        }
+        Ok(all)
     }
 
     /// Waits until all replicas have caught up, stops every node, and reads each replica from its disk: they must be the

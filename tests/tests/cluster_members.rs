@@ -36,7 +36,7 @@ async fn has_replicas(cluster: &Cluster, count: usize) -> Result<()> {
             Ok(())
         })
         .await?;
-    cluster.caught_up(TOPIC).await
+    cluster.keeps_up(TOPIC).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

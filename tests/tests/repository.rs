@@ -217,15 +217,15 @@ fn the_test_command_counts_and_fails_as_cargo_does() {
     };
     let ok = "echo 'test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s'";
     let bad = "echo 'test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out'";
-    // Cargo runs twice: for the workspace, and for the simulation.
-    assert_eq!(run(&format!("{ok}\n{ok}")), (true, "12 passed, 0 failed".into()));
-    assert_eq!(run(&format!("{ok}\n{bad}\nexit 101")), (false, "10 passed, 2 failed".into()));
+    // Cargo runs three times: for the workspace, for clusters that are secured, and for the simulation.
+    assert_eq!(run(&format!("{ok}\n{ok}")), (true, "18 passed, 0 failed".into()));
+    assert_eq!(run(&format!("{ok}\n{bad}\nexit 101")), (false, "15 passed, 3 failed".into()));
     assert_eq!(run("echo 'error: could not compile' >&2; exit 101"), (false, "0 passed, 0 failed".into()));
     // A test program that dies prints no result line; cargo's status alone says so.
-    assert_eq!(run(&format!("{ok}\nexit 101")), (false, "6 passed, 0 failed".into()));
+    assert_eq!(run(&format!("{ok}\nexit 101")), (false, "9 passed, 0 failed".into()));
     // The simulation alone fails.
     let simulation = format!("{ok}\ncase \"$*\" in *simulation*) exit 101 ;; esac");
-    assert_eq!(run(&simulation), (false, "6 passed, 0 failed".into()));
+    assert_eq!(run(&simulation), (false, "9 passed, 0 failed".into()));
 }
 
 #[test]
