@@ -36,7 +36,7 @@ now_ms() { echo $(($(date +%s%N) / 1000000)); }
 # Go programs are built by whoever installed Go; where a login shell was not read it is not on the path.
 find_go() {
   command -v go >/dev/null 2>&1 || PATH=$PATH:/usr/local/go/bin
-  command -v go >/dev/null 2>&1 || die "go is missing; tests/kube/go/go.mod says which version (https://go.dev/dl)"
+  command -v go >/dev/null 2>&1 || die "go is missing; tests/kube/go/go.mod says which version"
 }
 
 # `ip netns exec` would mount a new /sys that has no cgroups in it, and containerd and kubelet need them: nsenter.

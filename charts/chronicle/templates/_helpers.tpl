@@ -19,3 +19,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
+
+{{- define "chronicle.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ default $.Chart.AppVersion .tag }}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -43,9 +44,17 @@ func main() {
 			"labels":      texts,
 			"annotations": texts,
 			"keep":        object{"type": "boolean"},
-			"cluster":     specs["ChronicleCluster"],
-			"topics":      object{"type": "array", "items": named(specs["ChronicleTopic"])},
-			"users":       object{"type": "array", "items": named(specs["ChronicleUser"])},
+			"image": object{
+				"type": "object", "additionalProperties": false,
+				"properties": object{
+					"repository": object{"type": "string", "minLength": 1},
+					"tag":        object{"type": "string", "maxLength": 128},
+					"digest":     object{"type": "string", "pattern": "^(|sha256:[0-9a-f]{64})$"},
+				},
+			},
+			"cluster": filledIn(specs["ChronicleCluster"], "image"),
+			"topics":  object{"type": "array", "items": named(specs["ChronicleTopic"])},
+			"users":   object{"type": "array", "items": named(specs["ChronicleUser"])},
 		},
 	}
 	out := json.NewEncoder(os.Stdout)
@@ -57,20 +66,20 @@ func main() {
 	}
 }
 
-// named is an element of a list of resources. The chart fills in which cluster it belongs to, so that it need not be said.
-func named(spec object) object {
-	if required, ok := spec["required"].([]any); ok {
-		var kept []any
-		for _, field := range required {
-			if field != "clusterRef" {
-				kept = append(kept, field)
-			}
-		}
-		delete(spec, "required")
-		if len(kept) > 0 {
-			spec["required"] = kept
-		}
+// filledIn takes a field that the chart fills in out of those that must be given.
+func filledIn(spec object, name string) object {
+	required, _ := spec["required"].([]any)
+	required = slices.DeleteFunc(required, func(field any) bool { return field == name })
+	delete(spec, "required")
+	if len(required) > 0 {
+		spec["required"] = required
 	}
+	return spec
+}
+
+// named is an element of a list of resources. The chart fills in which cluster it belongs to.
+func named(spec object) object {
+	spec = filledIn(spec, "clusterRef")
 	return object{
 		"type": "object", "additionalProperties": false, "required": []string{"name"},
 		"properties": object{"name": object{"type": "string", "pattern": "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"}, "spec": spec},
