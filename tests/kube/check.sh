@@ -3,7 +3,8 @@
 PASSED=0
 FAILED=0
 
-# check WHAT COMMAND..: runs a command as one check. Its output is shown when it fails.
+# check WHAT COMMAND..: runs a command as one check. Its output is shown when it fails; lines that begin with `measured:`
+# always are.
 check() {
   local what=$1 began output
   shift
@@ -11,6 +12,7 @@ check() {
   if output=$("$@" 2>&1); then
     PASSED=$((PASSED + 1))
     printf 'PASS %-62s %6d ms\n' "$what" $(($(now_ms) - began))
+    grep '^measured:' <<<"$output" || true
   else
     FAILED=$((FAILED + 1))
     printf 'FAIL %-62s %6d ms\n%s\n' "$what" $(($(now_ms) - began)) "$output"

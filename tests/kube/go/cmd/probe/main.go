@@ -7,6 +7,7 @@
 //	probe cat FILE | append FILE TEXT | remove FILE | id
 //	probe fill FILE BYTES       writes zeros until done or the disk is full, and says how many
 //	probe eat                   takes memory until it is killed
+//	probe workload ..           appends through the client and checks what was acknowledged; see workload.go
 package main
 
 import (
@@ -43,7 +44,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: probe serve|get|lookup|cat|append|remove|id|fill|eat")
+		return errors.New("usage: probe serve|get|lookup|cat|append|remove|id|fill|eat|workload")
 	}
 	command, rest := args[0], args[1:]
 	wants := map[string]int{"lookup": 1, "cat": 1, "append": 2, "remove": 1, "fill": 2}
@@ -53,6 +54,8 @@ func run(args []string) error {
 	switch command {
 	case "serve":
 		return serve()
+	case "workload":
+		return runWorkload(rest)
 	case "get":
 		return get(rest)
 	case "lookup":
@@ -124,7 +127,8 @@ func get(args []string) error {
 	if len(args) == 0 {
 		return errors.New("probe get: wants a URL")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	// Long enough for an answer that takes time (/finish of a workload); a connection must be there much sooner.
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	method, body := http.MethodGet, io.Reader(nil)
 	if len(args) > 1 {
@@ -135,7 +139,7 @@ func get(args []string) error {
 		return err
 	}
 	request.Header.Set("Accept", "*/*")
-	transport := &http.Transport{}
+	transport := &http.Transport{DialContext: (&net.Dialer{Timeout: 4 * time.Second}).DialContext}
 	if request.URL.Scheme == "https" && strings.HasPrefix(request.URL.Hostname(), "kubernetes.") {
 		const account = "/var/run/secrets/kubernetes.io/serviceaccount/"
 		ca, err := os.ReadFile(account + "ca.crt")
