@@ -82,7 +82,7 @@ func named(spec object) object {
 	spec = filledIn(spec, "clusterRef")
 	return object{
 		"type": "object", "additionalProperties": false, "required": []string{"name"},
-		"properties": object{"name": object{"type": "string", "pattern": "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"}, "spec": spec},
+		"properties": object{"name": object{"type": "string", "pattern": "^[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$"}, "spec": spec},
 	}
 }
 
