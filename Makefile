@@ -6,10 +6,10 @@ PROFILE_FLAG = $(if $(RELEASE),--release,)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint fmt fmt-check doc ci bench bench-cluster licences image images clean \
-	kube-up kube-down kube-smoke test-charts
+	kube-up kube-down kube-smoke test-kube test-kube-full test-charts
 
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 run: ## Build and start a node on 127.0.0.1:7400 with its data in ./data (DATA=dir, RELEASE=1)
 	$(CARGO) build $(PROFILE_FLAG) --locked --package chronicle-node --bin chronicle
@@ -67,6 +67,17 @@ kube-smoke: kube-up ## Check that it does what the tests rely on
 
 images: ## Build both images with buildah as OCI archives in target/images, without a registry (PROFILE=dist)
 	@deploy/image/build --profile $(or $(PROFILE),dist) --out target/images
+
+test-kube: kube-up ## The node image and the operator on it, about five minutes
+	@tests/kube/images chronicle
+	@tests/kube/three-nodes --tls
+	@tests/kube/operator
+
+test-kube-full: kube-smoke ## The same with lost machines, lost and full disks, a new certificate authority: about fifteen minutes
+	@tests/kube/images chronicle
+	@tests/kube/three-nodes --failures
+	@tests/kube/three-nodes --tls
+	@tests/kube/operator --full
 
 test-charts: kube-up ## Lint and render the charts and kustomizations, and have the API server check them
 	@charts/check
