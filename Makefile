@@ -5,10 +5,11 @@ DATA ?= data
 PROFILE_FLAG = $(if $(RELEASE),--release,)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt fmt-check doc ci bench bench-cluster licences image clean
+.PHONY: help run test lint fmt fmt-check doc ci bench bench-cluster licences image images clean \
+	kube-up kube-down kube-smoke test-kube test-kube-full test-charts
 
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 run: ## Build and start a node on 127.0.0.1:7400 with its data in ./data (DATA=dir, RELEASE=1)
 	$(CARGO) build $(PROFILE_FLAG) --locked --package chronicle-node --bin chronicle
@@ -47,9 +48,36 @@ bench-cluster: ## The same for three nodes, about half an hour (BENCH_FLAGS as a
 licences: ## Check the licence of every dependency
 	$(CARGO) test --locked --package chronicle-tests --test licences
 
-image: ## Build the container images chronicle and chronicle-operator
+image: ## Build the container images chronicle and chronicle-operator with docker
 	docker build --target node --tag chronicle:dev .
 	docker build --target operator --tag chronicle-operator:dev .
 
 clean: ## Remove build output (never data)
 	$(CARGO) clean
+
+# Kubernetes: a cluster to test with, images, charts. tests/kube/README.md tells more.
+kube-up: ## Start a Kubernetes of three nodes on this machine (root; the first time builds it, about 6 minutes)
+	@tests/kube/up
+
+kube-down: ## Stop it and leave nothing but the cache
+	@tests/kube/down
+
+kube-smoke: kube-up ## Check that it does what the tests rely on
+	@tests/kube/smoke
+
+images: ## Build both images with buildah as OCI archives in target/images, without a registry (PROFILE=dist)
+	@deploy/image/build --profile $(or $(PROFILE),dist) --out target/images
+
+test-kube: kube-up ## The node image and the operator on it, about five minutes
+	@tests/kube/images chronicle
+	@tests/kube/three-nodes --tls
+	@tests/kube/operator
+
+test-kube-full: kube-smoke ## The same with lost machines, lost and full disks, a new certificate authority: about fifteen minutes
+	@tests/kube/images chronicle
+	@tests/kube/three-nodes --failures
+	@tests/kube/three-nodes --tls
+	@tests/kube/operator --full
+
+test-charts: kube-up ## Lint and render the charts and kustomizations, and have the API server check them
+	@charts/check

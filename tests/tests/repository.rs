@@ -1,7 +1,7 @@
 //! Rules about the repository itself: where `unsafe` may be, that every crate inherits the lints, that documents point
 //! at things that exist, and that the container build can find what it copies.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -157,11 +157,20 @@ fn the_dockerfile_has_both_targets_and_finds_what_it_copies() {
     let dockerfile = fs::read_to_string(repository().join("Dockerfile")).expect("there is a Dockerfile");
     let joined = dockerfile.replace("\\\n", " ");
     let mut stages: HashSet<String> = HashSet::new();
+    let mut arguments: HashMap<String, String> = HashMap::new();
     for line in joined.lines().filter(|line| !line.trim_start().starts_with('#')) {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
+            // An argument stands for its default.
+            ["ARG", argument] => {
+                if let Some((name, default)) = argument.split_once('=') {
+                    arguments.insert(format!("${{{name}}}"), default.to_string());
+                }
+            }
             ["FROM", base, "AS", name] => {
-                assert!(stages.contains(*base) || base.contains(':'), "{line}: the base has no version");
+                let base = arguments.get(*base).map_or(*base, String::as_str);
+                let known = stages.contains(base) || base == "scratch" || base.contains(':');
+                assert!(known, "{line}: the base {base} is no stage above and has no version");
                 assert!(!base.ends_with(":latest"), "{line}: `latest` is no version");
                 stages.insert((*name).to_string());
             }
