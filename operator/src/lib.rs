@@ -1,2 +1,5 @@
 #![forbid(unsafe_code)]
 pub mod api;
+pub mod build;
+pub mod plan;
+mod quantity;
