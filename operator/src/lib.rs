@@ -3,3 +3,4 @@ pub mod api;
 pub mod build;
 pub mod plan;
 mod quantity;
+pub mod admin;
