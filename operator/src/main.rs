@@ -1,1 +1,16 @@
-fn main() { println!("{}", serde_yaml::to_string(&chronicle_operator::api::crds()).unwrap()); }
+//! The operator's process.
+
+use std::process::ExitCode;
+
+use chronicle_operator::cli::Cli;
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match Cli::parse().execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("chronicle-operator: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -32,13 +32,13 @@ fn thousandths(text: &str) -> Option<i128> {
 }
 
 /// A quantity in whole bytes, rounded up; `None` when it is no quantity, negative or too large.
-pub fn bytes(text: &str) -> Option<u64> {
+pub(crate) fn bytes(text: &str) -> Option<u64> {
     let value = thousandths(text)?;
     u64::try_from((value + 999).div_euclid(1000)).ok().filter(|_| value >= 0)
 }
 
 /// Whether two texts are the same quantity.
-pub fn same(a: &str, b: &str) -> bool {
+pub(crate) fn same(a: &str, b: &str) -> bool {
     thousandths(a).is_some_and(|a| thousandths(b) == Some(a))
 }
 

@@ -79,6 +79,11 @@ pub(crate) fn issuer_ref(cluster: &Cluster) -> Value {
     }
 }
 
+/// Name of the issuer of the cluster's certificates.
+pub fn issuer_name(cluster: &Cluster) -> String {
+    issuer_ref(cluster)["name"].as_str().unwrap_or_default().to_owned()
+}
+
 /// Names that the nodes' certificate is valid for.
 fn node_names(cluster: &Cluster, settings: &Settings) -> Vec<String> {
     let (name, nodes, namespace) = (&cluster.name, cluster.nodes_service(), &cluster.namespace);
