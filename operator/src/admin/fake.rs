@@ -127,9 +127,8 @@ impl FakeCluster {
         };
         let voters = self.members().filter(|(_, node)| node.voter).count();
         let pick = |cluster: &Self, voter: bool| {
-            let fits = |node: &FakeNode| {
-                node.voter == voter && (voter || (node.running && node.state == MemberState::Active))
-            };
+            let fits =
+                |node: &FakeNode| node.voter == voter && (voter || (node.running && node.state == MemberState::Active));
             cluster.members().filter(|(_, node)| fits(node)).map(|(id, _)| id.clone()).last()
         };
         if voters < expected
@@ -142,7 +141,8 @@ impl FakeCluster {
         {
             self.nodes.get_mut(&id).unwrap().voter = false;
         }
-        let may_lead = |node: &FakeNode| node.running && node.voter && node.state == MemberState::Active && !node.removed;
+        let may_lead =
+            |node: &FakeNode| node.running && node.voter && node.state == MemberState::Active && !node.removed;
         if !self.leader.as_ref().is_some_and(|id| self.nodes.get(id).is_some_and(may_lead)) {
             let others = self.nodes.iter().find(|(_, node)| may_lead(node));
             let any = self.nodes.iter().find(|(_, node)| node.running && node.voter && !node.removed);

@@ -108,5 +108,6 @@ pub trait Admin: Send + Sync + 'static {
     /// Quota of a principal, if it has one of its own.
     fn quota<'a>(&'a self, target: &'a Target, principal: &'a str) -> AdminResult<'a, Option<v1::Quota>>;
     /// Sets or removes the quota of a principal.
-    fn set_quota<'a>(&'a self, target: &'a Target, principal: &'a str, quota: Option<v1::Quota>) -> AdminResult<'a, ()>;
+    fn set_quota<'a>(&'a self, target: &'a Target, principal: &'a str, quota: Option<v1::Quota>)
+    -> AdminResult<'a, ()>;
 }

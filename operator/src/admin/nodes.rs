@@ -260,7 +260,12 @@ impl Admin for Nodes {
         })
     }
 
-    fn set_quota<'a>(&'a self, target: &'a Target, principal: &'a str, quota: Option<v1::Quota>) -> AdminResult<'a, ()> {
+    fn set_quota<'a>(
+        &'a self,
+        target: &'a Target,
+        principal: &'a str,
+        quota: Option<v1::Quota>,
+    ) -> AdminResult<'a, ()> {
         Box::pin(async move {
             let client = Self::client(target)?;
             let done = match quota {

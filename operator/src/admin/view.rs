@@ -48,7 +48,10 @@ pub fn combine(answers: &[Answer]) -> Result<ClusterView, AdminError> {
     let (answered, needed) = (voters.iter().filter(agree).count(), voters.len() / 2 + 1);
     if voters.is_empty() || answered < needed {
         let all = voters.len();
-        return Err(AdminError::NoMajority(format!("{answered} of {all} voters answered, {needed} are needed: {}", failures())));
+        return Err(AdminError::NoMajority(format!(
+            "{answered} of {all} voters answered, {needed} are needed: {}",
+            failures()
+        )));
     }
 
     let leader = newest.controller_leader.clone();

@@ -15,10 +15,10 @@ pub mod topic;
 pub mod user;
 
 pub use cluster::{
-    Authorization, AuthorizationMode, CertificateSecrets, ChronicleCluster, ChronicleClusterSpec, ClientAuth, Consensus,
-    IssuerKind, IssuerRef, MemberReplacement, Monitoring, NetworkPolicyMode, NetworkPolicySpec, PodMonitorMode,
-    Reconciliation, ReplacementMode, Retention, RetentionPolicy, Scheduling, Security, Storage, SuperUser, Tls, TlsMode,
-    UnsatisfiableTopology, VOTERS_MAX,
+    Authorization, AuthorizationMode, CertificateSecrets, ChronicleCluster, ChronicleClusterSpec, ClientAuth,
+    Consensus, IssuerKind, IssuerRef, MemberReplacement, Monitoring, NetworkPolicyMode, NetworkPolicySpec,
+    PodMonitorMode, Reconciliation, ReplacementMode, Retention, RetentionPolicy, Scheduling, Security, Storage,
+    SuperUser, Tls, TlsMode, UnsatisfiableTopology, VOTERS_MAX,
 };
 pub use conditions::{ConditionType, Conditions, condition_of, set_condition};
 pub use status::{

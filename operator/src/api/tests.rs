@@ -86,3 +86,15 @@ fn a_condition_keeps_the_time_of_its_last_transition_while_its_status_stays() {
     set_condition(&mut conditions, ConditionType::Quorate, None, "Unknown", "", Some(2), late);
     assert_eq!((conditions[0].status.as_str(), conditions[0].last_transition_time.0), ("Unknown", late));
 }
+
+#[test]
+fn the_definitions_under_deploy_are_those_of_the_code() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds/chronicle.dev.yaml");
+    let text = crate::cli::crd_text().unwrap();
+    if std::env::var_os("UPDATE_FIXTURES").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &text).unwrap();
+    }
+    let there = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(there == text, "run `chronicle-operator crd > deploy/crds/chronicle.dev.yaml`");
+}

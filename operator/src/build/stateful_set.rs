@@ -6,9 +6,9 @@ use k8s_openapi::api::apps::v1::{
 };
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapProjection, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource,
-    HTTPGetAction, KeyToPath, ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSecurityContext,
-    PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, SeccompProfile, SecretProjection, SecurityContext,
-    TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection, VolumeResourceRequirements,
+    HTTPGetAction, KeyToPath, ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec,
+    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, SeccompProfile, SecretProjection,
+    SecurityContext, TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -161,7 +161,9 @@ fn container(cluster: &Cluster) -> Container {
         name: "chronicle".into(),
         image: Some(spec.image.clone()),
         image_pull_policy: spec.image_pull_policy.clone(),
-        args: Some(["node", "--config"].map(str::to_owned).into_iter().chain([format!("{CONFIG_DIR}/{FILE}")]).collect()),
+        args: Some(
+            ["node", "--config"].map(str::to_owned).into_iter().chain([format!("{CONFIG_DIR}/{FILE}")]).collect(),
+        ),
         env: Some(vec![
             from_field("CHRONICLE_NODE__NAME", "metadata.name"),
             // Kubernetes 1.35 and later give pods the zone of their machine; before, it is empty: no zone.
@@ -224,11 +226,8 @@ fn volumes(cluster: &Cluster) -> Vec<Volume> {
             items: Some(vec![item("tls.crt"), item("tls.key")]),
             optional: None,
         };
-        let trust = ConfigMapProjection {
-            name: cluster.trust_config_map(),
-            items: Some(vec![item("ca.crt")]),
-            optional: None,
-        };
+        let trust =
+            ConfigMapProjection { name: cluster.trust_config_map(), items: Some(vec![item("ca.crt")]), optional: None };
         // One volume, so that the three files change in one instant.
         let sources = vec![
             VolumeProjection { secret: Some(secret), ..VolumeProjection::default() },

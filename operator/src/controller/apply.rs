@@ -8,9 +8,9 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Client, ResourceExt};
 
+use super::FIELD_MANAGER;
 use super::compare::difference;
 use super::error::{ReconcileError, is_not_found};
-use super::FIELD_MANAGER;
 use crate::build::{CLUSTER_LABEL, KINDS, short_hash};
 
 /// Annotation with the hash of what was applied last: tells that a field is no longer wanted, which a comparison cannot see.
@@ -133,7 +133,9 @@ impl Applier {
     ) -> Result<usize, ReconcileError> {
         let wanted: HashSet<Key> = desired
             .iter()
-            .map(|object| (object.types.as_ref().map(|types| types.kind.clone()).unwrap_or_default(), object.name_any()))
+            .map(|object| {
+                (object.types.as_ref().map(|types| types.kind.clone()).unwrap_or_default(), object.name_any())
+            })
             .collect();
         let mut removed = 0;
         for ((kind, name), object) in live {

@@ -62,7 +62,10 @@ mod tests {
     fn what_somebody_changed_is_named() {
         let desired = json!({"spec": {"ports": [{"port": 1}], "type": "ClusterIP"}});
         let path = |live| difference(&desired, &live);
-        assert_eq!(path(json!({"spec": {"ports": [{"port": 2}], "type": "ClusterIP"}})).unwrap(), ".spec.ports[0].port");
+        assert_eq!(
+            path(json!({"spec": {"ports": [{"port": 2}], "type": "ClusterIP"}})).unwrap(),
+            ".spec.ports[0].port"
+        );
         assert_eq!(path(json!({"spec": {"ports": [], "type": "ClusterIP"}})).unwrap(), ".spec.ports");
         assert_eq!(path(json!({"spec": {"ports": [{"port": 1}]}})).unwrap(), ".spec.type");
     }

@@ -26,7 +26,9 @@ pub enum ReconcileError {
         source: AdminError,
     },
     /// An object that is needed belongs to somebody else.
-    #[error("{kind} {name} is there and belongs to {owner}: delete or rename it, or choose another name for this resource")]
+    #[error(
+        "{kind} {name} is there and belongs to {owner}: delete or rename it, or choose another name for this resource"
+    )]
     Foreign {
         /// Kind of the object.
         kind: String,

@@ -51,10 +51,19 @@ pub async fn reconcile(resource: Arc<ChronicleTopic>, context: Context) -> Resul
         Err(error) if error.is_transient() => Verdict::wait("ClusterUnavailable", error.to_string()),
         Err(error) => Verdict::no(error.reason(), error.to_string()),
     };
-    let news = condition_of(&before.conditions, ConditionType::Ready).is_none_or(|known| known.reason != verdict.reason);
+    let news =
+        condition_of(&before.conditions, ConditionType::Ready).is_none_or(|known| known.reason != verdict.reason);
     let generation = status.observed_generation;
     let (reason, message) = (verdict.reason, verdict.message.clone());
-    set_condition(&mut status.conditions, ConditionType::Ready, verdict.holds, reason, message, generation, context.now());
+    set_condition(
+        &mut status.conditions,
+        ConditionType::Ready,
+        verdict.holds,
+        reason,
+        message,
+        generation,
+        context.now(),
+    );
     if news && verdict.holds == Some(false) {
         context.event(&resource, EventKind::Warning, verdict.reason, &verdict.message).await;
     }
@@ -101,7 +110,8 @@ pub(super) async fn reach(
     cluster: &str,
 ) -> Result<Result<(Target, crate::build::Cluster), (&'static str, String)>, ReconcileError> {
     let clusters: Api<ChronicleCluster> = Api::namespaced(context.client(), namespace);
-    let found = clusters.get_opt(cluster).await.map_err(ReconcileError::kube(format!("get ChronicleCluster {cluster}")))?;
+    let found =
+        clusters.get_opt(cluster).await.map_err(ReconcileError::kube(format!("get ChronicleCluster {cluster}")))?;
     let Some(found) = found else {
         return Ok(Err(("ClusterMissing", format!("there is no ChronicleCluster {cluster} in this namespace"))));
     };
@@ -208,7 +218,8 @@ async fn other_owner(
     topic: &str,
 ) -> Result<Option<String>, ReconcileError> {
     let topics: Api<ChronicleTopic> = Api::namespaced(context.client(), namespace);
-    let all = topics.list(&kube::api::ListParams::default()).await.map_err(ReconcileError::kube("list ChronicleTopics"))?;
+    let all =
+        topics.list(&kube::api::ListParams::default()).await.map_err(ReconcileError::kube("list ChronicleTopics"))?;
     let same = all.items.iter().find(|other| {
         other.uid() != resource.uid()
             && other.spec.cluster_ref == resource.spec.cluster_ref
@@ -252,7 +263,9 @@ fn drift(resource: &ChronicleTopic, topic: &v1::Topic) -> Drift {
     let spec = &resource.spec;
     if let Some(asked) = spec.replication_factor.filter(|asked| *asked != topic.replication_factor) {
         let there = topic.replication_factor;
-        return Drift::Impossible(format!("replicationFactor: {asked}: the topic has {there}, which cannot be changed"));
+        return Drift::Impossible(format!(
+            "replicationFactor: {asked}: the topic has {there}, which cannot be changed"
+        ));
     }
     if spec.partitions < topic.partitions {
         let (asked, there) = (spec.partitions, topic.partitions);
@@ -296,13 +309,16 @@ async fn delete(
         let Some(target) = target else { return Ok(Action::requeue(UNSETTLED)) };
         let name = name_of(resource);
         let admin = context.admin();
-        let found = admin.topic(&target, &name).await.map_err(ReconcileError::admin(format!("describe topic {name}")))?;
+        let found =
+            admin.topic(&target, &name).await.map_err(ReconcileError::admin(format!("describe topic {name}")))?;
         // A topic of the same name that was made since is somebody else's.
         let same = |topic: &v1::Topic| status.topic_id.as_ref().is_none_or(|id| *id == topic.id);
         if found.as_ref().is_some_and(same) {
             match admin.delete_topic(&target, &name).await {
                 Err(AdminError::Refused { reason, message }) => {
-                    context.event(resource, EventKind::Warning, "DeletionRefused", &format!("{reason}: {message}")).await;
+                    context
+                        .event(resource, EventKind::Warning, "DeletionRefused", &format!("{reason}: {message}"))
+                        .await;
                     return Ok(Action::requeue(UNSETTLED));
                 }
                 other => other.map_err(ReconcileError::admin(format!("delete topic {name}")))?,
@@ -323,7 +339,8 @@ pub(super) async fn while_cluster_is_there(
     cluster: &str,
 ) -> Result<Option<Option<Target>>, ReconcileError> {
     let clusters: Api<ChronicleCluster> = Api::namespaced(context.client(), namespace);
-    let found = clusters.get_opt(cluster).await.map_err(ReconcileError::kube(format!("get ChronicleCluster {cluster}")))?;
+    let found =
+        clusters.get_opt(cluster).await.map_err(ReconcileError::kube(format!("get ChronicleCluster {cluster}")))?;
     if found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()) {
         return Ok(None);
     }

@@ -186,7 +186,10 @@ async fn certificate(
         return Ok(Some(no("NoIssuer", why)));
     }
     if !context.available().await.cert_manager {
-        return Ok(Some(no("CertManagerMissing", "cert-manager is not installed, so that nobody issues certificates".into())));
+        return Ok(Some(no(
+            "CertManagerMissing",
+            "cert-manager is not installed, so that nobody issues certificates".into(),
+        )));
     }
     let (namespace, secret) = (&cluster.namespace, secret_name(resource));
     let owner = OwnerReference {
@@ -220,9 +223,8 @@ async fn certificate(
     Applier::new(context.client(), namespace, owner).apply(&object, &Default::default()).await?;
     status.secret_name = Some(secret.clone());
     let secrets: Api<Secret> = Api::namespaced(context.client(), namespace);
-    let get = async |name: &str| {
-        secrets.get_opt(name).await.map_err(ReconcileError::kube(format!("get Secret {name}")))
-    };
+    let get =
+        async |name: &str| secrets.get_opt(name).await.map_err(ReconcileError::kube(format!("get Secret {name}")));
     let Some(there) = get(&secret).await? else {
         let why = format!("waiting for cert-manager to issue Secret {secret}");
         return Ok(Some((None, "CertificatePending", why, UNSETTLED)));

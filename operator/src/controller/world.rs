@@ -170,7 +170,13 @@ impl World {
         }
     }
 
-    fn answer(&self, method: &Method, uri: &str, content: &str, body: Value) -> Result<Response<Body>, tower::BoxError> {
+    fn answer(
+        &self,
+        method: &Method,
+        uri: &str,
+        content: &str,
+        body: Value,
+    ) -> Result<Response<Body>, tower::BoxError> {
         if self.dead().is_err() {
             return Err("the operator is dead".into());
         }
@@ -224,8 +230,11 @@ impl World {
             None => true,
         };
         let objects = self.objects.lock();
-        let items: Vec<&Value> =
-            objects.iter().filter(|((kind, _), object)| kind == plural && selected(object)).map(|(_, object)| object).collect();
+        let items: Vec<&Value> = objects
+            .iter()
+            .filter(|((kind, _), object)| kind == plural && selected(object))
+            .map(|(_, object)| object)
+            .collect();
         reply(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items}))
     }
 
@@ -252,7 +261,8 @@ impl World {
         merge(&mut new, &patch);
         if apply {
             let at = Timestamp::from_second(self.seconds.load(Ordering::Relaxed)).unwrap().to_string();
-            new["metadata"]["managedFields"] = json!([{"manager": super::FIELD_MANAGER, "operation": "Apply", "time": at}]);
+            new["metadata"]["managedFields"] =
+                json!([{"manager": super::FIELD_MANAGER, "operation": "Apply", "time": at}]);
         }
         let _ = sub;
         self.store(plural, &old, new.clone());
@@ -334,16 +344,24 @@ impl World {
             "pods" => {
                 let Some(node) = self.node_of(name) else { return };
                 let cluster = self.cluster.lock();
-                let Some(known) = cluster.nodes.get(&node).filter(|known| known.running && !known.removed) else { return };
+                let Some(known) = cluster.nodes.get(&node).filter(|known| known.running && !known.removed) else {
+                    return;
+                };
                 let _ = known;
-                assert!(!self.recorded(name).is_null(), "pod {name} is deleted without a record: {}", self.resource()["status"]);
+                assert!(
+                    !self.recorded(name).is_null(),
+                    "pod {name} is deleted without a record: {}",
+                    self.resource()["status"]
+                );
                 let members = cluster.nodes.values().filter(|node| !node.removed).count();
                 if members > 2 {
                     assert!(cluster.quorate_without(Some(&node)), "pod {name} is deleted and takes the majority along");
                     assert_ne!(cluster.leader.as_ref(), Some(&node), "pod {name} is deleted while its node leads");
-                    let dead = cluster.nodes.iter().find(|(id, known)| **id != node && !known.removed && !known.running);
+                    let dead =
+                        cluster.nodes.iter().find(|(id, known)| **id != node && !known.removed && !known.running);
                     assert!(dead.is_none(), "pod {name} is deleted while {dead:?} is not there");
-                    let behind = cluster.nodes.iter().find(|(id, known)| **id != node && !known.removed && known.behind > 0);
+                    let behind =
+                        cluster.nodes.iter().find(|(id, known)| **id != node && !known.removed && known.behind > 0);
                     assert!(behind.is_none(), "pod {name} is deleted while {behind:?} is behind");
                 }
             }
@@ -368,13 +386,15 @@ impl World {
 
     /// Pods go only after their nodes were removed, unless everything is to stop.
     fn guard_scale(&self, old: &Value, patch: &Value) {
-        let (Some(from), Some(to)) = (old["spec"]["replicas"].as_i64(), patch["spec"]["replicas"].as_i64()) else { return };
+        let (Some(from), Some(to)) = (old["spec"]["replicas"].as_i64(), patch["spec"]["replicas"].as_i64()) else {
+            return;
+        };
         let stop = self.resource()["status"]["operation"]["kind"] == "Stop";
         for ordinal in to..from {
             let pod = format!("{}-{ordinal}", old["metadata"]["name"].as_str().unwrap());
-            let member = self.node_of(&pod).is_some_and(|node| {
-                self.cluster.lock().nodes.get(&node).is_some_and(|known| !known.removed)
-            });
+            let member = self
+                .node_of(&pod)
+                .is_some_and(|node| self.cluster.lock().nodes.get(&node).is_some_and(|known| !known.removed));
             assert!(stop || !member, "{pod} is taken away while its node is a member");
         }
     }
@@ -405,9 +425,7 @@ impl World {
             if self.get("secrets", &secret).is_some() {
                 continue;
             }
-            let encode = |text: &str| {
-                base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text)
-            };
+            let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
             let ca = "-----BEGIN CERTIFICATE-----\nQ0E=\n-----END CERTIFICATE-----\n";
             self.put(
                 "secrets",
@@ -465,7 +483,8 @@ impl World {
             }
             let image = pod["spec"]["containers"][0]["image"].as_str().unwrap();
             let node = self.node_of(&name);
-            let starts = !self.broken_images.lock().contains(image) && pod["metadata"]["annotations"]["stuck"].is_null();
+            let starts =
+                !self.broken_images.lock().contains(image) && pod["metadata"]["annotations"]["stuck"].is_null();
             let version = image.rsplit_once(':').map_or("", |(_, version)| version);
             let ready = match node.filter(|_| starts) {
                 Some(node) if self.cluster.lock().start(&node, &name, version) => running.insert(node),
@@ -499,13 +518,17 @@ impl World {
 
     /// Images that the pods run, by pod.
     pub(crate) fn images(&self) -> Vec<String> {
-        let image = |pod: String| self.get("pods", &pod).unwrap()["spec"]["containers"][0]["image"].as_str().unwrap().to_owned();
+        let image = |pod: String| {
+            self.get("pods", &pod).unwrap()["spec"]["containers"][0]["image"].as_str().unwrap().to_owned()
+        };
         self.names("pods").into_iter().map(image).collect()
     }
 
     /// Revisions that the pods were made from.
     pub(crate) fn revisions(&self) -> BTreeSet<String> {
-        let of = |pod: String| self.get("pods", &pod).unwrap()["metadata"]["annotations"][REVISION].as_str().unwrap().to_owned();
+        let of = |pod: String| {
+            self.get("pods", &pod).unwrap()["metadata"]["annotations"][REVISION].as_str().unwrap().to_owned()
+        };
         self.names("pods").into_iter().map(of).collect()
     }
 }

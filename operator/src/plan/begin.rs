@@ -62,12 +62,18 @@ impl Context<'_> {
             let unready = pod.unready_since.map_or(0, |since| self.observed.now.as_second() - since.as_second());
             let name = pod_name(&self.ask.name, *ordinal);
             let refuse = |why: String| {
-                let told = wanted.then(|| Step::blocked("ReplacementRefused", format!("{name} is not replaced: {why}")));
-                told.or_else(|| lost.then(|| Step::wait("ReplacementWaits", format!("{name} is not replaced yet: {why}"))))
+                let told =
+                    wanted.then(|| Step::blocked("ReplacementRefused", format!("{name} is not replaced: {why}")));
+                told.or_else(|| {
+                    lost.then(|| Step::wait("ReplacementWaits", format!("{name} is not replaced yet: {why}")))
+                })
             };
             // A person's word is enough for a disk that cannot be seen to be lost; a machine that is merely silent may come back.
             let why = if pod.machine == Machine::Silent {
-                Some("its machine does not answer, and may still run it; delete the Node, or taint it out-of-service".into())
+                Some(
+                    "its machine does not answer, and may still run it; delete the Node, or taint it out-of-service"
+                        .into(),
+                )
             } else if !lost && !wanted {
                 continue;
             } else if unready < self.ask.replace_after_seconds && !wanted {
@@ -205,7 +211,10 @@ impl Context<'_> {
         let voters = cluster.nodes.iter().filter(|node| node.voter).count();
         let expected = voters_expected(self.ask.voters, cluster.nodes.len());
         if voters != expected {
-            return Step::wait("VotersSettle", format!("{voters} nodes vote in the controller group, {expected} should"));
+            return Step::wait(
+                "VotersSettle",
+                format!("{voters} nodes vote in the controller group, {expected} should"),
+            );
         }
         Step::Idle
     }

@@ -209,7 +209,9 @@ impl Context<'_> {
     fn set(&self, size: i32) -> Option<Step> {
         let wanted = pods_wanted(self.ask, self.memory, self.observed);
         match &self.observed.set {
-            Some(set) if set.terminating => Some(Step::wait("StatefulSet", "waiting for the StatefulSet to be deleted")),
+            Some(set) if set.terminating => {
+                Some(Step::wait("StatefulSet", "waiting for the StatefulSet to be deleted"))
+            }
             Some(set) if set.replicas == wanted => None,
             // More pods than remembered: somebody scaled the StatefulSet by hand. What it started may hold data by now.
             Some(set) if self.memory.operation.is_none() && set.replicas > size => {
@@ -233,7 +235,8 @@ impl Context<'_> {
 
     /// Pods that run nothing, and would not run what is asked for either, stop nothing when they go: no gate applies.
     fn replace_broken(&self) -> Option<Step> {
-        let broken = |pod: &&PodView| pod.revision != self.ask.revision && !pod.running && !pod.ready && !pod.terminating;
+        let broken =
+            |pod: &&PodView| pod.revision != self.ask.revision && !pod.running && !pod.ready && !pod.terminating;
         let (ordinal, pod) = self.observed.pods.iter().find(|(_, pod)| broken(pod))?;
         Some(Step::DeletePod {
             ordinal: *ordinal,

@@ -237,7 +237,10 @@ impl Context<'_> {
             return Step::wait("PodStarts", format!("waiting for pod {target} to be created"));
         };
         let Some(cluster) = &self.observed.cluster else {
-            return Step::wait("PodStarts", format!("waiting for the cluster after {target} was replaced{}", trouble(Some(pod))));
+            return Step::wait(
+                "PodStarts",
+                format!("waiting for the cluster after {target} was replaced{}", trouble(Some(pod))),
+            );
         };
         let node = self.node_named(target);
         if pod.revision != self.ask.revision && !pod.ready && !pod.terminating && !node.is_some_and(|node| node.alive) {
@@ -256,7 +259,10 @@ impl Context<'_> {
         {
             return Step::blocked(
                 "VersionMismatch",
-                format!("{target} reports version {}, spec.version is {asked}: correct spec.image or spec.version", node.version),
+                format!(
+                    "{target} reports version {}, spec.version is {asked}: correct spec.image or spec.version",
+                    node.version
+                ),
             );
         }
         if let Some(step) = self.wait_for_moves(cluster, target) {

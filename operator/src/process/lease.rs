@@ -53,7 +53,8 @@ pub async fn hold(client: Client, settings: LeaseSettings, state: watch::Sender<
     loop {
         let started = Instant::now();
         // A call that hangs must not keep this process acting.
-        let attempt = timeout(settings.renew_deadline / 2, attempt(&api, &settings, &mut seen, renewed.is_some())).await;
+        let attempt =
+            timeout(settings.renew_deadline / 2, attempt(&api, &settings, &mut seen, renewed.is_some())).await;
         match attempt {
             Ok(Ok(true)) => {
                 if renewed.is_none() {

@@ -6,6 +6,6 @@ mod lease;
 mod metrics;
 mod run;
 
-pub use lease::{LeaseSettings, Leadership, hold};
+pub use lease::{Leadership, LeaseSettings, hold};
 pub use metrics::Metrics;
 pub use run::{RunSettings, run};

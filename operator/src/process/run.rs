@@ -21,9 +21,10 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use super::health::{self, Ready};
-use super::lease::{LeaseSettings, Leadership, hold};
+use super::lease::{Leadership, LeaseSettings, hold};
 use crate::admin::Admin;
 use crate::api::{ChronicleCluster, ChronicleTopic, ChronicleUser};
 use crate::build::{CLUSTER_LABEL, Settings};
@@ -66,7 +67,8 @@ pub async fn run(
     let tasks = TaskTracker::new();
     // Outlives everything else, so that probes are answered while the rest stops.
     let last = CancellationToken::new();
-    let listener = health::bind(run.health).await.map_err(|error| anyhow::anyhow!("health address {}: {error}", run.health))?;
+    let listener =
+        health::bind(run.health).await.map_err(|error| anyhow::anyhow!("health address {}: {error}", run.health))?;
     tasks.spawn(health::serve(listener, metrics.clone(), ready.clone(), last.clone()));
 
     let version = tokio::select! {
@@ -190,7 +192,12 @@ where
 }
 
 /// A controller that is triggered by changes of the spec, annotations and finalizers, not by the status that it writes itself.
-fn controller<K>(client: &Client, scope: Option<&String>, concurrency: u16, stop: &CancellationToken) -> Controller<Guarded<K>>
+fn controller<K>(
+    client: &Client,
+    scope: Option<&String>,
+    concurrency: u16,
+    stop: &CancellationToken,
+) -> Controller<Guarded<K>>
 where
     K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
         + Clone
@@ -243,7 +250,8 @@ where
                 }
             };
             let started = Instant::now();
-            let result = reconcile(resource, Context::clone(&context)).await;
+            let span = tracing::info_span!("reconcile", resource = key);
+            let result = reconcile(resource, Context::clone(&context)).instrument(span).await;
             context.metrics().reconciled(kind, started.elapsed(), result.as_ref().err().map(ReconcileError::reason));
             if result.is_ok() {
                 context.succeeded(&key);

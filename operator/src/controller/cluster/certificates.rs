@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
@@ -16,6 +15,9 @@ use crate::admin::{Target, TlsMaterial};
 use crate::build::{Cluster, TrustInput, trust_bundle};
 use crate::controller::{Context, FIELD_MANAGER, ReconcileError};
 use crate::plan::ClusterView;
+
+/// A former CA is trusted for a day after its successor, so that clients have time to take their new certificates up.
+const CA_OVERLAP_SECONDS: i64 = 86_400;
 
 /// A change of what is trusted has reached every pod after this long: kubelets bring it within two minutes, nodes read it within ten
 /// seconds.
@@ -31,7 +33,8 @@ pub struct Certificates {
     operator: Option<Secret>,
     ca: Option<Secret>,
     trusted: Option<String>,
-    trusted_since: Option<Timestamp>,
+    /// Seconds since that was changed.
+    trusted_for: i64,
     missing: Option<(&'static str, String)>,
     /// Every node that is alive serves the certificate in the Secret. Not known: false.
     served: bool,
@@ -54,9 +57,8 @@ impl Certificates {
             return Ok(known);
         }
         let secrets: Api<Secret> = Api::namespaced(context.client(), &cluster.namespace);
-        let get = async |name: &str| {
-            secrets.get_opt(name).await.map_err(ReconcileError::kube(format!("get Secret {name}")))
-        };
+        let get =
+            async |name: &str| secrets.get_opt(name).await.map_err(ReconcileError::kube(format!("get Secret {name}")));
         known.node = get(&cluster.node_secret()).await?;
         known.operator = get(&cluster.operator_secret()).await?;
         if let Some(name) = cluster.ca_secret() {
@@ -64,18 +66,20 @@ impl Certificates {
         }
         let map = live.get(&("ConfigMap".to_owned(), cluster.trust_config_map()));
         known.trusted = map.and_then(|map| map.data["data"]["ca.crt"].as_str().map(str::to_owned));
-        known.trusted_since = map.and_then(|map| {
-            let ours = |entry: &&_| entry_manager(entry) == Some(FIELD_MANAGER);
-            let entries = map.metadata.managed_fields.as_deref().unwrap_or_default();
-            entries.iter().filter(ours).filter_map(|entry| entry.time.as_ref().map(|time| time.0)).max()
-        });
+        // The API server notes when our fields were written last, and they are written only when they change.
+        let entries = map.and_then(|map| map.metadata.managed_fields.as_deref()).unwrap_or_default();
+        let ours = entries.iter().filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
+        let since = ours.filter_map(|entry| entry.time.as_ref().map(|time| time.0)).max();
+        known.trusted_for = since.map_or(0, |since| context.now().as_second() - since.as_second());
         let given = cluster.spec.security.tls.secrets.is_some();
         for (name, secret, keys) in [
             (cluster.node_secret(), &known.node, &["tls.crt", "tls.key", "ca.crt"][..]),
             (cluster.operator_secret(), &known.operator, &["tls.crt", "tls.key", "ca.crt"][..]),
         ] {
             let why = match secret {
-                None if given => ("SecretMissing", format!("Secret {name} is missing: create it with tls.crt, tls.key and ca.crt")),
+                None if given => {
+                    ("SecretMissing", format!("Secret {name} is missing: create it with tls.crt, tls.key and ca.crt"))
+                }
                 None if !cert_manager => (
                     "CertManagerMissing",
                     format!(
@@ -111,7 +115,10 @@ impl Certificates {
         }
         match self.stale.as_slice() {
             [] => None,
-            stale => Some(("NotServedYet", format!("nodes serve an older certificate than the newest: {}", stale.join(", ")))),
+            stale => Some((
+                "NotServedYet",
+                format!("nodes serve an older certificate than the newest: {}", stale.join(", ")),
+            )),
         }
     }
 
@@ -137,11 +144,13 @@ impl Certificates {
     /// PEM text of the CAs that nodes should trust.
     pub fn trust(&self) -> Option<String> {
         let of = |secret: &Option<Secret>, key: &str| secret.as_ref().and_then(|secret| text(secret, key));
-        let current: Vec<String> =
-            [of(&self.ca, "tls.crt"), of(&self.node, "ca.crt"), of(&self.operator, "ca.crt")].into_iter().flatten().collect();
+        let current: Vec<String> = [of(&self.ca, "tls.crt"), of(&self.node, "ca.crt"), of(&self.operator, "ca.crt")]
+            .into_iter()
+            .flatten()
+            .collect();
         let one = current.windows(2).all(|pair| pair[0].trim() == pair[1].trim());
-        let recent = self.trusted_since.is_none();
-        trust_bundle(&TrustInput { settled: one && self.served && !recent, current, trusted: self.trusted.clone() })
+        let settled = one && self.served && self.trusted_for >= CA_OVERLAP_SECONDS;
+        trust_bundle(&TrustInput { settled, current, trusted: self.trusted.clone() })
     }
 
     /// Whom to ask, and how.
@@ -164,9 +173,8 @@ impl Certificates {
     /// The API server refused or did not answer.
     pub async fn renew(&self, context: &Context, cluster: &Cluster, live: &Live) -> Result<(), ReconcileError> {
         let ca = self.ca.as_ref().and_then(|secret| text(secret, "tls.crt"));
-        let (Some(ca), Some(trusted), Some(since)) = (ca, &self.trusted, self.trusted_since) else { return Ok(()) };
-        let settled = context.now().as_second() - since.as_second() >= TRUST_SETTLES_SECONDS;
-        if !trusted.contains(ca.trim()) || !settled {
+        let (Some(ca), Some(trusted)) = (ca, &self.trusted) else { return Ok(()) };
+        if !trusted.contains(ca.trim()) || self.trusted_for < TRUST_SETTLES_SECONDS {
             return Ok(());
         }
         for (name, secret) in [("node", &self.node), ("operator", &self.operator)] {
@@ -181,12 +189,6 @@ impl Certificates {
         }
         Ok(())
     }
-}
-
-fn entry_manager(
-    entry: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry,
-) -> Option<&str> {
-    entry.manager.as_deref()
 }
 
 /// How to reach the nodes of a cluster, for topics and users. `None`: not yet.

@@ -89,8 +89,7 @@ async fn set_finalizers<K>(api: &Api<K>, resource: &K, finalizers: &[String]) ->
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    let patch =
-        json!({"metadata": {"finalizers": finalizers, "resourceVersion": resource.resource_version(), "uid": resource.uid()}});
+    let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": resource.resource_version(), "uid": resource.uid()}});
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
     let patched = api.patch(&resource.name_any(), &params, &Patch::Merge(patch)).await;
     match patched {
@@ -180,7 +179,8 @@ impl Pass<'_> {
             Step::Finish => outcome.operation(None, memory.size),
             Step::Idle | Step::Wait { .. } | Step::Blocked { .. } => {}
             action => {
-                let desired = build(&cluster, self.context.settings(), available, observed_pods(&observed), trust.as_deref());
+                let desired =
+                    build(&cluster, self.context.settings(), available, observed_pods(&observed), trust.as_deref());
                 steps::carry_out(self.context, &cluster, &applier, &live, &desired, &target, action).await?;
             }
         }

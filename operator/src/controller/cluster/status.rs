@@ -91,7 +91,9 @@ impl Outcome {
         self.quorate(observed.cluster.as_ref());
         self.storage(cluster, observed);
         match (certificates.encrypted(), certificates.trouble()) {
-            (false, _) => self.set(ConditionType::CertificatesValid, Some(true), "Disabled", "spec.security.tls.mode is Disabled"),
+            (false, _) => {
+                self.set(ConditionType::CertificatesValid, Some(true), "Disabled", "spec.security.tls.mode is Disabled")
+            }
             (true, None) => self.set(ConditionType::CertificatesValid, Some(true), "Valid", ""),
             (true, Some((reason, why))) => self.set(ConditionType::CertificatesValid, Some(false), reason, why),
         }
@@ -147,7 +149,9 @@ impl Outcome {
         let (holds, reason, why) = match (&view.leader, view.offline) {
             (None, _) => (false, "NoLeader", "the controller group has no leader that answers".to_owned()),
             (_, 0) => (true, "Quorate", String::new()),
-            (_, offline) => (false, "PartitionsOffline", format!("{offline} partitions have no majority of their replicas")),
+            (_, offline) => {
+                (false, "PartitionsOffline", format!("{offline} partitions have no majority of their replicas"))
+            }
         };
         self.set(ConditionType::Quorate, Some(holds), reason, why.clone());
         let available = view.leader.is_some() && self.status.ready_replicas > 0;
@@ -193,11 +197,18 @@ impl Outcome {
         }
         let busy = self.status.operation.as_ref().map(|operation| format!("{:?}", operation.kind));
         match step {
-            Step::Wait { reason, message } if ask.paused => self.set(ConditionType::Progressing, Some(false), reason, message),
+            Step::Wait { reason, message } if ask.paused => {
+                self.set(ConditionType::Progressing, Some(false), reason, message)
+            }
             Step::Wait { reason, message } => self.set(ConditionType::Progressing, Some(true), reason, message),
             Step::Blocked { reason, message } => self.set(ConditionType::Progressing, Some(false), reason, message),
             Step::Idle if ask.replicas == 0 => {
-                self.set(ConditionType::Progressing, Some(false), "Stopped", "spec.replicas is 0: all nodes are stopped");
+                self.set(
+                    ConditionType::Progressing,
+                    Some(false),
+                    "Stopped",
+                    "spec.replicas is 0: all nodes are stopped",
+                );
             }
             Step::Idle => self.set(ConditionType::Progressing, Some(false), "Settled", ""),
             Step::Finish => self.set(ConditionType::Progressing, Some(true), "Settling", ""),
@@ -218,7 +229,8 @@ impl Outcome {
         }
         match &observed.cluster {
             Some(view) => {
-                let dead: Vec<&str> = view.nodes.iter().filter(|node| !node.alive).map(|node| node.name.as_str()).collect();
+                let dead: Vec<&str> =
+                    view.nodes.iter().filter(|node| !node.alive).map(|node| node.name.as_str()).collect();
                 if !dead.is_empty() {
                     let why = format!("the cluster does not hear from {}", dead.join(", "));
                     self.set(ConditionType::Degraded, Some(true), "NodesDead", why);

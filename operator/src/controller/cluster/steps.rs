@@ -34,10 +34,14 @@ pub(super) async fn carry_out(
         }
         Step::RecreateSet { uid } => {
             let sets: Api<StatefulSet> = Api::namespaced(context.client(), &cluster.namespace);
-            let orphan = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+            let orphan =
+                DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
             let exactly = Preconditions { uid: Some(uid.clone()), resource_version: None };
             let name = &cluster.name;
-            ignore_gone(sets.delete(name, &orphan.preconditions(exactly)).await.map(drop), format!("delete StatefulSet {name}"))
+            ignore_gone(
+                sets.delete(name, &orphan.preconditions(exactly)).await.map(drop),
+                format!("delete StatefulSet {name}"),
+            )
         }
         Step::DeletePod { ordinal, uid, resource_version, force } => {
             let pods: Api<Pod> = Api::namespaced(context.client(), &cluster.namespace);
