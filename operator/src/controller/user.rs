@@ -369,34 +369,4 @@ async fn delete(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::ChronicleUserSpec;
-
-    #[test]
-    fn a_rule_of_the_spec_becomes_one_for_each_operation_and_each_once() {
-        let spec: ChronicleUserSpec = serde_json::from_value(json!({
-            "clusterRef": {"name": "c"},
-            "authorization": {"acls": [
-                {"resource": "Topic", "pattern": "Prefix", "name": "orders", "operations": ["Read", "Write", "Read"]},
-                {"resource": "Cluster", "operations": ["Describe"], "effect": "Deny"},
-            ]},
-        }))
-        .unwrap();
-        let rules = rules(&ChronicleUser::new("shop", spec), "shop");
-        assert_eq!(rules.len(), 3);
-        assert!(rules.iter().all(|rule| rule.principal == "shop"));
-        assert_eq!(rules[0].pattern(), v1::PatternKind::Prefix);
-        assert_eq!((rules[2].name.as_str(), rules[2].effect()), ("cluster", v1::AclEffect::Deny));
-    }
-
-    #[test]
-    fn a_quota_without_any_bound_is_none() {
-        let user = |quotas| {
-            let spec = json!({"clusterRef": {"name": "c"}, "quotas": quotas});
-            ChronicleUser::new("shop", serde_json::from_value::<ChronicleUserSpec>(spec).unwrap())
-        };
-        assert_eq!(quota(&user(json!({}))), None);
-        assert_eq!(quota(&user(json!({"requests": 5}))).unwrap().requests, 5);
-    }
-}
+mod tests;

@@ -75,8 +75,8 @@ impl World {
         }
     }
 
-    /// A new operator process.
-    pub(crate) fn operator(&self) -> Context {
+    /// A way to the API server.
+    pub(crate) fn client(&self) -> Client {
         let world = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let world = world.clone();
@@ -88,7 +88,12 @@ impl World {
                 world.answer(&parts.method, &parts.uri.to_string(), content, value)
             }
         });
-        let client = Client::new(service, NAMESPACE);
+        Client::new(service, NAMESPACE)
+    }
+
+    /// A new operator process.
+    pub(crate) fn operator(&self) -> Context {
+        let client = self.client();
         let (before, after) = (self.clone(), self.clone());
         let admin = FakeAdmin {
             cluster: self.cluster.clone(),
@@ -209,7 +214,17 @@ impl World {
                 });
             }
             (&Method::PATCH, Some(name)) => self.patch(plural, name, sub, content, body),
-            (&Method::PUT, Some(name)) => self.replace_status(plural, name, body),
+            (&Method::PUT, Some(name)) => self.replace(plural, name, sub, body),
+            (&Method::POST, None) => {
+                let name = body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                match self.get(plural, &name) {
+                    Some(_) => refuse(409, "AlreadyExists"),
+                    None => {
+                        self.put(plural, body);
+                        reply(201, &self.get(plural, &name).unwrap_or_default())
+                    }
+                }
+            }
             (&Method::DELETE, Some(name)) => self.delete_call(plural, name, &body),
             _ => refuse(405, "MethodNotAllowed"),
         };
@@ -288,15 +303,17 @@ impl World {
         self.objects.lock().insert((plural.to_owned(), name), new);
     }
 
-    fn replace_status(&self, plural: &str, name: &str, body: Value) -> Response<Body> {
+    fn replace(&self, plural: &str, name: &str, sub: &str, body: Value) -> Response<Body> {
         let Some(old) = self.get(plural, name) else { return refuse(404, "NotFound") };
         if body["metadata"]["resourceVersion"] != old["metadata"]["resourceVersion"] {
             return refuse(409, "Conflict");
         }
-        let mut new = old.clone();
-        new["status"] = body["status"].clone();
+        let mut new = if sub == "status" { old.clone() } else { body.clone() };
+        if sub == "status" {
+            new["status"] = body["status"].clone();
+        }
         self.store(plural, &old, new.clone());
-        reply(200, &new)
+        reply(200, &self.get(plural, name).unwrap_or(new))
     }
 
     fn delete_call(&self, plural: &str, name: &str, body: &Value) -> Response<Body> {
@@ -436,6 +453,22 @@ impl World {
                 }),
             );
         }
+    }
+
+    /// The Secrets and the trust of a cluster that runs already.
+    pub(crate) fn ready_certificates(&self, cluster: &str) {
+        let ca = "-----BEGIN CERTIFICATE-----\nQ0E=\n-----END CERTIFICATE-----\n";
+        let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+        let data = json!({"tls.crt": encode(ca), "tls.key": encode("key"), "ca.crt": encode(ca)});
+        for name in ["ca", "node-tls", "operator-tls"] {
+            let metadata = json!({"name": format!("{cluster}-{name}")});
+            self.put("secrets", json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data}));
+        }
+        let metadata = json!({"name": format!("{cluster}-trust")});
+        self.put(
+            "configmaps",
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"ca.crt": ca}}),
+        );
     }
 
     fn run_sets(&self) {

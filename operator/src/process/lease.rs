@@ -150,3 +150,83 @@ async fn give_back(api: &Api<Lease>, settings: &LeaseSettings) -> Result<(), kub
     spec.holder_identity = None;
     api.replace(&settings.name, &PostParams::default(), &lease).await.map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::world::{NAMESPACE, World};
+
+    fn settings(identity: &str) -> LeaseSettings {
+        LeaseSettings {
+            namespace: NAMESPACE.into(),
+            name: "operator".into(),
+            identity: identity.into(),
+            duration: Duration::from_secs(15),
+            renew_deadline: Duration::from_secs(10),
+            period: Duration::from_secs(2),
+        }
+    }
+
+    struct Candidate {
+        state: watch::Receiver<Leadership>,
+        stop: CancellationToken,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    impl Candidate {
+        fn new(world: &World, identity: &str) -> Self {
+            let (sender, state) = watch::channel(Leadership::StandingBy);
+            let stop = CancellationToken::new();
+            let task = tokio::spawn(hold(world.client(), settings(identity), sender, stop.clone()));
+            Self { state, stop, task }
+        }
+
+        async fn becomes(&mut self, wanted: Leadership) {
+            self.state.wait_for(|state| *state == wanted).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_leads_and_another_takes_over_at_once_when_the_lease_is_given_back() {
+        let world = World::new();
+        let mut first = Candidate::new(&world, "first");
+        first.becomes(Leadership::Leading).await;
+        let mut second = Candidate::new(&world, "second");
+        sleep(Duration::from_secs(100)).await;
+        assert_eq!(*second.state.borrow(), Leadership::StandingBy);
+        let before = Instant::now();
+        first.stop.cancel();
+        first.task.await.unwrap();
+        second.becomes(Leadership::Leading).await;
+        assert!(before.elapsed() < Duration::from_secs(5), "waited for a lease that was given back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_holder_that_cannot_renew_stops_before_another_may_take_over() {
+        let (world, other) = (World::new(), World::new());
+        let mut first = Candidate::new(&world, "first");
+        first.becomes(Leadership::Leading).await;
+        // The second one sees the lease as it was; the first one's API server has gone.
+        let lease = world.get("leases", "operator").unwrap();
+        other.put("leases", lease);
+        let mut second = Candidate::new(&other, "second");
+        world.dies_after.store(0, std::sync::atomic::Ordering::Relaxed);
+        let cut = Instant::now();
+        first.becomes(Leadership::Lost).await;
+        let lost = cut.elapsed();
+        second.becomes(Leadership::Leading).await;
+        assert!(lost < cut.elapsed(), "two led at the same time");
+        first.task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_holder_whose_lease_was_taken_does_not_fight_for_it() {
+        let world = World::new();
+        let mut first = Candidate::new(&world, "first");
+        first.becomes(Leadership::Leading).await;
+        world.edit("leases", "operator", |lease| lease["spec"]["holderIdentity"] = "thief".into());
+        first.becomes(Leadership::Lost).await;
+        first.task.await.unwrap();
+        assert_eq!(world.get("leases", "operator").unwrap()["spec"]["holderIdentity"], "thief");
+    }
+}
