@@ -1,4 +1,5 @@
 //! `ChronicleCluster`: what a person asks for.
+#![allow(clippy::duplicated_attributes, reason = "print columns have the same fields")]
 #![allow(unreachable_pub, reason = "the schema derive makes public types in private blocks")]
 
 use std::collections::BTreeMap;

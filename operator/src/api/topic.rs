@@ -1,4 +1,5 @@
 //! `ChronicleTopic`: a topic of a cluster as a resource.
+#![allow(clippy::duplicated_attributes, reason = "print columns have the same fields")]
 #![allow(unreachable_pub, reason = "the schema derive makes public types in private blocks")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;

@@ -120,7 +120,8 @@ fn a_pod_that_takes_part_in_nothing_is_rolled_first() {
 
 #[test]
 fn nothing_is_rolled_while_another_node_is_missing_or_the_cluster_is_not_whole() {
-    let spoil: [(&str, fn(&mut Observed)); 6] = [
+    type Spoil = fn(&mut Observed);
+    let spoil: [(&str, Spoil); 6] = [
         ("is not ready", |seen| seen.pods.get_mut(&1).unwrap().ready = false),
         ("is missing", |seen| drop(seen.pods.remove(&1))),
         ("2 partitions have no majority", |seen| seen.cluster.as_mut().unwrap().offline = 2),

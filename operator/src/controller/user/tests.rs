@@ -124,7 +124,7 @@ async fn rules_of_somebody_else_are_refused_watched_or_taken_over() {
     assert_eq!(settle(&world, "shop").await, ("False".into(), "RulesExist".into()));
     world.edit("chronicleusers", "shop", |user| user["spec"]["managementPolicy"] = "Observe".into());
     assert_eq!(settle(&world, "shop").await, ("False".into(), "Drifted".into()));
-    assert_eq!(world.cluster.lock().rules, [foreign.clone()]);
+    assert_eq!(world.cluster.lock().rules, std::slice::from_ref(&foreign));
     world.edit("chronicleusers", "shop", |user| user["spec"]["managementPolicy"] = "Adopt".into());
     assert_eq!(settle(&world, "shop").await, ("True".into(), "InSync".into()));
     assert!(!world.cluster.lock().rules.contains(&foreign));
