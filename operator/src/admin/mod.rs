@@ -81,8 +81,8 @@ pub type AdminResult<'a, T> = BoxFuture<'a, Result<T, AdminError>>;
 pub trait Admin: Send + Sync + 'static {
     /// What a majority of the cluster says about itself.
     fn observe<'a>(&'a self, target: &'a Target) -> AdminResult<'a, ClusterView>;
-    /// Whether a node has all records that the others have. Asks every node about every topic.
-    fn catch_up<'a>(&'a self, target: &'a Target, node: &'a str) -> AdminResult<'a, CatchUp>;
+    /// Whether these nodes have all records that any node has. Asks every node about every topic.
+    fn catch_up<'a>(&'a self, target: &'a Target, nodes: &'a [String]) -> AdminResult<'a, CatchUp>;
     /// Has a node (UUID) hand over what it leads.
     fn drain<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()>;
     /// Lets a node (UUID) lead again.

@@ -64,24 +64,21 @@ impl Nodes {
         answer.map(|answer| answer.into_inner().partitions).map_err(|status| ClientError::from(status).to_string())
     }
 
-    async fn compare(target: &Target, node: &str) -> Result<CatchUp, AdminError> {
-        let mut own = None;
-        let mut others = Vec::new();
+    async fn compare(target: &Target, nodes: &[String]) -> Result<CatchUp, AdminError> {
+        let mut channels = Vec::new();
         for (name, address) in &target.nodes {
-            let channel = channel(target, address).await;
-            match (name == node, channel) {
-                (true, channel) => own = Some(channel.map_err(AdminError::Failed)?),
-                (false, Ok(channel)) => others.push(channel),
+            match channel(target, address).await {
+                Ok(channel) => channels.push((name.clone(), channel)),
+                Err(why) if nodes.contains(name) => return Err(AdminError::Failed(format!("{name}: {why}"))),
                 // Whoever is silent cannot be compared with; the planner knows that it is not alive.
-                (false, Err(_)) => {}
+                Err(_) => {}
             }
         }
-        let Some(own) = own else { return Ok(CatchUp::Unknown) };
         let topics = Self::client(target)?.list_topics().await.map_err(refused)?;
         let mut compared = futures::stream::iter(topics)
             .map(|topic| {
-                let (own, others) = (own.clone(), others.clone());
-                async move { Self::compare_topic(own, others, &topic.name).await }
+                let channels = channels.clone();
+                async move { Self::compare_topic(&channels, nodes, &topic.name).await }
             })
             .buffer_unordered(AT_ONCE);
         let (mut partitions, mut first) = (0, None);
@@ -97,27 +94,33 @@ impl Nodes {
         })
     }
 
-    async fn compare_topic(own: Channel, others: Vec<Channel>, topic: &str) -> Result<Vec<String>, String> {
+    async fn compare_topic(
+        channels: &[(String, Channel)],
+        nodes: &[String],
+        topic: &str,
+    ) -> Result<Vec<String>, String> {
         let mut ends: HashMap<i32, i64> = HashMap::new();
-        for other in others {
-            for partition in Self::describe(other, topic).await? {
+        for (_, channel) in channels {
+            for partition in Self::describe(channel.clone(), topic).await? {
                 if matches!(partition.state.as_str(), "active" | "dormant") {
                     let end = ends.entry(partition.partition).or_default();
                     *end = partition.next.max(*end);
                 }
             }
         }
-        // After the others, so that it had the time that asking them took.
+        // Once more, so that each has had the time that asking all of them took.
         let mut behind = Vec::new();
-        for partition in Self::describe(own, topic).await? {
-            let name = format!("{topic}/{}", partition.partition);
-            let end = ends.get(&partition.partition).copied().unwrap_or_default();
-            let missing = end - partition.next;
-            match partition.state.as_str() {
-                "elsewhere" => {}
-                "active" | "dormant" if missing <= RECORDS_BEHIND_MAX => {}
-                "active" | "dormant" => behind.push(format!("{name} ({missing} records)")),
-                other => behind.push(format!("{name} ({other})")),
+        for (name, channel) in channels.iter().filter(|(name, _)| nodes.contains(name)) {
+            for partition in Self::describe(channel.clone(), topic).await? {
+                let replica = format!("{topic}/{} on {name}", partition.partition);
+                let end = ends.get(&partition.partition).copied().unwrap_or_default();
+                let missing = end - partition.next;
+                match partition.state.as_str() {
+                    "elsewhere" => {}
+                    "active" | "dormant" if missing <= RECORDS_BEHIND_MAX => {}
+                    "active" | "dormant" => behind.push(format!("{replica} ({missing} records)")),
+                    other => behind.push(format!("{replica} ({other})")),
+                }
             }
         }
         Ok(behind)
@@ -172,11 +175,11 @@ impl Admin for Nodes {
         })
     }
 
-    fn catch_up<'a>(&'a self, target: &'a Target, node: &'a str) -> AdminResult<'a, CatchUp> {
+    fn catch_up<'a>(&'a self, target: &'a Target, nodes: &'a [String]) -> AdminResult<'a, CatchUp> {
         Box::pin(async move {
-            match timeout(CATCH_UP_TIMEOUT, Self::compare(target, node)).await {
+            match timeout(CATCH_UP_TIMEOUT, Self::compare(target, nodes)).await {
                 Ok(compared) => compared,
-                Err(_) => Err(AdminError::Failed(format!("{node} was not compared within {CATCH_UP_TIMEOUT:?}"))),
+                Err(_) => Err(AdminError::Failed(format!("not compared within {CATCH_UP_TIMEOUT:?}"))),
             }
         })
     }

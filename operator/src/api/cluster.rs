@@ -339,6 +339,10 @@ pub struct CertificateSecrets {
 #[x_kube(
     validation = Rule::new("self.mode == oldSelf.mode")
         .message("security.tls.mode: cannot be changed: nodes with TLS and nodes without do not talk to one another"),
+    validation = Rule::new("has(self.issuerRef) == has(oldSelf.issuerRef) \
+        && (!has(self.issuerRef) || self.issuerRef == oldSelf.issuerRef) \
+        && has(self.secrets) == has(oldSelf.secrets) && (!has(self.secrets) || self.secrets == oldSelf.secrets)")
+        .message("security.tls: issuerRef and secrets cannot be changed: nodes would not trust one another's new certificates"),
     validation = Rule::new("!(has(self.issuerRef) && has(self.secrets))")
         .message("security.tls: issuerRef and secrets exclude one another"),
     validation = Rule::new("self.mode == 'Enabled' || !(has(self.issuerRef) || has(self.secrets))")
@@ -348,10 +352,10 @@ pub struct Tls {
     /// Whether the data port is encrypted. It cannot be changed. Default: `Enabled`.
     #[serde(default)]
     pub mode: TlsMode,
-    /// Issuer of cert-manager for the certificates. Default: a certificate authority of the cluster's own.
+    /// Issuer of cert-manager for the certificates. It cannot be changed. Default: a certificate authority of the cluster's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer_ref: Option<IssuerRef>,
-    /// Certificates made by somebody else; cert-manager is not needed then.
+    /// Certificates made by somebody else; cert-manager is not needed then. It cannot be changed; what the Secrets hold can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets: Option<CertificateSecrets>,
     /// Whether clients show a certificate. Default: `Optional`.

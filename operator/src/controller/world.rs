@@ -532,7 +532,7 @@ impl World {
             } else {
                 json!({
                     "phase": "Pending",
-                    "conditions": [{"type": "Ready", "status": "False"}],
+                    "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2027-01-01T00:00:00Z"}],
                     "containerStatuses": [container(json!({"waiting": {"reason": "ImagePullBackOff"}}))],
                 })
             };

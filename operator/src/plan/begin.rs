@@ -5,6 +5,9 @@ use super::{ClusterView, Context, Machine, Step, unknown};
 use crate::api::{OperationKind, OperationStatus, OperationStep};
 use crate::build::{ordinal_of, pod_name};
 
+/// A pod whose node a person wants replaced must have been unready for so many seconds.
+const ASKED_SECONDS: i64 = 60;
+
 impl Context<'_> {
     pub(super) fn begin(&self, size: i32) -> Step {
         let stopped = self.observed.set.as_ref().is_some_and(|set| set.replicas == 0);
@@ -61,6 +64,8 @@ impl Context<'_> {
             let lost = matches!(pod.machine, Machine::Gone) || claim.is_some_and(|claim| claim.lost);
             let unready = pod.unready_since.map_or(0, |since| self.observed.now.as_second() - since.as_second());
             let name = pod_name(&self.ask.name, *ordinal);
+            // A person's word does not hold for a pod that is merely starting.
+            let patience = if wanted { ASKED_SECONDS } else { self.ask.replace_after_seconds };
             let refuse = |why: String| {
                 let told =
                     wanted.then(|| Step::blocked("ReplacementRefused", format!("{name} is not replaced: {why}")));
@@ -76,8 +81,8 @@ impl Context<'_> {
                 )
             } else if !lost && !wanted {
                 continue;
-            } else if unready < self.ask.replace_after_seconds && !wanted {
-                Some(format!("unready for {unready} of {} seconds", self.ask.replace_after_seconds))
+            } else if unready < patience {
+                Some(format!("unready for {unready} of {patience} seconds"))
             } else {
                 match self.node_named(&name) {
                     None => Some("it is not a member of the cluster".into()),

@@ -57,7 +57,8 @@ pub struct Observed {
     pub claims: BTreeMap<i32, ClaimView>,
     /// What a majority of the controller group's voters says; `None`: no majority answered.
     pub cluster: Option<ClusterView>,
-    /// Whether the node that an operation waits for has all records.
+    /// Whether the nodes that an operation rests on have all records: the one that was replaced, or all but the one that is about
+    /// to be.
     pub catch_up: CatchUp,
     /// Why no pod can be started yet.
     pub not_ready_to_start: Option<String>,

@@ -192,8 +192,14 @@ impl Context<'_> {
         if let Some(why) = self.may_stop(cluster, ordinal, size) {
             return Step::wait("RollWaits", format!("{target} is not replaced yet: {why}"));
         }
-        match operation.step {
-            OperationStep::Pod => self.delete(ordinal, same, false),
+        match (operation.step, &self.observed.catch_up) {
+            (OperationStep::Pod, CatchUp::Behind { why }) if size > 1 => {
+                Step::wait("RollWaits", format!("{target} is not replaced yet: {why}"))
+            }
+            (OperationStep::Pod, CatchUp::Unknown) if size > 1 => {
+                Step::wait("RollWaits", format!("no word yet of whether others have the records of {target}"))
+            }
+            (OperationStep::Pod, _) => self.delete(ordinal, same, false),
             _ => self.draining(operation, cluster, node, size),
         }
     }

@@ -163,6 +163,10 @@ fn a_node_hands_over_before_its_pod_goes_but_not_for_ever() {
     seen.cluster.as_mut().unwrap().nodes[1].alive = false;
     let memory = Memory { operation: Some(operation), ..memory };
     assert!(waits(&plan(&ask(), &memory, &seen)).contains("does not hear from node log-1"));
+    seen.cluster.as_mut().unwrap().nodes[1].alive = true;
+    assert!(waits(&plan(&ask(), &memory, &seen)).contains("no word yet of whether others have the records"));
+    seen.catch_up = CatchUp::Done;
+    assert!(matches!(plan(&ask(), &memory, &seen), Step::DeletePod { ordinal: 2, .. }));
 }
 
 #[test]
@@ -308,6 +312,7 @@ proptest! {
                 });
                 if takes_part && recorded.map(|operation| operation.kind) != Some(OperationKind::Replace) {
                     let cluster = seen.cluster.as_ref().expect("a pod that may take part is deleted unseen");
+                    prop_assert!(seen.catch_up == CatchUp::Done || memory.size == Some(1));
                     prop_assert_eq!((cluster.offline, cluster.under_replicated, cluster.moving), (0, 0, 0));
                     let size = memory.size.unwrap();
                     let others = (0..size).filter(|other| other != ordinal);

@@ -26,8 +26,10 @@ pub(super) use certificates::{reissue, text as secret_text};
 
 use super::{Applier, Context, EventKind, FIELD_MANAGER, FINALIZER, ReconcileError};
 use crate::admin::{AdminError, Target};
-use crate::api::{ChronicleCluster, ClusterStatus, Reconciliation, ReplacementMode, RetentionPolicy};
-use crate::build::{Cluster, KINDS, REPLACE, build, dynamic, pod_name, validate};
+use crate::api::{
+    ChronicleCluster, ClusterStatus, OperationKind, OperationStep, Reconciliation, ReplacementMode, RetentionPolicy,
+};
+use crate::build::{Cluster, KINDS, REPLACE, build, dynamic, ordinal_of, pod_name, validate};
 use crate::plan::{Ask, CatchUp, ClusterView, Memory, Observed, Step, plan, pods_wanted};
 use status::Outcome;
 
@@ -108,6 +110,10 @@ impl Pass<'_> {
     async fn run(&self) -> Result<Action, ReconcileError> {
         let mut outcome = Outcome::new(self.resource, self.context.now());
         let result = self.steps(&mut outcome).await;
+        if outcome.stale {
+            // The resource was written in this pass; its status is for the next one.
+            return result;
+        }
         if let Err(error) = &result {
             outcome.failed(error);
         }
@@ -160,6 +166,10 @@ impl Pass<'_> {
             certificates.renew(self.context, &cluster, &live).await?;
         }
         outcome.observed(&cluster, &observed, &certificates);
+        if !paused && self.clear_request(&memory, &observed).await? {
+            outcome.stale = true;
+            return Ok(Action::requeue(AGAIN));
+        }
         self.catch_up(&memory, &mut observed, &target).await;
 
         let mut step = plan(&ask, &memory, &observed);
@@ -258,22 +268,61 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Asks whether the node that an operation waits for has everything, once it could.
-    async fn catch_up(&self, memory: &Memory, observed: &mut Observed, target: &Target) {
-        use crate::api::{OperationKind, OperationStep};
-        let Some(operation) = &memory.operation else { return };
-        let waits = matches!(operation.kind, OperationKind::Roll | OperationKind::Replace);
-        let ordinal = crate::build::ordinal_of(&self.resource.name_any(), &operation.target);
-        let ready = ordinal.and_then(|ordinal| observed.pods.get(&ordinal)).is_some_and(|pod| pod.ready);
-        if waits && ready && operation.step == OperationStep::Join && observed.cluster.is_some() {
-            observed.catch_up = match self.context.admin().catch_up(target, &operation.target).await {
-                Ok(known) => known,
-                Err(error) => {
-                    tracing::debug!(%error, node = operation.target, "no comparison");
-                    CatchUp::Unknown
-                }
-            };
+    /// Takes the request for a replacement back once the operation is recorded, and when its pod needs none: it must not hold for
+    /// something that happens to the pod later.
+    async fn clear_request(&self, memory: &Memory, observed: &Observed) -> Result<bool, ReconcileError> {
+        let Some(asked) = self.resource.annotations().get(REPLACE) else { return Ok(false) };
+        let ordinal = ordinal_of(&self.resource.name_any(), asked);
+        let pod = ordinal.and_then(|ordinal| observed.pods.get(&ordinal));
+        let operation = memory.operation.as_ref();
+        let begun =
+            operation.is_some_and(|operation| operation.kind == OperationKind::Replace && operation.target == *asked);
+        let needless = match pod {
+            Some(pod) => pod.ready,
+            // A pod that is being made again is waited for.
+            None => ordinal.is_none_or(|ordinal| ordinal >= memory.size.unwrap_or(0)),
+        };
+        if !begun && !needless {
+            return Ok(false);
         }
+        if !begun {
+            let note = format!("{asked} is ready, or not a pod of this cluster: its node is not replaced");
+            self.context.event(self.resource, EventKind::Warning, "ReplacementNotNeeded", &note).await;
+        }
+        let patch = json!({"metadata": {
+            "annotations": {REPLACE: null}, "resourceVersion": self.resource.resource_version(), "uid": self.resource.uid(),
+        }});
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let patched = self.api.patch(&self.resource.name_any(), &params, &Patch::Merge(patch)).await;
+        patched.map_err(ReconcileError::kube("take the request for a replacement back"))?;
+        Ok(true)
+    }
+
+    /// Asks whether those nodes have everything that an operation rests on: the one that was replaced, or all but the one that is
+    /// about to be.
+    async fn catch_up(&self, memory: &Memory, observed: &mut Observed, target: &Target) {
+        let Some(operation) = memory.operation.as_ref().filter(|_| observed.cluster.is_some()) else { return };
+        let cluster = self.resource.name_any();
+        let all = (0..memory.size.unwrap_or(0)).map(|ordinal| pod_name(&cluster, ordinal));
+        let nodes: Vec<String> = match (operation.kind, operation.step) {
+            (OperationKind::Roll | OperationKind::Replace, OperationStep::Join) => vec![operation.target.clone()],
+            (OperationKind::Roll, OperationStep::Pod) => all.filter(|name| *name != operation.target).collect(),
+            _ => return,
+        };
+        let ready = |name: &String| {
+            let pod = ordinal_of(&cluster, name).and_then(|ordinal| observed.pods.get(&ordinal));
+            pod.is_some_and(|pod| pod.ready)
+        };
+        if !nodes.iter().all(ready) {
+            return;
+        }
+        observed.catch_up = match self.context.admin().catch_up(target, &nodes).await {
+            Ok(known) => known,
+            Err(error) => {
+                tracing::debug!(%error, target = operation.target, "no comparison");
+                CatchUp::Unknown
+            }
+        };
     }
 
     /// Events: operations that begin and end, and what needs a person, once each.

@@ -16,6 +16,8 @@ use crate::plan::{Ask, ClusterView, Observed, Step};
 /// The status under construction.
 pub(super) struct Outcome {
     pub(super) status: ClusterStatus,
+    /// The resource has changed since it was read.
+    pub(super) stale: bool,
     generation: Option<i64>,
     now: Timestamp,
     /// Why the cluster's word is not known.
@@ -29,7 +31,7 @@ impl Outcome {
         let mut status = resource.status.clone().unwrap_or_default();
         status.observed_generation = resource.meta().generation;
         let generation = resource.meta().generation;
-        Self { status, generation, now, silence: String::new(), growth: None, two_clusters: None }
+        Self { status, stale: false, generation, now, silence: String::new(), growth: None, two_clusters: None }
     }
 
     fn set(&mut self, kind: ConditionType, holds: Option<bool>, reason: &str, message: impl Into<String>) {

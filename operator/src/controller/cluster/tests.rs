@@ -387,6 +387,22 @@ async fn a_lost_node_is_replaced_when_a_person_says_so() {
     });
     settle(&world, 3).await;
     assert_ne!(world.get("persistentvolumeclaims", "data-log-2").unwrap()["metadata"]["uid"], old);
+    let asked =
+        world.get("chronicleclusters", NAME).unwrap()["metadata"]["annotations"]["chronicle.dev/replace"].clone();
+    assert!(asked.is_null(), "the request would hold for the next time, too");
+}
+
+#[tokio::test]
+async fn a_request_to_replace_a_node_that_is_well_is_taken_back() {
+    let world = world(3);
+    settle(&world, 3).await;
+    world.edit("chronicleclusters", NAME, |resource| {
+        resource["metadata"]["annotations"] = json!({"chronicle.dev/replace": "log-2"});
+    });
+    settle(&world, 3).await;
+    let resource = world.get("chronicleclusters", NAME).unwrap();
+    assert!(resource["metadata"]["annotations"]["chronicle.dev/replace"].is_null());
+    assert!(world.cluster.lock().nodes.values().all(|node| !node.removed));
 }
 
 #[tokio::test]
@@ -558,6 +574,7 @@ async fn unfold(happenings: Vec<Happening>) {
                 if whole {
                     world.delete("persistentvolumeclaims", &format!("data-log-{ordinal}"));
                     world.delete("pods", &format!("log-{ordinal}"));
+                    world.tick();
                 }
             }
             Happening::Pass(times) => {
@@ -580,7 +597,7 @@ async fn unfold(happenings: Vec<Happening>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_promises_hold_and_the_cluster_becomes_what_the_spec_says(
