@@ -39,6 +39,8 @@ pub(crate) struct World {
     pub(crate) broken_images: Arc<Mutex<BTreeSet<String>>>,
     /// The storage class refuses to grow volumes.
     pub(crate) no_growth: Arc<std::sync::atomic::AtomicBool>,
+    /// Who signs now.
+    pub(crate) ca: Arc<Mutex<String>>,
 }
 
 pub(crate) const NAMESPACE: &str = "ns";
@@ -56,6 +58,7 @@ impl World {
             seconds: Arc::new(AtomicI64::new(1_800_000_000)),
             broken_images: Arc::default(),
             no_growth: Arc::default(),
+            ca: Arc::new(Mutex::new("T0xE".into())),
         }
     }
 
@@ -72,6 +75,7 @@ impl World {
             seconds: Arc::new(AtomicI64::new(self.seconds.load(Ordering::Relaxed))),
             broken_images: Arc::new(Mutex::new(self.broken_images.lock().clone())),
             no_growth: Arc::default(),
+            ca: Arc::new(Mutex::new(self.ca.lock().clone())),
         }
     }
 
@@ -85,6 +89,10 @@ impl World {
                 let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
                 let content = parts.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or("");
                 let value: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+                if parts.uri.query().is_some_and(|query| query.contains("watch=true")) {
+                    // Nothing is ever told; what is there is listed, and looked at again after a while.
+                    std::future::pending::<()>().await;
+                }
                 world.answer(&parts.method, &parts.uri.to_string(), content, value)
             }
         });
@@ -93,20 +101,23 @@ impl World {
 
     /// A new operator process.
     pub(crate) fn operator(&self) -> Context {
-        let client = self.client();
+        let available = Available { cert_manager: true, pod_monitor: false };
+        let seconds = self.seconds.clone();
+        let clock = Arc::new(move || Timestamp::from_second(seconds.load(Ordering::Relaxed)).unwrap());
+        Context::for_tests(self.client(), Arc::new(self.admin()), available, clock)
+    }
+
+    /// A way to the made-up cluster.
+    pub(crate) fn admin(&self) -> FakeAdmin {
         let (before, after) = (self.clone(), self.clone());
-        let admin = FakeAdmin {
+        FakeAdmin {
             cluster: self.cluster.clone(),
             before: Arc::new(move |cluster, call, about| {
                 before.guard_call(cluster, call, about);
                 before.dead().map_err(|_| AdminError::Failed("dead".into()))
             }),
             after: Arc::new(move || after.changed().map_err(|_| AdminError::Failed("dead".into()))),
-        };
-        let available = Available { cert_manager: true, pod_monitor: false };
-        let seconds = self.seconds.clone();
-        let clock = Arc::new(move || Timestamp::from_second(seconds.load(Ordering::Relaxed)).unwrap());
-        Context::for_tests(client, Arc::new(admin), available, clock)
+        }
     }
 
     fn dead(&self) -> Result<(), ()> {
@@ -186,6 +197,21 @@ impl World {
             return Err("the operator is dead".into());
         }
         let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
+        if path.ends_with("/version") {
+            let text = |name: &str| (name.to_owned(), Value::from(""));
+            let fields = [
+                "buildDate",
+                "compiler",
+                "gitCommit",
+                "gitTreeState",
+                "gitVersion",
+                "goVersion",
+                "major",
+                "minor",
+                "platform",
+            ];
+            return Ok(reply(200, &Value::Object(fields.iter().map(|name| text(name)).collect())));
+        }
         let path = path.find("/api").map_or(path, |at| &path[at..]);
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let parts = match parts.as_slice() {
@@ -250,7 +276,7 @@ impl World {
             .filter(|((kind, _), object)| kind == plural && selected(object))
             .map(|(_, object)| object)
             .collect();
-        reply(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items}))
+        reply(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}))
     }
 
     fn patch(&self, plural: &str, name: &str, sub: &str, content: &str, patch: Value) -> Response<Body> {
@@ -435,31 +461,45 @@ impl World {
         self.cluster.lock().tick();
     }
 
+    /// cert-manager: Secrets that are missing, and those that were asked for anew.
     fn issue_certificates(&self) {
         for name in self.names("certificates") {
             let certificate = self.get("certificates", &name).unwrap();
+            let conditions = certificate["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let asked =
+                conditions.iter().any(|condition| condition["type"] == "Issuing" && condition["status"] == "True");
             let secret = certificate["spec"]["secretName"].as_str().unwrap().to_owned();
-            if self.get("secrets", &secret).is_some() {
+            if self.get("secrets", &secret).is_some() && !asked {
                 continue;
             }
+            if asked {
+                self.edit("certificates", &name, |certificate| certificate["status"]["conditions"] = json!([]));
+            }
             let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
-            let ca = "-----BEGIN CERTIFICATE-----\nQ0E=\n-----END CERTIFICATE-----\n";
+            let ca = pem(&self.ca.lock());
             self.put(
                 "secrets",
                 json!({
                     "apiVersion": "v1", "kind": "Secret",
                     "metadata": {"name": secret, "labels": certificate["spec"]["secretTemplate"]["labels"]},
-                    "data": {"tls.crt": encode(ca), "tls.key": encode("key"), "ca.crt": encode(ca)},
+                    "data": {"tls.crt": encode(&ca), "tls.key": encode("key"), "ca.crt": encode(&ca)},
                 }),
             );
         }
     }
 
+    /// The `ca.crt` in a Secret.
+    pub(crate) fn issued_by(&self, secret: &str) -> String {
+        let data = self.get("secrets", secret).unwrap()["data"]["ca.crt"].as_str().unwrap().to_owned();
+        let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, data).unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
     /// The Secrets and the trust of a cluster that runs already.
     pub(crate) fn ready_certificates(&self, cluster: &str) {
-        let ca = "-----BEGIN CERTIFICATE-----\nQ0E=\n-----END CERTIFICATE-----\n";
+        let ca = pem(&self.ca.lock());
         let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
-        let data = json!({"tls.crt": encode(ca), "tls.key": encode("key"), "ca.crt": encode(ca)});
+        let data = json!({"tls.crt": encode(&ca), "tls.key": encode("key"), "ca.crt": encode(&ca)});
         for name in ["ca", "node-tls", "operator-tls"] {
             let metadata = json!({"name": format!("{cluster}-{name}")});
             self.put("secrets", json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data}));
@@ -564,6 +604,11 @@ impl World {
         };
         self.names("pods").into_iter().map(of).collect()
     }
+}
+
+/// A certificate of this text.
+pub(crate) fn pem(text: &str) -> String {
+    format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
 }
 
 fn container(state: Value) -> Value {

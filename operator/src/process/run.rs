@@ -275,3 +275,62 @@ where
 fn key<K: Resource>(kind: &str, resource: &K) -> String {
     format!("{kind}/{}/{}", resource.meta().namespace.clone().unwrap_or_default(), resource.name_any())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::world::{NAMESPACE, World};
+
+    /// Everything together: lease, watches, reconcilers, shutdown.
+    #[tokio::test(start_paused = true)]
+    async fn the_process_brings_a_cluster_up_and_gives_its_lease_back() {
+        let world = World::new();
+        let spec = serde_json::json!({"image": "chronicle:1.0.0", "storage": {"size": "1Gi"}});
+        let resource = serde_json::json!({
+            "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "log"}, "spec": spec,
+        });
+        world.put("chronicleclusters", resource);
+        let broken = serde_json::json!({
+            "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "broken"},
+            "spec": {"replicas": "many"},
+        });
+        world.put("chronicleclusters", broken);
+        let second = Duration::from_secs(1);
+        let settings = RunSettings {
+            namespaces: Vec::new(),
+            concurrency: 4,
+            health: ([127, 0, 0, 1], 0).into(),
+            settings: Settings::default(),
+            lease: Some(LeaseSettings {
+                namespace: NAMESPACE.into(),
+                name: "operator".into(),
+                identity: "me".into(),
+                duration: 15 * second,
+                renew_deadline: 10 * second,
+                period: 2 * second,
+            }),
+            instance: "me".into(),
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(world.client(), Arc::new(world.admin()), settings, stop.clone()));
+        let quorate = |world: &World| {
+            let status = world.get("chronicleclusters", "log").unwrap()["status"].clone();
+            let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+            status["operation"].is_null()
+                && conditions
+                    .iter()
+                    .any(|condition| condition["type"] == "Progressing" && condition["reason"] == "Settled")
+        };
+        let mut seconds = 0;
+        while !quorate(&world) {
+            assert!(seconds < 600, "not up after {seconds} s: {}", world.get("chronicleclusters", "log").unwrap());
+            world.tick();
+            tokio::time::sleep(second).await;
+            seconds += 1;
+        }
+        stop.cancel();
+        running.await.unwrap().unwrap();
+        let lease = world.get("leases", "operator").unwrap();
+        assert!(lease["spec"]["holderIdentity"].is_null(), "{lease}");
+    }
+}

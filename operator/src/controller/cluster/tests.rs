@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::reconcile;
 use crate::api::ChronicleCluster;
-use crate::controller::world::World;
+use crate::controller::world::{World, pem};
 use crate::controller::{Context, ReconcileError};
 
 const NAME: &str = "log";
@@ -439,6 +439,38 @@ async fn an_image_with_another_version_than_said_stops_the_roll_at_one_pod() {
     assert_eq!(world.images().iter().filter(|image| *image == "chronicle:1.0.7").count(), 1);
     edit(&world, |spec| spec["version"] = "1.0.7".into());
     settle(&world, 3).await;
+}
+
+#[tokio::test]
+async fn a_new_certificate_authority_is_trusted_before_it_signs_and_the_former_one_for_a_day() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let (old, new) = (pem("T0xE"), pem("TkVX"));
+    let trust = |world: &World| world.get("configmaps", "log-trust").unwrap()["data"]["ca.crt"].clone();
+    assert_eq!(trust(&world), old);
+    *world.ca.lock() = "TkVX".into();
+    world.edit("certificates", "log-ca", |certificate| {
+        certificate["status"] = json!({"conditions": [{"type": "Issuing", "status": "True"}]});
+    });
+    until(&world, "trusted", |world| trust(world) == format!("{old}{new}")).await;
+    let operator = world.operator();
+    for _ in 0..100 {
+        pass(&world, &operator).await.unwrap();
+        world.tick();
+        assert_eq!(world.issued_by("log-node-tls"), old, "signed by a CA that pods may not know yet");
+    }
+    until(&world, "signed", |world| {
+        world.issued_by("log-node-tls") == new && world.issued_by("log-operator-tls") == new
+    })
+    .await;
+    let operator = world.operator();
+    for _ in 0..10 {
+        pass(&world, &operator).await.unwrap();
+        world.tick();
+    }
+    assert_eq!(trust(&world), format!("{old}{new}"), "the made-up nodes do not say what they serve");
+    assert_eq!(world.images().len(), 3);
+    assert!(settled(&world, 3), "a change of certificates restarts nobody");
 }
 
 /// What a change comes to.
