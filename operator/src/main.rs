@@ -1,12 +1,16 @@
-//! Placeholder for the Kubernetes operator: says that it is not functional yet and fails, so that nobody deploys it by
-//! mistake.
+//! The operator's process.
 
 use std::process::ExitCode;
 
+use chronicle_operator::cli::Cli;
+use clap::Parser;
+
 fn main() -> ExitCode {
-    eprintln!(
-        "chronicle-operator {}: the operator is not implemented yet; run a single node with `chronicle node`",
-        env!("CARGO_PKG_VERSION")
-    );
-    ExitCode::FAILURE
+    match Cli::parse().execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("chronicle-operator: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

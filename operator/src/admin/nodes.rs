@@ -1,0 +1,281 @@
+//! The real cluster. Reads that must be counted go to each node by itself; commands go through the client, which finds who can
+//! carry them out.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use chronicle_client::v1::admin_client::AdminClient;
+use chronicle_client::v1::cluster_client::ClusterClient;
+use chronicle_client::{
+    Client, ClientConfig, ClientError, Connector, ErrorKind, Pem, TlsConfig, tcp_connector, tls_connector, v1,
+};
+use futures::StreamExt;
+use futures::future::join_all;
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+use super::{Admin, AdminError, AdminResult, Answer, Target, combine};
+use crate::plan::{CatchUp, ClusterView};
+
+/// Longest wait for one node's status. All nodes are asked side by side: there are at most 50.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait for a command, retries included.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest comparison of all topics.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Topics that are compared at the same time.
+const AT_ONCE: usize = 16;
+/// Largest answer, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Records that a replica may be behind and still count as caught up: what is under way while it is compared.
+const RECORDS_BEHIND_MAX: i64 = 1_000;
+
+/// Asks nodes over gRPC. Opens connections for every call, so that certificates are always those of now.
+#[derive(Debug, Clone, Default)]
+pub struct Nodes;
+
+impl Nodes {
+    fn client(target: &Target) -> Result<Client, AdminError> {
+        let config = ClientConfig::of(target.nodes.iter().map(|(_, address)| address.clone()));
+        let mut config = config.request_timeout(COMMAND_TIMEOUT);
+        config.connector = connector(target);
+        Client::connect(config).map_err(refused)
+    }
+
+    async fn status(target: &Target, address: &str) -> Result<v1::GetStatusResponse, String> {
+        let ask = async {
+            let channel = channel(target, address).await?;
+            let mut cluster = ClusterClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+            let answer = cluster.get_status(v1::GetStatusRequest {}).await;
+            answer.map(tonic::Response::into_inner).map_err(|status| ClientError::from(status).to_string())
+        };
+        match timeout(STATUS_TIMEOUT, ask).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {} ms", STATUS_TIMEOUT.as_millis())),
+        }
+    }
+
+    /// For each partition of a topic, what this node says of its own replica.
+    async fn describe(channel: Channel, topic: &str) -> Result<Vec<v1::PartitionDescription>, String> {
+        let mut admin = AdminClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let answer = admin.describe_topic(v1::DescribeTopicRequest { name: topic.to_owned() }).await;
+        answer.map(|answer| answer.into_inner().partitions).map_err(|status| ClientError::from(status).to_string())
+    }
+
+    async fn compare(target: &Target, nodes: &[String]) -> Result<CatchUp, AdminError> {
+        let mut channels = Vec::new();
+        for (name, address) in &target.nodes {
+            match channel(target, address).await {
+                Ok(channel) => channels.push((name.clone(), channel)),
+                Err(why) if nodes.contains(name) => return Err(AdminError::Failed(format!("{name}: {why}"))),
+                // Whoever is silent cannot be compared with; the planner knows that it is not alive.
+                Err(_) => {}
+            }
+        }
+        let topics = Self::client(target)?.list_topics().await.map_err(refused)?;
+        let mut compared = futures::stream::iter(topics)
+            .map(|topic| {
+                let channels = channels.clone();
+                async move { Self::compare_topic(&channels, nodes, &topic.name).await }
+            })
+            .buffer_unordered(AT_ONCE);
+        let (mut partitions, mut first) = (0, None);
+        while let Some(behind) = compared.next().await {
+            for why in behind.map_err(AdminError::Failed)? {
+                partitions += 1;
+                first = first.or(Some(why));
+            }
+        }
+        Ok(match first {
+            None => CatchUp::Done,
+            Some(why) => CatchUp::Behind { why: format!("{partitions} partitions, such as {why}") },
+        })
+    }
+
+    async fn compare_topic(
+        channels: &[(String, Channel)],
+        nodes: &[String],
+        topic: &str,
+    ) -> Result<Vec<String>, String> {
+        let mut ends: HashMap<i32, i64> = HashMap::new();
+        for (_, channel) in channels {
+            for partition in Self::describe(channel.clone(), topic).await? {
+                if matches!(partition.state.as_str(), "active" | "dormant") {
+                    let end = ends.entry(partition.partition).or_default();
+                    *end = partition.next.max(*end);
+                }
+            }
+        }
+        // Once more, so that each has had the time that asking all of them took.
+        let mut behind = Vec::new();
+        for (name, channel) in channels.iter().filter(|(name, _)| nodes.contains(name)) {
+            for partition in Self::describe(channel.clone(), topic).await? {
+                let replica = format!("{topic}/{} on {name}", partition.partition);
+                let end = ends.get(&partition.partition).copied().unwrap_or_default();
+                let missing = end - partition.next;
+                match partition.state.as_str() {
+                    "elsewhere" => {}
+                    "active" | "dormant" if missing <= RECORDS_BEHIND_MAX => {}
+                    "active" | "dormant" => behind.push(format!("{replica} ({missing} records)")),
+                    other => behind.push(format!("{replica} ({other})")),
+                }
+            }
+        }
+        Ok(behind)
+    }
+}
+
+fn connector(target: &Target) -> Connector {
+    match &target.tls {
+        None => tcp_connector(),
+        Some(tls) => {
+            let identity = (Pem::Text(tls.certificate.clone()), Pem::Text(tls.key.clone()));
+            let config = TlsConfig::new(Pem::Text(tls.ca.clone())).identity(identity.0, identity.1);
+            tls_connector(tcp_connector(), config)
+        }
+    }
+}
+
+/// A connection to exactly this node.
+async fn channel(target: &Target, address: &str) -> Result<Channel, String> {
+    let connect = connector(target);
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+    let endpoint = endpoint.connect_timeout(STATUS_TIMEOUT).timeout(COMMAND_TIMEOUT);
+    let address = address.to_owned();
+    let service = service_fn(move |_: Uri| {
+        let (connect, address) = (connect.clone(), address.clone());
+        async move { connect(address).await.map(TokioIo::new) }
+    });
+    endpoint.connect_with_connector(service).await.map_err(|error| {
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        cause.to_string()
+    })
+}
+
+fn refused(error: ClientError) -> AdminError {
+    match error.kind {
+        ErrorKind::Rejected => AdminError::Refused { reason: error.reason, message: error.message },
+        _ => AdminError::Failed(error.to_string()),
+    }
+}
+
+impl Admin for Nodes {
+    fn observe<'a>(&'a self, target: &'a Target) -> AdminResult<'a, ClusterView> {
+        Box::pin(async move {
+            let ask = |(name, address): &'a (String, String)| async move {
+                let answer: Answer = (name.clone(), Self::status(target, address).await);
+                answer
+            };
+            combine(&join_all(target.nodes.iter().map(ask)).await)
+        })
+    }
+
+    fn catch_up<'a>(&'a self, target: &'a Target, nodes: &'a [String]) -> AdminResult<'a, CatchUp> {
+        Box::pin(async move {
+            match timeout(CATCH_UP_TIMEOUT, Self::compare(target, nodes)).await {
+                Ok(compared) => compared,
+                Err(_) => Err(AdminError::Failed(format!("not compared within {CATCH_UP_TIMEOUT:?}"))),
+            }
+        })
+    }
+
+    fn drain<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()> {
+        Box::pin(async move { Self::client(target)?.drain(node_id).await.map(drop).map_err(refused) })
+    }
+
+    fn undrain<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()> {
+        Box::pin(async move { Self::client(target)?.undrain(node_id).await.map(drop).map_err(refused) })
+    }
+
+    fn decommission<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()> {
+        Box::pin(async move { Self::client(target)?.decommission(node_id).await.map(drop).map_err(refused) })
+    }
+
+    fn topic<'a>(&'a self, target: &'a Target, name: &'a str) -> AdminResult<'a, Option<v1::Topic>> {
+        Box::pin(async move {
+            match Self::client(target)?.describe_topic(name).await {
+                Ok(description) => Ok(description.topic),
+                Err(error) if error.reason == "UNKNOWN_TOPIC" => Ok(None),
+                Err(error) => Err(refused(error)),
+            }
+        })
+    }
+
+    fn create_topic<'a>(&'a self, target: &'a Target, request: v1::CreateTopicRequest) -> AdminResult<'a, v1::Topic> {
+        Box::pin(async move {
+            let request = v1::CreateTopicRequest { if_not_exists: true, ..request };
+            let answer = Self::client(target)?.create_topic(request).await.map_err(refused)?;
+            answer.topic.ok_or_else(|| AdminError::Failed("the node answered without the topic".into()))
+        })
+    }
+
+    fn alter_topic<'a>(&'a self, target: &'a Target, request: v1::AlterTopicRequest) -> AdminResult<'a, v1::Topic> {
+        Box::pin(async move {
+            let answer = Self::client(target)?.alter_topic(request).await.map_err(refused)?;
+            answer.topic.ok_or_else(|| AdminError::Failed("the node answered without the topic".into()))
+        })
+    }
+
+    fn delete_topic<'a>(&'a self, target: &'a Target, name: &'a str) -> AdminResult<'a, ()> {
+        Box::pin(async move {
+            match Self::client(target)?.delete_topic(name).await {
+                Err(error) if error.reason != "UNKNOWN_TOPIC" => Err(refused(error)),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn rules<'a>(&'a self, target: &'a Target, principal: &'a str) -> AdminResult<'a, Vec<v1::Acl>> {
+        Box::pin(async move {
+            let filter = v1::AclFilter { principal: Some(principal.to_owned()), ..v1::AclFilter::default() };
+            Self::client(target)?.list_acls(filter).await.map_err(refused)
+        })
+    }
+
+    fn add_rules<'a>(&'a self, target: &'a Target, rules: Vec<v1::Acl>) -> AdminResult<'a, ()> {
+        Box::pin(async move { Self::client(target)?.create_acls(rules).await.map(drop).map_err(refused) })
+    }
+
+    fn remove_rules<'a>(&'a self, target: &'a Target, rules: Vec<v1::Acl>) -> AdminResult<'a, ()> {
+        Box::pin(async move {
+            let exactly = |rule: v1::Acl| v1::AclFilter {
+                principal: Some(rule.principal),
+                resource: rule.resource,
+                pattern: rule.pattern,
+                name: Some(rule.name),
+                operation: rule.operation,
+                effect: rule.effect,
+            };
+            let filters = rules.into_iter().map(exactly).collect();
+            Self::client(target)?.delete_acls(filters).await.map(drop).map_err(refused)
+        })
+    }
+
+    fn quota<'a>(&'a self, target: &'a Target, principal: &'a str) -> AdminResult<'a, Option<v1::Quota>> {
+        Box::pin(async move {
+            let quotas = Self::client(target)?.list_quotas().await.map_err(refused)?.quotas;
+            Ok(quotas.into_iter().find(|quota| quota.principal == principal).and_then(|quota| quota.quota))
+        })
+    }
+
+    fn set_quota<'a>(
+        &'a self,
+        target: &'a Target,
+        principal: &'a str,
+        quota: Option<v1::Quota>,
+    ) -> AdminResult<'a, ()> {
+        Box::pin(async move {
+            let client = Self::client(target)?;
+            let done = match quota {
+                Some(quota) => client.set_quota(Some(principal.to_owned()), quota).await,
+                None => client.delete_quota(Some(principal.to_owned())).await,
+            };
+            done.map_err(refused)
+        })
+    }
+}

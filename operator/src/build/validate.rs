@@ -1,0 +1,87 @@
+//! What the API server cannot judge about a spec.
+
+use kube::ResourceExt;
+use serde_json::Value;
+
+use super::Cluster;
+use crate::api::ChronicleCluster;
+use crate::quantity;
+
+/// A field of the spec, its value, and the rule that it breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("spec.{field}: {value}: {rule}")]
+pub struct Invalid {
+    /// Path below `spec`.
+    pub field: String,
+    /// As it is in the spec.
+    pub value: String,
+    /// What must hold.
+    pub rule: String,
+}
+
+/// Whole sections and single fields of the node's configuration that the operator decides.
+const SECTIONS: [&str; 2] = ["listeners", "security"];
+const FIELDS: [(&str, &[&str]); 2] = [
+    ("node", &["name", "data-dir", "advertised-address"]),
+    (
+        "cluster",
+        &[
+            "bootstrap-expect",
+            "discovery",
+            "seeds",
+            "dns-name",
+            "gossip-listen",
+            "gossip-address",
+            "gossip-name",
+            "zone",
+            "voters",
+        ],
+    ),
+];
+
+/// A cluster whose spec makes sense. `founders`: nodes that are started first.
+///
+/// # Errors
+/// The first field that breaks a rule; only an edit helps.
+pub fn validate(resource: &ChronicleCluster, founders: i32, founded: bool) -> Result<Cluster, Invalid> {
+    let invalid = |field: &str, value: String, rule: &str| Invalid { field: field.into(), value, rule: rule.into() };
+    let spec = resource.spec.clone();
+    let size = &spec.storage.size.0;
+    let storage_bytes = quantity::bytes(size)
+        .ok_or_else(|| invalid("storage.size", size.clone(), "must be a quantity of bytes such as 100Gi"))?;
+    if spec.image.trim().is_empty() || spec.image.contains(char::is_whitespace) {
+        return Err(invalid("image", format!("{:?}", spec.image), "must be REPOSITORY:TAG or REPOSITORY@DIGEST"));
+    }
+    for (section, value) in &spec.config {
+        let path = format!("config.{section}");
+        if SECTIONS.contains(&section.as_str()) {
+            return Err(invalid(&path, "(set)".into(), "is decided by the operator; use the fields of the spec"));
+        }
+        let Value::Object(fields) = value else {
+            return Err(invalid(&path, value.to_string(), "must be an object of fields"));
+        };
+        let owned = FIELDS.iter().find(|(name, _)| name == section).map_or(&[][..], |(_, fields)| fields);
+        if let Some(field) = fields.keys().find(|field| owned.contains(&field.as_str())) {
+            let value = fields[field].to_string();
+            return Err(invalid(&format!("{path}.{field}"), value, "is decided by the operator"));
+        }
+    }
+    for (at, rule) in spec.security.principal_rules.iter().enumerate() {
+        if !rule.contains(" -> ") {
+            return Err(invalid(
+                &format!("security.principalRules[{at}]"),
+                format!("{rule:?}"),
+                "must be REGEX -> REPLACEMENT",
+            ));
+        }
+    }
+    Ok(Cluster {
+        name: resource.name_any(),
+        namespace: resource.namespace().unwrap_or_default(),
+        uid: resource.uid().unwrap_or_default(),
+        spec,
+        storage_bytes,
+        founders,
+        founded,
+    })
+}

@@ -1,0 +1,159 @@
+//! The command line of the operator. Every flag can come from the environment.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use kube::Client;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::admin::Nodes;
+use crate::api::crds;
+use crate::build::Settings;
+use crate::process::{LeaseSettings, RunSettings, run};
+
+/// Kubernetes operator of Chronicle: clusters, topics and users as resources.
+#[derive(Debug, Parser)]
+#[command(name = "chronicle-operator", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Looks after clusters, topics and users until it is stopped.
+    Run(RunArgs),
+    /// Prints the definitions of the resources, for `kubectl apply`.
+    Crd,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// One object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// Namespaces that are looked after, separated by commas. Default: all.
+    #[arg(long, env = "OPERATOR_NAMESPACES", value_delimiter = ',')]
+    namespaces: Vec<String>,
+    /// Namespace that the operator runs in: that of its lease, and from which it reaches nodes.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "chronicle-system")]
+    namespace: String,
+    /// Name of this process in the lease and in events; different for every one.
+    #[arg(long, env = "POD_NAME", default_value_t = format!("chronicle-operator-{:08x}", rand::random::<u32>()))]
+    name: String,
+    /// Domain of the Kubernetes cluster.
+    #[arg(long, env = "OPERATOR_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Address of health and metrics.
+    #[arg(long, env = "OPERATOR_HEALTH_ADDRESS", default_value = "0.0.0.0:8080")]
+    health_address: SocketAddr,
+    /// Resources of one kind that are reconciled at the same time.
+    #[arg(long, env = "OPERATOR_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    concurrency: u16,
+    /// Whether several processes agree by a lease on which of them acts.
+    #[arg(long, env = "OPERATOR_LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set)]
+    leader_election: bool,
+    /// Name of the lease.
+    #[arg(long, env = "OPERATOR_LEASE", default_value = "chronicle-operator")]
+    lease: String,
+    /// Another process takes over when the lease was not renewed for this many seconds.
+    #[arg(long, env = "OPERATOR_LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=600))]
+    lease_seconds: u64,
+    /// Which events are logged: a level or a filter such as info,chronicle_operator=debug.
+    #[arg(long, env = "OPERATOR_LOG", default_value = "info")]
+    log: String,
+    /// How log lines look.
+    #[arg(long, env = "OPERATOR_LOG_FORMAT", value_enum, default_value = "json")]
+    log_format: LogFormat,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub fn execute(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Crd => {
+                print!("{}", crd_text()?);
+                Ok(())
+            }
+            Command::Run(args) => {
+                start_logging(&args)?;
+                // kube and the client agree on one provider.
+                let _ = rustls::crypto::ring::default_provider().install_default();
+                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+                runtime.block_on(args.run())
+            }
+        }
+    }
+}
+
+/// The definitions of the resources as one YAML text.
+///
+/// # Errors
+/// None in practice; serialisation has no other way to say so.
+pub fn crd_text() -> anyhow::Result<String> {
+    let mut text = String::from("# Made by `chronicle-operator crd`.\n");
+    for crd in crds() {
+        text.push_str("---\n");
+        text.push_str(&serde_yaml::to_string(&crd)?);
+    }
+    Ok(text)
+}
+
+fn start_logging(args: &RunArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log).map_err(|error| anyhow::anyhow!("--log: {}: {error}", args.log))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.init(),
+    }
+    Ok(())
+}
+
+impl RunArgs {
+    async fn run(self) -> anyhow::Result<()> {
+        let client = Client::try_default().await?;
+        let stop = CancellationToken::new();
+        let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let signalled = stop.clone();
+        let watcher = tokio::spawn(async move {
+            tokio::select! {
+                _ = terminated.recv() => {}
+                _ = interrupted.recv() => {}
+            }
+            signalled.cancel();
+        });
+        let duration = Duration::from_secs(self.lease_seconds);
+        let lease = self.leader_election.then(|| LeaseSettings {
+            namespace: self.namespace.clone(),
+            name: self.lease.clone(),
+            identity: self.name.clone(),
+            duration,
+            renew_deadline: duration * 2 / 3,
+            period: duration / 8,
+        });
+        let settings = RunSettings {
+            namespaces: self.namespaces,
+            concurrency: self.concurrency,
+            health: self.health_address,
+            settings: Settings { cluster_domain: self.cluster_domain, operator_namespace: self.namespace },
+            lease,
+            instance: self.name,
+        };
+        let ended = run(client, Arc::new(Nodes), settings, stop).await;
+        watcher.abort();
+        ended
+    }
+}

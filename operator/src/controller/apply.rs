@@ -1,0 +1,156 @@
+//! Brings objects to the API server: server-side apply by one field manager, only where something differs; removes what the
+//! cluster no longer consists of.
+
+use std::collections::{BTreeMap, HashSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::{Client, ResourceExt};
+
+use super::FIELD_MANAGER;
+use super::compare::difference;
+use super::error::{ReconcileError, is_not_found};
+use crate::build::{CLUSTER_LABEL, KINDS, short_hash};
+
+/// Annotation with the hash of what was applied last: tells that a field is no longer wanted, which a comparison cannot see.
+const APPLIED: &str = "chronicle.dev/applied";
+
+/// Applies objects of one owner in one namespace.
+pub struct Applier {
+    client: Client,
+    namespace: String,
+    owner: OwnerReference,
+}
+
+type Key = (String, String);
+
+impl Applier {
+    /// For the resource that owns the objects.
+    pub fn new(client: Client, namespace: &str, owner: OwnerReference) -> Self {
+        Self { client, namespace: namespace.to_owned(), owner }
+    }
+
+    fn api(&self, kind: &str) -> Option<Api<DynamicObject>> {
+        let (group, version, kind, plural) = KINDS.iter().find(|(_, _, known, _)| *known == kind)?;
+        let gvk = GroupVersionKind::gvk(group, version, kind);
+        let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
+        Some(Api::namespaced_with(self.client.clone(), &self.namespace, &resource))
+    }
+
+    /// Every object of a cluster that is there, by kind and name. `kinds`: those that the API server has.
+    ///
+    /// # Errors
+    /// The API server did not answer.
+    pub async fn live(&self, cluster: &str, kinds: &[&str]) -> Result<BTreeMap<Key, DynamicObject>, ReconcileError> {
+        let mut live = BTreeMap::new();
+        let selected = ListParams::default().labels(&format!("{CLUSTER_LABEL}={cluster}"));
+        for kind in kinds {
+            let Some(api) = self.api(kind) else { continue };
+            match api.list(&selected).await {
+                Ok(list) => {
+                    live.extend(list.items.into_iter().map(|object| (((*kind).to_owned(), object.name_any()), object)));
+                }
+                // The kind has gone in the meantime.
+                Err(error) if is_not_found(&error) => {}
+                Err(error) => return Err(ReconcileError::kube(format!("list {kind}"))(error)),
+            }
+        }
+        Ok(live)
+    }
+
+    /// Makes an object what it should be; says whether it had to be written.
+    ///
+    /// # Errors
+    /// [`ReconcileError::Foreign`] when it belongs to somebody else; the API server refused or did not answer.
+    pub async fn apply(
+        &self,
+        desired: &DynamicObject,
+        live: &BTreeMap<Key, DynamicObject>,
+    ) -> Result<bool, ReconcileError> {
+        let kind = desired.types.as_ref().map(|types| types.kind.clone()).unwrap_or_default();
+        let name = desired.name_any();
+        let Some(api) = self.api(&kind) else { return Ok(false) };
+        let found;
+        let live = match live.get(&(kind.clone(), name.clone())) {
+            Some(live) => Some(live),
+            None => {
+                // Without our label: it may be there all the same.
+                found = api.get_opt(&name).await.map_err(ReconcileError::kube(format!("get {kind} {name}")))?;
+                found.as_ref()
+            }
+        };
+        let hash = short_hash(&serde_json::to_vec(desired).unwrap_or_default());
+        if let Some(live) = live {
+            self.check_owner(&kind, &name, live)?;
+            if live.metadata.deletion_timestamp.is_some() {
+                return Ok(false);
+            }
+            let same = live.annotations().get(APPLIED) == Some(&hash);
+            let value = |object: &DynamicObject| serde_json::to_value(object).unwrap_or_default();
+            match difference(&value(desired), &value(live)) {
+                None if same => return Ok(false),
+                Some(path) if same => tracing::info!(%kind, %name, %path, "changed by somebody else; put right"),
+                _ => {}
+            }
+        }
+        let mut object = desired.clone();
+        object.annotations_mut().insert(APPLIED.into(), hash);
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let applied = api.patch(&name, &params, &Patch::Apply(&object)).await;
+        applied.map_err(ReconcileError::kube(format!("apply {kind} {name}")))?;
+        Ok(true)
+    }
+
+    fn check_owner(&self, kind: &str, name: &str, live: &DynamicObject) -> Result<(), ReconcileError> {
+        if self.owns(live) {
+            return Ok(());
+        }
+        let (kind, name) = (kind.to_owned(), name.to_owned());
+        let former = |owner: &OwnerReference| owner.kind == self.owner.kind && owner.name == self.owner.name;
+        if live.owner_references().iter().any(former) {
+            return Err(ReconcileError::Former { kind, name });
+        }
+        let owner = match live.owner_references().first() {
+            Some(owner) => format!("{} {}", owner.kind, owner.name),
+            None => "nobody that is known here".to_owned(),
+        };
+        Err(ReconcileError::Foreign { kind, name, owner })
+    }
+
+    fn owns(&self, live: &DynamicObject) -> bool {
+        live.owner_references().iter().any(|owner| owner.uid == self.owner.uid)
+    }
+
+    /// Deletes what is the owner's and not wanted any more; says how many.
+    ///
+    /// # Errors
+    /// The API server refused or did not answer.
+    pub async fn remove_orphans(
+        &self,
+        desired: &[DynamicObject],
+        live: &BTreeMap<Key, DynamicObject>,
+    ) -> Result<usize, ReconcileError> {
+        let wanted: HashSet<Key> = desired
+            .iter()
+            .map(|object| {
+                (object.types.as_ref().map(|types| types.kind.clone()).unwrap_or_default(), object.name_any())
+            })
+            .collect();
+        let mut removed = 0;
+        for ((kind, name), object) in live {
+            let kept = wanted.contains(&(kind.clone(), name.clone())) || kind == "StatefulSet";
+            if kept || !self.owns(object) || object.metadata.deletion_timestamp.is_some() {
+                continue;
+            }
+            let Some(api) = self.api(kind) else { continue };
+            let exactly = Preconditions { uid: object.uid(), resource_version: None };
+            match api.delete(name, &DeleteParams::default().preconditions(exactly)).await {
+                Ok(_) => removed += 1,
+                Err(error) if is_not_found(&error) => {}
+                Err(error) => return Err(ReconcileError::kube(format!("delete {kind} {name}"))(error)),
+            }
+        }
+        Ok(removed)
+    }
+}

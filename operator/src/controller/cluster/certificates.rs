@@ -1,0 +1,328 @@
+//! Secrets with certificates: whether they are there, what nodes should trust, and who must have a new one.
+//!
+//! A CA is followed by another in three steps, each seen to have happened before the next: nodes and operator trust both; the
+//! certificates are issued anew by the new one; nodes serve those, and the old one is no longer trusted.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::ResourceExt;
+use kube::api::{Api, Patch, PatchParams};
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
+use serde_json::json;
+
+use crate::admin::{Target, TlsMaterial};
+use crate::build::{Cluster, TrustInput, trust_bundle};
+use crate::controller::{Context, FIELD_MANAGER, ReconcileError};
+use crate::plan::ClusterView;
+
+/// A former CA is trusted for a day after its successor, so that clients have time to take their new certificates up.
+const CA_OVERLAP_SECONDS: i64 = 86_400;
+
+/// A change of what is trusted has reached every pod after this long: kubelets bring it within two minutes, nodes read it within ten
+/// seconds.
+const TRUST_SETTLES_SECONDS: i64 = 150;
+
+type Live = BTreeMap<(String, String), DynamicObject>;
+
+/// What is known of a cluster's certificates.
+#[derive(Debug, Default)]
+pub struct Certificates {
+    encrypted: bool,
+    node: Option<Secret>,
+    operator: Option<Secret>,
+    ca: Option<Secret>,
+    trusted: Option<String>,
+    /// Seconds since that was changed.
+    trusted_for: i64,
+    missing: Option<(&'static str, String)>,
+    /// Every node that is alive serves the certificate in the Secret. Not known: false.
+    served: bool,
+    stale: Vec<String>,
+}
+
+impl Certificates {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// The API server did not answer.
+    pub async fn read(
+        context: &Context,
+        cluster: &Cluster,
+        live: &Live,
+        cert_manager: bool,
+    ) -> Result<Self, ReconcileError> {
+        let mut known = Self { encrypted: cluster.encrypted(), ..Self::default() };
+        if !known.encrypted {
+            return Ok(known);
+        }
+        let secrets: Api<Secret> = Api::namespaced(context.client(), &cluster.namespace);
+        let get =
+            async |name: &str| secrets.get_opt(name).await.map_err(ReconcileError::kube(format!("get Secret {name}")));
+        known.node = get(&cluster.node_secret()).await?;
+        known.operator = get(&cluster.operator_secret()).await?;
+        if let Some(name) = cluster.ca_secret() {
+            known.ca = get(&name).await?;
+        }
+        let map = live.get(&("ConfigMap".to_owned(), cluster.trust_config_map()));
+        known.trusted = map.and_then(|map| map.data["data"]["ca.crt"].as_str().map(str::to_owned));
+        // The API server notes when our fields were written last, and they are written only when they change.
+        let entries = map.and_then(|map| map.metadata.managed_fields.as_deref()).unwrap_or_default();
+        let ours = entries.iter().filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
+        let since = ours.filter_map(|entry| entry.time.as_ref().map(|time| time.0)).max();
+        known.trusted_for = since.map_or(0, |since| context.now().as_second() - since.as_second());
+        let given = cluster.spec.security.tls.secrets.is_some();
+        for (name, secret, keys) in [
+            (cluster.node_secret(), &known.node, &["tls.crt", "tls.key", "ca.crt"][..]),
+            (cluster.operator_secret(), &known.operator, &["tls.crt", "tls.key", "ca.crt"][..]),
+        ] {
+            let why = match secret {
+                None if given => {
+                    ("SecretMissing", format!("Secret {name} is missing: create it with tls.crt, tls.key and ca.crt"))
+                }
+                None if !cert_manager => (
+                    "CertManagerMissing",
+                    format!(
+                        "cert-manager is not installed, so that nobody issues Secret {name}: install it, or name Secrets in \
+                         spec.security.tls.secrets"
+                    ),
+                ),
+                None => ("CertificatePending", pending(cluster, live, &name)),
+                Some(secret) => match keys.iter().find(|key| text(secret, key).is_none()) {
+                    None => continue,
+                    Some(key) => ("SecretIncomplete", format!("Secret {name} has no {key}")),
+                },
+            };
+            known.missing = known.missing.or(Some(why));
+        }
+        Ok(known)
+    }
+
+    /// Whether there is all that it takes to talk to the nodes.
+    pub fn usable(&self) -> bool {
+        !self.encrypted || self.missing.is_none()
+    }
+
+    /// What is in the way of starting pods.
+    pub fn not_ready(&self) -> Option<String> {
+        self.missing.as_ref().map(|(_, why)| why.clone())
+    }
+
+    /// What is in the way, as a condition's reason and message.
+    pub fn trouble(&self) -> Option<(&'static str, String)> {
+        if let Some((reason, why)) = &self.missing {
+            return Some((reason, why.clone()));
+        }
+        match self.stale.as_slice() {
+            [] => None,
+            stale => Some((
+                "NotServedYet",
+                format!("nodes serve an older certificate than the newest: {}", stale.join(", ")),
+            )),
+        }
+    }
+
+    /// Whether there are any.
+    pub fn encrypted(&self) -> bool {
+        self.encrypted
+    }
+
+    /// Compares what nodes serve with what they should.
+    pub fn judge(&mut self, view: Option<&ClusterView>) {
+        let serial = self.node.as_ref().and_then(|secret| text(secret, "tls.crt")).and_then(|pem| serial(&pem));
+        let (Some(serial), Some(view)) = (serial, view) else { return };
+        let alive = view.nodes.iter().filter(|node| node.alive);
+        self.stale = alive
+            .clone()
+            .filter(|node| node.certificate_serial.as_ref().is_some_and(|served| !same_serial(served, &serial)))
+            .map(|node| node.name.clone())
+            .collect();
+        let all_known = alive.clone().all(|node| node.certificate_serial.is_some());
+        self.served = self.stale.is_empty() && all_known && view.nodes.iter().all(|node| node.alive);
+    }
+
+    /// PEM text of the CAs that nodes should trust.
+    pub fn trust(&self) -> Option<String> {
+        let of = |secret: &Option<Secret>, key: &str| secret.as_ref().and_then(|secret| text(secret, key));
+        let current: Vec<String> = [of(&self.ca, "tls.crt"), of(&self.node, "ca.crt"), of(&self.operator, "ca.crt")]
+            .into_iter()
+            .flatten()
+            .collect();
+        let one = current.windows(2).all(|pair| pair[0].trim() == pair[1].trim());
+        let settled = one && self.served && self.trusted_for >= CA_OVERLAP_SECONDS;
+        trust_bundle(&TrustInput { settled, current, trusted: self.trusted.clone() })
+    }
+
+    /// Whom to ask, and how.
+    pub fn target(&self, cluster: &Cluster, pods: i32) -> Target {
+        let tls = self.encrypted.then(|| {
+            let of = |key: &str| self.operator.as_ref().and_then(|secret| text(secret, key)).unwrap_or_default();
+            TlsMaterial {
+                // What nodes trust the operator trusts, too, so that it can talk to both while one CA follows another.
+                ca: self.trust().unwrap_or_default().into_bytes(),
+                certificate: of("tls.crt").into_bytes(),
+                key: of("tls.key").into_bytes(),
+            }
+        });
+        Target { nodes: super::addresses(cluster, pods), tls }
+    }
+
+    /// Has certificates of a former CA issued anew, once the new one is trusted everywhere.
+    ///
+    /// # Errors
+    /// The API server refused or did not answer.
+    pub async fn renew(&self, context: &Context, cluster: &Cluster, live: &Live) -> Result<(), ReconcileError> {
+        let ca = self.ca.as_ref().and_then(|secret| text(secret, "tls.crt"));
+        let (Some(ca), Some(trusted)) = (ca, &self.trusted) else { return Ok(()) };
+        if !trusted.contains(ca.trim()) || self.trusted_for < TRUST_SETTLES_SECONDS {
+            return Ok(());
+        }
+        for (name, secret) in [("node", &self.node), ("operator", &self.operator)] {
+            let issued_by = secret.as_ref().and_then(|secret| text(secret, "ca.crt"));
+            if issued_by.is_none_or(|issued_by| issued_by.trim() == ca.trim()) {
+                continue;
+            }
+            let name = format!("{}-{name}", cluster.name);
+            let Some(certificate) = live.get(&("Certificate".to_owned(), name.clone())) else { continue };
+            reissue(context, &cluster.namespace, certificate).await?;
+            tracing::info!(certificate = name, "issued anew by the new CA");
+        }
+        Ok(())
+    }
+}
+
+/// How to reach the nodes of a cluster, for topics and users. `None`: not yet.
+///
+/// # Errors
+/// The API server did not answer.
+pub async fn operator_target(
+    context: &Context,
+    cluster: &Cluster,
+    size: i32,
+) -> Result<Option<Target>, ReconcileError> {
+    let mut live = Live::new();
+    let maps: Api<ConfigMap> = Api::namespaced(context.client(), &cluster.namespace);
+    if cluster.encrypted() {
+        let name = cluster.trust_config_map();
+        let map = maps.get_opt(&name).await.map_err(ReconcileError::kube(format!("get ConfigMap {name}")))?;
+        live.extend(map.map(|map| (("ConfigMap".to_owned(), name), crate::build::dynamic(&map))));
+    }
+    let certificates = Certificates::read(context, cluster, &live, true).await?;
+    Ok(certificates.usable().then(|| certificates.target(cluster, size)))
+}
+
+/// Asks cert-manager to issue a certificate anew, as its own command line tool does: by the condition `Issuing`.
+pub(in crate::controller) async fn reissue(
+    context: &Context,
+    namespace: &str,
+    certificate: &DynamicObject,
+) -> Result<(), ReconcileError> {
+    let mut conditions = certificate.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let issuing = |condition: &serde_json::Value| condition["type"] == "Issuing";
+    if conditions.iter().any(|condition| issuing(condition) && condition["status"] == "True") {
+        return Ok(());
+    }
+    conditions.retain(|condition| !issuing(condition));
+    conditions.push(json!({
+        "type": "Issuing",
+        "status": "True",
+        "reason": "CaChanged",
+        "message": "the certificate authority was replaced",
+        "lastTransitionTime": context.now().to_string(),
+    }));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("cert-manager.io", "v1", "Certificate"));
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client(), namespace, &resource);
+    let patch = json!({
+        "metadata": {"resourceVersion": certificate.resource_version()},
+        "status": {"conditions": conditions},
+    });
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+    let name = certificate.name_any();
+    let patched = api.patch_status(&name, &params, &Patch::Merge(patch)).await;
+    patched.map(drop).map_err(ReconcileError::kube(format!("have Certificate {name} issued anew")))
+}
+
+/// Why a Secret of cert-manager is not there yet, in its own words.
+fn pending(cluster: &Cluster, live: &Live, secret: &str) -> String {
+    let certificates = live.iter().filter(|((kind, _), _)| kind == "Certificate");
+    let of = |object: &DynamicObject| object.data["spec"]["secretName"] == secret;
+    let certificate = certificates.map(|(_, object)| object).find(|object| of(object));
+    let ready = certificate.and_then(|certificate| {
+        let conditions = certificate.data["status"]["conditions"].as_array()?;
+        conditions.iter().find(|condition| condition["type"] == "Ready").cloned()
+    });
+    let issuer = crate::build::issuer_name(cluster);
+    match ready {
+        Some(ready) => format!(
+            "cert-manager has not issued Secret {secret} (issuer {issuer}): {}",
+            ready["message"].as_str().unwrap_or("no reason given")
+        ),
+        None => format!("waiting for cert-manager to issue Secret {secret} (issuer {issuer})"),
+    }
+}
+
+pub(in crate::controller) fn text(secret: &Secret, key: &str) -> Option<String> {
+    let bytes = &secret.data.as_ref()?.get(key)?.0;
+    String::from_utf8(bytes.clone()).ok().filter(|text| !text.trim().is_empty())
+}
+
+/// Serial number of the first certificate in a PEM text, hexadecimal in lower case. Reads only as far as it must (RFC 5280, 4.1).
+fn serial(pem: &str) -> Option<String> {
+    let body = pem.split("-----BEGIN CERTIFICATE-----").nth(1)?.split("-----END CERTIFICATE-----").next()?;
+    let compact: String = body.split_whitespace().collect();
+    let der = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, compact).ok()?;
+    let (certificate, _) = element(&der, 0x30)?;
+    let (to_be_signed, _) = element(certificate, 0x30)?;
+    // The version is there unless it is the first.
+    let rest = element(to_be_signed, 0xa0).map_or(to_be_signed, |(_, rest)| rest);
+    let (number, _) = element(rest, 0x02)?;
+    Some(number.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The content of the DER element with this tag at the start, and what follows it.
+fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+    let (&found, rest) = der.split_first()?;
+    let (&first, rest) = rest.split_first()?;
+    if found != tag {
+        return None;
+    }
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(first), rest),
+        0x81..=0x84 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            (bytes.iter().fold(0, |length, byte| (length << 8) | usize::from(*byte)), rest)
+        }
+        _ => return None,
+    };
+    rest.split_at_checked(length)
+}
+
+/// Leading zeros and separators do not matter.
+fn same_serial(a: &str, b: &str) -> bool {
+    let normal = |text: &str| {
+        let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect::<String>().to_lowercase();
+        digits.trim_start_matches('0').to_owned()
+    };
+    normal(a) == normal(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_from_outside_are_read_or_refused() {
+        // SEQUENCE { SEQUENCE { [0] { INTEGER 2 }, INTEGER 00ab } }
+        let der = [0x30, 0x0b, 0x30, 0x09, 0xa0, 0x03, 0x02, 0x01, 0x02, 0x02, 0x02, 0x00, 0xab];
+        let pem = |der: &[u8]| {
+            let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+            format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+        };
+        assert_eq!(serial(&pem(&der)).as_deref(), Some("00ab"));
+        assert!(same_serial("00ab", "AB") && same_serial("0:ab", "ab") && !same_serial("ab", "ac"));
+        for cut in 0..der.len() {
+            assert_eq!(serial(&pem(&der[..cut])), None, "cut at {cut}");
+        }
+        assert_eq!(serial("no certificate"), None);
+    }
+}

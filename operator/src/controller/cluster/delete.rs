@@ -1,0 +1,64 @@
+//! The end of a cluster. Objects go with their owner; data stays unless the policy says otherwise.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams, Preconditions, PropagationPolicy};
+use kube::runtime::controller::Action;
+
+use super::remove_finalizer;
+use crate::api::{ChronicleCluster, RetentionPolicy};
+use crate::build::{CLUSTER_LABEL, ordinal_of};
+use crate::controller::{Context, ReconcileError, is_conflict, is_not_found};
+
+const POLL: Duration = Duration::from_secs(2);
+
+/// One pass over a cluster that is being deleted. With `Retain` nothing is waited for: Kubernetes removes what the cluster
+/// owns, and claims have no owner. With `Delete`: the StatefulSet, then its pods, then the claims, then the resource.
+pub(super) async fn delete(
+    context: &Context,
+    api: &Api<ChronicleCluster>,
+    resource: &ChronicleCluster,
+) -> Result<Action, ReconcileError> {
+    let (name, namespace) = (resource.name_any(), resource.namespace().unwrap_or_default());
+    if resource.spec.storage.retention.when_deleted == RetentionPolicy::Delete {
+        let uid = resource.uid().unwrap_or_default();
+        let sets: Api<StatefulSet> = Api::namespaced(context.client(), &namespace);
+        let set = sets.get_opt(&name).await.map_err(ReconcileError::kube("get the StatefulSet"))?;
+        let ours = |set: &StatefulSet| set.owner_references().iter().any(|owner| owner.uid == uid);
+        if let Some(set) = set.filter(ours) {
+            if set.metadata.deletion_timestamp.is_none() {
+                let exactly = Preconditions { uid: set.uid(), resource_version: None };
+                let params =
+                    DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..DeleteParams::default() };
+                gone(sets.delete(&name, &params.preconditions(exactly)).await.map(drop), "delete the StatefulSet")?;
+            }
+            return Ok(Action::requeue(POLL));
+        }
+        let selected = ListParams::default().labels(&format!("{CLUSTER_LABEL}={name}"));
+        let pods: Api<Pod> = Api::namespaced(context.client(), &namespace);
+        let pods = pods.list(&selected).await.map_err(ReconcileError::kube("list pods"))?;
+        if pods.items.iter().any(|pod| ordinal_of(&name, &pod.name_any()).is_some()) {
+            return Ok(Action::requeue(POLL));
+        }
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client(), &namespace);
+        let listed = claims.list(&selected).await.map_err(ReconcileError::kube("list claims"))?;
+        for claim in listed.items.iter().filter(|claim| ordinal_of(&name, &claim.name_any()).is_some()) {
+            let exactly = Preconditions { uid: claim.uid(), resource_version: None };
+            let params = DeleteParams::default().preconditions(exactly);
+            gone(claims.delete(&claim.name_any(), &params).await.map(drop), "delete a claim")?;
+        }
+    }
+    context.succeeded(&format!("ChronicleCluster/{namespace}/{name}"));
+    remove_finalizer(api, resource).await?;
+    Ok(Action::await_change())
+}
+
+fn gone(result: Result<(), kube::Error>, action: &str) -> Result<(), ReconcileError> {
+    match result {
+        Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(()),
+        other => other.map_err(ReconcileError::kube(action)),
+    }
+}

@@ -1,0 +1,183 @@
+//! What there is: StatefulSet, pods, claims and their machines, past every cache.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+use kube::core::DynamicObject;
+
+use crate::build::{CLUSTER_LABEL, Cluster, REMOVED_NODE, REVISION, ordinal_of};
+use crate::controller::{Context, ReconcileError, is_not_found};
+use crate::plan::{CatchUp, ClaimView, Machine, Observed, PodView, SetView};
+use crate::quantity;
+
+/// Looks at everything but the cluster's own word.
+pub(super) async fn observe(
+    context: &Context,
+    cluster: &Cluster,
+    live: &BTreeMap<(String, String), DynamicObject>,
+) -> Result<Observed, ReconcileError> {
+    let selected = ListParams::default().labels(&format!("{CLUSTER_LABEL}={}", cluster.name));
+    let pods: Api<Pod> = Api::namespaced(context.client(), &cluster.namespace);
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client(), &cluster.namespace);
+    let pods = pods.list(&selected).await.map_err(ReconcileError::kube("list pods"))?;
+    let claims = claims.list(&selected).await.map_err(ReconcileError::kube("list claims"))?;
+    let mut observed = Observed {
+        now: context.now(),
+        set: live.get(&("StatefulSet".to_owned(), cluster.name.clone())).map(set_view),
+        pods: BTreeMap::new(),
+        claims: BTreeMap::new(),
+        cluster: None,
+        catch_up: CatchUp::Unknown,
+        not_ready_to_start: None,
+    };
+    for pod in pods.items {
+        if let Some(ordinal) = ordinal_of(&cluster.name, &pod.name_any()) {
+            let mut view = pod_view(&pod);
+            if !view.ready {
+                view.machine = machine(context, &pod).await?;
+                // What does not answer may still run.
+                view.running |= view.machine == Machine::Silent;
+                view.running &= view.machine != Machine::Gone;
+            }
+            observed.pods.insert(ordinal, view);
+        }
+    }
+    for claim in claims.items {
+        if let Some(ordinal) = ordinal_of(&cluster.name, &claim.name_any()) {
+            let mut view = claim_view(&claim);
+            if observed.pods.get(&ordinal).is_some_and(|pod| !pod.ready) {
+                view.lost |= volume_lost(context, &claim).await?;
+            }
+            observed.claims.insert(ordinal, view);
+        }
+    }
+    Ok(observed)
+}
+
+fn set_view(set: &DynamicObject) -> SetView {
+    let spec = &set.data["spec"];
+    let size = spec["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"].as_str();
+    SetView {
+        uid: set.uid().unwrap_or_default(),
+        replicas: spec["replicas"].as_i64().and_then(|replicas| i32::try_from(replicas).ok()).unwrap_or(1),
+        template_bytes: size.and_then(quantity::bytes).unwrap_or(0),
+        terminating: set.metadata.deletion_timestamp.is_some(),
+    }
+}
+
+/// A pod as Kubernetes shows it. A container counts as running unless it is known not to run.
+fn pod_view(pod: &Pod) -> PodView {
+    let status = pod.status.clone().unwrap_or_default();
+    let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
+    let is_ready = ready.is_some_and(|condition| condition.status == "True");
+    let container = status.container_statuses.iter().flatten().find(|container| container.name == "chronicle");
+    let state = container.and_then(|container| container.state.clone());
+    let scheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled");
+    let unscheduled = scheduled.filter(|condition| condition.status == "False");
+    let (running, trouble) = match (&state, unscheduled) {
+        (_, Some(condition)) => (false, condition.message.clone().unwrap_or_else(|| "cannot be scheduled".into())),
+        (Some(state), _) if state.running.is_some() => (true, String::new()),
+        (Some(state), _) if state.waiting.is_some() => {
+            let waiting = state.waiting.clone().unwrap_or_default();
+            (false, [waiting.reason, waiting.message].into_iter().flatten().collect::<Vec<_>>().join(": "))
+        }
+        (Some(state), _) if state.terminated.is_some() => {
+            let ended = state.terminated.clone().unwrap_or_default();
+            (false, format!("the container ended with {}: {}", ended.exit_code, ended.message.unwrap_or_default()))
+        }
+        // Pending before its machine has looked at it: nothing runs. Otherwise nobody knows.
+        _ => (status.phase.as_deref() != Some("Pending"), String::new()),
+    };
+    let since = ready.filter(|_| !is_ready).and_then(|condition| condition.last_transition_time.clone());
+    PodView {
+        uid: pod.uid().unwrap_or_default(),
+        resource_version: pod.resource_version().unwrap_or_default(),
+        revision: pod.annotations().get(REVISION).cloned().unwrap_or_default(),
+        ready: is_ready && pod.metadata.deletion_timestamp.is_none(),
+        running,
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        unready_since: since.map(|time| time.0).or_else(|| created(pod).filter(|_| !is_ready)),
+        machine: Machine::Present,
+        trouble,
+    }
+}
+
+fn created(pod: &Pod) -> Option<Timestamp> {
+    pod.metadata.creation_timestamp.as_ref().map(|time| time.0)
+}
+
+/// The machine of a pod that is not ready.
+async fn machine(context: &Context, pod: &Pod) -> Result<Machine, ReconcileError> {
+    let Some(name) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { return Ok(Machine::Unassigned) };
+    let nodes: Api<Node> = Api::all(context.client());
+    let node = match nodes.get(&name).await {
+        Ok(node) => node,
+        Err(error) if is_not_found(&error) => return Ok(Machine::Gone),
+        // Not ours to see, when the operator is confined to namespaces: nothing is concluded.
+        Err(kube::Error::Api(status)) if status.is_forbidden() => return Ok(Machine::Present),
+        Err(error) => return Err(ReconcileError::kube(format!("get Node {name}"))(error)),
+    };
+    let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    if taints.iter().any(|taint| taint.key == "node.kubernetes.io/out-of-service") {
+        return Ok(Machine::Gone);
+    }
+    let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
+    Ok(match ready {
+        Some(condition) if condition.status == "True" => Machine::Present,
+        _ => Machine::Silent,
+    })
+}
+
+fn claim_view(claim: &PersistentVolumeClaim) -> ClaimView {
+    let requested = claim
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.resources.as_ref()?.requests.as_ref()?.get("storage").cloned())
+        .and_then(|size| quantity::bytes(&size.0));
+    let phase = claim.status.as_ref().and_then(|status| status.phase.clone());
+    ClaimView {
+        uid: claim.uid().unwrap_or_default(),
+        requested: requested.unwrap_or(0),
+        terminating: claim.metadata.deletion_timestamp.is_some(),
+        lost: phase.as_deref() == Some("Lost"),
+        removed_node: claim.annotations().get(REMOVED_NODE).cloned(),
+    }
+}
+
+/// Whether a claim's volume lies on a machine that was taken out of the Kubernetes cluster.
+async fn volume_lost(context: &Context, claim: &PersistentVolumeClaim) -> Result<bool, ReconcileError> {
+    let Some(name) = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()) else { return Ok(false) };
+    let volumes: Api<PersistentVolume> = Api::all(context.client());
+    let volume = match volumes.get(&name).await {
+        Ok(volume) => volume,
+        Err(error) if is_not_found(&error) => return Ok(true),
+        Err(kube::Error::Api(status)) if status.is_forbidden() => return Ok(false),
+        Err(error) => return Err(ReconcileError::kube(format!("get PersistentVolume {name}"))(error)),
+    };
+    let terms = volume.spec.and_then(|spec| spec.node_affinity?.required).map(|required| required.node_selector_terms);
+    let hosts: Vec<String> = terms
+        .into_iter()
+        .flatten()
+        .flat_map(|term| term.match_expressions.unwrap_or_default())
+        .filter(|expression| expression.key == "kubernetes.io/hostname" && expression.operator == "In")
+        .flat_map(|expression| expression.values.unwrap_or_default())
+        .collect();
+    if hosts.is_empty() {
+        return Ok(false);
+    }
+    let nodes: Api<Node> = Api::all(context.client());
+    for host in hosts {
+        let labelled = ListParams::default().labels(&format!("kubernetes.io/hostname={host}"));
+        match nodes.list_metadata(&labelled).await {
+            Ok(found) if found.items.is_empty() => {}
+            Ok(_) => return Ok(false),
+            Err(kube::Error::Api(status)) if status.is_forbidden() => return Ok(false),
+            Err(error) => return Err(ReconcileError::kube("list Nodes")(error)),
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,253 @@
+//! What is reported. Starts from the status of before, so that what could not be looked at stays as it was known.
+
+use k8s_openapi::jiff::Timestamp;
+use kube::Resource;
+
+use super::Certificates;
+use crate::admin::AdminError;
+use crate::api::{
+    CertificateStatus, ChronicleCluster, ClusterStatus, ConditionType, MemberRole, MemberStatus, OperationStatus,
+    QuorumStatus, VersionStatus, condition_of, set_condition,
+};
+use crate::build::Cluster;
+use crate::controller::ReconcileError;
+use crate::plan::{Ask, ClusterView, Observed, Step};
+
+/// The status under construction.
+pub(super) struct Outcome {
+    pub(super) status: ClusterStatus,
+    /// The resource has changed since it was read.
+    pub(super) stale: bool,
+    generation: Option<i64>,
+    now: Timestamp,
+    /// Why the cluster's word is not known.
+    silence: String,
+    growth: Option<String>,
+    two_clusters: Option<String>,
+}
+
+impl Outcome {
+    pub(super) fn new(resource: &ChronicleCluster, now: Timestamp) -> Self {
+        let mut status = resource.status.clone().unwrap_or_default();
+        status.observed_generation = resource.meta().generation;
+        let generation = resource.meta().generation;
+        Self { status, stale: false, generation, now, silence: String::new(), growth: None, two_clusters: None }
+    }
+
+    fn set(&mut self, kind: ConditionType, holds: Option<bool>, reason: &str, message: impl Into<String>) {
+        set_condition(&mut self.status.conditions, kind, holds, reason, message, self.generation, self.now);
+    }
+
+    /// Whether people have not been told of this yet.
+    pub(super) fn is_news(&self, reason: &str) -> bool {
+        condition_of(&self.status.conditions, ConditionType::Degraded).is_none_or(|known| known.reason != reason)
+    }
+
+    pub(super) fn invalid(&mut self, why: &str) {
+        self.set(ConditionType::Progressing, Some(false), "InvalidSpec", why);
+        self.set(ConditionType::Degraded, Some(true), "InvalidSpec", why);
+    }
+
+    pub(super) fn failed(&mut self, error: &ReconcileError) {
+        // What passes by itself is no news.
+        if !error.is_transient() {
+            self.set(ConditionType::Degraded, Some(true), error.reason(), error.to_string());
+        }
+    }
+
+    pub(super) fn growth_failed(&mut self, error: &ReconcileError) {
+        self.growth = Some(error.to_string());
+    }
+
+    pub(super) fn describe(&mut self, cluster: &Cluster) {
+        self.status.selector = cluster.selector_text();
+        self.status.endpoint = Some(cluster.endpoint());
+    }
+
+    pub(super) fn operation(&mut self, operation: Option<OperationStatus>, size: Option<i32>) {
+        self.status.operation = operation;
+        self.status.size = size;
+    }
+
+    pub(super) fn answered(&mut self, answer: Option<Result<ClusterView, AdminError>>) -> Option<ClusterView> {
+        match answer {
+            None => self.silence = "no node runs, or there is no certificate to ask with".into(),
+            Some(Err(error)) => {
+                if let AdminError::TwoClusters(_) = &error {
+                    self.two_clusters = Some(error.to_string());
+                }
+                self.silence = error.to_string();
+            }
+            Some(Ok(view)) => return Some(view),
+        }
+        None
+    }
+
+    pub(super) fn observed(&mut self, cluster: &Cluster, observed: &Observed, certificates: &Certificates) {
+        let count = |ready: bool| observed.pods.values().filter(|pod| pod.ready || !ready).count() as i32;
+        self.status.replicas = count(false);
+        self.status.ready_replicas = count(true);
+        if let Some(view) = &observed.cluster {
+            self.cluster(view);
+        }
+        self.quorate(observed.cluster.as_ref());
+        self.storage(cluster, observed);
+        match (certificates.encrypted(), certificates.trouble()) {
+            (false, _) => {
+                self.set(ConditionType::CertificatesValid, Some(true), "Disabled", "spec.security.tls.mode is Disabled")
+            }
+            (true, None) => self.set(ConditionType::CertificatesValid, Some(true), "Valid", ""),
+            (true, Some((reason, why))) => self.set(ConditionType::CertificatesValid, Some(false), reason, why),
+        }
+    }
+
+    fn cluster(&mut self, view: &ClusterView) {
+        let status = &mut self.status;
+        status.cluster_id.get_or_insert_with(|| view.id.clone());
+        let name_of = |id: &String| view.nodes.iter().find(|node| node.node_id == *id).map(|node| node.name.clone());
+        status.leader = view.leader.as_ref().and_then(name_of);
+        let mut members: Vec<MemberStatus> = Vec::new();
+        for node in &view.nodes {
+            let member = MemberStatus {
+                name: node.name.clone(),
+                node_id: node.node_id.clone(),
+                role: if node.voter { MemberRole::Voter } else { MemberRole::Learner },
+                state: node.state,
+                alive: node.alive,
+                version: node.version.clone(),
+                zone: node.zone.clone(),
+            };
+            // Names are the keys of the list. While a node takes the place of another one of its name, the new one is shown.
+            match members.iter_mut().find(|known| known.name == member.name) {
+                Some(known) if node.alive || !known.alive => *known = member,
+                Some(_) => {}
+                None => members.push(member),
+            }
+        }
+        status.members = members;
+        let mut running: Vec<String> = view.nodes.iter().map(|node| node.version.clone()).collect();
+        running.retain(|version| !version.is_empty());
+        running.sort();
+        running.dedup();
+        status.versions = Some(VersionStatus { running });
+        let not_after = view.nodes.iter().filter(|node| node.alive).filter_map(|node| node.certificate_not_after).min();
+        status.certificates = not_after.map(|at| CertificateStatus { not_after_seconds: Some(at) });
+        let voters = view.nodes.iter().filter(|node| node.voter).count() as i32;
+        let healthy = view.nodes.iter().filter(|node| node.voter && node.alive).count() as i32;
+        let needed = voters / 2 + 1;
+        let fault_tolerance = (healthy - needed).max(0);
+        status.quorum = Some(QuorumStatus { voters, healthy, needed, fault_tolerance });
+    }
+
+    fn quorate(&mut self, view: Option<&ClusterView>) {
+        let Some(view) = view else {
+            let why = self.silence.clone();
+            self.status.leader = None;
+            self.set(ConditionType::Quorate, None, "Unknown", why.clone());
+            let available = if self.status.ready_replicas == 0 { Some(false) } else { None };
+            self.set(ConditionType::Available, available, "Unknown", why);
+            return;
+        };
+        let (holds, reason, why) = match (&view.leader, view.offline) {
+            (None, _) => (false, "NoLeader", "the controller group has no leader that answers".to_owned()),
+            (_, 0) => (true, "Quorate", String::new()),
+            (_, offline) => {
+                (false, "PartitionsOffline", format!("{offline} partitions have no majority of their replicas"))
+            }
+        };
+        self.set(ConditionType::Quorate, Some(holds), reason, why.clone());
+        let available = view.leader.is_some() && self.status.ready_replicas > 0;
+        let reason = if available { "Available" } else { reason };
+        self.set(ConditionType::Available, Some(available), reason, if available { String::new() } else { why });
+    }
+
+    fn storage(&mut self, cluster: &Cluster, observed: &Observed) {
+        let small: Vec<String> = observed
+            .claims
+            .iter()
+            .filter(|(_, claim)| claim.requested < cluster.storage_bytes && claim.removed_node.is_none())
+            .map(|(ordinal, _)| ordinal.to_string())
+            .collect();
+        let lost: Vec<String> =
+            observed.claims.iter().filter(|(_, claim)| claim.lost).map(|(ordinal, _)| ordinal.to_string()).collect();
+        match (small.as_slice(), lost.as_slice()) {
+            ([], []) => self.set(ConditionType::StorageHealthy, Some(true), "Healthy", ""),
+            (_, [_, ..]) => {
+                let why = format!("the volumes of nodes {} are lost", lost.join(", "));
+                self.set(ConditionType::StorageHealthy, Some(false), "VolumeLost", why);
+            }
+            _ => {
+                let why = format!("the volumes of nodes {} are smaller than spec.storage.size", small.join(", "));
+                self.set(ConditionType::StorageHealthy, Some(false), "Growing", why);
+            }
+        }
+    }
+
+    /// The conditions that follow from the step.
+    pub(super) fn conclude(&mut self, ask: &Ask, step: &Step, observed: &Observed) {
+        if let Some(why) = self.growth.take() {
+            let why = format!("{why}; the storage class must allow volumes to grow");
+            self.set(ConditionType::StorageHealthy, Some(false), "GrowthRefused", why);
+        }
+        let outdated = observed.pods.values().filter(|pod| pod.revision != ask.revision).count();
+        match outdated {
+            0 => self.set(ConditionType::UpToDate, Some(true), "UpToDate", ""),
+            some => {
+                let why = format!("{some} of {} pods do not run what the spec says yet", observed.pods.len());
+                self.set(ConditionType::UpToDate, Some(false), "RollPending", why);
+            }
+        }
+        let busy = self.status.operation.as_ref().map(|operation| format!("{:?}", operation.kind));
+        match step {
+            Step::Wait { reason, message } if ask.paused => {
+                self.set(ConditionType::Progressing, Some(false), reason, message)
+            }
+            Step::Wait { reason, message } => self.set(ConditionType::Progressing, Some(true), reason, message),
+            Step::Blocked { reason, message } => self.set(ConditionType::Progressing, Some(false), reason, message),
+            Step::Idle if ask.replicas == 0 => {
+                self.set(
+                    ConditionType::Progressing,
+                    Some(false),
+                    "Stopped",
+                    "spec.replicas is 0: all nodes are stopped",
+                );
+            }
+            Step::Idle => self.set(ConditionType::Progressing, Some(false), "Settled", ""),
+            Step::Finish => self.set(ConditionType::Progressing, Some(true), "Settling", ""),
+            _ => self.set(ConditionType::Progressing, Some(true), busy.as_deref().unwrap_or("Working"), ""),
+        }
+        self.degraded(ask, step, observed);
+    }
+
+    fn degraded(&mut self, ask: &Ask, step: &Step, observed: &Observed) {
+        if let Some(why) = self.two_clusters.take() {
+            return self.set(ConditionType::Degraded, Some(true), "TwoClusters", why);
+        }
+        if let Step::Blocked { reason, message } = step {
+            return self.set(ConditionType::Degraded, Some(true), reason, message);
+        }
+        if ask.replicas == 0 {
+            return self.set(ConditionType::Degraded, Some(false), "Stopped", "");
+        }
+        match &observed.cluster {
+            Some(view) => {
+                let dead: Vec<&str> =
+                    view.nodes.iter().filter(|node| !node.alive).map(|node| node.name.as_str()).collect();
+                if !dead.is_empty() {
+                    let why = format!("the cluster does not hear from {}", dead.join(", "));
+                    self.set(ConditionType::Degraded, Some(true), "NodesDead", why);
+                } else if view.under_replicated > 0 {
+                    let why = format!("{} partitions have a replica that is not alive", view.under_replicated);
+                    self.set(ConditionType::Degraded, Some(true), "UnderReplicated", why);
+                } else {
+                    self.set(ConditionType::Degraded, Some(false), "AsExpected", "");
+                }
+            }
+            None if self.status.cluster_id.is_some() => {
+                let why = self.silence.clone();
+                self.set(ConditionType::Degraded, Some(true), "ClusterUnknown", why);
+            }
+            None => self.set(ConditionType::Degraded, Some(false), "Starting", ""),
+        }
+    }
+}

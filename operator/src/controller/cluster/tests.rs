@@ -1,0 +1,641 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::reconcile;
+use crate::api::ChronicleCluster;
+use crate::controller::world::{World, pem};
+use crate::controller::{Context, ReconcileError};
+
+const NAME: &str = "log";
+
+fn spec(replicas: i32) -> Value {
+    json!({
+        "image": "chronicle:1.0.0",
+        "replicas": replicas,
+        "storage": {"size": "1Gi", "retention": {"whenScaled": "Delete"}},
+    })
+}
+
+fn world(replicas: i32) -> World {
+    let world = World::new();
+    create(&world, spec(replicas));
+    world
+}
+
+fn create(world: &World, spec: Value) {
+    let resource = json!({
+        "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster",
+        "metadata": {"name": NAME}, "spec": spec,
+    });
+    world.put("chronicleclusters", resource);
+}
+
+fn edit(world: &World, change: impl FnOnce(&mut Value)) {
+    world.edit("chronicleclusters", NAME, |resource| change(&mut resource["spec"]));
+}
+
+/// One pass of an operator.
+async fn pass(world: &World, context: &Context) -> Result<(), ReconcileError> {
+    let Some(resource) = world.get("chronicleclusters", NAME) else { return Ok(()) };
+    let resource: ChronicleCluster = serde_json::from_value(resource).unwrap();
+    reconcile(Arc::new(resource), context.clone()).await.map(drop)
+}
+
+fn status(world: &World) -> Value {
+    world.get("chronicleclusters", NAME).unwrap()["status"].clone()
+}
+
+fn condition(world: &World, kind: &str) -> (String, String) {
+    let status = status(world);
+    let all = status["conditions"].as_array().cloned().unwrap_or_default();
+    let found = all.iter().find(|condition| condition["type"] == kind).cloned().unwrap_or_default();
+    let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("reason"))
+}
+
+/// Passes and moments until `done`; an operator that died is followed by another one.
+async fn until(world: &World, what: &str, done: impl Fn(&World) -> bool) {
+    let mut operator = world.operator();
+    for _ in 0..600 {
+        if done(world) {
+            return;
+        }
+        if pass(world, &operator).await.is_err() && world.dies_after.load(Ordering::Relaxed) != usize::MAX {
+            world.dies_after.store(usize::MAX, Ordering::Relaxed);
+            operator = world.operator();
+        }
+        world.tick();
+    }
+    let status = serde_json::to_string_pretty(&status(world)).unwrap();
+    panic!("not {what} after 600 passes; pods {:?}; status {status}", world.names("pods"));
+}
+
+/// The status is about the spec of now.
+fn up_to_date(world: &World) -> bool {
+    let resource = world.get("chronicleclusters", NAME).unwrap();
+    resource["status"]["observedGeneration"] == resource["metadata"]["generation"]
+}
+
+fn stopped(world: &World) -> bool {
+    up_to_date(world) && world.names("pods").is_empty() && condition(world, "Progressing").1 == "Stopped"
+}
+
+fn settled(world: &World, nodes: usize) -> bool {
+    let members = world.cluster.lock().nodes.values().filter(|node| !node.removed && node.running).count();
+    members == nodes
+        && world.names("pods").len() == nodes
+        && up_to_date(world)
+        && status(world)["operation"].is_null()
+        && condition(world, "Progressing") == ("False".into(), "Settled".into())
+        && condition(world, "UpToDate").0 == "True"
+}
+
+async fn settle(world: &World, nodes: usize) {
+    until(world, &format!("settled with {nodes} nodes"), |world| settled(world, nodes)).await;
+}
+
+#[tokio::test]
+async fn a_cluster_is_created_and_reports_what_it_is() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let status = status(&world);
+    assert_eq!(status["clusterId"], "made-up");
+    assert_eq!((&status["size"], &status["readyReplicas"]), (&json!(3), &json!(3)));
+    assert_eq!(status["quorum"], json!({"voters": 3, "healthy": 3, "needed": 2, "faultTolerance": 1}));
+    for (kind, holds) in
+        [("Available", "True"), ("Quorate", "True"), ("Degraded", "False"), ("CertificatesValid", "True")]
+    {
+        assert_eq!(condition(&world, kind).0, holds, "{kind}");
+    }
+    assert_eq!(world.names("services"), ["log", "log-nodes"]);
+    let config = world.get("configmaps", "log-config").unwrap()["data"]["chronicle.yaml"].as_str().unwrap().to_owned();
+    assert!(config.contains("bootstrap-expect: 99"), "a cluster that exists is never founded again: {config}");
+}
+
+#[tokio::test]
+async fn a_converged_cluster_costs_no_write() {
+    let world = world(3);
+    settle(&world, 3).await;
+    world.writes.lock().clear();
+    let operator = world.operator();
+    for _ in 0..20 {
+        pass(&world, &operator).await.unwrap();
+        world.tick();
+    }
+    assert_eq!(*world.writes.lock(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn nodes_join_one_by_one_and_leave_with_their_volumes() {
+    let world = world(3);
+    settle(&world, 3).await;
+    edit(&world, |spec| spec["replicas"] = 5.into());
+    settle(&world, 5).await;
+    edit(&world, |spec| spec["replicas"] = 3.into());
+    settle(&world, 3).await;
+    assert_eq!(world.names("persistentvolumeclaims"), ["data-log-0", "data-log-1", "data-log-2"]);
+    let calls = world.cluster.lock().calls.clone();
+    assert_eq!(calls.iter().filter(|call| call.starts_with("decommission")).count(), 2, "{calls:?}");
+    edit(&world, |spec| spec["replicas"] = 4.into());
+    settle(&world, 4).await;
+}
+
+#[tokio::test]
+async fn a_volume_that_was_kept_is_in_the_way_and_says_so() {
+    let world = World::new();
+    let mut kept = spec(4);
+    kept["storage"]["retention"]["whenScaled"] = "Retain".into();
+    create(&world, kept);
+    settle(&world, 4).await;
+    edit(&world, |spec| spec["replicas"] = 3.into());
+    settle(&world, 3).await;
+    let claim = world.get("persistentvolumeclaims", "data-log-3").unwrap();
+    assert!(claim["metadata"]["annotations"]["chronicle.dev/removed-node"].is_string());
+    edit(&world, |spec| spec["replicas"] = 4.into());
+    until(&world, "blocked", |world| condition(world, "Degraded").1 == "VolumeInTheWay").await;
+    world.delete("persistentvolumeclaims", "data-log-3");
+    settle(&world, 4).await;
+}
+
+#[tokio::test]
+async fn a_roll_takes_the_leader_last() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let leader = status(&world)["leader"].as_str().unwrap().to_owned();
+    world.writes.lock().clear();
+    edit(&world, |spec| spec["image"] = "chronicle:1.1.0".into());
+    settle(&world, 3).await;
+    let deleted: Vec<String> =
+        world.writes.lock().iter().filter(|write| write.starts_with("DELETE pods/")).cloned().collect();
+    assert_eq!(deleted.len(), 3, "{deleted:?}");
+    assert!(deleted[2].contains(&leader), "{deleted:?} with leader {leader}");
+    assert_eq!(world.images(), ["chronicle:1.1.0"; 3]);
+    assert_eq!(world.revisions().len(), 1);
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_start_stops_the_roll_at_one_pod_and_a_correction_mends_it() {
+    let world = world(3);
+    settle(&world, 3).await;
+    world.broken_images.lock().insert("chronicle:broken".into());
+    edit(&world, |spec| spec["image"] = "chronicle:broken".into());
+    until(&world, "stuck", |world| world.images().contains(&"chronicle:broken".to_owned())).await;
+    let operator = world.operator();
+    for _ in 0..50 {
+        let _ = pass(&world, &operator).await;
+        world.tick();
+    }
+    assert_eq!(world.images().iter().filter(|image| *image == "chronicle:broken").count(), 1);
+    assert_eq!(condition(&world, "Quorate").0, "True");
+    edit(&world, |spec| spec["image"] = "chronicle:1.1.0".into());
+    settle(&world, 3).await;
+    assert_eq!(world.images(), ["chronicle:1.1.0"; 3]);
+}
+
+#[tokio::test]
+async fn a_cluster_that_never_started_is_mended_by_a_correction() {
+    let world = World::new();
+    world.broken_images.lock().insert("chronicle:broken".into());
+    let mut broken = spec(3);
+    broken["image"] = "chronicle:broken".into();
+    create(&world, broken);
+    until(&world, "started", |world| world.names("pods").len() == 3).await;
+    edit(&world, |spec| spec["image"] = "chronicle:1.0.0".into());
+    settle(&world, 3).await;
+}
+
+#[tokio::test]
+async fn volumes_grow_even_while_no_node_runs() {
+    let world = world(3);
+    settle(&world, 3).await;
+    for ordinal in 0..3 {
+        world.edit("pods", &format!("log-{ordinal}"), |pod| pod["metadata"]["annotations"]["stuck"] = "yes".into());
+    }
+    world.tick();
+    edit(&world, |spec| spec["storage"]["size"] = "2Gi".into());
+    let grown = |world: &World| {
+        let size = |name: String| {
+            world.get("persistentvolumeclaims", &name).unwrap()["spec"]["resources"]["requests"]["storage"].clone()
+        };
+        world.names("persistentvolumeclaims").into_iter().all(|name| size(name) == "2Gi")
+            && world.get("statefulsets", NAME).is_some_and(|set| {
+                set["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] == "2Gi"
+            })
+    };
+    until(&world, "grown", grown).await;
+    assert_eq!(world.names("pods").len(), 3, "pods outlive the StatefulSet that is made again");
+}
+
+#[tokio::test]
+async fn a_storage_class_that_does_not_grow_is_reported_and_stops_nothing_else() {
+    let world = world(3);
+    settle(&world, 3).await;
+    world.no_growth.store(true, Ordering::Relaxed);
+    edit(&world, |spec| {
+        spec["storage"]["size"] = "2Gi".into();
+        spec["image"] = "chronicle:1.1.0".into();
+    });
+    until(&world, "rolled", |world| world.images() == ["chronicle:1.1.0"; 3]).await;
+    until(&world, "reported", |world| condition(world, "StorageHealthy") == ("False".into(), "GrowthRefused".into()))
+        .await;
+}
+
+#[tokio::test]
+async fn all_nodes_stop_and_start_again_with_their_data() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let before: Vec<String> = world.cluster.lock().nodes.keys().cloned().collect();
+    edit(&world, |spec| spec["replicas"] = 0.into());
+    until(&world, "stopped", stopped).await;
+    assert_eq!(world.names("persistentvolumeclaims").len(), 3);
+    edit(&world, |spec| spec["replicas"] = 3.into());
+    settle(&world, 3).await;
+    assert_eq!(world.cluster.lock().nodes.keys().cloned().collect::<Vec<_>>(), before);
+}
+
+#[tokio::test]
+async fn a_paused_cluster_is_left_alone_and_reported() {
+    let world = world(3);
+    settle(&world, 3).await;
+    edit(&world, |spec| {
+        spec["reconciliation"] = "Paused".into();
+        spec["replicas"] = 5.into();
+    });
+    world.writes.lock().clear();
+    let operator = world.operator();
+    for _ in 0..20 {
+        pass(&world, &operator).await.unwrap();
+        world.tick();
+    }
+    let writes = world.writes.lock().clone();
+    assert!(writes.iter().all(|write| write.contains("chronicleclusters")), "{writes:?}");
+    assert_eq!(condition(&world, "Progressing").1, "Paused");
+    edit(&world, |spec| spec["reconciliation"] = "Active".into());
+    settle(&world, 5).await;
+}
+
+#[tokio::test]
+async fn drift_is_put_right_and_foreign_objects_are_left_alone() {
+    let world = world(3);
+    settle(&world, 3).await;
+    world.edit("services", "log-nodes", |service| service["spec"]["publishNotReadyAddresses"] = false.into());
+    world.delete("configmaps", "log-config");
+    pass(&world, &world.operator()).await.unwrap();
+    assert_eq!(world.get("services", "log-nodes").unwrap()["spec"]["publishNotReadyAddresses"], true);
+    assert!(world.get("configmaps", "log-config").is_some());
+
+    let other = World::new();
+    other.put(
+        "services",
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "log"}, "spec": {"mine": true}}),
+    );
+    create(&other, spec(3));
+    let operator = other.operator();
+    let _ = pass(&other, &operator).await;
+    let refused = pass(&other, &operator).await;
+    assert!(matches!(refused, Err(ReconcileError::Foreign { .. })), "{refused:?}");
+    assert_eq!(condition(&other, "Degraded"), ("True".into(), "ForeignObject".into()));
+    assert_eq!(other.get("services", "log").unwrap()["spec"], json!({"mine": true}));
+    assert!(other.names("statefulsets").is_empty());
+}
+
+#[tokio::test]
+async fn what_is_no_longer_asked_for_is_removed() {
+    let world = world(3);
+    settle(&world, 3).await;
+    assert_eq!(world.names("networkpolicies"), ["log"]);
+    edit(&world, |spec| spec["networkPolicy"] = json!({"mode": "Disabled"}));
+    settle(&world, 3).await;
+    assert!(world.names("networkpolicies").is_empty());
+}
+
+#[tokio::test]
+async fn a_deleted_cluster_leaves_its_data_and_a_new_one_takes_it_up() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let before: Vec<String> = world.cluster.lock().nodes.keys().cloned().collect();
+    world.delete("chronicleclusters", NAME);
+    until(&world, "gone", |world| world.get("chronicleclusters", NAME).is_none() && world.names("pods").is_empty())
+        .await;
+    assert_eq!(world.names("persistentvolumeclaims").len(), 3);
+    create(&world, spec(3));
+    settle(&world, 3).await;
+    assert_eq!(world.cluster.lock().nodes.keys().cloned().collect::<Vec<_>>(), before);
+}
+
+#[tokio::test]
+async fn a_deleted_cluster_takes_its_data_along_when_asked_to() {
+    let world = world(3);
+    settle(&world, 3).await;
+    edit(&world, |spec| spec["storage"]["retention"]["whenDeleted"] = "Delete".into());
+    world.delete("chronicleclusters", NAME);
+    until(&world, "gone", |world| {
+        world.get("chronicleclusters", NAME).is_none() && world.names("persistentvolumeclaims").is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_spec_that_makes_no_sense_waits_for_an_edit_and_touches_nothing() {
+    let world = World::new();
+    let mut wrong = spec(3);
+    wrong["config"] = json!({"listeners": {"data": "0.0.0.0:1"}});
+    create(&world, wrong);
+    let operator = world.operator();
+    for _ in 0..3 {
+        pass(&world, &operator).await.unwrap();
+    }
+    assert_eq!(condition(&world, "Degraded"), ("True".into(), "InvalidSpec".into()));
+    assert!(world.names("services").is_empty());
+    edit(&world, |spec| spec["config"] = json!({"limits": {"topics-max": 5}}));
+    settle(&world, 3).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_was_deleted_with_its_pod_is_replaced_by_an_empty_one() {
+    let world = world(3);
+    settle(&world, 3).await;
+    world.delete("persistentvolumeclaims", "data-log-1");
+    world.delete("pods", "log-1");
+    until(&world, "lost", |world| world.cluster.lock().nodes.values().any(|node| node.removed)).await;
+    settle(&world, 3).await;
+    assert_eq!(world.cluster.lock().nodes.values().filter(|node| node.removed).count(), 1);
+}
+
+#[tokio::test]
+async fn a_lost_node_is_replaced_when_a_person_says_so() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let old = world.get("persistentvolumeclaims", "data-log-2").unwrap()["metadata"]["uid"].clone();
+    world.edit("pods", "log-2", |pod| pod["metadata"]["annotations"]["stuck"] = "yes".into());
+    world.tick();
+    let operator = world.operator();
+    for _ in 0..20 {
+        pass(&world, &operator).await.unwrap();
+        world.tick();
+    }
+    assert_eq!(
+        world.get("persistentvolumeclaims", "data-log-2").unwrap()["metadata"]["uid"],
+        old,
+        "nobody asked for it"
+    );
+    world.edit("chronicleclusters", NAME, |resource| {
+        resource["metadata"]["annotations"] = json!({"chronicle.dev/replace": "log-2"});
+    });
+    settle(&world, 3).await;
+    assert_ne!(world.get("persistentvolumeclaims", "data-log-2").unwrap()["metadata"]["uid"], old);
+    let asked =
+        world.get("chronicleclusters", NAME).unwrap()["metadata"]["annotations"]["chronicle.dev/replace"].clone();
+    assert!(asked.is_null(), "the request would hold for the next time, too");
+}
+
+#[tokio::test]
+async fn a_request_to_replace_a_node_that_is_well_is_taken_back() {
+    let world = world(3);
+    settle(&world, 3).await;
+    world.edit("chronicleclusters", NAME, |resource| {
+        resource["metadata"]["annotations"] = json!({"chronicle.dev/replace": "log-2"});
+    });
+    settle(&world, 3).await;
+    let resource = world.get("chronicleclusters", NAME).unwrap();
+    assert!(resource["metadata"]["annotations"]["chronicle.dev/replace"].is_null());
+    assert!(world.cluster.lock().nodes.values().all(|node| !node.removed));
+}
+
+#[tokio::test]
+async fn nodes_of_another_cluster_than_before_stop_everything() {
+    let world = world(3);
+    settle(&world, 3).await;
+    world.edit("chronicleclusters", NAME, |resource| resource["status"]["clusterId"] = "another".into());
+    edit(&world, |spec| spec["image"] = "chronicle:1.1.0".into());
+    until(&world, "blocked", |world| condition(world, "Degraded").1 == "ClusterIdMismatch").await;
+    assert_eq!(world.images(), ["chronicle:1.0.0"; 3]);
+}
+
+#[tokio::test]
+async fn a_version_two_minors_ahead_is_not_rolled_out() {
+    let world = world(3);
+    settle(&world, 3).await;
+    edit(&world, |spec| {
+        spec["image"] = "chronicle:1.2.0".into();
+        spec["version"] = "1.2.0".into();
+    });
+    until(&world, "blocked", |world| condition(world, "Degraded").1 == "VersionGate").await;
+    assert_eq!(world.images(), ["chronicle:1.0.0"; 3]);
+}
+
+#[tokio::test]
+async fn an_image_with_another_version_than_said_stops_the_roll_at_one_pod() {
+    let world = world(3);
+    settle(&world, 3).await;
+    edit(&world, |spec| {
+        spec["image"] = "chronicle:1.0.7".into();
+        spec["version"] = "1.1.0".into();
+    });
+    until(&world, "blocked", |world| condition(world, "Degraded").1 == "VersionMismatch").await;
+    assert_eq!(world.images().iter().filter(|image| *image == "chronicle:1.0.7").count(), 1);
+    edit(&world, |spec| spec["version"] = "1.0.7".into());
+    settle(&world, 3).await;
+}
+
+#[tokio::test]
+async fn a_new_certificate_authority_is_trusted_before_it_signs_and_the_former_one_for_a_day() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let (old, new) = (pem("T0xE"), pem("TkVX"));
+    let trust = |world: &World| world.get("configmaps", "log-trust").unwrap()["data"]["ca.crt"].clone();
+    assert_eq!(trust(&world), old);
+    *world.ca.lock() = "TkVX".into();
+    world.edit("certificates", "log-ca", |certificate| {
+        certificate["status"] = json!({"conditions": [{"type": "Issuing", "status": "True"}]});
+    });
+    until(&world, "trusted", |world| trust(world) == format!("{old}{new}")).await;
+    let operator = world.operator();
+    for _ in 0..100 {
+        pass(&world, &operator).await.unwrap();
+        world.tick();
+        assert_eq!(world.issued_by("log-node-tls"), old, "signed by a CA that pods may not know yet");
+    }
+    until(&world, "signed", |world| {
+        world.issued_by("log-node-tls") == new && world.issued_by("log-operator-tls") == new
+    })
+    .await;
+    let operator = world.operator();
+    for _ in 0..10 {
+        pass(&world, &operator).await.unwrap();
+        world.tick();
+    }
+    assert_eq!(trust(&world), format!("{old}{new}"), "the made-up nodes do not say what they serve");
+    assert_eq!(world.images().len(), 3);
+    assert!(settled(&world, 3), "a change of certificates restarts nobody");
+}
+
+/// What a change comes to.
+#[derive(Debug, PartialEq)]
+struct End {
+    pods: Vec<String>,
+    images: Vec<String>,
+    claims: Vec<String>,
+    members: usize,
+    removed: usize,
+}
+
+/// Makes a change to a world of its own and waits for its end; the operator dies after the given number of changing calls.
+async fn unfold_from(
+    start: &World,
+    change: &dyn Fn(&World),
+    done: &dyn Fn(&World) -> bool,
+    dies_after: usize,
+) -> (End, World) {
+    let world = start.fork();
+    world.dies_after.store(dies_after, Ordering::Relaxed);
+    change(&world);
+    until(&world, "done", done).await;
+    let end = {
+        let cluster = world.cluster.lock();
+        End {
+            pods: world.names("pods"),
+            images: world.images(),
+            claims: world.names("persistentvolumeclaims"),
+            members: cluster.nodes.values().filter(|node| !node.removed).count(),
+            removed: cluster.nodes.values().filter(|node| node.removed).count(),
+        }
+    };
+    (end, world)
+}
+
+/// Kills the operator after every single call that the change takes; whoever follows must come to the same end.
+async fn killed_anywhere(start: &World, what: &str, change: &dyn Fn(&World), done: &dyn Fn(&World) -> bool) -> World {
+    let (end, after) = unfold_from(start, change, done, usize::MAX).await;
+    let calls = after.calls.load(Ordering::Relaxed);
+    assert!(calls > 1, "{what}: {calls} calls");
+    for dies_after in 1..=calls {
+        let (other, _) = unfold_from(start, change, done, dies_after).await;
+        assert_eq!(other, end, "{what}: killed after call {dies_after} of {calls}");
+    }
+    after
+}
+
+#[tokio::test]
+async fn an_operator_killed_after_any_call_is_followed_by_one_that_comes_to_the_same_end() {
+    let scale = |world: &World, replicas: i32| edit(world, |spec| spec["replicas"] = replicas.into());
+    let begun = World::new();
+    let world = killed_anywhere(&begun, "create", &|world| create(world, spec(3)), &|world| settled(world, 3)).await;
+    let world = killed_anywhere(&world, "scale up", &|world| scale(world, 4), &|world| settled(world, 4)).await;
+    let roll = |world: &World| edit(world, |spec| spec["image"] = "chronicle:1.1.0".into());
+    let world = killed_anywhere(&world, "roll", &roll, &|world| settled(world, 4)).await;
+    let grow = |world: &World| edit(world, |spec| spec["storage"]["size"] = "2Gi".into());
+    let world = killed_anywhere(&world, "grow", &grow, &|world| settled(world, 4)).await;
+    let world = killed_anywhere(&world, "scale down", &|world| scale(world, 3), &|world| settled(world, 3)).await;
+    let replace = |world: &World| {
+        world.edit("pods", "log-2", |pod| pod["metadata"]["annotations"]["stuck"] = "yes".into());
+        world.tick();
+        world.edit("chronicleclusters", NAME, |resource| {
+            resource["metadata"]["annotations"] = json!({"chronicle.dev/replace": "log-2"});
+        });
+    };
+    let world = killed_anywhere(&world, "replace", &replace, &|world| settled(world, 3)).await;
+    let world = killed_anywhere(&world, "stop", &|world| scale(world, 0), &stopped).await;
+    let world = killed_anywhere(&world, "start", &|world| scale(world, 3), &|world| settled(world, 3)).await;
+    let delete = |world: &World| {
+        edit(world, |spec| spec["storage"]["retention"]["whenDeleted"] = "Delete".into());
+        world.delete("chronicleclusters", NAME);
+    };
+    let gone =
+        |world: &World| world.names("persistentvolumeclaims").is_empty() && world.names("chronicleclusters").is_empty();
+    killed_anywhere(&world, "delete", &delete, &gone).await;
+}
+
+#[derive(Debug, Clone)]
+enum Happening {
+    Scale(i32),
+    Image(u8),
+    Grow,
+    KillPod(u8),
+    Die(usize),
+    Silence(u32),
+    LoseDisk(u8),
+    Pass(u8),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        (0..6i32).prop_map(Happening::Scale),
+        (0..3u8).prop_map(Happening::Image),
+        Just(Happening::Grow),
+        (0..5u8).prop_map(Happening::KillPod),
+        (1..12usize).prop_map(Happening::Die),
+        (1..10u32).prop_map(Happening::Silence),
+        (0..5u8).prop_map(Happening::LoseDisk),
+        (1..40u8).prop_map(Happening::Pass),
+        (1..40u8).prop_map(Happening::Pass),
+    ]
+}
+
+/// Whatever happens in whatever order, what the operator promises holds (the world panics otherwise), and when things calm down
+/// the cluster becomes what the spec says.
+async fn unfold(happenings: Vec<Happening>) {
+    let world = world(3);
+    settle(&world, 3).await;
+    let mut operator = world.operator();
+    let mut size = 1;
+    for happening in happenings {
+        match happening {
+            Happening::Scale(replicas) => edit(&world, |spec| spec["replicas"] = replicas.into()),
+            Happening::Image(patch) => edit(&world, |spec| spec["image"] = format!("chronicle:1.0.{patch}").into()),
+            Happening::Grow => {
+                size += 1;
+                edit(&world, |spec| spec["storage"]["size"] = format!("{size}Gi").into());
+            }
+            Happening::KillPod(ordinal) => world.delete("pods", &format!("log-{ordinal}")),
+            Happening::Die(after) => {
+                let calls = world.calls.load(Ordering::Relaxed);
+                world.dies_after.store(calls + after, Ordering::Relaxed);
+            }
+            Happening::Silence(reads) => world.cluster.lock().silent = reads,
+            Happening::LoseDisk(ordinal) => {
+                // One disk at a time, of a cluster that is whole: more would lose the cluster, which no operator can help.
+                let whole = {
+                    let cluster = world.cluster.lock();
+                    let members = cluster.nodes.values().filter(|node| !node.removed);
+                    members.clone().all(|node| node.running) && members.filter(|node| node.voter).count() >= 3
+                };
+                if whole {
+                    world.delete("persistentvolumeclaims", &format!("data-log-{ordinal}"));
+                    world.delete("pods", &format!("log-{ordinal}"));
+                    world.tick();
+                }
+            }
+            Happening::Pass(times) => {
+                for _ in 0..times {
+                    if pass(&world, &operator).await.is_err() && world.dies_after.load(Ordering::Relaxed) != usize::MAX
+                    {
+                        world.dies_after.store(usize::MAX, Ordering::Relaxed);
+                        operator = world.operator();
+                    }
+                    world.tick();
+                }
+            }
+        }
+    }
+    world.dies_after.store(usize::MAX, Ordering::Relaxed);
+    edit(&world, |spec| spec["replicas"] = 3.into());
+    settle(&world, 3).await;
+    let image = world.get("chronicleclusters", NAME).unwrap()["spec"]["image"].as_str().unwrap().to_owned();
+    assert_eq!(world.images(), [image.as_str(); 3]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_promises_hold_and_the_cluster_becomes_what_the_spec_says(
+        happenings in proptest::collection::vec(happening(), 1..14)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(unfold(happenings));
+    }
+}

@@ -1,0 +1,80 @@
+//! Whether an object is as it should be, without writing it: everything that is wanted must be there, and what the API server
+//! or others have added does not matter.
+
+use serde_json::Value;
+
+use crate::quantity;
+
+/// The first path at which `live` is not what `desired` says; `None`: it is.
+pub(crate) fn difference(desired: &Value, live: &Value) -> Option<String> {
+    compare("", desired, live)
+}
+
+fn compare(path: &str, desired: &Value, live: &Value) -> Option<String> {
+    match (desired, live) {
+        (Value::Null, _) => None,
+        (Value::Object(wanted), Value::Object(there)) => wanted.iter().find_map(|(name, value)| {
+            let path = format!("{path}.{name}");
+            match there.get(name) {
+                Some(live) => compare(&path, value, live),
+                // The API server leaves out what is empty.
+                None if is_empty(value) => None,
+                None => Some(path),
+            }
+        }),
+        (Value::Array(wanted), Value::Array(there)) if wanted.len() == there.len() => wanted
+            .iter()
+            .zip(there)
+            .enumerate()
+            .find_map(|(at, (wanted, there))| compare(&format!("{path}[{at}]"), wanted, there)),
+        (Value::String(wanted), Value::String(there)) if wanted != there => {
+            let quantity = [".resources.", ".requests.", ".limits."].iter().any(|part| path.contains(part));
+            (!quantity || !quantity::same(wanted, there)).then(|| path.to_owned())
+        }
+        _ => (desired != live).then(|| path.to_owned()),
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(all) => all.is_empty(),
+        Value::Object(all) => all.values().all(is_empty),
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::Bool(true) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_the_server_adds_is_no_difference() {
+        let desired = json!({"spec": {"ports": [{"port": 1}], "flag": false, "empty": {}, "none": null}});
+        let live = json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}], "clusterIP": "10.0.0.1"}, "status": {}});
+        assert_eq!(difference(&desired, &live), None);
+    }
+
+    #[test]
+    fn what_somebody_changed_is_named() {
+        let desired = json!({"spec": {"ports": [{"port": 1}], "type": "ClusterIP"}});
+        let path = |live| difference(&desired, &live);
+        assert_eq!(
+            path(json!({"spec": {"ports": [{"port": 2}], "type": "ClusterIP"}})).unwrap(),
+            ".spec.ports[0].port"
+        );
+        assert_eq!(path(json!({"spec": {"ports": [], "type": "ClusterIP"}})).unwrap(), ".spec.ports");
+        assert_eq!(path(json!({"spec": {"ports": [{"port": 1}]}})).unwrap(), ".spec.type");
+    }
+
+    #[test]
+    fn quantities_are_compared_by_value_where_there_are_quantities() {
+        let of = |text: &str| json!({"resources": {"requests": {"memory": text}}});
+        assert_eq!(difference(&of("1024Mi"), &of("1Gi")), None);
+        assert!(difference(&of("1025Mi"), &of("1Gi")).is_some());
+        assert!(difference(&json!({"name": "1024Mi"}), &json!({"name": "1Gi"})).is_some());
+    }
+}

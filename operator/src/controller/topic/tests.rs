@@ -1,0 +1,186 @@
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::api::ChronicleTopicSpec;
+use crate::controller::world::World;
+
+fn topic(spec: serde_json::Value) -> ChronicleTopic {
+    let mut all = serde_json::json!({"clusterRef": {"name": "c"}});
+    all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    ChronicleTopic::new("orders", serde_json::from_value::<ChronicleTopicSpec>(all).unwrap())
+}
+
+fn there(partitions: i32) -> v1::Topic {
+    let settings = v1::TopicSettings {
+        retention_bytes: Some(-1),
+        retention_ms: Some(-1),
+        segment_bytes: Some(1 << 27),
+        max_message_bytes: Some(1 << 20),
+        durability: Some(v1::Durability::Fsync.into()),
+        flush_interval_ms: Some(100),
+    };
+    v1::Topic {
+        name: "orders".into(),
+        partitions,
+        replication_factor: 3,
+        settings: Some(settings),
+        ..v1::Topic::default()
+    }
+}
+
+#[test]
+fn a_topic_with_everything_at_its_default_does_not_differ() {
+    assert_eq!(drift(&topic(serde_json::json!({})), &there(1)), Drift::None);
+}
+
+#[test]
+fn only_what_differs_is_changed() {
+    let asked = topic(serde_json::json!({"partitions": 4, "retention": {"ms": 1000}}));
+    let Drift::Change { what, request } = drift(&asked, &there(2)) else { panic!("no change") };
+    assert_eq!(what, "the topic differs in retention_ms, partitions");
+    assert_eq!(request.partitions, 4);
+    let settings = request.settings.unwrap();
+    assert_eq!((settings.retention_ms, settings.retention_bytes), (Some(1000), None));
+}
+
+#[test]
+fn what_cannot_be_changed_is_said() {
+    let fewer = drift(&topic(serde_json::json!({"partitions": 1})), &there(2));
+    assert!(matches!(fewer, Drift::Impossible(why) if why.contains("cannot have fewer")));
+    let other = drift(&topic(serde_json::json!({"replicationFactor": 5})), &there(1));
+    assert!(matches!(other, Drift::Impossible(why) if why.contains("replicationFactor: 5")));
+}
+
+async fn with_cluster() -> World {
+    let world = World::new();
+    let spec = serde_json::json!({"image": "chronicle:1.0.0", "storage": {"size": "1Gi"}});
+    let cluster = serde_json::json!({
+        "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "c"}, "spec": spec,
+        "status": {"clusterId": "made-up", "readyReplicas": 3, "replicas": 3, "size": 3},
+    });
+    world.put("chronicleclusters", cluster);
+    world.ready_certificates("c");
+    world
+}
+
+fn create(world: &World, name: &str, spec: serde_json::Value) {
+    let resource = serde_json::to_value(topic(spec)).unwrap();
+    let mut resource = resource;
+    resource["metadata"]["name"] = name.into();
+    world.put("chronicletopics", resource);
+}
+
+async fn settle(world: &World, name: &str) -> (String, String) {
+    let mut operator = world.operator();
+    for _ in 0..20 {
+        let Some(resource) = world.get("chronicletopics", name) else { return ("Gone".into(), String::new()) };
+        let resource: ChronicleTopic = serde_json::from_value(resource).unwrap();
+        if reconcile(Arc::new(resource), operator.clone()).await.is_err() {
+            world.dies_after.store(usize::MAX, Ordering::Relaxed);
+            operator = world.operator();
+        }
+    }
+    let status = world.get("chronicletopics", name).unwrap()["status"].clone();
+    let text = |field: &str| status["conditions"][0][field].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("reason"))
+}
+
+fn ok(reason: &str) -> (String, String) {
+    ("True".into(), reason.into())
+}
+
+fn not(reason: &str) -> (String, String) {
+    ("False".into(), reason.into())
+}
+
+#[tokio::test]
+async fn a_topic_is_made_changed_and_deleted_as_its_policy_says() {
+    let world = with_cluster().await;
+    create(&world, "orders", serde_json::json!({"partitions": 2, "deletionPolicy": "Delete"}));
+    assert_eq!(settle(&world, "orders").await, ok("InSync"));
+    assert_eq!(world.cluster.lock().topics["orders"].partitions, 2);
+    world.edit("chronicletopics", "orders", |resource| resource["spec"]["partitions"] = 5.into());
+    assert_eq!(settle(&world, "orders").await, ok("InSync"));
+    assert_eq!(world.cluster.lock().topics["orders"].partitions, 5);
+    world.writes.lock().clear();
+    let calls = world.cluster.lock().calls.len();
+    settle(&world, "orders").await;
+    assert_eq!(
+        (world.writes.lock().len(), world.cluster.lock().calls.len()),
+        (0, calls),
+        "all is well, and still written"
+    );
+    world.delete("chronicletopics", "orders");
+    settle(&world, "orders").await;
+    assert!(world.names("chronicletopics").is_empty() && world.cluster.lock().topics.is_empty());
+}
+
+#[tokio::test]
+async fn records_outlive_the_resource_unless_it_says_otherwise() {
+    let world = with_cluster().await;
+    create(&world, "orders", serde_json::json!({}));
+    settle(&world, "orders").await;
+    world.delete("chronicletopics", "orders");
+    settle(&world, "orders").await;
+    assert!(world.names("chronicletopics").is_empty());
+    assert!(world.cluster.lock().topics.contains_key("orders"));
+}
+
+#[tokio::test]
+async fn a_topic_of_somebody_else_is_refused_watched_or_taken_over() {
+    let world = with_cluster().await;
+    world.cluster.lock().topics.insert("orders".into(), there(3));
+    create(&world, "orders", serde_json::json!({"partitions": 5, "deletionPolicy": "Delete"}));
+    assert_eq!(settle(&world, "orders").await, not("TopicExists"));
+    world.edit("chronicletopics", "orders", |resource| resource["spec"]["managementPolicy"] = "Observe".into());
+    assert_eq!(settle(&world, "orders").await, not("Drifted"));
+    assert_eq!(world.cluster.lock().topics["orders"].partitions, 3, "what is only watched is not changed");
+    world.edit("chronicletopics", "orders", |resource| resource["spec"]["managementPolicy"] = "Adopt".into());
+    assert_eq!(settle(&world, "orders").await, ok("InSync"));
+    assert_eq!(world.cluster.lock().topics["orders"].partitions, 5);
+}
+
+#[tokio::test]
+async fn what_is_not_owned_is_never_deleted() {
+    let world = with_cluster().await;
+    world.cluster.lock().topics.insert("orders".into(), there(3));
+    create(&world, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
+    settle(&world, "orders").await;
+    world.delete("chronicletopics", "orders");
+    settle(&world, "orders").await;
+    assert!(world.names("chronicletopics").is_empty());
+    assert!(world.cluster.lock().topics.contains_key("orders"));
+}
+
+#[tokio::test]
+async fn two_resources_do_not_share_a_topic() {
+    let world = with_cluster().await;
+    create(&world, "first", serde_json::json!({"topicName": "orders"}));
+    settle(&world, "first").await;
+    create(&world, "second", serde_json::json!({"topicName": "orders", "managementPolicy": "Adopt"}));
+    assert_eq!(settle(&world, "second").await, not("Conflict"));
+}
+
+#[tokio::test]
+async fn an_operator_killed_after_any_call_leaves_a_topic_that_the_next_one_knows_as_its_own() {
+    for dies_after in 1..8 {
+        let world = with_cluster().await;
+        world.dies_after.store(dies_after, Ordering::Relaxed);
+        create(&world, "orders", serde_json::json!({"partitions": 2, "deletionPolicy": "Delete"}));
+        assert_eq!(settle(&world, "orders").await, ok("InSync"), "killed after call {dies_after}");
+        world.delete("chronicletopics", "orders");
+        settle(&world, "orders").await;
+        assert!(world.cluster.lock().topics.is_empty(), "killed after call {dies_after}");
+    }
+}
+
+#[tokio::test]
+async fn a_topic_of_a_cluster_that_is_gone_does_not_hold_up_its_resource() {
+    let world = with_cluster().await;
+    create(&world, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
+    settle(&world, "orders").await;
+    world.delete("chronicleclusters", "c");
+    world.delete("chronicletopics", "orders");
+    settle(&world, "orders").await;
+    assert!(world.names("chronicletopics").is_empty());
+}

@@ -1,0 +1,372 @@
+//! Reconciles a ChronicleUser: its certificate (by cert-manager), rules and quotas.
+//!
+//! Before the first rule is made, the status says that the principal's rules are this resource's (`owned`). One principal has one
+//! resource: a second one for the same principal is refused, and so is one for the operator's own.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronicle_client::v1;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::controller::Action;
+use kube::{Resource, ResourceExt};
+use serde_json::json;
+
+use super::apply::Applier;
+use super::cluster::{add_finalizer, reissue, remove_finalizer, secret_text};
+use super::topic::{reach, while_cluster_is_there};
+use super::{Context, EventKind, FIELD_MANAGER, FINALIZER, ReconcileError, is_not_found};
+use crate::admin::Target;
+use crate::api::{
+    AccessEffect, AccessOperation, AccessPattern, AccessResource, ChronicleUser, ConditionType, DeletionPolicy,
+    ManagementPolicy, UserAuthenticationType, UserStatus, condition_of, set_condition,
+};
+use crate::build::{Cluster, DURATION, OPERATOR_PRINCIPAL, RENEW_BEFORE, from_value, issuer_ref};
+
+const AGAIN: Duration = Duration::from_millis(50);
+const UNSETTLED: Duration = Duration::from_secs(5);
+/// Drift is found this often: nothing tells of it.
+const SETTLED: Duration = Duration::from_secs(120);
+/// Most rules in one request.
+const RULES_AT_ONCE: usize = 500;
+
+/// One pass.
+///
+/// # Errors
+/// What failed; [`ReconcileError::pause`] says when to try again.
+pub async fn reconcile(resource: Arc<ChronicleUser>, context: Context) -> Result<Action, ReconcileError> {
+    let namespace = resource.namespace().unwrap_or_default();
+    let api: Api<ChronicleUser> = Api::namespaced(context.client(), &namespace);
+    let name = resource.name_any();
+    let Some(resource) = api.get_opt(&name).await.map_err(ReconcileError::kube("get the ChronicleUser"))? else {
+        return Ok(Action::await_change());
+    };
+    if resource.meta().deletion_timestamp.is_some() {
+        return delete(&context, &api, &resource).await;
+    }
+    if !resource.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+        add_finalizer(&api, &resource).await?;
+        return Ok(Action::requeue(AGAIN));
+    }
+    let before = resource.status.clone().unwrap_or_default();
+    let mut status = UserStatus { observed_generation: resource.meta().generation, ..before.clone() };
+    let result = go(&context, &resource, &mut status).await;
+    let (holds, reason, message, pause) = match &result {
+        Ok(verdict) => verdict.clone(),
+        Err(error) if error.is_transient() => (None, "ClusterUnavailable", error.to_string(), UNSETTLED),
+        Err(error) => (Some(false), error.reason(), error.to_string(), UNSETTLED),
+    };
+    if holds == Some(false)
+        && condition_of(&before.conditions, ConditionType::Ready).is_none_or(|known| known.reason != reason)
+    {
+        context.event(&resource, EventKind::Warning, reason, &message).await;
+    }
+    let generation = status.observed_generation;
+    set_condition(&mut status.conditions, ConditionType::Ready, holds, reason, message, generation, context.now());
+    if status != before {
+        let replacement = ChronicleUser { status: Some(status), ..resource };
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let written = api.replace_status(&name, &params, &replacement).await;
+        written.map_err(ReconcileError::kube("write the status"))?;
+    }
+    result.map(|_| Action::requeue(pause))
+}
+
+/// Whether it holds, why, in words, and when to look again.
+type Verdict = (Option<bool>, &'static str, String, Duration);
+
+fn no(reason: &'static str, message: String) -> Verdict {
+    (Some(false), reason, message, UNSETTLED)
+}
+
+fn principal_of(resource: &ChronicleUser) -> String {
+    resource.spec.principal.clone().unwrap_or_else(|| resource.name_any())
+}
+
+async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus) -> Result<Verdict, ReconcileError> {
+    let spec = &resource.spec;
+    let namespace = resource.namespace().unwrap_or_default();
+    let principal = principal_of(resource);
+    if principal == OPERATOR_PRINCIPAL || principal == "*" {
+        return Ok(no("PrincipalReserved", format!("principal: {principal}: is not for clients")));
+    }
+    if let Some(other) = other_owner(context, resource, &namespace, &principal).await? {
+        return Ok(no("Conflict", format!("principal {principal} is that of ChronicleUser {other}")));
+    }
+    let (target, cluster) = match reach(context, &namespace, &spec.cluster_ref.name).await? {
+        Ok(reached) => reached,
+        Err((reason, message)) => return Ok((None, reason, message, UNSETTLED)),
+    };
+    status.principal = Some(principal.clone());
+    let pending = certificate(context, resource, &cluster, &principal, status).await?;
+    let (missing, extra) = differences(context, resource, &target, &principal, status).await?;
+    let there = context.admin().quota(&target, &principal).await.map_err(ReconcileError::admin("read the quotas"))?;
+    let asked = quota(resource);
+    let same = missing.is_empty() && extra.is_empty() && there == asked;
+    if spec.management_policy == ManagementPolicy::Observe {
+        status.owned = false;
+        return Ok(match (same, pending) {
+            (_, Some(verdict)) => verdict,
+            (true, None) => (Some(true), "Observed", String::new(), SETTLED),
+            (false, None) => no("Drifted", format!("rules or quotas of {principal} are not as the spec says")),
+        });
+    }
+    if !status.owned {
+        let others = !extra.is_empty() || (there.is_some() && there != asked);
+        if others && spec.management_policy == ManagementPolicy::Manage {
+            let rule = "set managementPolicy to Adopt to take them over, or to Observe to leave them alone";
+            return Ok(no("RulesExist", format!("{principal} has rules or quotas that somebody else made: {rule}")));
+        }
+        // Written before the first is made.
+        status.owned = true;
+        return Ok((None, "Creating", String::new(), AGAIN));
+    }
+    let admin = context.admin();
+    // Denials and rights that go, go first.
+    for some in extra.chunks(RULES_AT_ONCE) {
+        admin.remove_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("take rules away"))?;
+    }
+    for some in missing.chunks(RULES_AT_ONCE) {
+        admin.add_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("add rules"))?;
+    }
+    if there != asked {
+        admin.set_quota(&target, &principal, asked).await.map_err(ReconcileError::admin("set the quota"))?;
+    }
+    Ok(pending.unwrap_or((Some(true), "InSync", String::new(), SETTLED)))
+}
+
+async fn other_owner(
+    context: &Context,
+    resource: &ChronicleUser,
+    namespace: &str,
+    principal: &str,
+) -> Result<Option<String>, ReconcileError> {
+    let users: Api<ChronicleUser> = Api::namespaced(context.client(), namespace);
+    let all = users.list(&ListParams::default()).await.map_err(ReconcileError::kube("list ChronicleUsers"))?;
+    let older = |other: &&ChronicleUser| {
+        let key = |user: &ChronicleUser| (user.metadata.creation_timestamp.clone().map(|time| time.0), user.name_any());
+        key(other) < key(resource)
+    };
+    let same = all.items.iter().filter(|other| {
+        other.uid() != resource.uid()
+            && other.spec.cluster_ref == resource.spec.cluster_ref
+            && principal_of(other) == principal
+    });
+    Ok(same.filter(older).map(ResourceExt::name_any).next())
+}
+
+/// Name of the Secret with the certificate, and of the Certificate.
+fn secret_name(resource: &ChronicleUser) -> String {
+    let asked = resource.spec.authentication.secret_name.clone();
+    asked.unwrap_or_else(|| format!("{}-chronicle-user", resource.name_any()))
+}
+
+/// Has the client's certificate issued; the verdict when it is not there yet.
+async fn certificate(
+    context: &Context,
+    resource: &ChronicleUser,
+    cluster: &Cluster,
+    principal: &str,
+    status: &mut UserStatus,
+) -> Result<Option<Verdict>, ReconcileError> {
+    if resource.spec.authentication.kind == UserAuthenticationType::External {
+        status.secret_name = None;
+        return Ok(None);
+    }
+    if !cluster.encrypted() {
+        let why = format!("ChronicleCluster {} has no TLS: authentication.type must be External", cluster.name);
+        return Ok(Some(no("NoTls", why)));
+    }
+    if cluster.spec.security.tls.secrets.is_some() {
+        let why = format!("ChronicleCluster {} has no issuer: authentication.type must be External", cluster.name);
+        return Ok(Some(no("NoIssuer", why)));
+    }
+    if !context.available().await.cert_manager {
+        return Ok(Some(no(
+            "CertManagerMissing",
+            "cert-manager is not installed, so that nobody issues certificates".into(),
+        )));
+    }
+    let (namespace, secret) = (&cluster.namespace, secret_name(resource));
+    let owner = OwnerReference {
+        api_version: "chronicle.dev/v1alpha1".into(),
+        kind: "ChronicleUser".into(),
+        name: resource.name_any(),
+        uid: resource.uid().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    };
+    let object = from_value(json!({
+        "apiVersion": "cert-manager.io/v1",
+        "kind": "Certificate",
+        "metadata": {
+            "name": secret,
+            "namespace": namespace,
+            "ownerReferences": [owner],
+            "labels": {"app.kubernetes.io/managed-by": "chronicle-operator", USER_LABEL: resource.name_any()},
+        },
+        "spec": {
+            "secretName": secret,
+            "commonName": principal,
+            "duration": DURATION,
+            "renewBefore": RENEW_BEFORE,
+            "usages": ["digital signature", "client auth"],
+            "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
+            "secretTemplate": {"labels": {USER_LABEL: resource.name_any()}},
+            "issuerRef": issuer_ref(cluster),
+        },
+    }));
+    Applier::new(context.client(), namespace, owner).apply(&object, &Default::default()).await?;
+    status.secret_name = Some(secret.clone());
+    let secrets: Api<Secret> = Api::namespaced(context.client(), namespace);
+    let get =
+        async |name: &str| secrets.get_opt(name).await.map_err(ReconcileError::kube(format!("get Secret {name}")));
+    let Some(there) = get(&secret).await? else {
+        let why = format!("waiting for cert-manager to issue Secret {secret}");
+        return Ok(Some((None, "CertificatePending", why, UNSETTLED)));
+    };
+    // A new CA reaches clients as soon as nodes serve certificates of it.
+    let node = get(&cluster.node_secret()).await?;
+    let ca = |secret: &Secret| secret_text(secret, "ca.crt").map(|text| text.trim().to_owned());
+    if let Some(node) = &node
+        && ca(node).is_some()
+        && ca(&there) != ca(node)
+    {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("cert-manager.io", "v1", "Certificate"));
+        let api: Api<DynamicObject> = Api::namespaced_with(context.client(), namespace, &resource);
+        let live = api.get(&secret).await.map_err(ReconcileError::kube(format!("get Certificate {secret}")))?;
+        reissue(context, namespace, &live).await?;
+        let why = format!("waiting for cert-manager to issue Secret {secret} by the new certificate authority");
+        return Ok(Some((None, "CertificatePending", why, UNSETTLED)));
+    }
+    Ok(None)
+}
+
+/// Label of what belongs to a user.
+const USER_LABEL: &str = "chronicle.dev/user";
+
+type Key = (i32, i32, String, i32, i32);
+
+fn key(rule: &v1::Acl) -> Key {
+    (rule.resource, rule.pattern, rule.name.clone(), rule.operation, rule.effect)
+}
+
+/// Rules that are asked for and not there, and the other way round.
+async fn differences(
+    context: &Context,
+    resource: &ChronicleUser,
+    target: &Target,
+    principal: &str,
+    status: &mut UserStatus,
+) -> Result<(Vec<v1::Acl>, Vec<v1::Acl>), ReconcileError> {
+    let there = context.admin().rules(target, principal).await.map_err(ReconcileError::admin("list rules"))?;
+    status.rules = i32::try_from(there.len()).ok();
+    let asked = rules(resource, principal);
+    let (there_keys, asked_keys): (BTreeSet<Key>, BTreeSet<Key>) =
+        (there.iter().map(key).collect(), asked.iter().map(key).collect());
+    let missing = asked.into_iter().filter(|rule| !there_keys.contains(&key(rule))).collect();
+    let extra = there.into_iter().filter(|rule| !asked_keys.contains(&key(rule))).collect();
+    Ok((missing, extra))
+}
+
+/// The rules of the spec, one per operation, each once.
+fn rules(resource: &ChronicleUser, principal: &str) -> Vec<v1::Acl> {
+    let mut seen = BTreeSet::new();
+    let mut all = Vec::new();
+    for asked in &resource.spec.authorization.acls {
+        for operation in &asked.operations {
+            let (kind, name) = match asked.resource {
+                AccessResource::Cluster => (v1::ResourceKind::Cluster, "cluster".to_owned()),
+                AccessResource::Topic => (v1::ResourceKind::Topic, asked.name.clone().unwrap_or_default()),
+                AccessResource::Group => (v1::ResourceKind::Group, asked.name.clone().unwrap_or_default()),
+            };
+            let rule = v1::Acl {
+                principal: principal.to_owned(),
+                resource: kind.into(),
+                pattern: match asked.pattern {
+                    AccessPattern::Literal => v1::PatternKind::Literal.into(),
+                    AccessPattern::Prefix => v1::PatternKind::Prefix.into(),
+                },
+                name,
+                operation: match operation {
+                    AccessOperation::Read => v1::AclOperation::Read.into(),
+                    AccessOperation::Write => v1::AclOperation::Write.into(),
+                    AccessOperation::Create => v1::AclOperation::Create.into(),
+                    AccessOperation::Delete => v1::AclOperation::Delete.into(),
+                    AccessOperation::Alter => v1::AclOperation::Alter.into(),
+                    AccessOperation::Describe => v1::AclOperation::Describe.into(),
+                    AccessOperation::Admin => v1::AclOperation::Admin.into(),
+                    AccessOperation::All => v1::AclOperation::All.into(),
+                },
+                effect: match asked.effect {
+                    AccessEffect::Allow => v1::AclEffect::Allow.into(),
+                    AccessEffect::Deny => v1::AclEffect::Deny.into(),
+                },
+            };
+            if seen.insert(key(&rule)) {
+                all.push(rule);
+            }
+        }
+    }
+    all
+}
+
+fn quota(resource: &ChronicleUser) -> Option<v1::Quota> {
+    let asked = resource.spec.quotas?;
+    let number = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
+    let quota = v1::Quota {
+        bytes_in: number(asked.bytes_in),
+        bytes_out: number(asked.bytes_out),
+        requests: number(asked.requests),
+    };
+    (quota != v1::Quota::default()).then_some(quota)
+}
+
+async fn delete(
+    context: &Context,
+    api: &Api<ChronicleUser>,
+    resource: &ChronicleUser,
+) -> Result<Action, ReconcileError> {
+    let spec = &resource.spec;
+    let namespace = resource.namespace().unwrap_or_default();
+    let status = resource.status.clone().unwrap_or_default();
+    let goes = spec.deletion_policy == DeletionPolicy::Delete
+        && spec.management_policy != ManagementPolicy::Observe
+        && status.owned;
+    if goes && let Some(target) = while_cluster_is_there(context, &namespace, &spec.cluster_ref.name).await? {
+        let Some(target) = target else { return Ok(Action::requeue(UNSETTLED)) };
+        let (admin, principal) = (context.admin(), principal_of(resource));
+        let rules = admin.rules(&target, &principal).await.map_err(ReconcileError::admin("list rules"))?;
+        for some in rules.chunks(RULES_AT_ONCE) {
+            admin.remove_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("take rules away"))?;
+        }
+        if admin.quota(&target, &principal).await.map_err(ReconcileError::admin("read the quotas"))?.is_some() {
+            admin.set_quota(&target, &principal, None).await.map_err(ReconcileError::admin("remove the quota"))?;
+        }
+    }
+    // cert-manager leaves the Secret behind, and with it a certificate that is good for weeks.
+    let secrets: Api<Secret> = Api::namespaced(context.client(), &namespace);
+    if let Some(name) = &status.secret_name {
+        let found = secrets.get_opt(name).await.map_err(ReconcileError::kube(format!("get Secret {name}")))?;
+        let label = Some(resource.name_any());
+        if let Some(secret) = found.filter(|secret| secret.labels().get(USER_LABEL) == label.as_ref()) {
+            let exactly = Preconditions { uid: secret.uid(), resource_version: None };
+            match secrets.delete(name, &DeleteParams::default().preconditions(exactly)).await {
+                Err(error) if !is_not_found(&error) => {
+                    return Err(ReconcileError::kube(format!("delete Secret {name}"))(error));
+                }
+                _ => {}
+            }
+        }
+    }
+    context.succeeded(&format!("ChronicleUser/{namespace}/{}", resource.name_any()));
+    remove_finalizer(api, resource).await?;
+    Ok(Action::await_change())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::api::ChronicleUserSpec;
+use crate::controller::world::World;
+
+#[test]
+fn a_rule_of_the_spec_becomes_one_for_each_operation_and_each_once() {
+    let spec: ChronicleUserSpec = serde_json::from_value(json!({
+        "clusterRef": {"name": "c"},
+        "authorization": {"acls": [
+            {"resource": "Topic", "pattern": "Prefix", "name": "orders", "operations": ["Read", "Write", "Read"]},
+            {"resource": "Cluster", "operations": ["Describe"], "effect": "Deny"},
+        ]},
+    }))
+    .unwrap();
+    let rules = rules(&ChronicleUser::new("shop", spec), "shop");
+    assert_eq!(rules.len(), 3);
+    assert!(rules.iter().all(|rule| rule.principal == "shop"));
+    assert_eq!(rules[0].pattern(), v1::PatternKind::Prefix);
+    assert_eq!((rules[2].name.as_str(), rules[2].effect()), ("cluster", v1::AclEffect::Deny));
+}
+
+#[test]
+fn a_quota_without_any_bound_is_none() {
+    let user = |quotas| {
+        let spec = json!({"clusterRef": {"name": "c"}, "quotas": quotas});
+        ChronicleUser::new("shop", serde_json::from_value::<ChronicleUserSpec>(spec).unwrap())
+    };
+    assert_eq!(quota(&user(json!({}))), None);
+    assert_eq!(quota(&user(json!({"requests": 5}))).unwrap().requests, 5);
+}
+
+fn with_cluster() -> World {
+    let world = World::new();
+    let cluster = json!({
+        "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "c"},
+        "spec": {"image": "chronicle:1.0.0", "storage": {"size": "1Gi"}},
+        "status": {"clusterId": "made-up", "readyReplicas": 3, "replicas": 3, "size": 3},
+    });
+    world.put("chronicleclusters", cluster);
+    world.ready_certificates("c");
+    world
+}
+
+fn create(world: &World, name: &str, spec: serde_json::Value) {
+    let mut all = json!({"clusterRef": {"name": "c"}});
+    all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    let user = json!({
+        "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleUser", "metadata": {"name": name}, "spec": all,
+    });
+    world.put("chronicleusers", user);
+}
+
+async fn settle(world: &World, name: &str) -> (String, String) {
+    let mut operator = world.operator();
+    for _ in 0..20 {
+        let Some(resource) = world.get("chronicleusers", name) else { return ("Gone".into(), String::new()) };
+        let resource: ChronicleUser = serde_json::from_value(resource).unwrap();
+        if reconcile(Arc::new(resource), operator.clone()).await.is_err() {
+            world.dies_after.store(usize::MAX, Ordering::Relaxed);
+            operator = world.operator();
+        }
+        world.tick();
+    }
+    let status = world.get("chronicleusers", name).unwrap()["status"].clone();
+    let text = |field: &str| status["conditions"][0][field].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("reason"))
+}
+
+fn read_orders() -> serde_json::Value {
+    json!({
+        "authorization": {"acls": [{"resource": "Topic", "name": "orders", "operations": ["Read", "Describe"]}]},
+        "quotas": {"requests": 100},
+    })
+}
+
+#[tokio::test]
+async fn a_user_gets_a_certificate_rules_and_quotas_and_loses_them_with_its_resource() {
+    let world = with_cluster();
+    create(&world, "shop", read_orders());
+    assert_eq!(settle(&world, "shop").await, ("True".into(), "InSync".into()));
+    assert_eq!(world.cluster.lock().rules.len(), 2);
+    assert_eq!(world.cluster.lock().quotas["shop"].requests, 100);
+    let certificate = world.get("certificates", "shop-chronicle-user").unwrap();
+    assert_eq!(certificate["spec"]["commonName"], "shop");
+    assert!(world.get("secrets", "shop-chronicle-user").is_some());
+    world.writes.lock().clear();
+    let calls = world.cluster.lock().calls.len();
+    settle(&world, "shop").await;
+    assert_eq!((world.writes.lock().clone(), world.cluster.lock().calls.len()), (Vec::new(), calls));
+    world.edit("chronicleusers", "shop", |user| {
+        user["spec"]["authorization"]["acls"][0]["operations"] = json!(["Write"]);
+        user["spec"]["quotas"] = serde_json::Value::Null;
+    });
+    settle(&world, "shop").await;
+    let rules = world.cluster.lock().rules.clone();
+    assert_eq!(rules.iter().map(v1::Acl::operation).collect::<Vec<_>>(), [v1::AclOperation::Write]);
+    assert!(world.cluster.lock().quotas.is_empty());
+    world.delete("chronicleusers", "shop");
+    settle(&world, "shop").await;
+    assert!(world.names("chronicleusers").is_empty() && world.cluster.lock().rules.is_empty());
+    assert!(world.get("secrets", "shop-chronicle-user").is_none(), "a certificate outlives its user");
+}
+
+#[tokio::test]
+async fn the_operators_own_name_is_for_nobody_and_a_name_is_for_one() {
+    let world = with_cluster();
+    create(&world, "evil", json!({"principal": "chronicle-operator"}));
+    assert_eq!(settle(&world, "evil").await, ("False".into(), "PrincipalReserved".into()));
+    assert!(world.names("certificates").is_empty());
+    create(&world, "a", json!({"principal": "shop"}));
+    settle(&world, "a").await;
+    create(&world, "b", json!({"principal": "shop"}));
+    assert_eq!(settle(&world, "b").await, ("False".into(), "Conflict".into()));
+}
+
+#[tokio::test]
+async fn rules_of_somebody_else_are_refused_watched_or_taken_over() {
+    let world = with_cluster();
+    let foreign = v1::Acl { principal: "shop".into(), name: "other".into(), ..v1::Acl::default() };
+    world.cluster.lock().rules.push(foreign.clone());
+    create(&world, "shop", read_orders());
+    assert_eq!(settle(&world, "shop").await, ("False".into(), "RulesExist".into()));
+    world.edit("chronicleusers", "shop", |user| user["spec"]["managementPolicy"] = "Observe".into());
+    assert_eq!(settle(&world, "shop").await, ("False".into(), "Drifted".into()));
+    assert_eq!(world.cluster.lock().rules, std::slice::from_ref(&foreign));
+    world.edit("chronicleusers", "shop", |user| user["spec"]["managementPolicy"] = "Adopt".into());
+    assert_eq!(settle(&world, "shop").await, ("True".into(), "InSync".into()));
+    assert!(!world.cluster.lock().rules.contains(&foreign));
+}
+
+#[tokio::test]
+async fn an_operator_killed_after_any_call_is_followed_by_one_that_comes_to_the_same_rules() {
+    for dies_after in 1..12 {
+        let world = with_cluster();
+        world.dies_after.store(dies_after, Ordering::Relaxed);
+        create(&world, "shop", read_orders());
+        assert_eq!(settle(&world, "shop").await, ("True".into(), "InSync".into()), "killed after call {dies_after}");
+        assert_eq!(world.cluster.lock().rules.len(), 2, "killed after call {dies_after}");
+    }
+}

@@ -1,0 +1,659 @@
+//! A made-up Kubernetes cluster for tests: an API server in memory, behind a real client; the controllers that turn StatefulSets
+//! into pods and Certificates into Secrets; and a made-up Chronicle cluster on the pods' disks.
+//!
+//! What the operator promises never to do makes the world panic: see [`World::guard_delete`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::client::Body;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::Context;
+use crate::admin::AdminError;
+use crate::admin::fake::{FakeAdmin, FakeCluster};
+use crate::build::{Available, REVISION, ordinal_of};
+
+/// Kind in the plural, and name; everything is in one namespace.
+type Key = (String, String);
+
+/// The made-up world. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct World {
+    pub(crate) objects: Arc<Mutex<BTreeMap<Key, Value>>>,
+    pub(crate) cluster: Arc<Mutex<FakeCluster>>,
+    counter: Arc<AtomicUsize>,
+    pub(crate) writes: Arc<Mutex<Vec<String>>>,
+    /// Changing calls, to the API server and to the cluster.
+    pub(crate) calls: Arc<AtomicUsize>,
+    /// The operator dies after this many of them: the call is carried out, and nobody hears the answer.
+    pub(crate) dies_after: Arc<AtomicUsize>,
+    pub(crate) seconds: Arc<AtomicI64>,
+    /// Images whose containers do not start.
+    pub(crate) broken_images: Arc<Mutex<BTreeSet<String>>>,
+    /// The storage class refuses to grow volumes.
+    pub(crate) no_growth: Arc<std::sync::atomic::AtomicBool>,
+    /// Who signs now.
+    pub(crate) ca: Arc<Mutex<String>>,
+}
+
+pub(crate) const NAMESPACE: &str = "ns";
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let cluster = FakeCluster { voters_max: 3, ..FakeCluster::default() };
+        Self {
+            objects: Arc::default(),
+            cluster: Arc::new(Mutex::new(cluster)),
+            counter: Arc::new(AtomicUsize::new(1)),
+            writes: Arc::default(),
+            calls: Arc::default(),
+            dies_after: Arc::new(AtomicUsize::new(usize::MAX)),
+            seconds: Arc::new(AtomicI64::new(1_800_000_000)),
+            broken_images: Arc::default(),
+            no_growth: Arc::default(),
+            ca: Arc::new(Mutex::new("T0xE".into())),
+        }
+    }
+
+    /// A world of its own that begins like this one.
+    pub(crate) fn fork(&self) -> Self {
+        let number = |from: &AtomicUsize| Arc::new(AtomicUsize::new(from.load(Ordering::Relaxed)));
+        Self {
+            objects: Arc::new(Mutex::new(self.objects.lock().clone())),
+            cluster: Arc::new(Mutex::new(self.cluster.lock().clone())),
+            counter: number(&self.counter),
+            writes: Arc::default(),
+            calls: Arc::default(),
+            dies_after: Arc::new(AtomicUsize::new(usize::MAX)),
+            seconds: Arc::new(AtomicI64::new(self.seconds.load(Ordering::Relaxed))),
+            broken_images: Arc::new(Mutex::new(self.broken_images.lock().clone())),
+            no_growth: Arc::default(),
+            ca: Arc::new(Mutex::new(self.ca.lock().clone())),
+        }
+    }
+
+    /// A way to the API server.
+    pub(crate) fn client(&self) -> Client {
+        let world = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let world = world.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                let content = parts.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or("");
+                let value: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+                if parts.uri.query().is_some_and(|query| query.contains("watch=true")) {
+                    // Nothing is ever told; what is there is listed, and looked at again after a while.
+                    std::future::pending::<()>().await;
+                }
+                world.answer(&parts.method, &parts.uri.to_string(), content, value)
+            }
+        });
+        Client::new(service, NAMESPACE)
+    }
+
+    /// A new operator process.
+    pub(crate) fn operator(&self) -> Context {
+        let available = Available { cert_manager: true, pod_monitor: false };
+        let seconds = self.seconds.clone();
+        let clock = Arc::new(move || Timestamp::from_second(seconds.load(Ordering::Relaxed)).unwrap());
+        Context::for_tests(self.client(), Arc::new(self.admin()), available, clock)
+    }
+
+    /// A way to the made-up cluster.
+    pub(crate) fn admin(&self) -> FakeAdmin {
+        let (before, after) = (self.clone(), self.clone());
+        FakeAdmin {
+            cluster: self.cluster.clone(),
+            before: Arc::new(move |cluster, call, about| {
+                before.guard_call(cluster, call, about);
+                before.dead().map_err(|_| AdminError::Failed("dead".into()))
+            }),
+            after: Arc::new(move || after.changed().map_err(|_| AdminError::Failed("dead".into()))),
+        }
+    }
+
+    fn dead(&self) -> Result<(), ()> {
+        let dead = self.calls.load(Ordering::Relaxed) >= self.dies_after.load(Ordering::Relaxed);
+        if dead { Err(()) } else { Ok(()) }
+    }
+
+    /// A changing call was carried out.
+    fn changed(&self) -> Result<(), ()> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.dead()
+    }
+
+    fn fresh(&self) -> usize {
+        self.counter.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn get(&self, plural: &str, name: &str) -> Option<Value> {
+        self.objects.lock().get(&(plural.to_owned(), name.to_owned())).cloned()
+    }
+
+    pub(crate) fn names(&self, plural: &str) -> Vec<String> {
+        self.objects.lock().keys().filter(|(kind, _)| kind == plural).map(|(_, name)| name.clone()).collect()
+    }
+
+    /// Somebody else writes an object.
+    pub(crate) fn put(&self, plural: &str, mut object: Value) {
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        object["metadata"]["namespace"] = NAMESPACE.into();
+        let objects = &mut *self.objects.lock();
+        let key = (plural.to_owned(), name);
+        let generation = objects.get(&key).and_then(|old| old["metadata"]["generation"].as_i64()).unwrap_or(0);
+        if object["metadata"]["uid"].is_null() {
+            object["metadata"]["uid"] = format!("uid-{}", self.fresh()).into();
+        }
+        object["metadata"]["generation"] = (generation + 1).into();
+        object["metadata"]["resourceVersion"] = self.fresh().to_string().into();
+        objects.insert(key, object);
+    }
+
+    /// Somebody else edits an object.
+    pub(crate) fn edit(&self, plural: &str, name: &str, edit: impl FnOnce(&mut Value)) {
+        let mut object = self.get(plural, name).unwrap();
+        edit(&mut object);
+        self.put(plural, object);
+    }
+
+    /// Somebody else deletes an object.
+    pub(crate) fn delete(&self, plural: &str, name: &str) {
+        self.begin_delete(plural, name);
+    }
+
+    fn begin_delete(&self, plural: &str, name: &str) {
+        let mut objects = self.objects.lock();
+        let key = (plural.to_owned(), name.to_owned());
+        let Some(object) = objects.get_mut(&key) else { return };
+        let held = object["metadata"]["finalizers"].as_array().is_some_and(|all| !all.is_empty())
+            || matches!(plural, "pods" | "persistentvolumeclaims");
+        if held {
+            object["metadata"]["deletionTimestamp"] = "2027-01-01T00:00:00Z".into();
+            object["metadata"]["resourceVersion"] = self.fresh().to_string().into();
+        } else {
+            let uid = object["metadata"]["uid"].clone();
+            objects.remove(&key);
+            collect_garbage(&mut objects, &uid);
+        }
+    }
+
+    fn answer(
+        &self,
+        method: &Method,
+        uri: &str,
+        content: &str,
+        body: Value,
+    ) -> Result<Response<Body>, tower::BoxError> {
+        if self.dead().is_err() {
+            return Err("the operator is dead".into());
+        }
+        let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
+        if path.ends_with("/version") {
+            let text = |name: &str| (name.to_owned(), Value::from(""));
+            let fields = [
+                "buildDate",
+                "compiler",
+                "gitCommit",
+                "gitTreeState",
+                "gitVersion",
+                "goVersion",
+                "major",
+                "minor",
+                "platform",
+            ];
+            return Ok(reply(200, &Value::Object(fields.iter().map(|name| text(name)).collect())));
+        }
+        let path = path.find("/api").map_or(path, |at| &path[at..]);
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let parts = match parts.as_slice() {
+            ["api", _, rest @ ..] | ["apis", _, _, rest @ ..] => rest,
+            _ => return Ok(refuse(404, "NotFound")),
+        };
+        let parts = match parts {
+            ["namespaces", _, rest @ ..] if !rest.is_empty() => rest,
+            rest => rest,
+        };
+        let (plural, name, sub) = match parts {
+            [plural] => (*plural, None, ""),
+            [plural, name] => (*plural, Some(*name), ""),
+            [plural, name, sub] => (*plural, Some(*name), *sub),
+            _ => return Ok(refuse(404, "NotFound")),
+        };
+        if plural == "events" {
+            return Ok(reply(201, &body));
+        }
+        let response = match (method, name) {
+            (&Method::GET, None) => return Ok(self.list(plural, query)),
+            (&Method::GET, Some(name)) => {
+                return Ok(match self.get(plural, name) {
+                    Some(object) => reply(200, &object),
+                    None => refuse(404, "NotFound"),
+                });
+            }
+            (&Method::PATCH, Some(name)) => self.patch(plural, name, sub, content, body),
+            (&Method::PUT, Some(name)) => self.replace(plural, name, sub, body),
+            (&Method::POST, None) => {
+                let name = body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                match self.get(plural, &name) {
+                    Some(_) => refuse(409, "AlreadyExists"),
+                    None => {
+                        self.put(plural, body);
+                        reply(201, &self.get(plural, &name).unwrap_or_default())
+                    }
+                }
+            }
+            (&Method::DELETE, Some(name)) => self.delete_call(plural, name, &body),
+            _ => refuse(405, "MethodNotAllowed"),
+        };
+        if response.status().is_success() {
+            self.writes.lock().push(format!("{method} {plural}/{} {sub}", name.unwrap_or("")));
+            if self.changed().is_err() {
+                return Err("the operator is dead".into());
+            }
+        }
+        Ok(response)
+    }
+
+    fn list(&self, plural: &str, query: &str) -> Response<Body> {
+        let wanted = query.split('&').find_map(|part| part.strip_prefix("labelSelector="));
+        let wanted = wanted.map(|text| text.replace("%2F", "/").replace("%3D", "="));
+        let selected = |object: &Value| match wanted.as_ref().and_then(|text| text.split_once('=')) {
+            Some((key, value)) => object["metadata"]["labels"][key] == value,
+            None => true,
+        };
+        let objects = self.objects.lock();
+        let items: Vec<&Value> = objects
+            .iter()
+            .filter(|((kind, _), object)| kind == plural && selected(object))
+            .map(|(_, object)| object)
+            .collect();
+        reply(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}))
+    }
+
+    fn patch(&self, plural: &str, name: &str, sub: &str, content: &str, patch: Value) -> Response<Body> {
+        let existing = self.get(plural, name);
+        let apply = content.contains("apply");
+        if existing.is_none() && !apply {
+            return refuse(404, "NotFound");
+        }
+        let old = existing.unwrap_or_else(|| json!({"metadata": {"uid": format!("uid-{}", self.fresh())}}));
+        for field in ["resourceVersion", "uid"] {
+            let asked = &patch["metadata"][field];
+            if !asked.is_null() && *asked != old["metadata"][field] {
+                return refuse(409, "Conflict");
+            }
+        }
+        if plural == "persistentvolumeclaims" && !patch["spec"].is_null() && self.no_growth.load(Ordering::Relaxed) {
+            return refuse(403, "Forbidden");
+        }
+        if plural == "statefulsets" {
+            self.guard_scale(&old, &patch);
+        }
+        let mut new = old.clone();
+        merge(&mut new, &patch);
+        if apply {
+            let at = Timestamp::from_second(self.seconds.load(Ordering::Relaxed)).unwrap().to_string();
+            new["metadata"]["managedFields"] =
+                json!([{"manager": super::FIELD_MANAGER, "operation": "Apply", "time": at}]);
+        }
+        let _ = sub;
+        self.store(plural, &old, new.clone());
+        let gone = new["metadata"]["finalizers"].as_array().is_some_and(Vec::is_empty)
+            && !new["metadata"]["deletionTimestamp"].is_null();
+        if gone {
+            let mut objects = self.objects.lock();
+            objects.remove(&(plural.to_owned(), name.to_owned()));
+            collect_garbage(&mut objects, &new["metadata"]["uid"]);
+        }
+        reply(200, &self.get(plural, name).unwrap_or(new))
+    }
+
+    fn store(&self, plural: &str, old: &Value, mut new: Value) {
+        new["metadata"]["namespace"] = NAMESPACE.into();
+        let changed = old["spec"] != new["spec"];
+        if changed {
+            let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
+            new["metadata"]["generation"] = (generation + 1).into();
+        }
+        new["metadata"]["resourceVersion"] = self.fresh().to_string().into();
+        let name = new["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        self.objects.lock().insert((plural.to_owned(), name), new);
+    }
+
+    fn replace(&self, plural: &str, name: &str, sub: &str, body: Value) -> Response<Body> {
+        let Some(old) = self.get(plural, name) else { return refuse(404, "NotFound") };
+        if body["metadata"]["resourceVersion"] != old["metadata"]["resourceVersion"] {
+            return refuse(409, "Conflict");
+        }
+        let mut new = if sub == "status" { old.clone() } else { body.clone() };
+        if sub == "status" {
+            new["status"] = body["status"].clone();
+        }
+        self.store(plural, &old, new.clone());
+        reply(200, &self.get(plural, name).unwrap_or(new))
+    }
+
+    fn delete_call(&self, plural: &str, name: &str, body: &Value) -> Response<Body> {
+        let Some(object) = self.get(plural, name) else { return refuse(404, "NotFound") };
+        for field in ["resourceVersion", "uid"] {
+            let asked = &body["preconditions"][field];
+            if !asked.is_null() && *asked != object["metadata"][field] {
+                return refuse(409, "Conflict");
+            }
+        }
+        assert!(!body["preconditions"]["uid"].is_null(), "{plural}/{name} is deleted whoever it is by now");
+        self.guard_delete(plural, &object);
+        if plural == "statefulsets" && body["propagationPolicy"] == "Orphan" {
+            self.objects.lock().remove(&(plural.to_owned(), name.to_owned()));
+        } else {
+            self.begin_delete(plural, name);
+        }
+        reply(200, &object)
+    }
+
+    /// The one resource of the kind, as the API server knows it.
+    fn resource(&self) -> Value {
+        let objects = self.objects.lock();
+        let found = objects.iter().find(|((kind, _), _)| kind == "chronicleclusters");
+        found.map(|(_, object)| object.clone()).unwrap_or(Value::Null)
+    }
+
+    /// UUID of the node on the disk of a pod.
+    fn node_of(&self, pod: &str) -> Option<String> {
+        let claim = self.get("persistentvolumeclaims", &format!("data-{pod}"))?;
+        Some(format!("node-{}", claim["metadata"]["uid"].as_str()?))
+    }
+
+    fn recorded(&self, target: &str) -> Value {
+        let operation = self.resource()["status"]["operation"].clone();
+        if operation["target"] == target { operation } else { Value::Null }
+    }
+
+    /// Nothing that runs and takes part is deleted unless that was written down, what it led has gone elsewhere and the others have a
+    /// majority; no claim is deleted unless its node was removed, or is dead and to be replaced.
+    fn guard_delete(&self, plural: &str, object: &Value) {
+        let name = object["metadata"]["name"].as_str().unwrap();
+        let deleting = !self.resource()["metadata"]["deletionTimestamp"].is_null();
+        match plural {
+            "pods" => {
+                let Some(node) = self.node_of(name) else { return };
+                let cluster = self.cluster.lock();
+                let Some(known) = cluster.nodes.get(&node).filter(|known| known.running && !known.removed) else {
+                    return;
+                };
+                let _ = known;
+                assert!(
+                    !self.recorded(name).is_null(),
+                    "pod {name} is deleted without a record: {}",
+                    self.resource()["status"]
+                );
+                let members = cluster.nodes.values().filter(|node| !node.removed).count();
+                if members > 2 {
+                    assert!(cluster.quorate_without(Some(&node)), "pod {name} is deleted and takes the majority along");
+                    assert_ne!(cluster.leader.as_ref(), Some(&node), "pod {name} is deleted while its node leads");
+                    let dead =
+                        cluster.nodes.iter().find(|(id, known)| **id != node && !known.removed && !known.running);
+                    assert!(dead.is_none(), "pod {name} is deleted while {dead:?} is not there");
+                    let behind =
+                        cluster.nodes.iter().find(|(id, known)| **id != node && !known.removed && known.behind > 0);
+                    assert!(behind.is_none(), "pod {name} is deleted while {behind:?} is behind");
+                }
+            }
+            "persistentvolumeclaims" if !deleting => {
+                let pod = name.strip_prefix("data-").unwrap();
+                let node = self.node_of(pod).unwrap();
+                let cluster = self.cluster.lock();
+                let record = self.recorded(pod);
+                assert!(!record.is_null(), "claim {name} is deleted without a record");
+                match record["kind"].as_str() {
+                    Some("ScaleDown") => {
+                        assert!(cluster.nodes[&node].removed, "claim {name} holds a node that is a member");
+                        assert!(self.get("pods", pod).is_none(), "claim {name} is deleted before its pod has gone");
+                    }
+                    Some("Replace") => assert!(!cluster.nodes[&node].running, "claim {name} holds a node that runs"),
+                    other => panic!("claim {name} is deleted in a {other:?}"),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Pods go only after their nodes were removed, unless everything is to stop.
+    fn guard_scale(&self, old: &Value, patch: &Value) {
+        let (Some(from), Some(to)) = (old["spec"]["replicas"].as_i64(), patch["spec"]["replicas"].as_i64()) else {
+            return;
+        };
+        let stop = self.resource()["status"]["operation"]["kind"] == "Stop";
+        for ordinal in to..from {
+            let pod = format!("{}-{ordinal}", old["metadata"]["name"].as_str().unwrap());
+            let member = self
+                .node_of(&pod)
+                .is_some_and(|node| self.cluster.lock().nodes.get(&node).is_some_and(|known| !known.removed));
+            assert!(stop || !member, "{pod} is taken away while its node is a member");
+        }
+    }
+
+    /// What is asked of the cluster was written down before.
+    fn guard_call(&self, cluster: &FakeCluster, call: &str, about: &str) {
+        let Some(node) = cluster.nodes.get(about) else { return };
+        let record = self.recorded(&node.name);
+        assert!(!record.is_null(), "{call} of {} without a record", node.name);
+        if call == "decommission" {
+            assert_eq!(record["nodeId"], about, "the node that is to go was not written down");
+        }
+    }
+
+    /// A moment passes for everybody but the operator.
+    pub(crate) fn tick(&self) {
+        self.seconds.fetch_add(1, Ordering::Relaxed);
+        self.issue_certificates();
+        self.run_sets();
+        self.run_pods();
+        self.cluster.lock().tick();
+    }
+
+    /// cert-manager: Secrets that are missing, and those that were asked for anew.
+    fn issue_certificates(&self) {
+        for name in self.names("certificates") {
+            let certificate = self.get("certificates", &name).unwrap();
+            let conditions = certificate["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let asked =
+                conditions.iter().any(|condition| condition["type"] == "Issuing" && condition["status"] == "True");
+            let secret = certificate["spec"]["secretName"].as_str().unwrap().to_owned();
+            if self.get("secrets", &secret).is_some() && !asked {
+                continue;
+            }
+            if asked {
+                self.edit("certificates", &name, |certificate| certificate["status"]["conditions"] = json!([]));
+            }
+            let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+            let ca = pem(&self.ca.lock());
+            self.put(
+                "secrets",
+                json!({
+                    "apiVersion": "v1", "kind": "Secret",
+                    "metadata": {"name": secret, "labels": certificate["spec"]["secretTemplate"]["labels"]},
+                    "data": {"tls.crt": encode(&ca), "tls.key": encode("key"), "ca.crt": encode(&ca)},
+                }),
+            );
+        }
+    }
+
+    /// The `ca.crt` in a Secret.
+    pub(crate) fn issued_by(&self, secret: &str) -> String {
+        let data = self.get("secrets", secret).unwrap()["data"]["ca.crt"].as_str().unwrap().to_owned();
+        let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, data).unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// The Secrets and the trust of a cluster that runs already.
+    pub(crate) fn ready_certificates(&self, cluster: &str) {
+        let ca = pem(&self.ca.lock());
+        let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+        let data = json!({"tls.crt": encode(&ca), "tls.key": encode("key"), "ca.crt": encode(&ca)});
+        for name in ["ca", "node-tls", "operator-tls"] {
+            let metadata = json!({"name": format!("{cluster}-{name}")});
+            self.put("secrets", json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data}));
+        }
+        let metadata = json!({"name": format!("{cluster}-trust")});
+        self.put(
+            "configmaps",
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"ca.crt": ca}}),
+        );
+    }
+
+    fn run_sets(&self) {
+        for name in self.names("statefulsets") {
+            let set = self.get("statefulsets", &name).unwrap();
+            let (spec, uid) = (&set["spec"], &set["metadata"]["uid"]);
+            let replicas = spec["replicas"].as_i64().unwrap() as i32;
+            for ordinal in 0..replicas {
+                let pod = format!("{name}-{ordinal}");
+                let claim = format!("data-{pod}");
+                if self.get("persistentvolumeclaims", &claim).is_none() {
+                    let mut object = spec["volumeClaimTemplates"][0].clone();
+                    object["metadata"]["name"] = claim.into();
+                    object["apiVersion"] = "v1".into();
+                    object["kind"] = "PersistentVolumeClaim".into();
+                    self.put("persistentvolumeclaims", object);
+                }
+                if self.get("pods", &pod).is_none() {
+                    let mut metadata = spec["template"]["metadata"].clone();
+                    metadata["name"] = pod.into();
+                    metadata["ownerReferences"] =
+                        json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": name, "uid": uid}]);
+                    let object = json!({
+                        "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+                        "spec": spec["template"]["spec"], "status": {"phase": "Pending"},
+                    });
+                    self.put("pods", object);
+                }
+            }
+            for pod in self.names("pods") {
+                if ordinal_of(&name, &pod).is_some_and(|ordinal| ordinal >= replicas) {
+                    self.begin_delete("pods", &pod);
+                }
+            }
+        }
+    }
+
+    fn run_pods(&self) {
+        let mut running = BTreeSet::new();
+        for name in self.names("pods") {
+            let pod = self.get("pods", &name).unwrap();
+            if !pod["metadata"]["deletionTimestamp"].is_null() {
+                self.objects.lock().remove(&("pods".to_owned(), name));
+                continue;
+            }
+            let image = pod["spec"]["containers"][0]["image"].as_str().unwrap();
+            let node = self.node_of(&name);
+            let starts =
+                !self.broken_images.lock().contains(image) && pod["metadata"]["annotations"]["stuck"].is_null();
+            let version = image.rsplit_once(':').map_or("", |(_, version)| version);
+            let ready = match node.filter(|_| starts) {
+                Some(node) if self.cluster.lock().start(&node, &name, version) => running.insert(node),
+                _ => false,
+            };
+            let status = if ready {
+                json!({
+                    "phase": "Running",
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                    "containerStatuses": [container(json!({"running": {}}))],
+                })
+            } else {
+                json!({
+                    "phase": "Pending",
+                    "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2027-01-01T00:00:00Z"}],
+                    "containerStatuses": [container(json!({"waiting": {"reason": "ImagePullBackOff"}}))],
+                })
+            };
+            if pod["status"] != status {
+                self.edit("pods", &name, |pod| pod["status"] = status);
+            }
+        }
+        self.cluster.lock().stop_all_but(&running);
+        let pods = self.names("pods");
+        let mut objects = self.objects.lock();
+        objects.retain(|(kind, name), object| {
+            let used = name.strip_prefix("data-").is_some_and(|pod| pods.iter().any(|known| known == pod));
+            kind != "persistentvolumeclaims" || object["metadata"]["deletionTimestamp"].is_null() || used
+        });
+    }
+
+    /// Images that the pods run, by pod.
+    pub(crate) fn images(&self) -> Vec<String> {
+        let image = |pod: String| {
+            self.get("pods", &pod).unwrap()["spec"]["containers"][0]["image"].as_str().unwrap().to_owned()
+        };
+        self.names("pods").into_iter().map(image).collect()
+    }
+
+    /// Revisions that the pods were made from.
+    pub(crate) fn revisions(&self) -> BTreeSet<String> {
+        let of = |pod: String| {
+            self.get("pods", &pod).unwrap()["metadata"]["annotations"][REVISION].as_str().unwrap().to_owned()
+        };
+        self.names("pods").into_iter().map(of).collect()
+    }
+}
+
+/// A certificate of this text.
+pub(crate) fn pem(text: &str) -> String {
+    format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+}
+
+fn container(state: Value) -> Value {
+    json!({"name": "chronicle", "image": "x", "imageID": "", "ready": true, "restartCount": 0, "state": state})
+}
+
+fn collect_garbage(objects: &mut BTreeMap<Key, Value>, owner: &Value) {
+    let owned = |object: &Value| {
+        object["metadata"]["ownerReferences"].as_array().is_some_and(|all| all.iter().any(|one| one["uid"] == *owner))
+    };
+    let gone: Vec<(Key, Value)> = objects
+        .iter()
+        .filter(|(_, object)| owned(object))
+        .map(|(key, object)| (key.clone(), object["metadata"]["uid"].clone()))
+        .collect();
+    for (key, uid) in gone {
+        objects.remove(&key);
+        collect_garbage(objects, &uid);
+    }
+}
+
+fn merge(target: &mut Value, patch: &Value) {
+    match (target, patch) {
+        (Value::Object(target), Value::Object(patch)) => {
+            for (name, value) in patch {
+                if value.is_null() {
+                    target.remove(name);
+                } else {
+                    merge(target.entry(name.clone()).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (target, patch) => *target = patch.clone(),
+    }
+}
+
+fn reply(code: u16, body: &Value) -> Response<Body> {
+    let status = StatusCode::from_u16(code).unwrap();
+    Response::builder().status(status).body(Body::from(serde_json::to_vec(body).unwrap())).unwrap()
+}
+
+fn refuse(code: u16, reason: &str) -> Response<Body> {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": reason, "reason": reason, "code": code,
+    });
+    reply(code, &status)
+}

@@ -1,0 +1,232 @@
+//! What is begun when nothing is under way.
+
+use super::gates::{busy, voters_expected};
+use super::{ClusterView, Context, Machine, Step, unknown};
+use crate::api::{OperationKind, OperationStatus, OperationStep};
+use crate::build::{ordinal_of, pod_name};
+
+/// A pod whose node a person wants replaced must have been unready for so many seconds.
+const ASKED_SECONDS: i64 = 60;
+
+impl Context<'_> {
+    pub(super) fn begin(&self, size: i32) -> Step {
+        let stopped = self.observed.set.as_ref().is_some_and(|set| set.replicas == 0);
+        match (self.ask.replicas, stopped) {
+            (0, true) => return Step::Idle,
+            (0, false) => return self.begin_with(OperationKind::Stop, OperationStep::Pod, size),
+            (_, true) => return self.begin_with(OperationKind::Start, OperationStep::Pod, size),
+            (_, false) => {}
+        }
+        let Some(cluster) = &self.observed.cluster else { return unknown() };
+        if self.memory.cluster_id.as_ref().is_some_and(|id| *id != cluster.id) {
+            return self.foreign(cluster);
+        }
+        let replaced = self.replace_lost(cluster);
+        if let Some(step @ Step::Begin { .. }) = replaced {
+            return step;
+        }
+        if let Some(step) = self.roll(cluster, size) {
+            return step;
+        }
+        let scaled = if size < self.ask.replicas {
+            Some(self.scale_up(cluster, size))
+        } else if size > self.ask.replicas {
+            Some(self.scale_down(cluster, size))
+        } else {
+            None
+        };
+        scaled.or(replaced).unwrap_or_else(|| self.settled(cluster, size))
+    }
+
+    /// The pods answer for another cluster than before: all volumes were lost or exchanged.
+    pub(super) fn foreign(&self, cluster: &ClusterView) -> Step {
+        let known = self.memory.cluster_id.as_deref().unwrap_or_default();
+        Step::blocked(
+            "ClusterIdMismatch",
+            format!(
+                "the nodes belong to cluster {}, and this resource to {known}: bring the old volumes back, or delete this resource \
+                 and create it again to accept the new cluster",
+                cluster.id
+            ),
+        )
+    }
+
+    /// A node whose machine or disk is lost.
+    fn replace_lost(&self, cluster: &ClusterView) -> Option<Step> {
+        let asked = self.ask.replace.as_deref().and_then(|name| ordinal_of(&self.ask.name, name));
+        let mut refused = None;
+        for (ordinal, pod) in &self.observed.pods {
+            let wanted = asked == Some(*ordinal);
+            if pod.ready || !(wanted || self.ask.replace_lost) {
+                continue;
+            }
+            let claim = self.observed.claims.get(ordinal);
+            let lost = matches!(pod.machine, Machine::Gone) || claim.is_some_and(|claim| claim.lost);
+            let unready = pod.unready_since.map_or(0, |since| self.observed.now.as_second() - since.as_second());
+            let name = pod_name(&self.ask.name, *ordinal);
+            // A person's word does not hold for a pod that is merely starting.
+            let patience = if wanted { ASKED_SECONDS } else { self.ask.replace_after_seconds };
+            let refuse = |why: String| {
+                let told =
+                    wanted.then(|| Step::blocked("ReplacementRefused", format!("{name} is not replaced: {why}")));
+                told.or_else(|| {
+                    lost.then(|| Step::wait("ReplacementWaits", format!("{name} is not replaced yet: {why}")))
+                })
+            };
+            // A person's word is enough for a disk that cannot be seen to be lost; a machine that is merely silent may come back.
+            let why = if pod.machine == Machine::Silent {
+                Some(
+                    "its machine does not answer, and may still run it; delete the Node, or taint it out-of-service"
+                        .into(),
+                )
+            } else if !lost && !wanted {
+                continue;
+            } else if unready < patience {
+                Some(format!("unready for {unready} of {patience} seconds"))
+            } else {
+                match self.node_named(&name) {
+                    None => Some("it is not a member of the cluster".into()),
+                    Some(node) => self.may_replace(cluster, node),
+                }
+            };
+            let Some(node) = self.node_named(&name) else {
+                refused = refused.or_else(|| refuse(why.unwrap_or_default()));
+                continue;
+            };
+            if let Some(why) = why {
+                refused = refused.or_else(|| refuse(why));
+                continue;
+            }
+            let operation = OperationStatus {
+                pod_uid: Some(pod.uid.clone()),
+                claim_uid: claim.map(|claim| claim.uid.clone()),
+                node_id: Some(node.node_id.clone()),
+                ..self.operation(OperationKind::Replace, OperationStep::DeleteClaim, *ordinal)
+            };
+            return Some(Step::Begin { operation, size: self.memory.size.unwrap_or_default() });
+        }
+        refused
+    }
+
+    /// A pod that does not run what is asked for: those that take part in nothing first, the leader of the controller group
+    /// last.
+    fn roll(&self, cluster: &ClusterView, size: i32) -> Option<Step> {
+        let outdated = |(_, pod): &(&i32, &super::PodView)| pod.revision != self.ask.revision && !pod.terminating;
+        let rank = |ordinal: i32| {
+            let node = self.node_named(&pod_name(&self.ask.name, ordinal));
+            let leads = node.is_some_and(|node| cluster.leader.as_ref() == Some(&node.node_id));
+            (node.is_some_and(|node| node.alive), leads, -ordinal)
+        };
+        let (ordinal, pod) = self.observed.pods.iter().filter(outdated).min_by_key(|(ordinal, _)| rank(**ordinal))?;
+        if let Some(why) = self.version_gate(cluster) {
+            return Some(Step::blocked("VersionGate", why));
+        }
+        if let Some(why) = &self.observed.not_ready_to_start {
+            return Some(Step::wait("Prerequisites", why.clone()));
+        }
+        let name = pod_name(&self.ask.name, *ordinal);
+        let takes_part = self.node_named(&name).is_some_and(|node| node.alive);
+        if let Some(why) = takes_part.then(|| self.may_stop(cluster, *ordinal, size)).flatten() {
+            return Some(Step::wait("RollWaits", format!("{name} is not replaced yet: {why}")));
+        }
+        let operation = OperationStatus {
+            pod_uid: Some(pod.uid.clone()),
+            ..self.operation(OperationKind::Roll, OperationStep::Drain, *ordinal)
+        };
+        Some(Step::Begin { operation, size })
+    }
+
+    /// Why the version asked for may not be rolled out over those that run; `None`: it may.
+    pub(super) fn version_gate(&self, cluster: &ClusterView) -> Option<String> {
+        let asked = self.ask.version.as_deref()?;
+        let (major, minor) = major_minor(asked)?;
+        cluster.nodes.iter().find_map(|node| {
+            let (running_major, running_minor) = major_minor(&node.version)?;
+            let name = &node.name;
+            let running = &node.version;
+            if running_major != major {
+                return Some(format!("{name} runs {running}: the major version cannot be changed to that of {asked}"));
+            }
+            if minor > running_minor + 1 {
+                return Some(format!("{name} runs {running}: {asked} is more than one minor version ahead"));
+            }
+            (minor < running_minor).then(|| format!("{name} runs {running}: {asked} is an older minor version"))
+        })
+    }
+
+    fn scale_up(&self, cluster: &ClusterView, size: i32) -> Step {
+        let name = pod_name(&self.ask.name, size);
+        if cluster.leader.is_none() {
+            return Step::wait("ScaleWaits", format!("{name} is not added yet: the controller group has no leader"));
+        }
+        if let Some(why) = busy(cluster) {
+            return Step::wait("ScaleWaits", format!("{name} is not added yet: {why}"));
+        }
+        if let Some(why) = &self.observed.not_ready_to_start {
+            return Step::wait("Prerequisites", why.clone());
+        }
+        if let Some(claim) = self.observed.claims.get(&size) {
+            if claim.terminating {
+                return Step::wait("ScaleWaits", format!("waiting for claim data-{name} to be deleted"));
+            }
+            if let Some(node) = &claim.removed_node {
+                return Step::blocked(
+                    "VolumeInTheWay",
+                    format!(
+                        "claim data-{name} holds node {node}, which was removed from the cluster and cannot come back: delete the claim to \
+                         let {name} start with an empty volume"
+                    ),
+                );
+            }
+        }
+        let operation = self.operation(OperationKind::ScaleUp, OperationStep::Pod, size);
+        Step::Begin { operation, size: size + 1 }
+    }
+
+    fn scale_down(&self, cluster: &ClusterView, size: i32) -> Step {
+        let ordinal = size - 1;
+        let name = pod_name(&self.ask.name, ordinal);
+        let why = match (&cluster.leader, cluster.offline) {
+            (None, _) => Some("the controller group has no leader".to_owned()),
+            (_, 1..) => Some(format!("{} partitions have no majority", cluster.offline)),
+            _ => busy(cluster),
+        };
+        if let Some(why) = why {
+            return Step::wait("ScaleWaits", format!("{name} is not removed yet: {why}"));
+        }
+        let operation = OperationStatus {
+            node_id: self.node_named(&name).map(|node| node.node_id.clone()),
+            ..self.operation(OperationKind::ScaleDown, OperationStep::Decommission, ordinal)
+        };
+        Step::Begin { operation, size }
+    }
+
+    /// Nothing to begin: is everybody there?
+    fn settled(&self, cluster: &ClusterView, size: i32) -> Step {
+        for ordinal in 0..size {
+            let name = pod_name(&self.ask.name, ordinal);
+            match self.observed.pods.get(&ordinal) {
+                Some(pod) if pod.ready => {}
+                Some(pod) if !pod.trouble.is_empty() => {
+                    return Step::wait("PodNotReady", format!("pod {name} is not ready: {}", pod.trouble));
+                }
+                _ => return Step::wait("PodNotReady", format!("pod {name} is not ready")),
+            }
+        }
+        let voters = cluster.nodes.iter().filter(|node| node.voter).count();
+        let expected = voters_expected(self.ask.voters, cluster.nodes.len());
+        if voters != expected {
+            return Step::wait(
+                "VotersSettle",
+                format!("{voters} nodes vote in the controller group, {expected} should"),
+            );
+        }
+        Step::Idle
+    }
+}
+
+/// Major and minor version of `MAJOR.MINOR.PATCH`.
+fn major_minor(version: &str) -> Option<(u64, u64)> {
+    let mut parts = version.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}

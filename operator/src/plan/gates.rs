@@ -1,0 +1,92 @@
+//! When a pod or a node may go.
+
+use super::{ClusterView, Context, NodeView};
+use crate::build::pod_name;
+
+impl Context<'_> {
+    /// Why the pod with this number, whose node takes part, may not stop now; `None`: it may. All others must be there, and every
+    /// group must keep a majority without it. A cluster of one node has nobody to keep it up, and may restart it.
+    pub(super) fn may_stop(&self, cluster: &ClusterView, ordinal: i32, size: i32) -> Option<String> {
+        let name = pod_name(&self.ask.name, ordinal);
+        if size > 1 {
+            for other in (0..size).filter(|other| *other != ordinal) {
+                let other_name = pod_name(&self.ask.name, other);
+                match self.observed.pods.get(&other) {
+                    Some(pod) if pod.ready && !pod.terminating => {}
+                    Some(pod) if pod.terminating => return Some(format!("pod {other_name} is being deleted")),
+                    Some(pod) if pod.trouble.is_empty() => return Some(format!("pod {other_name} is not ready")),
+                    Some(pod) => return Some(format!("pod {other_name} is not ready: {}", pod.trouble)),
+                    None => return Some(format!("pod {other_name} is missing")),
+                }
+                match self.node_named(&other_name) {
+                    Some(node) if node.alive => {}
+                    Some(_) => return Some(format!("the cluster does not hear from node {other_name}")),
+                    None => return Some(format!("node {other_name} is not a member yet")),
+                }
+            }
+        }
+        cluster_is_whole(cluster).or_else(|| quorum_without(cluster, &name, size))
+    }
+
+    /// Why the node with this number may not be replaced by an empty one; `None`: it may. It must be dead by the cluster's
+    /// word, and everybody else alive.
+    pub(super) fn may_replace(&self, cluster: &ClusterView, node: &NodeView) -> Option<String> {
+        if node.alive {
+            return Some(format!("the cluster hears from node {}", node.name));
+        }
+        if let Some(other) = cluster.nodes.iter().find(|other| other.node_id != node.node_id && !other.alive) {
+            return Some(format!("node {} is not alive either", other.name));
+        }
+        if cluster.leader.is_none() {
+            return Some("the controller group has no leader".into());
+        }
+        if cluster.offline > 0 {
+            return Some(format!("{} partitions have no majority without it", cluster.offline));
+        }
+        busy(cluster)
+    }
+}
+
+/// Why the cluster can spare nobody; `None`: every group has all its replicas, and nothing moves.
+fn cluster_is_whole(cluster: &ClusterView) -> Option<String> {
+    if cluster.leader.is_none() {
+        return Some("the controller group has no leader".into());
+    }
+    if cluster.offline > 0 {
+        return Some(format!("{} partitions have no majority", cluster.offline));
+    }
+    if cluster.under_replicated > 0 {
+        return Some(format!("{} partitions have a replica that is not alive", cluster.under_replicated));
+    }
+    if cluster.moving > 0 {
+        return Some(format!("{} partitions are being moved", cluster.moving));
+    }
+    busy(cluster)
+}
+
+/// An operation of the cluster that moves replicas.
+pub(super) fn busy(cluster: &ClusterView) -> Option<String> {
+    let moves = cluster.operations.iter().find(|operation| operation.kind != "drain")?;
+    let reason = if moves.reason.is_empty() { String::new() } else { format!(": {}", moves.reason) };
+    Some(format!("the cluster is at a {} of node {}{reason}", moves.kind, moves.node_id))
+}
+
+/// Why the controller group would have no majority without this node.
+fn quorum_without(cluster: &ClusterView, name: &str, size: i32) -> Option<String> {
+    let voters: Vec<&NodeView> = cluster.nodes.iter().filter(|node| node.voter).collect();
+    // With a single voter nobody can take its place; it must be restarted all the same. So must one of two nodes.
+    if voters.len() <= 1 || size <= 2 {
+        return None;
+    }
+    let left = voters.iter().filter(|node| node.alive && node.name != name).count();
+    let needed = voters.len() / 2 + 1;
+    (left < needed).then(|| format!("{left} of {} voters would be alive, {needed} are needed", voters.len()))
+}
+
+/// Voters that the controller group should have: an odd number.
+pub(super) fn voters_expected(voters_max: u32, members: usize) -> usize {
+    match (voters_max as usize).min(members) {
+        0 => 0,
+        most => (most - 1) | 1,
+    }
+}

@@ -1,0 +1,364 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+use crate::api::MemberState;
+
+fn ask() -> Ask {
+    Ask {
+        name: "log".into(),
+        replicas: 3,
+        storage_bytes: 10,
+        revision: "new".into(),
+        version: None,
+        paused: false,
+        delete_claims: true,
+        voters: 3,
+        replace_lost: false,
+        replace_after_seconds: 900,
+        replace: None,
+    }
+}
+
+fn pod(ordinal: i32, revision: &str) -> PodView {
+    PodView {
+        uid: format!("pod-{ordinal}"),
+        resource_version: "1".into(),
+        revision: revision.into(),
+        ready: true,
+        running: true,
+        terminating: false,
+        unready_since: None,
+        machine: Machine::Present,
+        trouble: String::new(),
+    }
+}
+
+fn node(ordinal: i32) -> NodeView {
+    NodeView {
+        node_id: format!("node-{ordinal}"),
+        raft_id: ordinal as u64 + 1,
+        name: pod_name("log", ordinal),
+        voter: ordinal < 3,
+        state: MemberState::Active,
+        alive: true,
+        version: "1.0.0".into(),
+        zone: String::new(),
+        certificate_not_after: None,
+        certificate_serial: None,
+    }
+}
+
+fn observed(pods: i32, revision: &str) -> Observed {
+    let claim = |ordinal: i32| ClaimView {
+        uid: format!("claim-{ordinal}"),
+        requested: 10,
+        terminating: false,
+        lost: false,
+        removed_node: None,
+    };
+    Observed {
+        now: Timestamp::from_second(1_000_000).unwrap(),
+        set: Some(SetView { uid: "set".into(), replicas: pods, template_bytes: 10, terminating: false }),
+        pods: (0..pods).map(|ordinal| (ordinal, pod(ordinal, revision))).collect(),
+        claims: (0..pods).map(|ordinal| (ordinal, claim(ordinal))).collect(),
+        cluster: Some(ClusterView {
+            id: "c".into(),
+            leader: Some("node-0".into()),
+            nodes: (0..pods).map(node).collect(),
+            removed: BTreeSet::new(),
+            offline: 0,
+            under_replicated: 0,
+            moving: 0,
+            operations: Vec::new(),
+        }),
+        catch_up: CatchUp::Unknown,
+        not_ready_to_start: None,
+    }
+}
+
+fn memory(size: i32) -> Memory {
+    Memory { operation: None, size: Some(size), cluster_id: Some("c".into()) }
+}
+
+fn begun(step: &Step) -> (&OperationStatus, i32) {
+    match step {
+        Step::Begin { operation, size } => (operation, *size),
+        other => panic!("{other:?} begins nothing"),
+    }
+}
+
+fn waits(step: &Step) -> &str {
+    match step {
+        Step::Wait { message, .. } | Step::Blocked { message, .. } => message,
+        other => panic!("{other:?} does not wait"),
+    }
+}
+
+#[test]
+fn the_highest_follower_is_rolled_first_and_the_leader_last() {
+    let mut seen = observed(3, "old");
+    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.target, "log-2");
+    seen.pods.get_mut(&2).unwrap().revision = "new".into();
+    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.target, "log-1");
+    seen.pods.get_mut(&1).unwrap().revision = "new".into();
+    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.target, "log-0");
+    seen.pods.get_mut(&0).unwrap().revision = "new".into();
+    assert_eq!(plan(&ask(), &memory(3), &seen), Step::Idle);
+}
+
+#[test]
+fn a_pod_that_takes_part_in_nothing_is_rolled_first() {
+    let mut seen = observed(3, "old");
+    seen.pods.get_mut(&0).unwrap().ready = false;
+    seen.cluster.as_mut().unwrap().nodes[0].alive = false;
+    seen.cluster.as_mut().unwrap().leader = Some("node-1".into());
+    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.target, "log-0");
+}
+
+#[test]
+fn nothing_is_rolled_while_another_node_is_missing_or_the_cluster_is_not_whole() {
+    type Spoil = fn(&mut Observed);
+    let spoil: [(&str, Spoil); 6] = [
+        ("is not ready", |seen| seen.pods.get_mut(&1).unwrap().ready = false),
+        ("is missing", |seen| drop(seen.pods.remove(&1))),
+        ("2 partitions have no majority", |seen| seen.cluster.as_mut().unwrap().offline = 2),
+        ("3 partitions have a replica", |seen| seen.cluster.as_mut().unwrap().under_replicated = 3),
+        ("4 partitions are being moved", |seen| seen.cluster.as_mut().unwrap().moving = 4),
+        ("no majority of the cluster's voters answers", |seen| seen.cluster = None),
+    ];
+    for (why, spoil) in spoil {
+        let mut seen = observed(3, "new");
+        seen.pods.get_mut(&2).unwrap().revision = "old".into();
+        spoil(&mut seen);
+        let step = plan(&ask(), &memory(3), &seen);
+        assert!(waits(&step).contains(why), "{step:?} does not say {why:?}");
+    }
+}
+
+#[test]
+fn a_node_hands_over_before_its_pod_goes_but_not_for_ever() {
+    let mut seen = observed(3, "old");
+    let (operation, size) = match plan(&ask(), &memory(3), &seen) {
+        Step::Begin { operation, size } => (operation, size),
+        other => panic!("{other:?}"),
+    };
+    let memory = Memory { operation: Some(operation), ..memory(size) };
+    assert_eq!(plan(&ask(), &memory, &seen), Step::Drain { node_id: "node-2".into() });
+    let cluster = seen.cluster.as_mut().unwrap();
+    cluster.nodes[2].state = MemberState::Draining;
+    cluster.operations.push(RunningOperation {
+        kind: "drain".into(),
+        node_id: "node-2".into(),
+        reason: String::new(),
+        remaining: 5,
+    });
+    assert!(waits(&plan(&ask(), &memory, &seen)).contains("leads 5 partitions"));
+    seen.now = Timestamp::from_second(1_000_060).unwrap();
+    let Step::Advance { operation, .. } = plan(&ask(), &memory, &seen) else { panic!("waits for ever") };
+    assert_eq!(operation.step, OperationStep::Pod);
+    // Another node has gone in the meantime: the pod stays.
+    seen.cluster.as_mut().unwrap().nodes[1].alive = false;
+    let memory = Memory { operation: Some(operation), ..memory };
+    assert!(waits(&plan(&ask(), &memory, &seen)).contains("does not hear from node log-1"));
+    seen.cluster.as_mut().unwrap().nodes[1].alive = true;
+    assert!(waits(&plan(&ask(), &memory, &seen)).contains("no word yet of whether others have the records"));
+    seen.catch_up = CatchUp::Done;
+    assert!(matches!(plan(&ask(), &memory, &seen), Step::DeletePod { ordinal: 2, .. }));
+}
+
+#[test]
+fn a_node_that_was_not_proved_to_be_removed_keeps_its_pod() {
+    let mut seen = observed(4, "new");
+    let operation = match plan(&ask(), &memory(4), &seen) {
+        Step::Begin { operation, .. } => operation,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((operation.kind, operation.node_id.as_deref()), (OperationKind::ScaleDown, Some("node-3")));
+    let memory = Memory { operation: Some(operation), ..memory(4) };
+    assert_eq!(plan(&ask(), &memory, &seen), Step::Decommission { node_id: "node-3".into() });
+    // Not in the list, and not known to be removed either: an answer from before it joined, say.
+    seen.cluster.as_mut().unwrap().nodes.pop();
+    assert!(waits(&plan(&ask(), &memory, &seen)).contains("no answer yet"));
+    seen.cluster.as_mut().unwrap().removed.insert("node-3".into());
+    assert!(matches!(plan(&ask(), &memory, &seen), Step::Advance { size: 3, .. }));
+}
+
+#[test]
+fn a_machine_that_is_merely_silent_is_not_replaced_and_says_what_would_help() {
+    let mut seen = observed(3, "new");
+    let lost = seen.pods.get_mut(&2).unwrap();
+    (lost.ready, lost.machine, lost.unready_since) = (false, Machine::Silent, Some(Timestamp::from_second(1).unwrap()));
+    seen.claims.get_mut(&2).unwrap().lost = true;
+    seen.cluster.as_mut().unwrap().nodes[2].alive = false;
+    let auto = Ask { replace_lost: true, ..ask() };
+    assert!(waits(&plan(&auto, &memory(3), &seen)).contains("out-of-service"));
+    seen.pods.get_mut(&2).unwrap().machine = Machine::Gone;
+    assert_eq!(begun(&plan(&auto, &memory(3), &seen)).0.kind, OperationKind::Replace);
+    seen.pods.get_mut(&2).unwrap().unready_since = Some(Timestamp::from_second(999_990).unwrap());
+    assert!(waits(&plan(&auto, &memory(3), &seen)).contains("unready for 10 of 900 seconds"));
+}
+
+#[test]
+fn kept_volumes_make_a_cluster_as_large_as_it_was() {
+    let mut seen = observed(5, "new");
+    (seen.set, seen.pods, seen.cluster) = (None, BTreeMap::new(), None);
+    seen.claims.get_mut(&4).unwrap().removed_node = Some("gone".into());
+    let step = plan(&ask(), &Memory::default(), &seen);
+    let (operation, size) = begun(&step);
+    assert_eq!((operation.kind, size), (OperationKind::Create, 4));
+}
+
+#[test]
+fn an_existing_set_whose_status_was_lost_is_taken_as_it_is() {
+    let seen = observed(5, "new");
+    assert_eq!(begun(&plan(&ask(), &Memory::default(), &seen)).1, 5);
+}
+
+fn any_observed() -> impl Strategy<Value = (Ask, Memory, Observed)> {
+    let pod_state = (0..6u8, prop::bool::ANY, prop::bool::ANY);
+    let node_state = (prop::bool::ANY, 0..3u8);
+    let step = prop_oneof![
+        Just(OperationStep::Drain),
+        Just(OperationStep::Decommission),
+        Just(OperationStep::DeleteClaim),
+        Just(OperationStep::Pod),
+        Just(OperationStep::Join),
+        Just(OperationStep::Claim),
+    ];
+    let kind = prop_oneof![
+        Just(OperationKind::Create),
+        Just(OperationKind::ScaleUp),
+        Just(OperationKind::ScaleDown),
+        Just(OperationKind::Roll),
+        Just(OperationKind::Replace),
+        Just(OperationKind::Stop),
+        Just(OperationKind::Start),
+    ];
+    (
+        (0..6i32, prop::bool::ANY, prop::bool::ANY, 1..5i32),
+        prop::collection::vec(pod_state, 5),
+        prop::collection::vec(node_state, 5),
+        prop::option::of((kind, step, 0..5i32)),
+        (0..3u32, 0..2u32, prop::option::of(0..5i32), prop::bool::ANY, 0..3u8),
+    )
+        .prop_map(
+            |((replicas, lost, delete, size), pods, nodes, operation, (spoil, moving, leader, known, remove))| {
+                let mut seen = observed(5, "new");
+                seen.set.as_mut().unwrap().replicas = size;
+                for (ordinal, (state, old, silent)) in pods.into_iter().enumerate() {
+                    let ordinal = ordinal as i32;
+                    let pod = seen.pods.get_mut(&ordinal).unwrap();
+                    pod.revision = if old { "old".into() } else { "new".into() };
+                    match state {
+                        0 => pod.ready = false,
+                        1 => (pod.ready, pod.running) = (false, false),
+                        2 => pod.terminating = true,
+                        3 if silent => (pod.ready, pod.machine) = (false, Machine::Silent),
+                        3 => (pod.ready, pod.running, pod.machine) = (false, false, Machine::Gone),
+                        _ => {}
+                    }
+                }
+                let cluster = seen.cluster.as_mut().unwrap();
+                for (node, (alive, state)) in cluster.nodes.iter_mut().zip(nodes) {
+                    node.alive = alive;
+                    node.state =
+                        [MemberState::Active, MemberState::Draining, MemberState::Decommissioning][state as usize];
+                }
+                (cluster.offline, cluster.under_replicated, cluster.moving) = (spoil / 2, spoil % 2, moving);
+                cluster.leader = leader.map(|leader| format!("node-{leader}"));
+                for ordinal in (5 - i32::from(remove))..5 {
+                    let id = format!("node-{ordinal}");
+                    cluster.nodes.retain(|node| node.node_id != id);
+                    cluster.removed.insert(id);
+                }
+                if !known {
+                    seen.cluster = None;
+                }
+                let ask = Ask { replicas, replace_lost: lost, delete_claims: delete, ..ask() };
+                let operation = operation.map(|(kind, step, ordinal)| OperationStatus {
+                    kind,
+                    step,
+                    target: pod_name("log", ordinal),
+                    pod_uid: Some(format!("pod-{ordinal}")),
+                    claim_uid: Some(format!("claim-{ordinal}")),
+                    node_id: Some(format!("node-{ordinal}")),
+                    started_at: Some("1970-01-01T00:00:00Z".into()),
+                });
+                (ask, Memory { operation, ..memory(size) }, seen)
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+    /// In any state at all, sensible or not, one step keeps the promises.
+    #[test]
+    fn no_step_from_any_state_breaks_a_promise((ask, memory, seen) in any_observed()) {
+        let step = plan(&ask, &memory, &seen);
+        let recorded = memory.operation.as_ref();
+        let named = |ordinal: i32| recorded.filter(|operation| operation.target == pod_name("log", ordinal));
+        match &step {
+            Step::DeletePod { ordinal, uid, resource_version, .. } => {
+                let pod = &seen.pods[ordinal];
+                prop_assert_eq!(uid, &pod.uid);
+                prop_assert!(named(*ordinal).is_some() || (!pod.running && resource_version.is_some()));
+                let alive = |node: &&NodeView| node.alive;
+                let takes_part = pod.running && seen.cluster.as_ref().is_none_or(|cluster| {
+                    cluster.nodes.iter().find(|node| node.name == pod_name("log", *ordinal)).filter(alive).is_some()
+                });
+                if takes_part && recorded.map(|operation| operation.kind) != Some(OperationKind::Replace) {
+                    let cluster = seen.cluster.as_ref().expect("a pod that may take part is deleted unseen");
+                    prop_assert!(seen.catch_up == CatchUp::Done || memory.size == Some(1));
+                    prop_assert_eq!((cluster.offline, cluster.under_replicated, cluster.moving), (0, 0, 0));
+                    let size = memory.size.unwrap();
+                    let others = (0..size).filter(|other| other != ordinal);
+                    for other in others {
+                        prop_assert!(seen.pods[&other].ready && !seen.pods[&other].terminating);
+                    }
+                }
+            }
+            Step::DeleteClaim { ordinal, uid } => {
+                let operation = named(*ordinal).expect("a claim is deleted without a record");
+                prop_assert_eq!(Some(uid), operation.claim_uid.as_ref());
+                let cluster = seen.cluster.as_ref().expect("a claim is deleted unseen");
+                let id = operation.node_id.as_ref().unwrap();
+                let dead = cluster.nodes.iter().any(|node| node.node_id == *id && !node.alive);
+                let replaced = operation.kind == OperationKind::Replace && dead;
+                prop_assert!(cluster.removed.contains(id) || replaced);
+                prop_assert!(replaced || !seen.pods.contains_key(ordinal));
+            }
+            Step::Drain { node_id } | Step::Undrain { node_id } | Step::Decommission { node_id } => {
+                prop_assert!(seen.cluster.is_some());
+                let operation = recorded.expect("the cluster is told to do something without a record");
+                let node = seen.cluster.as_ref().unwrap().nodes.iter().find(|node| node.node_id == *node_id).unwrap();
+                prop_assert_eq!(&node.name, &operation.target);
+            }
+            Step::Begin { operation, .. } => {
+                let turns = matches!(operation.kind, OperationKind::Stop | OperationKind::Start | OperationKind::ScaleUp);
+                prop_assert!(recorded.is_none() || turns, "a second operation begins: {:?} after {:?}", operation, recorded);
+                if !matches!(operation.kind, OperationKind::Stop | OperationKind::Start) {
+                    prop_assert!(seen.cluster.is_some());
+                }
+            }
+            Step::Advance { operation, size } => {
+                let before = recorded.expect("something goes on that did not begin");
+                prop_assert_eq!(&operation.target, &before.target);
+                prop_assert!((memory.size.unwrap() - size).abs() <= 5);
+            }
+            Step::ApplySet { replicas } if *replicas < seen.set.as_ref().unwrap().replicas => {
+                let stop = recorded.is_some_and(|operation| operation.kind == OperationKind::Stop);
+                for ordinal in *replicas..seen.set.as_ref().unwrap().replicas {
+                    let member = seen.cluster.as_ref().is_none_or(|cluster| {
+                        cluster.nodes.iter().any(|node| node.name == pod_name("log", ordinal))
+                    });
+                    prop_assert!(stop || recorded.is_some() || !member, "pod {} is taken away from a member", ordinal);
+                }
+            }
+            _ => {}
+        }
+    }
+}

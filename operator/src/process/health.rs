@@ -1,0 +1,59 @@
+//! `/livez`, `/readyz` and `/metrics` by plain HTTP; no data.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::Metrics;
+
+/// Whether the process has reached the API server.
+#[derive(Clone, Default)]
+pub(super) struct Ready(Arc<AtomicBool>);
+
+impl Ready {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Listens; serving begins with [`serve`].
+pub(super) async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+/// Serves until `stop`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    metrics: Metrics,
+    ready: Ready,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route(
+            "/readyz",
+            get(|State((_, ready)): State<(Metrics, Ready)>| async move {
+                match ready.0.load(Ordering::Relaxed) {
+                    true => (StatusCode::OK, "ready\n"),
+                    false => (StatusCode::SERVICE_UNAVAILABLE, "not ready: the API server was not reached yet\n"),
+                }
+            }),
+        )
+        .route(
+            "/metrics",
+            get(|State((metrics, _)): State<(Metrics, Ready)>| async move {
+                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                ([(header::CONTENT_TYPE, kind)], metrics.encode()).into_response()
+            }),
+        )
+        .with_state((metrics, ready));
+    axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
+}

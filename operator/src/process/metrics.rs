@@ -1,0 +1,81 @@
+//! What is counted. Labels have few values: kinds of resources and classes of errors.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Failure {
+    kind: &'static str,
+    reason: &'static str,
+}
+
+/// Metrics of the process. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    reconciliations: Family<Kind, Counter>,
+    failures: Family<Failure, Counter>,
+    seconds: Family<Kind, Histogram>,
+    leader: Gauge<i64, AtomicI64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("chronicle_operator");
+        let (reconciliations, failures) = (Family::default(), Family::default());
+        let seconds: Family<Kind, Histogram> =
+            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.005, 2.0, 14)));
+        let leader = Gauge::default();
+        registry.register("reconciliations", "Passes over resources", reconciliations.clone());
+        registry.register("reconciliation_failures", "Passes that failed, by reason", failures.clone());
+        registry.register_with_unit("reconciliation", "Time that a pass takes", Unit::Seconds, seconds.clone());
+        registry.register("leader", "1 while this process acts, 0 while it stands by", leader.clone());
+        Self(Arc::new(Inner { registry, reconciliations, failures, seconds, leader }))
+    }
+
+    /// A pass ended; `failure`: its reason.
+    pub fn reconciled(&self, kind: &'static str, took: Duration, failure: Option<&'static str>) {
+        let label = Kind { kind };
+        self.0.reconciliations.get_or_create(&label).inc();
+        self.0.seconds.get_or_create(&label).observe(took.as_secs_f64());
+        if let Some(reason) = failure {
+            self.0.failures.get_or_create(&Failure { kind, reason }).inc();
+        }
+    }
+
+    /// Whether this process acts.
+    pub fn set_leader(&self, leads: bool) {
+        self.0.leader.set(i64::from(leads));
+    }
+
+    /// In the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = encode(&mut text, &self.0.registry);
+        text
+    }
+}

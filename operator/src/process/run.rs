@@ -1,0 +1,336 @@
+//! Runs everything until it is told to stop, front to back: the reconcilers finish the pass that they are in, the Lease is given back,
+//! health is answered until the end.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+use kube::api::Api;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Predicate, WatchStreamExt, predicates, reflector, watcher};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use super::health::{self, Ready};
+use super::lease::{Leadership, LeaseSettings, hold};
+use crate::admin::Admin;
+use crate::api::{ChronicleCluster, ChronicleTopic, ChronicleUser};
+use crate::build::{CLUSTER_LABEL, Settings};
+use crate::controller::{Context, ReconcileError, cluster, topic, user};
+
+use super::Metrics;
+
+/// Reconcilers get this long to finish the pass that they are in.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// How the process runs.
+#[derive(Debug, Clone)]
+pub struct RunSettings {
+    /// Namespaces that are looked after; empty: all.
+    pub namespaces: Vec<String>,
+    /// Resources of one kind that are reconciled at the same time.
+    pub concurrency: u16,
+    /// Where health and metrics are served.
+    pub health: SocketAddr,
+    /// What is the same for every cluster.
+    pub settings: Settings,
+    /// Who acts; `None`: this process, whoever else does.
+    pub lease: Option<LeaseSettings>,
+    /// Name of this process in events.
+    pub instance: String,
+}
+
+/// Runs until `stop`, or until another process has taken over.
+///
+/// # Errors
+/// The health port cannot be listened on, or the Lease was lost: the process should end, and be started again.
+pub async fn run(
+    client: Client,
+    admin: Arc<dyn Admin>,
+    run: RunSettings,
+    stop: CancellationToken,
+) -> Result<(), anyhow::Error> {
+    let metrics = Metrics::new();
+    let ready = Ready::default();
+    let tasks = TaskTracker::new();
+    // Outlives everything else, so that probes are answered while the rest stops.
+    let last = CancellationToken::new();
+    let listener =
+        health::bind(run.health).await.map_err(|error| anyhow::anyhow!("health address {}: {error}", run.health))?;
+    tasks.spawn(health::serve(listener, metrics.clone(), ready.clone(), last.clone()));
+
+    let version = tokio::select! {
+        version = reach(&client) => Some(version),
+        () = stop.cancelled() => None,
+    };
+    if let Some(version) = version {
+        tracing::info!(version, "reached the API server");
+        ready.set();
+    }
+    let (leads, mut leadership) = watch::channel(Leadership::StandingBy);
+    let give_back = CancellationToken::new();
+    match run.lease.clone() {
+        Some(lease) => {
+            tasks.spawn(hold(client.clone(), lease, leads, give_back.clone()));
+        }
+        None => {
+            leads.send_replace(Leadership::Leading);
+        }
+    }
+    tokio::select! {
+        _ = leadership.wait_for(|state| *state == Leadership::Leading) => {}
+        () = stop.cancelled() => {}
+    }
+    let mut lost = false;
+    if !stop.is_cancelled() {
+        metrics.set_leader(true);
+        let context = Context::new(client.clone(), admin, run.settings.clone(), metrics.clone(), &run.instance);
+        let end = CancellationToken::new();
+        let reconcilers = TaskTracker::new();
+        let scopes: Vec<Option<String>> = match run.namespaces.as_slice() {
+            [] => vec![None],
+            some => some.iter().cloned().map(Some).collect(),
+        };
+        for scope in &scopes {
+            reconcilers.spawn(clusters(client.clone(), scope.clone(), context.clone(), run.concurrency, end.clone()));
+            reconcilers.spawn(topics(client.clone(), scope.clone(), context.clone(), run.concurrency, end.clone()));
+            reconcilers.spawn(users(client.clone(), scope.clone(), context.clone(), run.concurrency, end.clone()));
+        }
+        reconcilers.close();
+        tokio::select! {
+            () = stop.cancelled() => tracing::info!("stopping"),
+            _ = leadership.wait_for(|state| *state == Leadership::Lost) => lost = run.lease.is_some(),
+        }
+        end.cancel();
+        metrics.set_leader(false);
+        // Who lost the Lease must not finish anything: another process acts by now.
+        let grace = if lost { Duration::ZERO } else { GRACE };
+        if timeout(grace, reconcilers.wait()).await.is_err() {
+            tracing::warn!("a pass was cut off; it is resumed from what is recorded");
+        }
+    }
+    give_back.cancel();
+    last.cancel();
+    tasks.close();
+    tasks.wait().await;
+    if lost { Err(anyhow::anyhow!("the lease was lost")) } else { Ok(()) }
+}
+
+/// Waits until the API server answers; says its version.
+async fn reach(client: &Client) -> String {
+    loop {
+        match client.apiserver_version().await {
+            Ok(version) => return version.git_version,
+            Err(error) => tracing::warn!(%error, "the API server does not answer"),
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
+fn api<K>(client: &Client, scope: Option<&String>) -> Api<K>
+where
+    K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+{
+    match scope {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// A resource that cannot be read is skipped and does not stop the others.
+type Guarded<K> = DeserializeGuard<K>;
+
+/// The cluster that an object with our label belongs to.
+fn cluster_of<K: Resource>(object: &K) -> Option<ObjectRef<Guarded<ChronicleCluster>>> {
+    let name = object.meta().labels.as_ref()?.get(CLUSTER_LABEL)?;
+    Some(ObjectRef::new(name).within(object.meta().namespace.as_ref()?))
+}
+
+async fn clusters(client: Client, scope: Option<String>, context: Context, concurrency: u16, stop: CancellationToken) {
+    let scope = scope.as_ref();
+    let labelled = watcher::Config::default().labels(CLUSTER_LABEL);
+    let of = |object: PartialObjectMeta<Secret>| cluster_of(&object);
+    let controller = controller::<ChronicleCluster>(&client, scope, concurrency, &stop)
+        .watches_stream(touched(watcher(api::<PartialObjectMeta<Secret>>(&client, scope), labelled.clone())), of)
+        .watches_stream(
+            touched(watcher(api::<PartialObjectMeta<PersistentVolumeClaim>>(&client, scope), labelled.clone())),
+            |object: PartialObjectMeta<PersistentVolumeClaim>| cluster_of(&object),
+        )
+        .watches(api::<StatefulSet>(&client, scope), labelled.clone(), |object| cluster_of(&object))
+        .watches(api::<Pod>(&client, scope), labelled, |object| cluster_of(&object));
+    drive("ChronicleCluster", controller, context, cluster::reconcile).await;
+}
+
+async fn topics(client: Client, scope: Option<String>, context: Context, concurrency: u16, stop: CancellationToken) {
+    let controller = controller::<ChronicleTopic>(&client, scope.as_ref(), concurrency, &stop);
+    drive("ChronicleTopic", controller, context, topic::reconcile).await;
+}
+
+async fn users(client: Client, scope: Option<String>, context: Context, concurrency: u16, stop: CancellationToken) {
+    let controller = controller::<ChronicleUser>(&client, scope.as_ref(), concurrency, &stop);
+    drive("ChronicleUser", controller, context, user::reconcile).await;
+}
+
+fn touched<K, S>(stream: S) -> impl futures::Stream<Item = Result<K, watcher::Error>> + Send + 'static
+where
+    K: Send + 'static + Clone,
+    S: futures::Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
+{
+    stream.default_backoff().touched_objects()
+}
+
+/// A controller that is triggered by changes of the spec, annotations and finalizers, not by the status that it writes itself.
+fn controller<K>(
+    client: &Client,
+    scope: Option<&String>,
+    concurrency: u16,
+    stop: &CancellationToken,
+) -> Controller<Guarded<K>>
+where
+    K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let (reader, writer) = reflector::store();
+    let watched = watcher(api_guarded::<K>(client, scope), watcher::Config::default());
+    let changed = predicates::generation.combine(predicates::annotations).combine(predicates::finalizers);
+    let stream = watched
+        .default_backoff()
+        .reflect(writer)
+        .touched_objects()
+        .predicate_filter(changed, kube::runtime::PredicateConfig::default());
+    let stop = stop.clone();
+    Controller::for_stream(stream, reader)
+        .with_config(Config::default().concurrency(concurrency))
+        .graceful_shutdown_on(async move { stop.cancelled().await })
+}
+
+fn api_guarded<K>(client: &Client, scope: Option<&String>) -> Api<Guarded<K>>
+where
+    K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+{
+    match scope {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Runs a controller to its end; errors decide by their class when to try again.
+async fn drive<K, F, Fut>(kind: &'static str, controller: Controller<Guarded<K>>, context: Context, reconcile: F)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    F: Fn(Arc<K>, Context) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Action, ReconcileError>> + Send + 'static,
+{
+    let pass = move |resource: Arc<Guarded<K>>, context: Arc<Context>| {
+        let reconcile = reconcile.clone();
+        async move {
+            let key = key(kind, &*resource);
+            let resource = match &resource.0 {
+                Ok(resource) => Arc::new(resource.clone()),
+                Err(invalid) => {
+                    tracing::warn!(resource = key, error = %invalid.error, "cannot be read; waiting for a change");
+                    return Ok(Action::await_change());
+                }
+            };
+            let started = Instant::now();
+            let span = tracing::info_span!("reconcile", resource = key);
+            let result = reconcile(resource, Context::clone(&context)).instrument(span).await;
+            context.metrics().reconciled(kind, started.elapsed(), result.as_ref().err().map(ReconcileError::reason));
+            if result.is_ok() {
+                context.succeeded(&key);
+            }
+            result
+        }
+    };
+    let failed = move |resource: Arc<Guarded<K>>, error: &ReconcileError, context: Arc<Context>| {
+        let key = key(kind, &*resource);
+        let pause = error.pause(context.failed(&key));
+        let pause_ms = pause.as_millis() as u64;
+        match error.is_transient() {
+            true => tracing::info!(resource = key, %error, pause_ms, "tried again later"),
+            false => tracing::warn!(resource = key, %error, pause_ms, "failed"),
+        }
+        Action::requeue(pause)
+    };
+    controller.run(pass, failed, Arc::new(context)).for_each(|_| std::future::ready(())).await;
+}
+
+fn key<K: Resource>(kind: &str, resource: &K) -> String {
+    format!("{kind}/{}/{}", resource.meta().namespace.clone().unwrap_or_default(), resource.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::world::{NAMESPACE, World};
+
+    /// Everything together: lease, watches, reconcilers, shutdown.
+    #[tokio::test(start_paused = true)]
+    async fn the_process_brings_a_cluster_up_and_gives_its_lease_back() {
+        let world = World::new();
+        let spec = serde_json::json!({"image": "chronicle:1.0.0", "storage": {"size": "1Gi"}});
+        let resource = serde_json::json!({
+            "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "log"}, "spec": spec,
+        });
+        world.put("chronicleclusters", resource);
+        let broken = serde_json::json!({
+            "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "broken"},
+            "spec": {"replicas": "many"},
+        });
+        world.put("chronicleclusters", broken);
+        let second = Duration::from_secs(1);
+        let settings = RunSettings {
+            namespaces: Vec::new(),
+            concurrency: 4,
+            health: ([127, 0, 0, 1], 0).into(),
+            settings: Settings::default(),
+            lease: Some(LeaseSettings {
+                namespace: NAMESPACE.into(),
+                name: "operator".into(),
+                identity: "me".into(),
+                duration: 15 * second,
+                renew_deadline: 10 * second,
+                period: 2 * second,
+            }),
+            instance: "me".into(),
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(world.client(), Arc::new(world.admin()), settings, stop.clone()));
+        let quorate = |world: &World| {
+            let status = world.get("chronicleclusters", "log").unwrap()["status"].clone();
+            let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+            status["operation"].is_null()
+                && conditions
+                    .iter()
+                    .any(|condition| condition["type"] == "Progressing" && condition["reason"] == "Settled")
+        };
+        let mut seconds = 0;
+        while !quorate(&world) {
+            assert!(seconds < 600, "not up after {seconds} s: {}", world.get("chronicleclusters", "log").unwrap());
+            world.tick();
+            tokio::time::sleep(second).await;
+            seconds += 1;
+        }
+        stop.cancel();
+        running.await.unwrap().unwrap();
+        let lease = world.get("leases", "operator").unwrap();
+        assert!(lease["spec"]["holderIdentity"].is_null(), "{lease}");
+    }
+}
