@@ -175,7 +175,7 @@ pub struct OperationStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VersionStatus {
-    /// Versions that nodes report, each once, the oldest first.
+    /// Versions that nodes report, each once.
     pub running: Vec<String>,
 }
 

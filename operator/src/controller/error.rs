@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::admin::AdminError;
 
+/// Longest pass: a comparison of all topics, and then some.
+pub const PASS_TIMEOUT: Duration = Duration::from_secs(150);
+
 /// Why a reconciliation ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
@@ -37,6 +40,9 @@ pub enum ReconcileError {
         /// Whom it belongs to.
         owner: String,
     },
+    /// A pass took too long, such as when the API server takes requests and does not answer.
+    #[error("not done within {} s", PASS_TIMEOUT.as_secs())]
+    TimedOut,
     /// An object of a resource of the same name that was deleted is not gone yet.
     #[error("{kind} {name} of a former resource of this name is being deleted")]
     Former {
@@ -70,6 +76,7 @@ impl ReconcileError {
             Self::Admin { .. } => "ClusterFailed",
             Self::Foreign { .. } => "ForeignObject",
             Self::Former { .. } => "FormerObject",
+            Self::TimedOut => "TimedOut",
         }
     }
 
@@ -87,7 +94,7 @@ impl ReconcileError {
 
     /// Whether time alone may mend it.
     pub fn is_transient(&self) -> bool {
-        matches!(self.reason(), "Conflict" | "ApiServerFailed" | "ClusterFailed" | "FormerObject")
+        matches!(self.reason(), "Conflict" | "ApiServerFailed" | "ClusterFailed" | "FormerObject" | "TimedOut")
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) mod world;
 
 pub use apply::Applier;
 pub use context::{Context, EventKind};
-pub use error::{ReconcileError, is_conflict, is_not_found};
+pub use error::{PASS_TIMEOUT, ReconcileError, is_conflict, is_not_found};
 
 /// Name under which fields are owned in the API server.
 pub const FIELD_MANAGER: &str = "chronicle-operator";

@@ -41,6 +41,8 @@ pub(crate) struct World {
     pub(crate) no_growth: Arc<std::sync::atomic::AtomicBool>,
     /// Who signs now.
     pub(crate) ca: Arc<Mutex<String>>,
+    /// The API server refuses this many calls.
+    pub(crate) refusals: Arc<AtomicUsize>,
 }
 
 pub(crate) const NAMESPACE: &str = "ns";
@@ -59,6 +61,7 @@ impl World {
             broken_images: Arc::default(),
             no_growth: Arc::default(),
             ca: Arc::new(Mutex::new("T0xE".into())),
+            refusals: Arc::default(),
         }
     }
 
@@ -76,6 +79,7 @@ impl World {
             broken_images: Arc::new(Mutex::new(self.broken_images.lock().clone())),
             no_growth: Arc::default(),
             ca: Arc::new(Mutex::new(self.ca.lock().clone())),
+            refusals: Arc::default(),
         }
     }
 
@@ -195,6 +199,9 @@ impl World {
     ) -> Result<Response<Body>, tower::BoxError> {
         if self.dead().is_err() {
             return Err("the operator is dead".into());
+        }
+        if self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            return Ok(refuse(503, "ServiceUnavailable"));
         }
         let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
         if path.ends_with("/version") {

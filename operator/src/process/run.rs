@@ -28,7 +28,7 @@ use super::lease::{Leadership, LeaseSettings, hold};
 use crate::admin::Admin;
 use crate::api::{ChronicleCluster, ChronicleTopic, ChronicleUser};
 use crate::build::{CLUSTER_LABEL, Settings};
-use crate::controller::{Context, ReconcileError, cluster, topic, user};
+use crate::controller::{Context, PASS_TIMEOUT, ReconcileError, cluster, topic, user};
 
 use super::Metrics;
 
@@ -251,7 +251,9 @@ where
             };
             let started = Instant::now();
             let span = tracing::info_span!("reconcile", resource = key);
-            let result = reconcile(resource, Context::clone(&context)).instrument(span).await;
+            // To break a pass off is as if the process had ended there: the next one goes on from what is recorded.
+            let pass = reconcile(resource, Context::clone(&context)).instrument(span);
+            let result = timeout(PASS_TIMEOUT, pass).await.unwrap_or(Err(ReconcileError::TimedOut));
             context.metrics().reconciled(kind, started.elapsed(), result.as_ref().err().map(ReconcileError::reason));
             if result.is_ok() {
                 context.succeeded(&key);

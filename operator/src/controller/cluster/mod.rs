@@ -243,7 +243,7 @@ impl Pass<'_> {
     }
 
     /// The objects, and the template of the StatefulSet. How many pods it runs is the plan's.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "everything that was read in this pass")]
     async fn apply(
         &self,
         cluster: &Cluster,

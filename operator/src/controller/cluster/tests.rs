@@ -557,6 +557,7 @@ enum Happening {
     KillPod(u8),
     Die(usize),
     Silence(u32),
+    Refuse(usize),
     LoseDisk(u8),
     Pass(u8),
 }
@@ -569,6 +570,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         (0..5u8).prop_map(Happening::KillPod),
         (1..12usize).prop_map(Happening::Die),
         (1..10u32).prop_map(Happening::Silence),
+        (1..60usize).prop_map(Happening::Refuse),
         (0..5u8).prop_map(Happening::LoseDisk),
         (1..40u8).prop_map(Happening::Pass),
         (1..40u8).prop_map(Happening::Pass),
@@ -596,6 +598,7 @@ async fn unfold(happenings: Vec<Happening>) {
                 world.dies_after.store(calls + after, Ordering::Relaxed);
             }
             Happening::Silence(reads) => world.cluster.lock().silent = reads,
+            Happening::Refuse(calls) => world.refusals.store(calls, Ordering::Relaxed),
             Happening::LoseDisk(ordinal) => {
                 // One disk at a time, of a cluster that is whole: more would lose the cluster, which no operator can help.
                 let whole = {
@@ -629,7 +632,7 @@ async fn unfold(happenings: Vec<Happening>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_promises_hold_and_the_cluster_becomes_what_the_spec_says(
