@@ -41,7 +41,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   verbs: [get, list, watch, patch]
 - apiGroups: [chronicle.dev]
   resources: [chronicleclusters/status, chronicletopics/status, chronicleusers/status]
-  verbs: [get, patch]
+  verbs: [get, patch, update]
 # Owner references that block deletion need this right where the API server checks them.
 - apiGroups: [chronicle.dev]
   resources: [chronicleclusters/finalizers, chronicletopics/finalizers, chronicleusers/finalizers]
