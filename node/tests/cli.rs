@@ -272,6 +272,26 @@ fn segments_are_printed_and_damage_is_found() {
 }
 
 #[test]
+fn data_is_nobodys_but_the_owners_and_the_groups() {
+    use std::os::unix::fs::PermissionsExt;
+    let node = Dev::start();
+    node.ok(&["produce"], b"private\n");
+    let (mut folders, mut files) = (vec![node.data().join("data")], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let (entry, path) = entry.map(|entry| (entry.metadata().unwrap(), entry.path())).unwrap();
+            let mode = entry.permissions().mode();
+            assert_eq!(mode & 0o027, 0, "{}: {mode:o}", path.display());
+            match entry.is_dir() {
+                true => folders.push(path),
+                false => files += 1,
+            }
+        }
+    }
+    assert!(files > 3, "{files} files");
+}
+
+#[test]
 fn the_bench_reports_rates_and_latencies() {
     let node = Dev::start();
     for mode in ["unary", "stream"] {

@@ -422,6 +422,27 @@ impl Node {
     pub fn ops(&self, path: &str) -> Result<(u16, String)> {
         get(self.ops_address(), path)
     }
+
+    /// A value of its metrics by the name and labels that its line begins with; `None`: there is no such line.
+    ///
+    /// # Errors
+    /// The node does not answer, or the value is no number.
+    pub fn metric(&self, line: &str) -> Result<Option<f64>> {
+        let (_, text) = self.ops("/metrics")?;
+        let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+        Ok(value.map(str::parse).transpose()?)
+    }
+
+    /// Bytes of memory that its process has (`VmRSS`) or had at most (`VmHWM`), by the field of proc(5), `/proc/PID/status`.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn memory_bytes(&self, field: &str) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kib = line.with_context(|| format!("no {field}"))?.trim().trim_end_matches(" kB");
+        Ok(kib.parse::<u64>()? * 1024)
+    }
 }
 
 impl Drop for Node {

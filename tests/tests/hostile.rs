@@ -19,40 +19,21 @@ use chronicle_tests::wire::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
 };
 use prost::Message;
+use rand::rngs::StdRng;
+use rand::{Rng, RngCore, SeedableRng};
 use serde_json::json;
 
 const TOPIC: &str = "default";
-/// What a node may grow by while it is sent nonsense, in KiB.
-const GROWTH_KIB_MAX: u64 = 64 << 10;
+/// What a node may grow by while it is sent nonsense.
+const GROWTH_BYTES_MAX: u64 = 64 << 20;
 
-/// Numbers that are the same in every run (splitmix64, Steele et al. 2014).
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next() as u8).collect()
-    }
+fn metric(node: &Node, line: &str) -> Result<f64> {
+    node.metric(line)?.with_context(|| format!("no {line}"))
 }
 
-/// The most memory that a node ever had, in KiB.
-fn peak_kib(node: &Node) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
-fn metric(node: &Node, name: &str) -> Result<f64> {
-    let (_, text) = node.ops("/metrics")?;
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    Ok(value.with_context(|| format!("no {name}"))?.parse()?)
+/// By how much a node's memory has grown beyond the most that it had.
+fn growth_bytes(node: &Node, peak: u64) -> Result<u64> {
+    Ok(node.memory_bytes("VmHWM")? - peak)
 }
 
 /// The node runs, has said nothing of a panic, holds no connections or bytes of the attack, and appends.
@@ -77,11 +58,18 @@ fn blocking<T>(work: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(work)
 }
 
+fn noise(numbers: &mut StdRng, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    numbers.fill_bytes(&mut bytes);
+    bytes
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn random_bytes_do_no_harm() -> Result<()> {
     let mut node = blocking(|| Setup::new().set("limits.header-timeout-ms", 300).start())?;
     let address = node.address();
-    let mut numbers = Numbers(20_261_121);
+    // The same in every run.
+    let mut numbers = StdRng::seed_from_u64(20_261_121);
     let begins: [&[u8]; 8] = [
         b"",
         PREFACE,
@@ -92,7 +80,7 @@ async fn random_bytes_do_no_harm() -> Result<()> {
         b"CHRONICLE CALL 9\r\n\r\n\r\n\r\n",
         &[22, 3, 1],
     ];
-    let peak = peak_kib(&node)?;
+    let peak = node.memory_bytes("VmHWM")?;
     for round in 0..96 {
         let mut bytes = begins[round % begins.len()].to_vec();
         if bytes == PREFACE || bytes.starts_with(b"CHRONICLE ") {
@@ -102,20 +90,21 @@ async fn random_bytes_do_no_harm() -> Result<()> {
             }
             bytes.extend(wire::frame(SETTINGS, 0, 0, &[]));
             // Frames whose heads are believable and whose contents are not.
-            for _ in 0..numbers.next() % 8 {
-                let (kind, flags) = ((numbers.next() % 11) as u8, numbers.next() as u8);
-                let (stream, length) = ((numbers.next() % 9) as u32, (numbers.next() % 300) as usize);
-                bytes.extend(wire::frame(kind, flags, stream, &numbers.bytes(length)));
+            for _ in 0..numbers.random_range(0..8) {
+                let (kind, flags) = (numbers.random_range(0..11), numbers.random());
+                let (stream, length) = (numbers.random_range(0..9), numbers.random_range(0..300));
+                bytes.extend(wire::frame(kind, flags, stream, &noise(&mut numbers, length)));
             }
         }
-        let count = (numbers.next() % 4096) as usize;
-        bytes.extend(numbers.bytes(count));
+        let count = numbers.random_range(0..4096);
+        bytes.extend(noise(&mut numbers, count));
         let taken = blocking(|| wire::send(address, [bytes], PATIENCE))?;
         ensure!(taken.closed, "round {round}: the connection stays open");
         ensure!(node.is_running(), "round {round}: {}", node.log());
     }
     is_well(&node).await?;
-    ensure!(peak_kib(&node)? - peak < GROWTH_KIB_MAX, "it grew by {} KiB", peak_kib(&node)? - peak);
+    let growth = growth_bytes(&node, peak)?;
+    ensure!(growth < GROWTH_BYTES_MAX, "it grew by {growth} bytes");
     ensure!(blocking(|| node.terminate())?.0.success());
     Ok(())
 }
@@ -137,7 +126,7 @@ async fn frames_that_lie_end_their_connection_and_nothing_else() -> Result<()> {
         })
     };
     let limit = 64 << 20;
-    let peak = peak_kib(&node)?;
+    let peak = node.memory_bytes("VmHWM")?;
     for (what, pieces) in [
         ("a frame longer than any allowed", vec![wire::head((16 << 20) - 1, DATA, 0, 1).to_vec(), vec![0; 1 << 20]]),
         ("a frame cut short", vec![open.clone(), wire::head(100, DATA, END_STREAM, 1).to_vec(), vec![0; 50]]),
@@ -178,7 +167,8 @@ async fn frames_that_lie_end_their_connection_and_nothing_else() -> Result<()> {
         ensure!(!ends_early || taken.sent < 8 << 20, "{what}: {} bytes were taken", taken.sent);
     }
     is_well(&node).await?;
-    ensure!(peak_kib(&node)? - peak < GROWTH_KIB_MAX, "it grew by {} KiB", peak_kib(&node)? - peak);
+    let growth = growth_bytes(&node, peak)?;
+    ensure!(growth < GROWTH_BYTES_MAX, "it grew by {growth} bytes");
     Ok(())
 }
 

@@ -21,16 +21,8 @@ const BOUND_BYTES: u64 = (32 + 32) * MIB + CONNECTIONS as u64 * 4 * MIB;
 const CONNECTIONS: usize = 16;
 const CALLS_PER_CONNECTION: usize = 40;
 
-fn status_bytes(node: &Node, field: &str) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).context("no such field")?;
-    Ok(line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
-}
-
 fn in_flight(node: &Node) -> Result<f64> {
-    let (_, text) = node.ops("/metrics")?;
-    let value = text.lines().find_map(|line| line.strip_prefix("chronicle_in_flight_bytes "));
-    Ok(value.context("chronicle_in_flight_bytes")?.parse()?)
+    node.metric("chronicle_in_flight_bytes")?.context("chronicle_in_flight_bytes")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,10 +75,10 @@ async fn ten_times_too_much_is_refused_in_bounds_and_service_returns() -> Result
     let seconds = length(Duration::from_secs(3));
     let (mut accepted, refused) = flood(2, 2, seconds).await?;
     ensure!(refused == 0 && !accepted.is_empty(), "{} accepted, {refused} refused at ease", accepted.len());
-    let (at_ease, rest) = (accepted.len(), status_bytes(&node, "VmRSS")?);
+    let (at_ease, rest) = (accepted.len(), node.memory_bytes("VmRSS")?);
 
     let (more, refused) = flood(CONNECTIONS, CALLS_PER_CONNECTION, seconds).await?;
-    let peak = status_bytes(&node, "VmHWM")?.saturating_sub(rest);
+    let peak = node.memory_bytes("VmHWM")?.saturating_sub(rest);
     println!(
         "at ease {at_ease} appends; flooded {} and {refused} refused; memory {} MiB over {} MiB, bound {} MiB",
         more.len(),

@@ -30,9 +30,7 @@ async fn ask(address: SocketAddr, tls: Option<TlsConfig>) -> Result<(), String> 
 
 /// The value of a metric of a node, by the start of its line; 0 when it is not there.
 fn metric(cluster: &Cluster, number: usize, line: &str) -> Result<f64> {
-    let (_, text) = blocking(|| cluster.node(number).ops("/metrics"))?;
-    let found = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
-    Ok(found.map_or(Ok(0.0), str::parse)?)
+    Ok(blocking(|| cluster.node(number).metric(line))?.unwrap_or(0.0))
 }
 
 /// Waits until a counter of node 0 is above a value: a client learns that it is refused before the node has counted it.

@@ -4,12 +4,15 @@ use chronicle_node::config::Config;
 use chronicle_node::server::{self, Serving};
 use chronicle_node::telemetry::logging;
 use chronicle_node::telemetry::traces::Traces;
+use rustix::fs::Mode;
 use tokio_util::sync::CancellationToken;
 
 use super::signal;
 
 /// Serves until SIGINT or SIGTERM, then stops in good order; says on standard output when requests are accepted.
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
+    // What it makes is the data of others: nobody's but the owner's to change, and of the group to read.
+    rustix::process::umask(Mode::WGRP | Mode::RWXO);
     let traces = Traces::start(&config.telemetry.traces, &config.node.name)?;
     logging::init(&config.log, traces.as_ref())?;
     let served = until_stopped(config).await;
