@@ -94,7 +94,7 @@ pub async fn run_on(
     ready: impl FnOnce(),
 ) -> Result<(), BrokerError> {
     let data = config.listeners.data;
-    let broker = Broker::prepare(Arc::new(config), host).await?;
+    let broker = Broker::prepare(Arc::new(config), host, &stop).await?;
     opened(&broker);
     let server = listeners::Server::new(acceptor, data, broker.clone(), metrics);
     // Peers are answered from the first moment on: that is how a cluster comes to be.

@@ -358,6 +358,16 @@ async fn a_second_node_on_the_same_directory_and_a_newer_format_are_refused() {
     let Err(second) = Broker::start(Arc::new(config(dir.path()))).await else { panic!("the directory is in use") };
     assert!(second.message.contains("in use"), "{second}");
     put(&broker, "still fine").await.unwrap();
+
+    // One that may wait gets the directory once it is free.
+    let mut patient = config(dir.path());
+    patient.storage.lock_wait_ms = 60_000;
+    let mut successor = tokio::spawn(Broker::start(Arc::new(patient)));
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut successor).await;
+    assert!(early.is_err(), "the directory is in use");
+    broker.shutdown().await;
+    let broker = successor.await.unwrap().unwrap();
+    assert_eq!(all_values(&broker).await, ["still fine"]);
     broker.shutdown().await;
 
     let format = dir.path().join("data/FORMAT");

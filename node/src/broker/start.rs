@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chronicle_log::disk::{Disk, RealDisk};
-use chronicle_log::{Barrier, Store, StoreConfig};
+use chronicle_log::{Barrier, LogError, Store, StoreConfig};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +26,9 @@ use crate::security::{Authorizer, Tls};
 /// Longest wait for others to take over when the node stops.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often a node looks whether another process has left the data directory.
+const LOCK_RETRY: Duration = Duration::from_millis(200);
+
 impl Broker {
     /// [`Broker::prepare`] and [`Broker::establish`] on the real disk: for a node that is its own cluster.
     ///
@@ -40,7 +44,7 @@ impl Broker {
     /// # Errors
     /// As [`Broker::start`].
     pub async fn start_on(config: Arc<Config>, disk: Arc<dyn Disk>) -> Result<Broker, BrokerError> {
-        let broker = Self::prepare(config, Host::with_disk(disk)).await?;
+        let broker = Self::prepare(config, Host::with_disk(disk), &CancellationToken::new()).await?;
         match broker.establish().await {
             Ok(()) => Ok(broker),
             Err(error) => {
@@ -51,19 +55,18 @@ impl Broker {
     }
 
     /// Opens the data directory of `config`. The node answers its peers from now on, if they are served
-    /// ([`Broker::peer_server`]); everything else waits for [`Broker::establish`].
+    /// ([`Broker::peer_server`]); everything else waits for [`Broker::establish`]. With `stop`, it no longer waits for another
+    /// process to leave the directory.
     ///
     /// # Errors
     /// As [`Broker::start`]; configuration of discovery that cannot be used.
-    pub async fn prepare(config: Arc<Config>, host: Host) -> Result<Broker, BrokerError> {
+    pub async fn prepare(
+        config: Arc<Config>,
+        host: Host,
+        stop: &CancellationToken,
+    ) -> Result<Broker, BrokerError> {
         let tls = security(&config).await?;
-        let dir = config.node.data_dir.clone();
-        let store_config = store_config(&config.storage);
-        let open_store = host.open_store.clone();
-        let store = crate::host::blocking(move || open_store(&dir, store_config))
-            .await
-            .map_err(|e| BrokerError::new(Reason::Internal, format!("opening the data directory: {e}")))?
-            .map_err(|e| log_error(&e))?;
+        let store = open_store(&config, &host, stop).await?;
         let mut runtimes = Vec::new();
         let consensus = runtime(&host, "consensus", consensus_threads(), &mut runtimes)?;
         let liveness_runtime = runtime(&host, "liveness", 1, &mut runtimes)?;
@@ -248,6 +251,30 @@ async fn close_store(store: Arc<Store>) {
 /// Half the cores: the API and the storage threads need the rest.
 fn consensus_threads() -> usize {
     std::thread::available_parallelism().map(|cores| (cores.get() / 2).clamp(1, 8)).unwrap_or(1)
+}
+
+/// Opens the data directory; waits for another process to leave it, as long as it may and not beyond `stop`.
+async fn open_store(config: &Config, host: &Host, stop: &CancellationToken) -> Result<Arc<Store>, BrokerError> {
+    let end = Instant::now() + Duration::from_millis(config.storage.lock_wait_ms);
+    let mut told = false;
+    loop {
+        let (open, dir) = (host.open_store.clone(), config.node.data_dir.clone());
+        let store_config = store_config(&config.storage);
+        let opened = crate::host::blocking(move || open(&dir, store_config))
+            .await
+            .map_err(|e| BrokerError::new(Reason::Internal, format!("opening the data directory: {e}")))?;
+        match opened {
+            Err(error @ LogError::Locked { .. }) if Instant::now() < end && !stop.is_cancelled() => {
+                if !told {
+                    let wait_ms = config.storage.lock_wait_ms;
+                    tracing::warn!(%error, wait_ms, "waiting for the other process (storage.lock-wait-ms)");
+                    told = true;
+                }
+                stop.run_until_cancelled(tokio::time::sleep(LOCK_RETRY)).await;
+            }
+            opened => return opened.map_err(|error| log_error(&error)),
+        }
+    }
 }
 
 fn store_config(storage: &StorageConfig) -> StoreConfig {

@@ -207,6 +207,9 @@ pub struct StorageConfig {
     /// Refuse appends while the volume has fewer free bytes than this, so that the node can still write what it must.
     /// Default: 64 MiB.
     pub reserve_bytes: u64,
+    /// Wait this long at the start for another process to leave the data directory, in milliseconds: the predecessor of a
+    /// pod that was deleted by force may still run. 0: end at once. Default: 0.
+    pub lock_wait_ms: u64,
 }
 
 impl Default for StorageConfig {
@@ -218,6 +221,7 @@ impl Default for StorageConfig {
             tail_cache_bytes: 64 << 20,
             pending_bytes_max: 64 << 20,
             reserve_bytes: 64 << 20,
+            lock_wait_ms: 0,
         }
     }
 }
