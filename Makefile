@@ -68,16 +68,11 @@ kube-smoke: kube-up ## Check that it does what the tests rely on
 images: ## Build both images with buildah as OCI archives in target/images, without a registry (PROFILE=dist)
 	@deploy/image/build --profile $(or $(PROFILE),dist) --out target/images
 
-test-kube: kube-up ## The node image and the operator on it, about five minutes
-	@tests/kube/images chronicle
-	@tests/kube/three-nodes --tls
-	@tests/kube/operator
+test-kube: ## Charts, the node image and the operator on a Kubernetes made for it (root; KEEP=1 leaves it running)
+	@tests/kube/all $(if $(KEEP),--keep)
 
-test-kube-full: kube-smoke ## The same with lost machines, lost and full disks, a new certificate authority: about fifteen minutes
-	@tests/kube/images chronicle
-	@tests/kube/three-nodes --failures
-	@tests/kube/three-nodes --tls
-	@tests/kube/operator --full
+test-kube-full: ## The same with lost machines, full disks, no API server, ten minutes without a write: half an hour
+	@tests/kube/all --full $(if $(KEEP),--keep)
 
 test-charts: kube-up ## Lint and render the charts and kustomizations, and have the API server check them
 	@charts/check

@@ -215,26 +215,39 @@ fn the_dockerfile_has_both_targets_and_finds_what_it_copies() {
 fn the_test_command_counts_and_fails_as_cargo_does() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let fake = dir.path().join("cargo");
-    let run = |script: &str| {
-        fs::write(&fake, format!("#!/bin/sh\n{script}\n")).expect("the stand-in can be written");
+    let kube = dir.path().join("kube");
+    let write = |file: &Path, script: &str| {
+        fs::write(file, format!("#!/bin/sh\n{script}\n")).expect("the stand-in can be written");
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&fake, mode).expect("the stand-in can be made executable");
-        let output =
-            Command::new(repository().join(".ci/test")).env("CARGO", &fake).output().expect("the test command starts");
+        fs::set_permissions(file, mode).expect("the stand-in can be made executable");
+    };
+    // One of its scripts, and the sum.
+    write(&kube, "echo '10 passed, 0 failed'; echo '100 passed, 0 failed'");
+    let run = |script: &str| {
+        write(&fake, script);
+        // What runs on Kubernetes is another command: here it says at once what it does at its end.
+        let output = Command::new(repository().join(".ci/test"))
+            .env("CARGO", &fake)
+            .env("CHRONICLE_TEST_KUBE", &kube)
+            .output()
+            .expect("the test command starts");
         let last = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or("").to_string();
         (output.status.success(), last)
     };
     let ok = "echo 'test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s'";
     let bad = "echo 'test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out'";
     // Cargo runs three times: for the workspace, for clusters that are secured, and for the simulation.
-    assert_eq!(run(&format!("{ok}\n{ok}")), (true, "18 passed, 0 failed".into()));
-    assert_eq!(run(&format!("{ok}\n{bad}\nexit 101")), (false, "15 passed, 3 failed".into()));
-    assert_eq!(run("echo 'error: could not compile' >&2; exit 101"), (false, "0 passed, 0 failed".into()));
+    assert_eq!(run(&format!("{ok}\n{ok}")), (true, "118 passed, 0 failed".into()));
+    assert_eq!(run(&format!("{ok}\n{bad}\nexit 101")), (false, "115 passed, 3 failed".into()));
+    assert_eq!(run("echo 'error: could not compile' >&2; exit 101"), (false, "100 passed, 0 failed".into()));
     // A test program that dies prints no result line; cargo's status alone says so.
-    assert_eq!(run(&format!("{ok}\nexit 101")), (false, "9 passed, 0 failed".into()));
+    assert_eq!(run(&format!("{ok}\nexit 101")), (false, "109 passed, 0 failed".into()));
     // The simulation alone fails.
     let simulation = format!("{ok}\ncase \"$*\" in *simulation*) exit 101 ;; esac");
-    assert_eq!(run(&simulation), (false, "9 passed, 0 failed".into()));
+    assert_eq!(run(&simulation), (false, "109 passed, 0 failed".into()));
+    // Kubernetes alone fails.
+    write(&kube, "echo '99 passed, 1 failed'; exit 1");
+    assert_eq!(run(ok), (false, "108 passed, 1 failed".into()));
 }
 
 #[test]
