@@ -17,6 +17,9 @@ pub(super) const TLS_DIR: &str = "/etc/chronicle-tls";
 /// Where the volume is mounted; the data directory itself, so that the node sees that it is a volume of its own.
 pub(super) const DATA_DIR: &str = "/var/lib/chronicle";
 
+/// A node waits this long for its predecessor on the same volume: as long as Kubernetes gives a container to end, unless told otherwise.
+const LOCK_WAIT_MS: u64 = 30_000;
+
 pub(super) fn config_map(cluster: &Cluster) -> ConfigMap {
     let expect = if cluster.founded { FOUND_NEVER } else { i64::from(cluster.founders.max(1)) };
     ConfigMap {
@@ -35,6 +38,8 @@ pub fn config_hash(cluster: &Cluster) -> String {
 fn render(cluster: &Cluster, bootstrap_expect: i64) -> String {
     let mut root: Map<String, Value> = cluster.spec.config.clone().into_iter().collect();
     merge(&mut root, "log", json!({"format": "json"}), false);
+    // A pod that was deleted by force, or whose machine was silent, may still run when its successor starts.
+    merge(&mut root, "storage", json!({"lock-wait-ms": LOCK_WAIT_MS}), false);
     merge(&mut root, "node", json!({"data-dir": DATA_DIR}), true);
     merge(
         &mut root,
