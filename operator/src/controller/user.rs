@@ -220,7 +220,8 @@ async fn certificate(
             "issuerRef": issuer_ref(cluster),
         },
     }));
-    Applier::new(context.client(), namespace, owner).apply(&object, &Default::default()).await?;
+    let applier = Applier::new(context.client(), namespace, owner).remembering(context.unmended());
+    applier.apply(&object, &Default::default()).await?;
     status.secret_name = Some(secret.clone());
     let secrets: Api<Secret> = Api::namespaced(context.client(), namespace);
     let get =
@@ -247,7 +248,7 @@ async fn certificate(
 }
 
 /// Label of what belongs to a user.
-const USER_LABEL: &str = "chronicle.dev/user";
+pub(crate) const USER_LABEL: &str = "chronicle.dev/user";
 
 type Key = (i32, i32, String, i32, i32);
 
