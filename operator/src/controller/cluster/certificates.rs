@@ -231,6 +231,18 @@ impl Certificates {
         Ok(self.renew(context, cluster, live, pods).await?.or(waiting))
     }
 
+    /// Whether a change is on its way to pods and nodes, and not so old that something else must be wrong.
+    pub(super) fn settling(&self) -> bool {
+        let another = match (&self.ca, &self.node) {
+            (Some(ca), Some(node)) => {
+                let trimmed = |secret: &Secret, key: &str| text(secret, key).map(|text| text.trim().to_owned());
+                trimmed(ca, "tls.crt") != trimmed(node, "ca.crt")
+            }
+            _ => false,
+        };
+        (another || !self.stale.is_empty()) && self.now - self.changed_at < TELL_UNTIL_SECONDS
+    }
+
     fn files(&self) -> String {
         let certificate = self.node.as_ref().and_then(|secret| text(secret, "tls.crt"));
         short_hash(

@@ -185,8 +185,12 @@ impl Pass<'_> {
             };
             outcome.rotation = apply.instrument(span!("apply")).await?;
         }
-        // A node that goes on serving an old certificate is no reason to hurry.
-        let hurry = outcome.rotation.is_some() && certificates.trouble().is_none();
+        // No watch tells of what nodes serve and trust.
+        let hurry = match (certificates.settling(), &outcome.rotation) {
+            (true, _) => Some(POLL),
+            (false, Some(_)) => Some(UNSETTLED),
+            (false, None) => None,
+        };
         outcome.observed(&cluster, &observed, &certificates);
         if !paused && self.clear_request(&memory, &observed).await? {
             outcome.stale = true;
@@ -250,18 +254,24 @@ impl Pass<'_> {
         Ok(Seen { live, certificates, target, observed, mounts })
     }
 
-    fn done(&self, outcome: &mut Outcome, ask: &Ask, step: &Step, observed: &Observed, hurry: bool) -> Action {
+    fn done(
+        &self,
+        outcome: &mut Outcome,
+        ask: &Ask,
+        step: &Step,
+        observed: &Observed,
+        hurry: Option<Duration>,
+    ) -> Action {
         outcome.conclude(ask, step, observed);
         let busy = outcome.status.operation.is_some();
         let pause = match step {
             step if step.acts() => AGAIN,
-            _ if hurry => POLL,
             Step::Idle => SETTLED,
             _ if ask.paused => SETTLED,
             _ if busy => POLL,
             _ => UNSETTLED,
         };
-        Action::requeue(pause)
+        Action::requeue(hurry.map_or(pause, |hurry| hurry.min(pause)))
     }
 
     fn ask(&self, cluster: &Cluster, revision: String) -> Ask {
