@@ -8,12 +8,14 @@ use clap::{Parser, Subcommand, ValueEnum};
 use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::admin::Nodes;
 use crate::api::crds;
 use crate::build::Settings;
-use crate::process::{LeaseSettings, RunSettings, run};
+use crate::process::{LeaseSettings, RunSettings, Traces, run};
 
 /// Kubernetes operator of Chronicle: clusters, topics and users as resources.
 #[derive(Debug, Parser)]
@@ -89,11 +91,18 @@ impl Cli {
                 Ok(())
             }
             Command::Run(args) => {
-                start_logging(&args)?;
                 // kube and the client agree on one provider.
                 let _ = rustls::crypto::ring::default_provider().install_default();
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-                runtime.block_on(args.run())
+                runtime.block_on(async {
+                    let traces = Traces::start(&args.name)?;
+                    start_logging(&args, traces.as_ref())?;
+                    let ended = args.run().await;
+                    if let Some(traces) = traces {
+                        traces.shutdown().await;
+                    }
+                    ended
+                })
             }
         }
     }
@@ -112,13 +121,14 @@ pub fn crd_text() -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn start_logging(args: &RunArgs) -> anyhow::Result<()> {
+fn start_logging(args: &RunArgs, traces: Option<&Traces>) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log).map_err(|error| anyhow::anyhow!("--log: {}: {error}", args.log))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Text => builder.init(),
-    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match args.log_format {
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => lines.boxed(),
+    };
+    tracing_subscriber::registry().with(traces.map(Traces::layer)).with(lines.with_filter(filter)).try_init()?;
     Ok(())
 }
 

@@ -52,33 +52,33 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [services, configmaps, serviceaccounts]
-  verbs: [get, list, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, list, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [get, list, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [cert-manager.io]
   resources: [issuers, certificates]
-  verbs: [get, list, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 # A certificate is issued anew when its authority has changed.
 - apiGroups: [cert-manager.io]
   resources: [certificates/status]
   verbs: [get, patch]
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]
-  verbs: [get, list, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 # Secrets are made by cert-manager or by people. The operator reads those of its clusters, watches for changes of those with its
 # label, and deletes that of a user who is removed. Kubernetes cannot narrow this to names that are not known beforehand:
 # confine the operator to namespaces (watchNamespaces) where this is too much.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, delete]
-# Pods are started anew one by one, by deleting them.
+# Pods are started anew one by one, by deleting them. An annotation has their machine bring new certificates at once.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, delete]
+  verbs: [get, list, watch, patch, delete]
 # Claims are made by the stateful set. They grow, and are deleted when the retention policy says so and the member is gone.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
@@ -88,7 +88,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   verbs: [create, patch]
 {{- end -}}
 
-{{/* Rights on what has no namespace, and to learn which kinds there are; all of it is only read. */}}
+{{/* Rights on what has no namespace; all of it is only read. */}}
 {{- define "operator.rules.cluster" -}}
 # Whether the machine of a pod or of a volume is gone.
 - apiGroups: [""]
@@ -97,11 +97,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [""]
   resources: [persistentvolumes]
   verbs: [get]
-# Whether cert-manager and the Prometheus operator are there.
+# Whether the class of a volume that does not come, or the issuer of a certificate, is there: for what conditions say.
+- apiGroups: [storage.k8s.io]
+  resources: [storageclasses]
+  verbs: [get]
 - apiGroups: [cert-manager.io]
-  resources: [certificates]
-  verbs: [list]
-- apiGroups: [monitoring.coreos.com]
-  resources: [podmonitors]
-  verbs: [list]
+  resources: [clusterissuers]
+  verbs: [get]
 {{- end -}}

@@ -9,12 +9,14 @@
 #[cfg(test)]
 pub(crate) mod fake;
 mod nodes;
+mod traced;
 mod view;
 
 use chronicle_client::v1;
 use futures::future::BoxFuture;
 
 pub use nodes::Nodes;
+pub(crate) use traced::Traced;
 pub use view::{Answer, combine};
 
 use crate::plan::{CatchUp, ClusterView};

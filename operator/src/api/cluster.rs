@@ -234,15 +234,21 @@ pub enum RetentionPolicy {
 }
 
 /// What becomes of volumes that nobody uses any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Retention {
     /// When the cluster is deleted. A cluster of the same name that is created later starts with what was kept. Default:
     /// `Retain`.
     pub when_deleted: RetentionPolicy,
-    /// When a node was removed. Its records are on other nodes by then. A volume that is kept is in the way of a later node of
-    /// the same number: it must be deleted by hand first. Default: `Retain`.
+    /// When a node was removed. Its records are on other nodes by then, and the node cannot come back. A volume that is kept is
+    /// in the way of a later node of the same number: it must be deleted by hand first. Default: `Delete`.
     pub when_scaled: RetentionPolicy,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { when_deleted: RetentionPolicy::Retain, when_scaled: RetentionPolicy::Delete }
+    }
 }
 
 /// Volumes of the nodes, one each.

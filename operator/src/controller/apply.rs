@@ -1,12 +1,20 @@
 //! Brings objects to the API server: server-side apply by one field manager, only where something differs; removes what the
 //! cluster no longer consists of.
+//!
+//! Server-side apply merges lists by key and leaves in them what others have put there. So what others did to our fields may stay after
+//! an apply, or make it invalid (two ports of one name). Then the fields are overwritten by a merge patch, which takes lists whole, keeps
+//! what the API server has allocated, and holds only for the state that was looked at. What differs even then is somebody else's
+//! deliberate doing, such as an admission webhook's: it is noted ([`Unmended`]) and left alone until either side changes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
-use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind, TypeMeta};
 use kube::{Client, ResourceExt};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
 
 use super::FIELD_MANAGER;
 use super::compare::difference;
@@ -16,11 +24,16 @@ use crate::build::{CLUSTER_LABEL, KINDS, short_hash};
 /// Annotation with the hash of what was applied last: tells that a field is no longer wanted, which a comparison cannot see.
 const APPLIED: &str = "chronicle.dev/applied";
 
+/// What was written and is not so all the same: by UID, the hashes of what was asked for and of what came of it. One entry per
+/// object at most.
+pub type Unmended = Arc<Mutex<HashMap<String, (String, String)>>>;
+
 /// Applies objects of one owner in one namespace.
 pub struct Applier {
     client: Client,
     namespace: String,
     owner: OwnerReference,
+    unmended: Unmended,
 }
 
 type Key = (String, String);
@@ -28,14 +41,21 @@ type Key = (String, String);
 impl Applier {
     /// For the resource that owns the objects.
     pub fn new(client: Client, namespace: &str, owner: OwnerReference) -> Self {
-        Self { client, namespace: namespace.to_owned(), owner }
+        Self { client, namespace: namespace.to_owned(), owner, unmended: Unmended::default() }
     }
 
-    fn api(&self, kind: &str) -> Option<Api<DynamicObject>> {
+    /// Remembers from pass to pass what cannot be put right.
+    #[must_use]
+    pub fn remembering(self, unmended: Unmended) -> Self {
+        Self { unmended, ..self }
+    }
+
+    fn api(&self, kind: &str) -> Option<(Api<DynamicObject>, TypeMeta)> {
         let (group, version, kind, plural) = KINDS.iter().find(|(_, _, known, _)| *known == kind)?;
         let gvk = GroupVersionKind::gvk(group, version, kind);
         let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
-        Some(Api::namespaced_with(self.client.clone(), &self.namespace, &resource))
+        let types = TypeMeta { api_version: gvk.api_version(), kind: gvk.kind };
+        Some((Api::namespaced_with(self.client.clone(), &self.namespace, &resource), types))
     }
 
     /// Every object of a cluster that is there, by kind and name. `kinds`: those that the API server has.
@@ -46,11 +66,13 @@ impl Applier {
         let mut live = BTreeMap::new();
         let selected = ListParams::default().labels(&format!("{CLUSTER_LABEL}={cluster}"));
         for kind in kinds {
-            let Some(api) = self.api(kind) else { continue };
+            let Some((api, types)) = self.api(kind) else { continue };
             match api.list(&selected).await {
-                Ok(list) => {
-                    live.extend(list.items.into_iter().map(|object| (((*kind).to_owned(), object.name_any()), object)));
-                }
+                Ok(list) => live.extend(list.items.into_iter().map(|mut object| {
+                    // The API server leaves them out of the items of a list.
+                    object.types = Some(types.clone());
+                    (((*kind).to_owned(), object.name_any()), object)
+                })),
                 // The kind has gone in the meantime.
                 Err(error) if is_not_found(&error) => {}
                 Err(error) => return Err(ReconcileError::kube(format!("list {kind}"))(error)),
@@ -70,7 +92,7 @@ impl Applier {
     ) -> Result<bool, ReconcileError> {
         let kind = desired.types.as_ref().map(|types| types.kind.clone()).unwrap_or_default();
         let name = desired.name_any();
-        let Some(api) = self.api(&kind) else { return Ok(false) };
+        let Some((api, _)) = self.api(&kind) else { return Ok(false) };
         let found;
         let live = match live.get(&(kind.clone(), name.clone())) {
             Some(live) => Some(live),
@@ -87,19 +109,63 @@ impl Applier {
                 return Ok(false);
             }
             let same = live.annotations().get(APPLIED) == Some(&hash);
-            let value = |object: &DynamicObject| serde_json::to_value(object).unwrap_or_default();
             match difference(&value(desired), &value(live)) {
                 None if same => return Ok(false),
+                Some(_) if self.is_unmended(live, &hash) => return Ok(false),
                 Some(path) if same => tracing::info!(%kind, %name, %path, "changed by somebody else; put right"),
                 _ => {}
             }
         }
         let mut object = desired.clone();
-        object.annotations_mut().insert(APPLIED.into(), hash);
+        object.annotations_mut().insert(APPLIED.into(), hash.clone());
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        let applied = api.patch(&name, &params, &Patch::Apply(&object)).await;
-        applied.map_err(ReconcileError::kube(format!("apply {kind} {name}")))?;
+        let applied = match (api.patch(&name, &params, &Patch::Apply(&object)).await, live) {
+            (Ok(applied), _) => applied,
+            (Err(kube::Error::Api(status)), Some(live)) if status.is_invalid() && kind != "StatefulSet" => live.clone(),
+            (Err(error), _) => return Err(ReconcileError::kube(format!("apply {kind} {name}"))(error)),
+        };
+        if let Some(path) = difference(&value(&object), &value(&applied)) {
+            self.overwrite(&api, &kind, &object, &applied, &path, hash).await?;
+        }
         Ok(true)
+    }
+
+    /// Overwrites what others have done to our fields and an apply leaves as it is: lists as a whole. Of a StatefulSet only the
+    /// template of its pods.
+    async fn overwrite(
+        &self,
+        api: &Api<DynamicObject>,
+        kind: &str,
+        desired: &DynamicObject,
+        live: &DynamicObject,
+        path: &str,
+        hash: String,
+    ) -> Result<(), ReconcileError> {
+        let name = desired.name_any();
+        let mut patch = match kind {
+            "StatefulSet" => json!({"spec": {"template": desired.data["spec"]["template"]}}),
+            _ => json!(desired.data),
+        };
+        patch["metadata"] = json!({
+            "annotations": desired.annotations(), "resourceVersion": live.resource_version(), "uid": live.uid(),
+        });
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let patched = api.patch(&name, &params, &Patch::Merge(patch)).await;
+        let after = patched.map_err(ReconcileError::kube(format!("put {kind} {name} right")))?;
+        match (difference(&value(desired), &value(&after)), after.uid()) {
+            (Some(path), Some(uid)) => {
+                tracing::warn!(kind, name, path, "is changed by somebody whenever it is written, and left so");
+                self.unmended.lock().insert(uid, (hash, fingerprint(&after)));
+            }
+            _ => tracing::info!(kind, name, path, "changed by somebody else; overwritten"),
+        }
+        Ok(())
+    }
+
+    /// Whether nothing has changed since this was written and did not become so.
+    fn is_unmended(&self, live: &DynamicObject, hash: &str) -> bool {
+        let known = live.uid().and_then(|uid| self.unmended.lock().get(&uid).cloned());
+        known.is_some_and(|(asked, left)| asked == hash && left == fingerprint(live))
     }
 
     fn check_owner(&self, kind: &str, name: &str, live: &DynamicObject) -> Result<(), ReconcileError> {
@@ -143,7 +209,7 @@ impl Applier {
             if kept || !self.owns(object) || object.metadata.deletion_timestamp.is_some() {
                 continue;
             }
-            let Some(api) = self.api(kind) else { continue };
+            let Some((api, _)) = self.api(kind) else { continue };
             let exactly = Preconditions { uid: object.uid(), resource_version: None };
             match api.delete(name, &DeleteParams::default().preconditions(exactly)).await {
                 Ok(_) => removed += 1,
@@ -153,4 +219,22 @@ impl Applier {
         }
         Ok(removed)
     }
+}
+
+fn value(object: &DynamicObject) -> Value {
+    serde_json::to_value(object).unwrap_or_default()
+}
+
+/// Hash of an object without what changes by itself.
+fn fingerprint(object: &DynamicObject) -> String {
+    let mut value = value(object);
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("status");
+    }
+    if let Some(metadata) = value["metadata"].as_object_mut() {
+        for field in ["resourceVersion", "generation", "managedFields"] {
+            metadata.remove(field);
+        }
+    }
+    short_hash(value.to_string().as_bytes())
 }

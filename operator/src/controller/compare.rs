@@ -22,6 +22,11 @@ fn compare(path: &str, desired: &Value, live: &Value) -> Option<String> {
                 None => Some(path),
             }
         }),
+        // An object may have other owners beside.
+        (Value::Array(wanted), Value::Array(there)) if path == ".metadata.ownerReferences" => {
+            let missing = |wanted: &&Value| there.iter().all(|live| compare(path, wanted, live).is_some());
+            wanted.iter().find(missing).map(|_| path.to_owned())
+        }
         (Value::Array(wanted), Value::Array(there)) if wanted.len() == there.len() => wanted
             .iter()
             .zip(there)
@@ -56,6 +61,16 @@ mod tests {
         let desired = json!({"spec": {"ports": [{"port": 1}], "flag": false, "empty": {}, "none": null}});
         let live = json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}], "clusterIP": "10.0.0.1"}, "status": {}});
         assert_eq!(difference(&desired, &live), None);
+    }
+
+    #[test]
+    fn other_owners_are_no_difference() {
+        let of = |uids: &[&str]| {
+            let owners: Vec<Value> = uids.iter().map(|uid| json!({"uid": uid})).collect();
+            json!({"metadata": {"ownerReferences": owners}})
+        };
+        assert_eq!(difference(&of(&["a"]), &of(&["b", "a"])), None);
+        assert_eq!(difference(&of(&["a"]), &of(&["b"])).unwrap(), ".metadata.ownerReferences");
     }
 
     #[test]

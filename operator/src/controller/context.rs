@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, ListParams};
-use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use parking_lot::Mutex;
 
-use crate::admin::Admin;
+use super::apply::Unmended;
+use crate::admin::{Admin, Traced};
 use crate::build::{Available, Settings};
 use crate::process::Metrics;
 
@@ -24,13 +23,14 @@ pub struct Context(Arc<Inner>);
 
 struct Inner {
     client: Client,
-    admin: Arc<dyn Admin>,
+    admin: Traced,
     settings: Settings,
     recorder: Recorder,
     metrics: Metrics,
     available: Mutex<Option<(Instant, Available)>>,
     /// Failed attempts in a row, by resource.
     attempts: Mutex<HashMap<String, u32>>,
+    unmended: Unmended,
     clock: Clock,
 }
 
@@ -53,11 +53,12 @@ impl Context {
         Self(Arc::new(Inner {
             recorder: Recorder::new(client.clone(), reporter),
             client,
-            admin,
+            admin: Traced(admin),
             settings,
             metrics,
             available: Mutex::new(None),
             attempts: Mutex::default(),
+            unmended: Unmended::default(),
             clock: Arc::new(Timestamp::now),
         }))
     }
@@ -70,11 +71,12 @@ impl Context {
         Self(Arc::new(Inner {
             recorder: Recorder::new(client.clone(), reporter),
             client,
-            admin,
+            admin: Traced(admin),
             settings: Settings::default(),
             metrics: Metrics::new(),
             available: Mutex::new(Some((far, available))),
             attempts: Mutex::default(),
+            unmended: Unmended::default(),
             clock,
         }))
     }
@@ -86,12 +88,17 @@ impl Context {
 
     /// The way to the nodes.
     pub fn admin(&self) -> &dyn Admin {
-        &*self.0.admin
+        &self.0.admin
     }
 
     /// What is the same for every cluster.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
+    }
+
+    /// What was written to the API server and is not so all the same.
+    pub(super) fn unmended(&self) -> Unmended {
+        self.0.unmended.clone()
     }
 
     /// What is counted.
@@ -120,16 +127,15 @@ impl Context {
         available
     }
 
-    /// Whether the API server has a kind; `None`: no answer.
+    /// Whether the API server has a kind, by its own account of itself, which everybody may read; `None`: no answer.
     async fn serves(&self, group: &str, version: &str, kind: &str) -> Option<bool> {
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        let api: Api<DynamicObject> = Api::all_with(self.client(), &resource);
-        match api.list_metadata(&ListParams::default().limit(1)).await {
-            Ok(_) => Some(true),
+        match self.0.client.list_api_group_resources(&format!("{group}/{version}")).await {
+            Ok(known) => Some(known.resources.iter().any(|resource| resource.kind == kind)),
             Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
-            // There, and not ours to see everywhere.
-            Err(kube::Error::Api(status)) if status.code == 403 => Some(true),
-            Err(_) => None,
+            Err(error) => {
+                tracing::warn!(%error, group, version, "the API server does not say which kinds it has");
+                None
+            }
         }
     }
 
@@ -158,8 +164,34 @@ impl Context {
         *count
     }
 
+    /// Failures in a row so far.
+    pub(super) fn failures(&self, key: &str) -> u32 {
+        self.0.attempts.lock().get(key).copied().unwrap_or(0)
+    }
+
     /// It went well, or is gone.
     pub fn succeeded(&self, key: &str) {
         self.0.attempts.lock().remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::world::World;
+
+    #[tokio::test]
+    async fn which_kinds_there_are_is_asked_without_rights_on_their_objects() {
+        let world = World::new();
+        world.forbidden.lock().extend(["certificates", "podmonitors"].map(str::to_owned));
+        let context = || {
+            let (settings, metrics) = (Settings::default(), Metrics::new());
+            Context::new(world.client(), Arc::new(world.admin()), settings, metrics, "me")
+        };
+        assert_eq!(context().available().await, Available { cert_manager: true, pod_monitor: false });
+        world.served.lock().insert("monitoring.coreos.com/v1".into(), vec!["PodMonitor".into()]);
+        assert_eq!(context().available().await, Available { cert_manager: true, pod_monitor: true });
+        world.served.lock().clear();
+        assert_eq!(context().available().await, Available::default());
     }
 }

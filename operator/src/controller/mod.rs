@@ -18,7 +18,7 @@ pub mod user;
 #[cfg(test)]
 pub(crate) mod world;
 
-pub use apply::Applier;
+pub use apply::{Applier, Unmended};
 pub use context::{Context, EventKind};
 pub use error::{PASS_TIMEOUT, ReconcileError, is_conflict, is_not_found};
 

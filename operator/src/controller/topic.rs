@@ -306,7 +306,10 @@ async fn delete(
         && spec.management_policy != ManagementPolicy::Observe
         && status.owned;
     if goes && let Some(target) = while_cluster_is_there(context, &namespace, &spec.cluster_ref.name).await? {
-        let Some(target) = target else { return Ok(Action::requeue(UNSETTLED)) };
+        let target = match target {
+            Ok(target) => target,
+            Err((_, why)) => return waits(context, api, resource, "DeletionWaits", &why).await,
+        };
         let name = name_of(resource);
         let admin = context.admin();
         let found =
@@ -316,10 +319,7 @@ async fn delete(
         if found.as_ref().is_some_and(same) {
             match admin.delete_topic(&target, &name).await {
                 Err(AdminError::Refused { reason, message }) => {
-                    context
-                        .event(resource, EventKind::Warning, "DeletionRefused", &format!("{reason}: {message}"))
-                        .await;
-                    return Ok(Action::requeue(UNSETTLED));
+                    return waits(context, api, resource, "DeletionRefused", &format!("{reason}: {message}")).await;
                 }
                 other => other.map_err(ReconcileError::admin(format!("delete topic {name}")))?,
             }
@@ -332,19 +332,61 @@ async fn delete(
     }
 }
 
-/// `None`: the cluster is gone or going, so that there is nothing to delete from. `Some(None)`: it cannot be reached now.
+/// Says why the resource is still there.
+async fn waits(
+    context: &Context,
+    api: &Api<ChronicleTopic>,
+    resource: &ChronicleTopic,
+    reason: &'static str,
+    why: &str,
+) -> Result<Action, ReconcileError> {
+    let mut status = resource.status.clone().unwrap_or_default();
+    let before = status.clone();
+    let message = deletion_waits(why);
+    let known = condition_of(&before.conditions, ConditionType::Ready).is_some_and(|known| known.reason == reason);
+    let generation = resource.meta().generation;
+    set_condition(
+        &mut status.conditions,
+        ConditionType::Ready,
+        Some(false),
+        reason,
+        &message,
+        generation,
+        context.now(),
+    );
+    if !known {
+        context.event(resource, EventKind::Warning, reason, &message).await;
+    }
+    if status != before {
+        let replacement = ChronicleTopic { status: Some(status), ..resource.clone() };
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let written = api.replace_status(&resource.name_any(), &params, &replacement).await;
+        written.map_err(ReconcileError::kube("write the status"))?;
+    }
+    Ok(Action::requeue(UNSETTLED))
+}
+
+/// The message of a resource that is to be deleted and cannot be yet.
+pub(super) fn deletion_waits(why: &str) -> String {
+    format!(
+        "not deleted yet: {why}; to let it go and leave what it is about in the cluster, set deletionPolicy to Retain"
+    )
+}
+
+/// `None`: the cluster is gone or going, so that there is nothing to delete from. The error inside says why it cannot be reached
+/// now.
 pub(super) async fn while_cluster_is_there(
     context: &Context,
     namespace: &str,
     cluster: &str,
-) -> Result<Option<Option<Target>>, ReconcileError> {
+) -> Result<Option<Result<Target, (&'static str, String)>>, ReconcileError> {
     let clusters: Api<ChronicleCluster> = Api::namespaced(context.client(), namespace);
     let found =
         clusters.get_opt(cluster).await.map_err(ReconcileError::kube(format!("get ChronicleCluster {cluster}")))?;
     if found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()) {
         return Ok(None);
     }
-    Ok(Some(reach(context, namespace, cluster).await?.ok().map(|(target, _)| target)))
+    Ok(Some(reach(context, namespace, cluster).await?.map(|(target, _)| target)))
 }
 
 #[cfg(test)]

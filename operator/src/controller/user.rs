@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::apply::Applier;
 use super::cluster::{add_finalizer, reissue, remove_finalizer, secret_text};
-use super::topic::{reach, while_cluster_is_there};
+use super::topic::{deletion_waits, reach, while_cluster_is_there};
 use super::{Context, EventKind, FIELD_MANAGER, FINALIZER, ReconcileError, is_not_found};
 use crate::admin::Target;
 use crate::api::{
@@ -220,7 +220,8 @@ async fn certificate(
             "issuerRef": issuer_ref(cluster),
         },
     }));
-    Applier::new(context.client(), namespace, owner).apply(&object, &Default::default()).await?;
+    let applier = Applier::new(context.client(), namespace, owner).remembering(context.unmended());
+    applier.apply(&object, &Default::default()).await?;
     status.secret_name = Some(secret.clone());
     let secrets: Api<Secret> = Api::namespaced(context.client(), namespace);
     let get =
@@ -247,7 +248,7 @@ async fn certificate(
 }
 
 /// Label of what belongs to a user.
-const USER_LABEL: &str = "chronicle.dev/user";
+pub(crate) const USER_LABEL: &str = "chronicle.dev/user";
 
 type Key = (i32, i32, String, i32, i32);
 
@@ -338,7 +339,10 @@ async fn delete(
         && spec.management_policy != ManagementPolicy::Observe
         && status.owned;
     if goes && let Some(target) = while_cluster_is_there(context, &namespace, &spec.cluster_ref.name).await? {
-        let Some(target) = target else { return Ok(Action::requeue(UNSETTLED)) };
+        let target = match target {
+            Ok(target) => target,
+            Err((_, why)) => return waits(context, api, resource, "DeletionWaits", &why).await,
+        };
         let (admin, principal) = (context.admin(), principal_of(resource));
         let rules = admin.rules(&target, &principal).await.map_err(ReconcileError::admin("list rules"))?;
         for some in rules.chunks(RULES_AT_ONCE) {
@@ -347,6 +351,9 @@ async fn delete(
         if admin.quota(&target, &principal).await.map_err(ReconcileError::admin("read the quotas"))?.is_some() {
             admin.set_quota(&target, &principal, None).await.map_err(ReconcileError::admin("remove the quota"))?;
         }
+    }
+    if let Some(name) = &status.secret_name {
+        delete_certificate(context, resource, &namespace, name).await?;
     }
     // cert-manager leaves the Secret behind, and with it a certificate that is good for weeks.
     let secrets: Api<Secret> = Api::namespaced(context.client(), &namespace);
@@ -366,6 +373,61 @@ async fn delete(
     context.succeeded(&format!("ChronicleUser/{namespace}/{}", resource.name_any()));
     remove_finalizer(api, resource).await?;
     Ok(Action::await_change())
+}
+
+/// Deletes the Certificate of a user before its Secret, which cert-manager would make again otherwise.
+async fn delete_certificate(
+    context: &Context,
+    resource: &ChronicleUser,
+    namespace: &str,
+    name: &str,
+) -> Result<(), ReconcileError> {
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("cert-manager.io", "v1", "Certificate"));
+    let certificates: Api<DynamicObject> = Api::namespaced_with(context.client(), namespace, &kind);
+    // Nothing is found either where cert-manager is gone.
+    let found = certificates.get_opt(name).await.map_err(ReconcileError::kube(format!("get Certificate {name}")))?;
+    let uid = resource.uid().unwrap_or_default();
+    let ours = |object: &DynamicObject| object.owner_references().iter().any(|owner| owner.uid == uid);
+    let Some(certificate) = found.filter(ours) else { return Ok(()) };
+    let exactly = Preconditions { uid: certificate.uid(), resource_version: None };
+    match certificates.delete(name, &DeleteParams::default().preconditions(exactly)).await {
+        Err(error) if !is_not_found(&error) => Err(ReconcileError::kube(format!("delete Certificate {name}"))(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Says why the resource is still there.
+async fn waits(
+    context: &Context,
+    api: &Api<ChronicleUser>,
+    resource: &ChronicleUser,
+    reason: &'static str,
+    why: &str,
+) -> Result<Action, ReconcileError> {
+    let mut status = resource.status.clone().unwrap_or_default();
+    let before = status.clone();
+    let message = deletion_waits(why);
+    let known = condition_of(&before.conditions, ConditionType::Ready).is_some_and(|known| known.reason == reason);
+    let generation = resource.meta().generation;
+    set_condition(
+        &mut status.conditions,
+        ConditionType::Ready,
+        Some(false),
+        reason,
+        &message,
+        generation,
+        context.now(),
+    );
+    if !known {
+        context.event(resource, EventKind::Warning, reason, &message).await;
+    }
+    if status != before {
+        let replacement = ChronicleUser { status: Some(status), ..resource.clone() };
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let written = api.replace_status(&resource.name_any(), &params, &replacement).await;
+        written.map_err(ReconcileError::kube("write the status"))?;
+    }
+    Ok(Action::requeue(UNSETTLED))
 }
 
 #[cfg(test)]

@@ -43,7 +43,21 @@ pub(crate) struct World {
     pub(crate) ca: Arc<Mutex<String>>,
     /// The API server refuses this many calls.
     pub(crate) refusals: Arc<AtomicUsize>,
+    /// What the operator applied last: server-side apply removes what it no longer names.
+    applied: Arc<Mutex<BTreeMap<Key, Value>>>,
+    /// Kinds that are not its own, by `GROUP/VERSION`.
+    pub(crate) served: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
+    /// Kinds, in the plural, that may not be listed; with a method before them, that may not be called so; with 503, that fail.
+    pub(crate) forbidden: Arc<Mutex<BTreeSet<String>>>,
+    /// Changes whatever is written.
+    pub(crate) webhook: Arc<Mutex<Option<Webhook>>>,
+    /// By pod: what made its kubelet bring files last, and the trust that it brought.
+    mounted: Arc<Mutex<BTreeMap<String, (Value, String)>>>,
+    /// Nobody issues certificates.
+    pub(crate) no_certificates: Arc<std::sync::atomic::AtomicBool>,
 }
+
+type Webhook = fn(&str, &mut Value);
 
 pub(crate) const NAMESPACE: &str = "ns";
 
@@ -62,6 +76,15 @@ impl World {
             no_growth: Arc::default(),
             ca: Arc::new(Mutex::new("T0xE".into())),
             refusals: Arc::default(),
+            applied: Arc::default(),
+            served: Arc::new(Mutex::new(BTreeMap::from([(
+                "cert-manager.io/v1".to_owned(),
+                vec!["Certificate".to_owned(), "Issuer".to_owned()],
+            )]))),
+            forbidden: Arc::default(),
+            webhook: Arc::default(),
+            mounted: Arc::default(),
+            no_certificates: Arc::default(),
         }
     }
 
@@ -80,6 +103,12 @@ impl World {
             no_growth: Arc::default(),
             ca: Arc::new(Mutex::new(self.ca.lock().clone())),
             refusals: Arc::default(),
+            applied: Arc::new(Mutex::new(self.applied.lock().clone())),
+            served: Arc::new(Mutex::new(self.served.lock().clone())),
+            forbidden: Arc::default(),
+            webhook: Arc::default(),
+            mounted: Arc::new(Mutex::new(self.mounted.lock().clone())),
+            no_certificates: Arc::default(),
         }
     }
 
@@ -93,11 +122,12 @@ impl World {
                 let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
                 let content = parts.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or("");
                 let value: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-                if parts.uri.query().is_some_and(|query| query.contains("watch=true")) {
-                    // Nothing is ever told; what is there is listed, and looked at again after a while.
-                    std::future::pending::<()>().await;
+                if let Some(query) = parts.uri.query().filter(|query| query.contains("watch=true")) {
+                    let plural = parts.uri.path().rsplit('/').next().unwrap_or_default();
+                    return Ok(world.watch(plural, query));
                 }
-                world.answer(&parts.method, &parts.uri.to_string(), content, value)
+                let answer = world.answer(&parts.method, &parts.uri.to_string(), content, value);
+                answer.map(|answer| answer.map(axum::body::Body::new))
             }
         });
         Client::new(service, NAMESPACE)
@@ -135,6 +165,10 @@ impl World {
         self.dead()
     }
 
+    fn now(&self) -> Timestamp {
+        Timestamp::from_second(self.seconds.load(Ordering::Relaxed)).unwrap()
+    }
+
     fn fresh(&self) -> usize {
         self.counter.fetch_add(1, Ordering::Relaxed)
     }
@@ -156,6 +190,9 @@ impl World {
         let generation = objects.get(&key).and_then(|old| old["metadata"]["generation"].as_i64()).unwrap_or(0);
         if object["metadata"]["uid"].is_null() {
             object["metadata"]["uid"] = format!("uid-{}", self.fresh()).into();
+        }
+        if object["metadata"]["creationTimestamp"].is_null() {
+            object["metadata"]["creationTimestamp"] = self.now().to_string().into();
         }
         object["metadata"]["generation"] = (generation + 1).into();
         object["metadata"]["resourceVersion"] = self.fresh().to_string().into();
@@ -221,6 +258,22 @@ impl World {
         }
         let path = path.find("/api").map_or(path, |at| &path[at..]);
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        if let ["apis", group, version] = parts.as_slice() {
+            let group = format!("{group}/{version}");
+            return Ok(match self.served.lock().get(&group) {
+                Some(kinds) => {
+                    let one = |kind: &String| {
+                        json!({
+                            "name": format!("{}s", kind.to_lowercase()), "kind": kind, "namespaced": true,
+                            "singularName": "", "verbs": ["get", "list"],
+                        })
+                    };
+                    let resources: Vec<Value> = kinds.iter().map(one).collect();
+                    reply(200, &json!({"kind": "APIResourceList", "groupVersion": group, "resources": resources}))
+                }
+                None => refuse(404, "NotFound"),
+            });
+        }
         let parts = match parts.as_slice() {
             ["api", _, rest @ ..] | ["apis", _, _, rest @ ..] => rest,
             _ => return Ok(refuse(404, "NotFound")),
@@ -237,6 +290,9 @@ impl World {
         };
         if plural == "events" {
             return Ok(reply(201, &body));
+        }
+        if self.forbidden.lock().contains(&format!("{method} {plural}")) {
+            return Ok(refuse(403, "Forbidden"));
         }
         let response = match (method, name) {
             (&Method::GET, None) => return Ok(self.list(plural, query)),
@@ -271,19 +327,83 @@ impl World {
     }
 
     fn list(&self, plural: &str, query: &str) -> Response<Body> {
+        if self.forbidden.lock().contains(plural) {
+            return refuse(403, "Forbidden");
+        }
+        if self.forbidden.lock().contains(&format!("503 {plural}")) {
+            return refuse(503, "ServiceUnavailable");
+        }
+        let items = self.selected(plural, query);
+        let version = self.counter.load(Ordering::Relaxed) - 1;
+        let metadata = json!({"resourceVersion": version.to_string()});
+        reply(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}))
+    }
+
+    /// As the items of a list: those of built-in kinds do not say what they are.
+    fn selected(&self, plural: &str, query: &str) -> Vec<Value> {
         let wanted = query.split('&').find_map(|part| part.strip_prefix("labelSelector="));
         let wanted = wanted.map(|text| text.replace("%2F", "/").replace("%3D", "="));
-        let selected = |object: &Value| match wanted.as_ref().and_then(|text| text.split_once('=')) {
-            Some((key, value)) => object["metadata"]["labels"][key] == value,
+        let selected = |object: &Value| match wanted.as_ref().map(|text| text.split_once('=').ok_or(text)) {
+            Some(Ok((key, value))) => object["metadata"]["labels"][key] == value,
+            Some(Err(key)) => !object["metadata"]["labels"][key].is_null(),
             None => true,
         };
         let objects = self.objects.lock();
-        let items: Vec<&Value> = objects
-            .iter()
-            .filter(|((kind, _), object)| kind == plural && selected(object))
-            .map(|(_, object)| object)
-            .collect();
-        reply(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}))
+        let chosen = objects.iter().filter(|((kind, _), object)| kind == plural && selected(object));
+        chosen
+            .map(|(_, object)| {
+                let mut object = object.clone();
+                let builtin = object["apiVersion"].as_str().is_none_or(|version| {
+                    !["chronicle.dev/", "cert-manager.io/", "monitoring.coreos.com/"]
+                        .iter()
+                        .any(|group| version.starts_with(group))
+                });
+                if builtin && let Some(fields) = object.as_object_mut() {
+                    fields.remove("apiVersion");
+                    fields.remove("kind");
+                }
+                object
+            })
+            .collect()
+    }
+
+    /// Tells of changes since a resource version, ten times a second.
+    fn watch(&self, plural: &str, query: &str) -> Response<axum::body::Body> {
+        let (world, plural, query) = (self.clone(), plural.to_owned(), query.to_owned());
+        let since = query.split('&').find_map(|part| part.strip_prefix("resourceVersion=")?.parse().ok());
+        let version =
+            |object: &Value| object["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse().ok());
+        let seen: BTreeMap<String, Value> = BTreeMap::new();
+        let events = futures::stream::unfold((seen, since.unwrap_or(0_usize), true), move |(seen, since, first)| {
+            let (world, plural, query) = (world.clone(), plural.clone(), query.clone());
+            async move {
+                if !first {
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+                let name = |object: &Value| object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                let now: BTreeMap<String, Value> =
+                    world.selected(&plural, &query).into_iter().map(|object| (name(&object), object)).collect();
+                let mut text = String::new();
+                let mut tell = |kind: &str, object: &Value| {
+                    text.push_str(&json!({"type": kind, "object": object}).to_string());
+                    text.push('\n');
+                };
+                for (name, object) in &now {
+                    let known = match seen.get(name) {
+                        Some(old) => version(old) == version(object),
+                        None => first && version(object).is_some_and(|version: usize| version <= since),
+                    };
+                    if !known {
+                        tell("MODIFIED", object);
+                    }
+                }
+                seen.iter()
+                    .filter(|(name, _)| !now.contains_key(*name))
+                    .for_each(|(_, object)| tell("DELETED", object));
+                Some((Ok::<_, std::io::Error>(text), (now, since, false)))
+            }
+        });
+        Response::new(axum::body::Body::from_stream(events))
     }
 
     fn patch(&self, plural: &str, name: &str, sub: &str, content: &str, patch: Value) -> Response<Body> {
@@ -292,7 +412,10 @@ impl World {
         if existing.is_none() && !apply {
             return refuse(404, "NotFound");
         }
-        let old = existing.unwrap_or_else(|| json!({"metadata": {"uid": format!("uid-{}", self.fresh())}}));
+        let old = existing.unwrap_or_else(|| {
+            let created = self.now().to_string();
+            json!({"metadata": {"uid": format!("uid-{}", self.fresh()), "creationTimestamp": created}})
+        });
         for field in ["resourceVersion", "uid"] {
             let asked = &patch["metadata"][field];
             if !asked.is_null() && *asked != old["metadata"][field] {
@@ -305,14 +428,30 @@ impl World {
         if plural == "statefulsets" {
             self.guard_scale(&old, &patch);
         }
-        let mut new = old.clone();
-        merge(&mut new, &patch);
-        if apply {
-            let at = Timestamp::from_second(self.seconds.load(Ordering::Relaxed)).unwrap().to_string();
-            new["metadata"]["managedFields"] =
-                json!([{"manager": super::FIELD_MANAGER, "operation": "Apply", "time": at}]);
+        if plural == "certificates" && sub == "status" {
+            self.guard_reissue(name);
         }
-        let _ = sub;
+        let mut new = old.clone();
+        let key = (plural.to_owned(), name.to_owned());
+        if apply {
+            let before = self.applied.lock().get(&key).cloned().unwrap_or_default();
+            apply_to(plural, "", &mut new, &before, &patch);
+            if let Some(why) = invalid(plural, &new) {
+                return refuse_with(422, "Invalid", &why);
+            }
+            self.applied.lock().insert(key, patch.clone());
+        } else {
+            merge(&mut new, &patch);
+        }
+        if apply {
+            // The time is that of the last change of fields, not of the last write.
+            let mut before = old.clone();
+            before["metadata"]["managedFields"] = new["metadata"]["managedFields"].clone();
+            if before != new || new["metadata"]["managedFields"].is_null() {
+                new["metadata"]["managedFields"] =
+                    json!([{"manager": super::FIELD_MANAGER, "operation": "Apply", "time": self.now().to_string()}]);
+            }
+        }
         self.store(plural, &old, new.clone());
         let gone = new["metadata"]["finalizers"].as_array().is_some_and(Vec::is_empty)
             && !new["metadata"]["deletionTimestamp"].is_null();
@@ -326,6 +465,9 @@ impl World {
 
     fn store(&self, plural: &str, old: &Value, mut new: Value) {
         new["metadata"]["namespace"] = NAMESPACE.into();
+        if let Some(webhook) = *self.webhook.lock() {
+            webhook(plural, &mut new);
+        }
         let changed = old["spec"] != new["spec"];
         if changed {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
@@ -449,6 +591,34 @@ impl World {
         }
     }
 
+    /// No node serves a certificate of a CA that another one does not trust yet.
+    fn guard_reissue(&self, name: &str) {
+        if name.ends_with("-node") || name.ends_with("-operator") {
+            let ca = pem(&self.ca.lock());
+            for (pod, (_, trusted)) in self.mounted.lock().iter() {
+                assert!(trusted.contains(&ca), "{name} is issued anew by a CA that {pod} does not trust yet");
+            }
+        }
+    }
+
+    /// Kubelets bring ConfigMaps and Secrets to pods every minute and a half, and when the pod changes.
+    fn mount(&self) {
+        let pods = self.names("pods");
+        let mut mounted = self.mounted.lock();
+        mounted.retain(|pod, _| pods.contains(pod));
+        let due = self.seconds.load(Ordering::Relaxed) % 90 == 0;
+        for pod in pods {
+            let Some(cluster) = pod.rsplit_once('-').map(|(cluster, _)| cluster.to_owned()) else { continue };
+            let metadata = self.get("pods", &pod).unwrap()["metadata"].clone();
+            let cause = json!([metadata["uid"], metadata["annotations"]]);
+            if due || mounted.get(&pod).is_none_or(|(before, _)| *before != cause) {
+                let trust = self.get("configmaps", &format!("{cluster}-trust")).unwrap_or_default();
+                let text = trust["data"]["ca.crt"].as_str().unwrap_or_default().to_owned();
+                mounted.insert(pod, (cause, text));
+            }
+        }
+    }
+
     /// What is asked of the cluster was written down before.
     fn guard_call(&self, cluster: &FakeCluster, call: &str, about: &str) {
         let Some(node) = cluster.nodes.get(about) else { return };
@@ -465,11 +635,15 @@ impl World {
         self.issue_certificates();
         self.run_sets();
         self.run_pods();
+        self.mount();
         self.cluster.lock().tick();
     }
 
     /// cert-manager: Secrets that are missing, and those that were asked for anew.
     fn issue_certificates(&self) {
+        if self.no_certificates.load(Ordering::Relaxed) {
+            return;
+        }
         for name in self.names("certificates") {
             let certificate = self.get("certificates", &name).unwrap();
             let conditions = certificate["status"]["conditions"].as_array().cloned().unwrap_or_default();
@@ -637,6 +811,68 @@ fn collect_garbage(objects: &mut BTreeMap<Key, Value>, owner: &Value) {
     }
 }
 
+/// Server-side apply: what was applied before and is not applied any more goes; lists with keys are merged by them.
+fn apply_to(plural: &str, field: &str, target: &mut Value, before: &Value, patch: &Value) {
+    match (target, patch) {
+        (Value::Object(target), Value::Object(patch)) => {
+            for name in before.as_object().into_iter().flat_map(|before| before.keys()) {
+                if !patch.contains_key(name) {
+                    target.remove(name);
+                }
+            }
+            for (name, value) in patch {
+                let there = target.entry(name.clone()).or_insert(Value::Null);
+                apply_to(plural, name, there, &before[name], value);
+            }
+        }
+        (Value::Array(target), Value::Array(patch))
+            if patch.iter().all(|item| key_of(plural, field, item).is_some()) =>
+        {
+            let key = |item: &Value| key_of(plural, field, item);
+            let of = |all: &Value, wanted: &Option<String>| {
+                let mut found = all.as_array().into_iter().flatten().filter(|item| key(item) == *wanted);
+                found.next().cloned()
+            };
+            let applied: BTreeSet<Option<String>> = patch.iter().map(key).collect();
+            target.retain(|item| applied.contains(&key(item)) || of(before, &key(item)).is_none());
+            for item in patch {
+                let at = target.iter().position(|there| key(there) == key(item));
+                let at = at.unwrap_or_else(|| {
+                    target.push(json!({}));
+                    target.len() - 1
+                });
+                apply_to(plural, "", &mut target[at], &of(before, &key(item)).unwrap_or_default(), item);
+            }
+        }
+        (target, patch) => *target = patch.clone(),
+    }
+}
+
+/// What tells the items of a list apart, in lists that have that.
+fn key_of(plural: &str, field: &str, item: &Value) -> Option<String> {
+    let text = |value: &Value| (!value.is_null()).then(|| value.to_string());
+    let protocol = item["protocol"].as_str().unwrap_or("TCP");
+    match field {
+        "ports" if plural == "services" => Some(format!("{} {protocol}", text(&item["port"])?)),
+        "ports" if plural == "statefulsets" => Some(format!("{} {protocol}", text(&item["containerPort"])?)),
+        "containers" | "env" | "volumes" if plural == "statefulsets" => text(&item["name"]),
+        "volumeMounts" => text(&item["mountPath"]),
+        "ownerReferences" => text(&item["uid"]),
+        _ => None,
+    }
+}
+
+/// Why the API server does not take an object.
+fn invalid(plural: &str, object: &Value) -> Option<String> {
+    if plural != "services" {
+        return None;
+    }
+    let mut names = BTreeSet::new();
+    let ports = object["spec"]["ports"].as_array().into_iter().flatten();
+    let twice = ports.map(|port| port["name"].to_string()).find(|name| !names.insert(name.clone()))?;
+    Some(format!("spec.ports: Duplicate value: {twice}"))
+}
+
 fn merge(target: &mut Value, patch: &Value) {
     match (target, patch) {
         (Value::Object(target), Value::Object(patch)) => {
@@ -658,9 +894,13 @@ fn reply(code: u16, body: &Value) -> Response<Body> {
 }
 
 fn refuse(code: u16, reason: &str) -> Response<Body> {
+    refuse_with(code, reason, reason)
+}
+
+fn refuse_with(code: u16, reason: &str, message: &str) -> Response<Body> {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": reason, "reason": reason, "code": code,
+        "message": message, "reason": reason, "code": code,
     });
     reply(code, &status)
 }

@@ -82,7 +82,7 @@ impl Context<'_> {
             } else if !lost && !wanted {
                 continue;
             } else if unready < patience {
-                Some(format!("unready for {unready} of {patience} seconds"))
+                Some(format!("unready for less than {patience} seconds"))
             } else {
                 match self.node_named(&name) {
                     None => Some("it is not a member of the cluster".into()),
@@ -173,8 +173,9 @@ impl Context<'_> {
                 return Step::blocked(
                     "VolumeInTheWay",
                     format!(
-                        "claim data-{name} holds node {node}, which was removed from the cluster and cannot come back: delete the claim to \
-                         let {name} start with an empty volume"
+                        "claim data-{name} was kept with the data of node {node}, which was removed from the cluster and cannot come back; \
+                         to let {name} start with an empty volume: kubectl delete persistentvolumeclaim data-{name} --namespace {}",
+                        self.ask.namespace
                     ),
                 );
             }

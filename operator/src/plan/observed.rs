@@ -11,6 +11,8 @@ use crate::api::{MemberState, OperationStatus};
 pub struct Ask {
     /// Name of the cluster.
     pub name: String,
+    /// Its namespace, for commands in messages.
+    pub namespace: String,
     /// Nodes; 0: stopped.
     pub replicas: i32,
     /// Size of each volume.

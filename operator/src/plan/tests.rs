@@ -9,6 +9,7 @@ use crate::api::MemberState;
 fn ask() -> Ask {
     Ask {
         name: "log".into(),
+        namespace: "ns".into(),
         replicas: 3,
         storage_bytes: 10,
         revision: "new".into(),
@@ -198,7 +199,7 @@ fn a_machine_that_is_merely_silent_is_not_replaced_and_says_what_would_help() {
     seen.pods.get_mut(&2).unwrap().machine = Machine::Gone;
     assert_eq!(begun(&plan(&auto, &memory(3), &seen)).0.kind, OperationKind::Replace);
     seen.pods.get_mut(&2).unwrap().unready_since = Some(Timestamp::from_second(999_990).unwrap());
-    assert!(waits(&plan(&auto, &memory(3), &seen)).contains("unready for 10 of 900 seconds"));
+    assert!(waits(&plan(&auto, &memory(3), &seen)).contains("unready for less than 900 seconds"));
 }
 
 #[test]

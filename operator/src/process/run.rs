@@ -7,11 +7,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use k8s_openapi::api::apps::v1::StatefulSet;
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use kube::api::Api;
-use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::core::{ApiResource, DeserializeGuard, DynamicObject, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Predicate, WatchStreamExt, predicates, reflector, watcher};
@@ -22,16 +21,19 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::health::{self, Ready};
 use super::lease::{Leadership, LeaseSettings, hold};
 use crate::admin::Admin;
 use crate::api::{ChronicleCluster, ChronicleTopic, ChronicleUser};
-use crate::build::{CLUSTER_LABEL, Settings};
+use crate::build::{Available, CLUSTER_LABEL, KINDS, Settings};
 use crate::controller::{Context, PASS_TIMEOUT, ReconcileError, cluster, topic, user};
 
-use super::Metrics;
+use super::{Metrics, SPANS};
 
+/// A kind that the API server does not have is looked for again after this long.
+const KIND_PAUSE: Duration = Duration::from_secs(60);
 /// Reconcilers get this long to finish the pass that they are in.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -152,24 +154,30 @@ where
 /// A resource that cannot be read is skipped and does not stop the others.
 type Guarded<K> = DeserializeGuard<K>;
 
-/// The cluster that an object with our label belongs to.
-fn cluster_of<K: Resource>(object: &K) -> Option<ObjectRef<Guarded<ChronicleCluster>>> {
-    let name = object.meta().labels.as_ref()?.get(CLUSTER_LABEL)?;
-    Some(ObjectRef::new(name).within(object.meta().namespace.as_ref()?))
+/// The resource in the same namespace that a label of an object names.
+fn named_by<T, K>(label: &'static str) -> impl Fn(PartialObjectMeta<T>) -> Option<ObjectRef<Guarded<K>>>
+where
+    T: Resource,
+    K: Resource<DynamicType = ()>,
+{
+    move |object| {
+        let name = object.metadata.labels.as_ref()?.get(label)?;
+        Some(ObjectRef::new(name).within(object.metadata.namespace.as_ref()?))
+    }
 }
 
 async fn clusters(client: Client, scope: Option<String>, context: Context, concurrency: u16, stop: CancellationToken) {
     let scope = scope.as_ref();
-    let labelled = watcher::Config::default().labels(CLUSTER_LABEL);
-    let of = |object: PartialObjectMeta<Secret>| cluster_of(&object);
-    let controller = controller::<ChronicleCluster>(&client, scope, concurrency, &stop)
-        .watches_stream(touched(watcher(api::<PartialObjectMeta<Secret>>(&client, scope), labelled.clone())), of)
-        .watches_stream(
-            touched(watcher(api::<PartialObjectMeta<PersistentVolumeClaim>>(&client, scope), labelled.clone())),
-            |object: PartialObjectMeta<PersistentVolumeClaim>| cluster_of(&object),
-        )
-        .watches(api::<StatefulSet>(&client, scope), labelled.clone(), |object| cluster_of(&object))
-        .watches(api::<Pod>(&client, scope), labelled, |object| cluster_of(&object));
+    let mut controller = controller::<ChronicleCluster>(&client, scope, concurrency, &stop)
+        .watches_stream(labelled::<Pod>(&client, scope, CLUSTER_LABEL), named_by(CLUSTER_LABEL))
+        .watches_stream(labelled::<Secret>(&client, scope, CLUSTER_LABEL), named_by(CLUSTER_LABEL))
+        .watches_stream(labelled::<PersistentVolumeClaim>(&client, scope, CLUSTER_LABEL), named_by(CLUSTER_LABEL));
+    // What a cluster consists of. A write of the operator's own brings one more pass, which finds everything as it should be.
+    for (group, version, kind, plural) in KINDS {
+        let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
+        let objects = optional(&client, scope, &context, resource.clone(), CLUSTER_LABEL);
+        controller = controller.watches_stream_with(objects, named_by(CLUSTER_LABEL), resource);
+    }
     drive("ChronicleCluster", controller, context, cluster::reconcile).await;
 }
 
@@ -179,16 +187,63 @@ async fn topics(client: Client, scope: Option<String>, context: Context, concurr
 }
 
 async fn users(client: Client, scope: Option<String>, context: Context, concurrency: u16, stop: CancellationToken) {
-    let controller = controller::<ChronicleUser>(&client, scope.as_ref(), concurrency, &stop);
+    let scope = scope.as_ref();
+    let certificate = ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk("cert-manager.io", "v1", "Certificate"),
+        "certificates",
+    );
+    let certificates = optional(&client, scope, &context, certificate.clone(), user::USER_LABEL);
+    let controller = controller::<ChronicleUser>(&client, scope, concurrency, &stop)
+        .watches_stream(labelled::<Secret>(&client, scope, user::USER_LABEL), named_by(user::USER_LABEL))
+        .watches_stream_with(certificates, named_by(user::USER_LABEL), certificate);
     drive("ChronicleUser", controller, context, user::reconcile).await;
 }
 
-fn touched<K, S>(stream: S) -> impl futures::Stream<Item = Result<K, watcher::Error>> + Send + 'static
+/// Changes of objects with a label. Only their metadata travels, and nothing is kept.
+fn labelled<K>(client: &Client, scope: Option<&String>, label: &str) -> impl Stream<Item = Touched<K>> + Send + use<K>
 where
-    K: Send + 'static + Clone,
-    S: futures::Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
+    K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + 'static,
 {
-    stream.default_backoff().touched_objects()
+    let api = api::<PartialObjectMeta<K>>(client, scope);
+    watcher(api, watcher::Config::default().labels(label)).default_backoff().touched_objects()
+}
+
+type Touched<K> = Result<PartialObjectMeta<K>, watcher::Error>;
+
+/// The same for objects of a kind that the API server may not have; it is asked from time to time whether it has.
+fn optional(
+    client: &Client,
+    scope: Option<&String>,
+    context: &Context,
+    resource: ApiResource,
+    label: &str,
+) -> impl Stream<Item = Touched<DynamicObject>> + Send + use<> {
+    let api: Api<PartialObjectMeta<DynamicObject>> = match scope {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
+    let (context, labelled) = (context.clone(), watcher::Config::default().labels(label));
+    let there = async move {
+        while !serves(&resource.group, context.available().await) {
+            tokio::time::sleep(KIND_PAUSE).await;
+        }
+    };
+    futures::stream::once(there)
+        .flat_map(move |()| watcher(api.clone(), labelled.clone()).default_backoff().touched_objects())
+}
+
+/// Whether objects of a group can be there.
+fn serves(group: &str, available: Available) -> bool {
+    match group {
+        "cert-manager.io" => available.cert_manager,
+        "monitoring.coreos.com" => available.pod_monitor,
+        _ => true,
+    }
 }
 
 /// A controller that is triggered by changes of the spec, annotations and finalizers, not by the status that it writes itself.
@@ -209,6 +264,8 @@ where
 {
     let (reader, writer) = reflector::store();
     let watched = watcher(api_guarded::<K>(client, scope), watcher::Config::default());
+    // The store of all resources is the one thing here that grows with them. Every pass reads its resource anew.
+    let watched = watched.modify(|resource| resource.meta_mut().managed_fields = None);
     let changed = predicates::generation.combine(predicates::annotations).combine(predicates::finalizers);
     let stream = watched
         .default_backoff()
@@ -250,13 +307,24 @@ where
                 }
             };
             let started = Instant::now();
-            let span = tracing::info_span!("reconcile", resource = key);
+            let span = tracing::info_span!(
+                target: SPANS,
+                "reconcile",
+                otel.name = format!("reconcile {kind}"),
+                otel.status_code = Empty,
+                otel.status_description = Empty,
+                resource = key,
+            );
             // To break a pass off is as if the process had ended there: the next one goes on from what is recorded.
-            let pass = reconcile(resource, Context::clone(&context)).instrument(span);
+            let pass = reconcile(resource, Context::clone(&context)).instrument(span.clone());
             let result = timeout(PASS_TIMEOUT, pass).await.unwrap_or(Err(ReconcileError::TimedOut));
             context.metrics().reconciled(kind, started.elapsed(), result.as_ref().err().map(ReconcileError::reason));
-            if result.is_ok() {
-                context.succeeded(&key);
+            match &result {
+                Ok(_) => context.succeeded(&key),
+                Err(error) => {
+                    span.record("otel.status_code", "ERROR");
+                    span.record("otel.status_description", error.reason());
+                }
             }
             result
         }
@@ -330,6 +398,24 @@ mod tests {
             tokio::time::sleep(second).await;
             seconds += 1;
         }
+        // What somebody deletes is made again at once, not at the next look at everything.
+        for (plural, name) in [("services", "log"), ("configmaps", "log-config"), ("certificates", "log-node")] {
+            let before = world.get(plural, name).unwrap()["metadata"]["uid"].clone();
+            world.delete(plural, name);
+            let mut waited = 0;
+            while world.get(plural, name).is_none_or(|object| object["metadata"]["uid"] == before) {
+                assert!(waited < 5, "{plural}/{name} is still gone after {waited} s");
+                world.tick();
+                tokio::time::sleep(second).await;
+                waited += 1;
+            }
+        }
+        tokio::time::sleep(10 * second).await;
+        world.writes.lock().clear();
+        tokio::time::sleep(600 * second).await;
+        let writes: Vec<String> =
+            world.writes.lock().iter().filter(|write| !write.contains("leases")).cloned().collect();
+        assert_eq!(writes, Vec::<String>::new(), "ten minutes of a converged cluster");
         stop.cancel();
         running.await.unwrap().unwrap();
         let lease = world.get("leases", "operator").unwrap();

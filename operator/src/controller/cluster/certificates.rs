@@ -2,26 +2,67 @@
 //!
 //! A CA is followed by another in three steps, each seen to have happened before the next: nodes and operator trust both; the
 //! certificates are issued anew by the new one; nodes serve those, and the old one is no longer trusted.
+//!
+//! Kubelets look at Secrets and ConfigMaps of a pod about once a minute, and at once when the pod object changes. So whenever what a
+//! pod has mounted is older than what there is, its annotation [`FILES`] says so: rotations take seconds, not minutes. Nothing rests
+//! on that annotation but speed.
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use serde_json::json;
 
 use crate::admin::{Target, TlsMaterial};
-use crate::build::{Cluster, TrustInput, trust_bundle};
-use crate::controller::{Context, FIELD_MANAGER, ReconcileError};
+use crate::api::IssuerKind;
+use crate::build::{Cluster, TrustInput, short_hash, trust_bundle};
+use crate::controller::{Context, FIELD_MANAGER, ReconcileError, is_conflict, is_not_found};
 use crate::plan::ClusterView;
 
 /// A former CA is trusted for a day after its successor, so that clients have time to take their new certificates up.
 const CA_OVERLAP_SECONDS: i64 = 86_400;
 
-/// A change of what is trusted has reached every pod after this long: kubelets bring it within two minutes, nodes read it within ten
-/// seconds.
+/// A change of what is trusted has reached every pod after this long, whatever anybody does: kubelets bring it within two minutes,
+/// nodes read it within ten seconds.
 const TRUST_SETTLES_SECONDS: i64 = 150;
+/// The same since a pod's machine was told to look.
+const TOLD_SETTLES_SECONDS: i64 = 20;
+/// Machines hear of a change by a watch of their own; they are told to look when it has arrived there.
+const TELL_AFTER_SECONDS: i64 = 2;
+/// A node that still serves an older certificate has its machine told again after this long, ...
+const TELL_AGAIN_SECONDS: i64 = 15;
+/// ... until the change is so old that something else must be wrong.
+const TELL_UNTIL_SECONDS: i64 = 180;
+
+/// Annotation of pods: hash of the certificates that their machine was told to bring, and when (Unix seconds).
+const FILES: &str = "chronicle.dev/certificates";
+
+/// What is known of the files in a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mounts {
+    name: String,
+    uid: Option<String>,
+    /// Unix seconds.
+    created: i64,
+    /// Hash, and Unix seconds.
+    told: Option<(String, i64)>,
+}
+
+impl Mounts {
+    /// `None`: the pod ends, and gets nothing new.
+    pub(super) fn of(pod: &Pod) -> Option<Self> {
+        if pod.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        let told = pod.annotations().get(FILES).and_then(|text| text.split_once(' '));
+        let told = told.and_then(|(hash, at)| Some((hash.to_owned(), at.parse().ok()?)));
+        let created = pod.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+        Some(Self { name: pod.name_any(), uid: pod.uid(), created, told })
+    }
+}
 
 type Live = BTreeMap<(String, String), DynamicObject>;
 
@@ -33,8 +74,11 @@ pub struct Certificates {
     operator: Option<Secret>,
     ca: Option<Secret>,
     trusted: Option<String>,
-    /// Seconds since that was changed.
-    trusted_for: i64,
+    /// When that was changed, in Unix seconds; 0: not known.
+    trusted_since: i64,
+    /// When this was, and nodes' certificate.
+    changed_at: i64,
+    now: i64,
     missing: Option<(&'static str, String)>,
     /// Every node that is alive serves the certificate in the Secret. Not known: false.
     served: bool,
@@ -66,11 +110,11 @@ impl Certificates {
         }
         let map = live.get(&("ConfigMap".to_owned(), cluster.trust_config_map()));
         known.trusted = map.and_then(|map| map.data["data"]["ca.crt"].as_str().map(str::to_owned));
-        // The API server notes when our fields were written last, and they are written only when they change.
-        let entries = map.and_then(|map| map.metadata.managed_fields.as_deref()).unwrap_or_default();
-        let ours = entries.iter().filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
-        let since = ours.filter_map(|entry| entry.time.as_ref().map(|time| time.0)).max();
-        known.trusted_for = since.map_or(0, |since| context.now().as_second() - since.as_second());
+        // The API server notes when fields were written last, and ours are written only when they change.
+        known.trusted_since = map.map_or(0, |map| written_at(&map.metadata, Some(FIELD_MANAGER)));
+        let issued_at = known.node.as_ref().map_or(0, |secret| written_at(&secret.metadata, None));
+        known.changed_at = known.trusted_since.max(issued_at);
+        known.now = context.now().as_second();
         let given = cluster.spec.security.tls.secrets.is_some();
         for (name, secret, keys) in [
             (cluster.node_secret(), &known.node, &["tls.crt", "tls.key", "ca.crt"][..]),
@@ -87,7 +131,7 @@ impl Certificates {
                          spec.security.tls.secrets"
                     ),
                 ),
-                None => ("CertificatePending", pending(cluster, live, &name)),
+                None => pending(context, cluster, live, &name).await?,
                 Some(secret) => match keys.iter().find(|key| text(secret, key).is_none()) {
                     None => continue,
                     Some(key) => ("SecretIncomplete", format!("Secret {name} has no {key}")),
@@ -149,7 +193,8 @@ impl Certificates {
             .flatten()
             .collect();
         let one = current.windows(2).all(|pair| pair[0].trim() == pair[1].trim());
-        let settled = one && self.served && self.trusted_for >= CA_OVERLAP_SECONDS;
+        let settled =
+            one && self.served && self.trusted_since > 0 && self.now - self.trusted_since >= CA_OVERLAP_SECONDS;
         trust_bundle(&TrustInput { settled, current, trusted: self.trusted.clone() })
     }
 
@@ -167,28 +212,131 @@ impl Certificates {
         Target { nodes: super::addresses(cluster, pods), tls }
     }
 
-    /// Has certificates of a former CA issued anew, once the new one is trusted everywhere.
+    /// Takes the next step of a change of certificates: has machines bring them to pods, and those of a former CA issued anew once
+    /// the new one is trusted everywhere. Says what is under way; `None`: nothing.
     ///
     /// # Errors
     /// The API server refused or did not answer.
-    pub async fn renew(&self, context: &Context, cluster: &Cluster, live: &Live) -> Result<(), ReconcileError> {
-        let ca = self.ca.as_ref().and_then(|secret| text(secret, "tls.crt"));
-        let (Some(ca), Some(trusted)) = (ca, &self.trusted) else { return Ok(()) };
-        if !trusted.contains(ca.trim()) || self.trusted_for < TRUST_SETTLES_SECONDS {
-            return Ok(());
+    pub(super) async fn follow(
+        &self,
+        context: &Context,
+        cluster: &Cluster,
+        live: &Live,
+        pods: &[Mounts],
+    ) -> Result<Option<String>, ReconcileError> {
+        if !self.encrypted {
+            return Ok(None);
         }
-        for (name, secret) in [("node", &self.node), ("operator", &self.operator)] {
-            let issued_by = secret.as_ref().and_then(|secret| text(secret, "ca.crt"));
-            if issued_by.is_none_or(|issued_by| issued_by.trim() == ca.trim()) {
-                continue;
+        let waiting = self.tell(context, cluster, pods).await;
+        Ok(self.renew(context, cluster, live, pods).await?.or(waiting))
+    }
+
+    /// Whether a change is on its way to pods and nodes, and not so old that something else must be wrong.
+    pub(super) fn settling(&self) -> bool {
+        let another = match (&self.ca, &self.node) {
+            (Some(ca), Some(node)) => {
+                let trimmed = |secret: &Secret, key: &str| text(secret, key).map(|text| text.trim().to_owned());
+                trimmed(ca, "tls.crt") != trimmed(node, "ca.crt")
             }
+            _ => false,
+        };
+        (another || !self.stale.is_empty()) && self.now - self.changed_at < TELL_UNTIL_SECONDS
+    }
+
+    fn files(&self) -> String {
+        let certificate = self.node.as_ref().and_then(|secret| text(secret, "tls.crt"));
+        short_hash(
+            format!("{}{}", self.trusted.as_deref().unwrap_or_default(), certificate.unwrap_or_default()).as_bytes(),
+        )
+    }
+
+    /// Tells machines to look. What fails is only slower.
+    async fn tell(&self, context: &Context, cluster: &Cluster, pods: &[Mounts]) -> Option<String> {
+        let files = self.files();
+        let age = self.now - self.changed_at;
+        let outdated = |pod: &&Mounts| match &pod.told {
+            _ if pod.created >= self.changed_at => false,
+            Some((hash, at)) if *hash == files => {
+                self.stale.contains(&pod.name) && self.now - at >= TELL_AGAIN_SECONDS && age < TELL_UNTIL_SECONDS
+            }
+            _ => true,
+        };
+        let outdated: Vec<&Mounts> = pods.iter().filter(outdated).collect();
+        if outdated.is_empty() {
+            return None;
+        }
+        if age >= TELL_AFTER_SECONDS {
+            let api: Api<Pod> = Api::namespaced(context.client(), &cluster.namespace);
+            let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+            for pod in &outdated {
+                let annotations = json!({FILES: format!("{files} {}", self.now)});
+                let patch = json!({"metadata": {"uid": pod.uid, "annotations": annotations}});
+                match api.patch_metadata(&pod.name, &params, &Patch::Merge(patch)).await {
+                    Err(error) if !is_not_found(&error) && !is_conflict(&error) => {
+                        tracing::warn!(pod = pod.name, %error, "new certificates come to it within minutes, not at once");
+                        return None;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let names: Vec<&str> = outdated.iter().map(|pod| pod.name.as_str()).collect();
+        Some(format!("new certificates are on their way to {}", names.join(", ")))
+    }
+
+    /// Whether every pod has what is to be trusted now, as far as time can tell.
+    fn trust_is_everywhere(&self, pods: &[Mounts]) -> bool {
+        let files = self.files();
+        let told_long_ago = |pod: &Mounts| {
+            let told = pod.told.as_ref().filter(|(hash, _)| *hash == files);
+            told.is_some_and(|(_, at)| self.now - at >= TOLD_SETTLES_SECONDS)
+        };
+        self.now - self.trusted_since >= TRUST_SETTLES_SECONDS
+            || pods.iter().all(|pod| pod.created >= self.trusted_since.max(1) || told_long_ago(pod))
+    }
+
+    /// Has certificates of a former CA issued anew, once the new one is trusted everywhere.
+    async fn renew(
+        &self,
+        context: &Context,
+        cluster: &Cluster,
+        live: &Live,
+        pods: &[Mounts],
+    ) -> Result<Option<String>, ReconcileError> {
+        let ca = self.ca.as_ref().and_then(|secret| text(secret, "tls.crt"));
+        let (Some(ca), Some(trusted)) = (ca, &self.trusted) else { return Ok(None) };
+        let former = |secret: &Option<Secret>| {
+            let issued_by = secret.as_ref().and_then(|secret| text(secret, "ca.crt"));
+            issued_by.is_some_and(|issued_by| issued_by.trim() != ca.trim())
+        };
+        let outdated: Vec<&str> = [("node", &self.node), ("operator", &self.operator)]
+            .into_iter()
+            .filter(|(_, secret)| former(secret))
+            .map(|(name, _)| name)
+            .collect();
+        if outdated.is_empty() {
+            return Ok(None);
+        }
+        if !trusted.contains(ca.trim()) || !self.trust_is_everywhere(pods) {
+            return Ok(Some("the new certificate authority is being made known to every node".into()));
+        }
+        for name in outdated {
             let name = format!("{}-{name}", cluster.name);
             let Some(certificate) = live.get(&("Certificate".to_owned(), name.clone())) else { continue };
-            reissue(context, &cluster.namespace, certificate).await?;
-            tracing::info!(certificate = name, "issued anew by the new CA");
+            if reissue(context, &cluster.namespace, certificate).await? {
+                tracing::info!(certificate = name, "issued anew by the new CA");
+            }
         }
-        Ok(())
+        Ok(Some("certificates are being issued by the new certificate authority".into()))
     }
+}
+
+/// When an object's fields were written last, by one manager or anybody, in Unix seconds; 0: not known.
+fn written_at(metadata: &ObjectMeta, manager: Option<&str>) -> i64 {
+    let entries = metadata.managed_fields.iter().flatten();
+    let wanted = entries.filter(|entry| manager.is_none() || entry.manager.as_deref() == manager);
+    let written = wanted.filter_map(|entry| entry.time.as_ref()).map(|time| time.0.as_second()).max();
+    written.or_else(|| metadata.creation_timestamp.as_ref().map(|time| time.0.as_second())).unwrap_or(0)
 }
 
 /// How to reach the nodes of a cluster, for topics and users. `None`: not yet.
@@ -211,16 +359,17 @@ pub async fn operator_target(
     Ok(certificates.usable().then(|| certificates.target(cluster, size)))
 }
 
-/// Asks cert-manager to issue a certificate anew, as its own command line tool does: by the condition `Issuing`.
+/// Asks cert-manager to issue a certificate anew, as its own command line tool does: by the condition `Issuing`. Says whether it was
+/// not asked before.
 pub(in crate::controller) async fn reissue(
     context: &Context,
     namespace: &str,
     certificate: &DynamicObject,
-) -> Result<(), ReconcileError> {
+) -> Result<bool, ReconcileError> {
     let mut conditions = certificate.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let issuing = |condition: &serde_json::Value| condition["type"] == "Issuing";
     if conditions.iter().any(|condition| issuing(condition) && condition["status"] == "True") {
-        return Ok(());
+        return Ok(false);
     }
     conditions.retain(|condition| !issuing(condition));
     conditions.push(json!({
@@ -239,26 +388,63 @@ pub(in crate::controller) async fn reissue(
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
     let name = certificate.name_any();
     let patched = api.patch_status(&name, &params, &Patch::Merge(patch)).await;
-    patched.map(drop).map_err(ReconcileError::kube(format!("have Certificate {name} issued anew")))
+    patched.map(|_| true).map_err(ReconcileError::kube(format!("have Certificate {name} issued anew")))
 }
 
-/// Why a Secret of cert-manager is not there yet, in its own words.
-fn pending(cluster: &Cluster, live: &Live, secret: &str) -> String {
-    let certificates = live.iter().filter(|((kind, _), _)| kind == "Certificate");
-    let of = |object: &DynamicObject| object.data["spec"]["secretName"] == secret;
-    let certificate = certificates.map(|(_, object)| object).find(|object| of(object));
-    let ready = certificate.and_then(|certificate| {
-        let conditions = certificate.data["status"]["conditions"].as_array()?;
+/// Why a Secret of cert-manager is not there yet, as a reason and in words: those of its issuer, if that is in the way.
+async fn pending(
+    context: &Context,
+    cluster: &Cluster,
+    live: &Live,
+    secret: &str,
+) -> Result<(&'static str, String), ReconcileError> {
+    let given = cluster.spec.security.tls.issuer_ref.as_ref();
+    let (kind, name) = match given {
+        Some(given) if given.kind == IssuerKind::ClusterIssuer => ("ClusterIssuer", given.name.clone()),
+        Some(given) => ("Issuer", given.name.clone()),
+        None => ("Issuer", crate::build::issuer_name(cluster)),
+    };
+    let issuer = match given {
+        None => live.get(&("Issuer".to_owned(), name.clone())).cloned(),
+        Some(_) => {
+            let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("cert-manager.io", "v1", kind));
+            let api: Api<DynamicObject> = match kind {
+                "ClusterIssuer" => Api::all_with(context.client(), &resource),
+                _ => Api::namespaced_with(context.client(), &cluster.namespace, &resource),
+            };
+            match api.get_opt(&name).await {
+                Ok(None) => {
+                    let why = format!(
+                        "there is no {kind} {name} to issue Secret {secret}: create it, or correct \
+                                       spec.security.tls.issuerRef in a new cluster"
+                    );
+                    return Ok(("IssuerMissing", why));
+                }
+                Ok(found) => found,
+                // Not ours to see: cert-manager's words about the certificate must do.
+                Err(kube::Error::Api(status)) if status.is_forbidden() => None,
+                Err(error) => return Err(ReconcileError::kube(format!("get {kind} {name}"))(error)),
+            }
+        }
+    };
+    let ready = |object: &DynamicObject| {
+        let conditions = object.data["status"]["conditions"].as_array()?;
         conditions.iter().find(|condition| condition["type"] == "Ready").cloned()
-    });
-    let issuer = crate::build::issuer_name(cluster);
-    match ready {
-        Some(ready) => format!(
-            "cert-manager has not issued Secret {secret} (issuer {issuer}): {}",
-            ready["message"].as_str().unwrap_or("no reason given")
-        ),
-        None => format!("waiting for cert-manager to issue Secret {secret} (issuer {issuer})"),
+    };
+    let words = |condition: &serde_json::Value| condition["message"].as_str().unwrap_or("no reason given").to_owned();
+    if let Some(condition) = issuer.as_ref().and_then(ready).filter(|condition| condition["status"] == "False") {
+        let why = format!("{kind} {name}, which is to issue Secret {secret}, is not ready: {}", words(&condition));
+        return Ok(("IssuerNotReady", why));
     }
+    let of = |object: &&DynamicObject| object.data["spec"]["secretName"] == secret;
+    let mut certificates = live.iter().filter(|((kind, _), _)| kind == "Certificate").map(|(_, object)| object);
+    let why = match certificates.find(of).and_then(ready) {
+        Some(condition) => {
+            format!("cert-manager has not issued Secret {secret} ({kind} {name}): {}", words(&condition))
+        }
+        None => format!("waiting for cert-manager to issue Secret {secret} ({kind} {name}); is cert-manager running?"),
+    };
+    Ok(("CertificatePending", why))
 }
 
 pub(in crate::controller) fn text(secret: &Secret, key: &str) -> Option<String> {

@@ -20,6 +20,7 @@ use kube::core::DynamicObject;
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
+use tracing::Instrument;
 
 pub use certificates::{Certificates, operator_target};
 pub(super) use certificates::{reissue, text as secret_text};
@@ -31,6 +32,9 @@ use crate::api::{
 };
 use crate::build::{Cluster, KINDS, REPLACE, build, dynamic, ordinal_of, pod_name, validate};
 use crate::plan::{Ask, CatchUp, ClusterView, Memory, Observed, Step, plan, pods_wanted};
+use crate::process::SPANS;
+use certificates::Mounts;
+use observe::Look;
 use status::Outcome;
 
 /// After something was done, look again.
@@ -106,7 +110,27 @@ struct Pass<'a> {
     resource: &'a ChronicleCluster,
 }
 
+/// What was looked at in a pass.
+struct Seen {
+    live: BTreeMap<(String, String), DynamicObject>,
+    certificates: Certificates,
+    target: Target,
+    observed: Observed,
+    mounts: Vec<Mounts>,
+}
+
+/// A phase of a pass in its trace.
+macro_rules! span {
+    ($name:literal) => {
+        tracing::debug_span!(target: SPANS, $name)
+    };
+}
+
 impl Pass<'_> {
+    fn key(&self) -> String {
+        format!("{}/{}", self.resource.namespace().unwrap_or_default(), self.resource.name_any())
+    }
+
     async fn run(&self) -> Result<Action, ReconcileError> {
         let mut outcome = Outcome::new(self.resource, self.context.now());
         let result = self.steps(&mut outcome).await;
@@ -115,9 +139,13 @@ impl Pass<'_> {
             return result;
         }
         if let Err(error) = &result {
-            outcome.failed(error);
+            let (reason, key) = (error.reason(), format!("ChronicleCluster/{}", self.key()));
+            if !error.is_transient() && outcome.is_news(reason) {
+                self.context.event(self.resource, EventKind::Warning, reason, &error.to_string()).await;
+            }
+            outcome.failed(error, self.context.failures(&key) + 1);
         }
-        let written = self.write_status(&outcome).await;
+        let written = self.write_status(&outcome).instrument(span!("status")).await;
         let action = result?;
         written?;
         Ok(action)
@@ -131,30 +159,19 @@ impl Pass<'_> {
         let cluster = match validate(self.resource, founders, memory.cluster_id.is_some()) {
             Ok(cluster) => cluster,
             Err(invalid) => {
+                if outcome.is_news("InvalidSpec") {
+                    self.context.event(self.resource, EventKind::Warning, "InvalidSpec", &invalid.to_string()).await;
+                }
                 outcome.invalid(&invalid.to_string());
                 return Ok(Action::await_change());
             }
         };
         outcome.describe(&cluster);
         let available = self.context.available().await;
-        let kinds: Vec<&str> = KINDS
-            .iter()
-            .filter(|(group, ..)| match *group {
-                "cert-manager.io" => available.cert_manager,
-                "monitoring.coreos.com" => available.pod_monitor,
-                _ => true,
-            })
-            .map(|(_, _, kind, _)| *kind)
-            .collect();
-        let applier = Applier::new(self.context.client(), &cluster.namespace, cluster.owner());
-        let live = applier.live(&cluster.name, &kinds).await?;
-
-        let mut certificates = Certificates::read(self.context, &cluster, &live, available.cert_manager).await?;
-        let target = certificates.target(&cluster, memory.size.unwrap_or(0).max(cluster.spec.replicas));
-        let mut observed = observe::observe(self.context, &cluster, &live).await?;
-        let answer = self.ask_cluster(&observed, &certificates, &target).await;
-        observed.cluster = outcome.answered(answer);
-        certificates.judge(observed.cluster.as_ref());
+        let applier = Applier::new(self.context.client(), &cluster.namespace, cluster.owner())
+            .remembering(self.context.unmended());
+        let look = self.look(outcome, &cluster, &memory, available, &applier);
+        let Seen { live, certificates, target, mut observed, mounts } = look.instrument(span!("observe")).await?;
 
         let paused = cluster.spec.reconciliation == Reconciliation::Paused;
         let trust = certificates.trust();
@@ -162,9 +179,18 @@ impl Pass<'_> {
         observed.not_ready_to_start = certificates.not_ready();
         let ask = self.ask(&cluster, ask_revision);
         if !paused {
-            self.apply(&cluster, &applier, &live, &ask, &memory, &observed, available, trust.as_deref()).await?;
-            certificates.renew(self.context, &cluster, &live).await?;
+            let apply = async {
+                self.apply(&cluster, &applier, &live, &ask, &memory, &observed, available, trust.as_deref()).await?;
+                certificates.follow(self.context, &cluster, &live, &mounts).await
+            };
+            outcome.rotation = apply.instrument(span!("apply")).await?;
         }
+        // No watch tells of what nodes serve and trust.
+        let hurry = match (certificates.settling(), &outcome.rotation) {
+            (true, _) => Some(POLL),
+            (false, Some(_)) => Some(UNSETTLED),
+            (false, None) => None,
+        };
         outcome.observed(&cluster, &observed, &certificates);
         if !paused && self.clear_request(&memory, &observed).await? {
             outcome.stale = true;
@@ -172,10 +198,10 @@ impl Pass<'_> {
         }
         self.catch_up(&memory, &mut observed, &target).await;
 
-        let mut step = plan(&ask, &memory, &observed);
+        let mut step = span!("plan").in_scope(|| plan(&ask, &memory, &observed));
         if let Step::GrowClaim { ordinal } = step {
             match steps::grow(self.context, &cluster, ordinal).await {
-                Ok(()) => return Ok(self.done(outcome, &ask, &step, &observed)),
+                Ok(()) => return Ok(self.done(outcome, &ask, &step, &observed, hurry)),
                 // Everything else goes on.
                 Err(error) => outcome.growth_failed(&error),
             }
@@ -191,14 +217,51 @@ impl Pass<'_> {
             action => {
                 let desired =
                     build(&cluster, self.context.settings(), available, observed_pods(&observed), trust.as_deref());
-                steps::carry_out(self.context, &cluster, &applier, &live, &desired, &target, action).await?;
+                let act = steps::carry_out(self.context, &cluster, &applier, &live, &desired, &target, action);
+                act.instrument(span!("act")).await?;
             }
         }
         self.announce(&memory, &step, outcome).await;
-        Ok(self.done(outcome, &ask, &step, &observed))
+        Ok(self.done(outcome, &ask, &step, &observed, hurry))
     }
 
-    fn done(&self, outcome: &mut Outcome, ask: &Ask, step: &Step, observed: &Observed) -> Action {
+    /// Everything that is only read.
+    async fn look(
+        &self,
+        outcome: &mut Outcome,
+        cluster: &Cluster,
+        memory: &Memory,
+        available: crate::build::Available,
+        applier: &Applier,
+    ) -> Result<Seen, ReconcileError> {
+        let kinds: Vec<&str> = KINDS
+            .iter()
+            .filter(|(group, ..)| match *group {
+                "cert-manager.io" => available.cert_manager,
+                "monitoring.coreos.com" => available.pod_monitor,
+                _ => true,
+            })
+            .map(|(_, _, kind, _)| *kind)
+            .collect();
+        let live = applier.live(&cluster.name, &kinds).await?;
+        let mut certificates = Certificates::read(self.context, cluster, &live, available.cert_manager).await?;
+        let target = certificates.target(cluster, memory.size.unwrap_or(0).max(cluster.spec.replicas));
+        let Look { mut observed, mounts, unbound } = observe::observe(self.context, cluster, &live).await?;
+        outcome.unbound = unbound;
+        let answer = self.ask_cluster(&observed, &certificates, &target).await;
+        observed.cluster = outcome.answered(answer);
+        certificates.judge(observed.cluster.as_ref());
+        Ok(Seen { live, certificates, target, observed, mounts })
+    }
+
+    fn done(
+        &self,
+        outcome: &mut Outcome,
+        ask: &Ask,
+        step: &Step,
+        observed: &Observed,
+        hurry: Option<Duration>,
+    ) -> Action {
         outcome.conclude(ask, step, observed);
         let busy = outcome.status.operation.is_some();
         let pause = match step {
@@ -208,7 +271,7 @@ impl Pass<'_> {
             _ if busy => POLL,
             _ => UNSETTLED,
         };
-        Action::requeue(pause)
+        Action::requeue(hurry.map_or(pause, |hurry| hurry.min(pause)))
     }
 
     fn ask(&self, cluster: &Cluster, revision: String) -> Ask {
@@ -216,6 +279,7 @@ impl Pass<'_> {
         let replacement = spec.consensus.member_replacement;
         Ask {
             name: cluster.name.clone(),
+            namespace: cluster.namespace.clone(),
             replicas: spec.replicas,
             storage_bytes: cluster.storage_bytes,
             revision,

@@ -3,22 +3,34 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use kube::core::DynamicObject;
 
+use super::certificates::Mounts;
 use crate::build::{CLUSTER_LABEL, Cluster, REMOVED_NODE, REVISION, ordinal_of};
 use crate::controller::{Context, ReconcileError, is_not_found};
 use crate::plan::{CatchUp, ClaimView, Machine, Observed, PodView, SetView};
 use crate::quantity;
+
+/// What was looked at.
+pub(super) struct Look {
+    /// What decisions rest on.
+    pub(super) observed: Observed,
+    /// Files in pods that do not end.
+    pub(super) mounts: Vec<Mounts>,
+    /// Why claims get no volume, as a condition's reason and message.
+    pub(super) unbound: Option<(&'static str, String)>,
+}
 
 /// Looks at everything but the cluster's own word.
 pub(super) async fn observe(
     context: &Context,
     cluster: &Cluster,
     live: &BTreeMap<(String, String), DynamicObject>,
-) -> Result<Observed, ReconcileError> {
+) -> Result<Look, ReconcileError> {
     let selected = ListParams::default().labels(&format!("{CLUSTER_LABEL}={}", cluster.name));
     let pods: Api<Pod> = Api::namespaced(context.client(), &cluster.namespace);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client(), &cluster.namespace);
@@ -33,8 +45,11 @@ pub(super) async fn observe(
         catch_up: CatchUp::Unknown,
         not_ready_to_start: None,
     };
+    let mut mounts = Vec::new();
+    let mut unbound = None;
     for pod in pods.items {
         if let Some(ordinal) = ordinal_of(&cluster.name, &pod.name_any()) {
+            mounts.extend(Mounts::of(&pod));
             let mut view = pod_view(&pod);
             if !view.ready {
                 view.machine = machine(context, &pod).await?;
@@ -51,10 +66,49 @@ pub(super) async fn observe(
             if observed.pods.get(&ordinal).is_some_and(|pod| !pod.ready) {
                 view.lost |= volume_lost(context, &claim).await?;
             }
+            if unbound.is_none() {
+                unbound = no_class(context, &claim).await?;
+            }
             observed.claims.insert(ordinal, view);
         }
     }
-    Ok(observed)
+    Ok(Look { observed, mounts, unbound })
+}
+
+/// Why a claim that waits for its volume will not get one.
+async fn no_class(
+    context: &Context,
+    claim: &PersistentVolumeClaim,
+) -> Result<Option<(&'static str, String)>, ReconcileError> {
+    let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+    let class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone());
+    let name = claim.name_any();
+    match (phase, class.as_deref()) {
+        (Some("Pending"), None) => Ok(Some((
+            "StorageClassMissing",
+            format!(
+                "claim {name} names no storage class and Kubernetes has no default one: annotate a class with \
+                 storageclass.kubernetes.io/is-default-class=true, or create the cluster anew with spec.storage.storageClassName"
+            ),
+        ))),
+        // Empty: bound to a volume that somebody makes by hand.
+        (Some("Pending"), Some(class)) if !class.is_empty() => {
+            let classes: Api<StorageClass> = Api::all(context.client());
+            match classes.get_metadata_opt(class).await {
+                Ok(None) => Ok(Some((
+                    "StorageClassMissing",
+                    format!(
+                        "claim {name} asks for storage class {class}, which does not exist: create it, or create the cluster anew \
+                         with another spec.storage.storageClassName"
+                    ),
+                ))),
+                Ok(Some(_)) => Ok(None),
+                Err(kube::Error::Api(status)) if status.is_forbidden() => Ok(None),
+                Err(error) => Err(ReconcileError::kube(format!("get StorageClass {class}"))(error)),
+            }
+        }
+        _ => Ok(None),
+    }
 }
 
 fn set_view(set: &DynamicObject) -> SetView {

@@ -13,11 +13,18 @@ use crate::build::Cluster;
 use crate::controller::ReconcileError;
 use crate::plan::{Ask, ClusterView, Observed, Step};
 
+/// A failure that may pass is told of when it has happened so many times in a row.
+const NEWS_AFTER: u32 = 4;
+
 /// The status under construction.
 pub(super) struct Outcome {
     pub(super) status: ClusterStatus,
     /// The resource has changed since it was read.
     pub(super) stale: bool,
+    /// What is under way with certificates.
+    pub(super) rotation: Option<String>,
+    /// Why claims get no volume.
+    pub(super) unbound: Option<(&'static str, String)>,
     generation: Option<i64>,
     now: Timestamp,
     /// Why the cluster's word is not known.
@@ -31,7 +38,9 @@ impl Outcome {
         let mut status = resource.status.clone().unwrap_or_default();
         status.observed_generation = resource.meta().generation;
         let generation = resource.meta().generation;
-        Self { status, stale: false, generation, now, silence: String::new(), growth: None, two_clusters: None }
+        let (silence, growth, two_clusters) = (String::new(), None, None);
+        let (rotation, unbound) = (None, None);
+        Self { status, stale: false, rotation, unbound, generation, now, silence, growth, two_clusters }
     }
 
     fn set(&mut self, kind: ConditionType, holds: Option<bool>, reason: &str, message: impl Into<String>) {
@@ -48,10 +57,16 @@ impl Outcome {
         self.set(ConditionType::Degraded, Some(true), "InvalidSpec", why);
     }
 
-    pub(super) fn failed(&mut self, error: &ReconcileError) {
-        // What passes by itself is no news.
-        if !error.is_transient() {
-            self.set(ConditionType::Degraded, Some(true), error.reason(), error.to_string());
+    /// `attempt`: the number of this failure in a row, from 1.
+    pub(super) fn failed(&mut self, error: &ReconcileError, attempt: u32) {
+        match error.is_transient() {
+            false => self.set(ConditionType::Degraded, Some(true), error.reason(), error.to_string()),
+            // What passes by itself is no news, unless it does not pass.
+            true if attempt >= NEWS_AFTER => {
+                let why = format!("{error}; tried again until it works");
+                self.set(ConditionType::Progressing, Some(true), error.reason(), why);
+            }
+            true => {}
         }
     }
 
@@ -96,7 +111,10 @@ impl Outcome {
             (false, _) => {
                 self.set(ConditionType::CertificatesValid, Some(true), "Disabled", "spec.security.tls.mode is Disabled")
             }
-            (true, None) => self.set(ConditionType::CertificatesValid, Some(true), "Valid", ""),
+            (true, None) => match self.rotation.take() {
+                None => self.set(ConditionType::CertificatesValid, Some(true), "Valid", ""),
+                Some(why) => self.set(ConditionType::CertificatesValid, Some(true), "Rotating", why),
+            },
             (true, Some((reason, why))) => self.set(ConditionType::CertificatesValid, Some(false), reason, why),
         }
     }
@@ -170,6 +188,9 @@ impl Outcome {
             .collect();
         let lost: Vec<String> =
             observed.claims.iter().filter(|(_, claim)| claim.lost).map(|(ordinal, _)| ordinal.to_string()).collect();
+        if let Some((reason, why)) = self.unbound.take() {
+            return self.set(ConditionType::StorageHealthy, Some(false), reason, why);
+        }
         match (small.as_slice(), lost.as_slice()) {
             ([], []) => self.set(ConditionType::StorageHealthy, Some(true), "Healthy", ""),
             (_, [_, ..]) => {

@@ -15,7 +15,7 @@ fn spec(replicas: i32) -> Value {
     json!({
         "image": "chronicle:1.0.0",
         "replicas": replicas,
-        "storage": {"size": "1Gi", "retention": {"whenScaled": "Delete"}},
+        "storage": {"size": "1Gi"},
     })
 }
 
@@ -147,7 +147,7 @@ async fn nodes_join_one_by_one_and_leave_with_their_volumes() {
 async fn a_volume_that_was_kept_is_in_the_way_and_says_so() {
     let world = World::new();
     let mut kept = spec(4);
-    kept["storage"]["retention"]["whenScaled"] = "Retain".into();
+    kept["storage"]["retention"] = json!({"whenScaled": "Retain"});
     create(&world, kept);
     settle(&world, 4).await;
     edit(&world, |spec| spec["replicas"] = 3.into());
@@ -156,6 +156,8 @@ async fn a_volume_that_was_kept_is_in_the_way_and_says_so() {
     assert!(claim["metadata"]["annotations"]["chronicle.dev/removed-node"].is_string());
     edit(&world, |spec| spec["replicas"] = 4.into());
     until(&world, "blocked", |world| condition(world, "Degraded").1 == "VolumeInTheWay").await;
+    let command = "kubectl delete persistentvolumeclaim data-log-3 --namespace ns";
+    assert!(status(&world).to_string().contains(command), "{}", status(&world));
     world.delete("persistentvolumeclaims", "data-log-3");
     settle(&world, 4).await;
 }
@@ -303,6 +305,71 @@ async fn drift_is_put_right_and_foreign_objects_are_left_alone() {
 }
 
 #[tokio::test]
+async fn a_port_that_somebody_renumbered_is_put_right_without_a_new_service() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let before = world.get("services", "log").unwrap();
+    world.edit("services", "log", |service| {
+        service["spec"]["ports"][0]["port"] = 7401.into();
+        service["spec"]["clusterIP"] = "10.0.0.7".into();
+    });
+    let operator = world.operator();
+    pass(&world, &operator).await.unwrap();
+    let after = world.get("services", "log").unwrap();
+    assert_eq!(after["spec"]["ports"], before["spec"]["ports"]);
+    assert_eq!(after["spec"]["clusterIP"], "10.0.0.7", "what the API server allocated stays");
+    assert_eq!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    world.writes.lock().clear();
+    for _ in 0..5 {
+        pass(&world, &operator).await.unwrap();
+    }
+    assert_eq!(*world.writes.lock(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_somebody_added_to_the_pod_template_goes_and_no_pod_is_restarted() {
+    let world = world(3);
+    settle(&world, 3).await;
+    world.edit("statefulsets", NAME, |set| {
+        let containers = set["spec"]["template"]["spec"]["containers"].as_array_mut().unwrap();
+        containers.push(json!({"name": "sidecar", "image": "other"}));
+    });
+    world.writes.lock().clear();
+    let operator = world.operator();
+    for _ in 0..5 {
+        pass(&world, &operator).await.unwrap();
+        world.tick();
+    }
+    let set = world.get("statefulsets", NAME).unwrap();
+    assert_eq!(set["spec"]["template"]["spec"]["containers"].as_array().unwrap().len(), 1);
+    let writes = world.writes.lock().clone();
+    assert_eq!(writes, ["PATCH statefulsets/log ", "PATCH statefulsets/log "], "an apply, and what it leaves");
+}
+
+#[tokio::test]
+async fn what_a_webhook_changes_in_every_write_is_not_written_for_ever() {
+    let world = world(3);
+    *world.webhook.lock() = Some(|plural, object| {
+        if plural == "configmaps" && object["metadata"]["name"] == "log-config" {
+            object["data"]["chronicle.yaml"] = "mine".into();
+        }
+    });
+    settle(&world, 3).await;
+    let operator = world.operator();
+    pass(&world, &operator).await.unwrap();
+    world.writes.lock().clear();
+    for _ in 0..5 {
+        pass(&world, &operator).await.unwrap();
+    }
+    assert_eq!(*world.writes.lock(), Vec::<String>::new());
+    *world.webhook.lock() = None;
+    world.edit("configmaps", "log-config", |map| map["data"]["chronicle.yaml"] = "yours".into());
+    pass(&world, &operator).await.unwrap();
+    let text = world.get("configmaps", "log-config").unwrap()["data"]["chronicle.yaml"].clone();
+    assert!(text.as_str().unwrap().contains("bootstrap-expect"), "{text}");
+}
+
+#[tokio::test]
 async fn what_is_no_longer_asked_for_is_removed() {
     let world = world(3);
     settle(&world, 3).await;
@@ -330,7 +397,7 @@ async fn a_deleted_cluster_leaves_its_data_and_a_new_one_takes_it_up() {
 async fn a_deleted_cluster_takes_its_data_along_when_asked_to() {
     let world = world(3);
     settle(&world, 3).await;
-    edit(&world, |spec| spec["storage"]["retention"]["whenDeleted"] = "Delete".into());
+    edit(&world, |spec| spec["storage"]["retention"] = json!({"whenDeleted": "Delete"}));
     world.delete("chronicleclusters", NAME);
     until(&world, "gone", |world| {
         world.get("chronicleclusters", NAME).is_none() && world.names("persistentvolumeclaims").is_empty()
@@ -445,24 +512,25 @@ async fn an_image_with_another_version_than_said_stops_the_roll_at_one_pod() {
 async fn a_new_certificate_authority_is_trusted_before_it_signs_and_the_former_one_for_a_day() {
     let world = world(3);
     settle(&world, 3).await;
+    for _ in 0..200 {
+        world.tick();
+    }
     let (old, new) = (pem("T0xE"), pem("TkVX"));
     let trust = |world: &World| world.get("configmaps", "log-trust").unwrap()["data"]["ca.crt"].clone();
     assert_eq!(trust(&world), old);
+    // What a person does: cert-manager makes another one.
     *world.ca.lock() = "TkVX".into();
-    world.edit("certificates", "log-ca", |certificate| {
-        certificate["status"] = json!({"conditions": [{"type": "Issuing", "status": "True"}]});
-    });
+    world.delete("secrets", "log-ca");
+    let began = world.seconds.load(Ordering::Relaxed);
     until(&world, "trusted", |world| trust(world) == format!("{old}{new}")).await;
-    let operator = world.operator();
-    for _ in 0..100 {
-        pass(&world, &operator).await.unwrap();
-        world.tick();
-        assert_eq!(world.issued_by("log-node-tls"), old, "signed by a CA that pods may not know yet");
-    }
+    // The world panics when a node does not trust what others are about to serve.
     until(&world, "signed", |world| {
         world.issued_by("log-node-tls") == new && world.issued_by("log-operator-tls") == new
     })
     .await;
+    until(&world, "at rest", |world| condition(world, "CertificatesValid") == ("True".into(), "Valid".into())).await;
+    let took = world.seconds.load(Ordering::Relaxed) - began;
+    assert!(took < 60, "{took} s");
     let operator = world.operator();
     for _ in 0..10 {
         pass(&world, &operator).await.unwrap();
@@ -471,6 +539,76 @@ async fn a_new_certificate_authority_is_trusted_before_it_signs_and_the_former_o
     assert_eq!(trust(&world), format!("{old}{new}"), "the made-up nodes do not say what they serve");
     assert_eq!(world.images().len(), 3);
     assert!(settled(&world, 3), "a change of certificates restarts nobody");
+}
+
+#[tokio::test]
+async fn without_the_right_to_tell_pods_a_new_authority_waits_for_the_kubelets() {
+    let world = world(3);
+    settle(&world, 3).await;
+    for _ in 0..200 {
+        world.tick();
+    }
+    world.forbidden.lock().insert("PATCH pods".into());
+    *world.ca.lock() = "TkVX".into();
+    world.delete("secrets", "log-ca");
+    until(&world, "signed", |world| world.issued_by("log-node-tls") == pem("TkVX")).await;
+    settle(&world, 3).await;
+}
+
+#[tokio::test]
+async fn an_issuer_that_is_missing_or_not_ready_is_named() {
+    let world = World::new();
+    let mut given = spec(3);
+    given["security"] = json!({"tls": {"issuerRef": {"name": "corporate"}}});
+    create(&world, given);
+    world.no_certificates.store(true, Ordering::Relaxed);
+    let certificates = |world: &World| condition(world, "CertificatesValid");
+    until(&world, "said", |world| certificates(world) == ("False".into(), "IssuerMissing".into())).await;
+    let not_ready = json!({"conditions": [{"type": "Ready", "status": "False", "message": "the vault is sealed"}]});
+    world.put(
+        "issuers",
+        json!({
+            "apiVersion": "cert-manager.io/v1", "kind": "Issuer", "metadata": {"name": "corporate"}, "status": not_ready,
+        }),
+    );
+    until(&world, "said", |world| certificates(world) == ("False".into(), "IssuerNotReady".into())).await;
+    assert!(status(&world).to_string().contains("the vault is sealed"));
+    world.edit("issuers", "corporate", |issuer| issuer["status"] = json!({}));
+    world.no_certificates.store(false, Ordering::Relaxed);
+    settle(&world, 3).await;
+}
+
+#[tokio::test]
+async fn a_storage_class_that_does_not_exist_is_named() {
+    let world = world(3);
+    settle(&world, 3).await;
+    world.edit("persistentvolumeclaims", "data-log-1", |claim| {
+        claim["spec"]["storageClassName"] = "fast".into();
+        claim["status"] = json!({"phase": "Pending"});
+    });
+    let storage = |world: &World| condition(world, "StorageHealthy");
+    until(&world, "said", |world| storage(world) == ("False".into(), "StorageClassMissing".into())).await;
+    assert!(status(&world).to_string().contains("asks for storage class fast"));
+    world.put("storageclasses", json!({"metadata": {"name": "fast"}}));
+    until(&world, "said", |world| storage(world) == ("True".into(), "Healthy".into())).await;
+}
+
+#[tokio::test]
+async fn an_api_server_that_goes_on_refusing_is_reported() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let operator = world.operator();
+    world.forbidden.lock().insert("503 networkpolicies".into());
+    for _ in 0..6 {
+        // As the controller does.
+        if pass(&world, &operator).await.is_err() {
+            operator.failed("ChronicleCluster/ns/log");
+        }
+    }
+    assert_eq!(condition(&world, "Progressing"), ("True".into(), "ApiServerFailed".into()));
+    assert!(status(&world).to_string().contains("list NetworkPolicy"));
+    world.forbidden.lock().clear();
+    settle(&world, 3).await;
 }
 
 /// What a change comes to.
@@ -541,7 +679,7 @@ async fn an_operator_killed_after_any_call_is_followed_by_one_that_comes_to_the_
     let world = killed_anywhere(&world, "stop", &|world| scale(world, 0), &stopped).await;
     let world = killed_anywhere(&world, "start", &|world| scale(world, 3), &|world| settled(world, 3)).await;
     let delete = |world: &World| {
-        edit(world, |spec| spec["storage"]["retention"]["whenDeleted"] = "Delete".into());
+        edit(world, |spec| spec["storage"]["retention"] = json!({"whenDeleted": "Delete"}));
         world.delete("chronicleclusters", NAME);
     };
     let gone =

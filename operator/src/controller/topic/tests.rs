@@ -184,3 +184,21 @@ async fn a_topic_of_a_cluster_that_is_gone_does_not_hold_up_its_resource() {
     settle(&world, "orders").await;
     assert!(world.names("chronicletopics").is_empty());
 }
+
+#[tokio::test]
+async fn a_deletion_that_cannot_be_done_says_why_and_how_to_go_without() {
+    let world = with_cluster().await;
+    create(&world, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
+    settle(&world, "orders").await;
+    world.edit("chronicleclusters", "c", |cluster| cluster["status"]["readyReplicas"] = 0.into());
+    world.delete("chronicletopics", "orders");
+    settle(&world, "orders").await;
+    let resource = world.get("chronicletopics", "orders").expect("its topic is still there");
+    let ready = &resource["status"]["conditions"][0];
+    assert_eq!(ready["reason"], "DeletionWaits", "{ready}");
+    let message = ready["message"].as_str().unwrap();
+    assert!(message.contains("no node that serves") && message.contains("deletionPolicy to Retain"), "{message}");
+    world.edit("chronicletopics", "orders", |topic| topic["spec"]["deletionPolicy"] = "Retain".into());
+    settle(&world, "orders").await;
+    assert!(world.get("chronicletopics", "orders").is_none());
+}

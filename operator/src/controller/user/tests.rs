@@ -140,3 +140,21 @@ async fn an_operator_killed_after_any_call_is_followed_by_one_that_comes_to_the_
         assert_eq!(world.cluster.lock().rules.len(), 2, "killed after call {dies_after}");
     }
 }
+
+#[tokio::test]
+async fn the_certificate_of_a_deleted_user_goes_before_its_secret_which_would_come_back() {
+    let world = with_cluster();
+    create(&world, "shop", json!({}));
+    settle(&world, "shop").await;
+    world.tick();
+    settle(&world, "shop").await;
+    assert!(world.get("secrets", "shop-chronicle-user").is_some());
+    world.writes.lock().clear();
+    world.delete("chronicleusers", "shop");
+    settle(&world, "shop").await;
+    let writes = world.writes.lock().clone();
+    let at = |kind: &str| writes.iter().position(|write| write.starts_with(&format!("DELETE {kind}/"))).unwrap();
+    assert!(at("certificates") < at("secrets"), "{writes:?}");
+    world.tick();
+    assert!(world.get("secrets", "shop-chronicle-user").is_none());
+}
