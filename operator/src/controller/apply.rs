@@ -14,7 +14,7 @@ use super::error::{ReconcileError, is_not_found};
 use crate::build::{CLUSTER_LABEL, KINDS, short_hash};
 
 /// Annotation with the hash of what was applied last: tells that a field is no longer wanted, which a comparison cannot see.
-const APPLIED: &str = "chronicle.dev/applied";
+pub(crate) const APPLIED: &str = "chronicle.dev/applied";
 
 /// Applies objects of one owner in one namespace.
 pub struct Applier {

@@ -106,7 +106,7 @@ pub(super) async fn write<W: Write>(
         }
     };
     for pod in &pods {
-        bundle.logs(&access.namespace, pod, &["logs", pod]).await?;
+        bundle.logs(&access.namespace, pod, "chronicle", &["logs", pod]).await?;
     }
     bundle.operator().await?;
     bundle.nodes(cluster).await?;
@@ -264,11 +264,14 @@ impl<W: Write> Bundle<'_, W> {
         self.archive.add(&["resources", "secrets-without-data.yaml"], text.as_bytes())
     }
 
-    /// What a pod's containers log and have logged before they were started anew.
-    async fn logs(&mut self, namespace: &str, pod: &str, folder: &[&str]) -> Result<(), Failure> {
+    /// What a container logs, and what it logged before it was started anew.
+    async fn logs(&mut self, namespace: &str, pod: &str, container: &str, folder: &[&str]) -> Result<(), Failure> {
+        let bytes_max = self.args.log_mib as usize * (1 << 20);
         for (previous, file) in [(false, "current.log"), (true, "previous.log")] {
             let pods: Api<Pod> = Api::namespaced(self.access.client.clone(), namespace);
-            match newest(&pods, pod, previous, self.args.log_mib as usize * (1 << 20)).await {
+            let params =
+                LogParams { container: Some(container.to_owned()), previous, timestamps: true, ..LogParams::default() };
+            match newest(&pods, pod, &params, bytes_max).await {
                 Ok(text) => self.archive.add(&[folder, &[file]].concat(), &text)?,
                 // Most containers were never started anew.
                 Err(kube::Error::Api(status)) if previous && status.code == 400 => {}
@@ -303,7 +306,7 @@ impl<W: Write> Bundle<'_, W> {
             let value = masked(serde_json::to_value(&pod).unwrap_or_default());
             let text = serde_yaml::to_string(&value).unwrap_or_default();
             self.archive.add(&["operator", &name, "pod.yaml"], text.as_bytes())?;
-            self.logs(&namespace, &name, &["operator", &name]).await?;
+            self.logs(&namespace, &name, "operator", &["operator", &name]).await?;
         }
         Ok(())
     }
@@ -338,9 +341,8 @@ impl<W: Write> Bundle<'_, W> {
 }
 
 /// The newest bytes of a log.
-async fn newest(pods: &Api<Pod>, pod: &str, previous: bool, bytes_max: usize) -> Result<Vec<u8>, kube::Error> {
-    let params = LogParams { previous, timestamps: true, ..LogParams::default() };
-    let mut log = Box::pin(pods.log_stream(pod, &params).await?);
+async fn newest(pods: &Api<Pod>, pod: &str, params: &LogParams, bytes_max: usize) -> Result<Vec<u8>, kube::Error> {
+    let mut log = Box::pin(pods.log_stream(pod, params).await?);
     let (mut kept, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
     loop {
         // What has come so far is better than nothing.

@@ -114,7 +114,7 @@ fn member<'a>(view: &'a ClusterView, pod: &str) -> Result<&'a NodeView, Failure>
 fn what_is_left(view: &ClusterView, node_id: &str) -> Option<String> {
     let node = view.nodes.iter().find(|node| node.node_id == node_id)?;
     if node.state == MemberState::Active {
-        return Some("may lead again: it was started anew, or somebody has undrained it".into());
+        return Some("does not drain: not yet, or it was started anew or undrained".into());
     }
     let running = view.operations.iter().find(|running| running.kind == "drain" && running.node_id == node_id);
     match running {

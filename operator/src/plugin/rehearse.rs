@@ -20,6 +20,7 @@ use tower::service_fn;
 use super::nodes::Ask;
 use crate::admin::{Admin, AdminError, AdminResult, Target};
 use crate::api::{ChronicleCluster, ClusterStatus};
+use crate::controller::apply::APPLIED;
 use crate::controller::cluster::reconcile;
 use crate::controller::compare::difference;
 use crate::controller::{Context, ReconcileError};
@@ -187,9 +188,10 @@ async fn write(
     match live {
         None => tape.note("create", &place.plural, name, ""),
         Some(_) if content.contains("apply") || parts.method == Method::PUT => {
-            let at = live.as_ref().and_then(|live| difference(&body, live)).unwrap_or_default();
-            // What is no longer wanted shows only in the hash of what was applied.
-            let at = if at.starts_with(".metadata.annotations") { String::new() } else { at };
+            // The hash of what was applied says that something differs, not what.
+            let mut wanted = body.clone();
+            wanted["metadata"]["annotations"].as_object_mut().and_then(|annotations| annotations.remove(APPLIED));
+            let at = live.as_ref().and_then(|live| difference(&wanted, live)).unwrap_or_default();
             tape.note("change", &place.plural, name, at.trim_start_matches('.'));
         }
         Some(_) => tape.note("change", &place.plural, name, flat(&body)),
