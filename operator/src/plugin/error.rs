@@ -175,9 +175,13 @@ fn hint(nearest: &Option<String>, known: &[String]) -> String {
 
 /// The name that is most like what was asked for, if one is alike at all.
 pub(super) fn nearest(asked: &str, known: &[String]) -> Option<String> {
+    if let Some(name) = known.iter().find(|name| name.starts_with(asked)) {
+        return Some(name.clone());
+    }
     let distances = known.iter().map(|name| (distance(asked, name), name));
     let (edits, name) = distances.min()?;
-    let alike = edits <= asked.len().max(name.len()) / 2 || name.starts_with(asked);
+    // Two letters out of place in a name of three are still a slip.
+    let alike = edits * 3 <= asked.len().max(name.len()) * 2;
     alike.then(|| name.clone())
 }
 
