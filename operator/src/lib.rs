@@ -19,5 +19,6 @@ pub mod build;
 pub mod cli;
 pub mod controller;
 pub mod plan;
+pub mod plugin;
 pub mod process;
 mod quantity;

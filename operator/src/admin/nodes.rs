@@ -94,7 +94,7 @@ impl Nodes {
         })
     }
 
-    async fn compare_topic(
+    pub(crate) async fn compare_topic(
         channels: &[(String, Channel)],
         nodes: &[String],
         topic: &str,

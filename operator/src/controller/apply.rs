@@ -22,7 +22,7 @@ use super::error::{ReconcileError, is_not_found};
 use crate::build::{CLUSTER_LABEL, KINDS, short_hash};
 
 /// Annotation with the hash of what was applied last: tells that a field is no longer wanted, which a comparison cannot see.
-const APPLIED: &str = "chronicle.dev/applied";
+pub(crate) const APPLIED: &str = "chronicle.dev/applied";
 
 /// What was written and is not so all the same: by UID, the hashes of what was asked for and of what came of it. One entry per
 /// object at most.

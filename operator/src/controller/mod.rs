@@ -9,7 +9,7 @@
 
 pub(crate) mod apply;
 pub mod cluster;
-mod compare;
+pub(crate) mod compare;
 mod context;
 mod error;
 pub mod topic;

@@ -48,7 +48,7 @@ impl Context<'_> {
 }
 
 /// Why the cluster can spare nobody; `None`: every group has all its replicas, and nothing moves.
-fn cluster_is_whole(cluster: &ClusterView) -> Option<String> {
+pub(crate) fn cluster_is_whole(cluster: &ClusterView) -> Option<String> {
     if cluster.leader.is_none() {
         return Some("the controller group has no leader".into());
     }
@@ -72,7 +72,7 @@ pub(super) fn busy(cluster: &ClusterView) -> Option<String> {
 }
 
 /// Why the controller group would have no majority without this node.
-fn quorum_without(cluster: &ClusterView, name: &str, size: i32) -> Option<String> {
+pub(crate) fn quorum_without(cluster: &ClusterView, name: &str, size: i32) -> Option<String> {
     let voters: Vec<&NodeView> = cluster.nodes.iter().filter(|node| node.voter).collect();
     // With a single voter nobody can take its place; it must be restarted all the same. So must one of two nodes.
     if voters.len() <= 1 || size <= 2 {

@@ -17,7 +17,7 @@
 //! on, `gates.rs` when a pod or node may go.
 
 mod begin;
-mod gates;
+pub(crate) mod gates;
 mod observed;
 mod operations;
 #[cfg(test)]

@@ -1,0 +1,16 @@
+//! The plugin's process: `kubectl chronicle`.
+
+use std::process::ExitCode;
+
+use chronicle_operator::plugin::Cli;
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match Cli::parse().execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("kubectl chronicle: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}

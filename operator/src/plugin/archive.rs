@@ -1,0 +1,59 @@
+//! A .tar.gz under construction: everything in it is in one folder, and names from elsewhere are checked before they become paths.
+
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use super::error::Failure;
+
+pub(super) struct Archive<W: Write> {
+    tar: tar::Builder<GzEncoder<W>>,
+    folder: String,
+    mtime_s: u64,
+    files: usize,
+}
+
+impl<W: Write> Archive<W> {
+    /// `mtime_s`: of every file, in seconds since the Unix epoch.
+    pub(super) fn new(to: W, folder: &str, mtime_s: u64) -> Self {
+        let tar = tar::Builder::new(GzEncoder::new(to, Compression::default()));
+        Self { tar, folder: folder.to_owned(), mtime_s, files: 0 }
+    }
+
+    /// Adds a file. Of each part of the name, what is not a letter, digit, `.`, `-` or `_` becomes `_`.
+    pub(super) fn add(&mut self, name: &[&str], contents: &[u8]) -> Result<(), Failure> {
+        let path = name.iter().map(|part| plain(part)).collect::<Vec<_>>().join("/");
+        let mut header = tar::Header::new_gnu();
+        header.set_size(contents.len() as u64);
+        header.set_mode(0o600);
+        header.set_mtime(self.mtime_s);
+        let path = format!("{}/{path}", self.folder);
+        self.files += 1;
+        self.tar.append_data(&mut header, &path, contents).map_err(Failure::io(path))
+    }
+
+    /// Writes the end; answers what was written to, and how many files there are.
+    pub(super) fn finish(self) -> Result<(W, usize), Failure> {
+        let files = self.files;
+        let to = self.tar.into_inner().and_then(GzEncoder::finish).map_err(Failure::io("the archive"))?;
+        Ok((to, files))
+    }
+}
+
+fn plain(part: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let name: String = part.chars().map(|c| if is_plain(c) { c } else { '_' }).take(128).collect();
+    if name.is_empty() || name.starts_with('.') { format!("_{name}") } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_leads_out_of_the_folder() {
+        assert_eq!(plain("log-0"), "log-0");
+        assert_eq!([plain(".."), plain("../x"), plain(""), plain("a/b")], ["_..", "_.._x", "_", "a_b"]);
+    }
+}

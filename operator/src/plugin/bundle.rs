@@ -1,0 +1,358 @@
+//! `bundle`: what somebody needs who is to find out what is wrong with a cluster, in one .tar.gz.
+//!
+//! Invariants:
+//! - No Secret is asked for with its data: only names, labels, ages. Everything else goes through [`masked`].
+//! - What cannot be had is a line in `problems.txt`, not a failure: bundles are made when something is broken.
+//! - Each log and each node's own files are bounded, [`LIST_MAX`] objects of a kind are listed.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use futures::AsyncReadExt;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, ListParams, LogParams};
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+
+use super::access::{Access, of};
+use super::archive::Archive;
+use super::error::Failure;
+use super::mask::masked;
+use super::plan;
+use crate::admin::Admin;
+use crate::api::ChronicleCluster;
+use crate::build::{KINDS, Settings, ordinal_of, pod_name};
+use crate::controller::Context;
+use crate::process::Metrics;
+
+/// Most objects of a kind.
+const LIST_MAX: u32 = 5_000;
+
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct BundleArgs {
+    /// Name of the ChronicleCluster.
+    pub(super) name: String,
+    /// Archive to write; must not be there yet. Default: chronicle-bundle-NAMESPACE-NAME-TIME.tar.gz.
+    #[arg(long, short = 'f', value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    /// Most of each log, in MiB; the newest part is kept.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1024), value_name = "MIB")]
+    pub(super) log_mib: u32,
+    /// Namespace that the operator runs in.
+    #[arg(long, default_value = "chronicle-system", value_name = "NAMESPACE")]
+    pub(super) operator_namespace: String,
+}
+
+pub(super) async fn run(access: &Access, args: &BundleArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let cluster = access.cluster(&args.name).await?;
+    let now = Timestamp::now();
+    let time = now.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let folder = format!("chronicle-bundle-{}-{}-{time}", access.namespace, args.name);
+    let path = args.file.clone().unwrap_or_else(|| format!("{folder}.tar.gz").into());
+    let shown = path.display().to_string();
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(Failure::io(&shown))?;
+    let surroundings = |client: Client, admin: std::sync::Arc<dyn Admin>| {
+        let settings = Settings { operator_namespace: args.operator_namespace.clone(), ..Settings::default() };
+        Context::new(client, admin, settings, Metrics::new(), "kubectl-chronicle")
+    };
+    let written = write(access, args, &cluster, file, &folder, now, surroundings).await;
+    let finished = written.and_then(|(file, files, problems)| {
+        let bytes = file.sync_all().and_then(|()| file.metadata()).map_err(Failure::io(&shown))?.len();
+        Ok((bytes, files, problems))
+    });
+    let (bytes, files, problems) = match finished {
+        Ok(finished) => finished,
+        Err(failure) => {
+            // Half an archive is none.
+            let _ = std::fs::remove_file(&path);
+            return Err(failure);
+        }
+    };
+    for problem in &problems {
+        eprintln!("not in it: {problem}");
+    }
+    writeln!(out, "{shown}: {files} files, {bytes} bytes, {} problems", problems.len())
+        .map_err(Failure::io("standard output"))
+}
+
+/// Writes all of it; answers what was written to, the number of files, and what is not in it.
+pub(super) async fn write<W: Write>(
+    access: &Access,
+    args: &BundleArgs,
+    cluster: &ChronicleCluster,
+    to: W,
+    folder: &str,
+    now: Timestamp,
+    context: impl FnOnce(Client, std::sync::Arc<dyn Admin>) -> Context,
+) -> Result<(W, usize, Vec<String>), Failure> {
+    let mtime = u64::try_from(now.as_second()).unwrap_or(0);
+    let mut bundle = Bundle { access, args, archive: Archive::new(to, folder, mtime), problems: Vec::new() };
+    bundle.about(now).await?;
+    bundle.resources(cluster).await?;
+    bundle.secrets().await?;
+    match plan::make(access, &args.name, context).await {
+        Ok(plan) => bundle.archive.add(&["plan.txt"], plan::text(&plan).as_bytes())?,
+        Err(failure) => bundle.problems.push(format!("plan: {failure}")),
+    }
+    let pods: Vec<String> = match access.pods(&args.name).await {
+        Ok(pods) => pods.keys().map(|ordinal| pod_name(&args.name, *ordinal)).collect(),
+        Err(failure) => {
+            bundle.problems.push(failure.to_string());
+            Vec::new()
+        }
+    };
+    for pod in &pods {
+        bundle.logs(&access.namespace, pod, "chronicle", &["logs", pod]).await?;
+    }
+    bundle.operator().await?;
+    bundle.nodes(cluster).await?;
+    let Bundle { mut archive, problems, .. } = bundle;
+    let text: String = problems.iter().map(|problem| format!("{problem}\n")).collect();
+    archive.add(&["problems.txt"], text.as_bytes())?;
+    let (to, files) = archive.finish()?;
+    Ok((to, files, problems))
+}
+
+struct Bundle<'a, W: Write> {
+    access: &'a Access,
+    args: &'a BundleArgs,
+    archive: Archive<W>,
+    problems: Vec<String>,
+}
+
+impl<W: Write> Bundle<'_, W> {
+    async fn about(&mut self, now: Timestamp) -> Result<(), Failure> {
+        let server = match self.access.client.apiserver_version().await {
+            Ok(version) => version.git_version,
+            Err(error) => {
+                self.problems.push(format!("version of the API server: {}", super::error::causes(&error)));
+                String::new()
+            }
+        };
+        let about = json!({
+            "made": now.to_string(), "plugin": env!("CARGO_PKG_VERSION"), "apiServer": server,
+            "namespace": self.access.namespace, "cluster": self.args.name,
+        });
+        self.archive.add(&["bundle.json"], format!("{about:#}\n").as_bytes())
+    }
+
+    /// The objects of the cluster, and what its pods and volumes stand on.
+    async fn resources(&mut self, cluster: &ChronicleCluster) -> Result<(), Failure> {
+        let name = self.args.name.as_str();
+        let own = serde_json::to_value(cluster).unwrap_or_default();
+        self.objects("chronicleclusters", vec![own])?;
+        let selected = of(name).limit(LIST_MAX);
+        let more = [("", "v1", "Pod", "pods"), ("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")];
+        let mut machines = Vec::new();
+        let mut volumes = Vec::new();
+        for (group, version, kind, plural) in KINDS.into_iter().chain(more) {
+            let found = self.list(group, version, kind, plural, true, &selected).await;
+            let names = |path: &str| {
+                found.iter().filter_map(|object| object.pointer(path)?.as_str().map(str::to_owned)).collect()
+            };
+            match plural {
+                "pods" => machines = names("/spec/nodeName"),
+                "persistentvolumeclaims" => volumes = names("/spec/volumeName"),
+                _ => {}
+            }
+            self.objects(plural, found)?;
+        }
+        let all = ListParams::default().limit(LIST_MAX);
+        for (kind, plural) in [("ChronicleTopic", "chronicletopics"), ("ChronicleUser", "chronicleusers")] {
+            let mut found = self.list("chronicle.dev", "v1alpha1", kind, plural, true, &all).await;
+            found.retain(|object| object["spec"]["clusterRef"]["name"] == name);
+            self.objects(plural, found)?;
+        }
+        let mut events = self.list("", "v1", "Event", "events", true, &all).await;
+        events.retain(|event| {
+            let about = event["involvedObject"]["name"].as_str().unwrap_or_default();
+            about == name || about.starts_with(&format!("{name}-")) || about.starts_with(&format!("data-{name}-"))
+        });
+        self.objects("events", events)?;
+        for (kind, plural, wanted) in [("Node", "nodes", machines), ("PersistentVolume", "persistentvolumes", volumes)]
+        {
+            let mut found = self.list("", "v1", kind, plural, false, &all).await;
+            found.retain(|object| wanted.iter().any(|name| object["metadata"]["name"] == name.as_str()));
+            self.objects(plural, found)?;
+        }
+        let classes = self.list("storage.k8s.io", "v1", "StorageClass", "storageclasses", false, &all).await;
+        self.objects("storageclasses", classes)
+    }
+
+    /// The objects of a kind; none, with a note, when they cannot be had.
+    async fn list(
+        &mut self,
+        group: &str,
+        version: &str,
+        kind: &str,
+        plural: &str,
+        namespaced: bool,
+        selected: &ListParams,
+    ) -> Vec<Value> {
+        let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
+        let client = self.access.client.clone();
+        let (api, namespace): (Api<DynamicObject>, _) = match namespaced {
+            true => {
+                (Api::namespaced_with(client, &self.access.namespace, &resource), Some(self.access.namespace.as_str()))
+            }
+            false => (Api::all_with(client, &resource), None),
+        };
+        match api.list(selected).await {
+            Ok(list) => {
+                if list.metadata.continue_.as_ref().is_some_and(|more| !more.is_empty()) {
+                    self.problems
+                        .push(format!("{plural}: more than {LIST_MAX} of them; the others were not looked at"));
+                }
+                let value = |mut object: DynamicObject| {
+                    let types = (object.types.take()).map(|types| (types.api_version, types.kind));
+                    let mut value = serde_json::to_value(object).unwrap_or_default();
+                    let (api_version, kind) = types.unwrap_or((resource.api_version.clone(), kind.to_owned()));
+                    (value["apiVersion"], value["kind"]) = (api_version.into(), kind.into());
+                    value
+                };
+                list.items.into_iter().map(value).collect()
+            }
+            // Not every Kubernetes cluster knows every kind.
+            Err(error) if crate::controller::is_not_found(&error) => Vec::new(),
+            Err(error) => {
+                self.problems.push(Failure::kube("list", plural, namespace, error).to_string());
+                Vec::new()
+            }
+        }
+    }
+
+    fn objects(&mut self, plural: &str, objects: Vec<Value>) -> Result<(), Failure> {
+        let mut text = String::new();
+        for object in objects {
+            text.push_str("---\n");
+            text.push_str(&serde_yaml::to_string(&masked(object)).unwrap_or_else(|error| format!("# {error}\n")));
+        }
+        self.archive.add(&["resources", &format!("{plural}.yaml")], text.as_bytes())
+    }
+
+    /// Secrets by what is known of them without their data, which is not asked for.
+    async fn secrets(&mut self) -> Result<(), Failure> {
+        let name = self.args.name.as_str();
+        let api: Api<Secret> = Api::namespaced(self.access.client.clone(), &self.access.namespace);
+        let secrets = match api.list_metadata(&ListParams::default().limit(LIST_MAX)).await {
+            Ok(list) => list.items,
+            Err(error) => {
+                let failure = Failure::kube("list", "secrets", Some(&self.access.namespace), error);
+                self.problems.push(format!("metadata of secrets: {failure}"));
+                Vec::new()
+            }
+        };
+        let ours = secrets.into_iter().filter(|secret| {
+            let secret_name = secret.name_any();
+            secret_name.starts_with(&format!("{name}-")) || secret.labels().values().any(|value| value == name)
+        });
+        let facts = ours.map(|secret| {
+            json!({
+                "name": secret.name_any(),
+                "created": secret.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()),
+                "labels": secret.metadata.labels,
+                // Their values may repeat the data.
+                "annotations": secret.annotations().keys().collect::<Vec<_>>(),
+                "owners": secret.owner_references().iter().map(|owner| format!("{}/{}", owner.kind, owner.name)).collect::<Vec<_>>(),
+            })
+        });
+        let text = serde_yaml::to_string(&facts.collect::<Vec<Value>>()).unwrap_or_default();
+        self.archive.add(&["resources", "secrets-without-data.yaml"], text.as_bytes())
+    }
+
+    /// What a container logs, and what it logged before it was started anew.
+    async fn logs(&mut self, namespace: &str, pod: &str, container: &str, folder: &[&str]) -> Result<(), Failure> {
+        let bytes_max = self.args.log_mib as usize * (1 << 20);
+        for (previous, file) in [(false, "current.log"), (true, "previous.log")] {
+            let pods: Api<Pod> = Api::namespaced(self.access.client.clone(), namespace);
+            let params =
+                LogParams { container: Some(container.to_owned()), previous, timestamps: true, ..LogParams::default() };
+            match newest(&pods, pod, &params, bytes_max).await {
+                Ok(text) => self.archive.add(&[folder, &[file]].concat(), &text)?,
+                // Most containers were never started anew.
+                Err(kube::Error::Api(status)) if previous && status.code == 400 => {}
+                Err(error) => {
+                    let what = format!("pods/log of {pod}{}", if previous { " (previous)" } else { "" });
+                    self.problems.push(Failure::kube("get", &what, Some(namespace), error).to_string());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The operator: its pods and what they log.
+    async fn operator(&mut self) -> Result<(), Failure> {
+        let namespace = self.args.operator_namespace.clone();
+        let pods: Api<Pod> = Api::namespaced(self.access.client.clone(), &namespace);
+        let labelled = ListParams::default().labels("app.kubernetes.io/name=chronicle-operator");
+        let pods = match pods.list(&labelled).await {
+            Ok(list) => list.items,
+            Err(error) => {
+                let failure = Failure::kube("list", "pods", Some(&namespace), error);
+                self.problems.push(format!("operator: {failure}"));
+                return Ok(());
+            }
+        };
+        if pods.is_empty() {
+            let why = format!("operator: no pod of it in namespace {namespace}; --operator-namespace says where it is");
+            self.problems.push(why);
+        }
+        for pod in pods {
+            let name = pod.name_any();
+            let value = masked(serde_json::to_value(&pod).unwrap_or_default());
+            let text = serde_yaml::to_string(&value).unwrap_or_default();
+            self.archive.add(&["operator", &name, "pod.yaml"], text.as_bytes())?;
+            self.logs(&namespace, &name, "operator", &["operator", &name]).await?;
+        }
+        Ok(())
+    }
+
+    /// What the nodes know of themselves and of the cluster, by their own word.
+    async fn nodes(&mut self, cluster: &ChronicleCluster) -> Result<(), Failure> {
+        let target = match self.access.target(cluster).await {
+            Ok(target) => target,
+            Err(failure) => {
+                self.problems.push(format!("nodes: {failure}"));
+                return Ok(());
+            }
+        };
+        let nodes = self.access.nodes(&self.args.name);
+        match nodes.observe(&target).await {
+            Ok(view) => self.archive.add(&["nodes", "cluster.txt"], format!("{view:#?}\n").as_bytes())?,
+            Err(error) => self.problems.push(format!("nodes: {error}")),
+        }
+        let bytes_max = self.args.log_mib as usize * (1 << 20);
+        for (name, address) in target.nodes.iter().filter(|(name, _)| ordinal_of(&self.args.name, name).is_some()) {
+            match nodes.diagnostics(&target, address, bytes_max).await {
+                Ok(files) => {
+                    for (file, contents) in files {
+                        self.archive.add(&["nodes", name, &file], &contents)?;
+                    }
+                }
+                Err(error) => self.problems.push(format!("node {name}: {error}")),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The newest bytes of a log.
+async fn newest(pods: &Api<Pod>, pod: &str, params: &LogParams, bytes_max: usize) -> Result<Vec<u8>, kube::Error> {
+    let mut log = Box::pin(pods.log_stream(pod, params).await?);
+    let (mut kept, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        // What has come so far is better than nothing.
+        let Ok(read @ 1..) = log.read(&mut chunk).await else { break };
+        kept.extend_from_slice(&chunk[..read]);
+        if kept.len() > 2 * bytes_max {
+            kept.drain(..kept.len() - bytes_max);
+        }
+    }
+    let cut = kept.len().saturating_sub(bytes_max);
+    kept.drain(..cut);
+    Ok(kept)
+}

@@ -1,0 +1,94 @@
+//! The command line of the plugin.
+
+use std::io::{self, Write};
+
+use clap::{Parser, Subcommand};
+
+use super::access::{Access, Flags};
+use super::bundle::BundleArgs;
+use super::drain::DrainArgs;
+use super::error::Failure;
+use super::logs::LogsArgs;
+use super::members::MembersArgs;
+use super::plan::PlanArgs;
+use super::status::StatusArgs;
+
+/// Looks at Chronicle clusters, and drains their nodes.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong command line, 3 not done in time, 4 not allowed, 5 no such cluster or pod.
+#[derive(Debug, Parser)]
+#[command(name = "kubectl-chronicle", bin_name = "kubectl chronicle", version)]
+pub struct Cli {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Clusters, or one of them: conditions, what is under way, members, versions, capacity.
+    Status(StatusArgs),
+    /// The nodes of a cluster, by their own word where they can be asked.
+    Members(MembersArgs),
+    /// What the operator would do next, and why nothing happens. Changes nothing.
+    Plan(PlanArgs),
+    /// Has a node hand over what it leads, so that its pod can go.
+    Drain(DrainArgs),
+    /// What the pods of a cluster log, merged.
+    Logs(LogsArgs),
+    /// A .tar.gz with all that support needs, without secrets.
+    Bundle(BundleArgs),
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// Why it could not; [`Failure::exit_code`] is for the shell.
+    pub fn execute(self) -> Result<(), Failure> {
+        // kube and the client agree on one provider.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let done = runtime.map_err(Failure::io("the runtime"))?.block_on(self.run(&mut io::stdout()));
+        match done {
+            // The reader has seen enough, such as `head`.
+            Err(Failure::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn run(self, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
+        let access = Access::open(&self.flags).await?;
+        match &self.command {
+            Command::Status(args) => super::status::run(&access, args, out).await,
+            Command::Members(args) => super::members::run(&access, args, out).await,
+            Command::Plan(args) => super::plan::run(&access, args, out).await,
+            Command::Drain(args) => super::drain::run(&access, args, out).await,
+            Command::Logs(args) => super::logs::run(&access, args, out).await,
+            Command::Bundle(args) => super::bundle::run(&access, args, out).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_takes_kubectls_flags_anywhere() {
+        Cli::command().debug_assert();
+        for line in [
+            "kubectl-chronicle -n shop status",
+            "kubectl-chronicle status log -o wide --context prod",
+            "kubectl-chronicle drain log log-2 --timeout 5m -n shop",
+            "kubectl-chronicle logs log log-1 --follow --since 10m --kubeconfig k",
+            "kubectl-chronicle bundle log -f out.tar.gz",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        assert!(Cli::try_parse_from(["kubectl-chronicle", "status", "log", "-A"]).is_err());
+    }
+}

@@ -1,0 +1,143 @@
+//! `drain`: has a node hand over what it leads and waits for it, so that its pod can be deleted or evicted without a gap. The only
+//! command that changes something, and it ends by itself: a node that is started again takes part again, and so does one that
+//! is undrained.
+
+use std::io::Write;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use tokio::time::{Instant, sleep};
+
+use super::access::Access;
+use super::error::Failure;
+use super::lines::duration;
+use crate::api::MemberState;
+use crate::build::{ordinal_of, pod_name};
+use crate::plan::gates::{cluster_is_whole, quorum_without};
+use crate::plan::{ClusterView, NodeView};
+
+/// How often the cluster is asked how far it is.
+const POLL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct DrainArgs {
+    /// Name of the ChronicleCluster.
+    pub(super) name: String,
+    /// The pod whose node is drained.
+    pub(super) pod: String,
+    /// Longest wait, such as 30s or 5m. The drain itself goes on.
+    #[arg(long, default_value = "2m", value_parser = duration, value_name = "TIME")]
+    pub(super) timeout: Duration,
+    /// Let the node lead again, and wait for nothing.
+    #[arg(long)]
+    pub(super) undo: bool,
+}
+
+pub(super) async fn run(access: &Access, args: &DrainArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let DrainArgs { name, pod, .. } = args;
+    let cluster = access.cluster(name).await?;
+    let status = cluster.status.clone().unwrap_or_default();
+    let size = status.size.unwrap_or(cluster.spec.replicas);
+    if ordinal_of(&cluster.name_any(), pod).is_none_or(|ordinal| ordinal >= size.max(cluster.spec.replicas)) {
+        let known = (0..size).map(|ordinal| pod_name(name, ordinal)).collect();
+        return Err(Failure::NoPod { pod: pod.clone(), cluster: name.clone(), known });
+    }
+    if let Some(operation) = status.operation.filter(|operation| operation.target == *pod) {
+        let (kind, step) = (operation.kind, operation.step);
+        return Err(Failure::Refused(format!(
+            "the operator is at {kind:?} of {pod}, step {step:?}, and drains it itself where that is needed; wait for it \
+             (kubectl chronicle status {name})"
+        )));
+    }
+    let (target, nodes) = (access.target(&cluster).await?, access.nodes(name));
+    let view = nodes.observe(&target).await?;
+    let node = member(&view, pod)?;
+    let node_id = node.node_id.clone();
+    if args.undo {
+        nodes.undrain(&target, &node_id).await?;
+        return say(out, &format!("{pod} may lead again"));
+    }
+    match (node.state, node.alive) {
+        (_, false) => return Err(Failure::Refused(format!("the cluster does not hear from {pod}: it leads nothing"))),
+        (MemberState::Decommissioning, _) => {
+            return Err(Failure::Refused(format!(
+                "{pod} is being decommissioned: what it leads goes with its replicas"
+            )));
+        }
+        (MemberState::Draining, _) => say(out, &format!("{pod} is drained already or is at it"))?,
+        (MemberState::Active, _) => {
+            if view.nodes.iter().filter(|node| node.alive && node.state == MemberState::Active).count() < 2 {
+                return Err(Failure::Refused(format!(
+                    "no other node is alive and active that could take over from {pod}"
+                )));
+            }
+            nodes.drain(&target, &node_id).await?;
+            say(out, &format!("{pod} hands over what it leads"))?;
+        }
+    }
+    let begun = Instant::now();
+    let mut said = String::new();
+    loop {
+        let left = match nodes.observe(&target).await {
+            Ok(view) => {
+                let left = what_is_left(&view, &node_id);
+                let Some(left) = left else {
+                    say(out, &format!("{pod} leads nothing"))?;
+                    return say(out, &verdict(&view, pod, size));
+                };
+                left
+            }
+            // While the controller group changes its leader, nobody answers for a moment.
+            Err(error) => format!("no answer: {error}"),
+        };
+        if left != said {
+            say(out, &format!("{pod}: {left}"))?;
+            said = left;
+        }
+        if begun.elapsed() >= args.timeout {
+            return Err(Failure::TimedOut(format!(
+                "{pod} is not drained after {} s: {said}. It goes on; --undo takes it back",
+                args.timeout.as_secs()
+            )));
+        }
+        sleep(POLL).await;
+    }
+}
+
+fn member<'a>(view: &'a ClusterView, pod: &str) -> Result<&'a NodeView, Failure> {
+    let named = view.nodes.iter().filter(|node| node.name == pod);
+    let node = named.max_by_key(|node| (node.alive, node.raft_id));
+    node.ok_or_else(|| Failure::Refused(format!("{pod} is not a member of the cluster: it leads nothing")))
+}
+
+/// What a node still leads; `None`: nothing.
+fn what_is_left(view: &ClusterView, node_id: &str) -> Option<String> {
+    let node = view.nodes.iter().find(|node| node.node_id == node_id)?;
+    if node.state == MemberState::Active {
+        return Some("does not drain: not yet, or it was started anew or undrained".into());
+    }
+    let running = view.operations.iter().find(|running| running.kind == "drain" && running.node_id == node_id);
+    match running {
+        Some(running) if running.remaining > 0 && running.reason.is_empty() => {
+            Some(format!("leads {} partitions", running.remaining))
+        }
+        Some(running) if running.remaining > 0 => {
+            Some(format!("leads {} partitions: {}", running.remaining, running.reason))
+        }
+        Some(_) => Some("hands over what it leads".into()),
+        None if view.leader.as_deref() == Some(node_id) => Some("leads the controller group".into()),
+        None => None,
+    }
+}
+
+/// Whether the others can do without it now, by the operator's own gates.
+fn verdict(view: &ClusterView, pod: &str, size: i32) -> String {
+    match cluster_is_whole(view).or_else(|| quorum_without(view, pod, size)) {
+        None => format!("the others have a majority without {pod}: it may be deleted or evicted now"),
+        Some(why) => format!("do not delete {pod} yet: {why}"),
+    }
+}
+
+fn say(out: &mut dyn Write, line: &str) -> Result<(), Failure> {
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::io("standard output"))
+}

@@ -1,0 +1,131 @@
+//! Byte streams to ports of pods, through the API server: a [`Connector`] like TCP's, so that TLS and gRPC go over it unchanged, and
+//! certificates are verified against the pod's own name.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use chronicle_client::{BoxedIo, Connector};
+use http::StatusCode;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use kube::api::{Api, Portforwarder};
+use kube::client::UpgradeConnectionError;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+
+use super::error::causes;
+use crate::build::ordinal_of;
+
+/// Opens `POD.ANYTHING:PORT` for the pods of one cluster; every other address is refused.
+pub(super) fn forwarding(client: Client, namespace: &str, cluster: &str) -> Connector {
+    let (namespace, cluster): (Arc<str>, Arc<str>) = (namespace.into(), cluster.into());
+    Arc::new(move |address| {
+        let (client, namespace, cluster) = (client.clone(), namespace.clone(), cluster.clone());
+        Box::pin(async move {
+            let (pod, port) = pod_and_port(&cluster, &address)?;
+            let pods: Api<Pod> = Api::namespaced(client, &namespace);
+            let forwarder = pods.portforward(pod, &[port]).await;
+            let forwarder = forwarder.map_err(|error| refused(&namespace, pod, &error))?;
+            let forwarded = Forwarded::new(forwarder, port);
+            forwarded
+                .map(|stream| Box::new(stream) as BoxedIo)
+                .ok_or_else(|| io::Error::other("no stream for the port"))
+        })
+    })
+}
+
+fn pod_and_port<'a>(cluster: &str, address: &'a str) -> io::Result<(&'a str, u16)> {
+    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, format!("{address}: is no pod of cluster {cluster}"));
+    let (host, port) = address.rsplit_once(':').ok_or_else(invalid)?;
+    let pod = host.split('.').next().unwrap_or_default();
+    ordinal_of(cluster, pod).ok_or_else(invalid)?;
+    Ok((pod, port.parse().map_err(|_| invalid())?))
+}
+
+/// The API server takes no request for a stream with an error in words, only with a number.
+fn refused(namespace: &str, pod: &str, error: &kube::Error) -> io::Error {
+    let why = match error {
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(StatusCode::FORBIDDEN)) => {
+            format!("not allowed: get and create pods/portforward in namespace {namespace}")
+        }
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(StatusCode::NOT_FOUND)) => {
+            format!("there is no pod {pod}")
+        }
+        error => format!("port-forward to {pod}: {}", causes(error)),
+    };
+    io::Error::other(why)
+}
+
+type PodError = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
+
+/// One stream. Ends with the words of the pod's machine when the port cannot be reached, which otherwise would be silence.
+struct Forwarded {
+    stream: DuplexStream,
+    error: Option<PodError>,
+    forwarder: Portforwarder,
+}
+
+impl Forwarded {
+    fn new(mut forwarder: Portforwarder, port: u16) -> Option<Self> {
+        let stream = forwarder.take_stream(port)?;
+        let error = forwarder.take_error(port).map(|error| Box::pin(error) as PodError);
+        Some(Self { stream, error, forwarder })
+    }
+}
+
+impl Drop for Forwarded {
+    fn drop(&mut self) {
+        self.forwarder.abort();
+    }
+}
+
+impl AsyncRead for Forwarded {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let has_bytes = buffer.filled().len() > before;
+        if has_bytes {
+            return read;
+        }
+        if let Some(error) = &mut self.error
+            && let Poll::Ready(told) = error.as_mut().poll(cx)
+        {
+            self.error = None;
+            if let Some(told) = told {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionRefused, told.trim().to_owned())));
+            }
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Forwarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pods_of_the_cluster_are_reached() {
+        assert_eq!(pod_and_port("log", "log-2.log-nodes.ns.svc:7400").unwrap(), ("log-2", 7400));
+        for bad in
+            ["log-2.log-nodes.ns.svc", "log.ns.svc:7400", "other-0.x:7400", "log-x.y:7400", "log-0:70000", ":1", ""]
+        {
+            assert!(pod_and_port("log", bad).is_err(), "{bad:?}");
+        }
+    }
+}

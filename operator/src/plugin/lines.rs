@@ -1,0 +1,120 @@
+//! Lines of logs: read with a bound, ordered by the time that Kubernetes has noted, from several pods at once.
+
+use std::io;
+use std::time::Duration;
+
+use futures::{AsyncBufRead, AsyncBufReadExt};
+use k8s_openapi::jiff::Timestamp;
+
+/// Longest line that is kept, in bytes; what is longer is cut.
+const LINE_BYTES_MAX: usize = 256 << 10;
+
+/// A line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Line {
+    /// When Kubernetes took it; the line before's, where it has none.
+    pub(super) at: Timestamp,
+    pub(super) text: String,
+}
+
+/// Reads lines that begin with a time.
+pub(super) struct Lines<R> {
+    from: R,
+    last: Timestamp,
+}
+
+impl<R: AsyncBufRead + Unpin> Lines<R> {
+    pub(super) fn new(from: R) -> Self {
+        Self { from, last: Timestamp::UNIX_EPOCH }
+    }
+
+    /// The next line; `None`: the end. Dropping the future in the middle loses the part of the line that was read.
+    pub(super) async fn next(&mut self) -> io::Result<Option<Line>> {
+        let mut line = Vec::new();
+        let mut ended = false;
+        let mut empty = true;
+        while !ended {
+            let available = self.from.fill_buf().await?;
+            if available.is_empty() {
+                break;
+            }
+            empty = false;
+            let end = available.iter().position(|byte| *byte == b'\n');
+            let taken = end.unwrap_or(available.len());
+            let room = LINE_BYTES_MAX.saturating_sub(line.len()).min(taken);
+            line.extend_from_slice(&available[..room]);
+            ended = end.is_some();
+            self.from.consume_unpin(taken + usize::from(ended));
+        }
+        if empty {
+            return Ok(None);
+        }
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end_matches('\r');
+        let (at, text) = match text.split_once(' ').map(|(at, rest)| (at.parse::<Timestamp>(), rest)) {
+            Some((Ok(at), rest)) => (at, rest),
+            _ => (text.parse().unwrap_or(self.last), if text.parse::<Timestamp>().is_ok() { "" } else { text }),
+        };
+        self.last = at;
+        Ok(Some(Line { at, text: text.to_owned() }))
+    }
+}
+
+/// `30s`, `5m`, `2h`, `1d`, or seconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let rule = || format!("{text:?}: must be a number with s, m, h or d, such as 90s");
+    let (number, seconds) = match text.trim().split_at_checked(text.trim().len().saturating_sub(1)) {
+        Some((number, "s")) => (number, 1),
+        Some((number, "m")) => (number, 60),
+        Some((number, "h")) => (number, 3600),
+        Some((number, "d")) => (number, 86_400),
+        _ => (text.trim(), 1),
+    };
+    let number: u64 = number.parse().map_err(|_| rule())?;
+    number.checked_mul(seconds).filter(|seconds| *seconds <= 3_650 * 86_400).map(Duration::from_secs).ok_or_else(rule)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+    use futures::io::{BufReader, Cursor};
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Vec<(i64, String)> {
+        let mut lines = Lines::new(BufReader::with_capacity(7, Cursor::new(bytes.to_vec())));
+        let mut all = Vec::new();
+        while let Some(line) = block_on(lines.next()).unwrap() {
+            all.push((line.at.as_second(), line.text));
+        }
+        all
+    }
+
+    #[test]
+    fn a_line_is_a_time_and_a_text_and_what_has_no_time_belongs_to_the_line_before() {
+        let bytes = b"1970-01-01T00:00:05.123456789Z first line\n1970-01-01T00:00:06Z \n  at somewhere\r\nlast \xff";
+        let told: Vec<(i64, String)> = [(5, "first line"), (6, ""), (6, "  at somewhere"), (6, "last \u{fffd}")]
+            .map(|(at, text)| (at, text.to_owned()))
+            .to_vec();
+        assert_eq!(read(bytes), told);
+        assert_eq!(read(b""), []);
+    }
+
+    #[test]
+    fn a_line_without_end_does_not_fill_the_memory() {
+        let long = vec![b'x'; 3 * LINE_BYTES_MAX];
+        let lines = read(&long);
+        assert_eq!((lines.len(), lines[0].1.len()), (1, LINE_BYTES_MAX));
+    }
+
+    #[test]
+    fn times_are_given_with_their_unit() {
+        assert_eq!(
+            ["45", "45s", "2m", "3h", "1d"].map(|text| duration(text).unwrap().as_secs()),
+            [45, 45, 120, 10_800, 86_400]
+        );
+        for bad in ["", "s", "-5s", "5w", "ü", "99999999999999999999s", "99999999d"] {
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! `logs`: what all pods of a cluster log, in the order in which Kubernetes took it, each line with its pod.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::time::Duration;
+
+use futures::AsyncBufRead;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::{Api, LogParams};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::access::Access;
+use super::error::Failure;
+use super::lines::{Line, Lines, duration};
+use crate::build::{ordinal_of, pod_name};
+
+/// The container of a node.
+const CONTAINER: &str = "chronicle";
+/// Lines that wait to be printed while a cluster is followed; a line has 256 KiB at most.
+const WAITING_MAX: usize = 64;
+/// While it is followed: how often pods are looked for, and a log is tried again that has ended.
+const AGAIN: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct LogsArgs {
+    /// Name of the ChronicleCluster.
+    pub(super) name: String,
+    /// Only this pod.
+    pub(super) pod: Option<String>,
+    /// Go on with what is logged from now on, also of pods that are made anew.
+    #[arg(long, short = 'f')]
+    pub(super) follow: bool,
+    /// Only what is younger, such as 10m.
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub(super) since: Option<Duration>,
+    /// Only so many lines of each pod, the newest.
+    #[arg(long, value_name = "LINES")]
+    pub(super) tail: Option<u32>,
+    /// The containers before, those that have ended.
+    #[arg(long, short = 'p', conflicts_with = "follow")]
+    pub(super) previous: bool,
+    /// Each line with the time at which Kubernetes took it.
+    #[arg(long)]
+    pub(super) timestamps: bool,
+}
+
+impl LogsArgs {
+    fn params(&self) -> LogParams {
+        LogParams {
+            container: Some(CONTAINER.into()),
+            follow: self.follow,
+            previous: self.previous,
+            since_seconds: self.since.map(|since| since.as_secs().max(1).cast_signed()),
+            tail_lines: self.tail.map(i64::from),
+            timestamps: true,
+            ..LogParams::default()
+        }
+    }
+}
+
+pub(super) async fn run(access: &Access, args: &LogsArgs, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
+    access.cluster(&args.name).await?;
+    let pods: Vec<String> =
+        access.pods(&args.name).await?.keys().map(|ordinal| pod_name(&args.name, *ordinal)).collect();
+    let chosen: Vec<String> = match &args.pod {
+        None => pods,
+        Some(pod) if pods.contains(pod) => vec![pod.clone()],
+        // It may be about to be made.
+        Some(pod) if args.follow && ordinal_of(&args.name, pod).is_some() => vec![pod.clone()],
+        Some(pod) => {
+            return Err(Failure::NoPod { pod: pod.clone(), cluster: args.name.clone(), known: pods });
+        }
+    };
+    let width = chosen.iter().map(String::len).max().unwrap_or(0);
+    match args.follow {
+        true => follow(access, args, chosen, width, out).await,
+        false => merged(access, args, &chosen, width, out).await,
+    }
+}
+
+fn write(out: &mut (dyn Write + Send), args: &LogsArgs, width: usize, pod: &str, line: &Line) -> Result<(), Failure> {
+    let at = if args.timestamps { format!("{} ", line.at) } else { String::new() };
+    writeln!(out, "[{pod:<width$}] {at}{}", line.text).map_err(Failure::io("standard output"))
+}
+
+/// Several logs as one. Holds one line of each.
+async fn merged(
+    access: &Access,
+    args: &LogsArgs,
+    chosen: &[String],
+    width: usize,
+    out: &mut (dyn Write + Send),
+) -> Result<(), Failure> {
+    let pods: Api<Pod> = Api::namespaced(access.client.clone(), &access.namespace);
+    let mut logs = Vec::new();
+    let mut refused = None;
+    for pod in chosen {
+        match pods.log_stream(pod, &args.params()).await {
+            Ok(stream) => {
+                let mut lines = Lines::new(stream);
+                let first = next(&mut lines, pod).await?;
+                logs.push((pod, lines, first));
+            }
+            Err(error) => {
+                let failure = Failure::kube("get", &format!("pods/log of {pod}"), Some(&access.namespace), error);
+                if logs.is_empty() && matches!(failure, Failure::Forbidden { .. }) {
+                    return Err(failure);
+                }
+                // Others may have something to say all the same.
+                eprintln!("kubectl chronicle: {failure}");
+                refused = Some(failure);
+            }
+        }
+    }
+    if let Some(failure) = refused.filter(|_| logs.is_empty()) {
+        return Err(failure);
+    }
+    let earliest = |logs: &[(_, _, Option<Line>)]| {
+        let heads = logs.iter().enumerate().filter_map(|(at, (_, _, head))| Some((head.as_ref()?.at, at)));
+        heads.min().map(|(_, at)| at)
+    };
+    while let Some(at) = earliest(&logs) {
+        let (pod, lines, head) = &mut logs[at];
+        if let Some(line) = head.take() {
+            write(out, args, width, pod, &line)?;
+        }
+        *head = next(lines, pod).await?;
+    }
+    out.flush().map_err(Failure::io("standard output"))
+}
+
+async fn next<R: AsyncBufRead + Unpin>(lines: &mut Lines<R>, pod: &str) -> Result<Option<Line>, Failure> {
+    lines.next().await.map_err(Failure::io(format!("log of {pod}")))
+}
+
+/// Several logs as they come, until the reader goes away or the process is interrupted.
+async fn follow(
+    access: &Access,
+    args: &LogsArgs,
+    chosen: Vec<String>,
+    width: usize,
+    out: &mut (dyn Write + Send),
+) -> Result<(), Failure> {
+    let (sender, mut lines) = mpsc::channel::<(String, Line)>(WAITING_MAX);
+    // Dropped, and with it what it runs, when this ends.
+    let mut followers = JoinSet::new();
+    let mut followed: BTreeSet<String> = BTreeSet::new();
+    let mut pods = chosen;
+    let mut look = tokio::time::interval(AGAIN);
+    loop {
+        for pod in pods.drain(..) {
+            if followed.insert(pod.clone()) {
+                let (client, namespace) = (access.client.clone(), access.namespace.clone());
+                followers.spawn(follow_pod(client, namespace, pod, args.params(), sender.clone()));
+            }
+        }
+        // Neither branch loses anything when the other one is first.
+        tokio::select! {
+            Some((pod, line)) = lines.recv() => {
+                write(out, args, width, &pod, &line)?;
+                while let Ok((pod, line)) = lines.try_recv() {
+                    write(out, args, width, &pod, &line)?;
+                }
+                out.flush().map_err(Failure::io("standard output"))?;
+            }
+            Some(ended) = followers.join_next() => {
+                if let Ok(Err(failure)) = ended {
+                    return Err(failure);
+                }
+            }
+            _ = look.tick(), if args.pod.is_none() => {
+                // A look that fails is followed by another.
+                if let Ok(known) = access.pods(&args.name).await {
+                    pods = known.keys().map(|ordinal| pod_name(&args.name, *ordinal)).collect();
+                }
+            }
+        }
+    }
+}
+
+/// One pod's log, over its restarts: after an end it goes on with what is younger than the last line.
+async fn follow_pod(
+    client: Client,
+    namespace: String,
+    pod: String,
+    mut params: LogParams,
+    to: mpsc::Sender<(String, Line)>,
+) -> Result<(), Failure> {
+    let pods: Api<Pod> = Api::namespaced(client, &namespace);
+    let mut last: Option<Timestamp> = None;
+    loop {
+        match pods.log_stream(&pod, &params).await {
+            Ok(stream) => {
+                let mut lines = Lines::new(stream);
+                // What is asked for again is exact to the second only: what was told already comes first.
+                let mut told = last;
+                while let Ok(Some(line)) = lines.next().await {
+                    if told.is_some_and(|told| line.at <= told) {
+                        continue;
+                    }
+                    told = None;
+                    last = Some(line.at);
+                    if to.send((pod.clone(), line)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            Err(kube::Error::Api(status)) if status.is_forbidden() => {
+                let error = kube::Error::Api(status);
+                return Err(Failure::kube("get", &format!("pods/log of {pod}"), Some(&namespace), error));
+            }
+            // It is not there, or its container does not run yet.
+            Err(_) => {}
+        }
+        if last.is_some() {
+            (params.since_time, params.since_seconds, params.tail_lines) = (last, None, None);
+        }
+        sleep(AGAIN).await;
+    }
+}

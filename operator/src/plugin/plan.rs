@@ -1,0 +1,205 @@
+//! `plan`: what the next reconcile would do, and why nothing happens.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{Client, ResourceExt};
+use serde::Serialize;
+
+use super::access::Access;
+use super::error::Failure;
+use super::output::{Format, print};
+use super::rehearse::{Change, Rehearsal, rehearse};
+use crate::admin::Admin;
+use crate::api::{ChronicleCluster, ConditionType, OperationStatus, condition_of};
+use crate::build::Settings;
+use crate::controller::{Context, ReconcileError};
+use crate::process::Metrics;
+
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct PlanArgs {
+    /// Name of the ChronicleCluster.
+    name: String,
+    /// Form of the answer.
+    #[arg(long, short = 'o', value_enum, default_value_t)]
+    output: Format,
+    /// Namespace that the operator runs in. It stands in the NetworkPolicy that the operator makes.
+    #[arg(long, default_value = "chronicle-system", value_name = "NAMESPACE")]
+    operator_namespace: String,
+    /// Domain of the Kubernetes cluster, as the operator was told.
+    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
+    cluster_domain: String,
+}
+
+/// Where an answer comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Source {
+    /// The nodes were asked just now.
+    Nodes,
+    /// No node runs, or none can be asked: the operator does not ask either.
+    Nobody,
+    /// What the operator reported last.
+    Status,
+}
+
+/// The answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Plan {
+    pub(super) namespace: String,
+    pub(super) cluster: String,
+    pub(super) source: Source,
+    /// Why the nodes were not asked, or did not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) unreached: Option<String>,
+    /// Reads that were not allowed: what rests on them is not known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) denied: Vec<String>,
+    /// What would be done, by reconcile.
+    pub(super) reconciles: Vec<Vec<Change>>,
+    /// Why the reconcile would fail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) fails: Option<String>,
+    /// What is under way after that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) operation: Option<OperationStatus>,
+    /// What would be reported after that.
+    pub(super) conditions: Vec<Condition>,
+    /// The operator has not reported about the newest spec.
+    pub(super) unseen: bool,
+}
+
+pub(super) async fn run(access: &Access, args: &PlanArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let settings =
+        Settings { cluster_domain: args.cluster_domain.clone(), operator_namespace: args.operator_namespace.clone() };
+    let surroundings = |client: Client, admin: Arc<dyn Admin>| {
+        Context::new(client, admin, settings, Metrics::new(), "kubectl-chronicle")
+    };
+    let plan = make(access, &args.name, surroundings).await?;
+    print(out, args.output, &plan, |_| text(&plan))
+}
+
+/// Makes the plan; `context` makes the operator's surroundings.
+pub(super) async fn make(
+    access: &Access,
+    name: &str,
+    context: impl FnOnce(Client, Arc<dyn Admin>) -> Context,
+) -> Result<Plan, Failure> {
+    let cluster = access.cluster(name).await?;
+    let rehearsal = rehearse(access.client.clone(), access.nodes(name), cluster.clone(), context).await;
+    Ok(judge(&access.namespace, cluster, rehearsal))
+}
+
+/// A reconcile that could not see what the operator sees is not shown; then the status is all that is known.
+fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Plan {
+    let status = cluster.status.clone().unwrap_or_default();
+    let seen =
+        |condition: ConditionType| condition_of(&status.conditions, condition).map(|known| known.status.as_str());
+    let not_allowed = match &rehearsal.failed {
+        Some(ReconcileError::Kube { action, source: kube::Error::Api(answer) }) if answer.is_forbidden() => {
+            Some(format!("you may not {action} in namespace {namespace}"))
+        }
+        _ => None,
+    };
+    // Who reaches the nodes is the operator; that it cannot either is its own word.
+    let operator_reaches = seen(ConditionType::Quorate).is_some_and(|status| status != "Unknown");
+    let blind = not_allowed.clone().or_else(|| rehearsal.unreached.clone().filter(|_| operator_reaches));
+    let unseen = status.observed_generation != cluster.metadata.generation;
+    let common = Plan {
+        namespace: namespace.to_owned(),
+        cluster: cluster.name_any(),
+        source: Source::Status,
+        unreached: not_allowed.or_else(|| rehearsal.unreached.clone()),
+        denied: rehearsal.denied.into_iter().collect(),
+        reconciles: Vec::new(),
+        fails: None,
+        operation: status.operation.clone(),
+        conditions: status.conditions.clone(),
+        unseen,
+    };
+    if blind.is_some() {
+        return common;
+    }
+    let after = rehearsal.cluster.status.unwrap_or_default();
+    Plan {
+        source: if rehearsal.reached { Source::Nodes } else { Source::Nobody },
+        reconciles: rehearsal.passes,
+        fails: rehearsal.failed.map(|error| error.to_string()),
+        operation: after.operation,
+        conditions: after.conditions,
+        ..common
+    }
+}
+
+/// The plan for people.
+pub(super) fn text(plan: &Plan) -> String {
+    let mut text = format!("ChronicleCluster {}/{}\n", plan.namespace, plan.cluster);
+    let why = plan.unreached.as_deref().unwrap_or_default();
+    text.push_str(&match plan.source {
+        Source::Nodes => "Asked the nodes just now.\n".to_owned(),
+        Source::Nobody if why.is_empty() => "No node runs that could be asked, or there is no certificate to ask with.\n".to_owned(),
+        Source::Nobody => format!("The nodes do not answer: {why}\n"),
+        Source::Status => format!(
+            "The nodes were not asked: {why}\nWhat follows is what the operator reported last; what it would do next is not known here.\n"
+        ),
+    });
+    if !plan.denied.is_empty() {
+        text.push_str(&format!(
+            "You may not {}: the operator may see more than this plan does.\n",
+            plan.denied.join(", ")
+        ));
+    }
+    if plan.unseen {
+        text.push_str("The operator has not reported about the newest spec yet: is it running?\n");
+    }
+    text.push('\n');
+    match (plan.source, plan.reconciles.as_slice()) {
+        (Source::Status, _) => {}
+        (_, []) => text.push_str("The next reconcile would change nothing.\n"),
+        (_, passes) => {
+            for (at, changes) in passes.iter().enumerate() {
+                text.push_str(if at == 0 { "The next reconcile would:\n" } else { "and the one after it:\n" });
+                changes.iter().for_each(|change| text.push_str(&format!("  {}\n", line(change))));
+            }
+        }
+    }
+    if let Some(why) = &plan.fails {
+        text.push_str(&format!("and would fail: {why}\n"));
+    }
+    if let Some(operation) = &plan.operation {
+        let target = if operation.target.is_empty() { "all nodes" } else { &operation.target };
+        text.push_str(&format!("\nUnder way: {:?} of {target}, at step {:?}.\n", operation.kind, operation.step));
+    }
+    let gates: Vec<String> = plan.conditions.iter().filter_map(gate).collect();
+    if !gates.is_empty() {
+        text.push_str("\nIn the way, or waited for:\n");
+        gates.iter().for_each(|gate| text.push_str(&format!("  {gate}\n")));
+        text.push_str("What each reason means: docs/operations/operator-conditions.md\n");
+    }
+    text
+}
+
+fn line(change: &Change) -> String {
+    let Change { verb, resource, name, detail } = change;
+    let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+    match resource.as_str() {
+        "chronicleclusters" => format!("write into the ChronicleCluster{detail}"),
+        "node" => format!("have the cluster {verb} node {name}{detail}"),
+        resource => format!("{verb} {resource}/{name}{detail}"),
+    }
+}
+
+/// A condition that is not as it should be, or that says what is waited for.
+fn gate(condition: &Condition) -> Option<String> {
+    let good = match condition.type_.as_str() {
+        "Progressing" => matches!(condition.reason.as_str(), "Settled" | "Stopped") || condition.message.is_empty(),
+        "Degraded" => condition.status == "False",
+        _ => condition.status == "True",
+    };
+    (!good).then(|| {
+        let message = if condition.message.is_empty() { String::new() } else { format!(": {}", condition.message) };
+        format!("{} {} {}{message}", condition.type_, condition.status, condition.reason)
+    })
+}
