@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 const CLUSTERS: usize = 100;
 const LIMIT_KIB: u64 = 64 * 1024;
 /// Passes until everything that grows has grown: each cluster has been made, applied and asked several times.
-const PASSES: u64 = 600;
+const PASSES: u64 = 1500;
 
 /// Objects by path without the name, and name.
 type Objects = BTreeMap<(String, String), Value>;
@@ -121,6 +121,17 @@ impl Api {
                 old["status"] = body["status"].clone();
                 (StatusCode::OK, self.put(plural, name, old))
             }
+            // The StatefulSet makes the pod again, as its template says.
+            (&Method::DELETE, Some(mut pod)) if plural == "pods" => {
+                let set = name
+                    .rsplit_once('-')
+                    .map(|(set, _)| ("statefulsets".to_owned(), set.to_owned()))
+                    .unwrap_or_default();
+                let set = self.objects.lock().get(&set).cloned().unwrap_or_default();
+                pod["metadata"]["annotations"] = set["spec"]["template"]["metadata"]["annotations"].clone();
+                pod["metadata"]["uid"] = Value::Null;
+                (StatusCode::OK, self.put(plural, name, pod))
+            }
             _ => missing(),
         }
     }
@@ -175,6 +186,7 @@ fn fill(api: &Api) {
                 "metadata": {"managedFields": managed_fields(), "finalizers": ["chronicle.dev/operator"]},
             }),
         );
+        // Nobody is asked: names of pods that do not exist may take long to resolve.
         for ordinal in 0..3 {
             let metadata = json!({"labels": labels, "managedFields": managed_fields()});
             let environment: Vec<Value> = (0..20)
@@ -187,10 +199,10 @@ fn fill(api: &Api) {
                     "metadata": metadata,
                     "spec": {"containers": [{"name": "chronicle", "image": "chronicle", "env": environment}]},
                     "status": {
-                        "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+                        "phase": "Running", "conditions": [{"type": "Ready", "status": "False"}],
                         "containerStatuses": [{
                             "name": "chronicle", "image": "chronicle", "imageID": "", "ready": true, "restartCount": 0,
-                            "state": {"running": {}},
+                            "state": {"waiting": {"reason": "ContainerCreating"}},
                         }],
                     },
                 }),
@@ -248,7 +260,17 @@ async fn a_hundred_clusters_take_less_than_64_mib() {
     // Freed at once; nobody else takes it in the meantime.
     let health = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_chronicle-operator"))
-        .args(["run", "--leader-election", "false", "--log", "error", "--health-address", &health.to_string()])
+        .args([
+            "run",
+            "--leader-election",
+            "false",
+            "--log",
+            "warn",
+            "--log-format",
+            "text",
+            "--health-address",
+            &health.to_string(),
+        ])
         .env("KUBECONFIG", &config)
         .stdout(Stdio::null())
         .spawn()
@@ -256,22 +278,26 @@ async fn a_hundred_clusters_take_less_than_64_mib() {
     let operator = Operator(child);
     let pid = operator.0.id();
 
+    let waiting = api.clone();
     let passes = async {
         loop {
             let scrape = tokio::task::spawn_blocking(move || scrape(health)).await.unwrap().unwrap_or_default();
             let line = "chronicle_operator_reconciliations_total{kind=\"ChronicleCluster\"} ";
             let done = scrape.lines().find_map(|text| text.strip_prefix(line)?.parse::<u64>().ok()).unwrap_or(0);
-            if done >= PASSES {
+            let sets = waiting.objects.lock().keys().filter(|(kind, _)| kind == "statefulsets").count();
+            if done >= PASSES && sets == CLUSTERS {
                 return done;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    let passes = tokio::time::timeout(Duration::from_secs(240), passes).await.expect("the operator is too slow to say");
-    let sets = api.objects.lock().keys().filter(|(kind, _)| kind == "statefulsets").count();
-    assert_eq!(sets, CLUSTERS, "every cluster was worked on");
+    let passes =
+        tokio::time::timeout(Duration::from_secs(120), passes).await.expect("not every cluster was worked on in time");
     let (now, most) = (memory(pid, "VmRSS"), memory(pid, "VmHWM"));
-    println!("{CLUSTERS} clusters, {passes} passes: {} KiB resident, {} KiB at most", now, most);
+    let (own, of_files) = (memory(pid, "RssAnon"), memory(pid, "RssFile"));
+    println!(
+        "{CLUSTERS} clusters, {passes} passes: {now} KiB resident ({own} KiB its own, {of_files} KiB of its program), {most} KiB at most"
+    );
     drop(operator);
     server.abort();
     let _ = std::fs::remove_dir_all(&folder);

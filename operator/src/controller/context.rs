@@ -31,6 +31,8 @@ struct Inner {
     /// Failed attempts in a row, by resource.
     attempts: Mutex<HashMap<String, u32>>,
     unmended: Unmended,
+    /// What was done last for a resource, and how often in a row.
+    repeated: Mutex<HashMap<String, (String, u32)>>,
     clock: Clock,
 }
 
@@ -59,6 +61,7 @@ impl Context {
             available: Mutex::new(None),
             attempts: Mutex::default(),
             unmended: Unmended::default(),
+            repeated: Mutex::default(),
             clock: Arc::new(Timestamp::now),
         }))
     }
@@ -77,6 +80,7 @@ impl Context {
             available: Mutex::new(Some((far, available))),
             attempts: Mutex::default(),
             unmended: Unmended::default(),
+            repeated: Mutex::default(),
             clock,
         }))
     }
@@ -162,6 +166,24 @@ impl Context {
         let count = attempts.entry(key.to_owned()).or_default();
         *count += 1;
         *count
+    }
+
+    /// How often in a row the same was done before. What has no effect must not be done in a loop without pauses: it would
+    /// take the turns of all other resources.
+    pub(super) fn repeated(&self, key: &str, what: String) -> u32 {
+        let mut repeated = self.0.repeated.lock();
+        let known = repeated.entry(key.to_owned()).or_default();
+        match known.0 == what {
+            true => known.1 = known.1.saturating_add(1),
+            false => *known = (what, 0),
+        }
+        known.1
+    }
+
+    /// The resource is gone.
+    pub(super) fn forget(&self, key: &str) {
+        self.0.repeated.lock().remove(key);
+        self.succeeded(key);
     }
 
     /// Failures in a row so far.

@@ -47,7 +47,8 @@ pub(crate) struct World {
     applied: Arc<Mutex<BTreeMap<Key, Value>>>,
     /// Kinds that are not its own, by `GROUP/VERSION`.
     pub(crate) served: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
-    /// Kinds, in the plural, that may not be listed; with a method before them, that may not be called so; with 503, that fail.
+    /// Kinds, in the plural, that may not be listed; with a method before them, that may not be called so; with 503, that fail; with 404, that are
+    /// never found when they are to be deleted.
     pub(crate) forbidden: Arc<Mutex<BTreeSet<String>>>,
     /// Changes whatever is written.
     pub(crate) webhook: Arc<Mutex<Option<Webhook>>>,
@@ -492,7 +493,8 @@ impl World {
     }
 
     fn delete_call(&self, plural: &str, name: &str, body: &Value) -> Response<Body> {
-        let Some(object) = self.get(plural, name) else { return refuse(404, "NotFound") };
+        let gone = self.forbidden.lock().contains(&format!("404 {plural}"));
+        let Some(object) = self.get(plural, name).filter(|_| !gone) else { return refuse(404, "NotFound") };
         for field in ["resourceVersion", "uid"] {
             let asked = &body["preconditions"][field];
             if !asked.is_null() && *asked != object["metadata"][field] {

@@ -51,7 +51,7 @@ pub(super) async fn delete(
             gone(claims.delete(&claim.name_any(), &params).await.map(drop), "delete a claim")?;
         }
     }
-    context.succeeded(&format!("ChronicleCluster/{namespace}/{name}"));
+    context.forget(&format!("ChronicleCluster/{namespace}/{name}"));
     remove_finalizer(api, resource).await?;
     Ok(Action::await_change())
 }

@@ -265,7 +265,11 @@ impl Pass<'_> {
         outcome.conclude(ask, step, observed);
         let busy = outcome.status.operation.is_some();
         let pause = match step {
-            step if step.acts() => AGAIN,
+            step if step.acts() => {
+                // Twice as long each time that it seems to have had no effect: up to some seconds.
+                let times = self.context.repeated(&format!("ChronicleCluster/{}", self.key()), format!("{step:?}"));
+                AGAIN * (1 << times.min(7))
+            }
             Step::Idle => SETTLED,
             _ if ask.paused => SETTLED,
             _ if busy => POLL,

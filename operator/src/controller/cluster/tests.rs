@@ -594,6 +594,26 @@ async fn a_storage_class_that_does_not_exist_is_named() {
 }
 
 #[tokio::test]
+async fn what_has_no_effect_is_done_again_ever_more_slowly() {
+    let world = world(3);
+    settle(&world, 3).await;
+    world.broken_images.lock().insert("chronicle:broken".into());
+    edit(&world, |spec| spec["image"] = "chronicle:broken".into());
+    until(&world, "stuck", |world| world.images().contains(&"chronicle:broken".to_owned())).await;
+    world.tick();
+    edit(&world, |spec| spec["image"] = "chronicle:1.1.0".into());
+    let operator = world.operator();
+    // The pod is told to go and does not: nothing else happens meanwhile.
+    world.forbidden.lock().insert("404 pods".into());
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        let resource: ChronicleCluster = serde_json::from_value(world.get("chronicleclusters", NAME).unwrap()).unwrap();
+        pauses.push(format!("{:?}", reconcile(Arc::new(resource), operator.clone()).await.unwrap()));
+    }
+    assert!(pauses.last().unwrap().contains("6.4s"), "{pauses:?}");
+}
+
+#[tokio::test]
 async fn an_api_server_that_goes_on_refusing_is_reported() {
     let world = world(3);
     settle(&world, 3).await;
