@@ -344,9 +344,8 @@ impl<W: Write> Bundle<'_, W> {
 async fn newest(pods: &Api<Pod>, pod: &str, params: &LogParams, bytes_max: usize) -> Result<Vec<u8>, kube::Error> {
     let mut log = Box::pin(pods.log_stream(pod, params).await?);
     let (mut kept, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
-    loop {
-        // What has come so far is better than nothing.
-        let Ok(read @ 1..) = log.read(&mut chunk).await else { break };
+    // When it breaks off, what has come so far is better than nothing.
+    while let Ok(read @ 1..) = log.read(&mut chunk).await {
         kept.extend_from_slice(&chunk[..read]);
         if kept.len() > 2 * bytes_max {
             kept.drain(..kept.len() - bytes_max);

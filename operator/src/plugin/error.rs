@@ -102,7 +102,10 @@ impl Failure {
             },
             error => Self::ApiServer {
                 action: format!("{verb} {resource}{}", in_namespace(&namespace.map(str::to_owned))),
-                why: causes(&error),
+                why: match &error {
+                    kube::Error::Api(status) => words(status),
+                    error => causes(error),
+                },
             },
         }
     }

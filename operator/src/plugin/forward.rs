@@ -8,14 +8,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use chronicle_client::{BoxedIo, Connector};
-use http::StatusCode;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::{Api, Portforwarder};
-use kube::client::UpgradeConnectionError;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
-use super::error::causes;
+use super::error::Failure;
 use crate::build::ordinal_of;
 
 /// Opens `POD.ANYTHING:PORT` for the pods of one cluster; every other address is refused.
@@ -27,7 +25,10 @@ pub(super) fn forwarding(client: Client, namespace: &str, cluster: &str) -> Conn
             let (pod, port) = pod_and_port(&cluster, &address)?;
             let pods: Api<Pod> = Api::namespaced(client, &namespace);
             let forwarder = pods.portforward(pod, &[port]).await;
-            let forwarder = forwarder.map_err(|error| refused(&namespace, pod, &error))?;
+            let forwarder = forwarder.map_err(|error| {
+                let failure = Failure::kube("get and create", "pods/portforward", Some(&namespace), error);
+                io::Error::other(failure.to_string())
+            })?;
             let forwarded = Forwarded::new(forwarder, port);
             forwarded
                 .map(|stream| Box::new(stream) as BoxedIo)
@@ -42,20 +43,6 @@ fn pod_and_port<'a>(cluster: &str, address: &'a str) -> io::Result<(&'a str, u16
     let pod = host.split('.').next().unwrap_or_default();
     ordinal_of(cluster, pod).ok_or_else(invalid)?;
     Ok((pod, port.parse().map_err(|_| invalid())?))
-}
-
-/// The API server takes no request for a stream with an error in words, only with a number.
-fn refused(namespace: &str, pod: &str, error: &kube::Error) -> io::Error {
-    let why = match error {
-        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(StatusCode::FORBIDDEN)) => {
-            format!("not allowed: get and create pods/portforward in namespace {namespace}")
-        }
-        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(StatusCode::NOT_FOUND)) => {
-            format!("there is no pod {pod}")
-        }
-        error => format!("port-forward to {pod}: {}", causes(error)),
-    };
-    io::Error::other(why)
 }
 
 type PodError = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
