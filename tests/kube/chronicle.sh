@@ -79,7 +79,7 @@ user_is_ready() {
 }
 writer_works() {
   workload_forget $space writer
-  workload_manifest writer "log.$space.svc:7400" written log-writer-chronicle-user | kk apply -f - &&
+  workload_manifest writer "log.$space.svc:7400" written log-writer-chronicle-user log-trust | kk apply -f - &&
     kk wait --for=condition=Ready pod/writer --timeout=60s && sleep 1 && workload_ask $space writer mark
 }
 # The cluster, its topic and user, and a pod that appends; without them nothing that follows can succeed.

@@ -1,13 +1,19 @@
 # A client under which a cluster is tested: appends at a steady rate, and in the end reads back what was acknowledged. Sourced,
 # after lib.sh. What it does is in go/cmd/probe/workload.go; `images chronicle` makes its image.
 
-# workload_manifest NAME SERVERS TOPIC [SECRET]: a pod of it. SECRET holds tls.crt, tls.key and ca.crt for TLS.
+# workload_manifest NAME SERVERS TOPIC [SECRET [TRUST]]: a pod of it. SECRET holds tls.crt, tls.key and ca.crt for TLS; TRUST is a
+# ConfigMap with another ca.crt to believe.
 workload_manifest() {
-  local name=$1 servers=$2 topic=$3 secret=${4:-} options="" mounts="[]" volumes="[]"
+  local name=$1 servers=$2 topic=$3 secret=${4:-} trust=${5:-} options="" mounts="[]" volumes="[]"
   if [ -n "$secret" ]; then
     options=', --ca, /tls/ca.crt, --cert, /tls/tls.crt, --key, /tls/tls.key'
     mounts='[{name: tls, mountPath: /tls, readOnly: true}]'
     volumes="[{name: tls, secret: {secretName: $secret}}]"
+  fi
+  if [ -n "$trust" ]; then
+    options=${options/\/tls\/ca.crt/\/trust\/ca.crt}
+    mounts=${mounts%]}', {name: trust, mountPath: /trust, readOnly: true}]'
+    volumes=${volumes%]}", {name: trust, configMap: {name: $trust}}]"
   fi
   cat <<Y
 apiVersion: v1

@@ -16,6 +16,8 @@ fn compare(path: &str, desired: &Value, live: &Value) -> Option<String> {
         (Value::Object(wanted), Value::Object(there)) => wanted.iter().find_map(|(name, value)| {
             let path = format!("{path}.{name}");
             match there.get(name) {
+                // What somebody added to a selector takes objects out of it.
+                Some(live) if SELECTORS.contains(&name.as_str()) && more(value, live) => Some(path),
                 Some(live) => compare(&path, value, live),
                 // The API server leaves out what is empty.
                 None if is_empty(value) => None,
@@ -38,6 +40,15 @@ fn compare(path: &str, desired: &Value, live: &Value) -> Option<String> {
         }
         _ => (desired != live).then(|| path.to_owned()),
     }
+}
+
+/// Fields whose every entry narrows what an object is about.
+const SELECTORS: [&str; 3] = ["matchLabels", "nodeSelector", "selector"];
+
+/// Whether an object has entries beyond those that are wanted.
+fn more(desired: &Value, live: &Value) -> bool {
+    let (Value::Object(desired), Value::Object(live)) = (desired, live) else { return false };
+    live.keys().any(|name| !desired.contains_key(name))
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -83,6 +94,17 @@ mod tests {
         );
         assert_eq!(path(json!({"spec": {"ports": [], "type": "ClusterIP"}})).unwrap(), ".spec.ports");
         assert_eq!(path(json!({"spec": {"ports": [{"port": 1}]}})).unwrap(), ".spec.type");
+    }
+
+    #[test]
+    fn what_somebody_added_to_a_selector_is_a_difference() {
+        let desired = json!({"spec": {"podSelector": {"matchLabels": {"app": "a"}}, "selector": {"app": "a"}}});
+        let live = |labels, selector| json!({"spec": {"podSelector": {"matchLabels": labels}, "selector": selector}});
+        let one = json!({"app": "a"});
+        let two = json!({"app": "a", "evil": "yes"});
+        assert_eq!(difference(&desired, &live(one.clone(), one.clone())), None);
+        assert_eq!(difference(&desired, &live(two.clone(), one.clone())).unwrap(), ".spec.podSelector.matchLabels");
+        assert_eq!(difference(&desired, &live(one, two)).unwrap(), ".spec.selector");
     }
 
     #[test]
