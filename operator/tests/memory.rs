@@ -105,8 +105,14 @@ impl Api {
             };
             let objects = self.objects.lock();
             let of_kind = objects.iter().filter(|((kind, _), _)| kind == plural).map(|(_, object)| object);
-            let items: Vec<&Value> = of_kind.filter(selected).collect();
-            let metadata = json!({"resourceVersion": "1"});
+            let number = |name: &str| query.split('&').find_map(|part| part.strip_prefix(name)?.parse::<usize>().ok());
+            let (from, most) = (number("continue=").unwrap_or(0), number("limit=").unwrap_or(usize::MAX));
+            let mut items: Vec<&Value> = of_kind.filter(selected).skip(from).take(most.saturating_add(1)).collect();
+            let mut metadata = json!({"resourceVersion": "1"});
+            if items.len() > most {
+                items.pop();
+                metadata["continue"] = (from + most).to_string().into();
+            }
             return (StatusCode::OK, json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}));
         };
         let old = self.objects.lock().get(&(plural.to_owned(), name.to_owned())).cloned();

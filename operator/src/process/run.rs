@@ -32,6 +32,8 @@ use crate::controller::{Context, PASS_TIMEOUT, ReconcileError, cluster, topic, u
 
 use super::{Metrics, SPANS};
 
+/// Objects in one answer of the API server: what arrives is held in memory at once, for every kind that is watched.
+const PAGE: u32 = 50;
 /// A kind that the API server does not have is looked for again after this long.
 const KIND_PAUSE: Duration = Duration::from_secs(60);
 /// Reconcilers get this long to finish the pass that they are in.
@@ -210,7 +212,7 @@ where
         + 'static,
 {
     let api = api::<PartialObjectMeta<K>>(client, scope);
-    watcher(api, watcher::Config::default().labels(label)).default_backoff().touched_objects()
+    watcher(api, watcher::Config::default().labels(label).page_size(PAGE)).default_backoff().touched_objects()
 }
 
 type Touched<K> = Result<PartialObjectMeta<K>, watcher::Error>;
@@ -227,7 +229,7 @@ fn optional(
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
         None => Api::all_with(client.clone(), &resource),
     };
-    let (context, labelled) = (context.clone(), watcher::Config::default().labels(label));
+    let (context, labelled) = (context.clone(), watcher::Config::default().labels(label).page_size(PAGE));
     let there = async move {
         while !serves(&resource.group, context.available().await) {
             tokio::time::sleep(KIND_PAUSE).await;
@@ -263,7 +265,7 @@ where
         + 'static,
 {
     let (reader, writer) = reflector::store();
-    let watched = watcher(api_guarded::<K>(client, scope), watcher::Config::default());
+    let watched = watcher(api_guarded::<K>(client, scope), watcher::Config::default().page_size(PAGE));
     // The store of all resources is the one thing here that grows with them. Every pass reads its resource anew.
     let watched = watched.modify(|resource| resource.meta_mut().managed_fields = None);
     let changed = predicates::generation.combine(predicates::annotations).combine(predicates::finalizers);
