@@ -56,6 +56,10 @@ struct RunArgs {
     /// Domain of the Kubernetes cluster.
     #[arg(long, env = "OPERATOR_CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
+    /// Certificates of a new authority are issued so many seconds after it was made known, when every pod that trusts the cluster has
+    /// heard of it. Kubelets take up to two minutes, by their syncFrequency, and nodes read files every ten seconds.
+    #[arg(long, env = "OPERATOR_TRUST_SETTLES_SECONDS", default_value_t = 150, value_parser = clap::value_parser!(i64).range(10..=86_400))]
+    trust_settles_seconds: i64,
     /// Address of health and metrics.
     #[arg(long, env = "OPERATOR_HEALTH_ADDRESS", default_value = "0.0.0.0:8080")]
     health_address: SocketAddr,
@@ -158,7 +162,11 @@ impl RunArgs {
             namespaces: self.namespaces,
             concurrency: self.concurrency,
             health: self.health_address,
-            settings: Settings { cluster_domain: self.cluster_domain, operator_namespace: self.namespace },
+            settings: Settings {
+                cluster_domain: self.cluster_domain,
+                operator_namespace: self.namespace,
+                trust_settles_seconds: self.trust_settles_seconds,
+            },
             lease,
             instance: self.name,
         };

@@ -23,10 +23,11 @@ clear_away() {
   eventually 20 kk get serviceaccount default || die "no service account in namespace $space"
 }
 
+# The kubelets here bring a changed ConfigMap within ten seconds or so.
 install_by_helm() {
   helm upgrade --install chronicle-crds "$REPO/charts/chronicle-crds" --namespace $system --create-namespace --take-ownership --wait --timeout 60s &&
     helm upgrade --install chronicle-operator "$REPO/charts/chronicle-operator" --namespace $system --create-namespace \
-      --set image.repository=chronicle.test/chronicle-operator --set image.tag="$tag" --set replicas=2 --set leaseSeconds=5 --wait --timeout 60s
+      --set image.repository=chronicle.test/chronicle-operator --set image.tag="$tag" --set replicas=2 --set leaseSeconds=5 --set trustSettlesSeconds=30 --wait --timeout 60s
 }
 
 # status FILTER [NAME]: what jq makes of the cluster's status.

@@ -75,10 +75,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, delete]
-# Pods are started anew one by one, by deleting them. An annotation has their machine bring new certificates at once.
+# Pods are started anew one by one, by deleting them.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch, delete]
+  verbs: [get, list, watch, delete]
 # Claims are made by the stateful set. They grow, and are deleted when the retention policy says so and the member is gone.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]

@@ -60,11 +60,7 @@ impl Broker {
     ///
     /// # Errors
     /// As [`Broker::start`]; configuration of discovery that cannot be used.
-    pub async fn prepare(
-        config: Arc<Config>,
-        host: Host,
-        stop: &CancellationToken,
-    ) -> Result<Broker, BrokerError> {
+    pub async fn prepare(config: Arc<Config>, host: Host, stop: &CancellationToken) -> Result<Broker, BrokerError> {
         let tls = security(&config).await?;
         let store = open_store(&config, &host, stop).await?;
         let mut runtimes = Vec::new();

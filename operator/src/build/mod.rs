@@ -64,11 +64,17 @@ pub struct Settings {
     pub cluster_domain: String,
     /// Namespace that the operator's own pods are in: they reach every cluster.
     pub operator_namespace: String,
+    /// So many seconds after a new CA was added to what is trusted, every pod that has that mounted knows it: nodes and clients.
+    pub trust_settles_seconds: i64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { cluster_domain: "cluster.local".into(), operator_namespace: "chronicle-system".into() }
+        Self {
+            cluster_domain: "cluster.local".into(),
+            operator_namespace: "chronicle-system".into(),
+            trust_settles_seconds: 150,
+        }
     }
 }
 

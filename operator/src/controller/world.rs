@@ -603,7 +603,7 @@ impl World {
         }
     }
 
-    /// Kubelets bring ConfigMaps and Secrets to pods every minute and a half, and when the pod changes.
+    /// Kubelets bring ConfigMaps and Secrets to pods every minute and a half, and at once to a new pod.
     fn mount(&self) {
         let pods = self.names("pods");
         let mut mounted = self.mounted.lock();

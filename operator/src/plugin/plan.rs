@@ -72,8 +72,11 @@ pub(super) struct Plan {
 }
 
 pub(super) async fn run(access: &Access, args: &PlanArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let settings =
-        Settings { cluster_domain: args.cluster_domain.clone(), operator_namespace: args.operator_namespace.clone() };
+    let settings = Settings {
+        cluster_domain: args.cluster_domain.clone(),
+        operator_namespace: args.operator_namespace.clone(),
+        ..Settings::default()
+    };
     let surroundings = |client: Client, admin: Arc<dyn Admin>| {
         Context::new(client, admin, settings, Metrics::new(), "kubectl-chronicle")
     };

@@ -250,6 +250,9 @@ mod tests {
         let destination = Destination { endpoint: format!("http://{address}"), grpc: true };
         let traces = Traces::to(&destination, "me").unwrap();
         let subscriber = tracing_subscriber::registry().with(traces.layer());
+        // While there is one subscriber in the process, a span that another test's thread comes to first is decided on by that thread's
+        // own, which is none, and stays off for everybody. With two, all are asked.
+        let _another = tracing::Dispatch::new(tracing_subscriber::registry());
         let world = World::new();
         world.put(
             "chronicleclusters",

@@ -3,13 +3,14 @@
 //! A CA is followed by another in three steps, each seen to have happened before the next: nodes and operator trust both; the
 //! certificates are issued anew by the new one; nodes serve those, and the old one is no longer trusted.
 //!
-//! Kubelets look at Secrets and ConfigMaps of a pod about once a minute, and at once when the pod object changes. So whenever what a
-//! pod has mounted is older than what there is, its annotation [`FILES`] says so: rotations take seconds, not minutes. Nothing rests
-//! on that annotation but speed.
+//! Kubelets bring a changed Secret or ConfigMap to a pod within a minute or two. What clients trust is mounted in their pods just so, and
+//! nobody can look there: that a new CA is known everywhere is a matter of time ([`Settings::trust_settles_seconds`]).
+//!
+//! [`Settings::trust_settles_seconds`]: crate::build::Settings::trust_settles_seconds
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
@@ -18,51 +19,15 @@ use serde_json::json;
 
 use crate::admin::{Target, TlsMaterial};
 use crate::api::IssuerKind;
-use crate::build::{Cluster, TrustInput, short_hash, trust_bundle};
-use crate::controller::{Context, FIELD_MANAGER, ReconcileError, is_conflict, is_not_found};
+use crate::build::{Cluster, Settings, TrustInput, trust_bundle};
+use crate::controller::{Context, FIELD_MANAGER, ReconcileError};
 use crate::plan::ClusterView;
 
 /// A former CA is trusted for a day after its successor, so that clients have time to take their new certificates up.
 const CA_OVERLAP_SECONDS: i64 = 86_400;
 
-/// A change of what is trusted has reached every pod after this long, whatever anybody does: kubelets bring it within two minutes,
-/// nodes read it within ten seconds.
-const TRUST_SETTLES_SECONDS: i64 = 150;
-/// The same since a pod's machine was told to look.
-const TOLD_SETTLES_SECONDS: i64 = 20;
-/// Machines hear of a change by a watch of their own; they are told to look when it has arrived there.
-const TELL_AFTER_SECONDS: i64 = 2;
-/// A node that still serves an older certificate has its machine told again after this long, ...
-const TELL_AGAIN_SECONDS: i64 = 15;
-/// ... until the change is so old that something else must be wrong.
-const TELL_UNTIL_SECONDS: i64 = 180;
-
-/// Annotation of pods: hash of the certificates that their machine was told to bring, and when (Unix seconds).
-const FILES: &str = "chronicle.dev/certificates";
-
-/// What is known of the files in a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mounts {
-    name: String,
-    uid: Option<String>,
-    /// Unix seconds.
-    created: i64,
-    /// Hash, and Unix seconds.
-    told: Option<(String, i64)>,
-}
-
-impl Mounts {
-    /// `None`: the pod ends, and gets nothing new.
-    pub(super) fn of(pod: &Pod) -> Option<Self> {
-        if pod.metadata.deletion_timestamp.is_some() {
-            return None;
-        }
-        let told = pod.annotations().get(FILES).and_then(|text| text.split_once(' '));
-        let told = told.and_then(|(hash, at)| Some((hash.to_owned(), at.parse().ok()?)));
-        let created = pod.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
-        Some(Self { name: pod.name_any(), uid: pod.uid(), created, told })
-    }
-}
+/// A certificate is served by nodes so long after it was issued, at the latest; later something is wrong.
+const SERVED_AFTER_SECONDS: i64 = 180;
 
 type Live = BTreeMap<(String, String), DynamicObject>;
 
@@ -212,27 +177,8 @@ impl Certificates {
         Target { nodes: super::addresses(cluster, pods), tls }
     }
 
-    /// Takes the next step of a change of certificates: has machines bring them to pods, and those of a former CA issued anew once
-    /// the new one is trusted everywhere. Says what is under way; `None`: nothing.
-    ///
-    /// # Errors
-    /// The API server refused or did not answer.
-    pub(super) async fn follow(
-        &self,
-        context: &Context,
-        cluster: &Cluster,
-        live: &Live,
-        pods: &[Mounts],
-    ) -> Result<Option<String>, ReconcileError> {
-        if !self.encrypted {
-            return Ok(None);
-        }
-        let waiting = self.tell(context, cluster, pods).await;
-        Ok(self.renew(context, cluster, live, pods).await?.or(waiting))
-    }
-
     /// Whether a change is on its way to pods and nodes, and not so old that something else must be wrong.
-    pub(super) fn settling(&self) -> bool {
+    pub(super) fn settling(&self, settings: &Settings) -> bool {
         let another = match (&self.ca, &self.node) {
             (Some(ca), Some(node)) => {
                 let trimmed = |secret: &Secret, key: &str| text(secret, key).map(|text| text.trim().to_owned());
@@ -240,69 +186,23 @@ impl Certificates {
             }
             _ => false,
         };
-        (another || !self.stale.is_empty()) && self.now - self.changed_at < TELL_UNTIL_SECONDS
+        (another || !self.stale.is_empty())
+            && self.now - self.changed_at < settings.trust_settles_seconds + SERVED_AFTER_SECONDS
     }
 
-    fn files(&self) -> String {
-        let certificate = self.node.as_ref().and_then(|secret| text(secret, "tls.crt"));
-        short_hash(
-            format!("{}{}", self.trusted.as_deref().unwrap_or_default(), certificate.unwrap_or_default()).as_bytes(),
-        )
-    }
-
-    /// Tells machines to look. What fails is only slower.
-    async fn tell(&self, context: &Context, cluster: &Cluster, pods: &[Mounts]) -> Option<String> {
-        let files = self.files();
-        let age = self.now - self.changed_at;
-        let outdated = |pod: &&Mounts| match &pod.told {
-            _ if pod.created >= self.changed_at => false,
-            Some((hash, at)) if *hash == files => {
-                self.stale.contains(&pod.name) && self.now - at >= TELL_AGAIN_SECONDS && age < TELL_UNTIL_SECONDS
-            }
-            _ => true,
-        };
-        let outdated: Vec<&Mounts> = pods.iter().filter(outdated).collect();
-        if outdated.is_empty() {
-            return None;
-        }
-        if age >= TELL_AFTER_SECONDS {
-            let api: Api<Pod> = Api::namespaced(context.client(), &cluster.namespace);
-            let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-            for pod in &outdated {
-                let annotations = json!({FILES: format!("{files} {}", self.now)});
-                let patch = json!({"metadata": {"uid": pod.uid, "annotations": annotations}});
-                match api.patch_metadata(&pod.name, &params, &Patch::Merge(patch)).await {
-                    Err(error) if !is_not_found(&error) && !is_conflict(&error) => {
-                        tracing::warn!(pod = pod.name, %error, "new certificates come to it within minutes, not at once");
-                        return None;
-                    }
-                    _ => {}
-                }
-            }
-        }
-        let names: Vec<&str> = outdated.iter().map(|pod| pod.name.as_str()).collect();
-        Some(format!("new certificates are on their way to {}", names.join(", ")))
-    }
-
-    /// Whether every pod has what is to be trusted now, as far as time can tell.
-    fn trust_is_everywhere(&self, pods: &[Mounts]) -> bool {
-        let files = self.files();
-        let told_long_ago = |pod: &Mounts| {
-            let told = pod.told.as_ref().filter(|(hash, _)| *hash == files);
-            told.is_some_and(|(_, at)| self.now - at >= TOLD_SETTLES_SECONDS)
-        };
-        self.now - self.trusted_since >= TRUST_SETTLES_SECONDS
-            || pods.iter().all(|pod| pod.created >= self.trusted_since.max(1) || told_long_ago(pod))
-    }
-
-    /// Has certificates of a former CA issued anew, once the new one is trusted everywhere.
-    async fn renew(
+    /// Has certificates of a former CA issued anew, once the new one is trusted everywhere. Says what is under way; `None`: nothing.
+    ///
+    /// # Errors
+    /// The API server refused or did not answer.
+    pub(super) async fn renew(
         &self,
         context: &Context,
         cluster: &Cluster,
         live: &Live,
-        pods: &[Mounts],
     ) -> Result<Option<String>, ReconcileError> {
+        if !self.encrypted {
+            return Ok(None);
+        }
         let ca = self.ca.as_ref().and_then(|secret| text(secret, "tls.crt"));
         let (Some(ca), Some(trusted)) = (ca, &self.trusted) else { return Ok(None) };
         let former = |secret: &Option<Secret>| {
@@ -317,8 +217,9 @@ impl Certificates {
         if outdated.is_empty() {
             return Ok(None);
         }
-        if !trusted.contains(ca.trim()) || !self.trust_is_everywhere(pods) {
-            return Ok(Some("the new certificate authority is being made known to every node".into()));
+        let known_for = self.now - self.trusted_since;
+        if !trusted.contains(ca.trim()) || known_for < context.settings().trust_settles_seconds {
+            return Ok(Some("the new certificate authority is being made known to nodes and clients".into()));
         }
         for name in outdated {
             let name = format!("{}-{name}", cluster.name);

@@ -33,7 +33,6 @@ use crate::api::{
 use crate::build::{Cluster, KINDS, REPLACE, build, dynamic, ordinal_of, pod_name, validate};
 use crate::plan::{Ask, CatchUp, ClusterView, Memory, Observed, Step, plan, pods_wanted};
 use crate::process::SPANS;
-use certificates::Mounts;
 use observe::Look;
 use status::Outcome;
 
@@ -116,7 +115,6 @@ struct Seen {
     certificates: Certificates,
     target: Target,
     observed: Observed,
-    mounts: Vec<Mounts>,
 }
 
 /// A phase of a pass in its trace.
@@ -171,7 +169,7 @@ impl Pass<'_> {
         let applier = Applier::new(self.context.client(), &cluster.namespace, cluster.owner())
             .remembering(self.context.unmended());
         let look = self.look(outcome, &cluster, &memory, available, &applier);
-        let Seen { live, certificates, target, mut observed, mounts } = look.instrument(span!("observe")).await?;
+        let Seen { live, certificates, target, mut observed } = look.instrument(span!("observe")).await?;
 
         let paused = cluster.spec.reconciliation == Reconciliation::Paused;
         let trust = certificates.trust();
@@ -181,12 +179,12 @@ impl Pass<'_> {
         if !paused {
             let apply = async {
                 self.apply(&cluster, &applier, &live, &ask, &memory, &observed, available, trust.as_deref()).await?;
-                certificates.follow(self.context, &cluster, &live, &mounts).await
+                certificates.renew(self.context, &cluster, &live).await
             };
             outcome.rotation = apply.instrument(span!("apply")).await?;
         }
         // No watch tells of what nodes serve and trust.
-        let hurry = match (certificates.settling(), &outcome.rotation) {
+        let hurry = match (certificates.settling(self.context.settings()), &outcome.rotation) {
             (true, _) => Some(POLL),
             (false, Some(_)) => Some(UNSETTLED),
             (false, None) => None,
@@ -246,12 +244,12 @@ impl Pass<'_> {
         let live = applier.live(&cluster.name, &kinds).await?;
         let mut certificates = Certificates::read(self.context, cluster, &live, available.cert_manager).await?;
         let target = certificates.target(cluster, memory.size.unwrap_or(0).max(cluster.spec.replicas));
-        let Look { mut observed, mounts, unbound } = observe::observe(self.context, cluster, &live).await?;
+        let Look { mut observed, unbound } = observe::observe(self.context, cluster, &live).await?;
         outcome.unbound = unbound;
         let answer = self.ask_cluster(&observed, &certificates, &target).await;
         observed.cluster = outcome.answered(answer);
         certificates.judge(observed.cluster.as_ref());
-        Ok(Seen { live, certificates, target, observed, mounts })
+        Ok(Seen { live, certificates, target, observed })
     }
 
     fn done(

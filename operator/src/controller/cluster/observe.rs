@@ -9,7 +9,6 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use kube::core::DynamicObject;
 
-use super::certificates::Mounts;
 use crate::build::{CLUSTER_LABEL, Cluster, REMOVED_NODE, REVISION, ordinal_of};
 use crate::controller::{Context, ReconcileError, is_not_found};
 use crate::plan::{CatchUp, ClaimView, Machine, Observed, PodView, SetView};
@@ -19,8 +18,6 @@ use crate::quantity;
 pub(super) struct Look {
     /// What decisions rest on.
     pub(super) observed: Observed,
-    /// Files in pods that do not end.
-    pub(super) mounts: Vec<Mounts>,
     /// Why claims get no volume, as a condition's reason and message.
     pub(super) unbound: Option<(&'static str, String)>,
 }
@@ -45,11 +42,9 @@ pub(super) async fn observe(
         catch_up: CatchUp::Unknown,
         not_ready_to_start: None,
     };
-    let mut mounts = Vec::new();
     let mut unbound = None;
     for pod in pods.items {
         if let Some(ordinal) = ordinal_of(&cluster.name, &pod.name_any()) {
-            mounts.extend(Mounts::of(&pod));
             let mut view = pod_view(&pod);
             if !view.ready {
                 view.machine = machine(context, &pod).await?;
@@ -72,7 +67,7 @@ pub(super) async fn observe(
             observed.claims.insert(ordinal, view);
         }
     }
-    Ok(Look { observed, mounts, unbound })
+    Ok(Look { observed, unbound })
 }
 
 /// Why a claim that waits for its volume will not get one.

@@ -530,7 +530,7 @@ async fn a_new_certificate_authority_is_trusted_before_it_signs_and_the_former_o
     .await;
     until(&world, "at rest", |world| condition(world, "CertificatesValid") == ("True".into(), "Valid".into())).await;
     let took = world.seconds.load(Ordering::Relaxed) - began;
-    assert!(took < 60, "{took} s");
+    assert!(took >= 150, "after {took} s there are clients that do not trust it yet");
     let operator = world.operator();
     for _ in 0..10 {
         pass(&world, &operator).await.unwrap();
@@ -539,20 +539,6 @@ async fn a_new_certificate_authority_is_trusted_before_it_signs_and_the_former_o
     assert_eq!(trust(&world), format!("{old}{new}"), "the made-up nodes do not say what they serve");
     assert_eq!(world.images().len(), 3);
     assert!(settled(&world, 3), "a change of certificates restarts nobody");
-}
-
-#[tokio::test]
-async fn without_the_right_to_tell_pods_a_new_authority_waits_for_the_kubelets() {
-    let world = world(3);
-    settle(&world, 3).await;
-    for _ in 0..200 {
-        world.tick();
-    }
-    world.forbidden.lock().insert("PATCH pods".into());
-    *world.ca.lock() = "TkVX".into();
-    world.delete("secrets", "log-ca");
-    until(&world, "signed", |world| world.issued_by("log-node-tls") == pem("TkVX")).await;
-    settle(&world, 3).await;
 }
 
 #[tokio::test]
