@@ -105,6 +105,12 @@ claims() { kk get pvc -l chronicle.dev/cluster=log -o name | wc -l; }
 none_run() { [ "$(pods)" = 0 ]; }
 # gone_and_back POD UID: another pod of this name is ready.
 gone_and_back() { [ "$(uid "$1")" != "$2" ] && kk wait --for=condition=Ready "pod/$1" --timeout=1s; }
+# pod_pid NAMESPACE POD: its process, as this machine sees it.
+pod_pid() {
+  local node id
+  node=$(k --namespace "$1" get pod "$2" -o jsonpath='{.spec.nodeName}') && id=$(k --namespace "$1" get pod "$2" -o jsonpath='{.status.containerStatuses[0].containerID}') &&
+    ctr "$node" task ls | awk -v id="${id#containerd://}" '$1 == id { print $2 }'
+}
 # The operator that acts.
 operator_pod() { k --namespace $system get lease chronicle-operator -o jsonpath='{.spec.holderIdentity}'; }
 # Writes of the operator so far, without those of its Lease, one line each.

@@ -118,17 +118,17 @@ impl Certificates {
     }
 
     /// What is in the way, as a condition's reason and message.
-    pub fn trouble(&self) -> Option<(&'static str, String)> {
+    pub(super) fn trouble(&self, settings: &Settings) -> Option<(&'static str, String)> {
         if let Some((reason, why)) = &self.missing {
             return Some((reason, why.clone()));
         }
-        match self.stale.as_slice() {
-            [] => None,
-            stale => Some((
-                "NotServedYet",
-                format!("nodes serve an older certificate than the newest: {}", stale.join(", ")),
-            )),
-        }
+        self.not_served().filter(|_| !self.settling(settings)).map(|why| ("NotServedYet", why))
+    }
+
+    /// Which nodes do not serve the newest certificate; `None`: all do, or are not known to.
+    pub(super) fn not_served(&self) -> Option<String> {
+        (!self.stale.is_empty())
+            .then(|| format!("nodes serve an older certificate than the newest: {}", self.stale.join(", ")))
     }
 
     /// Whether there are any.

@@ -181,7 +181,7 @@ impl Pass<'_> {
                 self.apply(&cluster, &applier, &live, &ask, &memory, &observed, available, trust.as_deref()).await?;
                 certificates.renew(self.context, &cluster, &live).await
             };
-            outcome.rotation = apply.instrument(span!("apply")).await?;
+            outcome.rotation = apply.instrument(span!("apply")).await?.or_else(|| certificates.not_served());
         }
         // No watch tells of what nodes serve and trust.
         let hurry = match (certificates.settling(self.context.settings()), &outcome.rotation) {
@@ -189,7 +189,7 @@ impl Pass<'_> {
             (false, Some(_)) => Some(UNSETTLED),
             (false, None) => None,
         };
-        outcome.observed(&cluster, &observed, &certificates);
+        outcome.observed(&cluster, &observed, &certificates, self.context.settings());
         if !paused && self.clear_request(&memory, &observed).await? {
             outcome.stale = true;
             return Ok(Action::requeue(AGAIN));

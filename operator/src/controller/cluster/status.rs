@@ -9,7 +9,7 @@ use crate::api::{
     CertificateStatus, ChronicleCluster, ClusterStatus, ConditionType, MemberRole, MemberStatus, OperationStatus,
     QuorumStatus, VersionStatus, condition_of, set_condition,
 };
-use crate::build::Cluster;
+use crate::build::{Cluster, Settings};
 use crate::controller::ReconcileError;
 use crate::plan::{Ask, ClusterView, Observed, Step};
 
@@ -98,7 +98,13 @@ impl Outcome {
         None
     }
 
-    pub(super) fn observed(&mut self, cluster: &Cluster, observed: &Observed, certificates: &Certificates) {
+    pub(super) fn observed(
+        &mut self,
+        cluster: &Cluster,
+        observed: &Observed,
+        certificates: &Certificates,
+        settings: &Settings,
+    ) {
         let count = |ready: bool| observed.pods.values().filter(|pod| pod.ready || !ready).count() as i32;
         self.status.replicas = count(false);
         self.status.ready_replicas = count(true);
@@ -107,7 +113,7 @@ impl Outcome {
         }
         self.quorate(observed.cluster.as_ref());
         self.storage(cluster, observed);
-        match (certificates.encrypted(), certificates.trouble()) {
+        match (certificates.encrypted(), certificates.trouble(settings)) {
             (false, _) => {
                 self.set(ConditionType::CertificatesValid, Some(true), "Disabled", "spec.security.tls.mode is Disabled")
             }
