@@ -6,7 +6,7 @@ PROFILE_FLAG = $(if $(RELEASE),--release,)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint fmt fmt-check doc ci bench bench-cluster licences image images clean \
-	kube-up kube-down kube-smoke test-kube test-kube-full test-charts
+	kube-up kube-down kube-smoke test-kube test-kube-full test-charts bench-kube
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,11 @@ test-kube: ## Charts, the node image and the operator on a Kubernetes made for i
 
 test-kube-full: ## The same with lost machines, full disks, no API server, ten minutes without a write: half an hour
 	@tests/kube/all --full $(if $(KEEP),--keep)
+
+bench-kube: kube-up ## What the operator costs, on a Kubernetes made for it (root; a release build, then five minutes)
+	$(CARGO) build --release --locked --workspace --bins
+	@CHRONICLE_PROGRAMS="$${CARGO_TARGET_DIR:-target}/release" tests/kube/images chronicle
+	@tests/kube/bench
 
 test-charts: kube-up ## Lint and render the charts and kustomizations, and have the API server check them
 	@charts/check
