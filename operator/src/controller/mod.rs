@@ -12,6 +12,7 @@ pub mod cluster;
 pub(crate) mod compare;
 mod context;
 mod error;
+mod part;
 pub mod topic;
 pub mod user;
 

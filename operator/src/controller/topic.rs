@@ -4,128 +4,46 @@
 //! the topic as its own. A topic that somebody else made is never changed or deleted under the policy `Manage`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use chronicle_client::v1;
-use kube::api::{Api, PostParams};
+use kube::ResourceExt;
+use kube::api::Api;
 use kube::runtime::controller::Action;
-use kube::{Resource, ResourceExt};
 
-use super::cluster::{add_finalizer, operator_target, remove_finalizer};
-use super::{Context, EventKind, FIELD_MANAGER, FINALIZER, ReconcileError, is_not_found};
-use crate::admin::{AdminError, Target};
-use crate::api::{
-    ChronicleCluster, ChronicleTopic, ConditionType, DeletionPolicy, Durability, ManagementPolicy, TopicStatus,
-    condition_of, set_condition,
-};
-use crate::build::validate;
-
-const AGAIN: Duration = Duration::from_millis(50);
-const UNSETTLED: Duration = Duration::from_secs(10);
-/// Drift is found this often: nothing tells of it.
-const SETTLED: Duration = Duration::from_secs(120);
+use super::part::{self, Part, Verdict, Why, reach, while_cluster_is_there};
+use super::{Context, ReconcileError};
+use crate::admin::AdminError;
+use crate::api::{ChronicleTopic, Conditions, DeletionPolicy, Durability, ManagementPolicy, TopicStatus};
 
 /// One pass.
 ///
 /// # Errors
 /// What failed; [`ReconcileError::pause`] says when to try again.
 pub async fn reconcile(resource: Arc<ChronicleTopic>, context: Context) -> Result<Action, ReconcileError> {
-    let namespace = resource.namespace().unwrap_or_default();
-    let api: Api<ChronicleTopic> = Api::namespaced(context.client(), &namespace);
-    let name = resource.name_any();
-    let Some(resource) = api.get_opt(&name).await.map_err(ReconcileError::kube("get the ChronicleTopic"))? else {
-        return Ok(Action::await_change());
-    };
-    if resource.meta().deletion_timestamp.is_some() {
-        return delete(&context, &api, &resource).await;
-    }
-    if !resource.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
-        add_finalizer(&api, &resource).await?;
-        return Ok(Action::requeue(AGAIN));
-    }
-    let before = resource.status.clone().unwrap_or_default();
-    let mut status = TopicStatus { observed_generation: resource.meta().generation, ..before.clone() };
-    let result = go(&context, &resource, &mut status).await;
-    let verdict = match &result {
-        Ok(verdict) => verdict.clone(),
-        Err(error) if error.is_transient() => Verdict::wait("ClusterUnavailable", error.to_string()),
-        Err(error) => Verdict::no(error.reason(), error.to_string()),
-    };
-    let news =
-        condition_of(&before.conditions, ConditionType::Ready).is_none_or(|known| known.reason != verdict.reason);
-    let generation = status.observed_generation;
-    let (reason, message) = (verdict.reason, verdict.message.clone());
-    set_condition(
-        &mut status.conditions,
-        ConditionType::Ready,
-        verdict.holds,
-        reason,
-        message,
-        generation,
-        context.now(),
-    );
-    if news && verdict.holds == Some(false) {
-        context.event(&resource, EventKind::Warning, verdict.reason, &verdict.message).await;
-    }
-    if status != before {
-        let replacement = ChronicleTopic { status: Some(status), ..resource };
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let written = api.replace_status(&name, &params, &replacement).await;
-        written.map_err(ReconcileError::kube("write the status"))?;
-    }
-    result.map(|verdict| Action::requeue(verdict.pause))
+    part::pass(&*resource, &context).await
 }
 
-/// What came of it.
-#[derive(Debug, Clone)]
-struct Verdict {
-    holds: Option<bool>,
-    reason: &'static str,
-    message: String,
-    pause: Duration,
-}
+impl Part for ChronicleTopic {
+    type Status = TopicStatus;
 
-impl Verdict {
-    fn ready(reason: &'static str) -> Self {
-        Self { holds: Some(true), reason, message: String::new(), pause: SETTLED }
+    fn status(&self) -> TopicStatus {
+        self.status.clone().unwrap_or_default()
     }
 
-    fn no(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { holds: Some(false), reason, message: message.into(), pause: UNSETTLED }
+    fn with_status(self, status: TopicStatus) -> Self {
+        Self { status: Some(status), ..self }
     }
 
-    fn wait(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { holds: None, reason, message: message.into(), pause: UNSETTLED }
+    fn parts(status: &mut TopicStatus) -> (&mut Conditions, &mut Option<i64>) {
+        (&mut status.conditions, &mut status.observed_generation)
     }
 
-    fn again(reason: &'static str) -> Self {
-        Self { holds: None, reason, message: String::new(), pause: AGAIN }
+    async fn advance(&self, context: &Context, status: &mut TopicStatus) -> Result<Verdict, ReconcileError> {
+        go(context, self, status).await
     }
-}
 
-/// How to reach the cluster that a resource refers to; the error says why it cannot be.
-pub(super) async fn reach(
-    context: &Context,
-    namespace: &str,
-    cluster: &str,
-) -> Result<Result<(Target, crate::build::Cluster), (&'static str, String)>, ReconcileError> {
-    let clusters: Api<ChronicleCluster> = Api::namespaced(context.client(), namespace);
-    let found =
-        clusters.get_opt(cluster).await.map_err(ReconcileError::kube(format!("get ChronicleCluster {cluster}")))?;
-    let Some(found) = found else {
-        return Ok(Err(("ClusterMissing", format!("there is no ChronicleCluster {cluster} in this namespace"))));
-    };
-    let status = found.status.clone().unwrap_or_default();
-    let size = status.size.unwrap_or(0);
-    if status.cluster_id.is_none() || status.ready_replicas == 0 {
-        return Ok(Err(("ClusterNotReady", format!("ChronicleCluster {cluster} has no node that serves"))));
-    }
-    match validate(&found, size, true) {
-        Err(invalid) => Ok(Err(("ClusterNotReady", format!("ChronicleCluster {cluster}: {invalid}")))),
-        Ok(valid) => match operator_target(context, &valid, size).await? {
-            Some(target) => Ok(Ok((target, valid))),
-            None => Ok(Err(("ClusterNotReady", format!("ChronicleCluster {cluster} has no certificates yet")))),
-        },
+    async fn let_go(&self, context: &Context) -> Result<Option<Why>, ReconcileError> {
+        delete(context, self).await
     }
 }
 
@@ -294,99 +212,32 @@ fn drift(resource: &ChronicleTopic, topic: &v1::Topic) -> Drift {
     Drift::Change { what: format!("the topic differs in {}", what.join(", ")), request }
 }
 
-async fn delete(
-    context: &Context,
-    api: &Api<ChronicleTopic>,
-    resource: &ChronicleTopic,
-) -> Result<Action, ReconcileError> {
-    let spec = &resource.spec;
-    let status = resource.status.clone().unwrap_or_default();
+/// Deletes the topic, if it is this resource's to delete; what is in the way.
+async fn delete(context: &Context, resource: &ChronicleTopic) -> Result<Option<Why>, ReconcileError> {
+    let (spec, status) = (&resource.spec, Part::status(resource));
     let namespace = resource.namespace().unwrap_or_default();
     let goes = spec.deletion_policy == DeletionPolicy::Delete
         && spec.management_policy != ManagementPolicy::Observe
         && status.owned;
-    if goes && let Some(target) = while_cluster_is_there(context, &namespace, &spec.cluster_ref.name).await? {
-        let target = match target {
-            Ok(target) => target,
-            Err((_, why)) => return waits(context, api, resource, "DeletionWaits", &why).await,
-        };
-        let name = name_of(resource);
-        let admin = context.admin();
-        let found =
-            admin.topic(&target, &name).await.map_err(ReconcileError::admin(format!("describe topic {name}")))?;
-        // A topic of the same name that was made since is somebody else's.
-        let same = |topic: &v1::Topic| status.topic_id.as_ref().is_none_or(|id| *id == topic.id);
-        if found.as_ref().is_some_and(same) {
-            match admin.delete_topic(&target, &name).await {
-                Err(AdminError::Refused { reason, message }) => {
-                    return waits(context, api, resource, "DeletionRefused", &format!("{reason}: {message}")).await;
-                }
-                other => other.map_err(ReconcileError::admin(format!("delete topic {name}")))?,
-            }
-        }
-    }
-    context.succeeded(&format!("ChronicleTopic/{namespace}/{}", resource.name_any()));
-    match remove_finalizer(api, resource).await {
-        Err(ReconcileError::Kube { source, .. }) if is_not_found(&source) => Ok(Action::await_change()),
-        other => other.map(|()| Action::await_change()),
-    }
-}
-
-/// Says why the resource is still there.
-async fn waits(
-    context: &Context,
-    api: &Api<ChronicleTopic>,
-    resource: &ChronicleTopic,
-    reason: &'static str,
-    why: &str,
-) -> Result<Action, ReconcileError> {
-    let mut status = resource.status.clone().unwrap_or_default();
-    let before = status.clone();
-    let message = deletion_waits(why);
-    let known = condition_of(&before.conditions, ConditionType::Ready).is_some_and(|known| known.reason == reason);
-    let generation = resource.meta().generation;
-    set_condition(
-        &mut status.conditions,
-        ConditionType::Ready,
-        Some(false),
-        reason,
-        &message,
-        generation,
-        context.now(),
-    );
-    if !known {
-        context.event(resource, EventKind::Warning, reason, &message).await;
-    }
-    if status != before {
-        let replacement = ChronicleTopic { status: Some(status), ..resource.clone() };
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let written = api.replace_status(&resource.name_any(), &params, &replacement).await;
-        written.map_err(ReconcileError::kube("write the status"))?;
-    }
-    Ok(Action::requeue(UNSETTLED))
-}
-
-/// The message of a resource that is to be deleted and cannot be yet.
-pub(super) fn deletion_waits(why: &str) -> String {
-    format!(
-        "not deleted yet: {why}; to let it go and leave what it is about in the cluster, set deletionPolicy to Retain"
-    )
-}
-
-/// `None`: the cluster is gone or going, so that there is nothing to delete from. The error inside says why it cannot be reached
-/// now.
-pub(super) async fn while_cluster_is_there(
-    context: &Context,
-    namespace: &str,
-    cluster: &str,
-) -> Result<Option<Result<Target, (&'static str, String)>>, ReconcileError> {
-    let clusters: Api<ChronicleCluster> = Api::namespaced(context.client(), namespace);
-    let found =
-        clusters.get_opt(cluster).await.map_err(ReconcileError::kube(format!("get ChronicleCluster {cluster}")))?;
-    if found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()) {
+    if !goes {
         return Ok(None);
     }
-    Ok(Some(reach(context, namespace, cluster).await?.map(|(target, _)| target)))
+    let target = match while_cluster_is_there(context, &namespace, &spec.cluster_ref.name).await? {
+        None => return Ok(None),
+        Some(Err((_, why))) => return Ok(Some(("DeletionWaits", why))),
+        Some(Ok(target)) => target,
+    };
+    let (admin, name) = (context.admin(), name_of(resource));
+    let found = admin.topic(&target, &name).await.map_err(ReconcileError::admin(format!("describe topic {name}")))?;
+    // A topic of the same name that was made since is somebody else's.
+    let same = |topic: &v1::Topic| status.topic_id.as_ref().is_none_or(|id| *id == topic.id);
+    if !found.as_ref().is_some_and(same) {
+        return Ok(None);
+    }
+    match admin.delete_topic(&target, &name).await {
+        Err(AdminError::Refused { reason, message }) => Ok(Some(("DeletionRefused", format!("{reason}: {message}")))),
+        other => other.map(|()| None).map_err(ReconcileError::admin(format!("delete topic {name}"))),
+    }
 }
 
 #[cfg(test)]

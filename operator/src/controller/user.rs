@@ -5,32 +5,27 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use chronicle_client::v1;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams, Preconditions};
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::controller::Action;
-use kube::{Resource, ResourceExt};
 use serde_json::json;
 
 use super::apply::Applier;
-use super::cluster::{add_finalizer, reissue, remove_finalizer, secret_text};
-use super::topic::{deletion_waits, reach, while_cluster_is_there};
-use super::{Context, EventKind, FIELD_MANAGER, FINALIZER, ReconcileError, is_not_found};
+use super::cluster::{reissue, secret_text};
+use super::part::{self, Part, Verdict, Why, reach, while_cluster_is_there};
+use super::{Context, ReconcileError, is_not_found};
 use crate::admin::Target;
 use crate::api::{
-    AccessEffect, AccessOperation, AccessPattern, AccessResource, ChronicleUser, ConditionType, DeletionPolicy,
-    ManagementPolicy, UserAuthenticationType, UserStatus, condition_of, set_condition,
+    AccessEffect, AccessOperation, AccessPattern, AccessResource, ChronicleUser, Conditions, DeletionPolicy,
+    ManagementPolicy, UserAuthenticationType, UserStatus,
 };
 use crate::build::{Cluster, DURATION, OPERATOR_PRINCIPAL, RENEW_BEFORE, from_value, issuer_ref};
 
-const AGAIN: Duration = Duration::from_millis(50);
-const UNSETTLED: Duration = Duration::from_secs(5);
-/// Drift is found this often: nothing tells of it.
-const SETTLED: Duration = Duration::from_secs(120);
 /// Most rules in one request.
 const RULES_AT_ONCE: usize = 500;
 
@@ -39,48 +34,31 @@ const RULES_AT_ONCE: usize = 500;
 /// # Errors
 /// What failed; [`ReconcileError::pause`] says when to try again.
 pub async fn reconcile(resource: Arc<ChronicleUser>, context: Context) -> Result<Action, ReconcileError> {
-    let namespace = resource.namespace().unwrap_or_default();
-    let api: Api<ChronicleUser> = Api::namespaced(context.client(), &namespace);
-    let name = resource.name_any();
-    let Some(resource) = api.get_opt(&name).await.map_err(ReconcileError::kube("get the ChronicleUser"))? else {
-        return Ok(Action::await_change());
-    };
-    if resource.meta().deletion_timestamp.is_some() {
-        return delete(&context, &api, &resource).await;
-    }
-    if !resource.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
-        add_finalizer(&api, &resource).await?;
-        return Ok(Action::requeue(AGAIN));
-    }
-    let before = resource.status.clone().unwrap_or_default();
-    let mut status = UserStatus { observed_generation: resource.meta().generation, ..before.clone() };
-    let result = go(&context, &resource, &mut status).await;
-    let (holds, reason, message, pause) = match &result {
-        Ok(verdict) => verdict.clone(),
-        Err(error) if error.is_transient() => (None, "ClusterUnavailable", error.to_string(), UNSETTLED),
-        Err(error) => (Some(false), error.reason(), error.to_string(), UNSETTLED),
-    };
-    if holds == Some(false)
-        && condition_of(&before.conditions, ConditionType::Ready).is_none_or(|known| known.reason != reason)
-    {
-        context.event(&resource, EventKind::Warning, reason, &message).await;
-    }
-    let generation = status.observed_generation;
-    set_condition(&mut status.conditions, ConditionType::Ready, holds, reason, message, generation, context.now());
-    if status != before {
-        let replacement = ChronicleUser { status: Some(status), ..resource };
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let written = api.replace_status(&name, &params, &replacement).await;
-        written.map_err(ReconcileError::kube("write the status"))?;
-    }
-    result.map(|_| Action::requeue(pause))
+    part::pass(&*resource, &context).await
 }
 
-/// Whether it holds, why, in words, and when to look again.
-type Verdict = (Option<bool>, &'static str, String, Duration);
+impl Part for ChronicleUser {
+    type Status = UserStatus;
 
-fn no(reason: &'static str, message: String) -> Verdict {
-    (Some(false), reason, message, UNSETTLED)
+    fn status(&self) -> UserStatus {
+        self.status.clone().unwrap_or_default()
+    }
+
+    fn with_status(self, status: UserStatus) -> Self {
+        Self { status: Some(status), ..self }
+    }
+
+    fn parts(status: &mut UserStatus) -> (&mut Conditions, &mut Option<i64>) {
+        (&mut status.conditions, &mut status.observed_generation)
+    }
+
+    async fn advance(&self, context: &Context, status: &mut UserStatus) -> Result<Verdict, ReconcileError> {
+        go(context, self, status).await
+    }
+
+    async fn let_go(&self, context: &Context) -> Result<Option<Why>, ReconcileError> {
+        delete(context, self).await
+    }
 }
 
 fn principal_of(resource: &ChronicleUser) -> String {
@@ -92,14 +70,14 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
     let namespace = resource.namespace().unwrap_or_default();
     let principal = principal_of(resource);
     if principal == OPERATOR_PRINCIPAL || principal == "*" {
-        return Ok(no("PrincipalReserved", format!("principal: {principal}: is not for clients")));
+        return Ok(Verdict::no("PrincipalReserved", format!("principal: {principal}: is not for clients")));
     }
     if let Some(other) = other_owner(context, resource, &namespace, &principal).await? {
-        return Ok(no("Conflict", format!("principal {principal} is that of ChronicleUser {other}")));
+        return Ok(Verdict::no("Conflict", format!("principal {principal} is that of ChronicleUser {other}")));
     }
     let (target, cluster) = match reach(context, &namespace, &spec.cluster_ref.name).await? {
         Ok(reached) => reached,
-        Err((reason, message)) => return Ok((None, reason, message, UNSETTLED)),
+        Err((reason, message)) => return Ok(Verdict::wait(reason, message)),
     };
     status.principal = Some(principal.clone());
     let pending = certificate(context, resource, &cluster, &principal, status).await?;
@@ -111,19 +89,22 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
         status.owned = false;
         return Ok(match (same, pending) {
             (_, Some(verdict)) => verdict,
-            (true, None) => (Some(true), "Observed", String::new(), SETTLED),
-            (false, None) => no("Drifted", format!("rules or quotas of {principal} are not as the spec says")),
+            (true, None) => Verdict::ready("Observed"),
+            (false, None) => Verdict::no("Drifted", format!("rules or quotas of {principal} are not as the spec says")),
         });
     }
     if !status.owned {
         let others = !extra.is_empty() || (there.is_some() && there != asked);
         if others && spec.management_policy == ManagementPolicy::Manage {
             let rule = "set managementPolicy to Adopt to take them over, or to Observe to leave them alone";
-            return Ok(no("RulesExist", format!("{principal} has rules or quotas that somebody else made: {rule}")));
+            return Ok(Verdict::no(
+                "RulesExist",
+                format!("{principal} has rules or quotas that somebody else made: {rule}"),
+            ));
         }
         // Written before the first is made.
         status.owned = true;
-        return Ok((None, "Creating", String::new(), AGAIN));
+        return Ok(Verdict::again("Creating"));
     }
     let admin = context.admin();
     // Denials and rights that go, go first.
@@ -136,7 +117,7 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
     if there != asked {
         admin.set_quota(&target, &principal, asked).await.map_err(ReconcileError::admin("set the quota"))?;
     }
-    Ok(pending.unwrap_or((Some(true), "InSync", String::new(), SETTLED)))
+    Ok(pending.unwrap_or_else(|| Verdict::ready("InSync")))
 }
 
 async fn other_owner(
@@ -179,16 +160,16 @@ async fn certificate(
     }
     if !cluster.encrypted() {
         let why = format!("ChronicleCluster {} has no TLS: authentication.type must be External", cluster.name);
-        return Ok(Some(no("NoTls", why)));
+        return Ok(Some(Verdict::no("NoTls", why)));
     }
     if cluster.spec.security.tls.secrets.is_some() {
         let why = format!("ChronicleCluster {} has no issuer: authentication.type must be External", cluster.name);
-        return Ok(Some(no("NoIssuer", why)));
+        return Ok(Some(Verdict::no("NoIssuer", why)));
     }
     if !context.available().await.cert_manager {
-        return Ok(Some(no(
+        return Ok(Some(Verdict::no(
             "CertManagerMissing",
-            "cert-manager is not installed, so that nobody issues certificates".into(),
+            "cert-manager is not installed, so that nobody issues certificates",
         )));
     }
     let (namespace, secret) = (&cluster.namespace, secret_name(resource));
@@ -228,7 +209,7 @@ async fn certificate(
         async |name: &str| secrets.get_opt(name).await.map_err(ReconcileError::kube(format!("get Secret {name}")));
     let Some(there) = get(&secret).await? else {
         let why = format!("waiting for cert-manager to issue Secret {secret}");
-        return Ok(Some((None, "CertificatePending", why, UNSETTLED)));
+        return Ok(Some(Verdict::wait("CertificatePending", why)));
     };
     // A new CA reaches clients as soon as nodes serve certificates of it.
     let node = get(&cluster.node_secret()).await?;
@@ -242,7 +223,7 @@ async fn certificate(
         let live = api.get(&secret).await.map_err(ReconcileError::kube(format!("get Certificate {secret}")))?;
         reissue(context, namespace, &live).await?;
         let why = format!("waiting for cert-manager to issue Secret {secret} by the new certificate authority");
-        return Ok(Some((None, "CertificatePending", why, UNSETTLED)));
+        return Ok(Some(Verdict::wait("CertificatePending", why)));
     }
     Ok(None)
 }
@@ -327,21 +308,17 @@ fn quota(resource: &ChronicleUser) -> Option<v1::Quota> {
     (quota != v1::Quota::default()).then_some(quota)
 }
 
-async fn delete(
-    context: &Context,
-    api: &Api<ChronicleUser>,
-    resource: &ChronicleUser,
-) -> Result<Action, ReconcileError> {
-    let spec = &resource.spec;
+/// Takes rules, quota and certificate away; what is in the way.
+async fn delete(context: &Context, resource: &ChronicleUser) -> Result<Option<Why>, ReconcileError> {
+    let (spec, status) = (&resource.spec, Part::status(resource));
     let namespace = resource.namespace().unwrap_or_default();
-    let status = resource.status.clone().unwrap_or_default();
     let goes = spec.deletion_policy == DeletionPolicy::Delete
         && spec.management_policy != ManagementPolicy::Observe
         && status.owned;
     if goes && let Some(target) = while_cluster_is_there(context, &namespace, &spec.cluster_ref.name).await? {
         let target = match target {
             Ok(target) => target,
-            Err((_, why)) => return waits(context, api, resource, "DeletionWaits", &why).await,
+            Err((_, why)) => return Ok(Some(("DeletionWaits", why))),
         };
         let (admin, principal) = (context.admin(), principal_of(resource));
         let rules = admin.rules(&target, &principal).await.map_err(ReconcileError::admin("list rules"))?;
@@ -370,9 +347,7 @@ async fn delete(
             }
         }
     }
-    context.succeeded(&format!("ChronicleUser/{namespace}/{}", resource.name_any()));
-    remove_finalizer(api, resource).await?;
-    Ok(Action::await_change())
+    Ok(None)
 }
 
 /// Deletes the Certificate of a user before its Secret, which cert-manager would make again otherwise.
@@ -394,40 +369,6 @@ async fn delete_certificate(
         Err(error) if !is_not_found(&error) => Err(ReconcileError::kube(format!("delete Certificate {name}"))(error)),
         _ => Ok(()),
     }
-}
-
-/// Says why the resource is still there.
-async fn waits(
-    context: &Context,
-    api: &Api<ChronicleUser>,
-    resource: &ChronicleUser,
-    reason: &'static str,
-    why: &str,
-) -> Result<Action, ReconcileError> {
-    let mut status = resource.status.clone().unwrap_or_default();
-    let before = status.clone();
-    let message = deletion_waits(why);
-    let known = condition_of(&before.conditions, ConditionType::Ready).is_some_and(|known| known.reason == reason);
-    let generation = resource.meta().generation;
-    set_condition(
-        &mut status.conditions,
-        ConditionType::Ready,
-        Some(false),
-        reason,
-        &message,
-        generation,
-        context.now(),
-    );
-    if !known {
-        context.event(resource, EventKind::Warning, reason, &message).await;
-    }
-    if status != before {
-        let replacement = ChronicleUser { status: Some(status), ..resource.clone() };
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let written = api.replace_status(&resource.name_any(), &params, &replacement).await;
-        written.map_err(ReconcileError::kube("write the status"))?;
-    }
-    Ok(Action::requeue(UNSETTLED))
 }
 
 #[cfg(test)]
