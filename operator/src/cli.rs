@@ -170,7 +170,7 @@ impl RunArgs {
             lease,
             instance: self.name,
         };
-        let ended = run(client, Arc::new(Nodes), settings, stop).await;
+        let ended = run(client, Arc::new(Nodes::default()), settings, stop).await;
         watcher.abort();
         ended
     }

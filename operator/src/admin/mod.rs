@@ -16,6 +16,7 @@ use chronicle_client::v1;
 use futures::future::BoxFuture;
 
 pub use nodes::Nodes;
+pub(crate) use nodes::{Patience, refused};
 pub(crate) use traced::Traced;
 pub use view::{Answer, combine};
 

@@ -19,41 +19,94 @@ use tower::service_fn;
 use super::{Admin, AdminError, AdminResult, Answer, Target, combine};
 use crate::plan::{CatchUp, ClusterView};
 
-/// Longest wait for one node's status. All nodes are asked side by side: there are at most 50.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest wait for a command, retries included.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest comparison of all topics.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
-/// Topics that are compared at the same time.
-const AT_ONCE: usize = 16;
 /// Largest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Records that a replica may be behind and still count as caught up: what is under way while it is compared.
 const RECORDS_BEHIND_MAX: i64 = 1_000;
 
+/// How long nodes are waited for, and how much is asked of them at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Longest wait for a connection that carries a command.
+    pub(crate) connect: Duration,
+    /// Longest wait for one node's status, and for the connection that it comes by. All nodes are asked side by side: there are at most 50.
+    pub(crate) status: Duration,
+    /// Longest wait for a command, retries included.
+    pub(crate) command: Duration,
+    /// Topics that are compared at the same time.
+    pub(crate) topics: usize,
+}
+
 /// Asks nodes over gRPC. Opens connections for every call, so that certificates are always those of now.
-#[derive(Debug, Clone, Default)]
-pub struct Nodes;
+#[derive(Clone)]
+pub struct Nodes {
+    connector: Connector,
+    patience: Patience,
+}
+
+impl Default for Nodes {
+    /// Over the network, as pods reach one another.
+    fn default() -> Self {
+        let [connect, status, command] = [2, 3, 15].map(Duration::from_secs);
+        Self::over(tcp_connector(), Patience { connect, status, command, topics: 16 })
+    }
+}
 
 impl Nodes {
-    fn client(target: &Target) -> Result<Client, AdminError> {
+    /// Over connections of the caller's making, which carry TLS where the target asks for it.
+    pub(crate) fn over(connector: Connector, patience: Patience) -> Self {
+        Self { connector, patience }
+    }
+
+    pub(crate) fn client(&self, target: &Target) -> Result<Client, AdminError> {
         let config = ClientConfig::of(target.nodes.iter().map(|(_, address)| address.clone()));
-        let mut config = config.request_timeout(COMMAND_TIMEOUT);
-        config.connector = connector(target);
+        let mut config = config.request_timeout(self.patience.command).connector(self.connector(target));
+        config.connect_timeout = self.patience.connect;
         Client::connect(config).map_err(refused)
     }
 
-    async fn status(target: &Target, address: &str) -> Result<v1::GetStatusResponse, String> {
+    fn connector(&self, target: &Target) -> Connector {
+        match &target.tls {
+            None => self.connector.clone(),
+            Some(tls) => {
+                let identity = (Pem::Text(tls.certificate.clone()), Pem::Text(tls.key.clone()));
+                let config = TlsConfig::new(Pem::Text(tls.ca.clone())).identity(identity.0, identity.1);
+                tls_connector(self.connector.clone(), config)
+            }
+        }
+    }
+
+    /// A connection to exactly this node.
+    async fn channel(&self, target: &Target, address: &str) -> Result<Channel, String> {
+        let connect = self.connector(target);
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+        let endpoint = endpoint.connect_timeout(self.patience.status).timeout(self.patience.command);
+        let address = address.to_owned();
+        let service = service_fn(move |_: Uri| {
+            let (connect, address) = (connect.clone(), address.clone());
+            async move { connect(address).await.map(TokioIo::new) }
+        });
+        endpoint.connect_with_connector(service).await.map_err(|error| {
+            let mut cause: &dyn std::error::Error = &error;
+            while let Some(source) = cause.source() {
+                cause = source;
+            }
+            cause.to_string()
+        })
+    }
+
+    async fn status(&self, target: &Target, address: &str) -> Result<v1::GetStatusResponse, String> {
         let ask = async {
-            let channel = channel(target, address).await?;
+            let channel = self.channel(target, address).await?;
             let mut cluster = ClusterClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
             let answer = cluster.get_status(v1::GetStatusRequest {}).await;
             answer.map(tonic::Response::into_inner).map_err(|status| ClientError::from(status).to_string())
         };
-        match timeout(STATUS_TIMEOUT, ask).await {
+        match timeout(self.patience.status, ask).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {} ms", STATUS_TIMEOUT.as_millis())),
+            Err(_) => Err(format!("no answer within {} ms", self.patience.status.as_millis())),
         }
     }
 
@@ -64,23 +117,23 @@ impl Nodes {
         answer.map(|answer| answer.into_inner().partitions).map_err(|status| ClientError::from(status).to_string())
     }
 
-    async fn compare(target: &Target, nodes: &[String]) -> Result<CatchUp, AdminError> {
+    async fn compare(&self, target: &Target, nodes: &[String]) -> Result<CatchUp, AdminError> {
         let mut channels = Vec::new();
         for (name, address) in &target.nodes {
-            match channel(target, address).await {
+            match self.channel(target, address).await {
                 Ok(channel) => channels.push((name.clone(), channel)),
                 Err(why) if nodes.contains(name) => return Err(AdminError::Failed(format!("{name}: {why}"))),
                 // Whoever is silent cannot be compared with; the planner knows that it is not alive.
                 Err(_) => {}
             }
         }
-        let topics = Self::client(target)?.list_topics().await.map_err(refused)?;
+        let topics = self.client(target)?.list_topics().await.map_err(refused)?;
         let mut compared = futures::stream::iter(topics)
             .map(|topic| {
                 let channels = channels.clone();
                 async move { Self::compare_topic(&channels, nodes, &topic.name).await }
             })
-            .buffer_unordered(AT_ONCE);
+            .buffer_unordered(self.patience.topics);
         let (mut partitions, mut first) = (0, None);
         while let Some(behind) = compared.next().await {
             for why in behind.map_err(AdminError::Failed)? {
@@ -94,7 +147,7 @@ impl Nodes {
         })
     }
 
-    pub(crate) async fn compare_topic(
+    async fn compare_topic(
         channels: &[(String, Channel)],
         nodes: &[String],
         topic: &str,
@@ -127,37 +180,7 @@ impl Nodes {
     }
 }
 
-fn connector(target: &Target) -> Connector {
-    match &target.tls {
-        None => tcp_connector(),
-        Some(tls) => {
-            let identity = (Pem::Text(tls.certificate.clone()), Pem::Text(tls.key.clone()));
-            let config = TlsConfig::new(Pem::Text(tls.ca.clone())).identity(identity.0, identity.1);
-            tls_connector(tcp_connector(), config)
-        }
-    }
-}
-
-/// A connection to exactly this node.
-async fn channel(target: &Target, address: &str) -> Result<Channel, String> {
-    let connect = connector(target);
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
-    let endpoint = endpoint.connect_timeout(STATUS_TIMEOUT).timeout(COMMAND_TIMEOUT);
-    let address = address.to_owned();
-    let service = service_fn(move |_: Uri| {
-        let (connect, address) = (connect.clone(), address.clone());
-        async move { connect(address).await.map(TokioIo::new) }
-    });
-    endpoint.connect_with_connector(service).await.map_err(|error| {
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
-        cause.to_string()
-    })
-}
-
-fn refused(error: ClientError) -> AdminError {
+pub(crate) fn refused(error: ClientError) -> AdminError {
     match error.kind {
         ErrorKind::Rejected => AdminError::Refused { reason: error.reason, message: error.message },
         _ => AdminError::Failed(error.to_string()),
@@ -168,7 +191,7 @@ impl Admin for Nodes {
     fn observe<'a>(&'a self, target: &'a Target) -> AdminResult<'a, ClusterView> {
         Box::pin(async move {
             let ask = |(name, address): &'a (String, String)| async move {
-                let answer: Answer = (name.clone(), Self::status(target, address).await);
+                let answer: Answer = (name.clone(), self.status(target, address).await);
                 answer
             };
             combine(&join_all(target.nodes.iter().map(ask)).await)
@@ -177,7 +200,7 @@ impl Admin for Nodes {
 
     fn catch_up<'a>(&'a self, target: &'a Target, nodes: &'a [String]) -> AdminResult<'a, CatchUp> {
         Box::pin(async move {
-            match timeout(CATCH_UP_TIMEOUT, Self::compare(target, nodes)).await {
+            match timeout(CATCH_UP_TIMEOUT, self.compare(target, nodes)).await {
                 Ok(compared) => compared,
                 Err(_) => Err(AdminError::Failed(format!("not compared within {CATCH_UP_TIMEOUT:?}"))),
             }
@@ -185,20 +208,20 @@ impl Admin for Nodes {
     }
 
     fn drain<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()> {
-        Box::pin(async move { Self::client(target)?.drain(node_id).await.map(drop).map_err(refused) })
+        Box::pin(async move { self.client(target)?.drain(node_id).await.map(drop).map_err(refused) })
     }
 
     fn undrain<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()> {
-        Box::pin(async move { Self::client(target)?.undrain(node_id).await.map(drop).map_err(refused) })
+        Box::pin(async move { self.client(target)?.undrain(node_id).await.map(drop).map_err(refused) })
     }
 
     fn decommission<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()> {
-        Box::pin(async move { Self::client(target)?.decommission(node_id).await.map(drop).map_err(refused) })
+        Box::pin(async move { self.client(target)?.decommission(node_id).await.map(drop).map_err(refused) })
     }
 
     fn topic<'a>(&'a self, target: &'a Target, name: &'a str) -> AdminResult<'a, Option<v1::Topic>> {
         Box::pin(async move {
-            match Self::client(target)?.describe_topic(name).await {
+            match self.client(target)?.describe_topic(name).await {
                 Ok(description) => Ok(description.topic),
                 Err(error) if error.reason == "UNKNOWN_TOPIC" => Ok(None),
                 Err(error) => Err(refused(error)),
@@ -209,21 +232,21 @@ impl Admin for Nodes {
     fn create_topic<'a>(&'a self, target: &'a Target, request: v1::CreateTopicRequest) -> AdminResult<'a, v1::Topic> {
         Box::pin(async move {
             let request = v1::CreateTopicRequest { if_not_exists: true, ..request };
-            let answer = Self::client(target)?.create_topic(request).await.map_err(refused)?;
+            let answer = self.client(target)?.create_topic(request).await.map_err(refused)?;
             answer.topic.ok_or_else(|| AdminError::Failed("the node answered without the topic".into()))
         })
     }
 
     fn alter_topic<'a>(&'a self, target: &'a Target, request: v1::AlterTopicRequest) -> AdminResult<'a, v1::Topic> {
         Box::pin(async move {
-            let answer = Self::client(target)?.alter_topic(request).await.map_err(refused)?;
+            let answer = self.client(target)?.alter_topic(request).await.map_err(refused)?;
             answer.topic.ok_or_else(|| AdminError::Failed("the node answered without the topic".into()))
         })
     }
 
     fn delete_topic<'a>(&'a self, target: &'a Target, name: &'a str) -> AdminResult<'a, ()> {
         Box::pin(async move {
-            match Self::client(target)?.delete_topic(name).await {
+            match self.client(target)?.delete_topic(name).await {
                 Err(error) if error.reason != "UNKNOWN_TOPIC" => Err(refused(error)),
                 _ => Ok(()),
             }
@@ -233,12 +256,12 @@ impl Admin for Nodes {
     fn rules<'a>(&'a self, target: &'a Target, principal: &'a str) -> AdminResult<'a, Vec<v1::Acl>> {
         Box::pin(async move {
             let filter = v1::AclFilter { principal: Some(principal.to_owned()), ..v1::AclFilter::default() };
-            Self::client(target)?.list_acls(filter).await.map_err(refused)
+            self.client(target)?.list_acls(filter).await.map_err(refused)
         })
     }
 
     fn add_rules<'a>(&'a self, target: &'a Target, rules: Vec<v1::Acl>) -> AdminResult<'a, ()> {
-        Box::pin(async move { Self::client(target)?.create_acls(rules).await.map(drop).map_err(refused) })
+        Box::pin(async move { self.client(target)?.create_acls(rules).await.map(drop).map_err(refused) })
     }
 
     fn remove_rules<'a>(&'a self, target: &'a Target, rules: Vec<v1::Acl>) -> AdminResult<'a, ()> {
@@ -252,13 +275,13 @@ impl Admin for Nodes {
                 effect: rule.effect,
             };
             let filters = rules.into_iter().map(exactly).collect();
-            Self::client(target)?.delete_acls(filters).await.map(drop).map_err(refused)
+            self.client(target)?.delete_acls(filters).await.map(drop).map_err(refused)
         })
     }
 
     fn quota<'a>(&'a self, target: &'a Target, principal: &'a str) -> AdminResult<'a, Option<v1::Quota>> {
         Box::pin(async move {
-            let quotas = Self::client(target)?.list_quotas().await.map_err(refused)?.quotas;
+            let quotas = self.client(target)?.list_quotas().await.map_err(refused)?.quotas;
             Ok(quotas.into_iter().find(|quota| quota.principal == principal).and_then(|quota| quota.quota))
         })
     }
@@ -270,7 +293,7 @@ impl Admin for Nodes {
         quota: Option<v1::Quota>,
     ) -> AdminResult<'a, ()> {
         Box::pin(async move {
-            let client = Self::client(target)?;
+            let client = self.client(target)?;
             let done = match quota {
                 Some(quota) => client.set_quota(Some(principal.to_owned()), quota).await,
                 None => client.delete_quota(Some(principal.to_owned())).await,

@@ -150,7 +150,7 @@ impl Access {
         // Only reads; the nodes are not asked through it.
         let context = Context::new(
             self.client.clone(),
-            Arc::new(Nodes),
+            Arc::new(Nodes::default()),
             Settings::default(),
             Metrics::new(),
             "kubectl-chronicle",
