@@ -496,6 +496,10 @@ proptest! {
             // Disks were lost, and with them the majority of some partition: it waits for them.
             return Ok(());
         }
+        if active.iter().any(|node| sim.wiped.contains(node)) {
+            // The replacement of a node without its disk was cancelled: it counts as one that may come back, and is waited for.
+            return Ok(());
+        }
         prop_assert!(sim.state.running().next().is_none(), "{:?}", sim.state.operations);
         prop_assert!(!sim.state.nodes.values().any(|node| node.state == NodeState::Decommissioning));
         prop_assert!(sim.voters.len() % 2 == 1 && sim.voters.iter().all(|node| active.contains(node)));
