@@ -7,11 +7,14 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, BrokerError};
-use crate::config::Config;
+use crate::config::live::Reload;
+use crate::config::{Config, Live};
 use crate::host::Host;
 use crate::listeners::net::Acceptor;
 use crate::listeners::{self, BindError};
 use crate::ops::{OpsServer, Probe};
+use crate::security::Tls;
+use crate::telemetry::traces::Traces;
 use crate::telemetry::{Metrics, collect_node, logging, traces};
 
 /// Why a node does not start.
@@ -44,11 +47,18 @@ pub struct Serving {
 
 /// Runs a node until `stop`. The ports are bound first, so that a taken one is found before the data directory is touched
 /// and the ops port answers while the data directory recovers; `ready` is called once requests are served. Stopping
-/// refuses new work, finishes accepted work, and closes the data directory so that the next start needs no recovery.
+/// refuses new work, finishes accepted work, and closes the data directory so that the next start needs no recovery. With
+/// `reload`, the live fields of the configuration follow its file.
 ///
 /// # Errors
 /// What keeps the node from starting, or the failure of its controller group; nothing is left running then.
-pub async fn run(mut config: Config, stop: CancellationToken, ready: impl FnOnce(&Serving)) -> Result<(), StartError> {
+pub async fn run(
+    mut config: Config,
+    reload: Option<Reload>,
+    stop: CancellationToken,
+    ready: impl FnOnce(&Serving),
+) -> Result<(), StartError> {
+    let started = config.clone();
     let (acceptor, data) = listeners::listen(config.listeners.data).await?;
     config.listeners.data = data;
     let metrics = Metrics::new();
@@ -62,9 +72,17 @@ pub async fn run(mut config: Config, stop: CancellationToken, ready: impl FnOnce
         let stop = ops_stop.clone();
         tokio::spawn(async move { _ = stop.run_until_cancelled(control.expire()).await })
     });
+    let mut following = None;
     let opened = |broker: &Broker| {
         collect_node(&metrics, broker);
         probe.attach(broker.clone());
+        if let Some(reload) = reload {
+            let (stop, live, tls) = (ops_stop.clone(), broker.live().clone(), broker.tls());
+            let watch = reload.watch(started, live.clone());
+            following = Some(tokio::spawn(async move {
+                stop.run_until_cancelled(async { tokio::join!(watch, follow(live, tls)) }).await;
+            }));
+        }
     };
     let result = run_on(Host::system(), acceptor, config, metrics.clone(), stop, opened, || ready(&serving)).await;
     ops_stop.cancel();
@@ -76,7 +94,29 @@ pub async fn run(mut config: Config, stop: CancellationToken, ready: impl FnOnce
     {
         tracing::error!(%error, "the task that ends log filters panicked");
     }
+    if let Some(following) = following
+        && let Err(error) = following.await
+    {
+        tracing::error!(%error, "the task that follows the configuration file panicked");
+    }
     result.map_err(StartError::from)
+}
+
+/// Takes changed fields to those who cannot ask for them. Dropping it loses nothing.
+async fn follow(live: Live, tls: Option<Arc<Tls>>) {
+    let mut changes = live.changes();
+    while changes.changed().await.is_ok() {
+        let config = changes.borrow_and_update().clone();
+        if let Some(tls) = &tls {
+            tls.set_principal_rules(&config.security.principal_rules);
+        }
+        Traces::resample(&config.telemetry.traces);
+        if let Some(control) = logging::control()
+            && let Err(error) = control.configure(&config.log.filter)
+        {
+            tracing::error!(%error, "what is logged stays as it was");
+        }
+    }
 }
 
 /// As [`run`], without an ops port, on a host of the caller's: the machine, or a simulated one. `opened` is called with the

@@ -20,6 +20,9 @@ use tempfile::TempDir;
 
 use crate::binary;
 
+/// Name of the configuration file in its folder.
+const CONFIG_FILE: &str = "chronicle.yaml";
+
 /// How long a node may take to serve or to stop before a test gives up. Generous: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -150,7 +153,7 @@ impl Setup {
         let section = tree.entry("listeners").or_insert_with(|| json!({}));
         section["data"] = json!(SocketAddr::from((self.host, self.data_port)));
         section["ops"] = json!(SocketAddr::from((self.host, self.ops_port)));
-        let file = scratch.join("chronicle.yaml");
+        let file = scratch.join(CONFIG_FILE);
         std::fs::write(&file, serde_json::to_vec_pretty(&Value::Object(tree))?).context("writing the configuration")?;
         let mut command = match &self.namespace {
             Some(name) => crate::netns::enter(name, &program()?),
@@ -218,7 +221,7 @@ struct Running {
     log: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
     // Holds the configuration file.
-    _scratch: TempDir,
+    scratch: TempDir,
 }
 
 impl Node {
@@ -299,7 +302,7 @@ impl Node {
             collect(child.stdout.take().expect("standard output is a pipe"), log.clone()),
             collect(child.stderr.take().expect("standard error is a pipe"), log.clone()),
         ];
-        self.child = Some(Running { child, log, readers, _scratch: scratch });
+        self.child = Some(Running { child, log, readers, scratch });
         Ok(())
     }
 
@@ -355,6 +358,37 @@ impl Node {
     fn signal(&self, signal: Signal) -> Result<()> {
         let running = self.child.as_ref().context("the node does not run")?;
         kill_process(Pid::from_child(&running.child), signal).with_context(|| format!("sending {signal:?}"))
+    }
+
+    /// The configuration file of the running node. What is written there is gone with the next start.
+    ///
+    /// # Panics
+    /// The node is not running.
+    pub fn config_file(&self) -> PathBuf {
+        self.child.as_ref().expect("the node runs").scratch.path().join(CONFIG_FILE)
+    }
+
+    /// Changes a setting in the file of the running node, and from the next start on. The file is replaced as a whole.
+    ///
+    /// # Errors
+    /// It does not run, or its file cannot be written.
+    pub fn reconfigure(&mut self, path: &str, value: impl Into<Value>) -> Result<()> {
+        self.set(path, value);
+        let scratch = tempfile::tempdir()?;
+        self.setup.command(&self.dir, scratch.path())?;
+        let file = self.config_file();
+        // Beside it first: a rename does not cross file systems, and the node never sees a part.
+        let new = file.with_extension("new");
+        std::fs::copy(scratch.path().join(CONFIG_FILE), &new)?;
+        std::fs::rename(new, file).context("replacing the configuration")
+    }
+
+    /// Asks the node to look at its configuration file (SIGHUP).
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn hang_up(&self) -> Result<()> {
+        self.signal(Signal::HUP)
     }
 
     /// Waits until the process has ended by itself; answers how, and what it had printed.

@@ -147,6 +147,7 @@ impl Broker {
             offline: 0,
             moving: 0,
             operations: state.operations.values().map(|operation| self.operation_view(&state, operation)).collect(),
+            configuration: self.live().report(),
         };
         for placement in state.placements.values().flatten() {
             let alive = placement.voters.iter().filter(|id| env.alive(**id)).count();

@@ -7,6 +7,7 @@ use chronicle_log::Store;
 use tokio::time::Instant;
 
 use super::{BrokerError, Reason};
+use crate::config::Live;
 
 /// How long one look at the volume is good for. A volume fills by at most a few GB/s, so that the reserve (64 MiB) and
 /// the bound on unflushed bytes leave room for what is accepted in between.
@@ -14,7 +15,7 @@ const FRESH: Duration = Duration::from_millis(20);
 
 /// Watches the free space of the data directory's volume.
 pub(super) struct DiskSpace {
-    reserve_bytes: u64,
+    config: Live,
     start: Instant,
     checked_us: AtomicU64,
     full: AtomicBool,
@@ -22,9 +23,9 @@ pub(super) struct DiskSpace {
 }
 
 impl DiskSpace {
-    pub(super) fn new(reserve_bytes: u64) -> Self {
+    pub(super) fn new(config: Live) -> Self {
         Self {
-            reserve_bytes,
+            config,
             start: Instant::now(),
             checked_us: AtomicU64::new(0),
             full: AtomicBool::new(false),
@@ -32,8 +33,9 @@ impl DiskSpace {
         }
     }
 
-    /// Refuses while fewer than the reserve are free.
+    /// Refuses while fewer than the reserve (`storage.reserve-bytes`) are free.
     pub(super) fn check(&self, store: &Store) -> Result<(), BrokerError> {
+        let reserve_bytes = self.config.now().storage.reserve_bytes;
         let now = self.start.elapsed().as_micros() as u64 + 1;
         let checked = self.checked_us.load(Ordering::Relaxed);
         if checked == 0 || now.saturating_sub(checked) > FRESH.as_micros() as u64 {
@@ -41,9 +43,9 @@ impl DiskSpace {
             match store.free_bytes() {
                 Ok(free) => {
                     self.free_bytes.store(free, Ordering::Relaxed);
-                    let full = free < self.reserve_bytes;
+                    let full = free < reserve_bytes;
                     if self.full.swap(full, Ordering::Relaxed) != full {
-                        tracing::warn!(free, reserve = self.reserve_bytes, full, "free space crossed the reserve");
+                        tracing::warn!(free, reserve = reserve_bytes, full, "free space crossed the reserve");
                     }
                 }
                 Err(error) => tracing::warn!(%error, "free space is not known"),
@@ -55,7 +57,7 @@ impl DiskSpace {
         let free = self.free_bytes.load(Ordering::Relaxed);
         Err(BrokerError::new(
             Reason::DiskFull,
-            format!("free space: {free} bytes are left, storage.reserve-bytes keeps {}", self.reserve_bytes),
+            format!("free space: {free} bytes are left, storage.reserve-bytes keeps {reserve_bytes}"),
         )
         .with("free", free))
     }

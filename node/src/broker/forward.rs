@@ -90,7 +90,7 @@ impl Broker {
             _ => None,
         };
         let Some(leader) = leader else { return Err(here) };
-        request.max_wait = request.max_wait.min(Duration::from_millis(self.inner.config.limits.wait_ms_max));
+        request.max_wait = request.max_wait.min(Duration::from_millis(self.config().limits.wait_ms_max));
         let ask = Ask::Read(proto::ForwardedRead {
             from: Some(match request.from {
                 Position::Offset(offset) => From::Offset(offset),

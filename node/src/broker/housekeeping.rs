@@ -91,12 +91,10 @@ pub(super) async fn housekeeping(broker: Broker) {
 /// Reads every sealed segment of this node's replicas again and again, about once per `cluster.scrub-interval-ms`: damage is
 /// found, and repaired, before somebody needs the data.
 pub(super) async fn scrub(broker: Broker) {
-    let every = Duration::from_millis(broker.inner.config.cluster.scrub_interval_ms);
-    if every.is_zero() {
-        return;
-    }
     loop {
-        let wait = tokio::time::sleep(crate::partition::jitter(every));
+        // Nodes that started together do not scrub together.
+        let share = crate::partition::jitter(Duration::from_secs(1)).as_secs_f64();
+        let wait = broker.live().pause(|config| (config.cluster.scrub_interval_ms as f64 * share).ceil() as u64);
         tokio::select! {
             () = broker.inner.stop.cancelled() => return,
             () = wait => {}
@@ -187,14 +185,12 @@ impl Broker {
 
 /// Puts partitions to sleep that nobody uses.
 pub(super) async fn sleep_idle(broker: Broker) {
-    let idle = Duration::from_millis(broker.inner.config.partitions.idle_ms);
-    let mut tick = tokio::time::interval((idle / 4).max(Duration::from_millis(10)));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = broker.inner.stop.cancelled() => return,
-            _ = tick.tick() => {}
+            () = broker.live().pause(|config| (config.partitions.idle_ms / 4).max(10)) => {}
         }
+        let idle = Duration::from_millis(broker.config().partitions.idle_ms);
         let slots: Vec<Arc<Slot>> = broker.inner.slots.read().values().cloned().collect();
         for_each_bounded(slots, |slot| async move { slot.sleep_if_idle(idle).await }).await;
     }
@@ -202,13 +198,10 @@ pub(super) async fn sleep_idle(broker: Broker) {
 
 /// Takes checkpoints and deletes what retention no longer keeps.
 pub(super) async fn maintain(broker: Broker) {
-    let every = Duration::from_millis(broker.inner.config.partitions.retention_check_ms);
-    let mut tick = tokio::time::interval(every.max(Duration::from_millis(10)));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = broker.inner.stop.cancelled() => return,
-            _ = tick.tick() => {}
+            () = broker.live().pause(|config| config.partitions.retention_check_ms.max(10)) => {}
         }
         if let Some(controller) = broker.inner.env.controller.get() {
             controller.maintain().await;

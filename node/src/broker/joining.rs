@@ -238,7 +238,7 @@ impl Broker {
     }
 
     fn join_request(&self) -> proto::JoinRequest {
-        let config = &self.inner.config;
+        let config = self.config();
         proto::JoinRequest {
             node_id: self.inner.store.node_id().to_string(),
             name: config.node.name.clone(),
@@ -253,7 +253,7 @@ impl Broker {
 
     /// `HOST:PORT` that others are told to use.
     pub(super) fn address(&self) -> String {
-        advertised(&self.inner.config)
+        advertised(&self.config())
     }
 
     /// Takes a node into the cluster, or takes note that it is back.
@@ -369,7 +369,7 @@ impl Broker {
     }
 
     async fn create_default_topic(&self) {
-        let name = self.inner.config.node.default_topic.clone();
+        let name = self.config().node.default_topic.clone();
         if name.is_empty() || self.inner.env.state().topics.contains_key(&name) {
             return;
         }

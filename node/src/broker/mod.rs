@@ -45,7 +45,7 @@ use topic_traffic::TopicTable;
 pub use topic_traffic::TopicTraffic;
 pub use types::*;
 
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::controller::{Controller, unknown_topic};
 use crate::discovery::Discovery;
 use crate::membership::{JoinRefusal, Membership};
@@ -102,7 +102,7 @@ pub struct Broker {
 }
 
 struct Inner {
-    config: Arc<Config>,
+    config: Live,
     store: Arc<Store>,
     env: Arc<Environment>,
     /// `None`: plaintext.
@@ -137,7 +137,12 @@ impl Drop for Inner {
 
 impl Broker {
     /// The configuration in force.
-    pub fn config(&self) -> &Config {
+    pub fn config(&self) -> Arc<Config> {
+        self.inner.config.now()
+    }
+
+    /// The configuration in force, and its changes.
+    pub fn live(&self) -> &Live {
         &self.inner.config
     }
 
@@ -217,8 +222,8 @@ impl Broker {
         if let Some(expectation) = &request.expectation {
             validate::expectation(expectation)?;
         }
-        let limits = &self.inner.config.limits;
-        let (batch, header) = validate::batch(request.payload, request.producer, &topic, limits, now_ms())?;
+        let config = self.config();
+        let (batch, header) = validate::batch(request.payload, request.producer, &topic, &config.limits, now_ms())?;
         Ok(Admitted { topic, target: request.target, batch, header, expectation: request.expectation })
     }
 

@@ -101,7 +101,7 @@ impl Broker {
 
     /// The bytes that `storage.reserve-bytes` keeps free.
     pub fn reserve_bytes(&self) -> u64 {
-        self.inner.config.storage.reserve_bytes
+        self.config().storage.reserve_bytes
     }
 
     /// Appends are refused because the volume is full.

@@ -20,7 +20,8 @@ impl Broker {
     /// the disk.
     pub async fn fetch(&self, request: Fetch) -> Result<Fetched, BrokerError> {
         let topic = self.topic(&request.target).await?;
-        let limits = &self.inner.config.limits;
+        let config = self.config();
+        let limits = &config.limits;
         let max_bytes = match request.max_bytes {
             0 => DEFAULT_FETCH_BYTES.min(limits.fetch_bytes_max),
             bytes => bytes.min(limits.fetch_bytes_max),

@@ -15,11 +15,11 @@ use super::housekeeping::{for_each_bounded, housekeeping, look_after, maintain, 
 use super::joining::{Calls, JournalMemory, advertised};
 use super::peer_calls::handler;
 use super::{Broker, BrokerError, DiskSpace, Inner, Reason, TopicTable};
-use crate::config::{BarrierKind, Config, StorageConfig, TlsMode};
+use crate::config::{BarrierKind, Config, Live, StorageConfig, TlsMode};
 use crate::discovery::{self, Announced};
 use crate::host::Host;
 use crate::membership::{Chance, Membership, Own};
-use crate::partition::{Environment, Slot, SlotState, Throttle, log_error};
+use crate::partition::{Environment, Slot, SlotState, log_error};
 use crate::peers::{Liveness, LivenessConfig, PeerServer, Peers};
 use crate::security::{Authorizer, Tls};
 
@@ -90,37 +90,36 @@ impl Broker {
                 return Err(error);
             }
         };
+        let live = Live::new(config.clone());
         let env = Arc::new(Environment {
             store: store.clone(),
             consensus,
             peers,
-            config: config.partitions.clone(),
-            cluster: config.cluster.clone(),
+            config: live.clone(),
             budget: Arc::new(Semaphore::new((config.storage.pending_bytes_max / 1024) as usize)),
             agreed: Arc::default(),
-            filling: Arc::new(Throttle::new(config.cluster.fill_bytes_per_second)),
+            filling: Arc::default(),
             led: Default::default(),
             metrics: Default::default(),
             controller: Default::default(),
         });
-        let reserve = config.storage.reserve_bytes;
         if config.security.authorization.enabled && tls.is_none() {
             tracing::warn!(
                 "security.authorization is on and TLS is off: every client is anonymous, no super user can come"
             );
         }
-        let authorizer = Authorizer::new(&config.security.authorization, env.agreed.clone());
+        let authorizer = Authorizer::new(live.clone(), env.agreed.clone());
         let traffic = TopicTable::new(config.metrics.topics_max);
         let broker = Broker {
             inner: Arc::new(Inner {
-                config,
+                config: live.clone(),
                 store,
                 env,
                 tls,
                 membership,
                 discovery,
                 slots: Default::default(),
-                disk_space: DiskSpace::new(reserve),
+                disk_space: DiskSpace::new(live.clone()),
                 traffic,
                 authorizer,
                 changing_topics: tokio::sync::Mutex::new(()),

@@ -27,7 +27,8 @@ impl Broker {
     pub(crate) async fn create_any_topic(&self, topic: NewTopic) -> Result<(Topic, bool), BrokerError> {
         validate::topic_name(&topic.name)?;
         let (partitions, replication_factor) = validate::topic_shape(&topic)?;
-        let limits = &self.inner.config.limits;
+        let config = self.config();
+        let limits = &config.limits;
         let settings = validate::settings(TopicSettings::default(), &topic.settings, limits)?;
         self.inner.disk_space.check(&self.inner.store)?;
         let created = Topic {
@@ -167,7 +168,7 @@ impl Broker {
                 validate::partition_count(partitions)?;
                 topic.partitions = partitions;
             }
-            topic.settings = validate::settings(topic.settings, &change, &broker.inner.config.limits)?;
+            topic.settings = validate::settings(topic.settings, &change, &broker.config().limits)?;
             let topic = broker.controller()?.alter_topic(topic).await?;
             if topic.settings != before.settings {
                 // Open partitions carry the old settings.

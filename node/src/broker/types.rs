@@ -6,6 +6,7 @@ use bytes::Bytes;
 use chronicle_records::{Compression, Record};
 use uuid::Uuid;
 
+use crate::config::live::FileReport;
 use crate::controller::{NodeState, Operation};
 use crate::security::Encryption;
 
@@ -360,6 +361,8 @@ pub struct ClusterStatus {
     pub moving: u32,
     /// Under way, and the last ones that ended.
     pub operations: Vec<OperationView>,
+    /// What became of this node's configuration file.
+    pub configuration: FileReport,
 }
 
 /// An operation with its progress.

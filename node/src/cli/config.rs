@@ -23,8 +23,13 @@ pub(super) struct ConfigSource {
 impl ConfigSource {
     /// The effective configuration; `last` are settings that win over everything, as `field=value`. Not validated.
     pub(super) fn load(&self, last: Vec<String>) -> anyhow::Result<Config> {
+        Ok(config::load(&self.sources(last))?)
+    }
+
+    /// The sources; `last` as in [`ConfigSource::load`].
+    pub(super) fn sources(&self, last: Vec<String>) -> Sources {
         let settings = self.settings.iter().cloned().chain(last).collect();
-        Ok(config::load(&Sources { file: self.config.clone(), settings, ..Sources::from_environment() })?)
+        Sources { file: self.config.clone(), settings, ..Sources::from_environment() }
     }
 }
 

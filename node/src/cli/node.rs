@@ -1,7 +1,10 @@
 //! `chronicle node`: a node from its configuration.
 
+use std::sync::Arc;
+
 use anyhow::{Context, ensure};
-use chronicle_node::config::TlsMode;
+use chronicle_node::config::live::Reload;
+use chronicle_node::config::{self, Config, TlsMode};
 use clap::Args;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
@@ -24,7 +27,23 @@ pub(super) async fn run(args: NodeArgs) -> anyhow::Result<()> {
     if let Some(parent) = args.die_with_parent {
         die_with(parent)?;
     }
-    let config = args.source.load(args.data.map(|dir| format!("node.data-dir={dir}")).into_iter().collect())?;
+    let sources = args.source.sources(args.data.map(|dir| format!("node.data-dir={dir}")).into_iter().collect());
+    let config = config::load(&sources)?;
+    check(&config)?;
+    let reload = sources.file.clone().map(|file| Reload {
+        file,
+        load: Box::new(move |text| {
+            let config = config::load_text(&sources, Some(text)).map_err(|error| error.to_string())?;
+            check(&config).map_err(|error| error.to_string())?;
+            Ok(config)
+        }),
+        now: Arc::default(),
+    });
+    serve::run(config, reload).await
+}
+
+/// Whether a node may run with this.
+fn check(config: &Config) -> anyhow::Result<()> {
     config.validate()?;
     ensure!(
         config.security.tls.mode != TlsMode::Unset,
@@ -32,7 +51,7 @@ pub(super) async fn run(args: NodeArgs) -> anyhow::Result<()> {
          disabled (plaintext: whoever reaches {} reads and writes everything)",
         config.listeners.data
     );
-    serve::run(config).await
+    Ok(())
 }
 
 /// Asks the kernel to kill this process when its parent (strictly: the thread that started it) ends.

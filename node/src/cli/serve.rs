@@ -1,6 +1,7 @@
 //! A node from start to stop, for `node` and `dev`.
 
 use chronicle_node::config::Config;
+use chronicle_node::config::live::Reload;
 use chronicle_node::server::{self, Serving};
 use chronicle_node::telemetry::logging;
 use chronicle_node::telemetry::traces::Traces;
@@ -9,22 +10,25 @@ use tokio_util::sync::CancellationToken;
 
 use super::signal;
 
-/// Serves until SIGINT or SIGTERM, then stops in good order; says on standard output when requests are accepted.
-pub(super) async fn run(config: Config) -> anyhow::Result<()> {
+/// Serves until SIGINT or SIGTERM, and looks at the configuration file again at SIGHUP, if it is looked at at all; then stops in good order; says on standard output when requests are accepted.
+pub(super) async fn run(config: Config, reload: Option<Reload>) -> anyhow::Result<()> {
     // What it makes is the data of others: nobody's but the owner's to change, and of the group to read.
     rustix::process::umask(Mode::WGRP | Mode::RWXO);
     let traces = Traces::start(&config.telemetry.traces, &config.node.name)?;
     logging::init(&config.log, traces.as_ref())?;
-    let served = until_stopped(config).await;
+    let served = until_stopped(config, reload).await;
     if let Some(traces) = traces {
         traces.shutdown().await;
     }
     served
 }
 
-async fn until_stopped(config: Config) -> anyhow::Result<()> {
+async fn until_stopped(config: Config, reload: Option<Reload>) -> anyhow::Result<()> {
+    if let Some(reload) = &reload {
+        signal::on_hangup(reload.now.clone())?;
+    }
     let stop = CancellationToken::new();
-    let mut node = tokio::spawn(server::run(config, stop.clone(), announce));
+    let mut node = tokio::spawn(server::run(config, reload, stop.clone(), announce));
     // Nothing is lost when the signal comes first: the node is waited for below.
     tokio::select! {
         ended = &mut node => return Ok(ended??),

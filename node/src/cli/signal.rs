@@ -1,8 +1,10 @@
-//! Ctrl-C and SIGTERM.
+//! Ctrl-C, SIGTERM and SIGHUP.
 
 use std::io;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 /// Resolves when the process is asked to stop. The signals are caught from the first poll on.
 pub(super) async fn stop_requested() -> io::Result<()> {
@@ -13,5 +15,19 @@ pub(super) async fn stop_requested() -> io::Result<()> {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
+    Ok(())
+}
+
+/// Passes every SIGHUP on, for as long as the process runs.
+///
+/// # Errors
+/// The signal cannot be caught.
+pub(super) fn on_hangup(told: Arc<Notify>) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            told.notify_one();
+        }
+    });
     Ok(())
 }

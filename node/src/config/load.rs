@@ -80,10 +80,22 @@ impl std::error::Error for ConfigError {}
 /// # Errors
 /// A file that cannot be read or is not YAML, an unknown key in any source, a value of the wrong type.
 pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
+    let read = |path: &PathBuf| {
+        std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::source(&path.display().to_string(), error.to_string()))
+    };
+    load_text(sources, sources.file.as_ref().map(read).transpose()?.as_deref())
+}
+
+/// As [`load`], with this as what the file holds.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_text(sources: &Sources, text: Option<&str>) -> Result<Config, ConfigError> {
     let defaults = defaults();
     let mut figment = Figment::from(Serialized::defaults(Config::default()));
-    if let Some(path) = &sources.file {
-        figment = figment.merge(file_layer(path, &defaults)?);
+    if let (Some(path), Some(text)) = (&sources.file, text) {
+        figment = figment.merge(file_layer(path, text, &defaults)?);
     }
     for layer in environment_layers(&sources.environment, &defaults)? {
         figment = figment.merge(layer);
@@ -131,11 +143,10 @@ impl Provider for Layer {
     }
 }
 
-fn file_layer(path: &Path, defaults: &Dict) -> Result<Layer, ConfigError> {
+fn file_layer(path: &Path, text: &str, defaults: &Dict) -> Result<Layer, ConfigError> {
     let origin = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::source(&origin, error.to_string()))?;
     let values: Option<Dict> =
-        serde_yaml::from_str(&text).map_err(|error| ConfigError::source(&origin, format!("is not valid: {error}")))?;
+        serde_yaml::from_str(text).map_err(|error| ConfigError::source(&origin, format!("is not valid: {error}")))?;
     let values = typed("", values.unwrap_or_default(), defaults, defaults, &origin)?;
     Ok(Layer { origin, values })
 }

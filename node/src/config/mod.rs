@@ -4,9 +4,10 @@
 //! the environment (`CHRONICLE_` and the path of the field, levels joined by `__`) and flags. Unknown keys are refused,
 //! and everything is checked before anything is opened.
 //!
-//! `load.rs` reads the layers, `validate.rs` checks ranges and relations, `sample.yaml` is the tree with its
-//! documentation; docs/configuration.md contains it.
+//! `load.rs` reads the layers, `validate.rs` checks ranges and relations, `live.rs` is what is in force and changes while the
+//! node runs, `sample.yaml` is the tree with its documentation; docs/configuration.md contains it.
 
+pub mod live;
 mod load;
 mod telemetry;
 #[cfg(test)]
@@ -18,7 +19,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use load::{ConfigError, Sources, field_paths, load};
+pub use live::Live;
+pub use load::{ConfigError, Sources, field_paths, load, load_text};
 pub use telemetry::{Ratio, TelemetryConfig, TracesConfig, TracesProtocol};
 pub use validate::InvalidConfig;
 
@@ -63,6 +65,8 @@ pub struct NodeConfig {
     pub advertised_address: String,
     /// Create this topic (one partition, default settings) when it is missing; empty: none. Default: `default`.
     pub default_topic: String,
+    /// How often the configuration file is looked at for changes, in milliseconds; 0: only at SIGHUP. Default: 10000.
+    pub config_reload_ms: u64,
 }
 
 impl Default for NodeConfig {
@@ -72,6 +76,7 @@ impl Default for NodeConfig {
             data_dir: "data".into(),
             advertised_address: String::new(),
             default_topic: "default".into(),
+            config_reload_ms: 10_000,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::{BarrierKind, Config, SAMPLE, Sources, field_paths, load};
+use super::{BarrierKind, Config, SAMPLE, Sources, field_paths, live, load};
 
 fn file(text: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
@@ -63,6 +63,11 @@ fn the_documentation_contains_the_sample() {
     assert!(
         text.contains(&format!("```yaml\n{SAMPLE}```")),
         "docs/configuration.md does not hold sample.yaml as it is"
+    );
+    let live: String = live::live_fields().map(|path| format!("{path}\n")).collect();
+    assert!(
+        text.contains(&format!("```text\n{live}```")),
+        "docs/configuration.md does not hold live-fields.txt as it is"
     );
 }
 

@@ -33,6 +33,10 @@ impl Config {
         let named = topic.is_empty() || is_topic_name(topic);
         rule("node.default-topic", topic, named, "must be 1 to 249 of a-z A-Z 0-9 . _ -, not . or .., or empty")?;
 
+        let reload = node.config_reload_ms;
+        let often = reload == 0 || (100..=3_600_000).contains(&reload);
+        rule("node.config-reload-ms", reload, often, "must be 0 or from 100 to 3600000")?;
+
         // Different hosts can still clash when one is the wildcard, so the ports must differ.
         let ports_differ = listeners.ops.port() == 0 || listeners.ops.port() != listeners.data.port();
         rule("listeners.ops", listeners.ops, ports_differ, "must have another port than listeners.data")?;

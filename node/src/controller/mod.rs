@@ -389,7 +389,7 @@ impl Controller {
     /// # Errors
     /// [`Reason::TopicExists`]; failures of the group.
     pub async fn create_topic(&self, topic: Topic, topics_max: usize) -> Result<Topic, BrokerError> {
-        let default_replication = self.env.cluster.replication_factor;
+        let default_replication = self.env.config().cluster.replication_factor;
         let created = self.decide(&Command::CreateTopic { topic, topics_max, default_replication }).await?;
         created.ok_or_else(|| BrokerError::new(Reason::Internal, "controller: no topic in the answer"))
     }

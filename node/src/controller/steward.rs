@@ -109,9 +109,10 @@ impl Controller {
         }
         let state = self.state();
         let observed = self.observed();
+        let cluster = &self.env.config().cluster;
         let config = BalancerConfig {
-            moves_max: self.env.cluster.moves_max as usize,
-            replace_dead_after_ms: self.env.cluster.replace_dead_after_ms,
+            moves_max: cluster.moves_max as usize,
+            replace_dead_after_ms: cluster.replace_dead_after_ms,
         };
         for command in balancer::plan(&state, &observed, &config, now_ms()) {
             tracing::info!(?command, "balancer");
@@ -149,7 +150,7 @@ impl Controller {
         if !calm {
             return Ok(());
         }
-        let max = self.env.cluster.voters as usize;
+        let max = self.env.config().cluster.voters as usize;
         let wanted = voters::controller_voters(&state, &self.observed(), max);
         // A leader that fell in the middle of a change left both sets of voters in force: whoever leads now ends it.
         if (wanted == status.voters && !status.joint) || wanted.is_empty() {

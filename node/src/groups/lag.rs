@@ -17,6 +17,7 @@ use super::backing::now_ms;
 use super::offsets::valid_offsets;
 use super::{GroupTable, Groups, Inner};
 use crate::broker::{Peek, Topic};
+use crate::config::Live;
 
 /// Most partitions that are asked for their end, and most records that are read for their time, in one round.
 const ASKS_MAX: usize = 1000;
@@ -91,15 +92,20 @@ fn bounded(all: &[GroupLag], max: usize) -> Vec<GroupLag> {
 }
 
 /// Measures every so often, until the node stops.
-pub(super) async fn measure(inner: Arc<Inner>, every: Duration) {
+pub(super) async fn measure(inner: Arc<Inner>, config: Live) {
     let mut memory = Memory::default();
-    let mut tick = tokio::time::interval(every);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        let every = Duration::from_millis(config.now().metrics.lag_interval_ms);
         // What a round has begun is of no use to anybody else: it may be dropped anywhere.
         tokio::select! {
             () = inner.stop.cancelled() => return,
-            () = async { tick.tick().await; memory.round(&inner, every).await; } => {}
+            () = async {
+                match every {
+                    Duration::ZERO => inner.lags.lock().clear(),
+                    _ => memory.round(&inner, every).await,
+                }
+                config.pause(|config| config.metrics.lag_interval_ms).await;
+            } => {}
         }
     }
 }

@@ -30,7 +30,6 @@ mod types;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedMutexGuard};
@@ -140,7 +139,7 @@ impl Groups {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(broker: Broker) -> Self {
-        let every = Duration::from_millis(broker.config().metrics.lag_interval_ms);
+        let live = broker.live().clone();
         let inner = Arc::new(Inner {
             backing: Backing::new(broker),
             coordinators: Mutex::default(),
@@ -149,10 +148,7 @@ impl Groups {
             lags: Mutex::default(),
             tasks: Mutex::default(),
         });
-        let mut tasks = vec![tokio::spawn(sessions::watch(inner.clone()))];
-        if !every.is_zero() {
-            tasks.push(tokio::spawn(lag::measure(inner.clone(), every)));
-        }
+        let tasks = vec![tokio::spawn(sessions::watch(inner.clone())), tokio::spawn(lag::measure(inner.clone(), live))];
         *inner.tasks.lock() = tasks;
         Self { inner }
     }

@@ -29,14 +29,14 @@ struct Inner {
     /// The limit's name in the configuration.
     field: &'static str,
     used: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
     /// What this is a share of.
     whole: Option<Budget>,
 }
 
 impl Budget {
     pub(crate) fn new(field: &'static str, max: usize) -> Self {
-        Self(Arc::new(Inner { field, used: AtomicUsize::new(0), max, whole: None }))
+        Self(Arc::new(Inner { field, used: AtomicUsize::new(0), max: max.into(), whole: None }))
     }
 
     /// No limit.
@@ -46,7 +46,17 @@ impl Budget {
 
     /// A share of this: what is taken of it is taken of both.
     pub(crate) fn share(&self, field: &'static str, max: usize) -> Self {
-        Self(Arc::new(Inner { field, used: AtomicUsize::new(0), max, whole: Some(self.clone()) }))
+        Self(Arc::new(Inner { field, used: AtomicUsize::new(0), max: max.into(), whole: Some(self.clone()) }))
+    }
+
+    /// Another limit. What is over it was taken before, and is given back in time.
+    pub(crate) fn resize(&self, max: usize) {
+        self.0.max.store(max, Ordering::Relaxed);
+    }
+
+    /// The limit.
+    pub(crate) fn max(&self) -> usize {
+        self.0.max.load(Ordering::Relaxed)
     }
 
     /// Bytes taken now.
@@ -57,7 +67,7 @@ impl Budget {
     /// Whether a stream should take on more work: three quarters of the limit are the point where streams stop reading
     /// ahead, which leaves the last quarter to requests that cannot be put off.
     pub(crate) fn has_room(&self) -> bool {
-        self.used() < self.0.max - self.0.max / 4 && self.0.whole.as_ref().is_none_or(Self::has_room)
+        self.used() < self.max() - self.max() / 4 && self.0.whole.as_ref().is_none_or(Self::has_room)
     }
 
     /// Takes bytes for as long as the answer lives.
@@ -75,9 +85,10 @@ impl Budget {
     }
 
     fn take(&self, bytes: usize) -> Result<(), BrokerError> {
-        let Inner { field, used, max, whole } = &*self.0;
+        let Inner { field, used, whole, .. } = &*self.0;
+        let max = self.max();
         used.try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            used.checked_add(bytes).filter(|total| total <= max)
+            used.checked_add(bytes).filter(|total| *total <= max)
         })
         .map_err(|used| {
             let message =
@@ -112,14 +123,23 @@ pub(crate) enum Holder {
 pub(crate) struct Shares {
     node: Budget,
     field: &'static str,
-    max: usize,
+    max: Arc<AtomicUsize>,
     of: Arc<Mutex<HashMap<Holder, Weak<Inner>>>>,
 }
 
 impl Shares {
     /// Shares of `node`, of at most `max` bytes each.
     pub(crate) fn new(node: Budget, field: &'static str, max: usize) -> Self {
-        Self { node, field, max, of: Arc::default() }
+        Self { node, field, max: Arc::new(max.into()), of: Arc::default() }
+    }
+
+    /// Another limit for each, those that are held too.
+    pub(crate) fn resize(&self, max: usize) {
+        let of = self.of.lock();
+        self.max.store(max, Ordering::Relaxed);
+        for share in of.values().filter_map(Weak::upgrade) {
+            Budget(share).resize(max);
+        }
     }
 
     /// The share of a holder: the same one for as long as anybody has it.
@@ -131,7 +151,7 @@ impl Shares {
         if of.len() == of.capacity() {
             of.retain(|_, share| share.strong_count() > 0);
         }
-        let share = self.node.share(self.field, self.max);
+        let share = self.node.share(self.field, self.max.load(Ordering::Relaxed));
         of.insert(holder, Arc::downgrade(&share.0));
         share
     }
@@ -202,6 +222,23 @@ mod tests {
         assert_eq!(budget.used(), 0);
         assert!(budget.hold(usize::MAX).is_err());
     }
+
+    #[test]
+    fn limits_change_under_what_is_held() {
+        let node = Budget::new("node", 100);
+        let shares = Shares::new(node.clone(), "principal", 60);
+        let ann = shares.of(Holder::Address([127, 0, 0, 1].into()));
+        let held = ann.hold(60).unwrap();
+        shares.resize(80);
+        let more = ann.hold(20).unwrap();
+        node.resize(70);
+        drop(more);
+        assert!(ann.hold(11).unwrap_err().message.starts_with("node: 60 bytes"));
+        drop(held);
+        assert_eq!(shares.of(Holder::Address([127, 0, 0, 2].into())).max(), 80);
+        assert_eq!((node.used(), node.max()), (0, 70));
+    }
+
     #[test]
     fn a_share_ends_before_the_whole_and_gives_back_to_both() {
         let node = Budget::new("node", 100);

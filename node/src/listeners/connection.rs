@@ -157,7 +157,8 @@ impl Builders {
             _ = timeout(ESTABLISH_PATIENCE, context.broker.established()) => {}
             () = ending.drain.cancelled() => return,
         }
-        let limits = context.limits();
+        let config = context.config();
+        let limits = &config.limits;
         let idle = Some(Duration::from_millis(limits.idle_ms)).filter(|idle| !idle.is_zero());
         let stalls = Stalls::new(Duration::from_millis(limits.slow_reader_ms), idle);
         let holder = principal.clone().map_or(Holder::Address(address.ip().to_canonical()), Holder::Principal);

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::budget::{Hold, Shares};
+use super::budget::{Budget, Hold, Shares};
 use super::caller::Caller;
 use crate::broker::{Broker, BrokerError, Fetch, Fetched, Produce, Produced, Reason};
-use crate::config::LimitsConfig;
+use crate::config::Config;
 use crate::groups::Groups;
 use crate::peers::PeerServer;
 use crate::security::Tls;
@@ -30,6 +30,8 @@ pub(crate) struct Context {
     pub(crate) broker: Broker,
     pub(crate) groups: Groups,
     pub(crate) metrics: Metrics,
+    /// Bytes in flight, all of them.
+    pub(crate) budget: Budget,
     /// Bytes in flight, by who has them.
     pub(crate) shares: Shares,
     /// Serves connections of other nodes.
@@ -41,8 +43,16 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn limits(&self) -> &LimitsConfig {
-        &self.broker.config().limits
+    /// What is configured now.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.broker.config()
+    }
+
+    /// Limits of bytes in flight as they are configured now; shares of connections stay as they are.
+    pub(crate) fn resize(&self) {
+        let limits = &self.config().limits;
+        self.budget.resize(limits.in_flight_bytes_max);
+        self.shares.resize(limits.principal_bytes_max);
     }
 
     /// Runs one request and counts it.
@@ -101,8 +111,9 @@ impl Context {
     }
 
     fn bounded(&self, mut request: Fetch) -> Fetch {
-        request.max_wait = request.max_wait.min(Duration::from_millis(self.limits().wait_ms_max));
-        request.max_bytes = request.max_bytes.clamp(1, self.limits().fetch_bytes_max);
+        let limits = &self.config().limits;
+        request.max_wait = request.max_wait.min(Duration::from_millis(limits.wait_ms_max));
+        request.max_bytes = request.max_bytes.clamp(1, limits.fetch_bytes_max);
         request
     }
 

@@ -67,14 +67,16 @@ impl Front {
         let busy = self.stalls.busy();
         let ticket = self.caller.share.ticket();
         let http_version = request.version();
+        let config = context.config();
+        let limits = &config.limits;
         let mut request = request.map(|body| {
             Body::new(Intake {
                 body,
                 ticket: ticket.clone(),
                 metrics: context.metrics.clone(),
                 messages: is_grpc.then(Messages::default),
-                message_bytes_max: context.limits().request_bytes_max,
-                pace: Pace::new(Duration::from_millis(context.limits().body_timeout_ms)),
+                message_bytes_max: limits.request_bytes_max,
+                pace: Pace::new(Duration::from_millis(limits.body_timeout_ms)),
                 refused: None,
             })
         });

@@ -98,23 +98,23 @@ impl Server {
 
     /// As [`Server::bind`], on a port that was bound before the broker started.
     pub fn new(acceptor: Acceptor, address: SocketAddr, broker: Broker, metrics: Metrics) -> Self {
-        let limits = broker.config().limits.clone();
+        let limits = &broker.config().limits;
         let budget = Budget::new("limits.in-flight-bytes-max", limits.in_flight_bytes_max);
         let shares = Shares::new(budget.clone(), "limits.principal-bytes-max", limits.principal_bytes_max);
-        let gauge = budget.clone();
+        let (gauge, live) = (budget.clone(), broker.live().clone());
         metrics.register_collector(move |samples| {
             let used = gauge.used() as f64;
             samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
             let help = "Most of in_flight_bytes: limits.in-flight-bytes-max";
-            samples.gauge("in_flight_bytes_limit", help, limits.in_flight_bytes_max as f64);
+            samples.gauge("in_flight_bytes_limit", help, gauge.max() as f64);
             let help = "Most of connections_open: limits.connections-max";
-            samples.gauge("connections_limit", help, limits.connections_max as f64);
+            samples.gauge("connections_limit", help, live.now().limits.connections_max as f64);
         });
         let (peers, tls) = (broker.peer_server(), broker.tls());
         let groups = Groups::start(broker.clone());
-        let (lagging, max) = (groups.clone(), broker.config().metrics.groups_max);
+        let (lagging, live) = (groups.clone(), broker.live().clone());
         metrics.register_collector(move |samples| {
-            for lag in lagging.lags(max) {
+            for lag in lagging.lags(live.now().metrics.groups_max) {
                 let labels = [("group", lag.group), ("topic", lag.topic)];
                 let help = "Records that a consumer group has not consumed, by the node that coordinates it";
                 samples.gauge_of("group_lag_records", help, &labels, lag.records as f64);
@@ -122,7 +122,8 @@ impl Server {
                 samples.gauge_of("group_lag_seconds", help, &labels, lag.age_ms as f64 / 1000.0);
             }
         });
-        let context = Context { broker, groups, metrics, shares, peers, tls, stopping: CancellationToken::new() };
+        let context =
+            Context { broker, groups, metrics, budget, shares, peers, tls, stopping: CancellationToken::new() };
         Self { acceptor, address, routes: Routes::new(context) }
     }
 
@@ -136,20 +137,28 @@ impl Server {
     pub async fn serve(self, shutdown: CancellationToken) {
         let Self { acceptor, routes, .. } = self;
         let context = routes.context().clone();
-        let limits = context.limits().clone();
         let tasks = TaskTracker::new();
-        let builders = Arc::new(Builders::new(Duration::from_millis(limits.header_timeout_ms), &tasks));
+        let builders =
+            Arc::new(Builders::new(Duration::from_millis(context.config().limits.header_timeout_ms), &tasks));
         let ending = Ending { drain: context.stopping.clone(), kill: CancellationToken::new() };
-        let places = Places::new(limits.connections_max, limits.connections_per_address_max);
+        let places = Places::default();
+        let mut changes = context.broker.live().changes();
+        context.resize();
         let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
         // Dropping the accept loses nothing: an accepted connection is returned by the poll that took it.
-        while let Some((socket, address)) = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => None,
-            accepted = accept(&acceptor) => Some(accepted),
-        } {
+        loop {
+            let (socket, address) = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                // It lives as long as the broker, which is in the context.
+                Ok(()) = changes.changed() => {
+                    context.resize();
+                    continue;
+                }
+                accepted = accept(&acceptor) => accepted,
+            };
             let (builders, metrics) = (builders.clone(), &context.metrics);
-            let error = match places.take(address.ip()) {
+            let error = match places.take(address.ip(), &context.config().limits) {
                 Ok(place) => {
                     let open = Open::new(metrics, place);
                     let (routes, ending) = (routes.clone(), ending.clone());
@@ -176,8 +185,9 @@ impl Server {
         drop(acceptor);
         ending.drain.cancel();
         tasks.close();
-        if timeout(Duration::from_millis(limits.shutdown_grace_ms), tasks.wait()).await.is_err() {
-            tracing::warn!(grace_ms = limits.shutdown_grace_ms, "closing connections that did not finish in time");
+        let grace_ms = context.config().limits.shutdown_grace_ms;
+        if timeout(Duration::from_millis(grace_ms), tasks.wait()).await.is_err() {
+            tracing::warn!(grace_ms, "closing connections that did not finish in time");
             ending.kill.cancel();
             tasks.wait().await;
         }

@@ -7,15 +7,14 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::broker::{BrokerError, Reason};
+use crate::config::LimitsConfig;
 
 /// All places. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Places(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
-    max: usize,
-    per_address_max: usize,
     taken: Mutex<Taken>,
 }
 
@@ -43,19 +42,15 @@ pub(super) struct TooMany {
 }
 
 impl Places {
-    pub(super) fn new(max: usize, per_address_max: usize) -> Self {
-        Self(Arc::new(Inner { max, per_address_max, taken: Mutex::default() }))
-    }
-
-    /// A place for a connection from this address.
+    /// A place for a connection from this address, under the limits as they are now.
     ///
     /// # Errors
     /// TOO_MANY_CONNECTIONS when there is none.
-    pub(super) fn take(&self, address: IpAddr) -> Result<Place, TooMany> {
-        let Inner { max, per_address_max, taken } = &*self.0;
+    pub(super) fn take(&self, address: IpAddr, limits: &LimitsConfig) -> Result<Place, TooMany> {
+        let LimitsConfig { connections_max: max, connections_per_address_max: per_address_max, .. } = limits;
         // An IPv4 client is the same one over a socket for both families.
         let address = address.to_canonical();
-        let mut taken = taken.lock();
+        let mut taken = self.0.taken.lock();
         if taken.all >= *max {
             return Err(too_many("connection_limit", "limits.connections-max", "", *max));
         }
@@ -95,13 +90,15 @@ mod tests {
 
     #[test]
     fn one_address_cannot_have_every_place_and_all_come_back() {
-        let places = Places::new(3, 2);
+        let places = Places::default();
+        let limits = LimitsConfig { connections_max: 3, connections_per_address_max: 2, ..LimitsConfig::default() };
         let [ann, ben]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
-        let held = [places.take(ann).unwrap(), places.take("::ffff:10.0.0.1".parse().unwrap()).unwrap()];
-        let refused = places.take(ann).unwrap_err();
+        let held =
+            [places.take(ann, &limits).unwrap(), places.take("::ffff:10.0.0.1".parse().unwrap(), &limits).unwrap()];
+        let refused = places.take(ann, &limits).unwrap_err();
         assert_eq!((refused.cause, refused.error.value("limit")), ("address_limit", Some("2")));
-        let other = places.take(ben).unwrap();
-        assert_eq!(places.take(ben).unwrap_err().cause, "connection_limit");
+        let other = places.take(ben, &limits).unwrap();
+        assert_eq!(places.take(ben, &limits).unwrap_err().cause, "connection_limit");
         drop((held, other));
         assert!(places.0.taken.lock().by_address.is_empty());
         assert_eq!(places.0.taken.lock().all, 0);

@@ -31,7 +31,7 @@ pub(crate) struct File {
 /// All files of this node; `log_bytes_max` bounds the log lines, in bytes.
 pub(crate) async fn files(broker: &Broker, metrics: &Metrics, log_bytes_max: usize) -> Vec<File> {
     let config = broker.config();
-    let configuration = match serde_yaml::to_value(config) {
+    let configuration = match serde_yaml::to_value(&*config) {
         Ok(value) => serde_yaml::to_string(&masked(value)).unwrap_or_else(|error| format!("# {error}\n")),
         Err(error) => format!("# {error}\n"),
     };

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::broker::{BrokerError, Reason, TopicSettings};
-use crate::config::{ClusterConfig, PartitionsConfig};
+use crate::config::{Config, Live};
 use crate::controller::{
     Controller, ControllerState, NodeInfo, NodeState, Placement, designated_leader, leader_candidates,
 };
@@ -27,15 +27,13 @@ pub struct Environment {
     pub consensus: Handle,
     /// The way to other nodes.
     pub peers: Arc<Peers>,
-    /// Tuning.
-    pub config: PartitionsConfig,
-    /// How peers are watched and replicas moved.
-    pub cluster: ClusterConfig,
+    /// What is configured, also while it changes.
+    pub config: Live,
     /// KiB that all partitions together may have proposed and not committed.
     pub budget: Arc<Semaphore>,
     /// What the controller group has agreed on.
     pub agreed: Arc<RwLock<Arc<ControllerState>>>,
-    /// Bytes per second that replicas on other nodes are filled with.
+    /// Bounds how fast replicas on other nodes are filled.
     pub filling: Arc<super::fill::Throttle>,
     /// Partitions that this node leads, or is about to.
     pub led: AtomicUsize,
@@ -49,6 +47,11 @@ impl Environment {
     /// This node's raft id; 0 before it is part of a cluster.
     pub fn node(&self) -> u64 {
         self.peers.me().map(|me| me.node).unwrap_or(0)
+    }
+
+    /// What is configured now.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.now()
     }
 
     /// What is agreed now.
@@ -124,7 +127,7 @@ impl Environment {
 
     /// A leader without an answer from a majority for this long accepts nothing more.
     pub(crate) fn election_timeout(&self) -> Duration {
-        Duration::from_millis(self.cluster.election_timeout_ms)
+        Duration::from_millis(self.config().cluster.election_timeout_ms)
     }
 }
 

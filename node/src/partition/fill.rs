@@ -335,30 +335,24 @@ impl Writer {
     }
 }
 
-/// A bound in bytes per second, all fillings of a node together. 0: none.
-#[derive(Debug)]
+/// Holds all fillings of a node together to a rate.
+#[derive(Debug, Default)]
 pub struct Throttle {
-    bytes_per_second: u64,
     /// When the next byte may go.
     free_at: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl Throttle {
-    /// With this bound; 0: none.
-    pub fn new(bytes_per_second: u64) -> Self {
-        Self { bytes_per_second, free_at: tokio::sync::Mutex::new(None) }
-    }
-
-    /// Waits until so many bytes may go.
-    async fn pass(&self, bytes: usize) {
-        if self.bytes_per_second == 0 {
+    /// Waits until so many bytes may go, at this rate; 0: no bound.
+    async fn pass(&self, bytes: usize, bytes_per_second: u64) {
+        if bytes_per_second == 0 {
             return;
         }
         let until = {
             let mut free_at = self.free_at.lock().await;
             let now = Instant::now();
             let from = free_at.unwrap_or(now).max(now);
-            *free_at = Some(from + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64));
+            *free_at = Some(from + Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64));
             from
         };
         tokio::time::sleep_until(until).await;
@@ -473,7 +467,7 @@ impl Sending {
             return Err(Status::unavailable(format!("entry {next} is not there any more")));
         }
         let bytes: usize = entries.iter().map(|stored| stored.entry.payload.len() + 72).sum();
-        self.env.filling.pass(bytes).await;
+        self.env.filling.pass(bytes, self.env.config().cluster.fill_bytes_per_second).await;
         let mut out = Vec::with_capacity(entries.len());
         for stored in entries {
             self.hash.update(&stored);

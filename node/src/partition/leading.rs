@@ -169,7 +169,7 @@ impl Seat {
     fn start(&self, term: LeaderTerm) -> Arc<Leading> {
         let (queue, receiver) = mpsc::unbounded_channel();
         let failure = Failure::new(self.env.clone(), self.log.clone());
-        let config = &self.env.config;
+        let config = &self.env.config().partitions;
         let sequencer = Sequencer {
             group: self.group.clone(),
             leader: term,

@@ -127,7 +127,8 @@ impl Partition {
         settings: TopicSettings,
         placement: Placement,
     ) -> Result<Arc<Self>, BrokerError> {
-        let (machine, shared) = PartitionMachine::new(log.clone(), env.config.producers_max, view::of_log(&env, id));
+        let (machine, shared) =
+            PartitionMachine::new(log.clone(), env.config().partitions.producers_max, view::of_log(&env, id));
         let founder = placement.founders.contains(&env.node());
         let start = Start {
             store: env.store.clone(),
@@ -244,7 +245,7 @@ impl Partition {
         expectation: Option<Expectation>,
     ) -> Result<oneshot::Receiver<Answer>, BrokerError> {
         let bytes = batch.len().max(REQUEST_OVERHEAD_BYTES);
-        let queue_bytes_max = self.env.config.queue_bytes_max;
+        let queue_bytes_max = self.env.config().partitions.queue_bytes_max;
         if bytes > queue_bytes_max {
             return Err(BrokerError::new(
                 Reason::RecordTooLarge,

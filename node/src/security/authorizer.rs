@@ -4,7 +4,6 @@
 //! The index over the rules is made again by the first question after they have changed: a rule is in force on a node as soon
 //! as the node has applied it. `broker/access.rs` and `groups/access.rs` say what each call needs.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use super::acl::{Action, CLUSTER, Decision, Evaluator, ResourceKind};
 use super::audit::Audit;
 use super::quotas::{Metered, OverQuota, Quota, Quotas};
 use crate::broker::{BrokerError, Reason};
-use crate::config::AuthorizationConfig;
+use crate::config::Live;
 use crate::controller::{ControllerState, unknown_topic};
 use crate::listeners::Caller;
 
@@ -29,7 +28,7 @@ struct Compiled {
 /// Judges callers for one node.
 pub struct Authorizer {
     enabled: bool,
-    super_users: HashSet<String>,
+    config: Live,
     agreed: Arc<RwLock<Arc<ControllerState>>>,
     compiled: RwLock<Compiled>,
     audit: Audit,
@@ -41,10 +40,10 @@ pub struct Authorizer {
 
 impl Authorizer {
     /// Judges by what is agreed at the moment of each question.
-    pub(crate) fn new(config: &AuthorizationConfig, agreed: Arc<RwLock<Arc<ControllerState>>>) -> Self {
+    pub(crate) fn new(config: Live, agreed: Arc<RwLock<Arc<ControllerState>>>) -> Self {
         Self {
-            enabled: config.enabled,
-            super_users: config.super_users.iter().cloned().collect(),
+            enabled: config.now().security.authorization.enabled,
+            config,
             agreed,
             compiled: RwLock::new(Compiled { revision: 0, evaluator: Arc::default() }),
             audit: Audit::default(),
@@ -93,7 +92,9 @@ impl Authorizer {
 
     /// Nothing that this caller asks for is judged.
     pub(crate) fn is_free(&self, caller: &Caller) -> bool {
-        !self.enabled || self.super_users.contains(caller.name())
+        let super_user =
+            |name: &str| self.config.now().security.authorization.super_users.iter().any(|user| user == name);
+        !self.enabled || super_user(caller.name())
     }
 
     /// Whether a caller may do this. Not a refusal: for lists that leave out what somebody may not see.
@@ -266,16 +267,18 @@ mod tests {
     use super::super::acl::{AclRule, Effect, PatternKind};
     use super::super::identity::Principal;
     use super::*;
+    use crate::config::{AuthorizationConfig, Config};
 
     fn caller(name: &str) -> Caller {
         Caller::new(Some(Principal::new(name).unwrap()), "127.0.0.1:9".parse().unwrap())
     }
 
     fn authorizer(rules: Vec<AclRule>) -> (Authorizer, Arc<RwLock<Arc<ControllerState>>>) {
-        let config = AuthorizationConfig { enabled: true, super_users: vec!["root".into()] };
+        let mut config = Config::default();
+        config.security.authorization = AuthorizationConfig { enabled: true, super_users: vec!["root".into()] };
         let agreed = Arc::default();
         set(&agreed, rules);
-        (Authorizer::new(&config, agreed.clone()), agreed)
+        (Authorizer::new(Live::new(Arc::new(config)), agreed.clone()), agreed)
     }
 
     fn set(agreed: &RwLock<Arc<ControllerState>>, rules: Vec<AclRule>) {

@@ -45,7 +45,7 @@ pub enum Remote {
 /// See the module.
 pub struct Tls {
     config: TlsConfig,
-    rules: PrincipalRules,
+    rules: RwLock<PrincipalRules>,
     nodes: NodeRules,
     live: RwLock<Arc<Live>>,
     /// What was last found wrong with which contents; `None`: nothing.
@@ -79,7 +79,7 @@ impl Tls {
         let nodes = NodeRules::new(&config.peers.allowed_names, &config.tls.peer_server_name).unwrap_or_default();
         let tls = Self {
             config: config.tls.clone(),
-            rules,
+            rules: RwLock::new(rules),
             nodes,
             live: RwLock::new(Arc::new(Live { contents, material })),
             broken: Mutex::new(None),
@@ -105,6 +105,11 @@ impl Tls {
     /// The certificate that is shown now.
     pub fn served(&self) -> CertificateFacts {
         self.live().material.served.clone()
+    }
+
+    /// From now on clients that connect get their principals by these rules, which were checked.
+    pub(crate) fn set_principal_rules(&self, rules: &[String]) {
+        *self.rules.write() = PrincipalRules::new(rules).unwrap_or_default();
     }
 
     /// Times that new files could not be used.
@@ -208,7 +213,7 @@ impl Tls {
             }
             (true, None) => Err(HandshakeError::new(Outcome::NoCertificate, "a node must show a certificate".into())),
             (false, Some(certificate)) => {
-                self.rules.principal(&certificate).map(Some).map(Remote::Client).map_err(nameless)
+                self.rules.read().principal(&certificate).map(Some).map(Remote::Client).map_err(nameless)
             }
             (false, None) => Ok(Remote::Client(None)),
         }

@@ -18,6 +18,7 @@ pub fn collect_node(metrics: &Metrics, broker: &Broker) {
         topics(samples, &broker);
         disk(samples, &broker);
         security(samples, &broker);
+        broker.live().collect(samples);
         engine(samples, broker.store().metrics());
     });
 }

@@ -67,7 +67,6 @@ pub struct LogControl {
 
 struct Inner {
     handle: reload::Handle<EnvFilter, Registry>,
-    configured: String,
     now: Mutex<Now>,
     /// `now` has changed.
     changed: Notify,
@@ -75,6 +74,7 @@ struct Inner {
 }
 
 struct Now {
+    configured: String,
     filter: String,
     until: Option<Instant>,
 }
@@ -125,8 +125,7 @@ where
     let control = LogControl {
         inner: Arc::new(Inner {
             handle,
-            configured: config.filter.clone(),
-            now: Mutex::new(Now { filter: config.filter.clone(), until: None }),
+            now: Mutex::new(Now { configured: config.filter.clone(), filter: config.filter.clone(), until: None }),
             changed: Notify::new(),
             ring,
         }),
@@ -147,7 +146,7 @@ impl LogControl {
         let now = self.inner.now.lock();
         FilterInForce {
             filter: now.filter.clone(),
-            configured: self.inner.configured.clone(),
+            configured: now.configured.clone(),
             remaining: now.until.map(|until| until.saturating_duration_since(Instant::now())),
         }
     }
@@ -158,15 +157,31 @@ impl LogControl {
     /// # Errors
     /// When the filter does not parse; nothing has changed then.
     pub fn set(&self, filter: &str, lasts: Option<Duration>) -> Result<FilterInForce, LoggingError> {
-        let filter = if filter.is_empty() { self.inner.configured.as_str() } else { filter };
-        let parsed = parse(filter)?;
         let mut now = self.inner.now.lock();
-        self.inner.handle.reload(parsed)?;
-        *now = Now { filter: filter.to_owned(), until: lasts.map(|lasts| Instant::now() + lasts) };
+        let filter = if filter.is_empty() { now.configured.clone() } else { filter.to_owned() };
+        self.inner.handle.reload(parse(&filter)?)?;
+        now.filter.clone_from(&filter);
+        now.until = lasts.map(|lasts| Instant::now() + lasts);
         drop(now);
         self.inner.changed.notify_one();
         tracing::warn!(filter, for_seconds = lasts.map(|lasts| lasts.as_secs()), "what is logged was changed");
         Ok(self.in_force())
+    }
+
+    /// The configured filter is another one: in force at once, unless somebody has set one for a while, and then after that.
+    ///
+    /// # Errors
+    /// As [`LogControl::set`].
+    pub fn configure(&self, filter: &str) -> Result<(), LoggingError> {
+        parse(filter)?;
+        let mut now = self.inner.now.lock();
+        let follows = now.filter == now.configured;
+        if now.configured == filter {
+            return Ok(());
+        }
+        now.configured = filter.to_owned();
+        drop(now);
+        if follows { self.set("", None).map(drop) } else { Ok(()) }
     }
 
     /// The newest log lines, oldest first: at most `bytes_max` bytes, and no more than `log.memory-bytes`.

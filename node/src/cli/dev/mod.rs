@@ -73,5 +73,5 @@ async fn run_one(mut config: Config, args: &DevArgs) -> anyhow::Result<()> {
     config.listeners.data = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
     config.listeners.ops = SocketAddr::from((Ipv4Addr::LOCALHOST, args.ops_port));
     config.validate()?;
-    serve::run(config).await
+    serve::run(config, None).await
 }

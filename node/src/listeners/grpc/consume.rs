@@ -88,7 +88,7 @@ pub(super) fn follow(
 impl Follow {
     /// The next answer with records; `None` at the end.
     async fn next(&mut self) -> Result<Option<proto::ConsumeResponse>, BrokerError> {
-        self.fetch.max_wait = Duration::from_millis(self.context.limits().wait_ms_max.max(1));
+        self.fetch.max_wait = Duration::from_millis(self.context.config().limits.wait_ms_max.max(1));
         loop {
             if let (Some(until), Position::Offset(offset)) = (self.until, self.fetch.from)
                 && offset >= until

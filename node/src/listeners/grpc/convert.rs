@@ -15,6 +15,7 @@ use crate::broker::{
     PartitionDescription, Payload, Position, Produce, Produced, ProducerIdentity, Reason, Server, SettingsChange,
     Topic, TopicDurability, TopicPartition, VerifiedPartition,
 };
+use crate::config::live::FileReport;
 use crate::controller::{NodeState, OperationKind, OperationState};
 use crate::listeners::context::DEFAULT_TOPIC;
 
@@ -352,7 +353,15 @@ pub(super) fn status(status: ClusterStatus) -> proto::GetStatusResponse {
         offline: status.offline,
         moving: status.moving,
         operations: status.operations.into_iter().map(operation).collect(),
+        configuration: configuration(status.configuration),
     }
+}
+
+/// `None` for a node that looks at no file.
+fn configuration(report: FileReport) -> Option<proto::Configuration> {
+    let FileReport { digest, restart_fields, error, .. } = report;
+    let looks = !digest.is_empty() || !error.is_empty();
+    looks.then_some(proto::Configuration { file_digest: digest, restart_fields, error })
 }
 
 pub(super) fn operation(view: OperationView) -> proto::Operation {

@@ -36,7 +36,7 @@ use crate::broker::{BrokerError, Reason};
 /// Routes of every gRPC service of the data port.
 pub(crate) fn router(context: &Context) -> Router {
     // `Intake` checks lengths first, with an error of ours; the limit here is a second line of defence.
-    let decode_max = context.limits().request_bytes_max;
+    let decode_max = context.config().limits.request_bytes_max;
     // Answers are bounded by `limits.fetch-bytes-max` and one record more.
     let encode_max = usize::MAX;
     let log = LogServer::new(log::LogService::new(context.clone()))

@@ -127,7 +127,7 @@ impl Pipeline {
     }
 
     fn has_room(&self) -> bool {
-        let window = self.context.limits().stream_window_max.max(1);
+        let window = self.context.config().limits.stream_window_max.max(1);
         let waits = self.waiting.len() + usize::from(self.oldest_waits.is_some());
         // With nothing waiting a stream always goes on, however busy the node.
         waits == 0 || (waits < window && self.bytes < STREAM_BYTES_MAX && self.caller.share.has_room())

@@ -43,11 +43,11 @@ pub(super) async fn append(context: &Context, call: Call) -> Result<Response<Bod
     let (target, caller) = (call.target()?, call.caller);
     let (request, single) = if accept::is_json(&call.headers)? {
         Query::parse(&call.uri, &[])?;
-        let bytes = body::read(call.body, context.limits()).await?;
+        let bytes = body::read(call.body, &context.config().limits).await?;
         body::parse::<AppendBody>(&bytes)?.convert(target)?
     } else {
         let query = Query::parse(&call.uri, &PARAMETERS)?;
-        let value = body::read(call.body, context.limits()).await?;
+        let value = body::read(call.body, &context.config().limits).await?;
         (raw(target, &call.headers, &query, value)?, true)
     };
     let produced = context.produce_anywhere(Listener::Http, &caller, request).await?;

@@ -139,7 +139,7 @@ pub(super) async fn many(context: &Context, call: Call) -> Result<Response<Body>
     let query = Query::parse(&call.uri, &MANY_PARAMETERS)?;
     let max_records = query.number("max_records", 1usize)?;
     let max_bytes = query.number("max_bytes", 1usize)?.unwrap_or(FETCH_BYTES_DEFAULT);
-    let max_bytes = max_bytes.min(context.limits().fetch_bytes_max);
+    let max_bytes = max_bytes.min(context.config().limits.fetch_bytes_max);
     let fetch = Fetch { target: call.target()?, from: position(&query)?, max_bytes, max_wait: wait(&query)? };
     let (fetched, hold) = context.fetch_anywhere(&call.caller, fetch).await?;
     let (records, next_offset) = decode::records(&fetched, max_records, max_bytes)?;

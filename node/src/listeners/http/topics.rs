@@ -80,7 +80,7 @@ pub(super) async fn create(context: &Context, call: Call) -> Result<Response<Bod
     begin(&call)?;
     accept::require_json(&call.headers)?;
     let caller = call.caller;
-    let body: CreateBody = body::parse(&body::read(call.body, context.limits()).await?)?;
+    let body: CreateBody = body::parse(&body::read(call.body, &context.config().limits).await?)?;
     let new = NewTopic {
         name: body.name,
         partitions: not_negative("partitions", body.partitions)?,
@@ -112,7 +112,7 @@ pub(super) async fn alter(context: &Context, call: Call) -> Result<Response<Body
     begin(&call)?;
     accept::require_json(&call.headers)?;
     let (topic, caller) = (call.topic().to_owned(), call.caller);
-    let body: AlterBody = body::parse(&body::read(call.body, context.limits()).await?)?;
+    let body: AlterBody = body::parse(&body::read(call.body, &context.config().limits).await?)?;
     let partitions = not_negative("partitions", body.partitions)?;
     let topic = context.broker.for_caller(&caller).alter_topic(&topic, partitions, body.settings.into()).await?;
     document(StatusCode::OK, &json!({"topic": topic}))

@@ -34,6 +34,7 @@ use std::time::{Duration, SystemTime};
 use opentelemetry::trace::{Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, Tracer};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use parking_lot::RwLock;
 use tracing::Subscriber;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, filter_fn};
@@ -57,7 +58,7 @@ static STATE: OnceLock<State> = OnceLock::new();
 
 struct State {
     tracer: SdkTracer,
-    sampling: Sampling,
+    sampling: RwLock<Sampling>,
     cluster: ClusterId,
 }
 
@@ -79,9 +80,18 @@ impl Traces {
         let Some(settings) = Settings::resolve(config, |name| std::env::var(name).ok())? else { return Ok(None) };
         let (provider, cluster) = export::provider(&settings, node)?;
         let tracer = opentelemetry::trace::TracerProvider::tracer(&provider, "chronicle-node");
-        let state = State { tracer: tracer.clone(), sampling: settings.sampling, cluster };
+        let state = State { tracer: tracer.clone(), sampling: RwLock::new(settings.sampling), cluster };
         STATE.set(state).map_err(|_| TracesError::Started)?;
         Ok(Some(Self { provider, tracer, shutdown: Duration::from_millis(config.shutdown_ms) }))
+    }
+
+    /// From now on requests are sampled as this says, and the standard variables of the process; without traces nothing happens.
+    pub(crate) fn resample(config: &TracesConfig) {
+        let Some(state) = STATE.get() else { return };
+        match settings::sampling(config, &|name| std::env::var(name).ok()) {
+            Ok(sampling) => *state.sampling.write() = sampling,
+            Err(error) => tracing::error!(%error, "sampling stays as it was"),
+        }
     }
 
     /// The layer that turns spans of the target [`SPANS`] into those of OpenTelemetry.

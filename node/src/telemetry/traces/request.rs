@@ -63,7 +63,7 @@ impl Request {
     /// name: no span.
     pub(crate) fn begin<'a>(parent: Option<SpanContext>, name: impl FnOnce() -> Option<Cow<'a, str>>) -> Self {
         let Some(state) = STATE.get() else { return Self::untraced() };
-        if !state.sampling.samples(parent.as_ref()) {
+        if !state.sampling.read().samples(parent.as_ref()) {
             return Self::untraced();
         }
         let Some(name) = name() else { return Self::untraced() };

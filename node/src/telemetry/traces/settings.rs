@@ -86,7 +86,7 @@ impl Settings {
     }
 }
 
-fn sampling(
+pub(super) fn sampling(
     config: &TracesConfig,
     variable: &impl Fn(&'static str) -> Option<String>,
 ) -> Result<Sampling, TracesError> {

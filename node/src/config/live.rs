@@ -1,0 +1,302 @@
+//! The configuration in force, and how it changes while the node runs.
+//!
+//! [`Live`] holds it. Whoever needs a field asks when it needs it and keeps nothing, so that the fields of `live-fields.txt` take
+//! effect as soon as they change; all others stay as they were when the node started. [`Reload`] looks at the file again: what is
+//! whole and valid is taken, anything else is refused as a whole and said.
+//!
+//! `live-fields.txt` is a contract: the operator restarts nodes for changes of any other field.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{Config, field_paths};
+use crate::telemetry::Samples;
+
+const LIVE_FIELDS: &str = include_str!("live-fields.txt");
+
+/// Paths of the fields that take effect while the node runs, levels joined by dots.
+pub fn live_fields() -> impl Iterator<Item = &'static str> {
+    LIVE_FIELDS.lines()
+}
+
+/// What became of the configuration file since the node started.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FileReport {
+    /// BLAKE3 of the newest file that was taken, hexadecimal; empty: no file is looked at.
+    pub digest: String,
+    /// Fields whose value in that file waits for a restart.
+    pub restart_fields: Vec<String>,
+    /// Why the file as it is now is not taken; empty: it is.
+    pub error: String,
+    /// Times that a changed file was taken.
+    pub taken: u64,
+    /// Times that a changed file was refused.
+    pub refused: u64,
+}
+
+/// The configuration in force. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Live {
+    now: Arc<watch::Sender<Arc<Config>>>,
+    report: Arc<Mutex<FileReport>>,
+}
+
+impl Live {
+    /// In force is this, which was checked.
+    pub fn new(config: Arc<Config>) -> Self {
+        Self { now: Arc::new(watch::Sender::new(config)), report: Arc::default() }
+    }
+
+    /// What is in force now: to be asked again rather than kept.
+    pub fn now(&self) -> Arc<Config> {
+        self.now.borrow().clone()
+    }
+
+    /// Every change from now on.
+    pub fn changes(&self) -> watch::Receiver<Arc<Config>> {
+        self.now.subscribe()
+    }
+
+    /// What became of the file.
+    pub fn report(&self) -> FileReport {
+        self.report.lock().clone()
+    }
+
+    /// Waits for as long as a field says, in milliseconds; also when it is changed meanwhile. 0: until it says something else.
+    pub(crate) async fn pause(&self, field: impl Fn(&Config) -> u64) {
+        let mut changes = self.changes();
+        let began = Instant::now();
+        loop {
+            let wait = Duration::from_millis(field(&changes.borrow_and_update()));
+            tokio::select! {
+                () = tokio::time::sleep_until(began + wait), if !wait.is_zero() => return,
+                changed = changes.changed() => if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes the live fields of a checked configuration. `started` is what the file said when the node started.
+    fn take(&self, started: &Config, wanted: &Config, digest: String) {
+        let now = self.now();
+        let merged = merge(&now, started, wanted);
+        let mut report = self.report.lock();
+        if report.digest != digest {
+            report.taken += u64::from(!report.digest.is_empty());
+        }
+        report.digest = digest;
+        report.error = String::new();
+        report.restart_fields = merged.waiting;
+        if !report.restart_fields.is_empty() {
+            tracing::warn!(fields = ?report.restart_fields, "the configuration file has changes that wait for a restart");
+        }
+        drop(report);
+        if !merged.changed.is_empty() {
+            tracing::info!(fields = ?merged.changed, "changes of the configuration file are in force");
+            self.now.send_replace(Arc::new(merged.config));
+        }
+    }
+
+    fn refuse(&self, error: String) {
+        let mut report = self.report.lock();
+        if report.error != error {
+            report.refused += 1;
+            tracing::error!(error, "the configuration file is refused; what was in force stays so");
+            report.error = error;
+        }
+    }
+
+    /// Adds what became of the file to a scrape.
+    pub(crate) fn collect(&self, samples: &mut Samples) {
+        let report = self.report();
+        let waiting = "Fields whose value in the configuration file waits for a restart";
+        samples.gauge("config_restart_fields", waiting, report.restart_fields.len() as f64);
+        let refused = "1 while the configuration file is refused and what was in force before stays so";
+        samples.gauge("config_refused", refused, f64::from(u8::from(!report.error.is_empty())));
+        samples.counter("config_reloads", "Times that a changed configuration file was taken", report.taken);
+        samples.counter(
+            "config_reload_failures",
+            "Times that a changed configuration file was refused",
+            report.refused,
+        );
+    }
+}
+
+/// One configuration changed by another.
+struct Merged {
+    config: Config,
+    /// Live fields that are other than before.
+    changed: Vec<String>,
+    /// Fields that wait for a restart.
+    waiting: Vec<String>,
+}
+
+/// `now` with the live fields of `wanted`. Where they break a rule without a field that waits for a restart, they wait with it.
+fn merge(now: &Config, started: &Config, wanted: &Config) -> Merged {
+    let tree = |config: &Config| serde_json::to_value(config).unwrap_or_default();
+    let (mut merged, started, wanted) = (tree(now), tree(started), tree(wanted));
+    let (mut changed, mut waiting) = (Vec::new(), Vec::new());
+    for path in field_paths() {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        let Some(value) = wanted.pointer(&pointer) else { continue };
+        if live_fields().any(|live| live == path) {
+            if let Some(old) = merged.pointer_mut(&pointer).filter(|old| *old != value) {
+                *old = value.clone();
+                changed.push(path);
+            }
+        } else if started.pointer(&pointer) != Some(value) {
+            waiting.push(path);
+        }
+    }
+    match config(merged) {
+        Some(config) => Merged { config, changed, waiting },
+        None => {
+            waiting.append(&mut changed);
+            waiting.sort();
+            Merged { config: now.clone(), changed, waiting }
+        }
+    }
+}
+
+fn config(tree: Value) -> Option<Config> {
+    let config: Config = serde_json::from_value(tree).ok()?;
+    config.validate().is_ok().then_some(config)
+}
+
+/// From the text of the file to a checked configuration, all other sources included; or what is wrong with it.
+pub type Loader = Box<dyn Fn(&str) -> Result<Config, String> + Send + Sync>;
+
+/// The configuration file, looked at again and again.
+pub struct Reload {
+    /// The file.
+    pub file: PathBuf,
+    /// Makes a configuration of its text.
+    pub load: Loader,
+    /// Look now, instead of when it is time.
+    pub now: Arc<tokio::sync::Notify>,
+}
+
+impl std::fmt::Debug for Reload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reload").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl Reload {
+    /// Looks at the file every `node.config-reload-ms`, and when it is told to. `started` is what the node was started with.
+    /// Dropping it loses nothing.
+    pub(crate) async fn watch(self, started: Config, live: Live) {
+        let mut known = None;
+        loop {
+            let file = self.file.clone();
+            let read = crate::host::blocking(move || std::fs::read_to_string(file)).await;
+            match read.map_err(|error| error.to_string()).and_then(|text| text.map_err(|error| error.to_string())) {
+                Ok(text) if known.as_ref() == Some(&text) => {}
+                Ok(text) => {
+                    match (self.load)(&text) {
+                        Ok(wanted) => {
+                            live.take(&started, &wanted, blake3::hash(text.as_bytes()).to_hex().to_string());
+                        }
+                        Err(error) => live.refuse(error),
+                    }
+                    known = Some(text);
+                }
+                Err(error) => {
+                    live.refuse(format!("{}: {error}", self.file.display()));
+                    known = None;
+                }
+            }
+            tokio::select! {
+                () = live.pause(|config| config.node.config_reload_ms) => {}
+                () = self.now.notified() => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(change: impl FnOnce(&mut Config)) -> Config {
+        let mut config = Config::default();
+        change(&mut config);
+        config
+    }
+
+    #[test]
+    fn live_fields_are_fields_and_each_is_named_once_in_order() {
+        let known = field_paths();
+        let listed: Vec<&str> = live_fields().collect();
+        assert!(listed.iter().all(|path| known.iter().any(|field| field == path)), "{listed:?}");
+        assert!(listed.is_sorted_by(|a, b| a < b), "{listed:?}");
+    }
+
+    #[test]
+    fn live_fields_are_taken_and_others_wait() {
+        let live = Live::new(Arc::new(changed(|config| config.listeners.data.set_port(4711))));
+        let changes = live.changes();
+        let wanted = changed(|config| {
+            config.limits.connections_max = 7;
+            config.log.filter = "debug".into();
+            config.partitions.producers_max = 9;
+        });
+        live.take(&Config::default(), &wanted, "one".into());
+        let now = live.now();
+        assert_eq!((now.limits.connections_max, now.log.filter.as_str()), (7, "debug"));
+        assert_eq!(now.partitions.producers_max, Config::default().partitions.producers_max);
+        assert_eq!(now.listeners.data.port(), 4711, "what was found out at the start stays, and waits for nothing");
+        assert_eq!(live.report().restart_fields, ["partitions.producers-max"]);
+        assert!(changes.has_changed().unwrap());
+        live.take(&Config::default(), &Config::default(), "two".into());
+        assert_eq!(live.now().limits.connections_max, Config::default().limits.connections_max);
+        let report = live.report();
+        assert_eq!((report.restart_fields.len(), report.digest.as_str(), report.taken), (0, "two", 1));
+    }
+
+    #[test]
+    fn live_fields_that_need_one_that_waits_wait_with_it() {
+        let live = Live::new(Arc::new(Config::default()));
+        let wanted = changed(|config| {
+            config.limits.request_bytes_max = 4096;
+            config.partitions.entry_bytes_max = 4096;
+            config.limits.connection_bytes_max = (4 << 20) + 4096;
+        });
+        wanted.validate().unwrap();
+        live.take(&Config::default(), &wanted, String::new());
+        assert_eq!(*live.now(), Config::default());
+        let waiting = ["limits.connection-bytes-max", "limits.request-bytes-max", "partitions.entry-bytes-max"];
+        assert_eq!(live.report().restart_fields, waiting);
+    }
+
+    #[test]
+    fn what_is_refused_is_said_until_something_is_taken_and_counted_once() {
+        let live = Live::new(Arc::new(Config::default()));
+        live.refuse("a: b: c".into());
+        live.refuse("a: b: c".into());
+        assert_eq!((live.report().error.as_str(), live.report().refused), ("a: b: c", 1));
+        live.take(&Config::default(), &Config::default(), "one".into());
+        assert_eq!(live.report().error, "");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_is_as_long_as_the_field_says_by_then() {
+        let live = Live::new(Arc::new(changed(|config| config.partitions.idle_ms = 3_600_000)));
+        let began = Instant::now();
+        let pausing = {
+            let live = live.clone();
+            tokio::spawn(async move { live.pause(|config| config.partitions.idle_ms).await })
+        };
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        live.now.send_replace(Arc::new(changed(|config| config.partitions.idle_ms = 10_000)));
+        pausing.await.unwrap();
+        assert_eq!(began.elapsed(), Duration::from_secs(10));
+    }
+}
