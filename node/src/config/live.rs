@@ -68,6 +68,12 @@ impl Live {
         self.report.lock().clone()
     }
 
+    /// As if the file said this.
+    #[cfg(test)]
+    pub(crate) fn set(&self, config: Config) {
+        self.now.send_replace(Arc::new(config));
+    }
+
     /// Waits for as long as a field says, in milliseconds; also when it is changed meanwhile. 0: until it says something else.
     pub(crate) async fn pause(&self, field: impl Fn(&Config) -> u64) {
         let mut changes = self.changes();
@@ -295,7 +301,7 @@ mod tests {
             tokio::spawn(async move { live.pause(|config| config.partitions.idle_ms).await })
         };
         tokio::time::sleep(Duration::from_secs(5)).await;
-        live.now.send_replace(Arc::new(changed(|config| config.partitions.idle_ms = 10_000)));
+        live.set(changed(|config| config.partitions.idle_ms = 10_000));
         pausing.await.unwrap();
         assert_eq!(began.elapsed(), Duration::from_secs(10));
     }

@@ -323,6 +323,16 @@ mod tests {
     }
 
     #[test]
+    fn super_users_are_those_of_the_configuration_as_it_is_now() {
+        let (authorizer, _) = authorizer(vec![]);
+        let mut config = (*authorizer.config.now()).clone();
+        config.security.authorization.super_users = vec!["ann".into()];
+        authorizer.config.set(config);
+        assert!(authorizer.cluster(&caller("ann"), Action::Admin).is_ok());
+        assert!(authorizer.cluster(&caller("root"), Action::Admin).is_err());
+    }
+
+    #[test]
     fn a_denied_name_is_not_created_by_who_may_create_any() {
         let cluster = AclRule {
             principal: "ann".into(),
