@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::signal;
 
-/// Serves until SIGINT or SIGTERM, and looks at the configuration file again at SIGHUP, if it is looked at at all; then stops in good order; says on standard output when requests are accepted.
+/// Serves until SIGINT or SIGTERM, then stops in good order; says on standard output when requests are accepted. At SIGHUP it
+/// looks at the configuration file again, where `reload` names one.
 pub(super) async fn run(config: Config, reload: Option<Reload>) -> anyhow::Result<()> {
     // What it makes is the data of others: nobody's but the owner's to change, and of the group to read.
     rustix::process::umask(Mode::WGRP | Mode::RWXO);
