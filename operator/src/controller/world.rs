@@ -684,7 +684,8 @@ impl World {
     /// The nodes of a cluster get a certificate of the CA of now.
     pub(crate) fn renew_nodes(&self, cluster: &str) {
         let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
-        let data = json!({"tls.crt": encode(&self.leaf()), "tls.key": encode("key"), "ca.crt": encode(&pem(&self.ca.lock()))});
+        let data =
+            json!({"tls.crt": encode(&self.leaf()), "tls.key": encode("key"), "ca.crt": encode(&pem(&self.ca.lock()))});
         self.edit("secrets", &format!("{cluster}-node-tls"), |secret| secret["data"] = data);
     }
 

@@ -459,8 +459,7 @@ mod tests {
             }
             issued_at(&pem(&der)).unwrap()
         };
-        let times =
-            [secret(0x17, "991231235959Z"), secret(0x17, "261122000000Z"), secret(0x18, "20500101000000Z")];
+        let times = [secret(0x17, "991231235959Z"), secret(0x17, "261122000000Z"), secret(0x18, "20500101000000Z")];
         assert_eq!(times, ["19991231235959Z", "20261122000000Z", "20500101000000Z"]);
         assert!(times.is_sorted());
     }
