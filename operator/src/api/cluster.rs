@@ -16,6 +16,12 @@ use super::status::ClusterStatus;
 /// Most members of the controller group that vote.
 pub const VOTERS_MAX: u32 = 7;
 
+/// CEL: every node runs a minor version of the same major that is not newer than the one asked for. A version that was asked for
+/// and never ran can then be taken back: it was a mistake, and holds every roll until it is.
+const NOTHING_NEWER_RUNS: &str = "(has(self.status) && has(self.status.versions) && size(self.status.versions.running) > 0 \
+     && self.status.versions.running.all(v, v.split('.')[0] == self.spec.version.split('.')[0] \
+     && int(v.split('.')[1]) <= int(self.spec.version.split('.')[1])))";
+
 /// A Chronicle cluster: nodes in one StatefulSet that agree on one another, and everything that they need.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -70,7 +76,18 @@ pub const VOTERS_MAX: u32 = 7;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("size(self.metadata.name) <= 40").message("metadata.name: must have at most 40 characters"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("metadata.name: must be a DNS label that begins with a letter")
+        .message("metadata.name: must be a DNS label that begins with a letter"),
+    validation = Rule::new(format!(
+        "!has(oldSelf.spec.version) || !has(self.spec.version) \
+         || self.spec.version.split('.')[0] != oldSelf.spec.version.split('.')[0] \
+         || int(self.spec.version.split('.')[1]) >= int(oldSelf.spec.version.split('.')[1]) || {NOTHING_NEWER_RUNS}"
+    ))
+    .message("version: must not go back to an older minor version"),
+    validation = Rule::new(format!(
+        "!has(oldSelf.spec.version) || !has(self.spec.version) \
+         || self.spec.version.split('.')[0] == oldSelf.spec.version.split('.')[0] || {NOTHING_NEWER_RUNS}"
+    ))
+    .message("version: the major version cannot be changed")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -80,15 +97,6 @@ pub const VOTERS_MAX: u32 = 7;
          || int(self.version.split('.')[1]) - int(oldSelf.version.split('.')[1]) <= 1"
     )
     .message("version: at most one minor version up at a time"),
-    validation = Rule::new(
-        "!has(oldSelf.version) || !has(self.version) || self.version.split('.')[0] != oldSelf.version.split('.')[0] \
-         || int(self.version.split('.')[1]) >= int(oldSelf.version.split('.')[1])"
-    )
-    .message("version: must not go back to an older minor version"),
-    validation = Rule::new(
-        "!has(oldSelf.version) || !has(self.version) || self.version.split('.')[0] == oldSelf.version.split('.')[0]"
-    )
-    .message("version: the major version cannot be changed"),
     validation = Rule::new(
         "self.security.authorization.mode == 'Disabled' || self.security.tls.mode == 'Enabled'"
     )

@@ -176,6 +176,7 @@ pub struct OperationStatus {
 #[serde(rename_all = "camelCase")]
 pub struct VersionStatus {
     /// Versions that nodes report, each once.
+    #[schemars(length(max = 64), inner(length(max = 64)))]
     pub running: Vec<String>,
 }
 

@@ -56,6 +56,8 @@ fn rules_that_cannot_be_judged_from_one_object_alone_are_transition_rules() {
         "consensus.voters: must be 1, 3, 5 or 7",
         "consensus.voters: at most two more or two fewer at a time",
         "version: at most one minor version up at a time",
+        "version: must not go back to an older minor version",
+        "version: the major version cannot be changed",
         "partitions: can only grow",
         "topicName: cannot be changed",
         "principal: cannot be changed",

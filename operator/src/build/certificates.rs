@@ -156,6 +156,12 @@ pub fn trust_bundle(input: &TrustInput) -> Option<String> {
     (!blocks.is_empty()).then(|| blocks.concat())
 }
 
+/// Whether every certificate of a PEM text is in a bundle.
+pub(crate) fn trusts(bundle: &str, pem: &str) -> bool {
+    let known = pem_blocks(bundle);
+    pem_blocks(pem).iter().all(|block| known.contains(block))
+}
+
 /// The certificates in a PEM text, in a normal form.
 fn pem_blocks(text: &str) -> Vec<String> {
     const BEGIN: &str = "-----BEGIN CERTIFICATE-----";

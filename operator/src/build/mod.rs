@@ -30,7 +30,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, 
 use kube::api::{DynamicObject, TypeMeta};
 use serde::Serialize;
 
-pub(crate) use certificates::{DURATION, RENEW_BEFORE, issuer_ref};
+pub(crate) use certificates::{DURATION, RENEW_BEFORE, issuer_ref, trusts};
 pub use certificates::{TrustInput, issuer_name, trust_bundle};
 pub use config::config_hash;
 pub use stateful_set::{claim_name, ordinal_of, pod_name};

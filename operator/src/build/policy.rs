@@ -38,7 +38,16 @@ pub(super) fn pod_monitor(cluster: &Cluster) -> Option<DynamicObject> {
         "metadata": metadata,
         "spec": {
             "selector": {"matchLabels": cluster.selector()},
-            "podMetricsEndpoints": [{"port": "ops", "path": "/metrics"}],
+            "podMetricsEndpoints": [{
+                "port": "ops",
+                "path": "/metrics",
+                // deploy/alerts looks for jobs that begin with `chronicle` and sums up by job, one for each cluster. Prometheus
+                // would call it NAMESPACE/NAME, and a node by the address of its pod.
+                "relabelings": [
+                    {"targetLabel": "job", "replacement": format!("chronicle/{}/{}", cluster.namespace, cluster.name)},
+                    {"sourceLabels": ["__meta_kubernetes_pod_name"], "targetLabel": "instance"},
+                ],
+            }],
         },
     })))
 }

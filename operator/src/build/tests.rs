@@ -74,6 +74,24 @@ fn every_object_is_labelled_and_owned() {
 }
 
 #[test]
+fn every_cluster_is_a_job_of_its_own_that_alerts_look_for() {
+    let job = |spec: Value| {
+        let desired = built(spec);
+        let monitor = desired.objects.iter().find(|object| object.types.as_ref().unwrap().kind == "PodMonitor");
+        let endpoint = monitor.unwrap().data["spec"]["podMetricsEndpoints"][0].clone();
+        let sets = |label: &str| {
+            let rules = endpoint["relabelings"].as_array().unwrap();
+            rules.iter().find(|rule| rule["targetLabel"] == label).unwrap().clone()
+        };
+        assert_eq!(sets("instance")["sourceLabels"], json!(["__meta_kubernetes_pod_name"]));
+        sets("job")["replacement"].clone()
+    };
+    assert_eq!(job(json!({})), "chronicle/prod/log");
+    let alerts = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/alerts/chronicle.yaml"));
+    assert!(alerts.unwrap().contains(r#"up{job=~"chronicle.*"} == 0"#));
+}
+
+#[test]
 fn claims_outlive_the_cluster() {
     let spec = built(json!({})).stateful_set.spec.unwrap();
     let claim = &spec.volume_claim_templates.unwrap()[0];

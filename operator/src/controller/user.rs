@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use chronicle_client::v1;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Preconditions};
@@ -16,7 +16,7 @@ use kube::runtime::controller::Action;
 use serde_json::json;
 
 use super::apply::Applier;
-use super::cluster::{reissue, secret_text};
+use super::cluster::{issued_at, reissue, secret_text};
 use super::part::{self, Part, Verdict, Why, reach, while_cluster_is_there};
 use super::{Context, ReconcileError, is_not_found};
 use crate::admin::Target;
@@ -24,7 +24,7 @@ use crate::api::{
     AccessEffect, AccessOperation, AccessPattern, AccessResource, ChronicleUser, Conditions, DeletionPolicy,
     ManagementPolicy, UserAuthenticationType, UserStatus,
 };
-use crate::build::{Cluster, DURATION, OPERATOR_PRINCIPAL, RENEW_BEFORE, from_value, issuer_ref};
+use crate::build::{Cluster, DURATION, OPERATOR_PRINCIPAL, RENEW_BEFORE, from_value, issuer_ref, trusts};
 
 /// Most rules in one request.
 const RULES_AT_ONCE: usize = 500;
@@ -211,13 +211,12 @@ async fn certificate(
         let why = format!("waiting for cert-manager to issue Secret {secret}");
         return Ok(Some(Verdict::wait("CertificatePending", why)));
     };
-    // A new CA reaches clients as soon as nodes serve certificates of it.
+    // A new CA reaches clients as soon as nodes serve certificates of it. A certificate that is younger than theirs is left alone: to
+    // issue it anew would bring another one of the same CA, and so on without end.
     let node = get(&cluster.node_secret()).await?;
     let ca = |secret: &Secret| secret_text(secret, "ca.crt").map(|text| text.trim().to_owned());
-    if let Some(node) = &node
-        && ca(node).is_some()
-        && ca(&there) != ca(node)
-    {
+    let Some(node) = node.filter(|node| ca(node).is_some() && ca(&there) != ca(node)) else { return Ok(None) };
+    if matches!((issued_at(&there), issued_at(&node)), (Some(this), Some(nodes)) if this < nodes) {
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("cert-manager.io", "v1", "Certificate"));
         let api: Api<DynamicObject> = Api::namespaced_with(context.client(), namespace, &resource);
         let live = api.get(&secret).await.map_err(ReconcileError::kube(format!("get Certificate {secret}")))?;
@@ -225,7 +224,17 @@ async fn certificate(
         let why = format!("waiting for cert-manager to issue Secret {secret} by the new certificate authority");
         return Ok(Some(Verdict::wait("CertificatePending", why)));
     }
-    Ok(None)
+    let (maps, name): (Api<ConfigMap>, _) = (Api::namespaced(context.client(), namespace), cluster.trust_config_map());
+    let map = maps.get_opt(&name).await.map_err(ReconcileError::kube(format!("get ConfigMap {name}")))?;
+    let trusted = map.and_then(|map| map.data?.remove("ca.crt")).unwrap_or_default();
+    Ok((!trusts(&trusted, &ca(&there).unwrap_or_default())).then(|| {
+        let why = format!(
+            "nodes do not trust the certificate authority of Secret {secret} yet; if it is a given issuer's new one: renew \
+             Certificate {0}-operator, then {0}-node",
+            cluster.name
+        );
+        Verdict::wait("CertificatePending", why)
+    }))
 }
 
 /// Label of what belongs to a user.

@@ -660,15 +660,33 @@ impl World {
             }
             let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
             let ca = pem(&self.ca.lock());
+            let issued = if certificate["spec"]["isCA"] == true { ca.clone() } else { self.leaf() };
             self.put(
                 "secrets",
                 json!({
                     "apiVersion": "v1", "kind": "Secret",
                     "metadata": {"name": secret, "labels": certificate["spec"]["secretTemplate"]["labels"]},
-                    "data": {"tls.crt": encode(&ca), "tls.key": encode("key"), "ca.crt": encode(&ca)},
+                    "data": {"tls.crt": encode(&issued), "tls.key": encode("key"), "ca.crt": encode(&ca)},
                 }),
             );
         }
+    }
+
+    /// A certificate that says when it was issued, and nothing else.
+    fn leaf(&self) -> String {
+        let time = self.now().strftime("%y%m%d%H%M%SZ").to_string();
+        let wrap = |content: Vec<u8>| [vec![0x30, content.len() as u8], content].concat();
+        let validity = wrap([vec![0x17, time.len() as u8], time.into_bytes()].concat());
+        let der = wrap(wrap([vec![0x02, 0x01, 0x01, 0x30, 0x00, 0x30, 0x00], validity].concat()));
+        pem(&base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der))
+    }
+
+    /// The nodes of a cluster get a certificate of the CA of now.
+    pub(crate) fn renew_nodes(&self, cluster: &str) {
+        let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+        let data =
+            json!({"tls.crt": encode(&self.leaf()), "tls.key": encode("key"), "ca.crt": encode(&pem(&self.ca.lock()))});
+        self.edit("secrets", &format!("{cluster}-node-tls"), |secret| secret["data"] = data);
     }
 
     /// The `ca.crt` in a Secret.

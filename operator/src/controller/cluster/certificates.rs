@@ -353,17 +353,42 @@ pub(in crate::controller) fn text(secret: &Secret, key: &str) -> Option<String> 
     String::from_utf8(bytes.clone()).ok().filter(|text| !text.trim().is_empty())
 }
 
-/// Serial number of the first certificate in a PEM text, hexadecimal in lower case. Reads only as far as it must (RFC 5280, 4.1).
+/// Begin of the life of the first certificate in a Secret, `YYYYMMDDhhmmssZ`: the order of such texts is that of time.
+pub(in crate::controller) fn issued_at(secret: &Secret) -> Option<String> {
+    let der = der(&text(secret, "tls.crt")?)?;
+    let (_, rest) = element(numbered(&der)?, 0x02)?;
+    let (_algorithm, rest) = element(rest, 0x30)?;
+    let (_issuer, rest) = element(rest, 0x30)?;
+    let (validity, _) = element(rest, 0x30)?;
+    let said = |tag: u8| Some(std::str::from_utf8(element(validity, tag)?.0).ok()?.to_owned());
+    // Two digits of the year until 2049, four from then on.
+    match said(0x17) {
+        Some(short) if short.as_str() < "50" => Some(format!("20{short}")),
+        Some(short) => Some(format!("19{short}")),
+        None => said(0x18),
+    }
+}
+
+/// Serial number of the first certificate in a PEM text, hexadecimal in lower case.
 fn serial(pem: &str) -> Option<String> {
+    let der = der(pem)?;
+    let (number, _) = element(numbered(&der)?, 0x02)?;
+    Some(number.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The first certificate in a PEM text.
+fn der(pem: &str) -> Option<Vec<u8>> {
     let body = pem.split("-----BEGIN CERTIFICATE-----").nth(1)?.split("-----END CERTIFICATE-----").next()?;
     let compact: String = body.split_whitespace().collect();
-    let der = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, compact).ok()?;
-    let (certificate, _) = element(&der, 0x30)?;
+    base64::Engine::decode(&base64::engine::general_purpose::STANDARD, compact).ok()
+}
+
+/// What is signed of a certificate, from its serial number on. Certificates are read only as far as they must be (RFC 5280, 4.1).
+fn numbered(der: &[u8]) -> Option<&[u8]> {
+    let (certificate, _) = element(der, 0x30)?;
     let (to_be_signed, _) = element(certificate, 0x30)?;
     // The version is there unless it is the first.
-    let rest = element(to_be_signed, 0xa0).map_or(to_be_signed, |(_, rest)| rest);
-    let (number, _) = element(rest, 0x02)?;
-    Some(number.iter().map(|byte| format!("{byte:02x}")).collect())
+    Some(element(to_be_signed, 0xa0).map_or(to_be_signed, |(_, rest)| rest))
 }
 
 /// The content of the DER element with this tag at the start, and what follows it.
@@ -411,5 +436,31 @@ mod tests {
             assert_eq!(serial(&pem(&der[..cut])), None, "cut at {cut}");
         }
         assert_eq!(serial("no certificate"), None);
+    }
+
+    #[test]
+    fn the_younger_of_two_certificates_is_known() {
+        let secret = |tag: u8, time: &str| {
+            let mut validity = vec![0x30, time.len() as u8 + 2, tag, time.len() as u8];
+            validity.extend(time.as_bytes());
+            // INTEGER 1, two empty SEQUENCEs, the validity.
+            let mut signed = vec![0x02, 0x01, 0x01, 0x30, 0x00, 0x30, 0x00];
+            signed.extend(validity);
+            let wrap = |content: Vec<u8>| [vec![0x30, content.len() as u8], content].concat();
+            let der = wrap(wrap(signed));
+            let pem = |der: &[u8]| {
+                let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+                let text = format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
+                let data = [("tls.crt".to_owned(), k8s_openapi::ByteString(text.into_bytes()))];
+                Secret { data: Some(data.into()), ..Secret::default() }
+            };
+            for cut in 0..der.len() {
+                assert_eq!(issued_at(&pem(&der[..cut])), None, "cut at {cut}");
+            }
+            issued_at(&pem(&der)).unwrap()
+        };
+        let times = [secret(0x17, "991231235959Z"), secret(0x17, "261122000000Z"), secret(0x18, "20500101000000Z")];
+        assert_eq!(times, ["19991231235959Z", "20261122000000Z", "20500101000000Z"]);
+        assert!(times.is_sorted());
     }
 }

@@ -23,7 +23,7 @@ use serde_json::json;
 use tracing::Instrument;
 
 pub use certificates::{Certificates, operator_target};
-pub(super) use certificates::{reissue, text as secret_text};
+pub(super) use certificates::{issued_at, reissue, text as secret_text};
 
 use super::{Applier, Context, EventKind, FIELD_MANAGER, FINALIZER, ReconcileError};
 use crate::admin::{AdminError, Target};

@@ -16,6 +16,9 @@ use crate::plan::{Ask, ClusterView, Observed, Step};
 /// A failure that may pass is told of when it has happened so many times in a row.
 const NEWS_AFTER: u32 = 4;
 
+/// What the definition takes: so many versions, each of so many characters.
+const VERSIONS_MAX: usize = 64;
+
 /// The status under construction.
 pub(super) struct Outcome {
     pub(super) status: ClusterStatus,
@@ -149,10 +152,11 @@ impl Outcome {
             }
         }
         status.members = members;
-        let mut running: Vec<String> = view.nodes.iter().map(|node| node.version.clone()).collect();
-        running.retain(|version| !version.is_empty());
+        let reported = view.nodes.iter().map(|node| node.version.chars().take(VERSIONS_MAX).collect());
+        let mut running: Vec<String> = reported.filter(|version: &String| !version.is_empty()).collect();
         running.sort();
         running.dedup();
+        running.truncate(VERSIONS_MAX);
         status.versions = Some(VersionStatus { running });
         let not_after = view.nodes.iter().filter(|node| node.alive).filter_map(|node| node.certificate_not_after).min();
         status.certificates = not_after.map(|at| CertificateStatus { not_after_seconds: Some(at) });

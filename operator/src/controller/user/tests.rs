@@ -142,6 +142,34 @@ async fn an_operator_killed_after_any_call_is_followed_by_one_that_comes_to_the_
 }
 
 #[tokio::test]
+async fn certificates_follow_the_nodes_to_another_authority_once_each() {
+    let world = with_cluster();
+    let issued = |user: &str| world.issued_by(&format!("{user}-chronicle-user"));
+    let asked = || world.writes.lock().iter().filter(|write| write.contains("certificates/")).count();
+    create(&world, "early", json!({}));
+    assert_eq!(settle(&world, "early").await, ("True".into(), "InSync".into()));
+    let old = issued("early");
+    *world.ca.lock() = "TkVX".into();
+    create(&world, "late", json!({}));
+    // The first pass has it made.
+    settle(&world, "late").await;
+    world.writes.lock().clear();
+    assert_eq!(settle(&world, "late").await, ("Unknown".into(), "CertificatePending".into()));
+    assert_eq!(settle(&world, "early").await, ("True".into(), "InSync".into()));
+    assert_eq!((asked(), issued("early")), (0, old.clone()));
+    let new = issued("late");
+    assert_ne!(new, old);
+    world.edit("configmaps", "c-trust", |map| map["data"]["ca.crt"] = format!("{old}{new}").into());
+    assert_eq!(settle(&world, "late").await, ("True".into(), "InSync".into()));
+    world.renew_nodes("c");
+    for user in ["early", "late"] {
+        assert_eq!(settle(&world, user).await, ("True".into(), "InSync".into()));
+        assert_eq!(issued(user), new);
+    }
+    assert_eq!(asked(), 1);
+}
+
+#[tokio::test]
 async fn the_certificate_of_a_deleted_user_goes_before_its_secret_which_would_come_back() {
     let world = with_cluster();
     create(&world, "shop", json!({}));
