@@ -214,7 +214,7 @@ fn volumes(cluster: &Cluster) -> Vec<Volume> {
     let mut volumes = vec![Volume {
         name: "config".into(),
         config_map: Some(ConfigMapVolumeSource {
-            name: format!("{}-config", cluster.name),
+            name: cluster.config_map(),
             ..ConfigMapVolumeSource::default()
         }),
         ..Volume::default()
