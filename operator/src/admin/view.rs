@@ -122,7 +122,7 @@ fn node(server: &v1::Server, own: Option<&v1::GetStatusResponse>) -> NodeView {
         certificate_serial: encryption.map(|encryption| encryption.certificate_serial.to_lowercase()),
         answered: own.is_some(),
         configuration: own.and_then(|answer| answer.configuration.as_ref()).map(|known| NodeConfiguration {
-            file_sha256: known.file_sha256.to_lowercase(),
+            file_digest: known.file_digest.to_lowercase(),
             restart_fields: known.restart_fields.clone(),
             error: known.error.clone(),
         }),
@@ -198,7 +198,7 @@ mod tests {
     fn what_a_node_makes_of_its_file_is_its_own_word() {
         let of = |file: &str, error: &str| {
             let configuration = v1::Configuration {
-                file_sha256: file.into(),
+                file_digest: file.into(),
                 error: error.into(),
                 restart_fields: vec!["node.name".into()],
             };
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!((a.answered, &a.configuration), (true, &None), "an older version does not say");
         assert_eq!((c.answered, &c.configuration), (false, &None));
         let known = b.configuration.clone().unwrap();
-        assert_eq!((known.file_sha256.as_str(), known.error.as_str()), ("ab", "no such field"));
+        assert_eq!((known.file_digest.as_str(), known.error.as_str()), ("ab", "no such field"));
         assert_eq!((b.answered, known.restart_fields), (true, vec!["node.name".to_owned()]));
     }
 

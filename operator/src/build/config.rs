@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
 use super::{Cluster, DATA_PORT, FOUND_NEVER, OPERATOR_PRINCIPAL, OPS_PORT, short_hash};
@@ -37,15 +36,12 @@ pub(super) fn config_map(cluster: &Cluster) -> ConfigMap {
     }
 }
 
-/// SHA-256 (lower-case hexadecimal) of each file that says what is asked for: the one that pods are given now, and the one that
+/// BLAKE3 digest (lower-case hexadecimal) of each file that says what is asked for: the one that pods are given now, and the one that
 /// founders were given. They differ in the number of founders, which matters to nobody who belongs to a cluster: that a new cluster
 /// has not read its second file yet is nothing to wait for.
 pub fn config_files(cluster: &Cluster) -> Vec<String> {
-    let sha256 = |expect| {
-        let hash = digest(&SHA256, text(&render(cluster, expect)).as_bytes());
-        hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    [FOUND_NEVER, founding(cluster)].map(sha256).to_vec()
+    let digest = |expect| blake3::hash(text(&render(cluster, expect)).as_bytes()).to_hex().to_string();
+    [FOUND_NEVER, founding(cluster)].map(digest).to_vec()
 }
 
 /// Hash of what a node takes from its configuration only when it starts.

@@ -156,8 +156,7 @@ fn what_nodes_take_up_while_they_run_changes_the_file_and_not_the_revision() {
 fn the_hash_of_the_file_is_that_of_the_bytes_that_a_pod_gets() {
     let hash = |cluster: &Cluster| {
         let text = config::config_map(cluster).data.unwrap().remove("chronicle.yaml").unwrap();
-        let hash = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-        hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+        blake3::hash(text.as_bytes()).to_hex().to_string()
     };
     let (young, mut old) = (cluster(json!({})), cluster(json!({})));
     old.founded = true;

@@ -680,10 +680,8 @@ impl World {
                     LIVE_FIELDS.lines().any(|live| live == path) && !self.stubborn.lock().contains(path)
                 };
                 let paths: BTreeSet<&String> = started.keys().chain(now.keys()).collect();
-                let hash = ring::digest::digest(&ring::digest::SHA256, file.as_bytes());
-                known.file_sha256 = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-                known.restart_fields =
-                    paths.into_iter().filter(|path| changed(path) && !live(path)).cloned().collect();
+                known.file_digest = blake3::hash(file.as_bytes()).to_hex().to_string();
+                known.restart_fields = paths.into_iter().filter(|path| changed(path) && !live(path)).cloned().collect();
                 known.error.clear();
             }
         }

@@ -23,7 +23,7 @@ pub fn outdated(ask: &Ask, observed: &Observed, ordinal: i32, pod: &PodView) -> 
     let waits = |configuration: &NodeConfiguration| {
         configuration.error.is_empty()
             && !configuration.restart_fields.is_empty()
-            && ask.files.contains(&configuration.file_sha256)
+            && ask.files.contains(&configuration.file_digest)
     };
     pod.revision != ask.revision
         || alive(ask, observed, ordinal).and_then(|node| node.configuration.as_ref()).is_some_and(waits)
@@ -55,7 +55,7 @@ pub fn refusal(ask: &Ask, observed: &Observed) -> Option<String> {
 /// Names of the nodes that have not taken the file asked for and should by themselves: those whose pods are not to be replaced anyway.
 pub fn untaken(ask: &Ask, observed: &Observed) -> Vec<String> {
     let waited_for = |node: &&NodeView| match &node.configuration {
-        Some(configuration) => configuration.error.is_empty() && !ask.files.contains(&configuration.file_sha256),
+        Some(configuration) => configuration.error.is_empty() && !ask.files.contains(&configuration.file_digest),
         None => !node.answered,
     };
     let current = observed.pods.iter().filter(|(_, pod)| pod.revision == ask.revision && !pod.terminating);

@@ -21,7 +21,7 @@ pub struct Ask {
     pub revision: String,
     /// Image of the nodes.
     pub image: String,
-    /// SHA-256 of each configuration file that says what is asked for; see [`crate::build::config_files`].
+    /// BLAKE3 digest of each configuration file that says what is asked for; see [`crate::build::config_files`].
     pub files: Vec<String>,
     /// Version that the image holds, if it was said.
     pub version: Option<String>,
@@ -199,8 +199,8 @@ pub struct NodeView {
 /// What a node makes of its configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeConfiguration {
-    /// SHA-256 of the newest file that it took, lower-case hexadecimal.
-    pub file_sha256: String,
+    /// BLAKE3 digest of the newest file that it took, lower-case hexadecimal.
+    pub file_digest: String,
     /// Fields whose value in that file waits for a restart.
     pub restart_fields: Vec<String>,
     /// Why it does not take the file as it is now, in its own words; empty: it does.

@@ -225,7 +225,7 @@ fn an_existing_set_whose_status_was_lost_is_taken_as_it_is() {
 
 fn says(file: &str, restart: &[&str], error: &str) -> Option<NodeConfiguration> {
     let restart_fields = restart.iter().map(|field| (*field).to_owned()).collect();
-    Some(NodeConfiguration { file_sha256: file.into(), restart_fields, error: error.into() })
+    Some(NodeConfiguration { file_digest: file.into(), restart_fields, error: error.into() })
 }
 
 /// All nodes have said the same of their files.

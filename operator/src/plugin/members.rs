@@ -79,8 +79,8 @@ pub(super) struct Member {
 pub(super) struct Configuration {
     /// It has taken the file that the spec comes to.
     pub(super) current: bool,
-    /// SHA-256 of the newest file that it took.
-    pub(super) file_sha256: String,
+    /// BLAKE3 digest of the newest file that it took.
+    pub(super) file_digest: String,
     /// Fields that it takes up when it is restarted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) restart_fields: Vec<String>,
@@ -132,8 +132,8 @@ fn of_view(view: &ClusterView, cluster: &ChronicleCluster) -> Vec<Member> {
     let size = cluster.status.as_ref().and_then(|status| status.size).unwrap_or(cluster.spec.replicas);
     let files = validate(cluster, size.max(1), true).map(|valid| config_files(&valid)).unwrap_or_default();
     let configuration = |known: &crate::plan::NodeConfiguration| Configuration {
-        current: files.contains(&known.file_sha256),
-        file_sha256: known.file_sha256.clone(),
+        current: files.contains(&known.file_digest),
+        file_digest: known.file_digest.clone(),
         restart_fields: known.restart_fields.clone(),
         error: known.error.clone(),
     };
@@ -244,10 +244,7 @@ pub(super) fn text(members: &Members, wide: bool, now: Timestamp) -> String {
 fn remark(member: &Member) -> Option<String> {
     let (name, known) = (&member.name, member.configuration.as_ref()?);
     if !known.error.is_empty() {
-        return Some(format!(
-            "{name} refuses its configuration file and goes on with what it had: {}",
-            known.error
-        ));
+        return Some(format!("{name} refuses its configuration file and goes on with what it had: {}", known.error));
     }
     if !known.current {
         return Some(format!("{name} has not taken the configuration file that the spec comes to yet."));

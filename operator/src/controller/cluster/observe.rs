@@ -157,7 +157,8 @@ fn pod_view(pod: &Pod) -> PodView {
 
 fn image(pod: &Pod) -> String {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let image = containers.filter(|container| container.name == "chronicle").find_map(|container| container.image.clone());
+    let image =
+        containers.filter(|container| container.name == "chronicle").find_map(|container| container.image.clone());
     image.unwrap_or_default()
 }
 

@@ -318,9 +318,8 @@ async fn the_next_version_is_rolled_out_over_nodes_that_do_not_know_its_fields()
     for _ in 0..100 {
         world.tick();
     }
-    let refuses = |node: &crate::admin::fake::FakeNode| {
-        node.configuration.as_ref().is_some_and(|known| !known.error.is_empty())
-    };
+    let refuses =
+        |node: &crate::admin::fake::FakeNode| node.configuration.as_ref().is_some_and(|known| !known.error.is_empty());
     assert!(world.cluster.lock().nodes.values().all(refuses), "kubelets were faster than the operator");
     settle(&world, 3).await;
     assert_eq!(world.images(), ["chronicle:1.1.0"; 3]);
@@ -516,7 +515,8 @@ async fn what_a_webhook_changes_in_every_write_is_not_written_for_ever() {
         }
     });
     // What nodes read is not what the spec says.
-    until(&world, "told", |world| condition(world, "UpToDate") == ("False".into(), "ConfigurationPending".into())).await;
+    until(&world, "told", |world| condition(world, "UpToDate") == ("False".into(), "ConfigurationPending".into()))
+        .await;
     for _ in 0..100 {
         world.tick();
     }
