@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::{Admin, AdminError, AdminResult, Target};
 use crate::api::MemberState;
-use crate::plan::{CatchUp, ClusterView, NodeView, RunningOperation};
+use crate::plan::{CatchUp, ClusterView, NodeConfiguration, NodeView, RunningOperation};
 
 /// A node.
 #[derive(Debug, Clone)]
@@ -23,6 +23,10 @@ pub(crate) struct FakeNode {
     pub(crate) version: String,
     /// Ticks until its log is whole again.
     pub(crate) behind: u32,
+    /// The file that it has started with.
+    pub(crate) started_with: String,
+    /// What it makes of the file that it has now; `None`: its version does not say.
+    pub(crate) configuration: Option<NodeConfiguration>,
 }
 
 /// The cluster, by UUID of node.
@@ -50,6 +54,7 @@ impl FakeCluster {
             if !node.running {
                 node.running = true;
                 node.behind = 2;
+                node.started_with.clear();
                 if node.state == MemberState::Draining {
                     node.state = MemberState::Active;
                 }
@@ -73,6 +78,8 @@ impl FakeCluster {
             removed: false,
             version: version.to_owned(),
             behind: 2,
+            started_with: String::new(),
+            configuration: None,
         };
         self.nodes.insert(node_id.to_owned(), node);
         true
@@ -178,6 +185,8 @@ impl FakeCluster {
                     zone: String::new(),
                     certificate_not_after: None,
                     certificate_serial: None,
+                    answered: node.running,
+                    configuration: node.configuration.clone().filter(|_| node.running),
                 })
                 .collect(),
             removed: self.nodes.iter().filter(|(_, node)| node.removed).map(|(id, _)| id.clone()).collect(),

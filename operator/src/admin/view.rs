@@ -6,7 +6,7 @@ use chronicle_client::v1;
 
 use super::AdminError;
 use crate::api::MemberState;
-use crate::plan::{ClusterView, NodeView, RunningOperation};
+use crate::plan::{ClusterView, NodeConfiguration, NodeView, RunningOperation};
 
 /// What a node (by the name of its pod) answered, or why it did not.
 pub type Answer = (String, Result<v1::GetStatusResponse, String>);
@@ -71,7 +71,8 @@ pub fn combine(answers: &[Answer]) -> Result<ClusterView, AdminError> {
         .map(|server| server.node_id.clone())
         .collect();
     let members = source.servers.iter().filter(|server| stays(server) && !removed.contains(&server.node_id));
-    let mut nodes: Vec<NodeView> = members.map(node).collect();
+    let own = |server: &v1::Server| good.iter().find(|(name, _)| *name == server.name).map(|(_, answer)| *answer);
+    let mut nodes: Vec<NodeView> = members.map(|server| node(server, own(server))).collect();
     nodes.sort_by(|a, b| (&a.name, a.raft_id).cmp(&(&b.name, b.raft_id)));
     let running = source.operations.iter().filter(|operation| operation.state == "running");
     Ok(ClusterView {
@@ -101,7 +102,8 @@ fn votes(server: &v1::Server) -> bool {
     server.role() == v1::ServerRole::Voter
 }
 
-fn node(server: &v1::Server) -> NodeView {
+/// A member: what all say of it, and what it says of itself alone.
+fn node(server: &v1::Server, own: Option<&v1::GetStatusResponse>) -> NodeView {
     let encryption = server.encryption.as_ref().filter(|encryption| !encryption.certificate_serial.is_empty());
     NodeView {
         node_id: server.node_id.clone(),
@@ -118,6 +120,12 @@ fn node(server: &v1::Server) -> NodeView {
         zone: server.zone.clone(),
         certificate_not_after: encryption.map(|encryption| encryption.certificate_not_after_s),
         certificate_serial: encryption.map(|encryption| encryption.certificate_serial.to_lowercase()),
+        answered: own.is_some(),
+        configuration: own.and_then(|answer| answer.configuration.as_ref()).map(|known| NodeConfiguration {
+            file_digest: known.file_digest.to_lowercase(),
+            restart_fields: known.restart_fields.clone(),
+            error: known.error.clone(),
+        }),
     }
 }
 
@@ -184,6 +192,26 @@ mod tests {
         let answer = Ok(status(2, "id-c", &three()));
         let view = combine(&[("a".into(), answer.clone()), ("b".into(), answer), silent("c")]).unwrap();
         assert_eq!(view.leader, None);
+    }
+
+    #[test]
+    fn what_a_node_makes_of_its_file_is_its_own_word() {
+        let of = |file: &str, error: &str| {
+            let configuration = v1::Configuration {
+                file_digest: file.into(),
+                error: error.into(),
+                restart_fields: vec!["node.name".into()],
+            };
+            Ok(v1::GetStatusResponse { configuration: Some(configuration), ..status(1, "id-a", &three()) })
+        };
+        let old = Ok(status(1, "id-a", &three()));
+        let view = combine(&[("b".into(), of("AB", "no such field")), ("a".into(), old), silent("c")]).unwrap();
+        let [a, b, c] = view.nodes.as_slice() else { panic!("{:?}", view.nodes) };
+        assert_eq!((a.answered, &a.configuration), (true, &None), "an older version does not say");
+        assert_eq!((c.answered, &c.configuration), (false, &None));
+        let known = b.configuration.clone().unwrap();
+        assert_eq!((known.file_digest.as_str(), known.error.as_str()), ("ab", "no such field"));
+        assert_eq!((b.answered, known.restart_fields), (true, vec!["node.name".to_owned()]));
     }
 
     #[test]

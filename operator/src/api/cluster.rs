@@ -146,7 +146,8 @@ pub struct ChronicleClusterSpec {
     pub monitoring: Monitoring,
     /// Fields of the node's configuration file, in its own spelling, such as `{"limits": {"connections-max": 10000}}`. What the
     /// operator decides (`node`, `listeners`, `security`, and of `cluster` discovery, bootstrap, zone and voters) cannot be set
-    /// here. A change rolls the nodes.
+    /// here. A change of fields that docs/configuration.md calls live takes effect without a restart, within a few minutes; a change of
+    /// others rolls the nodes. What nodes refuse restarts nobody.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "any_object")]
     pub config: BTreeMap<String, serde_json::Value>,
@@ -184,7 +185,8 @@ fn default_resources() -> ResourceRequirements {
         .message("consensus.voters: at most two more or two fewer at a time")
 )]
 pub struct Consensus {
-    /// Most nodes that vote: 1, 3, 5 or 7; the others follow. With fewer nodes, an odd number of them votes. Default: 3.
+    /// Most nodes that vote: 1, 3, 5 or 7; the others follow. With fewer nodes, an odd number of them votes. A change takes effect
+    /// without a restart. Default: 3.
     #[serde(default = "default_voters")]
     #[schemars(range(min = 1, max = 7))]
     pub voters: u32,
@@ -398,7 +400,8 @@ pub struct SuperUser(#[schemars(length(min = 1, max = 253))] pub String);
 pub struct Authorization {
     /// Whether what no rule allows is refused. A change rolls the nodes. Default: `Enabled`.
     pub mode: AuthorizationMode,
-    /// Principals that may do everything, whatever the rules say. The operator is one by itself. A change rolls the nodes.
+    /// Principals that may do everything, whatever the rules say. The operator is one by itself. A change takes effect without a
+    /// restart.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub super_users: Vec<SuperUser>,
@@ -413,7 +416,7 @@ pub struct Security {
     /// Who may do what.
     pub authorization: Authorization,
     /// From the name in a client's certificate to its principal, each `REGEX -> REPLACEMENT`; the first that matches all of the
-    /// name wins. A change rolls the nodes.
+    /// name wins. A change takes effect without a restart.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub principal_rules: Vec<String>,

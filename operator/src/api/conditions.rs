@@ -14,7 +14,7 @@ pub enum ConditionType {
     Progressing,
     /// Something is wrong that the operator does not mend by itself, or has not mended yet.
     Degraded,
-    /// Every node runs what the spec says.
+    /// Every node runs what the spec says, and has taken its configuration file.
     UpToDate,
     /// Volumes are bound and as large as the spec says.
     StorageHealthy,

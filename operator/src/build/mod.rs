@@ -32,7 +32,7 @@ use serde::Serialize;
 
 pub(crate) use certificates::{DURATION, RENEW_BEFORE, issuer_ref, trusts};
 pub use certificates::{TrustInput, issuer_name, trust_bundle};
-pub use config::config_hash;
+pub use config::{LIVE_FIELDS, config_files, config_hash};
 pub use stateful_set::{claim_name, ordinal_of, pod_name};
 pub use validate::{Invalid, validate};
 
@@ -48,7 +48,8 @@ pub const OPERATOR_PRINCIPAL: &str = "chronicle-operator";
 pub const CLUSTER_LABEL: &str = "chronicle.dev/cluster";
 /// Annotation of pods: hash of the template that they were made from.
 pub const REVISION: &str = "chronicle.dev/revision";
-/// Annotation of pods: hash of the configuration file that they were started with.
+/// Annotation of pods: hash of what stood in the configuration file that they were started with, without what nodes take up while they
+/// run.
 pub const CONFIG_HASH: &str = "chronicle.dev/config-hash";
 /// Annotation of a claim whose node was removed from its cluster: UUID of the node.
 pub const REMOVED_NODE: &str = "chronicle.dev/removed-node";
@@ -174,6 +175,11 @@ impl Cluster {
         let tls = &self.spec.security.tls;
         let own = self.encrypted() && tls.secrets.is_none() && tls.issuer_ref.is_none();
         own.then(|| format!("{}-ca", self.name))
+    }
+
+    /// ConfigMap with the configuration file of the nodes.
+    pub fn config_map(&self) -> String {
+        format!("{}-config", self.name)
     }
 
     /// ConfigMap with the certificates of the CAs that nodes trust.

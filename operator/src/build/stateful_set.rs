@@ -213,10 +213,7 @@ fn probe(path: &str) -> Probe {
 fn volumes(cluster: &Cluster) -> Vec<Volume> {
     let mut volumes = vec![Volume {
         name: "config".into(),
-        config_map: Some(ConfigMapVolumeSource {
-            name: format!("{}-config", cluster.name),
-            ..ConfigMapVolumeSource::default()
-        }),
+        config_map: Some(ConfigMapVolumeSource { name: cluster.config_map(), ..ConfigMapVolumeSource::default() }),
         ..Volume::default()
     }];
     if cluster.encrypted() {

@@ -123,8 +123,8 @@ fn the_number_of_pods_and_what_is_only_for_founders_do_not_change_the_revision()
     assert_eq!(config(&old)["cluster"]["bootstrap-expect"], 99);
     for change in [
         json!({"image": "other:2"}),
-        json!({"config": {"limits": {"topics-max": 7}}}),
-        json!({"consensus": {"voters": 5}}),
+        json!({"config": {"partitions": {"queue-bytes-max": "32MiB"}}}),
+        json!({"security": {"tls": {"clientAuth": "Required"}}}),
     ] {
         assert_ne!(revision(&young, 3), revision(&cluster(change.clone()), 3), "{change}");
     }
@@ -135,6 +135,55 @@ fn the_number_of_pods_and_what_is_only_for_founders_do_not_change_the_revision()
     ] {
         assert_eq!(revision(&young, 3), revision(&cluster(change.clone()), 3), "{change}");
     }
+}
+
+#[test]
+fn what_nodes_take_up_while_they_run_changes_the_file_and_not_the_revision() {
+    let revision = |spec: &Value| built(spec.clone()).revision;
+    let file = |spec: &Value| config_files(&cluster(spec.clone())).remove(0);
+    let plain = json!({});
+    let mut tried = 0;
+    for path in LIVE_FIELDS.lines() {
+        let (section, rest) = path.split_once('.').unwrap();
+        let value = rest.rsplit('.').fold(json!(7), |value, name| json!({name: value}));
+        let live = json!({"config": {section: value}});
+        if validate(&resource(live.clone()), 3, false).is_ok() {
+            assert_eq!(revision(&live), revision(&plain), "{path}");
+            assert_ne!(file(&live), file(&plain), "{path}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 20, "{tried} live fields can be set in spec.config");
+    for decided in [
+        json!({"consensus": {"voters": 5}}),
+        json!({"security": {"authorization": {"superUsers": ["root"]}}}),
+        json!({"security": {"principalRules": ["CN=(.*) -> $1"]}}),
+    ] {
+        assert_eq!(revision(&decided), revision(&plain), "{decided}");
+        assert_ne!(file(&decided), file(&plain), "{decided}");
+    }
+    let empty = json!({"config": {"limits": {}, "partitions": {}}});
+    assert_eq!(revision(&empty), revision(&plain), "an empty section says nothing");
+    let more = json!({"config": {"limits": {"topics-max": 7}, "partitions": {"queue-bytes-max": "32MiB"}}});
+    assert_ne!(revision(&more), revision(&plain), "one field of several waits for a restart");
+    let less = json!({"config": {"partitions": {"queue-bytes-max": "32MiB"}}});
+    assert_eq!(revision(&more), revision(&less));
+}
+
+#[test]
+fn the_hash_of_the_file_is_that_of_the_bytes_that_a_pod_gets() {
+    let hash = |cluster: &Cluster| {
+        let text = config::config_map(cluster).data.unwrap().remove("chronicle.yaml").unwrap();
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    };
+    let (young, mut old) = (cluster(json!({})), cluster(json!({})));
+    old.founded = true;
+    assert_ne!(hash(&young), hash(&old));
+    for file in [hash(&young), hash(&old)] {
+        assert!(config_files(&young).contains(&file) && config_files(&old).contains(&file), "{file}");
+    }
+    let other = cluster(json!({"config": {"limits": {"topics-max": 7}}}));
+    assert!(!config_files(&young).contains(&hash(&other)));
 }
 
 #[test]

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 use super::Context;
 use crate::admin::AdminError;
-use crate::admin::fake::{FakeAdmin, FakeCluster};
-use crate::build::{Available, REVISION, ordinal_of};
+use crate::admin::fake::{FakeAdmin, FakeCluster, FakeNode};
+use crate::build::{Available, LIVE_FIELDS, REVISION, ordinal_of};
 
 /// Kind in the plural, and name; everything is in one namespace.
 type Key = (String, String);
@@ -52,13 +52,37 @@ pub(crate) struct World {
     pub(crate) forbidden: Arc<Mutex<BTreeSet<String>>>,
     /// Changes whatever is written.
     pub(crate) webhook: Arc<Mutex<Option<Webhook>>>,
-    /// By pod: what made its kubelet bring files last, and the trust that it brought.
-    mounted: Arc<Mutex<BTreeMap<String, (Value, String)>>>,
+    /// What kubelets have brought, by pod.
+    mounted: Arc<Mutex<BTreeMap<String, Mounted>>>,
+    /// Reasons of the events that the operator has published.
+    pub(crate) events: Arc<Mutex<Vec<String>>>,
+    /// Fields of the configuration file that nodes cannot take up while they run, although they are said to be live.
+    pub(crate) stubborn: Arc<Mutex<BTreeSet<String>>>,
+    /// Nodes do not say what they make of their configuration file.
+    pub(crate) mute: Arc<std::sync::atomic::AtomicBool>,
     /// Nobody issues certificates.
     pub(crate) no_certificates: Arc<std::sync::atomic::AtomicBool>,
 }
 
 type Webhook = fn(&str, &mut Value);
+
+/// What a kubelet has brought to a pod.
+#[derive(Clone)]
+struct Mounted {
+    /// What made it bring files last.
+    cause: Value,
+    trust: String,
+    file: String,
+}
+
+/// A file with this text in it makes no sense to the made-up nodes.
+pub(crate) const NONSENSE: &str = "nonsense";
+/// Nor does one with this to nodes of version 1.0.0, which do not know the field.
+pub(crate) const NEW_FIELD: &str = "new-in-the-next-version";
+
+fn makes_sense(file: &str, version: &str) -> bool {
+    !file.contains(NONSENSE) && (version != "1.0.0" || !file.contains(NEW_FIELD))
+}
 
 pub(crate) const NAMESPACE: &str = "ns";
 
@@ -85,6 +109,9 @@ impl World {
             forbidden: Arc::default(),
             webhook: Arc::default(),
             mounted: Arc::default(),
+            events: Arc::default(),
+            stubborn: Arc::default(),
+            mute: Arc::default(),
             no_certificates: Arc::default(),
         }
     }
@@ -109,6 +136,9 @@ impl World {
             forbidden: Arc::default(),
             webhook: Arc::default(),
             mounted: Arc::new(Mutex::new(self.mounted.lock().clone())),
+            events: Arc::default(),
+            stubborn: Arc::new(Mutex::new(self.stubborn.lock().clone())),
+            mute: Arc::default(),
             no_certificates: Arc::default(),
         }
     }
@@ -290,6 +320,7 @@ impl World {
             _ => return Ok(refuse(404, "NotFound")),
         };
         if plural == "events" {
+            self.events.lock().push(body["reason"].as_str().unwrap_or_default().to_owned());
             return Ok(reply(201, &body));
         }
         if self.forbidden.lock().contains(&format!("{method} {plural}")) {
@@ -541,7 +572,6 @@ impl World {
                 let Some(known) = cluster.nodes.get(&node).filter(|known| known.running && !known.removed) else {
                     return;
                 };
-                let _ = known;
                 assert!(
                     !self.recorded(name).is_null(),
                     "pod {name} is deleted without a record: {}",
@@ -557,6 +587,13 @@ impl World {
                     let behind =
                         cluster.nodes.iter().find(|(id, known)| **id != node && !known.removed && known.behind > 0);
                     assert!(behind.is_none(), "pod {name} is deleted while {behind:?} is behind");
+                    let (same, running) = (known.version.clone(), |known: &&FakeNode| known.running && !known.removed);
+                    let refuses = |known: &&FakeNode| {
+                        known.version == same && known.configuration.as_ref().is_some_and(|it| !it.error.is_empty())
+                    };
+                    let asked = self.resource()["spec"]["image"].as_str().is_some_and(|image| image.ends_with(&same));
+                    let refused = cluster.nodes.values().filter(running).find(refuses).filter(|_| asked);
+                    assert!(refused.is_none(), "pod {name} is deleted while {refused:?} refuses the configuration");
                 }
             }
             "persistentvolumeclaims" if !deleting => {
@@ -597,8 +634,8 @@ impl World {
     fn guard_reissue(&self, name: &str) {
         if name.ends_with("-node") || name.ends_with("-operator") {
             let ca = pem(&self.ca.lock());
-            for (pod, (_, trusted)) in self.mounted.lock().iter() {
-                assert!(trusted.contains(&ca), "{name} is issued anew by a CA that {pod} does not trust yet");
+            for (pod, mounted) in self.mounted.lock().iter() {
+                assert!(mounted.trust.contains(&ca), "{name} is issued anew by a CA that {pod} does not trust yet");
             }
         }
     }
@@ -613,11 +650,43 @@ impl World {
             let Some(cluster) = pod.rsplit_once('-').map(|(cluster, _)| cluster.to_owned()) else { continue };
             let metadata = self.get("pods", &pod).unwrap()["metadata"].clone();
             let cause = json!([metadata["uid"], metadata["annotations"]]);
-            if due || mounted.get(&pod).is_none_or(|(before, _)| *before != cause) {
-                let trust = self.get("configmaps", &format!("{cluster}-trust")).unwrap_or_default();
-                let text = trust["data"]["ca.crt"].as_str().unwrap_or_default().to_owned();
-                mounted.insert(pod, (cause, text));
+            if due || mounted.get(&pod).is_none_or(|before| before.cause != cause) {
+                let text = |map: &str, file: &str| {
+                    let map = self.get("configmaps", &format!("{cluster}-{map}")).unwrap_or_default();
+                    map["data"][file].as_str().unwrap_or_default().to_owned()
+                };
+                let (trust, file) = (text("trust", "ca.crt"), text("config", "chronicle.yaml"));
+                mounted.insert(pod, Mounted { cause, trust, file });
             }
+        }
+    }
+
+    /// The node of a pod looks at its configuration file.
+    fn read_file(&self, node: &str, file: &str) {
+        let mute = self.mute.load(Ordering::Relaxed);
+        let mut cluster = self.cluster.lock();
+        let Some(node) = cluster.nodes.get_mut(node) else { return };
+        if node.started_with.is_empty() {
+            node.started_with = file.to_owned();
+            node.configuration = None;
+        }
+        let known = node.configuration.get_or_insert_default();
+        match makes_sense(file, &node.version) {
+            false => known.error = format!("{NONSENSE}: must be a number"),
+            true => {
+                let (started, now) = (fields_of(&node.started_with), fields_of(file));
+                let changed = |path: &String| started.get(path) != now.get(path);
+                let live = |path: &String| {
+                    LIVE_FIELDS.lines().any(|live| live == path) && !self.stubborn.lock().contains(path)
+                };
+                let paths: BTreeSet<&String> = started.keys().chain(now.keys()).collect();
+                known.file_digest = blake3::hash(file.as_bytes()).to_hex().to_string();
+                known.restart_fields = paths.into_iter().filter(|path| changed(path) && !live(path)).cloned().collect();
+                known.error.clear();
+            }
+        }
+        if mute {
+            node.configuration = None;
         }
     }
 
@@ -636,8 +705,8 @@ impl World {
         self.seconds.fetch_add(1, Ordering::Relaxed);
         self.issue_certificates();
         self.run_sets();
-        self.run_pods();
         self.mount();
+        self.run_pods();
         self.cluster.lock().tick();
     }
 
@@ -760,8 +829,15 @@ impl World {
             let starts =
                 !self.broken_images.lock().contains(image) && pod["metadata"]["annotations"]["stuck"].is_null();
             let version = image.rsplit_once(':').map_or("", |(_, version)| version);
+            let file = self.mounted.lock().get(&name).map(|mounted| mounted.file.clone()).unwrap_or_default();
+            let runs = |node: &String| self.cluster.lock().nodes.get(node).is_some_and(|known| known.running);
+            // One that runs goes on with what it had.
+            let starts = starts && (makes_sense(&file, version) || node.as_ref().is_some_and(runs));
             let ready = match node.filter(|_| starts) {
-                Some(node) if self.cluster.lock().start(&node, &name, version) => running.insert(node),
+                Some(node) if self.cluster.lock().start(&node, &name, version) => {
+                    self.read_file(&node, &file);
+                    running.insert(node)
+                }
                 _ => false,
             };
             let status = if ready {
@@ -866,6 +942,23 @@ fn apply_to(plural: &str, field: &str, target: &mut Value, before: &Value, patch
         }
         (target, patch) => *target = patch.clone(),
     }
+}
+
+/// The fields of a configuration file, by path.
+fn fields_of(file: &str) -> BTreeMap<String, Value> {
+    fn leaves(path: &str, value: Value, into: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    leaves(format!("{path}.{name}").trim_start_matches('.'), value, into);
+                }
+            }
+            value => _ = into.insert(path.to_owned(), value),
+        }
+    }
+    let mut fields = BTreeMap::new();
+    leaves("", serde_yaml::from_str(file).unwrap_or_default(), &mut fields);
+    fields
 }
 
 /// What tells the items of a list apart, in lists that have that.

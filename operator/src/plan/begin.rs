@@ -1,7 +1,7 @@
 //! What is begun when nothing is under way.
 
 use super::gates::{busy, voters_expected};
-use super::{ClusterView, Context, Machine, Step, unknown};
+use super::{ClusterView, Context, Machine, PENDING, Step, outdated, pending, unknown, untaken};
 use crate::api::{OperationKind, OperationStatus, OperationStep};
 use crate::build::{ordinal_of, pod_name};
 
@@ -111,7 +111,9 @@ impl Context<'_> {
     /// A pod that does not run what is asked for: those that take part in nothing first, the leader of the controller group
     /// last.
     fn roll(&self, cluster: &ClusterView, size: i32) -> Option<Step> {
-        let outdated = |(_, pod): &(&i32, &super::PodView)| pod.revision != self.ask.revision && !pod.terminating;
+        let outdated = |(ordinal, pod): &(&i32, &super::PodView)| {
+            !pod.terminating && outdated(self.ask, self.observed, **ordinal, pod)
+        };
         let rank = |ordinal: i32| {
             let node = self.node_named(&pod_name(&self.ask.name, ordinal));
             let leads = node.is_some_and(|node| cluster.leader.as_ref() == Some(&node.node_id));
@@ -128,6 +130,9 @@ impl Context<'_> {
         let takes_part = self.node_named(&name).is_some_and(|node| node.alive);
         if let Some(why) = takes_part.then(|| self.may_stop(cluster, *ordinal, size)).flatten() {
             return Some(Step::wait("RollWaits", format!("{name} is not replaced yet: {why}")));
+        }
+        if let Some(step) = takes_part.then(|| self.refused()).flatten() {
+            return Some(step);
         }
         let operation = OperationStatus {
             pod_uid: Some(pod.uid.clone()),
@@ -161,6 +166,9 @@ impl Context<'_> {
         }
         if let Some(why) = busy(cluster) {
             return Step::wait("ScaleWaits", format!("{name} is not added yet: {why}"));
+        }
+        if let Some(step) = self.refused() {
+            return step;
         }
         if let Some(why) = &self.observed.not_ready_to_start {
             return Step::wait("Prerequisites", why.clone());
@@ -221,6 +229,13 @@ impl Context<'_> {
                 "VotersSettle",
                 format!("{voters} nodes vote in the controller group, {expected} should"),
             );
+        }
+        if let Some(step) = self.refused() {
+            return step;
+        }
+        let untaken = untaken(self.ask, self.observed);
+        if !untaken.is_empty() {
+            return Step::wait(PENDING, pending(&untaken));
         }
         Step::Idle
     }

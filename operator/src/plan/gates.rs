@@ -43,7 +43,8 @@ impl Context<'_> {
         if cluster.offline > 0 {
             return Some(format!("{} partitions have no majority without it", cluster.offline));
         }
-        busy(cluster)
+        // An empty node would not start.
+        busy(cluster).or_else(|| super::refusal(self.ask, self.observed))
     }
 }
 

@@ -11,24 +11,34 @@
 //! - A node is removed from the cluster, by a read that only agreed state can answer, before its pod goes, and the pod before its
 //!   claim.
 //! - What is not known is never taken for good: without an answer of the cluster nothing begins.
+//! - No pod whose node takes part is replaced while a node of the version asked for refuses the configuration file.
 //! - Volumes grow before anything else is judged: a full disk must not be in the way of its own cure.
 //!
 //! `observed.rs` says what is looked at, `begin.rs` what is begun when nothing is under way, `operations.rs` how operations go
-//! on, `gates.rs` when a pod or node may go.
+//! on, `gates.rs` when a pod or node may go, `configuration.rs` what nodes make of their configuration file.
 
 mod begin;
+mod configuration;
 pub(crate) mod gates;
 mod observed;
 mod operations;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use configuration::pending;
+pub use configuration::{outdated, refusal, untaken};
 pub use observed::{
-    Ask, CatchUp, ClaimView, ClusterView, Machine, Memory, NodeView, Observed, PodView, RunningOperation, SetView,
+    Ask, CatchUp, ClaimView, ClusterView, Machine, Memory, NodeConfiguration, NodeView, Observed, PodView,
+    RunningOperation, SetView,
 };
 
 use crate::api::{OperationKind, OperationStatus, OperationStep};
 use crate::build::{ordinal_of, pod_name};
+
+/// Reason of conditions while a node refuses its configuration file.
+pub(crate) const REFUSED: &str = "ConfigurationRefused";
+/// Reason of conditions while nodes have not taken their configuration file.
+pub(crate) const PENDING: &str = "ConfigurationPending";
 
 /// The next thing to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -233,6 +243,12 @@ impl Context<'_> {
         }
     }
 
+    /// The configuration file does not make sense: it goes no further until it does.
+    pub(crate) fn refused(&self) -> Option<Step> {
+        let why = refusal(self.ask, self.observed)?;
+        Some(Step::blocked(REFUSED, format!("{why}; correct spec.config: nothing is restarted until they take it")))
+    }
+
     /// Pods that run nothing, and would not run what is asked for either, stop nothing when they go: no gate applies.
     fn replace_broken(&self) -> Option<Step> {
         let broken =
@@ -264,11 +280,8 @@ impl Context<'_> {
         Step::Begin { operation, size }
     }
 
-    /// The member of this name, which is unique among those that were not removed; a node that takes the place of another one of
-    /// its name is preferred.
     pub(crate) fn node_named(&self, name: &str) -> Option<&NodeView> {
-        let cluster = self.observed.cluster.as_ref()?;
-        cluster.nodes.iter().filter(|node| node.name == name).max_by_key(|node| (node.alive, node.raft_id))
+        self.observed.node_named(name)
     }
 
     pub(crate) fn ordinal(&self, operation: &OperationStatus) -> Option<i32> {

@@ -19,6 +19,10 @@ pub struct Ask {
     pub storage_bytes: u64,
     /// Hash of the pod template.
     pub revision: String,
+    /// Image of the nodes.
+    pub image: String,
+    /// BLAKE3 digest of each configuration file that says what is asked for; see [`crate::build::config_files`].
+    pub files: Vec<String>,
     /// Version that the image holds, if it was said.
     pub version: Option<String>,
     /// Nothing may be changed.
@@ -66,6 +70,15 @@ pub struct Observed {
     pub not_ready_to_start: Option<String>,
 }
 
+impl Observed {
+    /// The member of this name, which is unique among those that were not removed; a node that takes the place of another one of
+    /// its name is preferred.
+    pub(crate) fn node_named(&self, name: &str) -> Option<&NodeView> {
+        let cluster = self.cluster.as_ref()?;
+        cluster.nodes.iter().filter(|node| node.name == name).max_by_key(|node| (node.alive, node.raft_id))
+    }
+}
+
 /// The StatefulSet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetView {
@@ -102,6 +115,8 @@ pub struct PodView {
     pub resource_version: String,
     /// Hash of the template that it was made from.
     pub revision: String,
+    /// Image of its container.
+    pub image: String,
     /// Kubernetes says that it is ready.
     pub ready: bool,
     /// Its container runs, or it is not known not to.
@@ -175,6 +190,21 @@ pub struct NodeView {
     pub certificate_not_after: Option<i64>,
     /// Serial number of the certificate that it serves, hexadecimal.
     pub certificate_serial: Option<String>,
+    /// It was asked just now and answered for itself.
+    pub answered: bool,
+    /// What it makes of its configuration file, by its own answer; `None`: it did not answer, or is of a version that does not say.
+    pub configuration: Option<NodeConfiguration>,
+}
+
+/// What a node makes of its configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeConfiguration {
+    /// BLAKE3 digest of the newest file that it took, lower-case hexadecimal.
+    pub file_digest: String,
+    /// Fields whose value in that file waits for a restart.
+    pub restart_fields: Vec<String>,
+    /// Why it does not take the file as it is now, in its own words; empty: it does.
+    pub error: String,
 }
 
 /// An operation of the cluster itself.

@@ -1,7 +1,7 @@
 //! How operations go on.
 
 use super::gates::voters_expected;
-use super::{CatchUp, ClusterView, Context, Machine, NodeView, PodView, Step, unknown};
+use super::{CatchUp, ClusterView, Context, Machine, NodeView, PodView, Step, outdated, unknown};
 use crate::api::{MemberState, OperationKind, OperationStatus, OperationStep};
 
 /// A hand-over is waited for this long; then the node's own, when it stops, must do.
@@ -176,8 +176,9 @@ impl Context<'_> {
         }
         let Some(cluster) = &self.observed.cluster else { return unknown() };
         let node = self.node_named(target).filter(|node| node.alive);
-        if same.revision == self.ask.revision {
-            // What was asked for is what it runs, again.
+        let refused = node.is_some() && self.refused().is_some();
+        if refused || !outdated(self.ask, self.observed, ordinal, same) {
+            // What was asked for is what it runs, again; or it is refused by those who run, and nobody stays drained for that.
             return match node {
                 Some(node) if node.state == MemberState::Draining => Step::Undrain { node_id: node.node_id.clone() },
                 _ => Step::Finish,

@@ -13,6 +13,8 @@ fn ask() -> Ask {
         replicas: 3,
         storage_bytes: 10,
         revision: "new".into(),
+        image: "chronicle:1".into(),
+        files: vec!["now".into(), "founders".into()],
         version: None,
         paused: false,
         delete_claims: true,
@@ -28,6 +30,7 @@ fn pod(ordinal: i32, revision: &str) -> PodView {
         uid: format!("pod-{ordinal}"),
         resource_version: "1".into(),
         revision: revision.into(),
+        image: "chronicle:1".into(),
         ready: true,
         running: true,
         terminating: false,
@@ -49,6 +52,8 @@ fn node(ordinal: i32) -> NodeView {
         zone: String::new(),
         certificate_not_after: None,
         certificate_serial: None,
+        answered: true,
+        configuration: None,
     }
 }
 
@@ -218,9 +223,114 @@ fn an_existing_set_whose_status_was_lost_is_taken_as_it_is() {
     assert_eq!(begun(&plan(&ask(), &Memory::default(), &seen)).1, 5);
 }
 
+fn says(file: &str, restart: &[&str], error: &str) -> Option<NodeConfiguration> {
+    let restart_fields = restart.iter().map(|field| (*field).to_owned()).collect();
+    Some(NodeConfiguration { file_digest: file.into(), restart_fields, error: error.into() })
+}
+
+/// All nodes have said the same of their files.
+fn all_say(seen: &mut Observed, configuration: &Option<NodeConfiguration>) {
+    let nodes = &mut seen.cluster.as_mut().unwrap().nodes;
+    nodes.iter_mut().for_each(|node| node.configuration = configuration.clone());
+}
+
+#[test]
+fn a_file_that_nodes_have_not_taken_is_waited_for_unless_they_never_say() {
+    let mut seen = observed(3, "new");
+    assert_eq!(plan(&ask(), &memory(3), &seen), Step::Idle, "older versions do not say what they took");
+    all_say(&mut seen, &says("now", &[], ""));
+    seen.cluster.as_mut().unwrap().nodes[1].configuration = says("founders", &[], "");
+    assert_eq!(plan(&ask(), &memory(3), &seen), Step::Idle);
+    seen.cluster.as_mut().unwrap().nodes[2].configuration = says("before", &["listeners.data"], "");
+    let step = plan(&ask(), &memory(3), &seen);
+    assert!(waits(&step).contains("as it is now: log-2;"), "{step:?}");
+    assert!(matches!(step, Step::Wait { reason: PENDING, .. }), "{step:?}");
+    let silent = &mut seen.cluster.as_mut().unwrap().nodes[2];
+    (silent.configuration, silent.answered) = (None, false);
+    assert!(waits(&plan(&ask(), &memory(3), &seen)).contains("log-2"), "who has not answered may be behind");
+    seen.cluster.as_mut().unwrap().nodes[2].alive = false;
+    assert_eq!(untaken(&ask(), &seen), Vec::<String>::new(), "the dead are told of elsewhere");
+}
+
+#[test]
+fn a_roll_does_not_wait_for_the_file_that_it_brings() {
+    let mut seen = observed(3, "old");
+    all_say(&mut seen, &says("before", &[], ""));
+    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.kind, OperationKind::Roll);
+    let fields = says("now", &["partitions.queue-bytes-max"], "");
+    all_say(&mut seen, &fields);
+    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.target, "log-2");
+}
+
+#[test]
+fn a_file_that_a_node_refuses_goes_no_further_and_nobody_stays_drained_for_it() {
+    let refused = |step: &Step| assert!(matches!(step, Step::Blocked { reason: REFUSED, .. }), "{step:?}");
+    let mut seen = observed(3, "old");
+    all_say(&mut seen, &says("before", &[], ""));
+    seen.cluster.as_mut().unwrap().nodes[0].configuration = says("before", &[], "limits.topics-max: many");
+    let step = plan(&ask(), &memory(3), &seen);
+    refused(&step);
+    assert!(waits(&step).contains("log-0 refuses") && waits(&step).contains("limits.topics-max: many"), "{step:?}");
+    // A roll that has begun turns back.
+    let mut operation = begun(&plan(&ask(), &memory(3), &observed(3, "old"))).0.clone();
+    let begun_roll = |operation: &OperationStatus| Memory { operation: Some(operation.clone()), ..memory(3) };
+    assert_eq!(plan(&ask(), &begun_roll(&operation), &seen), Step::Finish);
+    seen.cluster.as_mut().unwrap().nodes[2].state = MemberState::Draining;
+    operation.step = OperationStep::Pod;
+    seen.catch_up = CatchUp::Done;
+    assert_eq!(plan(&ask(), &begun_roll(&operation), &seen), Step::Undrain { node_id: "node-2".into() });
+    seen.cluster.as_mut().unwrap().nodes[2].state = MemberState::Active;
+    // Nor is a node added that would not start.
+    let mut whole = observed(3, "new");
+    all_say(&mut whole, &says("before", &[], "no such field"));
+    refused(&plan(&ask(), &memory(3), &whole));
+    refused(&plan(&Ask { replicas: 4, ..ask() }, &memory(3), &whole));
+    // One that runs nothing stops nothing.
+    let broken = seen.pods.get_mut(&1).unwrap();
+    (broken.running, broken.ready) = (false, false);
+    assert!(matches!(plan(&ask(), &memory(3), &seen), Step::DeletePod { ordinal: 1, .. }));
+}
+
+#[test]
+fn another_version_does_not_judge_the_file_of_the_next_one() {
+    let mut seen = observed(3, "old");
+    all_say(&mut seen, &says("before", &[], "no such field"));
+    let next = Ask { image: "chronicle:2".into(), ..ask() };
+    assert_eq!(refusal(&next, &seen), None);
+    assert_eq!(begun(&plan(&next, &memory(3), &seen)).0.target, "log-2");
+    // Of the same template, under a name that somebody rewrites.
+    seen.pods.get_mut(&1).unwrap().revision = "new".into();
+    assert!(refusal(&next, &seen).unwrap().starts_with("log-1 refuses"));
+}
+
+#[test]
+fn who_cannot_take_a_field_while_it_runs_is_restarted_once() {
+    let mut seen = observed(3, "new");
+    all_say(&mut seen, &says("now", &[], ""));
+    seen.cluster.as_mut().unwrap().nodes[1].configuration = says("now", &["limits.idle-ms"], "");
+    let step = plan(&ask(), &memory(3), &seen);
+    let (operation, _) = begun(&step);
+    assert_eq!((operation.kind, operation.target.as_str()), (OperationKind::Roll, "log-1"));
+    let under_way = Memory { operation: Some(operation.clone()), ..memory(3) };
+    assert_eq!(plan(&ask(), &under_way, &seen), Step::Drain { node_id: "node-1".into() });
+    // Of a file of before, it is nothing to restart for; nor is it when the node says nothing any more.
+    for other in [says("before", &["limits.idle-ms"], ""), says("now", &[], ""), None] {
+        seen.cluster.as_mut().unwrap().nodes[1].configuration = other;
+        assert_eq!(plan(&ask(), &under_way, &seen), Step::Finish);
+        assert!(!plan(&ask(), &memory(3), &seen).acts());
+    }
+}
+
 fn any_observed() -> impl Strategy<Value = (Ask, Memory, Observed)> {
     let pod_state = (0..6u8, prop::bool::ANY, prop::bool::ANY);
     let node_state = (prop::bool::ANY, 0..3u8);
+    let configuration = prop_oneof![
+        4 => Just(None),
+        2 => Just(says("now", &[], "")),
+        2 => Just(says("now", &["node.name"], "")),
+        1 => Just(says("before", &["node.name"], "")),
+        1 => Just(says("now", &[], "no such field")),
+    ];
     let step = prop_oneof![
         Just(OperationStep::Drain),
         Just(OperationStep::Decommission),
@@ -244,9 +354,17 @@ fn any_observed() -> impl Strategy<Value = (Ask, Memory, Observed)> {
         prop::collection::vec(node_state, 5),
         prop::option::of((kind, step, 0..5i32)),
         (0..3u32, 0..2u32, prop::option::of(0..5i32), prop::bool::ANY, 0..3u8),
+        (prop::collection::vec(configuration, 5), prop::bool::ANY, prop::bool::ANY),
     )
         .prop_map(
-            |((replicas, lost, delete, size), pods, nodes, operation, (spoil, moving, leader, known, remove))| {
+            |(
+                (replicas, lost, delete, size),
+                pods,
+                nodes,
+                operation,
+                (spoil, moving, leader, known, remove),
+                (configurations, another, caught_up),
+            )| {
                 let mut seen = observed(5, "new");
                 seen.set.as_mut().unwrap().replicas = size;
                 for (ordinal, (state, old, silent)) in pods.into_iter().enumerate() {
@@ -265,6 +383,7 @@ fn any_observed() -> impl Strategy<Value = (Ask, Memory, Observed)> {
                 let cluster = seen.cluster.as_mut().unwrap();
                 for (node, (alive, state)) in cluster.nodes.iter_mut().zip(nodes) {
                     node.alive = alive;
+                    node.configuration = configurations[node.raft_id as usize - 1].clone();
                     node.state =
                         [MemberState::Active, MemberState::Draining, MemberState::Decommissioning][state as usize];
                 }
@@ -278,7 +397,11 @@ fn any_observed() -> impl Strategy<Value = (Ask, Memory, Observed)> {
                 if !known {
                     seen.cluster = None;
                 }
-                let ask = Ask { replicas, replace_lost: lost, delete_claims: delete, ..ask() };
+                if caught_up {
+                    seen.catch_up = CatchUp::Done;
+                }
+                let image = if another { "chronicle:2".to_owned() } else { ask().image };
+                let ask = Ask { replicas, replace_lost: lost, delete_claims: delete, image, ..ask() };
                 let operation = operation.map(|(kind, step, ordinal)| OperationStatus {
                     kind,
                     step,
@@ -320,6 +443,8 @@ proptest! {
                     for other in others {
                         prop_assert!(seen.pods[&other].ready && !seen.pods[&other].terminating);
                     }
+                    prop_assert_eq!(refusal(&ask, &seen), None);
+                    prop_assert!(outdated(&ask, &seen, *ordinal, pod), "a pod is replaced that runs what is asked for");
                 }
             }
             Step::DeleteClaim { ordinal, uid } => {
@@ -343,6 +468,10 @@ proptest! {
                 prop_assert!(recorded.is_none() || turns, "a second operation begins: {:?} after {:?}", operation, recorded);
                 if !matches!(operation.kind, OperationKind::Stop | OperationKind::Start) {
                     prop_assert!(seen.cluster.is_some());
+                }
+                let target = seen.node_named(&operation.target).filter(|node| node.alive);
+                if operation.kind == OperationKind::Roll && target.is_some() {
+                    prop_assert_eq!(refusal(&ask, &seen), None);
                 }
             }
             Step::Advance { operation, size } => {

@@ -12,7 +12,7 @@ use super::error::Failure;
 use super::output::{Format, age, print, table};
 use super::status::Volume;
 use crate::api::{ChronicleCluster, MemberRole, MemberState};
-use crate::build::{ordinal_of, pod_name};
+use crate::build::{config_files, ordinal_of, pod_name, validate};
 use crate::plan::ClusterView;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -68,6 +68,25 @@ pub(super) struct Member {
     pub(super) zone: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) volume: Option<Volume>,
+    /// What it makes of its configuration file, where it says that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) configuration: Option<Configuration>,
+}
+
+/// What a node makes of its configuration file.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Configuration {
+    /// It has taken the file that the spec comes to.
+    pub(super) current: bool,
+    /// BLAKE3 digest of the newest file that it took.
+    pub(super) file_digest: String,
+    /// Fields that it takes up when it is restarted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) restart_fields: Vec<String>,
+    /// Why it does not take the file as it is now; empty: it does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) error: String,
 }
 
 pub(super) async fn run(access: &Access, args: &MembersArgs, out: &mut dyn Write) -> Result<(), Failure> {
@@ -89,7 +108,7 @@ pub(super) async fn gather(access: &Access, name: &str) -> Result<Members, Failu
         Err(failure) => Err(failure),
     };
     let known = match &view {
-        Ok(view) => of_view(view),
+        Ok(view) => of_view(view, &cluster),
         Err(_) => of_status(&cluster),
     };
     let mut members: Vec<Member> = known.into_iter().map(|member| with_objects(name, member, &pods, &claims)).collect();
@@ -109,7 +128,15 @@ pub(super) async fn gather(access: &Access, name: &str) -> Result<Members, Failu
     })
 }
 
-fn of_view(view: &ClusterView) -> Vec<Member> {
+fn of_view(view: &ClusterView, cluster: &ChronicleCluster) -> Vec<Member> {
+    let size = cluster.status.as_ref().and_then(|status| status.size).unwrap_or(cluster.spec.replicas);
+    let files = validate(cluster, size.max(1), true).map(|valid| config_files(&valid)).unwrap_or_default();
+    let configuration = |known: &crate::plan::NodeConfiguration| Configuration {
+        current: files.contains(&known.file_digest),
+        file_digest: known.file_digest.clone(),
+        restart_fields: known.restart_fields.clone(),
+        error: known.error.clone(),
+    };
     let member = |node: &crate::plan::NodeView| Member {
         name: node.name.clone(),
         node_id: node.node_id.clone(),
@@ -119,6 +146,7 @@ fn of_view(view: &ClusterView) -> Vec<Member> {
         alive: node.alive,
         version: node.version.clone(),
         zone: node.zone.clone(),
+        configuration: node.configuration.as_ref().map(configuration),
         ..Member::default()
     };
     view.nodes.iter().map(member).collect()
@@ -208,5 +236,19 @@ pub(super) fn text(members: &Members, wide: bool, now: Timestamp) -> String {
         None => "Asked the nodes just now; SEEN of one that is not alive is when its pod was last ready.\n".to_owned(),
         Some(why) => format!("As the operator reported last, because: {why}\n"),
     };
-    format!("{}{from}", table(&head, &rows))
+    let remarks: String = members.members.iter().filter_map(remark).map(|remark| format!("{remark}\n")).collect();
+    format!("{}{remarks}{from}", table(&head, &rows))
+}
+
+/// What a node makes of its configuration file, when that is not what everybody hopes.
+fn remark(member: &Member) -> Option<String> {
+    let (name, known) = (&member.name, member.configuration.as_ref()?);
+    if !known.error.is_empty() {
+        return Some(format!("{name} refuses its configuration file and goes on with what it had: {}", known.error));
+    }
+    if !known.current {
+        return Some(format!("{name} has not taken the configuration file that the spec comes to yet."));
+    }
+    let fields = known.restart_fields.join(", ");
+    (!fields.is_empty()).then(|| format!("{name} takes up {fields} when it is restarted."))
 }

@@ -126,14 +126,25 @@ fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Pl
         return common;
     }
     let after = rehearsal.cluster.status.unwrap_or_default();
+    let mut reconciles = rehearsal.passes;
+    reconciles.iter_mut().for_each(|changes| tell_live(changes, &format!("{}-config", common.cluster)));
     Plan {
         source: if rehearsal.reached { Source::Nodes } else { Source::Nobody },
-        reconciles: rehearsal.passes,
+        reconciles,
         fails: rehearsal.failed.map(|error| error.to_string()),
         operation: after.operation,
         conditions: after.conditions,
         ..common
     }
+}
+
+/// A configuration file that changes without the pods' template holds nothing new that waits for a restart.
+fn tell_live(changes: &mut [Change], file: &str) {
+    if changes.iter().any(|change| change.resource == "statefulsets") {
+        return;
+    }
+    let live = |change: &&mut Change| change.verb == "change" && change.resource == "configmaps" && change.name == file;
+    changes.iter_mut().filter(live).for_each(|change| change.detail.push_str(", takes effect without a restart"));
 }
 
 /// The plan for people.

@@ -179,6 +179,46 @@ async fn a_plan_follows_the_operator_step_by_step_without_a_write() {
 }
 
 #[tokio::test]
+async fn a_live_setting_is_planned_without_a_restart_and_waited_for() {
+    let world = settled().await;
+    let change = json!({"limits": {"connections-max": 1000}});
+    world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["config"] = change);
+    let plan = planned(&world).await;
+    let text = plan::text(&plan);
+    assert!(
+        text.contains("change configmaps/log-config: data.chronicle.yaml, takes effect without a restart"),
+        "{text}"
+    );
+    assert!(text.contains("UpToDate False ConfigurationPending: ") && !text.contains("statefulsets"), "{text}");
+
+    pass(&world, &world.operator()).await;
+    let shown = async || members::text(&members::gather(&access(&world), NAME).await.unwrap(), false, Timestamp::now());
+    let before = shown().await;
+    let behind = "log-1 has not taken the configuration file that the spec comes to yet.";
+    assert!(before.contains(behind), "{before}");
+    for _ in 0..100 {
+        world.tick();
+    }
+    let after = shown().await;
+    assert!(!after.contains("configuration file"), "what is as it should be is not worth a line: {after}");
+    world.cluster.lock().nodes.values_mut().filter(|node| node.name == "log-1").for_each(|node| {
+        node.configuration.as_mut().unwrap().restart_fields = vec!["listeners.data".into(), "node.name".into()];
+    });
+    let text = shown().await;
+    assert!(text.contains("log-1 takes up listeners.data, node.name when it is restarted."), "{text}");
+    world.cluster.lock().nodes.values_mut().filter(|node| node.name == "log-1").for_each(|node| {
+        node.configuration.as_mut().unwrap().error = "limits: no such field".into();
+    });
+    let text = shown().await;
+    assert!(text.contains("log-1 refuses its configuration file and goes on with what it had: limits: no"), "{text}");
+
+    let both = json!({"limits": {"connections-max": 2000}, "partitions": {"queue-bytes-max": "32MiB"}});
+    world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["config"] = both);
+    let text = plan::text(&planned(&world).await);
+    assert!(!text.contains("without a restart") && text.contains("statefulsets"), "{text}");
+}
+
+#[tokio::test]
 async fn a_plan_of_a_new_cluster_begins_at_the_beginning() {
     let world = World::new();
     let resource = json!({

@@ -30,7 +30,7 @@ use crate::admin::{AdminError, Target};
 use crate::api::{
     ChronicleCluster, ClusterStatus, OperationKind, OperationStep, Reconciliation, ReplacementMode, RetentionPolicy,
 };
-use crate::build::{Cluster, KINDS, REPLACE, build, dynamic, ordinal_of, pod_name, validate};
+use crate::build::{Cluster, KINDS, REPLACE, build, config_files, dynamic, ordinal_of, pod_name, validate};
 use crate::plan::{Ask, CatchUp, ClusterView, Memory, Observed, Step, plan, pods_wanted};
 use crate::process::SPANS;
 use observe::Look;
@@ -285,6 +285,8 @@ impl Pass<'_> {
             replicas: spec.replicas,
             storage_bytes: cluster.storage_bytes,
             revision,
+            image: spec.image.clone(),
+            files: config_files(cluster),
             version: spec.version.clone(),
             paused: spec.reconciliation == Reconciliation::Paused,
             delete_claims: spec.storage.retention.when_scaled == RetentionPolicy::Delete,
@@ -408,7 +410,7 @@ impl Pass<'_> {
                     self.context.event(self.resource, EventKind::Normal, &reason, &target(operation)).await;
                 }
             }
-            Step::Blocked { reason, message } if outcome.is_news(reason) => {
+            Step::Blocked { reason, message } if outcome.is_new_block(reason) => {
                 self.context.event(self.resource, EventKind::Warning, reason, message).await;
             }
             _ => {}

@@ -145,6 +145,7 @@ fn pod_view(pod: &Pod) -> PodView {
         uid: pod.uid().unwrap_or_default(),
         resource_version: pod.resource_version().unwrap_or_default(),
         revision: pod.annotations().get(REVISION).cloned().unwrap_or_default(),
+        image: image(pod),
         ready: is_ready && pod.metadata.deletion_timestamp.is_none(),
         running,
         terminating: pod.metadata.deletion_timestamp.is_some(),
@@ -152,6 +153,13 @@ fn pod_view(pod: &Pod) -> PodView {
         machine: Machine::Present,
         trouble,
     }
+}
+
+fn image(pod: &Pod) -> String {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let image =
+        containers.filter(|container| container.name == "chronicle").find_map(|container| container.image.clone());
+    image.unwrap_or_default()
 }
 
 fn created(pod: &Pod) -> Option<Timestamp> {

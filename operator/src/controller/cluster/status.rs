@@ -11,7 +11,7 @@ use crate::api::{
 };
 use crate::build::{Cluster, Settings};
 use crate::controller::ReconcileError;
-use crate::plan::{Ask, ClusterView, Observed, Step};
+use crate::plan::{Ask, ClusterView, Observed, PENDING, REFUSED, Step, outdated, pending, refusal, untaken};
 
 /// A failure that may pass is told of when it has happened so many times in a row.
 const NEWS_AFTER: u32 = 4;
@@ -53,6 +53,11 @@ impl Outcome {
     /// Whether people have not been told of this yet.
     pub(super) fn is_news(&self, reason: &str) -> bool {
         condition_of(&self.status.conditions, ConditionType::Degraded).is_none_or(|known| known.reason != reason)
+    }
+
+    /// Whether this is not what has stopped everything before. Asked before [`Outcome::conclude`].
+    pub(super) fn is_new_block(&self, reason: &str) -> bool {
+        condition_of(&self.status.conditions, ConditionType::Progressing).is_none_or(|known| known.reason != reason)
     }
 
     pub(super) fn invalid(&mut self, why: &str) {
@@ -220,14 +225,7 @@ impl Outcome {
             let why = format!("{why}; the storage class must allow volumes to grow");
             self.set(ConditionType::StorageHealthy, Some(false), "GrowthRefused", why);
         }
-        let outdated = observed.pods.values().filter(|pod| pod.revision != ask.revision).count();
-        match outdated {
-            0 => self.set(ConditionType::UpToDate, Some(true), "UpToDate", ""),
-            some => {
-                let why = format!("{some} of {} pods do not run what the spec says yet", observed.pods.len());
-                self.set(ConditionType::UpToDate, Some(false), "RollPending", why);
-            }
-        }
+        self.up_to_date(ask, observed);
         let busy = self.status.operation.as_ref().map(|operation| format!("{:?}", operation.kind));
         match step {
             Step::Wait { reason, message } if ask.paused => {
@@ -250,11 +248,34 @@ impl Outcome {
         self.degraded(ask, step, observed);
     }
 
+    fn up_to_date(&mut self, ask: &Ask, observed: &Observed) {
+        if let Some(why) = refusal(ask, observed) {
+            return self.set(ConditionType::UpToDate, Some(false), REFUSED, why);
+        }
+        let outdated = observed.pods.iter().filter(|(ordinal, pod)| outdated(ask, observed, **ordinal, pod)).count();
+        if outdated > 0 {
+            let why = format!("{outdated} of {} pods do not run what the spec says yet", observed.pods.len());
+            return self.set(ConditionType::UpToDate, Some(false), "RollPending", why);
+        }
+        // Pods of the right template may not have taken the file.
+        if observed.cluster.is_none() && !observed.pods.is_empty() {
+            let why = self.silence.clone();
+            return self.set(ConditionType::UpToDate, None, "ClusterUnknown", why);
+        }
+        match untaken(ask, observed).as_slice() {
+            [] => self.set(ConditionType::UpToDate, Some(true), "UpToDate", ""),
+            names => self.set(ConditionType::UpToDate, Some(false), PENDING, pending(names)),
+        }
+    }
+
     fn degraded(&mut self, ask: &Ask, step: &Step, observed: &Observed) {
         if let Some(why) = self.two_clusters.take() {
             return self.set(ConditionType::Degraded, Some(true), "TwoClusters", why);
         }
-        if let Step::Blocked { reason, message } = step {
+        // Nodes that are missing are more urgent than a file that is refused.
+        if let Step::Blocked { reason, message } = step
+            && *reason != REFUSED
+        {
             return self.set(ConditionType::Degraded, Some(true), reason, message);
         }
         if ask.replicas == 0 {
@@ -270,6 +291,8 @@ impl Outcome {
                 } else if view.under_replicated > 0 {
                     let why = format!("{} partitions have a replica that is not alive", view.under_replicated);
                     self.set(ConditionType::Degraded, Some(true), "UnderReplicated", why);
+                } else if let Some(why) = refusal(ask, observed) {
+                    self.set(ConditionType::Degraded, Some(true), REFUSED, why);
                 } else {
                     self.set(ConditionType::Degraded, Some(false), "AsExpected", "");
                 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::reconcile;
 use crate::api::ChronicleCluster;
-use crate::controller::world::{World, pem};
+use crate::controller::world::{NEW_FIELD, NONSENSE, World, pem};
 use crate::controller::{Context, ReconcileError};
 
 const NAME: &str = "log";
@@ -176,6 +176,171 @@ async fn a_roll_takes_the_leader_last() {
     assert!(deleted[2].contains(&leader), "{deleted:?} with leader {leader}");
     assert_eq!(world.images(), ["chronicle:1.1.0"; 3]);
     assert_eq!(world.revisions().len(), 1);
+}
+
+fn configure(world: &World, config: Value) {
+    edit(world, |spec| spec["config"] = config);
+}
+
+fn uids(world: &World) -> Vec<Value> {
+    world.names("pods").iter().map(|pod| world.get("pods", pod).unwrap()["metadata"]["uid"].clone()).collect()
+}
+
+fn deleted_pods(world: &World) -> usize {
+    world.writes.lock().iter().filter(|write| write.starts_with("DELETE pods/")).count()
+}
+
+#[tokio::test]
+async fn a_live_setting_reaches_the_nodes_without_a_restart_and_is_waited_for() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let (before, template) = (uids(&world), world.get("statefulsets", NAME).unwrap()["spec"]["template"].clone());
+    world.writes.lock().clear();
+    configure(&world, json!({"limits": {"connections-max": 1000}}));
+    let operator = world.operator();
+    pass(&world, &operator).await.unwrap();
+    let file = world.get("configmaps", "log-config").unwrap()["data"]["chronicle.yaml"].to_string();
+    assert!(file.contains("connections-max: 1000"), "{file}");
+    assert_eq!(*world.writes.lock(), ["PATCH configmaps/log-config ", "PUT chronicleclusters/log status"]);
+    assert_eq!(condition(&world, "UpToDate"), ("False".into(), "ConfigurationPending".into()));
+    assert_eq!(condition(&world, "Progressing"), ("True".into(), "ConfigurationPending".into()));
+    assert_eq!(condition(&world, "Degraded").0, "False");
+    assert!(status(&world).to_string().contains("as it is now: log-0, log-1, log-2;"), "{}", status(&world));
+    let resource: ChronicleCluster = serde_json::from_value(world.get("chronicleclusters", NAME).unwrap()).unwrap();
+    let again = format!("{:?}", reconcile(Arc::new(resource), operator.clone()).await.unwrap());
+    assert!(again.contains("5s"), "no watch tells of what nodes have read: {again}");
+    settle(&world, 3).await;
+    assert_eq!((uids(&world), &world.get("statefulsets", NAME).unwrap()["spec"]["template"]), (before, &template));
+    world.writes.lock().clear();
+    for _ in 0..20 {
+        pass(&world, &operator).await.unwrap();
+        world.tick();
+    }
+    assert_eq!(*world.writes.lock(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn nodes_of_a_version_that_does_not_say_what_it_read_are_not_waited_for() {
+    let world = world(3);
+    world.mute.store(true, Ordering::Relaxed);
+    settle(&world, 3).await;
+    let before = uids(&world);
+    configure(&world, json!({"limits": {"connections-max": 1000}}));
+    pass(&world, &world.operator()).await.unwrap();
+    assert!(settled(&world, 3), "{}", status(&world));
+    assert_eq!(uids(&world), before);
+}
+
+#[tokio::test]
+async fn the_word_of_a_cluster_that_does_not_answer_is_not_taken_for_granted() {
+    let world = world(3);
+    settle(&world, 3).await;
+    configure(&world, json!({"limits": {"connections-max": 1000}}));
+    world.cluster.lock().silent = 1;
+    let operator = world.operator();
+    pass(&world, &operator).await.unwrap();
+    assert_eq!(condition(&world, "UpToDate"), ("Unknown".into(), "ClusterUnknown".into()));
+    pass(&world, &operator).await.unwrap();
+    assert_eq!(condition(&world, "UpToDate"), ("False".into(), "ConfigurationPending".into()));
+}
+
+#[tokio::test]
+async fn a_setting_that_is_refused_is_told_once_and_restarts_nobody() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let before = uids(&world);
+    configure(&world, json!({"limits": {"connections-max": NONSENSE}}));
+    let refused = ("True".to_owned(), "ConfigurationRefused".to_owned());
+    until(&world, "told", |world| condition(world, "Degraded") == refused).await;
+    assert_eq!(condition(&world, "UpToDate"), ("False".into(), "ConfigurationRefused".into()));
+    assert!(status(&world).to_string().contains("log-0 refuses") && status(&world).to_string().contains(NONSENSE));
+    // With a field beside it that waits for a restart.
+    configure(&world, json!({"limits": {"connections-max": NONSENSE}, "partitions": {"queue-bytes-max": "32MiB"}}));
+    world.writes.lock().clear();
+    let operator = world.operator();
+    for _ in 0..200 {
+        pass(&world, &operator).await.unwrap();
+        world.tick();
+    }
+    assert_eq!((deleted_pods(&world), uids(&world)), (0, before.clone()));
+    assert_eq!(condition(&world, "Progressing"), ("False".into(), "ConfigurationRefused".into()));
+    assert_eq!(condition(&world, "Available").0, "True");
+    let told = world.events.lock().iter().filter(|reason| *reason == "ConfigurationRefused").count();
+    assert_eq!(told, 1, "{:?}", world.events.lock());
+    // A node that is missing is more urgent, also when there is more that the refusal stops.
+    configure(&world, json!({"limits": {"connections-max": NONSENSE}}));
+    edit(&world, |spec| spec["replicas"] = 4.into());
+    world.edit("pods", "log-2", |pod| pod["metadata"]["annotations"]["stuck"] = "yes".into());
+    world.tick();
+    for _ in 0..20 {
+        pass(&world, &operator).await.unwrap();
+    }
+    assert_eq!(condition(&world, "Degraded").1, "NodesDead");
+    assert_eq!(condition(&world, "Progressing").1, "ConfigurationRefused");
+    let told = world.events.lock().iter().filter(|reason| *reason == "ConfigurationRefused").count();
+    assert_eq!(told, 1, "{:?}", world.events.lock());
+    edit(&world, |spec| spec["replicas"] = 3.into());
+    world.edit("pods", "log-2", |pod| drop(pod["metadata"]["annotations"].as_object_mut().unwrap().remove("stuck")));
+
+    configure(&world, json!({"limits": {"connections-max": 1000}, "partitions": {"queue-bytes-max": "32MiB"}}));
+    settle(&world, 3).await;
+    assert!(uids(&world).iter().all(|uid| !before.contains(uid)), "what waits for a restart is rolled now");
+}
+
+#[tokio::test]
+async fn a_value_that_does_not_start_is_tried_on_one_pod_at_most_and_a_correction_mends_it() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let before = uids(&world);
+    configure(&world, json!({"partitions": {"queue-bytes-max": NONSENSE}}));
+    until(&world, "tried", |world| uids(world) != before).await;
+    let operator = world.operator();
+    for _ in 0..200 {
+        let _ = pass(&world, &operator).await;
+        world.tick();
+    }
+    assert_eq!(uids(&world).iter().filter(|uid| !before.contains(uid)).count(), 1);
+    let refuses = |world: &World| {
+        let nodes = &world.cluster.lock().nodes;
+        nodes.values().filter(|node| node.configuration.as_ref().is_some_and(|known| !known.error.is_empty())).count()
+    };
+    assert!(refuses(&world) >= 2, "the others have read it by now");
+    assert_eq!(condition(&world, "Quorate").0, "True");
+    configure(&world, json!({"partitions": {"queue-bytes-max": "32MiB"}}));
+    settle(&world, 3).await;
+    assert_eq!(refuses(&world), 0);
+}
+
+#[tokio::test]
+async fn the_next_version_is_rolled_out_over_nodes_that_do_not_know_its_fields() {
+    let world = world(3);
+    settle(&world, 3).await;
+    edit(&world, |spec| {
+        spec["config"] = json!({"partitions": {NEW_FIELD: true}});
+        spec["image"] = "chronicle:1.1.0".into();
+    });
+    pass(&world, &world.operator()).await.unwrap();
+    for _ in 0..100 {
+        world.tick();
+    }
+    let refuses =
+        |node: &crate::admin::fake::FakeNode| node.configuration.as_ref().is_some_and(|known| !known.error.is_empty());
+    assert!(world.cluster.lock().nodes.values().all(refuses), "kubelets were faster than the operator");
+    settle(&world, 3).await;
+    assert_eq!(world.images(), ["chronicle:1.1.0"; 3]);
+}
+
+#[tokio::test]
+async fn nodes_that_cannot_take_a_live_setting_are_restarted_one_by_one_once_each() {
+    let world = world(3);
+    settle(&world, 3).await;
+    let before = uids(&world);
+    world.writes.lock().clear();
+    world.stubborn.lock().insert("limits.connections-max".into());
+    configure(&world, json!({"limits": {"connections-max": 1000}}));
+    settle(&world, 3).await;
+    assert!(uids(&world).iter().all(|uid| !before.contains(uid)));
+    assert_eq!(deleted_pods(&world), 3);
 }
 
 #[tokio::test]
@@ -354,8 +519,14 @@ async fn what_a_webhook_changes_in_every_write_is_not_written_for_ever() {
             object["data"]["chronicle.yaml"] = "mine".into();
         }
     });
-    settle(&world, 3).await;
+    // What nodes read is not what the spec says.
+    until(&world, "told", |world| condition(world, "UpToDate") == ("False".into(), "ConfigurationPending".into()))
+        .await;
+    for _ in 0..100 {
+        world.tick();
+    }
     let operator = world.operator();
+    pass(&world, &operator).await.unwrap();
     pass(&world, &operator).await.unwrap();
     world.writes.lock().clear();
     for _ in 0..5 {
@@ -703,6 +874,8 @@ enum Happening {
     Silence(u32),
     Refuse(usize),
     LoseDisk(u8),
+    Configure(u8),
+    Stubborn,
     Pass(u8),
 }
 
@@ -716,6 +889,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         (1..10u32).prop_map(Happening::Silence),
         (1..60usize).prop_map(Happening::Refuse),
         (0..5u8).prop_map(Happening::LoseDisk),
+        (0..5u8).prop_map(Happening::Configure),
+        Just(Happening::Stubborn),
         (1..40u8).prop_map(Happening::Pass),
         (1..40u8).prop_map(Happening::Pass),
     ]
@@ -756,6 +931,17 @@ async fn unfold(happenings: Vec<Happening>) {
                     world.tick();
                 }
             }
+            Happening::Configure(which) => {
+                let all = [
+                    json!({"limits": {"connections-max": 1000}}),
+                    json!({"limits": {"connections-max": NONSENSE}}),
+                    json!({"partitions": {"queue-bytes-max": "32MiB"}}),
+                    json!({"partitions": {"queue-bytes-max": NONSENSE}}),
+                    json!({}),
+                ];
+                configure(&world, all[usize::from(which)].clone());
+            }
+            Happening::Stubborn => _ = world.stubborn.lock().insert("limits.connections-max".into()),
             Happening::Pass(times) => {
                 for _ in 0..times {
                     if pass(&world, &operator).await.is_err() && world.dies_after.load(Ordering::Relaxed) != usize::MAX
@@ -770,6 +956,7 @@ async fn unfold(happenings: Vec<Happening>) {
     }
     world.dies_after.store(usize::MAX, Ordering::Relaxed);
     edit(&world, |spec| spec["replicas"] = 3.into());
+    configure(&world, json!({"limits": {"connections-max": 2000}}));
     settle(&world, 3).await;
     let image = world.get("chronicleclusters", NAME).unwrap()["spec"]["image"].as_str().unwrap().to_owned();
     assert_eq!(world.images(), [image.as_str(); 3]);
