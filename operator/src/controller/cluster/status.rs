@@ -6,8 +6,8 @@ use kube::Resource;
 use super::Certificates;
 use crate::admin::AdminError;
 use crate::api::{
-    CertificateStatus, ChronicleCluster, ClusterStatus, ConditionType, MemberRole, MemberStatus, OperationStatus,
-    QuorumStatus, VersionStatus, condition_of, set_condition,
+    CertificateStatus, ChronicleCluster, ClusterStatus, ConditionType, MemberRole, MemberStatus, OperationKind,
+    OperationStatus, QuorumStatus, VersionStatus, condition_of, set_condition,
 };
 use crate::build::{Cluster, Settings};
 use crate::controller::ReconcileError;
@@ -15,6 +15,9 @@ use crate::plan::{Ask, ClusterView, Observed, PENDING, REFUSED, Step, outdated, 
 
 /// A failure that may pass is told of when it has happened so many times in a row.
 const NEWS_AFTER: u32 = 4;
+
+/// A node that is rolled may be silent for so long, from the begin of its drain, before something is wrong with it.
+const RESTART_SECONDS: i64 = 180;
 
 /// What the definition takes: so many versions, each of so many characters.
 const VERSIONS_MAX: usize = 64;
@@ -268,6 +271,14 @@ impl Outcome {
         }
     }
 
+    /// The node that a roll restarts just now: it is silent because it was told to.
+    fn restarting(&self, observed: &Observed) -> Option<&str> {
+        let operation = self.status.operation.as_ref().filter(|operation| operation.kind == OperationKind::Roll)?;
+        let started: Timestamp = operation.started_at.as_deref()?.parse().ok()?;
+        let young = observed.now.as_second() - started.as_second() < RESTART_SECONDS;
+        young.then_some(operation.target.as_str())
+    }
+
     fn degraded(&mut self, ask: &Ask, step: &Step, observed: &Observed) {
         if let Some(why) = self.two_clusters.take() {
             return self.set(ConditionType::Degraded, Some(true), "TwoClusters", why);
@@ -285,7 +296,10 @@ impl Outcome {
             Some(view) => {
                 let dead: Vec<&str> =
                     view.nodes.iter().filter(|node| !node.alive).map(|node| node.name.as_str()).collect();
-                if !dead.is_empty() {
+                let restarting = self.restarting(observed);
+                if !dead.is_empty() && dead.iter().all(|name| Some(*name) == restarting) {
+                    self.set(ConditionType::Degraded, Some(false), "AsExpected", "");
+                } else if !dead.is_empty() {
                     let why = format!("the cluster does not hear from {}", dead.join(", "));
                     self.set(ConditionType::Degraded, Some(true), "NodesDead", why);
                 } else if view.under_replicated > 0 {

@@ -1,6 +1,8 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -169,7 +171,17 @@ async fn a_roll_takes_the_leader_last() {
     let leader = status(&world)["leader"].as_str().unwrap().to_owned();
     world.writes.lock().clear();
     edit(&world, |spec| spec["image"] = "chronicle:1.1.0".into());
-    settle(&world, 3).await;
+    let told = Mutex::new(BTreeSet::new());
+    until(&world, "rolled", |world| {
+        told.lock().insert(condition(world, "Degraded"));
+        world.images() == ["chronicle:1.1.0"; 3] && settled(world, 3)
+    })
+    .await;
+    let told = told.into_inner();
+    assert!(
+        told.iter().all(|(degraded, _)| degraded == "False"),
+        "a restart that is wanted is told as a fault: {told:?}"
+    );
     let deleted: Vec<String> =
         world.writes.lock().iter().filter(|write| write.starts_with("DELETE pods/")).cloned().collect();
     assert_eq!(deleted.len(), 3, "{deleted:?}");
@@ -357,6 +369,7 @@ async fn an_image_that_does_not_start_stops_the_roll_at_one_pod_and_a_correction
     }
     assert_eq!(world.images().iter().filter(|image| *image == "chronicle:broken").count(), 1);
     assert_eq!(condition(&world, "Quorate").0, "True");
+    until(&world, "told", |world| condition(world, "Degraded") == ("True".into(), "NodesDead".into())).await;
     edit(&world, |spec| spec["image"] = "chronicle:1.1.0".into());
     settle(&world, 3).await;
     assert_eq!(world.images(), ["chronicle:1.1.0"; 3]);
