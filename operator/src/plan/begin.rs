@@ -1,6 +1,6 @@
 //! What is begun when nothing is under way.
 
-use super::gates::{busy, voters_expected};
+use super::gates::{busy, quorum_without, voters_expected};
 use super::{ClusterView, Context, Machine, PENDING, Step, outdated, pending, unknown, untaken};
 use crate::api::{OperationKind, OperationStatus, OperationStep};
 use crate::build::{ordinal_of, pod_name};
@@ -198,7 +198,7 @@ impl Context<'_> {
         let why = match (&cluster.leader, cluster.offline) {
             (None, _) => Some("the controller group has no leader".to_owned()),
             (_, 1..) => Some(format!("{} partitions have no majority", cluster.offline)),
-            _ => busy(cluster),
+            _ => busy(cluster).or_else(|| quorum_without(cluster, &name, size)),
         };
         if let Some(why) = why {
             return Step::wait("ScaleWaits", format!("{name} is not removed yet: {why}"));

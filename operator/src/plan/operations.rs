@@ -1,6 +1,6 @@
 //! How operations go on.
 
-use super::gates::voters_expected;
+use super::gates::{quorum_without, voters_expected};
 use super::{CatchUp, ClusterView, Context, Machine, NodeView, PodView, Step, outdated, unknown};
 use crate::api::{MemberState, OperationKind, OperationStatus, OperationStep};
 
@@ -149,8 +149,12 @@ impl Context<'_> {
                 let reason = reason.unwrap_or_else(|| "its replicas move away".into());
                 Step::wait("NodeLeaves", format!("node {}: {reason}", node.name))
             }
-            // Not wanted any more, and not begun.
-            MemberState::Active | MemberState::Draining if self.ask.replicas >= size => Step::Finish,
+            // Not begun, and not wanted any more; or somebody else has died since, who may have to be replaced first.
+            MemberState::Active | MemberState::Draining
+                if self.ask.replicas >= size || quorum_without(cluster, &node.name, size).is_some() =>
+            {
+                Step::Finish
+            }
             MemberState::Active | MemberState::Draining => Step::Decommission { node_id: node.node_id.clone() },
         }
     }

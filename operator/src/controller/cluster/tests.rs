@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::reconcile;
-use crate::api::ChronicleCluster;
+use crate::api::{ChronicleCluster, MemberState};
 use crate::controller::world::{NEW_FIELD, NONSENSE, World, pem};
 use crate::controller::{Context, ReconcileError};
 
@@ -973,6 +973,48 @@ async fn unfold(happenings: Vec<Happening>) {
     settle(&world, 3).await;
     let image = world.get("chronicleclusters", NAME).unwrap()["spec"]["image"].as_str().unwrap().to_owned();
     assert_eq!(world.images(), [image.as_str(); 3]);
+}
+
+#[tokio::test]
+async fn nobody_is_removed_while_the_others_would_be_no_majority() {
+    let world = world(3);
+    settle(&world, 3).await;
+    // A node that has lost its disk does not come back with this; two of three are left.
+    configure(&world, json!({"limits": {"connections-max": NONSENSE}}));
+    world.delete("persistentvolumeclaims", "data-log-0");
+    world.delete("pods", "log-0");
+    world.tick();
+    edit(&world, |spec| spec["replicas"] = 1.into());
+    until(&world, "waits", |world| condition(world, "Progressing").1 == "ScaleWaits").await;
+    assert!(status(&world).to_string().contains("1 of 3 voters would be alive, 2 are needed"), "{}", status(&world));
+    configure(&world, json!({}));
+    settle(&world, 1).await;
+}
+
+#[tokio::test]
+async fn one_who_dies_between_the_record_of_a_removal_and_its_begin_stops_it() {
+    for ticks in 0..4 {
+        let world = world(3);
+        settle(&world, 3).await;
+        edit(&world, |spec| spec["replicas"] = 1.into());
+        let operator = world.operator();
+        for _ in 0..ticks {
+            pass(&world, &operator).await.unwrap();
+        }
+        configure(&world, json!({"limits": {"connections-max": NONSENSE}}));
+        if world.cluster.lock().nodes.values().any(|node| node.state == MemberState::Decommissioning) {
+            break;
+        }
+        world.delete("persistentvolumeclaims", "data-log-0");
+        world.delete("pods", "log-0");
+        for _ in 0..50 {
+            world.tick();
+            pass(&world, &operator).await.unwrap();
+        }
+        assert_eq!(condition(&world, "Quorate").0, "True", "after {ticks} passes");
+        configure(&world, json!({}));
+        settle(&world, 1).await;
+    }
 }
 
 proptest! {
