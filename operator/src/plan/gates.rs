@@ -8,21 +8,19 @@ impl Context<'_> {
     /// group must keep a majority without it. A cluster of one node has nobody to keep it up, and may restart it.
     pub(super) fn may_stop(&self, cluster: &ClusterView, ordinal: i32, size: i32) -> Option<String> {
         let name = pod_name(&self.ask.name, ordinal);
-        if size > 1 {
-            for other in (0..size).filter(|other| *other != ordinal) {
-                let other_name = pod_name(&self.ask.name, other);
-                match self.observed.pods.get(&other) {
-                    Some(pod) if pod.ready && !pod.terminating => {}
-                    Some(pod) if pod.terminating => return Some(format!("pod {other_name} is being deleted")),
-                    Some(pod) if pod.trouble.is_empty() => return Some(format!("pod {other_name} is not ready")),
-                    Some(pod) => return Some(format!("pod {other_name} is not ready: {}", pod.trouble)),
-                    None => return Some(format!("pod {other_name} is missing")),
-                }
-                match self.node_named(&other_name) {
-                    Some(node) if node.alive => {}
-                    Some(_) => return Some(format!("the cluster does not hear from node {other_name}")),
-                    None => return Some(format!("node {other_name} is not a member yet")),
-                }
+        for other in (0..size).filter(|other| *other != ordinal) {
+            let other_name = pod_name(&self.ask.name, other);
+            match self.observed.pods.get(&other) {
+                Some(pod) if pod.ready && !pod.terminating => {}
+                Some(pod) if pod.terminating => return Some(format!("pod {other_name} is being deleted")),
+                Some(pod) if pod.trouble.is_empty() => return Some(format!("pod {other_name} is not ready")),
+                Some(pod) => return Some(format!("pod {other_name} is not ready: {}", pod.trouble)),
+                None => return Some(format!("pod {other_name} is missing")),
+            }
+            match self.node_named(&other_name) {
+                Some(node) if node.alive => {}
+                Some(_) => return Some(format!("the cluster does not hear from node {other_name}")),
+                None => return Some(format!("node {other_name} is not a member yet")),
             }
         }
         cluster_is_whole(cluster).or_else(|| quorum_without(cluster, &name, size))

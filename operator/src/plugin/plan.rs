@@ -129,6 +129,8 @@ fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Pl
     let mut reconciles = rehearsal.passes;
     reconciles.iter_mut().for_each(|changes| tell_live(changes, &format!("{}-config", common.cluster)));
     Plan {
+        // With nothing to write it has, since.
+        unseen: common.unseen && !reconciles.is_empty(),
         source: if rehearsal.reached { Source::Nodes } else { Source::Nobody },
         reconciles,
         fails: rehearsal.failed.map(|error| error.to_string()),

@@ -15,6 +15,7 @@ use super::drain::{self, DrainArgs};
 use super::error::Failure;
 use super::nodes::{Ask, Files};
 use super::plan::{self, Plan, Source};
+use super::rehearse::{Change, rehearse};
 use super::{logs, members, status};
 use crate::admin::fake::FakeAdmin;
 use crate::admin::{Admin, AdminError, AdminResult, Target};
@@ -250,6 +251,19 @@ async fn a_plan_names_the_gate_that_holds_the_operator() {
     world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["reconciliation"] = "Paused".into());
     let text = plan::text(&planned(&world).await);
     assert!(text.contains("Progressing False Paused"), "{text}");
+}
+
+#[tokio::test]
+async fn a_plan_knows_what_the_operator_has_reported_since_it_was_begun() {
+    let world = settled().await;
+    world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["reconciliation"] = "Paused".into());
+    let access = access(&world);
+    let begun = access.cluster(NAME).await.unwrap();
+    pass(&world, &world.operator()).await;
+    let rehearsal = rehearse(access.client.clone(), access.nodes(NAME), begun, surroundings(&world)).await;
+    assert_eq!(rehearsal.passes, Vec::<Vec<Change>>::new());
+    let conditions = rehearsal.cluster.status.unwrap().conditions;
+    assert!(conditions.iter().any(|condition| condition.reason == "Paused"), "{conditions:?}");
 }
 
 #[tokio::test]
