@@ -31,8 +31,8 @@ pub(crate) struct Attempts {
     hops: u32,
     doubts: u32,
     turn: usize,
-    /// What the last attempt came to, if it failed.
-    last: Option<String>,
+    /// What the last attempt came to that was answered, if it failed.
+    last: Option<ClientError>,
 }
 
 impl Attempts {
@@ -104,7 +104,7 @@ impl Attempts {
     pub(crate) async fn failed(&mut self, route: &Route, error: &ClientError) -> Duration {
         let was_leader_asked = std::mem::take(&mut self.ask_leader);
         self.turn = self.turn.wrapping_add(1);
-        self.last = Some(format!("{}: {}", error.reason, error.message));
+        self.remember(error);
         match &error.kind {
             ErrorKind::Redirect { leader } => {
                 let leader = leader.as_deref().filter(|leader| **leader != *route.address);
@@ -159,27 +159,31 @@ impl Attempts {
         self.backoff.pause()
     }
 
-    /// Why time ran out while an attempt had no answer: with what the attempt before it came to, if there was one.
-    pub(crate) fn unanswered(&self, why: &str) -> String {
-        match &self.last {
-            Some(last) => format!("{why}; the attempt before: {last}"),
-            None => why.to_owned(),
-        }
-    }
-
-    /// The next pause, for a failure that concerns no node in particular.
-    pub(crate) fn pause(&mut self) -> Duration {
+    /// An attempt failed that concerned no node in particular. Gives the pause before the next one.
+    pub(crate) fn failed_nowhere(&mut self, error: &ClientError) -> Duration {
+        self.remember(error);
         self.backoff.pause()
     }
 
-    /// What to say when there will be no further attempt: the error, and who could not be reached.
-    pub(crate) fn give_up(&self, route: &Route, error: ClientError) -> ClientError {
-        match self.resolver.unreachable_leader(&self.target) {
-            Some((leader, why)) if leader != route.address => {
-                let message = format!("{}; the leader {leader} could not be reached: {why}", error.message);
-                ClientError { message, ..error }
-            }
-            _ => error,
+    /// What to say when there will be no further attempt: the error, or the one of an earlier attempt if this one had no
+    /// answer, and who could not be reached.
+    pub(crate) fn give_up(&self, route: Option<&Route>, mut error: ClientError) -> ClientError {
+        if let Some(last) = self.last.as_ref().filter(|_| is_unanswered(&error)) {
+            error = ClientError { message: format!("{}; after that: {}", last.message, error.message), ..last.clone() };
+        }
+        if let Some(route) = route
+            && let Some((leader, why)) = self.resolver.unreachable_leader(&self.target)
+            && leader != route.address
+        {
+            error.message = format!("{}; the leader {leader} could not be reached: {why}", error.message);
+        }
+        error
+    }
+
+    /// That an attempt had no answer in time says less than what an earlier one was told.
+    fn remember(&mut self, error: &ClientError) {
+        if !is_unanswered(error) {
+            self.last = Some(error.clone());
         }
     }
 
@@ -193,4 +197,8 @@ impl Attempts {
         let next = self.resolver.choose(&self.target, &self.tried, self.ask_leader, self.turn);
         next.address != route.address && !self.resolver.is_passed_over(&next.address)
     }
+}
+
+fn is_unanswered(error: &ClientError) -> bool {
+    error.reason == "DEADLINE_EXCEEDED"
 }

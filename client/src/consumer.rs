@@ -216,7 +216,7 @@ impl Consumer {
             }
             _ => {
                 self.give_up = None;
-                Err(self.attempts.give_up(route, error).after_deadline(timeout))
+                Err(self.attempts.give_up(Some(route), error).after_deadline(timeout))
             }
         }
     }

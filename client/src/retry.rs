@@ -114,11 +114,8 @@ where
             () = sleep_until(until) => {
                 let mut error = silent(&route, "no answer");
                 error.reason = "DEADLINE_EXCEEDED".into();
-                if let Some(last) = last.take() {
-                    error.message = format!("{}; last error: {last}", error.message);
-                }
                 open |= mutates && !error.not_accepted();
-                let error = attempts.give_up(&route, error.at(&route.address));
+                let error = attempts.give_up(Some(&route), error.at(&route.address));
                 return Err(finish(error.after_deadline(deadline), open));
             }
         };
@@ -141,7 +138,7 @@ where
                 last = Some(error);
                 sleep(pause).await;
             }
-            _ => return Err(finish(attempts.give_up(&route, error).after_deadline(deadline), open)),
+            _ => return Err(finish(attempts.give_up(Some(&route), error).after_deadline(deadline), open)),
         }
     }
 }

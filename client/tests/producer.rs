@@ -213,7 +213,7 @@ async fn the_buffer_is_bounded_in_bytes() {
     producer.close().await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_not_delivered_in_time_fails_and_says_whether_it_may_be_stored() {
     let node = Node::start();
     node.faults(vec![Fault::Refuse(Code::ResourceExhausted, "DISK_FULL"); 100_000]);
@@ -234,6 +234,32 @@ async fn what_is_not_delivered_in_time_fails_and_says_whether_it_may_be_stored()
     hung.send(Record::value("d")).await.unwrap_err();
     assert!(hung.close().await.is_err());
     assert_eq!(node.values(), ["b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_told_even_when_later_attempts_had_none() {
+    let node = Node::start();
+    let refused_then_silent =
+        || std::iter::once(Fault::Refuse(Code::ResourceExhausted, "DISK_FULL")).chain(vec![Fault::Hang; 100]);
+    let client = Client::connect(node.config().request_timeout(Duration::from_millis(100))).unwrap();
+    let config = ProducerConfig { delivery_timeout: Duration::from_secs(1), ..config() };
+    node.state.lock().init_faults.extend(refused_then_silent());
+    let producer = client.producer(Partition::new("", 0), config.clone());
+    let error = producer.send(Record::value("a")).await.unwrap().await.unwrap_err();
+    assert_eq!((error.reason.as_str(), error.kind.clone()), ("DISK_FULL", ErrorKind::Retryable), "{error}");
+    assert!(error.message.contains("DISK_FULL on purpose") && error.message.contains("no answer"), "{error}");
+    producer.close().await.unwrap_err();
+
+    node.state.lock().init_faults.clear();
+    node.faults(refused_then_silent());
+    let producer = client.producer(Partition::new("", 0), config);
+    let error = producer.send(Record::value("b")).await.unwrap().await.unwrap_err();
+    assert_eq!(
+        (error.metadata["cause"].as_str(), error.kind.clone()),
+        ("DISK_FULL", ErrorKind::OutcomeUnknown),
+        "{error}"
+    );
+    assert!(error.message.contains("DISK_FULL on purpose") && error.message.contains("no answer"), "{error}");
 }
 
 #[tokio::test]

@@ -249,7 +249,7 @@ impl Worker {
                 () = self.receive(), if !self.closed => {}
                 () = until(lingering), if lingering.is_some() => self.linger_until = None,
                 () = until(expires), if expires.is_some() => {
-                    let why = self.attempts.unanswered("no answer within the delivery timeout");
+                    let why = "no answer within the delivery timeout";
                     let error = ClientError::new(ErrorKind::Transport { sent: true }, "DEADLINE_EXCEEDED", why);
                     return Ok(Some(self.judge(error)));
                 }
@@ -333,7 +333,7 @@ impl Worker {
         let Some(expires) = self.window.expires() else { return Ok(()) };
         let pause = match &self.route {
             Some(route) => timeout_at(expires, self.attempts.failed(route, error)).await.unwrap_or_default(),
-            None => self.attempts.pause(),
+            None => self.attempts.failed_nowhere(error),
         };
         tracing::debug!(%error, partition = %self.partition, pause_ms = pause.as_millis(), "sending again");
         let now = Instant::now();
@@ -344,10 +344,7 @@ impl Worker {
         if expires > now {
             return Ok(());
         }
-        let error = match &self.route {
-            Some(route) => self.attempts.give_up(route, error.clone()),
-            None => error.clone(),
-        };
+        let error = self.attempts.give_up(self.route.as_ref(), error.clone());
         self.window.expire(now, Some(&error))
     }
 }

@@ -53,6 +53,8 @@ pub struct State {
     producers: HashMap<i64, ProducerState>,
     next_producer: i64,
     pub faults: VecDeque<Fault>,
+    /// What happens to the next calls of InitProducer: `Refuse`, `Hang`, or nothing.
+    pub init_faults: VecDeque<Fault>,
     /// Every append that came in: first sequence (if idempotent) and record count.
     pub requests: Vec<(Option<i32>, usize)>,
     /// Appends are not answered while this is set.
@@ -346,6 +348,12 @@ impl Log for Node {
         &self,
         _: Request<v1::InitProducerRequest>,
     ) -> Result<Response<v1::InitProducerResponse>, Status> {
+        let fault = self.state.lock().init_faults.pop_front();
+        match fault {
+            Some(Fault::Refuse(code, reason)) => return Err(status(code, reason)),
+            Some(Fault::Hang) => return std::future::pending().await,
+            _ => {}
+        }
         let mut state = self.state.lock();
         state.next_producer += 1;
         Ok(Response::new(v1::InitProducerResponse { producer_id: state.next_producer, epoch: 0 }))

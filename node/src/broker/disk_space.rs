@@ -33,9 +33,12 @@ impl DiskSpace {
         }
     }
 
+    fn reserve_bytes(&self) -> u64 {
+        self.config.now().storage.reserve_bytes
+    }
+
     /// Refuses while fewer than the reserve (`storage.reserve-bytes`) are free.
     pub(super) fn check(&self, store: &Store) -> Result<(), BrokerError> {
-        let reserve_bytes = self.config.now().storage.reserve_bytes;
         let now = self.start.elapsed().as_micros() as u64 + 1;
         let checked = self.checked_us.load(Ordering::Relaxed);
         if checked == 0 || now.saturating_sub(checked) > FRESH.as_micros() as u64 {
@@ -43,6 +46,7 @@ impl DiskSpace {
             match store.free_bytes() {
                 Ok(free) => {
                     self.free_bytes.store(free, Ordering::Relaxed);
+                    let reserve_bytes = self.reserve_bytes();
                     let full = free < reserve_bytes;
                     if self.full.swap(full, Ordering::Relaxed) != full {
                         tracing::warn!(free, reserve = reserve_bytes, full, "free space crossed the reserve");
@@ -54,7 +58,7 @@ impl DiskSpace {
         if !self.full.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let free = self.free_bytes.load(Ordering::Relaxed);
+        let (free, reserve_bytes) = (self.free_bytes.load(Ordering::Relaxed), self.reserve_bytes());
         Err(BrokerError::new(
             Reason::DiskFull,
             format!("free space: {free} bytes are left, storage.reserve-bytes keeps {reserve_bytes}"),
