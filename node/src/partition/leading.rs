@@ -42,6 +42,7 @@ pub enum PartitionRole {
 pub(super) struct Leading {
     pub(super) queue: mpsc::UnboundedSender<Append>,
     pub(super) queue_bytes: Arc<Semaphore>,
+    pub(super) queue_bytes_max: usize,
     pub(super) failure: Failure,
     task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
@@ -186,6 +187,7 @@ impl Seat {
         Arc::new(Leading {
             queue,
             queue_bytes: Arc::new(Semaphore::new(config.queue_bytes_max)),
+            queue_bytes_max: config.queue_bytes_max,
             failure,
             task: tokio::sync::Mutex::new(Some(tokio::spawn(sequencer.run()))),
         })

@@ -244,16 +244,15 @@ impl Partition {
         header: BatchHeader,
         expectation: Option<Expectation>,
     ) -> Result<oneshot::Receiver<Answer>, BrokerError> {
-        let bytes = batch.len().max(REQUEST_OVERHEAD_BYTES);
-        let queue_bytes_max = self.env.config().partitions.queue_bytes_max;
+        let leading = self.leadership.now.read().clone();
+        let Some(leading) = leading else { return Err(self.refusal()) };
+        let (bytes, queue_bytes_max) = (batch.len().max(REQUEST_OVERHEAD_BYTES), leading.queue_bytes_max);
         if bytes > queue_bytes_max {
             return Err(BrokerError::new(
                 Reason::RecordTooLarge,
                 format!("batch: {bytes} bytes are more than partitions.queue-bytes-max ({queue_bytes_max})"),
             ));
         }
-        let leading = self.leadership.now.read().clone();
-        let Some(leading) = leading else { return Err(self.refusal()) };
         let refusal = || leading.failure.get().unwrap_or_else(|| self.refusal());
         let permits = leading.queue_bytes.clone().acquire_many_owned(bytes as u32);
         let permit = permits.await.map_err(|_| refusal())?;

@@ -2,6 +2,7 @@
 //! and read again after a restart.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -169,6 +170,14 @@ pub struct OperationStatus {
     /// When it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
+}
+
+impl OperationStatus {
+    /// Seconds since it began; negative when the clock went back, `None` when that was not written down.
+    pub fn age_seconds(&self, now: Timestamp) -> Option<i64> {
+        let started: Timestamp = self.started_at.as_deref()?.parse().ok()?;
+        Some(now.as_second() - started.as_second())
+    }
 }
 
 /// Versions of Chronicle.

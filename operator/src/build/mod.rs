@@ -98,6 +98,11 @@ pub struct Cluster {
     pub founded: bool,
 }
 
+/// Name of the ConfigMap with the configuration file of a cluster's nodes.
+pub fn config_map_name(cluster: &str) -> String {
+    format!("{cluster}-config")
+}
+
 impl Cluster {
     /// Labels of every object.
     pub fn labels(&self) -> BTreeMap<String, String> {
@@ -179,7 +184,7 @@ impl Cluster {
 
     /// ConfigMap with the configuration file of the nodes.
     pub fn config_map(&self) -> String {
-        format!("{}-config", self.name)
+        config_map_name(&self.name)
     }
 
     /// ConfigMap with the certificates of the CAs that nodes trust.

@@ -218,8 +218,7 @@ impl Context<'_> {
         if node.state == MemberState::Active {
             return Step::Drain { node_id: node.node_id.clone() };
         }
-        let started = operation.started_at.as_deref().and_then(|at| at.parse::<k8s_openapi::jiff::Timestamp>().ok());
-        let late = started.is_some_and(|at| self.observed.now.as_second() - at.as_second() >= DRAIN_SECONDS);
+        let late = operation.age_seconds(self.observed.now).is_some_and(|age| age >= DRAIN_SECONDS);
         let leads = cluster.leader.as_ref() == Some(&node.node_id);
         let running =
             cluster.operations.iter().find(|running| running.kind == "drain" && running.node_id == node.node_id);

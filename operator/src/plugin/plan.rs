@@ -13,7 +13,7 @@ use super::output::{Format, print};
 use super::rehearse::{Change, Rehearsal, rehearse};
 use crate::admin::Admin;
 use crate::api::{ChronicleCluster, ConditionType, OperationStatus, condition_of};
-use crate::build::Settings;
+use crate::build::{Settings, config_map_name};
 use crate::controller::{Context, ReconcileError};
 use crate::process::Metrics;
 
@@ -127,7 +127,7 @@ fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Pl
     }
     let after = rehearsal.cluster.status.unwrap_or_default();
     let mut reconciles = rehearsal.passes;
-    reconciles.iter_mut().for_each(|changes| tell_live(changes, &format!("{}-config", common.cluster)));
+    reconciles.iter_mut().for_each(|changes| tell_live(changes, &config_map_name(&common.cluster)));
     Plan {
         // With nothing to write it has, since.
         unseen: common.unseen && !reconciles.is_empty(),

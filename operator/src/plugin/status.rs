@@ -210,8 +210,7 @@ pub(super) fn list(views: &[View], namespaces: bool, wide: bool) -> String {
 /// How an operation is called.
 pub(super) fn operation(operation: &OperationStatus, now: Timestamp) -> String {
     let target = if operation.target.is_empty() { "all nodes" } else { &operation.target };
-    let since = operation.started_at.as_ref().and_then(|at| at.parse::<Timestamp>().ok());
-    let since = since.map(|since| format!(", for {}", age(since, now))).unwrap_or_default();
+    let since = operation.age_seconds(now).map(|age| format!(", for {}", span(age))).unwrap_or_default();
     format!("{:?} of {target}, at step {:?}{since}", operation.kind, operation.step)
 }
 

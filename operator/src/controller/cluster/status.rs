@@ -274,9 +274,8 @@ impl Outcome {
     /// The node that a roll restarts just now: it is silent because it was told to.
     fn restarting(&self, observed: &Observed) -> Option<&str> {
         let operation = self.status.operation.as_ref().filter(|operation| operation.kind == OperationKind::Roll)?;
-        let started: Timestamp = operation.started_at.as_deref()?.parse().ok()?;
-        let young = observed.now.as_second() - started.as_second() < RESTART_SECONDS;
-        young.then_some(operation.target.as_str())
+        let is_young = operation.age_seconds(observed.now)? < RESTART_SECONDS;
+        is_young.then_some(operation.target.as_str())
     }
 
     fn degraded(&mut self, ask: &Ask, step: &Step, observed: &Observed) {
