@@ -93,6 +93,11 @@ impl Live {
     fn take(&self, started: &Config, wanted: &Config, digest: String) {
         let now = self.now();
         let merged = merge(&now, started, wanted);
+        // In force first: whoever reads the digest may rely on it.
+        if !merged.changed.is_empty() {
+            tracing::info!(fields = ?merged.changed, "changes of the configuration file are in force");
+            self.now.send_replace(Arc::new(merged.config));
+        }
         let mut report = self.report.lock();
         if report.digest != digest {
             report.taken += u64::from(!report.digest.is_empty());
@@ -102,11 +107,6 @@ impl Live {
         report.restart_fields = merged.waiting;
         if !report.restart_fields.is_empty() {
             tracing::warn!(fields = ?report.restart_fields, "the configuration file has changes that wait for a restart");
-        }
-        drop(report);
-        if !merged.changed.is_empty() {
-            tracing::info!(fields = ?merged.changed, "changes of the configuration file are in force");
-            self.now.send_replace(Arc::new(merged.config));
         }
     }
 
