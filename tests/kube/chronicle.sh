@@ -94,7 +94,7 @@ begin() {
     exit 1
   fi
 }
-gap() { check "longest gap in appends below $1 ms" workload_gap_below $space writer "$1"; }
+gap() { check "longest gap in appends below $(patient "$1") ms" workload_gap_below $space writer "$1"; }
 keeps_its_word() { echo "measured: $(workload_ask $space writer finish)"; workload_ask $space writer; }
 end() { check "every acknowledged append is there, once, in order" keeps_its_word; }
 

@@ -31,6 +31,8 @@ KUBELET_SYSCTLS="vm.overcommit_memory kernel.panic kernel.panic_on_oops"
 
 log() { printf '%s %s\n' "$(date +%T.%3N)" "$*" >&2; }
 die() { log "error: $*"; exit 1; }
+# patient N: a limit of time, of whatever unit, as long as this machine needs it.
+patient() { echo $(($1 * ${CHRONICLE_KUBE_PATIENCE:-1})); }
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
 
 # Go programs are built by whoever installed Go; where a login shell was not read it is not on the path.
@@ -100,9 +102,9 @@ halt() {
   rm -f "$PIDS/$name"
 }
 
-# eventually SECONDS COMMAND..: repeats a command until it succeeds. SECONDS bounds all of it, the command included.
+# eventually SECONDS COMMAND..: repeats a command until it succeeds. SECONDS, with patience, bounds all of it, the command included.
 eventually() {
-  local end=$(($(now_ms) + $1 * 1000))
+  local end=$(($(now_ms) + $(patient "$1") * 1000))
   shift
   until "$@" >/dev/null 2>&1; do
     [ "$(now_ms)" -lt "$end" ] || return 1
@@ -113,7 +115,7 @@ eventually() {
 await() {
   local seconds=$1 what=$2
   shift 2
-  eventually "$seconds" "$@" || { log "timed out after $seconds s: $what"; return 1; }
+  eventually "$seconds" "$@" || { log "timed out after $(patient "$seconds") s: $what"; return 1; }
   log "$what"
 }
 

@@ -49,10 +49,11 @@ workload_ask() {
 }
 # workload_forget NAMESPACE NAME: before a pod of the same name is made anew.
 workload_forget() { rm -f "$RUN/etc/workload-$1-$2"; }
-# workload_gap_below NAMESPACE NAME MS: whether no gap between acknowledgements since the last mark was as long. Begins anew.
+# workload_gap_below NAMESPACE NAME MS: whether no gap between acknowledgements since the last mark was as long, with patience.
+# Begins anew.
 workload_gap_below() {
   local gap
   gap=$(workload_ask "$1" "$2" | jq .longest_gap_ms) && workload_ask "$1" "$2" mark >/dev/null || return 1
   echo "measured: longest gap in acknowledged appends: $gap ms"
-  [ "$gap" -lt "$3" ]
+  [ "$gap" -lt "$(patient "$3")" ]
 }
