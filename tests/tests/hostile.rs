@@ -282,7 +282,7 @@ async fn a_node_has_no_rights_as_a_client_and_a_client_is_no_node() -> Result<()
     let address = cluster.node(0).address();
     let authority = &cluster.secured().authority;
     let ask = async |tls: TlsConfig| {
-        let config = ClientConfig::new(address.to_string()).tls(tls).request_timeout(Duration::from_secs(3));
+        let config = ClientConfig::new(address.to_string()).tls(tls).request_timeout(PATIENCE);
         Client::connect(config)?.get_servers().await.map_err(anyhow::Error::from)
     };
     ask(cluster.secured().client.client()).await?;
