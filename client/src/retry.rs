@@ -92,14 +92,11 @@ where
     let until = Instant::now() + deadline;
     let mut attempts = Attempts::new(resolver.clone(), target.clone(), retry);
     let mut open = false;
-    let mut last: Option<ClientError> = None;
     loop {
         let Ok(route) = timeout_at(until, attempts.route()).await else {
-            let error = last.take().unwrap_or_else(|| {
-                let why = "no node said where the partition is";
-                ClientError::new(ErrorKind::Transport { sent: false }, "DEADLINE_EXCEEDED", why)
-            });
-            return Err(finish(error.after_deadline(deadline), open));
+            let why = "no node said where the partition is";
+            let error = ClientError::new(ErrorKind::Transport { sent: false }, "DEADLINE_EXCEEDED", why);
+            return Err(finish(attempts.give_up(None, error).after_deadline(deadline), open));
         };
         let patient_until = patience.filter(|_| resolver.has_choice()).map(|patience| Instant::now() + patience);
         // What is dropped here is an attempt; its outcome is then open, unless it never left this process.
@@ -135,7 +132,6 @@ where
         match pause {
             Ok(pause) if Instant::now() + pause < until => {
                 tracing::debug!(%error, pause_ms = pause.as_millis(), "retrying");
-                last = Some(error);
                 sleep(pause).await;
             }
             _ => return Err(finish(attempts.give_up(Some(&route), error).after_deadline(deadline), open)),

@@ -79,6 +79,11 @@ impl Default for Settings {
     }
 }
 
+/// Name of the ConfigMap with the configuration file of a cluster's nodes.
+pub fn config_map_name(cluster: &str) -> String {
+    format!("{cluster}-config")
+}
+
 /// A cluster whose spec makes sense.
 #[derive(Debug, Clone)]
 pub struct Cluster {
@@ -96,11 +101,6 @@ pub struct Cluster {
     pub founders: i32,
     /// The cluster is known to exist, so that no node may found another one.
     pub founded: bool,
-}
-
-/// Name of the ConfigMap with the configuration file of a cluster's nodes.
-pub fn config_map_name(cluster: &str) -> String {
-    format!("{cluster}-config")
 }
 
 impl Cluster {
