@@ -6,18 +6,20 @@
 #![forbid(unsafe_code)]
 
 pub mod broker;
+pub mod cluster;
 pub mod config;
 pub mod controller;
 pub mod discovery;
-mod flushed;
 pub mod groups;
 pub mod host;
+pub mod identity;
 pub mod listeners;
 pub mod membership;
-pub mod ops;
+pub mod metadata;
+pub mod model;
 pub mod partition;
 pub mod peers;
 pub mod raft;
+pub mod runtime;
 pub mod security;
-pub mod server;
 pub mod telemetry;

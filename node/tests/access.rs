@@ -7,15 +7,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chronicle_node::broker::{BrokerError, Fetch, NewTopic, Position, Produce, Reason, SettingsChange};
+use chronicle_node::broker::Route;
 use chronicle_node::groups::{Commit, Groups, Heartbeat, Reset, ResetTo};
-use chronicle_node::listeners::Caller;
-use chronicle_node::security::{AclFilter, AclRule, Action, Effect, PatternKind, Principal, Quota, ResourceKind};
+use chronicle_node::identity::Principal;
+use chronicle_node::model::{ApiError, Fetch, NewTopic, Position, Produce, Reason, SettingsChange};
+use chronicle_node::security::{AclFilter, AclRule, Action, Caller, Effect, PatternKind, Quota, ResourceKind};
 use chronicle_proto::v1 as proto;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use serving::Node;
-use support::{append, config, record, target};
+use support::{Core, append, config, record, target};
 use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -40,7 +41,7 @@ fn secured(config: &mut chronicle_node::config::Config) {
 }
 
 /// A node that refuses what is not allowed.
-async fn start() -> (tempfile::TempDir, chronicle_node::broker::Broker) {
+async fn start() -> (tempfile::TempDir, Core) {
     let directory = tempfile::tempdir().unwrap();
     let mut config = config(directory.path());
     secured(&mut config);
@@ -56,7 +57,7 @@ fn read(topic: &str) -> Fetch {
     Fetch { target: target(topic), from: Position::Earliest, max_bytes: 0, max_wait: Duration::ZERO }
 }
 
-fn reason<T>(result: Result<T, BrokerError>) -> Reason {
+fn reason<T>(result: Result<T, ApiError>) -> Reason {
     result.map(|_| "an answer").unwrap_err().reason
 }
 
@@ -68,32 +69,32 @@ async fn each_right_gives_what_it_says_and_no_more() {
     for name in ["one", "two"] {
         root.create_topic(NewTopic { name: name.into(), ..NewTopic::default() }).await.unwrap();
     }
-    root.produce(to("one", "v")).await.unwrap();
-    assert_eq!(reason(ann.produce(to("one", "v")).await), Reason::UnknownTopic, "she may not know of it");
+    root.produce(to("one", "v"), Route::Local).await.unwrap();
+    assert_eq!(reason(ann.produce(to("one", "v"), Route::Local).await), Reason::UnknownTopic, "she may not know of it");
     assert!(ann.topics().await.unwrap().is_empty());
     assert_eq!(reason(ann.servers().await), Reason::PermissionDenied);
 
     root.create_acls(vec![allow("ann", ResourceKind::Topic, "one", Action::Read)]).await.unwrap();
-    assert_eq!(ann.fetch(read("one")).await.unwrap().next_offset, 1);
+    assert_eq!(ann.fetch(read("one"), Route::Local).await.unwrap().next_offset, 1);
     assert_eq!(ann.topics().await.unwrap().into_iter().map(|topic| topic.name).collect::<Vec<_>>(), ["one"]);
     assert!(ann.servers().await.is_ok(), "a client must find the nodes");
-    assert_eq!(reason(ann.produce(to("one", "v")).await), Reason::PermissionDenied, "she knows of it");
+    assert_eq!(reason(ann.produce(to("one", "v"), Route::Local).await), Reason::PermissionDenied, "she knows of it");
     assert_eq!(reason(ann.delete_topic("one").await), Reason::PermissionDenied);
     assert_eq!(reason(ann.alter_topic("one", 2, SettingsChange::default()).await), Reason::PermissionDenied);
     assert_eq!(reason(ann.init_producer().await), Reason::PermissionDenied);
     assert_eq!(reason(ann.status().await), Reason::PermissionDenied);
 
     root.create_acls(vec![allow("ann", ResourceKind::Topic, "one", Action::Write)]).await.unwrap();
-    ann.produce(to("one", "v")).await.unwrap();
+    ann.produce(to("one", "v"), Route::Local).await.unwrap();
     ann.init_producer().await.unwrap();
     let denied = AclRule { effect: Effect::Deny, ..allow("*", ResourceKind::Topic, "*", Action::Write) };
     root.create_acls(vec![denied]).await.unwrap();
-    assert_eq!(reason(ann.produce(to("one", "v")).await), Reason::PermissionDenied, "a deny wins");
+    assert_eq!(reason(ann.produce(to("one", "v"), Route::Local).await), Reason::PermissionDenied, "a deny wins");
     assert_eq!(reason(ann.init_producer().await), Reason::PermissionDenied);
 
     let everything = AclFilter { principal: Some("ann".into()), ..AclFilter::default() };
     assert_eq!(root.delete_acls(vec![everything]).await.unwrap().len(), 2);
-    assert_eq!(reason(ann.fetch(read("one")).await), Reason::UnknownTopic);
+    assert_eq!(reason(ann.fetch(read("one"), Route::Local).await), Reason::UnknownTopic);
     broker.shutdown().await;
 }
 
@@ -111,12 +112,12 @@ async fn a_hidden_topic_and_none_are_the_same_to_the_letter() {
     .unwrap();
     let answers = async |name: &str| {
         let mut answers = vec![
-            ann.produce(to(name, "v")).await.unwrap_err(),
-            ann.produce_anywhere(to(name, "v")).await.unwrap_err(),
-            ann.fetch(read(name)).await.unwrap_err(),
-            ann.fetch_anywhere(read(name)).await.unwrap_err(),
-            ann.offsets(&target(name), None).await.unwrap_err(),
-            ann.offsets_anywhere(&target(name), Some(0)).await.unwrap_err(),
+            ann.produce(to(name, "v"), Route::Local).await.unwrap_err(),
+            ann.produce(to(name, "v"), Route::Leader).await.unwrap_err(),
+            ann.fetch(read(name), Route::Local).await.unwrap_err(),
+            ann.fetch(read(name), Route::Leader).await.unwrap_err(),
+            ann.offsets(&target(name), None, Route::Local).await.unwrap_err(),
+            ann.offsets(&target(name), Some(0), Route::Leader).await.unwrap_err(),
             ann.describe_topic(name).await.unwrap_err(),
             ann.alter_topic(name, 2, SettingsChange::default()).await.unwrap_err(),
             ann.delete_topic(name).await.unwrap_err(),
@@ -124,7 +125,7 @@ async fn a_hidden_topic_and_none_are_the_same_to_the_letter() {
         ];
         let mut out_of_range = read(name);
         out_of_range.target.partition = 99;
-        answers.push(ann.fetch(out_of_range).await.unwrap_err());
+        answers.push(ann.fetch(out_of_range, Route::Local).await.unwrap_err());
         let metadata = ann.metadata(&[name.to_owned()]).await.unwrap();
         assert_eq!((metadata.topics.len(), metadata.unknown), (0, vec![name.to_owned()]));
         answers.iter().map(|error| format!("{error:?}").replace(name, "NAME")).collect::<Vec<_>>()
@@ -150,7 +151,7 @@ async fn who_may_create_a_topic_that_is_there_learns_nothing_about_it() {
 #[tokio::test]
 async fn groups_need_rights_of_their_own_and_of_their_topics() {
     let (_directory, broker) = start().await;
-    let groups = Groups::start(broker.clone());
+    let groups = Groups::start((*broker).clone());
     let (root_caller, ann) = (root(), caller("ann"));
     let (root, ann) = (broker.for_caller(&root_caller), groups.for_caller(&ann));
     let join = || Heartbeat { group: "g".into(), topics: vec!["default".into()], ..Heartbeat::default() };
@@ -190,11 +191,11 @@ async fn whoever_loses_a_right_while_a_read_waits_gets_nothing() {
         let broker = broker.clone();
         async move {
             let from = Fetch { max_wait: Duration::from_secs(60), ..read("default") };
-            broker.for_caller(&caller("ann")).fetch(from).await
+            broker.for_caller(&caller("ann")).fetch(from, Route::Local).await
         }
     });
     root.delete_acls(vec![AclFilter::default()]).await.unwrap();
-    root.produce(to("default", "secret")).await.unwrap();
+    root.produce(to("default", "secret"), Route::Local).await.unwrap();
     assert_eq!(reason(waiting.await.unwrap()), Reason::UnknownTopic);
     broker.shutdown().await;
 }
@@ -218,7 +219,7 @@ async fn rules_and_quotas_survive_a_restart() {
     let broker = support::start(config).await;
     assert_eq!(broker.for_caller(&root).list_acls(&AclFilter::default()).await.unwrap(), [rule]);
     assert_eq!(broker.for_caller(&root).list_quotas().await.unwrap(), (None, BTreeMap::from([("ann".into(), quota)])));
-    broker.for_caller(&caller("ann")).produce(to("default", "v")).await.unwrap();
+    broker.for_caller(&caller("ann")).produce(to("default", "v"), Route::Local).await.unwrap();
     broker.shutdown().await;
 }
 
@@ -246,12 +247,16 @@ async fn one_principal_over_its_quota_does_not_slow_another() {
     set.create_acls(vec![allow("*", ResourceKind::Topic, "default", Action::All)]).await.unwrap();
     set.set_quota(Some("ann".into()), Quota { bytes_in: 10, ..Quota::default() }).await.unwrap();
     // A full bucket may be overdrawn once; what was overdrawn by far is paid back before anything else.
-    broker.for_caller(&ann).produce(to("default", "a value of more than ten bytes by far")).await.unwrap();
-    let refused = broker.for_caller(&ann).produce(to("default", "v")).await.unwrap_err();
+    broker
+        .for_caller(&ann)
+        .produce(to("default", "a value of more than ten bytes by far"), Route::Local)
+        .await
+        .unwrap();
+    let refused = broker.for_caller(&ann).produce(to("default", "v"), Route::Local).await.unwrap_err();
     assert_eq!(refused.reason, Reason::Overloaded);
     assert!(refused.value("retry_after_ms").unwrap().parse::<u64>().unwrap() > 0);
-    broker.for_caller(&bob).produce(to("default", "v")).await.unwrap();
-    broker.for_caller(&ann).fetch(read("default")).await.unwrap();
+    broker.for_caller(&bob).produce(to("default", "v"), Route::Local).await.unwrap();
+    broker.for_caller(&ann).fetch(read("default"), Route::Local).await.unwrap();
     broker.shutdown().await;
 }
 
@@ -399,14 +404,14 @@ async fn every_method_of_the_public_api_refuses_who_has_no_rights() {
     }
     let state = node.broker.for_caller(&root()).list_acls(&AclFilter::default()).await.unwrap();
     assert!(state.is_empty());
-    assert!(node.broker.for_caller(&root()).offsets(&target("default"), None).await.unwrap().next == 0);
+    assert!(node.broker.for_caller(&root()).offsets(&target("default"), None, Route::Local).await.unwrap().next == 0);
     node.stop().await;
 }
 
 #[tokio::test]
 async fn refusals_are_counted_and_http_says_them_as_problems() {
     let node = Node::start_with(secured).await;
-    chronicle_node::telemetry::collect_node(&node.metrics, &node.broker);
+    chronicle_node::runtime::collect_node(&node.metrics, &node.core);
     let http = reqwest::Client::new();
     let servers = http.get(node.url("/v1/servers")).send().await.unwrap();
     assert_eq!(servers.status(), 403);

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chronicle_node::broker::{
-    Broker, Expectation, NewTopic, Payload, Position, Produce, Reason, SettingsChange, TopicPartition,
+use chronicle_node::broker::{Broker, Route};
+use chronicle_node::model::{
+    Expectation, NewTopic, Payload, Position, Produce, Reason, SettingsChange, TopicPartition,
 };
 use chronicle_records::{BatchBuilder, Compression};
 use support::*;
@@ -33,7 +34,7 @@ async fn records_get_dense_offsets_and_come_back_byte_for_byte_after_a_restart()
             records.push(record);
         }
         let request = Produce { payload: Payload::Records { records, compression }, ..append(vec![]) };
-        let produced = broker.produce(request).await.unwrap();
+        let produced = broker.produce(request, Route::Local).await.unwrap();
         assert_eq!((produced.base_offset, produced.record_count), (i as i64 * 10, 10));
     }
     assert_eq!(all_values(&broker).await, expected);
@@ -175,7 +176,7 @@ async fn reads_outside_the_log_say_what_is_inside() {
     let unknown = fetch_topic(&broker, "nope", Position::Earliest, 0).await.unwrap_err();
     assert_eq!(unknown.reason, Reason::UnknownTopic);
     let target = TopicPartition { topic: "default".into(), partition: 1 };
-    assert_eq!(broker.offsets(&target, None).await.unwrap_err().reason, Reason::UnknownPartition);
+    assert_eq!(broker.offsets(&target, None, Route::Local).await.unwrap_err().reason, Reason::UnknownPartition);
     broker.shutdown().await;
 }
 
@@ -207,12 +208,12 @@ async fn offsets_are_found_by_time() {
         first.timestamp_ms = Some(1_000 + i * 20);
         let mut second = record("b");
         second.timestamp_ms = Some(1_000 + i * 20 + 10);
-        broker.produce(append(vec![first, second])).await.unwrap();
+        broker.produce(append(vec![first, second]), Route::Local).await.unwrap();
     }
     for (time, expected) in
         [(0, Some((0, 1_000))), (1_001, Some((1, 1_010))), (1_500, Some((50, 1_500))), (1_991, None)]
     {
-        let offsets = broker.offsets(&target("default"), Some(time)).await.unwrap();
+        let offsets = broker.offsets(&target("default"), Some(time), Route::Local).await.unwrap();
         assert_eq!(offsets.at_timestamp, expected, "time {time}");
         assert_eq!((offsets.earliest, offsets.next), (0, 100));
     }
@@ -231,21 +232,21 @@ async fn a_batch_built_by_the_client_is_stored_as_it_is_and_a_bad_one_is_refused
     builder.push(8, None, Some(b"y"), std::iter::empty()).unwrap();
     let batch = builder.build().unwrap().freeze();
     let raw = |bytes: Bytes| Produce { payload: Payload::Batch(bytes), ..append(vec![]) };
-    assert_eq!(broker.produce(raw(batch.clone())).await.unwrap().base_offset, 1);
+    assert_eq!(broker.produce(raw(batch.clone()), Route::Local).await.unwrap().base_offset, 1);
     let stored = fetch(&broker, Position::Offset(1), 0).await.unwrap().batches.remove(0);
     assert_eq!(stored[16..], batch[16..], "only base offset and leader epoch differ");
 
     let mut flipped = batch.to_vec();
     *flipped.last_mut().unwrap() ^= 1;
-    let refused = broker.produce(raw(flipped.into())).await.unwrap_err();
+    let refused = broker.produce(raw(flipped.into()), Route::Local).await.unwrap_err();
     assert_eq!(refused.reason, Reason::CorruptBatch);
     let mut unknown = batch.to_vec();
     unknown[22] |= 7;
-    let refused = broker.produce(raw(unknown.into())).await.unwrap_err();
+    let refused = broker.produce(raw(unknown.into()), Route::Local).await.unwrap_err();
     assert!(matches!(refused.reason, Reason::UnsupportedCompression | Reason::CorruptBatch), "{refused}");
-    let refused = broker.produce(append(vec![record(vec![0u8; 2 << 20])])).await.unwrap_err();
+    let refused = broker.produce(append(vec![record(vec![0u8; 2 << 20])]), Route::Local).await.unwrap_err();
     assert_eq!(refused.reason, Reason::RecordTooLarge);
-    assert_eq!(broker.offsets(&target("default"), None).await.unwrap().next, 3);
+    assert_eq!(broker.offsets(&target("default"), None, Route::Local).await.unwrap().next, 3);
     broker.shutdown().await;
 }
 
@@ -265,13 +266,13 @@ async fn topics_are_created_altered_described_and_deleted_with_their_files() {
     }
     let mut request = append(vec![record("x")]);
     request.target = TopicPartition { topic: "orders".into(), partition: 2 };
-    broker.produce(request.clone()).await.unwrap();
+    broker.produce(request.clone(), Route::Local).await.unwrap();
     let change = SettingsChange { segment_bytes: Some(65_536), ..SettingsChange::default() };
     let altered = broker.alter_topic("orders", 5, change).await.unwrap();
     assert_eq!((altered.partitions, altered.settings.segment_bytes), (5, 65_536));
     let shrink = broker.alter_topic("orders", 2, SettingsChange::default()).await.unwrap_err();
     assert_eq!(shrink.reason, Reason::InvalidRequest);
-    broker.produce(request.clone()).await.unwrap();
+    broker.produce(request.clone(), Route::Local).await.unwrap();
     let (_, partitions) = broker.describe_topic("orders").await.unwrap();
     assert_eq!(partitions.iter().map(|p| p.next).collect::<Vec<_>>(), [0, 0, 2, 0, 0]);
     let logs = |id| {
@@ -281,7 +282,7 @@ async fn topics_are_created_altered_described_and_deleted_with_their_files() {
     assert!(logs(topic.id) > 0);
     broker.delete_topic("orders").await.unwrap();
     assert_eq!(logs(topic.id), 0);
-    assert_eq!(broker.produce(request).await.unwrap_err().reason, Reason::UnknownTopic);
+    assert_eq!(broker.produce(request, Route::Local).await.unwrap_err().reason, Reason::UnknownTopic);
     assert_eq!(broker.topics().await.unwrap().len(), 1);
     broker.shutdown().await;
 }
@@ -325,7 +326,7 @@ async fn retention_by_bytes_and_by_age_moves_the_log_start_and_survives_a_restar
     }
     let mut earliest = 0;
     while earliest == 0 {
-        earliest = broker.offsets(&target("default"), None).await.unwrap().earliest;
+        earliest = broker.offsets(&target("default"), None, Route::Local).await.unwrap().earliest;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let error = fetch(&broker, Position::Offset(0), 0).await.unwrap_err();
@@ -333,7 +334,7 @@ async fn retention_by_bytes_and_by_age_moves_the_log_start_and_survives_a_restar
     broker.shutdown().await;
 
     let broker = start(config).await;
-    let offsets = broker.offsets(&target("default"), None).await.unwrap();
+    let offsets = broker.offsets(&target("default"), None, Route::Local).await.unwrap();
     assert!(offsets.earliest >= earliest && offsets.next == 600, "{offsets:?}");
     let values = all_values(&broker).await;
     assert_eq!(values.last().unwrap()[..], [599u32 as u8; 1000]);
@@ -341,7 +342,7 @@ async fn retention_by_bytes_and_by_age_moves_the_log_start_and_survives_a_restar
     let change = SettingsChange { retention_ms: Some(0), ..SettingsChange::default() };
     broker.alter_topic("default", 0, change).await.unwrap();
     loop {
-        let offsets = broker.offsets(&target("default"), None).await.unwrap();
+        let offsets = broker.offsets(&target("default"), None, Route::Local).await.unwrap();
         if offsets.earliest == offsets.next {
             break;
         }
@@ -355,14 +356,14 @@ async fn retention_by_bytes_and_by_age_moves_the_log_start_and_survives_a_restar
 async fn a_second_node_on_the_same_directory_and_a_newer_format_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let broker = start(config(dir.path())).await;
-    let Err(second) = Broker::start(Arc::new(config(dir.path()))).await else { panic!("the directory is in use") };
+    let Err(second) = Core::start(Arc::new(config(dir.path()))).await else { panic!("the directory is in use") };
     assert!(second.message.contains("in use"), "{second}");
     put(&broker, "still fine").await.unwrap();
 
     // One that may wait gets the directory once it is free.
     let mut patient = config(dir.path());
     patient.storage.lock_wait_ms = 60_000;
-    let mut successor = tokio::spawn(Broker::start(Arc::new(patient)));
+    let mut successor = tokio::spawn(Core::start(Arc::new(patient)));
     let early = tokio::time::timeout(Duration::from_millis(500), &mut successor).await;
     assert!(early.is_err(), "the directory is in use");
     broker.shutdown().await;
@@ -373,7 +374,7 @@ async fn a_second_node_on_the_same_directory_and_a_newer_format_are_refused() {
     let format = dir.path().join("data/FORMAT");
     let text = std::fs::read_to_string(&format).unwrap();
     std::fs::write(&format, text.replacen('1', "999", 1)).unwrap();
-    let Err(newer) = Broker::start(Arc::new(config(dir.path()))).await else { panic!("the format is newer") };
+    let Err(newer) = Core::start(Arc::new(config(dir.path()))).await else { panic!("the format is newer") };
     assert!(newer.message.contains("format"), "{newer}");
     std::fs::write(&format, text).unwrap();
     let broker = start(config(dir.path())).await;
@@ -416,8 +417,8 @@ async fn a_client_that_goes_away_while_its_partition_opens_leaves_it_usable() {
         let mut request = append(vec![record("x")]);
         request.target = TopicPartition { topic: "many".into(), partition };
         // Dropped at some point while the partition opens.
-        let _ = tokio::time::timeout(Duration::from_micros(300), broker.produce(request.clone())).await;
-        broker.produce(request).await.unwrap();
+        let _ = tokio::time::timeout(Duration::from_micros(300), broker.produce(request.clone(), Route::Local)).await;
+        broker.produce(request, Route::Local).await.unwrap();
     }
     let altering = broker.alter_topic("many", 30, SettingsChange::default());
     let _ = tokio::time::timeout(Duration::from_micros(100), altering).await;

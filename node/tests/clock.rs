@@ -5,9 +5,10 @@ mod support;
 use std::cell::Cell;
 use std::time::Duration;
 
-use chronicle_node::broker::{Broker, Position, SettingsChange};
+use chronicle_node::broker::{Broker, Route};
 use chronicle_node::groups::{Commit, CommittedOffset, Groups, Heartbeat};
 use chronicle_node::host::{Simulated, simulate};
+use chronicle_node::model::{Position, SettingsChange};
 use support::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -38,7 +39,7 @@ async fn timestamps(broker: &Broker, end: i64) -> Vec<i64> {
 
 async fn until_expired(broker: &Broker, from: i64) -> i64 {
     loop {
-        let earliest = broker.offsets(&target("default"), None).await.unwrap().earliest;
+        let earliest = broker.offsets(&target("default"), None, Route::Local).await.unwrap().earliest;
         if earliest > from {
             return earliest;
         }
@@ -75,8 +76,8 @@ async fn a_clock_that_goes_back_costs_no_record_and_age_counts_from_what_records
     assert_eq!(timestamps(&broker, 200).await, [vec![late; 100], vec![early; 100]].concat());
     // The first record at or after a time is the first by offset.
     let target = target("default");
-    assert_eq!(broker.offsets(&target, Some(early)).await.unwrap().at_timestamp, Some((0, late)));
-    assert_eq!(broker.offsets(&target, Some(late + 1)).await.unwrap().at_timestamp, None);
+    assert_eq!(broker.offsets(&target, Some(early), Route::Local).await.unwrap().at_timestamp, Some((0, late)));
+    assert_eq!(broker.offsets(&target, Some(late + 1), Route::Local).await.unwrap().at_timestamp, None);
 
     // Back to where it was, and on: what was written first is as old as it says, what was written under the wrong clock goes
     // with it and not before it.
@@ -84,11 +85,11 @@ async fn a_clock_that_goes_back_costs_no_record_and_age_counts_from_what_records
     for _ in 0..100 {
         put(&broker, vec![3; 1000]).await.unwrap();
     }
-    assert_eq!(broker.offsets(&target, None).await.unwrap().earliest, 0);
+    assert_eq!(broker.offsets(&target, None, Route::Local).await.unwrap().earliest, 0);
     set_clock(START + HOUR + HOUR / 4);
     let earliest = until_expired(&broker, 100).await;
     assert!(earliest <= 200, "the newest hundred are younger than an hour: {earliest}");
-    assert_eq!(broker.offsets(&target, None).await.unwrap().next, 300);
+    assert_eq!(broker.offsets(&target, None, Route::Local).await.unwrap().next, 300);
     broker.shutdown().await;
 }
 
@@ -97,7 +98,7 @@ async fn members_of_a_group_outlive_a_clock_that_jumps_and_no_lag_is_negative() 
     set_clock(START);
     let dir = tempfile::tempdir().unwrap();
     let broker = start(config(dir.path())).await;
-    let groups = Groups::start(broker.clone());
+    let groups = Groups::start((*broker).clone());
     put(&broker, "one").await.unwrap();
     let join = Heartbeat {
         group: "g".into(),

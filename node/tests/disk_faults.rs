@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chronicle_log::disk::{Fault, FaultRule, FaultyDisk, Operation, RealDisk};
-use chronicle_node::broker::{Broker, BrokerError, NewTopic, Position, Produce, Reason};
+use chronicle_node::broker::Route;
+use chronicle_node::model::{ApiError, NewTopic, Position, Produce, Reason};
 use support::*;
 
 struct Node {
-    broker: Broker,
+    broker: Core,
     disk: FaultyDisk,
     _dir: tempfile::TempDir,
 }
@@ -18,7 +19,7 @@ struct Node {
 async fn node() -> Node {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::new(Arc::new(RealDisk));
-    let broker = Broker::start_on(Arc::new(config(dir.path())), Arc::new(disk.clone())).await.unwrap();
+    let broker = Core::start_on(Arc::new(config(dir.path())), Arc::new(disk.clone())).await.unwrap();
     for i in 0..10 {
         put(&broker, format!("kept {i}")).await.unwrap();
     }
@@ -27,7 +28,7 @@ async fn node() -> Node {
 
 impl Node {
     /// The first error that is not the open outcome of the append that met the fault.
-    async fn refused(&self) -> BrokerError {
+    async fn refused(&self) -> ApiError {
         loop {
             match put(&self.broker, "refused").await {
                 Ok(_) => {}
@@ -126,7 +127,7 @@ async fn a_read_only_directory_is_refused_at_start() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::new(Arc::new(RealDisk));
     disk.add(FaultRule::new(Operation::Change, Fault::READ_ONLY));
-    let Err(error) = Broker::start_on(Arc::new(config(dir.path())), Arc::new(disk)).await else {
+    let Err(error) = Core::start_on(Arc::new(config(dir.path())), Arc::new(disk)).await else {
         panic!("a read-only directory cannot be served")
     };
     assert!(error.message.contains("read-only"), "{error}");
@@ -134,7 +135,7 @@ async fn a_read_only_directory_is_refused_at_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_bit_in_a_sealed_segment_is_reported_and_never_served() {
-    use chronicle_node::broker::SettingsChange;
+    use chronicle_node::model::SettingsChange;
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
@@ -194,15 +195,15 @@ async fn a_partition_whose_very_first_write_failed_opens_when_the_disk_heals() {
         let (topic, _) = node.broker.describe_topic("new").await.unwrap();
         node.disk.add(FaultRule::new(operation, Fault::IO_ERROR).path(topic.id.to_string()).when(Trigger::Nth(nth)));
         let append = || Produce { target: target("new"), ..append(vec![record("x")]) };
-        let _ = node.broker.produce(append()).await;
+        let _ = node.broker.produce(append(), Route::Local).await;
         assert!(node.disk.fired() > 0, "{operation:?} {nth}");
-        while node.broker.produce(append()).await.is_err() {
+        while node.broker.produce(append(), Route::Local).await.is_err() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         // And once more after a restart of the whole node.
         node.broker.shutdown().await;
-        let broker = Broker::start(Arc::new(config(node._dir.path()))).await.unwrap();
-        broker.produce(append()).await.unwrap();
+        let broker = Core::start(Arc::new(config(node._dir.path()))).await.unwrap();
+        broker.produce(append(), Route::Local).await.unwrap();
         broker.shutdown().await;
     }
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chronicle_client::{Client, GroupConfig, GroupConsumer, GroupStart, Partition, v1};
-use chronicle_node::broker::Broker;
 use chronicle_node::config::Config;
 use chronicle_node::groups::{Commit, CommittedOffset, Groups, Heartbeat, Membership, Partitions};
+use chronicle_node::runtime;
 use serving::Node;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -312,11 +312,12 @@ async fn a_group_that_starts_at_the_end_reads_only_what_comes_then() {
     node.stop().await;
 }
 
-async fn open(dir: &Path) -> (Broker, Groups) {
+async fn open(dir: &Path) -> (runtime::Node, Groups) {
     let mut config = Config::default();
     config.node.data_dir = dir.to_path_buf();
-    let broker = Broker::start(Arc::new(config)).await.unwrap();
-    (broker.clone(), Groups::start(broker))
+    let node = runtime::Node::start(Arc::new(config)).await.unwrap();
+    let groups = Groups::start(node.broker().clone());
+    (node, groups)
 }
 
 fn commit_of(offset: i64) -> Commit {
@@ -328,12 +329,12 @@ fn commit_of(offset: i64) -> Commit {
 async fn offsets_survive_a_restart_and_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let (broker, groups) = open(&data).await;
+    let (node, groups) = open(&data).await;
     groups.commit(commit_of(1)).await.unwrap();
     groups.commit(commit_of(5)).await.unwrap();
     groups.shutdown().await;
-    broker.shutdown().await;
-    let (broker, groups) = open(&data).await;
+    node.shutdown().await;
+    let (node, groups) = open(&data).await;
     let offsets = groups.offsets("g", &Partitions::new()).await.unwrap();
     assert_eq!((offsets.len(), offsets[0].offset, offsets[0].metadata.as_str()), (1, 5, "at 5"));
     groups.commit(commit_of(8)).await.unwrap();
@@ -342,17 +343,17 @@ async fn offsets_survive_a_restart_and_a_kill() {
     copy_dir(&data, &copy);
     let (survivor, after) = open(&copy).await;
     assert_eq!(after.offsets("g", &Partitions::new()).await.unwrap()[0].offset, 8);
-    for (groups, broker) in [(groups, broker), (after, survivor)] {
+    for (groups, node) in [(groups, node), (after, survivor)] {
         groups.shutdown().await;
-        broker.shutdown().await;
+        node.shutdown().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_keep_what_they_have_when_the_coordinator_starts_again() {
     let dir = tempfile::tempdir().unwrap();
-    let (broker, groups) = open(dir.path()).await;
-    broker.alter_topic("default", 4, Default::default()).await.unwrap();
+    let (node, groups) = open(dir.path()).await;
+    node.broker().alter_topic("default", 4, Default::default()).await.unwrap();
     let join = Heartbeat { group: "g".into(), topics: vec!["default".into()], ..Heartbeat::default() };
     let beat = |member: &Membership| Heartbeat {
         member_id: member.member_id.clone(),
@@ -368,9 +369,9 @@ async fn members_keep_what_they_have_when_the_coordinator_starts_again() {
     }
     assert_eq!((first.assigned["default"].len(), second.assigned["default"].len()), (2, 2));
     groups.shutdown().await;
-    broker.shutdown().await;
+    node.shutdown().await;
 
-    let (broker, groups) = open(dir.path()).await;
+    let (node, groups) = open(dir.path()).await;
     // Whoever is new gets nothing before everybody was heard.
     let third = groups.heartbeat(join.clone()).await.unwrap();
     assert!(third.assigned.is_empty());
@@ -385,7 +386,7 @@ async fn members_keep_what_they_have_when_the_coordinator_starts_again() {
     assert!(last.assigned["default"].iter().all(|partition| second.assigned["default"].contains(partition)));
     assert_eq!(groups.describe("g").await.unwrap().members.len(), 3);
     groups.shutdown().await;
-    broker.shutdown().await;
+    node.shutdown().await;
 }
 
 fn copy_dir(from: &Path, to: &Path) {

@@ -270,13 +270,13 @@ async fn a_client_that_never_finishes_its_header_is_closed() {
     })
     .await;
     for begin in ["", "P", "POST / HTTP/1.1\r\nhost: x\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
-        let mut socket = chronicle_node::listeners::net::connect(node.address).await.unwrap();
+        let mut socket = chronicle_node::host::net::connect(node.address).await.unwrap();
         socket.write_all(begin.as_bytes()).await.unwrap();
         let mut rest = Vec::new();
         // Ends only when the node closes.
         let _ = socket.read_to_end(&mut rest).await;
     }
-    let mut socket = chronicle_node::listeners::net::connect(node.address).await.unwrap();
+    let mut socket = chronicle_node::host::net::connect(node.address).await.unwrap();
     socket.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab").await.unwrap();
     let mut rest = vec![0; 4096];
     let n = socket.read(&mut rest).await.unwrap();
@@ -300,7 +300,7 @@ async fn a_client_that_takes_nothing_of_its_answer_is_closed_and_what_it_held_is
         assert_eq!(answer(http.post(node.url("/")).body(vec![7; 1 << 20])).await.0, 200);
     }
     drop(http);
-    let mut socket = chronicle_node::listeners::net::connect(node.address).await.unwrap();
+    let mut socket = chronicle_node::host::net::connect(node.address).await.unwrap();
     let request = format!("GET {RECORDS}?max_bytes=33554432 HTTP/1.1\r\nhost: x\r\n\r\n");
     socket.write_all(request.as_bytes()).await.unwrap();
     node.reaches("chronicle_slow_readers_total", 1.0).await;
@@ -338,9 +338,12 @@ async fn a_taken_port_is_named() {
     let mut config = chronicle_node::config::Config::default();
     config.node.data_dir = directory.path().join("data");
     config.listeners.data = taken;
-    let broker = chronicle_node::broker::Broker::start(std::sync::Arc::new(config)).await.unwrap();
-    let error = chronicle_node::listeners::Server::bind(broker.clone(), Default::default()).await.err().unwrap();
+    let core = chronicle_node::runtime::Node::start(std::sync::Arc::new(config)).await.unwrap();
+    let services = core.services(Default::default());
+    let groups = services.groups.clone();
+    let error = chronicle_node::listeners::Server::bind(services).await.err().unwrap();
     assert!(error.to_string().starts_with(&format!("listeners.data: {taken}: cannot listen: ")), "{error}");
-    broker.shutdown().await;
+    groups.shutdown().await;
+    core.shutdown().await;
     node.stop().await;
 }

@@ -4,7 +4,7 @@ mod serving;
 
 use std::net::SocketAddr;
 
-use chronicle_node::ops::{OpsServer, Probe};
+use chronicle_node::listeners::{OpsServer, Probe};
 use chronicle_node::telemetry::Metrics;
 use reqwest::Client;
 use serving::Node;
@@ -44,7 +44,7 @@ async fn metrics_are_served_as_text_and_nothing_else_is() {
     let node = Node::start().await;
     let probe = Probe::new();
     probe.attach(node.broker.clone());
-    chronicle_node::telemetry::collect_node(&node.metrics, &node.broker);
+    chronicle_node::runtime::collect_node(&node.metrics, &node.core);
     let server = OpsServer::bind(ANY, probe, node.metrics.clone()).await.unwrap();
     let (address, shutdown) = (server.local_addr(), CancellationToken::new());
     let serving = tokio::spawn(server.serve(shutdown.clone()));

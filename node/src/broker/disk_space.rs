@@ -6,8 +6,8 @@ use std::time::Duration;
 use chronicle_log::Store;
 use tokio::time::Instant;
 
-use super::{BrokerError, Reason};
 use crate::config::Live;
+use crate::model::{ApiError, Reason};
 
 /// How long one look at the volume is good for. A volume fills by at most a few GB/s, so that the reserve (64 MiB) and
 /// the bound on unflushed bytes leave room for what is accepted in between.
@@ -38,7 +38,7 @@ impl DiskSpace {
     }
 
     /// Refuses while fewer than the reserve (`storage.reserve-bytes`) are free.
-    pub(super) fn check(&self, store: &Store) -> Result<(), BrokerError> {
+    pub(super) fn check(&self, store: &Store) -> Result<(), ApiError> {
         let now = self.start.elapsed().as_micros() as u64 + 1;
         let checked = self.checked_us.load(Ordering::Relaxed);
         if checked == 0 || now.saturating_sub(checked) > FRESH.as_micros() as u64 {
@@ -59,7 +59,7 @@ impl DiskSpace {
             return Ok(());
         }
         let (free, reserve_bytes) = (self.free_bytes.load(Ordering::Relaxed), self.reserve_bytes());
-        Err(BrokerError::new(
+        Err(ApiError::new(
             Reason::DiskFull,
             format!("free space: {free} bytes are left, storage.reserve-bytes keeps {reserve_bytes}"),
         )

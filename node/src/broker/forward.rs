@@ -18,11 +18,13 @@ use chronicle_proto::internal::forward_response::Answer;
 use chronicle_proto::internal::forwarded_append::Expectation as Expected;
 use chronicle_proto::internal::forwarded_read::From;
 
-use super::{
-    Broker, BrokerError, Expectation, Fetch, Fetched, Offsets, Payload, Position, Produce, Produced, Reason,
-    TopicPartition,
+use super::append::Admitted;
+use super::{Broker, Route};
+use crate::metadata::NodeState;
+use crate::model::{
+    ApiError, Expectation, Fetch, Fetched, Offsets, PartitionError, Payload, Position, Produce, Produced, Reason,
+    Topic, TopicPartition,
 };
-use crate::controller::NodeState;
 use crate::peers::{ForwardError, READ_BYTES_MAX};
 
 /// Longest wait for the answer to a forwarded append.
@@ -31,17 +33,15 @@ const APPEND_PATIENCE: Duration = Duration::from_secs(30);
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Broker {
-    /// As [`Broker::produce`], on the node that leads the partition.
-    ///
-    /// # Errors
-    /// As [`Broker::produce`]; [`Reason::NotLeader`] when the leader that is known cannot be reached;
-    /// [`Reason::OutcomeUnknown`] when it does not answer.
-    pub async fn produce_anywhere(&self, request: Produce) -> Result<Produced, BrokerError> {
-        let append = self.admit(request).await?;
-        let Err(not_here) = self.lead(&append.topic, append.target.partition).await else {
-            return self.queue(append).await?.wait().await;
-        };
-        let Some(leader) = self.leader_named(&not_here) else { return Err(not_here) };
+    /// Appends on the node that leads the partition. `not_here`: why this one does not.
+    pub(super) async fn forward_append(
+        &self,
+        append: Admitted,
+        not_here: PartitionError,
+    ) -> Result<Produced, ApiError> {
+        let leader = self.reachable_leader(&not_here);
+        let not_here = self.api_error(not_here);
+        let Some(leader) = leader else { return Err(not_here) };
         let expectation = append.expectation.map(|expectation| match expectation {
             Expectation::NextOffset(offset) => Expected::NextOffset(offset),
             Expectation::KeyVersion { key, version } => {
@@ -56,40 +56,37 @@ impl Broker {
                 duplicate: answer.duplicate,
             }),
             Ok(Answer::Refused(refusal)) => Err(refusal_in(refusal)),
-            Ok(_) => Err(BrokerError::unknown(&unexpected())),
+            Ok(_) => Err(ApiError::unknown(&unexpected())),
             Err(ForwardError::NotSent(why)) => {
                 tracing::debug!(leader, why, "an append is not forwarded");
                 Err(not_here)
             }
             Err(ForwardError::Busy) => Err(busy(ForwardError::Busy)),
-            Err(lost @ ForwardError::NoAnswer(_)) => Err(BrokerError::unknown(&unavailable(&lost))),
+            Err(lost @ ForwardError::NoAnswer(_)) => Err(ApiError::unknown(&unavailable(&lost))),
         }
     }
 
-    /// As [`Broker::fetch`]; what this node does not have, or cannot tell, the leader of the partition is asked for: an answer
-    /// from there has at most 256 KiB, about.
-    ///
-    /// # Errors
-    /// As [`Broker::fetch`]; [`Reason::Unavailable`] when the leader does not answer.
-    pub async fn fetch_anywhere(&self, mut request: Fetch) -> Result<Fetched, BrokerError> {
-        let here = match self.fetch(request.clone()).await {
-            Ok(fetched) => return Ok(fetched),
-            Err(error) => error,
-        };
-        let leader = match here.reason {
-            Reason::NotLeader => self.leader_named(&here),
-            Reason::OffsetOutOfRange if beyond_end(request.from, &here) => {
-                // Where the log ends only the leader knows: this replica may be behind.
-                let topic = self.topic(&request.target).await?;
-                match self.lead(&topic, request.target.partition).await {
-                    // It was not leading a moment ago.
-                    Ok(_) => return self.fetch(request).await,
-                    Err(error) => self.leader_named(&error),
+    /// Reads from the leader of the partition what only that one can tell. `here`: why this node has not got it.
+    pub(super) async fn fetch_from_leader(
+        &self,
+        topic: Topic,
+        mut request: Fetch,
+        here: PartitionError,
+    ) -> Result<Fetched, ApiError> {
+        let leader = if is_at_end(request.from, &here) {
+            // Where the log ends only the leader knows: this replica may be behind.
+            match self.inner.replicas.lead(&topic, request.target.partition).await {
+                // It was not leading a moment ago.
+                Ok(_) => {
+                    let again = self.fetch_here(&topic, &request).await;
+                    return again.map_err(|error| self.api_error(error));
                 }
+                Err(error) => self.reachable_leader(&error),
             }
-            _ => None,
+        } else {
+            self.reachable_leader(&here)
         };
-        let Some(leader) = leader else { return Err(here) };
+        let Some(leader) = leader else { return Err(self.api_error(here)) };
         request.max_wait = request.max_wait.min(Duration::from_millis(self.config().limits.wait_ms_max));
         let ask = Ask::Read(proto::ForwardedRead {
             from: Some(match request.from {
@@ -115,20 +112,14 @@ impl Broker {
         }
     }
 
-    /// As [`Broker::offsets`], from the leader of the partition.
-    ///
-    /// # Errors
-    /// As [`Broker::offsets`]; [`Reason::Unavailable`] when the leader does not answer.
-    pub async fn offsets_anywhere(
+    /// Offsets as the leader of the partition knows them. `here`: why this node does not.
+    pub(super) async fn offsets_from_leader(
         &self,
         target: &TopicPartition,
         time_ms: Option<i64>,
-    ) -> Result<Offsets, BrokerError> {
-        let here = match self.offsets(target, time_ms).await {
-            Ok(offsets) => return Ok(offsets),
-            Err(error) => error,
-        };
-        let Some(leader) = self.leader_named(&here) else { return Err(here) };
+        here: PartitionError,
+    ) -> Result<Offsets, ApiError> {
+        let Some(leader) = self.reachable_leader(&here) else { return Err(self.api_error(here)) };
         let ask = Ask::Offsets(proto::ForwardedOffsets { timestamp_ms: time_ms });
         match self.forward(leader, target.clone(), ask, READ_PATIENCE).await {
             Ok(Answer::Offsets(answer)) => Ok(Offsets {
@@ -142,20 +133,22 @@ impl Broker {
         }
     }
 
-    /// The live node whose address a [`Reason::NotLeader`] names.
-    fn leader_named(&self, error: &BrokerError) -> Option<u64> {
-        if error.reason != Reason::NotLeader {
-            return None;
+    /// The other node that leads, if it is alive.
+    fn reachable_leader(&self, error: &PartitionError) -> Option<u64> {
+        match error {
+            PartitionError::NotLeader { leader } => self.reachable(*leader),
+            _ => None,
         }
-        let address = error.value("leader")?;
-        let env = &self.inner.env;
-        let state = env.state();
-        let mut nodes = state.nodes.values().filter(|node| node.state != NodeState::Removed);
-        let leader = nodes.find(|node| node.address == address)?.id;
-        (leader != env.node() && env.alive(leader)).then_some(leader)
     }
 
-    /// Asks `leader`, and once more whoever that one says leads instead.
+    fn reachable(&self, leader: u64) -> Option<u64> {
+        let cluster = &self.inner.cluster;
+        let state = cluster.state();
+        let member = state.nodes.get(&leader).is_some_and(|node| node.state != NodeState::Removed);
+        (member && leader != cluster.node() && cluster.alive(leader)).then_some(leader)
+    }
+
+    /// Asks `leader`, and once more the node that leads instead, as the first one says.
     async fn forward(
         &self,
         leader: u64,
@@ -163,23 +156,23 @@ impl Broker {
         ask: Ask,
         patience: Duration,
     ) -> Result<Answer, ForwardError> {
-        let peers = &self.inner.env.peers;
+        let peers = &self.inner.cluster.peers;
         let request = proto::ForwardRequest { topic: target.topic, partition: target.partition, ask: Some(ask) };
         let answer = answered(peers.forward(leader, request.clone(), patience).await?)?;
         let Answer::Refused(refusal) = answer else { return Ok(answer) };
-        match self.leader_named(&refusal_in(refusal.clone())).filter(|other| *other != leader) {
+        match self.reachable(refusal.leader).filter(|other| *other != leader) {
             Some(other) => answered(peers.forward(other, request, patience).await?),
             None => Ok(Answer::Refused(refusal)),
         }
     }
 
     /// Answers what another node forwards. Never forwards.
-    pub(super) async fn answer_forwarded(&self, request: proto::ForwardRequest) -> proto::ForwardResponse {
+    pub(crate) async fn answer_forwarded(&self, request: proto::ForwardRequest) -> proto::ForwardResponse {
         let target = TopicPartition { topic: request.topic, partition: request.partition };
         let answer = match request.ask {
             Some(Ask::Append(append)) => self.append_forwarded(target, append).await,
             Some(Ask::Read(read)) => self.read_forwarded(target, read).await,
-            Some(Ask::Offsets(ask)) => self.offsets(&target, ask.timestamp_ms).await.map(|offsets| {
+            Some(Ask::Offsets(ask)) => self.offsets(&target, ask.timestamp_ms, Route::Local).await.map(|offsets| {
                 let at = |(offset, timestamp_ms)| proto::ForwardedRecordTime { offset, timestamp_ms };
                 Answer::Offsets(proto::ForwardedOffsetsAnswer {
                     earliest: offsets.earliest,
@@ -187,7 +180,7 @@ impl Broker {
                     at_timestamp: offsets.at_timestamp.map(at),
                 })
             }),
-            None => Err(BrokerError::invalid("ask", "missing", "must be one that this version knows")),
+            None => Err(ApiError::invalid("ask", "missing", "must be one that this version knows")),
         };
         let answer = answer.unwrap_or_else(|error| Answer::Refused(refusal_out(error)));
         proto::ForwardResponse { answer: Some(answer) }
@@ -197,14 +190,14 @@ impl Broker {
         &self,
         target: TopicPartition,
         append: proto::ForwardedAppend,
-    ) -> Result<Answer, BrokerError> {
+    ) -> Result<Answer, ApiError> {
         let expectation = append.expectation.map(|expected| match expected {
             Expected::NextOffset(offset) => Expectation::NextOffset(offset),
             Expected::KeyVersion(of) => Expectation::KeyVersion { key: of.key, version: of.version },
         });
         // Its producer is in the batch, and everything is checked as if a client had sent it here.
         let request = Produce { target, payload: Payload::Batch(append.batch), producer: None, expectation };
-        let produced = self.produce(request).await?;
+        let produced = self.produce(request, Route::Local).await?;
         Ok(Answer::Append(proto::ForwardedAppendAnswer {
             base_offset: produced.base_offset,
             record_count: produced.record_count,
@@ -212,20 +205,21 @@ impl Broker {
         }))
     }
 
-    async fn read_forwarded(&self, target: TopicPartition, read: proto::ForwardedRead) -> Result<Answer, BrokerError> {
+    async fn read_forwarded(&self, target: TopicPartition, read: proto::ForwardedRead) -> Result<Answer, ApiError> {
         let from = match read.from {
             Some(From::Offset(offset)) => Position::Offset(offset),
             Some(From::TimestampMs(time_ms)) => Position::Timestamp(time_ms),
             Some(From::Earliest(_)) => Position::Earliest,
             Some(From::Latest(_)) => Position::Latest,
-            None => return Err(BrokerError::invalid("read.from", "missing", "must be one that this version knows")),
+            None => return Err(ApiError::invalid("read.from", "missing", "must be one that this version knows")),
         };
         let max_bytes = usize::try_from(read.max_bytes).unwrap_or(usize::MAX).clamp(1, READ_BYTES_MAX);
         let request = Fetch { target, from, max_bytes, max_wait: Duration::from_millis(read.max_wait_ms) };
         // Another replica may be behind; what is missing there would be denied.
         let topic = self.topic(&request.target).await?;
-        self.lead(&topic, request.target.partition).await?.read_index().await?;
-        let fetched = self.fetch(request).await?;
+        let partition = self.led_partition(&topic, request.target.partition).await?;
+        partition.read_index().await.map_err(|error| self.api_error(error))?;
+        let fetched = self.fetch(request, Route::Local).await?;
         Ok(Answer::Read(proto::ForwardedReadAnswer {
             batches: fetched.batches,
             start_offset: fetched.start_offset,
@@ -237,11 +231,11 @@ impl Broker {
 }
 
 /// Whether a read that was out of range asked for what lies at the end of the replica, or behind it.
-fn beyond_end(from: Position, error: &BrokerError) -> bool {
-    let next = error.value("next").and_then(|next| next.parse::<i64>().ok());
-    match (from, next) {
-        (Position::Offset(offset), Some(next)) => offset >= next,
-        (_, next) => next.is_some(),
+fn is_at_end(from: Position, error: &PartitionError) -> bool {
+    match (from, error) {
+        (Position::Offset(offset), PartitionError::OutOfRange { next, .. }) => offset >= *next,
+        (_, PartitionError::OutOfRange { .. }) => true,
+        _ => false,
     }
 }
 
@@ -249,24 +243,25 @@ fn answered(response: proto::ForwardResponse) -> Result<Answer, ForwardError> {
     response.answer.ok_or_else(|| ForwardError::NoAnswer("it is one that this version does not know".into()))
 }
 
-fn unexpected() -> BrokerError {
-    BrokerError::new(Reason::Internal, "a forwarded request: the answer is not one to what was asked")
+fn unexpected() -> ApiError {
+    ApiError::new(Reason::Internal, "a forwarded request: the answer is not one to what was asked")
 }
 
-fn unavailable(error: &ForwardError) -> BrokerError {
-    BrokerError::new(Reason::Unavailable, error.to_string())
+fn unavailable(error: &ForwardError) -> ApiError {
+    ApiError::new(Reason::Unavailable, error.to_string())
 }
 
 /// Nothing was changed: the same request may succeed later.
-fn busy(error: ForwardError) -> BrokerError {
+fn busy(error: ForwardError) -> ApiError {
     match error {
-        ForwardError::Busy => BrokerError::new(Reason::Overloaded, error.to_string()),
+        ForwardError::Busy => ApiError::new(Reason::Overloaded, error.to_string()),
         ForwardError::NotSent(_) | ForwardError::NoAnswer(_) => unavailable(&error),
     }
 }
 
-fn refusal_out(error: BrokerError) -> proto::ForwardedRefusal {
+fn refusal_out(error: ApiError) -> proto::ForwardedRefusal {
     proto::ForwardedRefusal {
+        leader: error.leader.unwrap_or(0),
         reason: error.reason.as_str().into(),
         message: error.message,
         metadata: error.metadata.into_iter().map(|(name, value)| (name.into_owned(), value)).collect(),
@@ -274,11 +269,12 @@ fn refusal_out(error: BrokerError) -> proto::ForwardedRefusal {
 }
 
 /// A reason that this version does not know leaves open what has happened.
-fn refusal_in(refusal: proto::ForwardedRefusal) -> BrokerError {
+fn refusal_in(refusal: proto::ForwardedRefusal) -> ApiError {
     let reason = Reason::ALL.iter().copied().find(|reason| reason.as_str() == refusal.reason);
     let mut metadata: Vec<_> = refusal.metadata.into_iter().map(|(name, value)| (name.into(), value)).collect();
     metadata.sort();
-    BrokerError { reason: reason.unwrap_or(Reason::OutcomeUnknown), message: refusal.message, metadata }
+    let leader = (refusal.leader != 0).then_some(refusal.leader);
+    ApiError { reason: reason.unwrap_or(Reason::OutcomeUnknown), message: refusal.message, metadata, leader }
 }
 
 #[cfg(test)]
@@ -288,7 +284,8 @@ mod tests {
     #[test]
     fn every_refusal_arrives_as_it_was_made() {
         for reason in Reason::ALL {
-            let error = BrokerError::new(*reason, "why").with("earliest", 3).with("next", 9);
+            let mut error = ApiError::new(*reason, "why").with("earliest", 3).with("next", 9);
+            error.leader = (*reason == Reason::NotLeader).then_some(7);
             assert_eq!(refusal_in(refusal_out(error.clone())), error);
         }
         let newer = proto::ForwardedRefusal { reason: "NEVER_HEARD_OF".into(), ..Default::default() };
@@ -297,11 +294,11 @@ mod tests {
 
     #[test]
     fn only_what_lies_at_the_end_or_behind_it_is_the_leaders_to_deny() {
-        let error = crate::partition::out_of_range(5, 3, 5);
-        assert!(beyond_end(Position::Offset(5), &error));
-        assert!(beyond_end(Position::Offset(6), &error));
-        assert!(!beyond_end(Position::Offset(2), &error), "retention has deleted it here as there");
-        assert!(beyond_end(Position::Timestamp(1), &error));
-        assert!(!beyond_end(Position::Earliest, &BrokerError::new(Reason::OffsetOutOfRange, "no range")));
+        let error = PartitionError::OutOfRange { offset: 5, earliest: 3, next: 5 };
+        assert!(is_at_end(Position::Offset(5), &error));
+        assert!(is_at_end(Position::Offset(6), &error));
+        assert!(!is_at_end(Position::Offset(2), &error), "retention has deleted it here as there");
+        assert!(is_at_end(Position::Timestamp(1), &error));
+        assert!(!is_at_end(Position::Earliest, &PartitionError::NoLeader));
     }
 }

@@ -3,33 +3,24 @@
 use bytes::{Bytes, BytesMut};
 use chronicle_records::{BatchBuilder, BatchError, BatchHeader, Compression, Limits};
 
-use super::{
-    BrokerError, Expectation, NewRecord, NewTopic, Payload, ProducerIdentity, Reason, SettingsChange, Topic,
-    TopicSettings,
-};
 use crate::config::LimitsConfig;
+use crate::model::{
+    ApiError, Expectation, NewRecord, NewTopic, Payload, ProducerIdentity, Reason, SettingsChange, Topic,
+    TopicSettings, is_topic_name,
+};
 
-const TOPIC_NAME_MAX: usize = 249;
 const PARTITIONS_MAX: i32 = 10_000;
 const SEGMENT_BYTES_MIN: i64 = 64 << 10;
 const SEGMENT_BYTES_MAX: i64 = 4 << 30;
 const MESSAGE_BYTES_MIN: i32 = 1024;
 
-/// Whether this is a topic name: 1 to 249 characters of `a-z A-Z 0-9 . _ -`, neither `.` nor `..` (Kafka's rule).
-pub(crate) fn is_topic_name(name: &str) -> bool {
-    (1..=TOPIC_NAME_MAX).contains(&name.len())
-        && name != "."
-        && name != ".."
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-}
-
 /// The name of a new topic.
-pub(super) fn topic_name(name: &str) -> Result<(), BrokerError> {
+pub(super) fn topic_name(name: &str) -> Result<(), ApiError> {
     if is_topic_name(name) {
         return Ok(());
     }
     let shown: String = name.chars().take(64).collect();
-    Err(BrokerError::invalid(
+    Err(ApiError::invalid(
         "name",
         format!("{shown:?}"),
         "a topic name has 1 to 249 characters of a-z A-Z 0-9 . _ - and is neither . nor ..",
@@ -37,39 +28,35 @@ pub(super) fn topic_name(name: &str) -> Result<(), BrokerError> {
 }
 
 /// Refuses what only the node itself does: names that begin with `__` are those of its own topics, which everybody may read.
-pub(super) fn not_internal(field: &str, name: &str) -> Result<(), BrokerError> {
+pub(super) fn not_internal(field: &str, name: &str) -> Result<(), ApiError> {
     if !name.starts_with("__") {
         return Ok(());
     }
     let shown: String = name.chars().take(64).collect();
-    Err(BrokerError::invalid(
-        field,
-        format!("{shown:?}"),
-        "names that begin with __ are internal: they can only be read",
-    ))
+    Err(ApiError::invalid(field, format!("{shown:?}"), "names that begin with __ are internal: they can only be read"))
 }
 
 /// Most replicas of a partition.
 const REPLICATION_MAX: i32 = 7;
 
 /// Partition count and replication factor of a new topic; no partition count is one, no factor leaves it to the cluster.
-pub(super) fn topic_shape(topic: &NewTopic) -> Result<(i32, i32), BrokerError> {
+pub(super) fn topic_shape(topic: &NewTopic) -> Result<(i32, i32), ApiError> {
     let partitions = if topic.partitions == 0 { 1 } else { topic.partitions };
     partition_count(partitions)?;
     let replication = topic.replication_factor;
     if !(0..=REPLICATION_MAX).contains(&replication) {
         let rule = format!("must be from 1 up to {REPLICATION_MAX}, or 0 for the cluster's default");
-        return Err(BrokerError::invalid("replication_factor", replication, &rule));
+        return Err(ApiError::invalid("replication_factor", replication, &rule));
     }
     Ok((partitions, replication))
 }
 
 /// The number of partitions of a topic.
-pub(super) fn partition_count(partitions: i32) -> Result<(), BrokerError> {
+pub(super) fn partition_count(partitions: i32) -> Result<(), ApiError> {
     if (1..=PARTITIONS_MAX).contains(&partitions) {
         return Ok(());
     }
-    Err(BrokerError::invalid("partitions", partitions, &format!("must be from 1 to {PARTITIONS_MAX}")))
+    Err(ApiError::invalid("partitions", partitions, &format!("must be from 1 to {PARTITIONS_MAX}")))
 }
 
 /// Settings with a change made to them.
@@ -77,7 +64,7 @@ pub(super) fn settings(
     mut settings: TopicSettings,
     change: &SettingsChange,
     limits: &LimitsConfig,
-) -> Result<TopicSettings, BrokerError> {
+) -> Result<TopicSettings, ApiError> {
     if let Some(bytes) = change.retention_bytes {
         at_least("retention_bytes", bytes, -1)?;
         settings.retention_bytes = bytes;
@@ -89,7 +76,7 @@ pub(super) fn settings(
     if let Some(bytes) = change.segment_bytes {
         if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) {
             let rule = format!("must be from {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}");
-            return Err(BrokerError::invalid("segment_bytes", bytes, &rule));
+            return Err(ApiError::invalid("segment_bytes", bytes, &rule));
         }
         settings.segment_bytes = bytes;
     }
@@ -97,7 +84,7 @@ pub(super) fn settings(
         let max = i32::try_from(limits.request_bytes_max).unwrap_or(i32::MAX);
         if !(MESSAGE_BYTES_MIN..=max).contains(&bytes) {
             let rule = format!("must be from {MESSAGE_BYTES_MIN} to {max} (limits.request-bytes-max)");
-            return Err(BrokerError::invalid("max_message_bytes", bytes, &rule));
+            return Err(ApiError::invalid("max_message_bytes", bytes, &rule));
         }
         settings.max_message_bytes = bytes;
     }
@@ -111,26 +98,26 @@ pub(super) fn settings(
     Ok(settings)
 }
 
-fn at_least(field: &str, value: i64, least: i64) -> Result<(), BrokerError> {
+fn at_least(field: &str, value: i64, least: i64) -> Result<(), ApiError> {
     if value >= least {
         return Ok(());
     }
-    Err(BrokerError::invalid(field, value, &format!("must be at least {least}")))
+    Err(ApiError::invalid(field, value, &format!("must be at least {least}")))
 }
 
 /// The partition number of a topic.
-pub(super) fn partition(topic: &Topic, partition: i32) -> Result<(), BrokerError> {
+pub(super) fn partition(topic: &Topic, partition: i32) -> Result<(), ApiError> {
     if (0..topic.partitions).contains(&partition) {
         return Ok(());
     }
-    Err(BrokerError::new(
+    Err(ApiError::new(
         Reason::UnknownPartition,
         format!("partition: {partition}: topic {} has partitions 0 to {}", topic.name, topic.partitions - 1),
     ))
 }
 
 /// The expectation's fields.
-pub(super) fn expectation(expectation: &Expectation) -> Result<(), BrokerError> {
+pub(super) fn expectation(expectation: &Expectation) -> Result<(), ApiError> {
     match expectation {
         Expectation::NextOffset(offset) => at_least("expectation.next_offset", *offset, 0),
         Expectation::KeyVersion { version, .. } => at_least("expectation.key_version.version", *version, -1),
@@ -144,7 +131,7 @@ pub(super) fn batch(
     topic: &Topic,
     limits: &LimitsConfig,
     now_ms: i64,
-) -> Result<(BytesMut, BatchHeader), BrokerError> {
+) -> Result<(BytesMut, BatchHeader), ApiError> {
     let max_batch_bytes = topic.settings.max_message_bytes as usize;
     match payload {
         Payload::Records { records, compression } => {
@@ -154,7 +141,7 @@ pub(super) fn batch(
         }
         Payload::Batch(bytes) => {
             if producer.is_some() {
-                return Err(BrokerError::invalid(
+                return Err(ApiError::invalid(
                     "producer",
                     "given",
                     "with `batch`, the producer fields of the batch itself are used",
@@ -175,12 +162,12 @@ pub(super) fn batch(
 }
 
 /// Rules for batches that producers built themselves, beyond their structure.
-fn raw_batch(header: &BatchHeader) -> Result<(), BrokerError> {
+fn raw_batch(header: &BatchHeader) -> Result<(), ApiError> {
     if header.is_control {
-        return Err(BrokerError::invalid("batch.attributes", "control batch", "only the log writes control batches"));
+        return Err(ApiError::invalid("batch.attributes", "control batch", "only the log writes control batches"));
     }
     if header.is_transactional {
-        return Err(BrokerError::invalid(
+        return Err(ApiError::invalid(
             "batch.attributes",
             "transactional batch",
             "transactions are not supported by this version",
@@ -193,11 +180,11 @@ fn raw_batch(header: &BatchHeader) -> Result<(), BrokerError> {
 }
 
 /// The fields of an idempotent producer. Returns the epoch in its stored width.
-pub(crate) fn producer(producer_id: i64, epoch: i32, sequence: i32) -> Result<i16, BrokerError> {
+pub(crate) fn producer(producer_id: i64, epoch: i32, sequence: i32) -> Result<i16, ApiError> {
     at_least("producer.producer_id", producer_id, 0)?;
     at_least("producer.sequence", i64::from(sequence), 0)?;
     let narrow = i16::try_from(epoch).ok().filter(|epoch| *epoch >= 0);
-    narrow.ok_or_else(|| BrokerError::invalid("producer.epoch", epoch, "must be from 0 to 32767"))
+    narrow.ok_or_else(|| ApiError::invalid("producer.epoch", epoch, "must be from 0 to 32767"))
 }
 
 fn encode(
@@ -207,13 +194,13 @@ fn encode(
     max_batch_bytes: usize,
     limits: &LimitsConfig,
     now_ms: i64,
-) -> Result<BytesMut, BrokerError> {
+) -> Result<BytesMut, ApiError> {
     if records.is_empty() {
-        return Err(BrokerError::invalid("records", "empty", "a request has at least one record"));
+        return Err(ApiError::invalid("records", "empty", "a request has at least one record"));
     }
     if records.len() > limits.batch_records_max {
         let rule = format!("a request has at most {} (limits.batch-records-max)", limits.batch_records_max);
-        return Err(BrokerError::invalid("records", records.len(), &rule));
+        return Err(ApiError::invalid("records", records.len(), &rule));
     }
     let size = records.iter().map(record_bytes).sum::<usize>();
     if size > limits.decompressed_bytes_max {
@@ -227,7 +214,7 @@ fn encode(
     for (index, record) in records.iter().enumerate() {
         let timestamp = record.timestamp_ms.unwrap_or(now_ms);
         if timestamp < 0 {
-            return Err(BrokerError::invalid(
+            return Err(ApiError::invalid(
                 &format!("records[{index}].timestamp_ms"),
                 timestamp,
                 "must be milliseconds since the Unix epoch, not before it",
@@ -250,20 +237,20 @@ fn record_bytes(record: &NewRecord) -> usize {
     record.key.as_ref().map_or(0, Bytes::len) + record.value.as_ref().map_or(0, Bytes::len) + headers + 40
 }
 
-fn too_large(bytes: usize, limit: usize, what: &str) -> BrokerError {
-    BrokerError::new(Reason::RecordTooLarge, format!("batch: {bytes} bytes are more than {what} ({limit})"))
+fn too_large(bytes: usize, limit: usize, what: &str) -> ApiError {
+    ApiError::new(Reason::RecordTooLarge, format!("batch: {bytes} bytes are more than {what} ({limit})"))
         .with("limit", limit)
 }
 
 /// What a refused batch means to a client.
-pub(super) fn batch_error(error: &BatchError) -> BrokerError {
+pub(super) fn batch_error(error: &BatchError) -> ApiError {
     let message = format!("batch: {error}");
     match error {
-        BatchError::UnknownCompression(_) => BrokerError::new(Reason::UnsupportedCompression, message),
+        BatchError::UnknownCompression(_) => ApiError::new(Reason::UnsupportedCompression, message),
         BatchError::TooLarge { limit, .. } | BatchError::TooManyRecords { limit, .. } => {
-            BrokerError::new(Reason::RecordTooLarge, message).with("limit", limit)
+            ApiError::new(Reason::RecordTooLarge, message).with("limit", limit)
         }
-        BatchError::Compress { .. } => BrokerError::new(Reason::Internal, message),
-        _ => BrokerError::new(Reason::CorruptBatch, message),
+        BatchError::Compress { .. } => ApiError::new(Reason::Internal, message),
+        _ => ApiError::new(Reason::CorruptBatch, message),
     }
 }

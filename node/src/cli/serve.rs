@@ -2,7 +2,8 @@
 
 use chronicle_node::config::Config;
 use chronicle_node::config::live::Reload;
-use chronicle_node::server::{self, Serving};
+use chronicle_node::runtime;
+use chronicle_node::runtime::Serving;
 use chronicle_node::telemetry::logging;
 use chronicle_node::telemetry::traces::Traces;
 use rustix::fs::Mode;
@@ -29,7 +30,7 @@ async fn until_stopped(config: Config, reload: Option<Reload>) -> anyhow::Result
         signal::on_hangup(reload.now.clone())?;
     }
     let stop = CancellationToken::new();
-    let mut node = tokio::spawn(server::run(config, reload, stop.clone(), announce));
+    let mut node = tokio::spawn(runtime::run(config, reload, stop.clone(), announce));
     // Nothing is lost when the signal comes first: the node is waited for below.
     tokio::select! {
         ended = &mut node => return Ok(ended??),

@@ -16,7 +16,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Config, field_paths};
-use crate::telemetry::Samples;
 
 const LIVE_FIELDS: &str = include_str!("live-fields.txt");
 
@@ -117,21 +116,6 @@ impl Live {
             tracing::error!(error, "the configuration file is refused; what was in force stays so");
             report.error = error;
         }
-    }
-
-    /// Adds what became of the file to a scrape.
-    pub(crate) fn collect(&self, samples: &mut Samples) {
-        let report = self.report();
-        let waiting = "Fields whose value in the configuration file waits for a restart";
-        samples.gauge("config_restart_fields", waiting, report.restart_fields.len() as f64);
-        let refused = "1 while the configuration file is refused and what was in force before stays so";
-        samples.gauge("config_refused", refused, f64::from(u8::from(!report.error.is_empty())));
-        samples.counter("config_reloads", "Times that a changed configuration file was taken", report.taken);
-        samples.counter(
-            "config_reload_failures",
-            "Times that a changed configuration file was refused",
-            report.refused,
-        );
     }
 }
 

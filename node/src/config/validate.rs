@@ -1,9 +1,8 @@
 //! Ranges and relations that the types cannot say. Checked before anything is opened.
 
 use super::{ClusterConfig, Config, DiscoveryKind, SecurityConfig, TlsMode, TracesConfig, TracesProtocol};
-use crate::broker::validate::is_topic_name;
-use crate::security::acl::ANYONE;
-use crate::security::{NodeRules, Principal, PrincipalRules, is_server_name};
+use crate::identity::{ANYONE, NodeRules, Principal, PrincipalRules, is_server_name};
+use crate::model::is_topic_name;
 
 /// A field, its value, and the rule that it breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

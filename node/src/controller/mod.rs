@@ -5,20 +5,10 @@
 //! deterministic. A node that does not lead sends its commands to the one that does, and waits until its own replica has
 //! applied them.
 //!
-//! `state` decides, `placement` and `balancer` plan (pure), `steward` is what the leader does from time to time.
+//! `metadata/` decides and plans (pure); `duties` is what a node does for the group from time to time.
 
-mod access;
-mod balancer;
-#[cfg(test)]
-mod fixtures;
-mod nodes;
-mod operations;
-mod placement;
-mod refusal;
-mod state;
-mod steward;
-mod types;
-mod voters;
+mod duties;
+mod error;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,6 +19,8 @@ use chronicle_log::{LogConfig, LogId};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::group_request::Ask;
 use chronicle_proto::internal::raft_frame::Message;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -36,20 +28,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use access::{Access, QUOTAS_MAX, RULES_BYTES_MAX, RULES_MAX};
-pub use balancer::{BalancerConfig, Observed};
-pub use operations::{remaining, waiting_for};
-pub use placement::{designated_leader, leader_candidates};
-pub use refusal::Refusal;
-pub use state::{Command, ControllerState, DeletedTopic, Outcome};
-pub use types::{NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
+pub use error::ControllerError;
 
-use crate::broker::{BrokerError, Reason, Topic};
-use crate::partition::{Environment, Watcher, ask_group, group_error, log_error};
+use crate::cluster::{CONTROLLER_LOG, Cluster, Reports, Watcher};
+use crate::metadata::{Command, ControllerState, Observed, Outcome, Refusal};
+use crate::model::{PartitionError, Topic};
 use crate::raft::{Committed, Group, LeaderTerm, Machine, Member, Proposal, ProposeError, Role, Start};
-
-/// The controller group's log.
-pub const CONTROLLER_LOG: LogId = LogId { topic: Uuid::nil(), partition: 0 };
 
 /// Producer ids that one command reserves; what is left at a restart is never used.
 const PRODUCER_BLOCK: i64 = 1000;
@@ -97,7 +81,7 @@ impl Machine for ControllerMachine {
 
 /// The controller group on this node.
 pub struct Controller {
-    env: Arc<Environment>,
+    cluster: Arc<Cluster>,
     group: Arc<Group<ControllerMachine>>,
     shared: Shared,
     /// Raft index after the last applied entry.
@@ -116,41 +100,41 @@ impl Controller {
     /// # Errors
     /// When the log cannot be opened (damage included) or the group does not start.
     pub async fn start(
-        env: Arc<Environment>,
+        cluster: Arc<Cluster>,
         founders: Option<BTreeMap<u64, Member>>,
-    ) -> Result<Arc<Self>, BrokerError> {
-        let handle = env.consensus.clone();
+    ) -> Result<Arc<Self>, ControllerError> {
+        let handle = cluster.consensus.clone();
         handle
-            .spawn(Self::start_here(env, founders))
+            .spawn(Self::start_here(cluster, founders))
             .await
-            .map_err(|e| BrokerError::new(Reason::Internal, format!("controller: {e}")))?
+            .map_err(|e| ControllerError::Internal(format!("controller: {e}")))?
     }
 
     async fn start_here(
-        env: Arc<Environment>,
+        cluster: Arc<Cluster>,
         founders: Option<BTreeMap<u64, Member>>,
-    ) -> Result<Arc<Self>, BrokerError> {
-        let store = env.store.clone();
+    ) -> Result<Arc<Self>, ControllerError> {
+        let store = cluster.store.clone();
         let log = crate::host::blocking(move || store.open_log(CONTROLLER_LOG, LogConfig::default()))
             .await
-            .map_err(|e| BrokerError::new(Reason::Internal, format!("controller: {e}")))?
-            .map_err(|e| log_error(&e))?;
-        let shared = env.agreed.clone();
+            .map_err(|e| ControllerError::Internal(format!("controller: {e}")))?
+            .map_err(PartitionError::from)?;
+        let shared = cluster.metadata.clone();
         let (applied_sender, applied) = watch::channel(0);
         let machine = ControllerMachine { shared: shared.clone(), applied: applied_sender };
         let start = Start {
-            store: env.store.clone(),
+            store: cluster.store.clone(),
             log,
             id: CONTROLLER_LOG,
-            node: env.node(),
-            transport: env.peers.clone(),
+            node: cluster.node(),
+            transport: cluster.peers.clone(),
             founders,
-            election_timeout: env.election_timeout(),
-            metrics: env.metrics.clone(),
+            election_timeout: cluster.election_timeout(),
+            metrics: cluster.metrics.clone(),
         };
-        let group = Arc::new(Group::start(start, machine).await.map_err(|e| group_error(&e))?);
+        let group = Arc::new(Group::start(start, machine).await.map_err(ControllerError::from)?);
         let controller = Arc::new(Self {
-            env,
+            cluster,
             group,
             shared,
             applied,
@@ -160,8 +144,8 @@ impl Controller {
             task: Mutex::new(None),
             producer_ids: tokio::sync::Mutex::new((0, 0)),
         });
-        let steward = steward::run(controller.clone(), controller.stop.clone());
-        *controller.task.lock() = Some(tokio::spawn(steward));
+        let duties = duties::run(controller.clone(), controller.stop.clone());
+        *controller.task.lock() = Some(tokio::spawn(duties));
         Ok(controller)
     }
 
@@ -171,8 +155,8 @@ impl Controller {
     }
 
     /// Why the controller group cannot go on here, if it cannot.
-    pub fn failure(&self) -> Option<BrokerError> {
-        self.group.failure().map(|e| group_error(&e))
+    pub fn failure(&self) -> Option<ControllerError> {
+        self.group.failure().map(ControllerError::from)
     }
 
     /// Raft id of the leader, and the term, as this node knows.
@@ -197,8 +181,8 @@ impl Controller {
     }
 
     /// The log, to compare replicas.
-    pub(crate) async fn read_index(&self) -> Result<u64, BrokerError> {
-        self.group.read_index().await.map(|index| index.map(|i| i + 1).unwrap_or(0)).map_err(|e| group_error(&e))
+    pub(crate) async fn read_index(&self) -> Result<u64, ControllerError> {
+        self.group.read_index().await.map(|index| index.map(|i| i + 1).unwrap_or(0)).map_err(ControllerError::from)
     }
 
     /// One look at the group: see [`Watcher`].
@@ -206,22 +190,22 @@ impl Controller {
         let status = self.group.status();
         if status.is_leader {
             let alone = status.voters.len() == 1 && status.learners.is_empty();
-            self.watcher.led(&self.env, &self.group, alone);
+            self.watcher.led(&self.cluster, &self.group, alone);
             return;
         }
-        let me = self.env.node();
-        let ahead = |id: &&u64| **id < me && self.env.alive(**id);
+        let me = self.cluster.node();
+        let ahead = |id: &&u64| **id < me && self.cluster.alive(**id);
         let rank = status.voters.iter().filter(ahead).count() as u32;
         if status.voters.contains(&me) {
-            self.watcher.followed(&self.env, &self.group, status.leader, rank);
+            self.watcher.followed(&self.cluster, &self.group, status.leader, rank);
         }
     }
 
     /// Carries out a command, wherever the leader is, and waits until it is applied here.
     ///
     /// # Errors
-    /// [`Reason::Unavailable`] when nobody leads in time and nothing was proposed; [`Reason::OutcomeUnknown`].
-    pub(crate) async fn command(&self, command: &Command) -> Result<Outcome, BrokerError> {
+    /// [`ControllerError::Unavailable`] when nobody leads in time and nothing was proposed; [`ControllerError::OutcomeUnknown`].
+    pub(crate) async fn command(&self, command: &Command) -> Result<Outcome, ControllerError> {
         let payload: Bytes = serde_json::to_vec(command).expect("a command has only plain values").into();
         let until = Instant::now() + LEADER_PATIENCE;
         loop {
@@ -230,17 +214,18 @@ impl Controller {
                     Ok(answer) => return decode(&answer),
                     Err(error) => error,
                 },
-                Role::Follower { leader: Some(leader), .. } if leader != self.env.node() => {
+                Role::Follower { leader: Some(leader), .. } if leader != self.cluster.node() => {
                     match self.forward(leader, payload.clone()).await {
                         Ok(answer) => return decode(&answer),
                         Err(error) => error,
                     }
                 }
                 Role::Follower { .. } => {
-                    BrokerError::new(Reason::Unavailable, "the controller group has no leader that is known")
+                    ControllerError::Unavailable("the controller group has no leader that is known".into())
                 }
             };
-            if error.reason != Reason::Unavailable || Instant::now() >= until || self.stop.is_cancelled() {
+            if !matches!(error, ControllerError::Unavailable(_)) || Instant::now() >= until || self.stop.is_cancelled()
+            {
                 return Err(error);
             }
             tokio::time::sleep(PAUSE).await;
@@ -251,12 +236,9 @@ impl Controller {
     ///
     /// # Errors
     /// As [`Controller::command`]; never forwards.
-    pub(crate) async fn serve(&self, payload: Bytes) -> Result<(Bytes, u64), BrokerError> {
+    pub(crate) async fn serve(&self, payload: Bytes) -> Result<(Bytes, u64), ControllerError> {
         if let Err(error) = serde_json::from_slice::<Command>(&payload) {
-            return Err(BrokerError::new(
-                Reason::InvalidRequest,
-                format!("command: this version does not know it: {error}"),
-            ));
+            return Err(ControllerError::UnknownCommand(error.to_string()));
         }
         match self.group.roles().now() {
             Role::Leader(term) => {
@@ -264,87 +246,86 @@ impl Controller {
                 Ok((answer, *self.applied.borrow()))
             }
             Role::Follower { .. } => {
-                Err(BrokerError::new(Reason::Unavailable, "this node does not lead the controller group"))
+                Err(ControllerError::Unavailable("this node does not lead the controller group".into()))
             }
         }
     }
 
-    async fn forward(&self, leader: u64, payload: Bytes) -> Result<Bytes, BrokerError> {
-        let unavailable = |why: String| BrokerError::new(Reason::Unavailable, why);
-        let mut client = self.env.peers.client(leader).map_err(|e| unavailable(e.to_string()))?;
-        let request = self.env.peers.request(leader, proto::CommandRequest { command: payload });
+    async fn forward(&self, leader: u64, payload: Bytes) -> Result<Bytes, ControllerError> {
+        let unavailable = |why: String| ControllerError::Unavailable(why);
+        let mut client = self.cluster.peers.client(leader).map_err(|e| unavailable(e.to_string()))?;
+        let request = self.cluster.peers.request(leader, proto::CommandRequest { command: payload });
         let answer = tokio::time::timeout(LEADER_PATIENCE, client.command(request));
         match answer.await {
             Ok(Ok(answer)) => {
                 let answer = answer.into_inner();
                 // Done; only this node does not know it yet.
-                self.applied_to(answer.applied).await.map_err(|error| BrokerError::unknown(&error))?;
+                self.applied_to(answer.applied).await.map_err(ControllerError::unknown)?;
                 Ok(answer.outcome)
             }
             // What the peer itself says was not accepted; a broken connection leaves it open.
             Ok(Err(status)) if status.code() == tonic::Code::FailedPrecondition => {
                 Err(unavailable(status.message().to_owned()))
             }
-            Ok(Err(status)) => Err(BrokerError::unknown(&unavailable(status.message().to_owned()))),
-            Err(_) => Err(BrokerError::unknown(&unavailable("the controller leader does not answer".into()))),
+            Ok(Err(status)) => Err(ControllerError::unknown(unavailable(status.message().to_owned()))),
+            Err(_) => Err(ControllerError::unknown(unavailable("the controller leader does not answer".into()))),
         }
     }
 
     /// Waits until this node has applied everything below a raft index.
-    async fn applied_to(&self, index: u64) -> Result<(), BrokerError> {
+    async fn applied_to(&self, index: u64) -> Result<(), ControllerError> {
         let mut applied = self.applied.clone();
         let reached = tokio::time::timeout(LEADER_PATIENCE, applied.wait_for(|applied| *applied >= index)).await;
         match reached {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(BrokerError::new(Reason::Unavailable, "this node lags behind the controller group")),
+            _ => Err(ControllerError::Unavailable("this node lags behind the controller group".into())),
         }
     }
 
     /// Waits until this node knows everything that was agreed when this was called.
     ///
     /// # Errors
-    /// [`Reason::Unavailable`] when the leader cannot be asked.
-    pub async fn sync(&self) -> Result<(), BrokerError> {
+    /// [`ControllerError::Unavailable`] when the leader cannot be asked.
+    pub async fn sync(&self) -> Result<(), ControllerError> {
         match self.group.roles().now() {
             Role::Leader(_) => self.read_index().await.map(drop),
             Role::Follower { leader: Some(leader), .. } => {
-                let answer = ask_group(&self.env, CONTROLLER_LOG, leader, Ask::ReadIndex(true)).await;
-                let answer = answer.map_err(|e| BrokerError::new(Reason::Unavailable, e))?;
+                let answer = self.cluster.ask(CONTROLLER_LOG, leader, Ask::ReadIndex(true)).await;
+                let answer = answer.map_err(ControllerError::Unavailable)?;
                 self.applied_to(answer.read_index).await
             }
             Role::Follower { leader: None, .. } => {
-                Err(BrokerError::new(Reason::Unavailable, "the controller group has no leader that is known"))
+                Err(ControllerError::Unavailable("the controller group has no leader that is known".into()))
             }
         }
     }
 
-    async fn propose(&self, term: LeaderTerm, payload: Bytes) -> Result<Bytes, BrokerError> {
+    async fn propose(&self, term: LeaderTerm, payload: Bytes) -> Result<Bytes, ControllerError> {
         let proposal = Proposal { record_count: 1, max_timestamp: 0, payload, trace: None };
         let (tx, rx) = tokio::sync::oneshot::channel();
         let done = move |result| {
             let _ = tx.send(result);
         };
-        self.group.propose(term, proposal, done).await.map_err(|e| group_error(&e))?;
+        self.group.propose(term, proposal, done).await.map_err(ControllerError::from)?;
         let stopped = || {
-            let cause = self
-                .failure()
-                .unwrap_or_else(|| BrokerError::new(Reason::Unavailable, "the controller leader changed"));
-            BrokerError::unknown(&cause)
+            let cause =
+                self.failure().unwrap_or_else(|| ControllerError::Unavailable("the controller leader changed".into()));
+            ControllerError::unknown(cause)
         };
         match tokio::time::timeout(LEADER_PATIENCE, rx).await {
             Ok(Ok(Ok(bytes))) => Ok(bytes),
-            Ok(Ok(Err(ProposeError::NotAccepted(_, why)))) => Err(BrokerError::new(Reason::Unavailable, why)),
+            Ok(Ok(Err(ProposeError::NotAccepted(_, why)))) => Err(ControllerError::Unavailable(why)),
             Ok(Ok(Err(ProposeError::Unknown(_)))) | Ok(Err(_)) | Err(_) => Err(stopped()),
         }
     }
 
     /// Carries out a command whose repetition does no harm, again while its outcome is open.
-    pub(crate) async fn command_again(&self, command: &Command) -> Result<Outcome, BrokerError> {
+    pub(crate) async fn command_again(&self, command: &Command) -> Result<Outcome, ControllerError> {
         let until = Instant::now() + LEADER_PATIENCE;
         loop {
             match self.command(command).await {
                 // A leader whose process is gone refuses at once, again and again, until somebody else leads.
-                Err(error) if error.reason == Reason::OutcomeUnknown && Instant::now() < until => {
+                Err(ControllerError::OutcomeUnknown(_)) if Instant::now() < until => {
                     tokio::time::sleep(PAUSE).await;
                 }
                 done => return done,
@@ -352,7 +333,7 @@ impl Controller {
         }
     }
 
-    pub(crate) async fn decide(&self, command: &Command) -> Result<Option<Topic>, BrokerError> {
+    pub(crate) async fn decide(&self, command: &Command) -> Result<Option<Topic>, ControllerError> {
         match self.command(command).await? {
             Outcome::Done(topic) => Ok(topic),
             other => Err(unexpected(other)),
@@ -366,15 +347,15 @@ impl Controller {
 
     /// As [`Controller::alive`], and who was heard within this time.
     pub(crate) fn heard_lately(&self, within: Duration) -> BTreeSet<u64> {
-        let liveness = self.env.peers.liveness();
-        let lately = |id: &u64| self.env.alive(*id) || liveness.dead_for_ms(*id) < within.as_millis() as u64;
+        let liveness = self.cluster.peers.liveness();
+        let lately = |id: &u64| self.cluster.alive(*id) || liveness.dead_for_ms(*id) < within.as_millis() as u64;
         self.state().nodes.keys().copied().filter(lately).collect()
     }
 
     /// What this node sees of the others, for plans.
     pub(crate) fn observed(&self) -> Observed {
         let state = self.state();
-        let liveness = self.env.peers.liveness();
+        let liveness = self.cluster.peers.liveness();
         let alive = self.alive();
         let dead = state.nodes.keys().filter(|id| !alive.contains(id));
         Observed {
@@ -387,57 +368,36 @@ impl Controller {
     /// Creates a topic.
     ///
     /// # Errors
-    /// [`Reason::TopicExists`]; failures of the group.
-    pub async fn create_topic(&self, topic: Topic, topics_max: usize) -> Result<Topic, BrokerError> {
-        let default_replication = self.env.config().cluster.replication_factor;
+    /// [`Refusal::TopicExists`]; failures of the group.
+    pub async fn create_topic(&self, topic: Topic, topics_max: usize) -> Result<Topic, ControllerError> {
+        let default_replication = self.cluster.config().cluster.replication_factor;
         let created = self.decide(&Command::CreateTopic { topic, topics_max, default_replication }).await?;
-        created.ok_or_else(|| BrokerError::new(Reason::Internal, "controller: no topic in the answer"))
+        created.ok_or_else(|| ControllerError::Internal("controller: no topic in the answer".into()))
     }
 
     /// Replaces the settings and the partition count of a topic; `topic` is what the caller saw, changed.
     ///
     /// # Errors
-    /// [`Reason::UnknownTopic`]; [`Reason::InvalidRequest`] when partitions would shrink; failures of the group.
-    pub async fn alter_topic(&self, topic: Topic) -> Result<Topic, BrokerError> {
+    /// [`Refusal::UnknownTopic`]; [`Refusal::PartitionsShrink`] when partitions would shrink; failures of the group.
+    pub async fn alter_topic(&self, topic: Topic) -> Result<Topic, ControllerError> {
         let altered = self.decide(&Command::AlterTopic { topic }).await?;
-        altered.ok_or_else(|| BrokerError::new(Reason::Internal, "controller: no topic in the answer"))
+        altered.ok_or_else(|| ControllerError::Internal("controller: no topic in the answer".into()))
     }
 
-    /// Takes a topic away; each node then deletes its data and calls [`Controller::forget`].
+    /// Takes a topic away; each node then deletes its data and calls [`Reports::topic_files_deleted`].
     ///
     /// # Errors
-    /// [`Reason::UnknownTopic`]; failures of the group.
-    pub async fn delete_topic(&self, name: &str) -> Result<Topic, BrokerError> {
+    /// [`Refusal::UnknownTopic`]; failures of the group.
+    pub async fn delete_topic(&self, name: &str) -> Result<Topic, ControllerError> {
         let deleted = self.decide(&Command::DeleteTopic { name: name.into() }).await?;
-        deleted.ok_or_else(|| BrokerError::new(Reason::Internal, "controller: no topic in the answer"))
-    }
-
-    /// Notes that the files of a deleted topic are gone from this node.
-    ///
-    /// # Errors
-    /// Failures of the group.
-    pub async fn forget(&self, id: Uuid) -> Result<(), BrokerError> {
-        let node = self.env.node();
-        self.command_again(&Command::ForgetTopic { id, node }).await.map(|_| ())
-    }
-
-    /// Notes who votes in a partition's group, since the membership entry at this raft index.
-    ///
-    /// # Errors
-    /// Failures of the group.
-    pub async fn settle(&self, id: LogId, voters: Vec<u64>, index: u64) -> Result<(), BrokerError> {
-        let command = Command::Settle { topic: id.topic, partition: id.partition, voters, index };
-        match self.command_again(&command).await? {
-            Outcome::Refused(refusal) => Err(refused(refusal)),
-            _ => Ok(()),
-        }
+        deleted.ok_or_else(|| ControllerError::Internal("controller: no topic in the answer".into()))
     }
 
     /// A producer id that nobody has had.
     ///
     /// # Errors
     /// Failures of the group.
-    pub async fn producer_id(&self) -> Result<i64, BrokerError> {
+    pub async fn producer_id(&self) -> Result<i64, ControllerError> {
         let mut ids = self.producer_ids.lock().await;
         if ids.0 == ids.1 {
             // Ids whose reservation was not heard of are never used.
@@ -455,8 +415,8 @@ impl Controller {
     ///
     /// # Errors
     /// When this node does not lead, or the other one does not take over in time.
-    pub async fn hand_over(&self, to: u64) -> Result<(), BrokerError> {
-        self.group.transfer(to).await.map_err(|e| group_error(&e))
+    pub async fn hand_over(&self, to: u64) -> Result<(), ControllerError> {
+        self.group.transfer(to).await.map_err(ControllerError::from)
     }
 
     /// Saves a checkpoint once the log has rolled since the last one.
@@ -473,38 +433,40 @@ impl Controller {
         if let Some(task) = task
             && let Err(error) = task.await
         {
-            tracing::error!(%error, "the controller's steward panicked");
+            tracing::error!(%error, "the controller's duties panicked");
         }
         self.group.close(self.failure().is_some()).await;
     }
 }
 
-fn decode(answer: &Bytes) -> Result<Outcome, BrokerError> {
-    serde_json::from_slice(answer).map_err(|e| BrokerError::new(Reason::Internal, format!("controller answer: {e}")))
-}
+impl Reports for Controller {
+    fn voters(&self, id: LogId, voters: Vec<u64>, index: u64) -> BoxFuture<'_, Result<(), String>> {
+        async move {
+            let command = Command::Settle { topic: id.topic, partition: id.partition, voters, index };
+            match self.command_again(&command).await.map_err(|e| e.to_string())? {
+                Outcome::Refused(refusal) => Err(refusal.to_string()),
+                _ => Ok(()),
+            }
+        }
+        .boxed()
+    }
 
-pub(crate) fn unexpected(outcome: Outcome) -> BrokerError {
-    match outcome {
-        Outcome::Refused(refusal) => refused(refusal),
-        _ => BrokerError::new(Reason::Internal, "controller: unexpected answer"),
+    fn topic_files_deleted(&self, topic: Uuid) -> BoxFuture<'_, Result<(), String>> {
+        async move {
+            let command = Command::ForgetTopic { id: topic, node: self.cluster.node() };
+            self.command_again(&command).await.map(drop).map_err(|e| e.to_string())
+        }
+        .boxed()
     }
 }
 
-/// The answer for a name that no topic has.
-pub(crate) fn unknown_topic(name: &str) -> BrokerError {
-    BrokerError::new(Reason::UnknownTopic, format!("topic {name:?}: no such topic"))
+fn decode(answer: &Bytes) -> Result<Outcome, ControllerError> {
+    serde_json::from_slice(answer).map_err(|e| ControllerError::Internal(format!("controller answer: {e}")))
 }
 
-/// What a refusal of the controller means to a client.
-pub(crate) fn refused(refusal: Refusal) -> BrokerError {
-    let message = refusal.to_string();
-    match refusal {
-        Refusal::TopicExists(_) => BrokerError::new(Reason::TopicExists, message),
-        Refusal::UnknownTopic(_) => BrokerError::new(Reason::UnknownTopic, message),
-        Refusal::TooManyTopics(_) => BrokerError::new(Reason::Overloaded, message),
-        Refusal::TooManyRules { .. } | Refusal::RulesTooLarge { .. } | Refusal::TooManyQuotas(_) => {
-            BrokerError::new(Reason::Overloaded, message)
-        }
-        _ => BrokerError::new(Reason::InvalidRequest, message),
+pub(crate) fn unexpected(outcome: Outcome) -> ControllerError {
+    match outcome {
+        Outcome::Refused(refusal) => ControllerError::Refused(refusal),
+        _ => ControllerError::Internal("controller: unexpected answer".into()),
     }
 }

@@ -11,11 +11,11 @@ use uuid::Uuid;
 
 use super::table::{Change, GroupTable};
 use super::{GROUPS_PARTITIONS, GROUPS_TOPIC};
-use crate::broker::{
-    Broker, BrokerError, Fetch, NewTopic, Offsets, Peek, Position, Reason, SettingsChange, Topic, TopicPartition,
+use crate::broker::{Authorizer, Broker, Route};
+use crate::model::{
+    ApiError, Fetch, NewTopic, Offsets, PartitionError, Position, Reason, SettingsChange, Topic, TopicPartition,
 };
-use crate::partition::{Answer, Partition};
-use crate::security::Authorizer;
+use crate::partition::{Answer, Partition, Peek};
 
 /// A partition of the topic is kept below this size; the checkpoint holds what deleted records said.
 const RETENTION_BYTES: i64 = 64 << 20;
@@ -47,12 +47,12 @@ impl Backing {
 
     /// A topic as agreed now.
     pub(super) fn topic(&self, name: &str) -> Option<Topic> {
-        self.broker.agreed().topics.get(name).cloned()
+        self.broker.cluster().state().topics.get(name).cloned()
     }
 
     /// How many partitions a topic has; 0: there is no such topic.
     pub(super) fn partitions_of(&self, name: &str) -> i32 {
-        self.broker.agreed().topics.get(name).map_or(0, |topic| topic.partitions)
+        self.broker.cluster().state().topics.get(name).map_or(0, |topic| topic.partitions)
     }
 
     /// The internal topic; `None`: no group was ever there.
@@ -61,14 +61,14 @@ impl Backing {
     }
 
     /// The internal topic, created if need be.
-    pub(super) async fn groups_topic_or_new(&self) -> Result<Topic, BrokerError> {
+    pub(super) async fn groups_topic_or_new(&self) -> Result<Topic, ApiError> {
         match self.groups_topic() {
             Some(topic) => Ok(topic),
             None => self.create(RETENTION_BYTES, SEGMENT_BYTES).await,
         }
     }
 
-    pub(super) async fn create(&self, retention_bytes: i64, segment_bytes: i64) -> Result<Topic, BrokerError> {
+    pub(super) async fn create(&self, retention_bytes: i64, segment_bytes: i64) -> Result<Topic, ApiError> {
         let settings = SettingsChange {
             retention_bytes: Some(retention_bytes),
             segment_bytes: Some(segment_bytes),
@@ -82,27 +82,27 @@ impl Backing {
 
     /// Whether this node leads a partition of the internal topic, or would when it is woken.
     pub(super) fn coordinates(&self, topic: &Topic, number: i32) -> bool {
-        self.broker.would_lead(topic, number)
+        self.broker.replicas().would_lead(topic, number)
     }
 
     /// A partition as it is, without waking it.
     pub(super) fn peek(&self, topic: &Topic, number: i32) -> Peek {
-        self.broker.peek(topic, number)
+        self.broker.replicas().peek(topic, number)
     }
 
     /// Reads the groups of a partition if it is open here; it counts as unused all the same.
     pub(super) fn look_if_open<R>(&self, topic: &Topic, number: i32, read: impl FnOnce(&GroupTable) -> R) -> Option<R> {
-        look(&*self.broker.open_partition(topic, number)?, read).ok()
+        look(&*self.broker.replicas().open_partition(topic, number)?, read).ok()
     }
 
     /// A partition of the internal topic that this node leads.
     ///
     /// # Errors
     /// [`Reason::NotLeader`] with the leader's address; what keeps the partition from opening.
-    pub(super) async fn lead(&self, topic: &Topic, number: i32) -> Result<Lead, BrokerError> {
+    pub(super) async fn lead(&self, topic: &Topic, number: i32) -> Result<Lead, ApiError> {
         let partition = self.broker.led_partition(topic, number).await?;
         let Some(term) = partition.leads_in() else {
-            return Err(BrokerError::new(Reason::Unavailable, "leadership of the group's partition is moving"));
+            return Err(ApiError::new(Reason::Unavailable, "leadership of the group's partition is moving"));
         };
         Ok(Lead { broker: self.broker.clone(), partition, number, term })
     }
@@ -116,29 +116,24 @@ impl Backing {
         topic: &Topic,
         number: i32,
         read: impl FnOnce(&GroupTable) -> R,
-    ) -> Result<R, BrokerError> {
+    ) -> Result<R, ApiError> {
         look(&*self.broker.partition(topic, number).await?, read)
     }
 
     /// Offsets of a partition, and of the first record at or after a time (milliseconds since the Unix epoch).
-    pub(super) async fn offsets(
-        &self,
-        topic: &str,
-        partition: i32,
-        time_ms: Option<i64>,
-    ) -> Result<Offsets, BrokerError> {
+    pub(super) async fn offsets(&self, topic: &str, partition: i32, time_ms: Option<i64>) -> Result<Offsets, ApiError> {
         let target = TopicPartition { topic: topic.to_owned(), partition };
-        self.broker.offsets_anywhere(&target, time_ms).await
+        self.broker.offsets(&target, time_ms, Route::Leader).await
     }
 
     /// Timestamp of the record at an offset, in milliseconds since the Unix epoch.
-    pub(super) async fn timestamp(&self, topic: &str, partition: i32, offset: i64) -> Result<i64, BrokerError> {
+    pub(super) async fn timestamp(&self, topic: &str, partition: i32, offset: i64) -> Result<i64, ApiError> {
         let target = TopicPartition { topic: topic.to_owned(), partition };
         let from = Position::Offset(offset);
         let fetch = Fetch { target, from, max_bytes: 1, max_wait: Duration::ZERO };
-        let fetched = self.broker.fetch_anywhere(fetch).await?;
+        let fetched = self.broker.fetch(fetch, Route::Leader).await?;
         let (records, _) = fetched.records(Some(1))?;
-        let missing = || BrokerError::new(Reason::Internal, format!("offset {offset}: the read found no record"));
+        let missing = || ApiError::new(Reason::Internal, format!("offset {offset}: the read found no record"));
         records.first().map(|record| record.timestamp).ok_or_else(missing)
     }
 }
@@ -155,7 +150,7 @@ pub(super) struct Lead {
 
 impl Lead {
     /// Reads the groups of the partition.
-    pub(super) fn read<R>(&self, read: impl FnOnce(&GroupTable) -> R) -> Result<R, BrokerError> {
+    pub(super) fn read<R>(&self, read: impl FnOnce(&GroupTable) -> R) -> Result<R, ApiError> {
         look(&self.partition, read)
     }
 
@@ -164,10 +159,11 @@ impl Lead {
     ///
     /// # Errors
     /// When they are not accepted.
-    pub(super) async fn submit(&self, group: &str, changes: &[Change]) -> Result<Pending, BrokerError> {
+    pub(super) async fn submit(&self, group: &str, changes: &[Change]) -> Result<Pending, ApiError> {
         let mut answers = Vec::new();
+        let broker = self.broker.clone();
         if changes.is_empty() {
-            return Ok(Pending { answers });
+            return Ok(Pending { broker, answers });
         }
         self.broker.check_space()?;
         let now = now_ms();
@@ -181,24 +177,26 @@ impl Lead {
                 let full = std::mem::replace(&mut builder, BatchBuilder::new(Compression::None));
                 let batch = full.build().map_err(|e| defect(&e))?;
                 let header = chronicle_records::parse_header(&batch).map_err(|e| defect(&e))?;
-                answers.push(self.partition.submit(batch, header, None).await?);
+                let answer = self.partition.submit(batch, header, None).await;
+                answers.push(answer.map_err(|error| self.broker.api_error(error))?);
                 bytes = 0;
             }
         }
-        Ok(Pending { answers })
+        Ok(Pending { broker, answers })
     }
 
     /// As [`Lead::submit`], and waits.
     ///
     /// # Errors
     /// When the changes are not, or may not be, durable.
-    pub(super) async fn append(&self, group: &str, changes: &[Change]) -> Result<(), BrokerError> {
+    pub(super) async fn append(&self, group: &str, changes: &[Change]) -> Result<(), ApiError> {
         self.submit(group, changes).await?.wait().await
     }
 }
 
 /// Changes that have their place in the log.
 pub(super) struct Pending {
+    broker: Broker,
     answers: Vec<oneshot::Receiver<Answer>>,
 }
 
@@ -207,24 +205,25 @@ impl Pending {
     ///
     /// # Errors
     /// When they are not, or may not be.
-    pub(super) async fn wait(self) -> Result<(), BrokerError> {
+    pub(super) async fn wait(self) -> Result<(), ApiError> {
         for answer in self.answers {
-            answer.await.unwrap_or_else(|_| {
-                let stopped = BrokerError::new(Reason::Unavailable, "the partition stopped without an answer");
-                Err(BrokerError::unknown(&stopped))
-            })?;
+            let answer = answer.await.unwrap_or_else(|_| {
+                let stopped = PartitionError::Unavailable("the partition stopped without an answer".into());
+                Err(PartitionError::unknown(stopped))
+            });
+            answer.map_err(|error| self.broker.api_error(error))?;
         }
         Ok(())
     }
 }
 
-fn look<R>(partition: &Partition, read: impl FnOnce(&GroupTable) -> R) -> Result<R, BrokerError> {
-    let missing = || BrokerError::new(Reason::Internal, format!("a partition of {GROUPS_TOPIC} has no view"));
+fn look<R>(partition: &Partition, read: impl FnOnce(&GroupTable) -> R) -> Result<R, ApiError> {
+    let missing = || ApiError::new(Reason::Internal, format!("a partition of {GROUPS_TOPIC} has no view"));
     partition.view(read).ok_or_else(missing)
 }
 
-fn defect(error: &dyn std::error::Error) -> BrokerError {
-    BrokerError::new(Reason::Internal, format!("a record of {GROUPS_TOPIC}: {error}"))
+fn defect(error: &dyn std::error::Error) -> ApiError {
+    ApiError::new(Reason::Internal, format!("a record of {GROUPS_TOPIC}: {error}"))
 }
 
 /// Wall-clock time in milliseconds since the Unix epoch.

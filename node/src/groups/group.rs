@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::assignment::{Assignment, assign};
 use super::table::{Change, GroupRecord, MemberRecord};
 use super::types::{GroupState, Heartbeat, MemberDescription, Membership, Partitions};
-use crate::broker::{BrokerError, Reason};
+use crate::model::{ApiError, Reason};
 
 /// Most members of a group.
 pub(super) const MEMBERS_MAX: usize = 1000;
@@ -141,13 +141,13 @@ impl Group {
         new_id: impl FnOnce() -> String,
         partitions_of: impl Fn(&str) -> i32,
         now: Instant,
-    ) -> Result<(Membership, Vec<Change>), BrokerError> {
+    ) -> Result<(Membership, Vec<Change>), ApiError> {
         let mut changes = Vec::new();
         let waited = self.waits_for_members();
         let id = if request.member_id.is_empty() {
             if self.members.len() >= MEMBERS_MAX {
                 let message = format!("group {}: has {MEMBERS_MAX} members, the most there may be", self.name);
-                return Err(BrokerError::new(Reason::Overloaded, message).with("limit", MEMBERS_MAX));
+                return Err(ApiError::new(Reason::Overloaded, message).with("limit", MEMBERS_MAX));
             }
             let id = new_id();
             changes.push(Change::Member(id.clone(), Some(record.clone())));
@@ -186,7 +186,7 @@ impl Group {
     ///
     /// # Errors
     /// [`Reason::UnknownMember`].
-    pub(super) fn leave(&mut self, member_id: &str) -> Result<Vec<Change>, BrokerError> {
+    pub(super) fn leave(&mut self, member_id: &str) -> Result<Vec<Change>, ApiError> {
         self.known(member_id, 0)?;
         Ok(self.remove(vec![member_id.to_owned()]))
     }
@@ -214,7 +214,7 @@ impl Group {
         member_id: &str,
         generation: i32,
         partitions: impl Iterator<Item = (&'a str, i32)>,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<(), ApiError> {
         self.known(member_id, generation)?;
         let member = &self.members[member_id];
         if generation < member.told {
@@ -234,19 +234,19 @@ impl Group {
         Ok(())
     }
 
-    fn stale(&self, why: String) -> BrokerError {
-        BrokerError::new(Reason::StaleGeneration, format!("group {}: {why}", self.name))
+    fn stale(&self, why: String) -> ApiError {
+        ApiError::new(Reason::StaleGeneration, format!("group {}: {why}", self.name))
             .with("generation", self.generation)
     }
 
-    fn known(&self, member_id: &str, generation: i32) -> Result<(), BrokerError> {
+    fn known(&self, member_id: &str, generation: i32) -> Result<(), ApiError> {
         if !self.members.contains_key(member_id) {
             let message = format!("group {}: no member {member_id:?}: it left, or its session has ended", self.name);
-            return Err(BrokerError::new(Reason::UnknownMember, message));
+            return Err(ApiError::new(Reason::UnknownMember, message));
         }
         if generation > self.generation {
             let rule = format!("the group has reached {}", self.generation);
-            return Err(BrokerError::invalid("generation", generation, &rule));
+            return Err(ApiError::invalid("generation", generation, &rule));
         }
         Ok(())
     }

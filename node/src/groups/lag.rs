@@ -16,8 +16,9 @@ use tokio::time::Instant;
 use super::backing::now_ms;
 use super::offsets::valid_offsets;
 use super::{GroupTable, Groups, Inner};
-use crate::broker::{Peek, Topic};
 use crate::config::Live;
+use crate::model::Topic;
+use crate::partition::Peek;
 
 /// Most partitions that are asked for their end, and most records that are read for their time, in one round.
 const ASKS_MAX: usize = 1000;

@@ -6,7 +6,7 @@
 //! coordinator.
 //!
 //! ```text
-//! listeners -> access.rs (who may) -> mod.rs (checks, order) -> group.rs (decides) -> backing.rs -> partition -> ... -> table.rs (applied)
+//! listeners -> for_caller.rs (who may) -> mod.rs (checks, order) -> group.rs (decides) -> backing.rs -> partition -> ... -> table.rs (applied)
 //! ```
 //!
 //! Invariants:
@@ -17,9 +17,9 @@
 //!
 //! Free of any protocol: gRPC calls it today, and a Kafka listener can bring its members to the same groups.
 
-mod access;
 mod assignment;
 mod backing;
+mod for_caller;
 mod group;
 mod lag;
 mod offsets;
@@ -38,8 +38,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use access::GroupsForCaller;
 use backing::{Backing, Lead};
+pub use for_caller::GroupsForCaller;
 use group::Group;
 pub use lag::GroupLag;
 pub use table::{Change, GroupRecord, GroupTable, MemberRecord, OffsetRecord};
@@ -48,8 +48,9 @@ pub use types::{
     PartitionLag, Partitions, Reset, ResetTo,
 };
 
-use crate::broker::{Broker, BrokerError, Reason, Topic, validate};
-use crate::controller::unknown_topic;
+use crate::broker::Broker;
+use crate::model::{ApiError, Reason, Topic, is_topic_name, unknown_topic};
+use crate::partition::View;
 
 /// The internal topic that remembers groups.
 pub const GROUPS_TOPIC: &str = "__groups";
@@ -68,6 +69,11 @@ const CLIENT_NAME_MAX: usize = 256;
 const SESSION_DEFAULT_MS: u32 = 30_000;
 /// Sessions that a member may ask for, in milliseconds.
 const SESSION_MS: std::ops::RangeInclusive<u32> = 1000..=600_000;
+
+/// An empty view for the internal topic, none for any other: what `partition/` asks when it opens a log.
+pub fn view_of(topic: &str) -> Option<Box<dyn View>> {
+    (topic == GROUPS_TOPIC).then(|| Box::new(GroupTable::default()) as Box<dyn View>)
+}
 
 /// The partition of `__groups` that a group belongs to: the first eight bytes of the name's BLAKE3 hash, little-endian, modulo
 /// the number of partitions. Fixed for ever: it is where stored offsets are.
@@ -169,7 +175,7 @@ impl Groups {
     /// # Errors
     /// [`Reason::InvalidRequest`], [`Reason::UnknownTopic`] when joining; [`Reason::UnknownMember`] when the session has ended;
     /// [`Reason::Overloaded`] when there are too many members or groups; [`Reason::NotLeader`] with the coordinator's address.
-    pub async fn heartbeat(&self, request: Heartbeat) -> Result<Membership, BrokerError> {
+    pub async fn heartbeat(&self, request: Heartbeat) -> Result<Membership, ApiError> {
         let record = check_heartbeat(&request)?;
         let joins = request.member_id.is_empty();
         if joins && let Some(topic) = record.topics.iter().find(|topic| self.inner.backing.partitions_of(topic) == 0) {
@@ -200,7 +206,7 @@ impl Groups {
     ///
     /// # Errors
     /// [`Reason::UnknownMember`] when it has ended before; [`Reason::NotLeader`].
-    pub async fn leave(&self, name: &str, member_id: &str) -> Result<(), BrokerError> {
+    pub async fn leave(&self, name: &str, member_id: &str) -> Result<(), ApiError> {
         check_name(name)?;
         let topic = self.inner.backing.groups_topic_or_new().await?;
         let mut seat = self.inner.sit(name, &topic).await?;
@@ -218,7 +224,7 @@ impl Groups {
     ///
     /// # Errors
     /// None today: partitions that cannot be read are left out.
-    pub async fn list(&self) -> Result<Vec<GroupSummary>, BrokerError> {
+    pub async fn list(&self) -> Result<Vec<GroupSummary>, ApiError> {
         let Some(topic) = self.inner.backing.groups_topic() else { return Ok(Vec::new()) };
         let mut all = Vec::new();
         for number in 0..topic.partitions {
@@ -246,7 +252,7 @@ impl Groups {
     ///
     /// # Errors
     /// [`Reason::UnknownGroup`], [`Reason::GroupNotEmpty`], [`Reason::NotLeader`].
-    pub async fn delete(&self, name: &str) -> Result<(), BrokerError> {
+    pub async fn delete(&self, name: &str) -> Result<(), ApiError> {
         check_name(name)?;
         let mut seat = self.inner.sit(name, &self.topic(name)?).await?;
         let group = seat.take(name);
@@ -265,14 +271,14 @@ impl Groups {
     }
 
     /// The internal topic; without it there is no group of this name.
-    fn topic(&self, name: &str) -> Result<Topic, BrokerError> {
+    fn topic(&self, name: &str) -> Result<Topic, ApiError> {
         self.inner.backing.groups_topic().ok_or_else(|| unknown_group(name))
     }
 }
 
 impl Inner {
     /// The group of this name on its coordinator, for one decision; others wait.
-    async fn sit(&self, name: &str, topic: &Topic) -> Result<Seat, BrokerError> {
+    async fn sit(&self, name: &str, topic: &Topic) -> Result<Seat, ApiError> {
         let lead = self.backing.lead(topic, partition_of(name, topic.partitions)).await?;
         let coordinator = self.coordinator(&lead)?;
         let slot = coordinator.slots.lock().entry(name.to_owned()).or_default().clone();
@@ -285,7 +291,7 @@ impl Inner {
     }
 
     /// The groups of one partition as they are remembered.
-    async fn summaries(&self, topic: &Topic, number: i32) -> Result<Vec<GroupSummary>, BrokerError> {
+    async fn summaries(&self, topic: &Topic, number: i32) -> Result<Vec<GroupSummary>, ApiError> {
         if let Ok(lead) = self.backing.lead(topic, number).await {
             // From here on the sessions of members run, whether they come or not.
             self.coordinator(&lead)?;
@@ -298,12 +304,12 @@ impl Inner {
         self.backing.read(topic, number, |table| table.iter().map(summary).collect()).await
     }
 
-    fn coordinator(&self, lead: &Lead) -> Result<Arc<Coordinator>, BrokerError> {
+    fn coordinator(&self, lead: &Lead) -> Result<Arc<Coordinator>, ApiError> {
         let mut coordinators = self.coordinators.lock();
         match coordinators.get(&lead.number) {
             Some(current) if current.term == lead.term => Ok(current.clone()),
             Some(current) if current.term > lead.term => {
-                Err(BrokerError::new(Reason::Unavailable, "the group's coordinator has changed"))
+                Err(ApiError::new(Reason::Unavailable, "the group's coordinator has changed"))
             }
             _ => {
                 let new = Arc::new(lead.read(|table| Coordinator::recover(lead.term, table, Instant::now()))?);
@@ -315,51 +321,51 @@ impl Inner {
     }
 
     /// Whether there is room for another group.
-    fn check_room(&self) -> Result<(), BrokerError> {
+    fn check_room(&self) -> Result<(), ApiError> {
         let coordinators = self.coordinators.lock();
         let groups: usize = coordinators.values().map(|one| one.known.load(Ordering::Relaxed)).sum();
         if groups < GROUPS_MAX {
             return Ok(());
         }
         let message = format!("group: the node has {groups} groups, the most there may be is {GROUPS_MAX}");
-        Err(BrokerError::new(Reason::Overloaded, message).with("limit", GROUPS_MAX))
+        Err(ApiError::new(Reason::Overloaded, message).with("limit", GROUPS_MAX))
     }
 }
 
-fn check_name(name: &str) -> Result<(), BrokerError> {
-    if validate::is_topic_name(name) {
+fn check_name(name: &str) -> Result<(), ApiError> {
+    if is_topic_name(name) {
         return Ok(());
     }
     let shown: String = name.chars().take(64).collect();
     let rule = "a group name has 1 to 249 characters of a-z A-Z 0-9 . _ - and is neither . nor ..";
-    Err(BrokerError::invalid("group", format!("{shown:?}"), rule))
+    Err(ApiError::invalid("group", format!("{shown:?}"), rule))
 }
 
 /// The member that a heartbeat is of.
-fn check_heartbeat(request: &Heartbeat) -> Result<MemberRecord, BrokerError> {
+fn check_heartbeat(request: &Heartbeat) -> Result<MemberRecord, ApiError> {
     check_name(&request.group)?;
     if request.client_name.len() > CLIENT_NAME_MAX {
         let rule = format!("must have at most {CLIENT_NAME_MAX} bytes");
-        return Err(BrokerError::invalid("client_name", format!("{} bytes", request.client_name.len()), &rule));
+        return Err(ApiError::invalid("client_name", format!("{} bytes", request.client_name.len()), &rule));
     }
     if request.topics.is_empty() || request.topics.len() > TOPICS_MAX {
         let rule = format!("a member reads 1 to {TOPICS_MAX} topics");
-        return Err(BrokerError::invalid("topics", format!("{} topics", request.topics.len()), &rule));
+        return Err(ApiError::invalid("topics", format!("{} topics", request.topics.len()), &rule));
     }
-    if let Some(topic) = request.topics.iter().find(|topic| !validate::is_topic_name(topic)) {
+    if let Some(topic) = request.topics.iter().find(|topic| !is_topic_name(topic)) {
         let shown: String = topic.chars().take(64).collect();
-        return Err(BrokerError::invalid("topics", format!("{shown:?}"), "is no topic name"));
+        return Err(ApiError::invalid("topics", format!("{shown:?}"), "is no topic name"));
     }
     let owned: usize = request.owned.values().map(Vec::len).sum();
     if owned > OWNED_MAX {
-        return Err(BrokerError::invalid("owned", format!("{owned} partitions"), &format!("at most {OWNED_MAX}")));
+        return Err(ApiError::invalid("owned", format!("{owned} partitions"), &format!("at most {OWNED_MAX}")));
     }
     let session_timeout_ms = match request.session_timeout_ms {
         0 => SESSION_DEFAULT_MS,
         ms if SESSION_MS.contains(&ms) => ms,
         ms => {
             let rule = format!("must be 0 or from {} to {}", SESSION_MS.start(), SESSION_MS.end());
-            return Err(BrokerError::invalid("session_timeout_ms", ms, &rule));
+            return Err(ApiError::invalid("session_timeout_ms", ms, &rule));
         }
     };
     let mut topics = request.topics.clone();
@@ -368,13 +374,13 @@ fn check_heartbeat(request: &Heartbeat) -> Result<MemberRecord, BrokerError> {
     Ok(MemberRecord { client_name: request.client_name.clone(), topics, session_timeout_ms })
 }
 
-fn unknown_group(name: &str) -> BrokerError {
-    BrokerError::new(Reason::UnknownGroup, format!("group {name:?}: no such group"))
+fn unknown_group(name: &str) -> ApiError {
+    ApiError::new(Reason::UnknownGroup, format!("group {name:?}: no such group"))
 }
 
-fn not_empty(name: &str, members: usize) -> BrokerError {
+fn not_empty(name: &str, members: usize) -> ApiError {
     let message = format!("group {name}: has {members} members; stop them first");
-    BrokerError::new(Reason::GroupNotEmpty, message).with("members", members)
+    ApiError::new(Reason::GroupNotEmpty, message).with("members", members)
 }
 
 #[cfg(test)]

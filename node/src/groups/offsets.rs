@@ -10,8 +10,7 @@ use super::{
     Change, Commit, CommittedOffset, GroupDescription, GroupRecord, Groups, OffsetRecord, PartitionLag, Partitions,
     Reset, ResetTo, check_name, not_empty, partition_of, unknown_group,
 };
-use crate::broker::{BrokerError, Reason, Topic};
-use crate::controller::unknown_topic;
+use crate::model::{ApiError, Reason, Topic, unknown_topic};
 
 /// Most offsets of one commit.
 const OFFSETS_MAX: usize = 10_000;
@@ -30,7 +29,7 @@ impl Groups {
     /// [`Reason::InvalidRequest`], [`Reason::UnknownTopic`], [`Reason::UnknownPartition`]; with a member id
     /// [`Reason::UnknownMember`] and [`Reason::StaleGeneration`], without one [`Reason::GroupNotEmpty`]; [`Reason::NotLeader`];
     /// [`Reason::OutcomeUnknown`], when the offsets may or may not be remembered.
-    pub async fn commit(&self, request: Commit) -> Result<(), BrokerError> {
+    pub async fn commit(&self, request: Commit) -> Result<(), ApiError> {
         let backing = &self.inner.backing;
         check_name(&request.group)?;
         let mut changes = checked(backing, &request)?;
@@ -61,7 +60,7 @@ impl Groups {
     ///
     /// # Errors
     /// [`Reason::InvalidRequest`], [`Reason::NotLeader`]. A group that is not there has no offsets, which is no error.
-    pub async fn offsets(&self, name: &str, wanted: &Partitions) -> Result<Vec<CommittedOffset>, BrokerError> {
+    pub async fn offsets(&self, name: &str, wanted: &Partitions) -> Result<Vec<CommittedOffset>, ApiError> {
         check_name(name)?;
         let backing = &self.inner.backing;
         let Some(topic) = backing.groups_topic() else { return Ok(Vec::new()) };
@@ -81,7 +80,7 @@ impl Groups {
     ///
     /// # Errors
     /// [`Reason::UnknownGroup`], [`Reason::NotLeader`].
-    pub async fn describe(&self, name: &str) -> Result<GroupDescription, BrokerError> {
+    pub async fn describe(&self, name: &str) -> Result<GroupDescription, ApiError> {
         check_name(name)?;
         let backing = &self.inner.backing;
         let mut seat = self.inner.sit(name, &self.topic(name)?).await?;
@@ -114,15 +113,15 @@ impl Groups {
     /// # Errors
     /// [`Reason::GroupNotEmpty`], [`Reason::UnknownTopic`], [`Reason::UnknownPartition`], [`Reason::InvalidRequest`],
     /// [`Reason::NotLeader`]; what keeps a partition from being read.
-    pub async fn reset(&self, request: Reset) -> Result<Vec<CommittedOffset>, BrokerError> {
+    pub async fn reset(&self, request: Reset) -> Result<Vec<CommittedOffset>, ApiError> {
         let backing = &self.inner.backing;
         check_name(&request.group)?;
         match request.to {
             ResetTo::Offset(offset) if offset < 0 => {
-                return Err(BrokerError::invalid("offset", offset, "must be at least 0"));
+                return Err(ApiError::invalid("offset", offset, "must be at least 0"));
             }
             ResetTo::Timestamp(time) if time < 0 => {
-                return Err(BrokerError::invalid("timestamp_ms", time, "must be at least 0"));
+                return Err(ApiError::invalid("timestamp_ms", time, "must be at least 0"));
             }
             _ => {}
         }
@@ -144,7 +143,7 @@ impl Groups {
             self.inner.check_room()?;
         }
         let found = futures::stream::iter(partitions).map(|partition| resolve(backing, &request, partition));
-        let found: Vec<Result<CommittedOffset, BrokerError>> = found.buffered(AT_ONCE).collect().await;
+        let found: Vec<Result<CommittedOffset, ApiError>> = found.buffered(AT_ONCE).collect().await;
         let offsets: Vec<CommittedOffset> = found.into_iter().collect::<Result<_, _>>()?;
         if !request.dry_run {
             let changes: Vec<Change> = offsets.iter().map(|one| change(&target, one)).collect();
@@ -155,20 +154,20 @@ impl Groups {
 }
 
 /// The changes that a commit asks for, if it keeps the rules.
-fn checked(backing: &Backing, request: &Commit) -> Result<Vec<Change>, BrokerError> {
+fn checked(backing: &Backing, request: &Commit) -> Result<Vec<Change>, ApiError> {
     if request.offsets.len() > OFFSETS_MAX {
         let rule = format!("a commit has at most {OFFSETS_MAX}");
-        return Err(BrokerError::invalid("offsets", request.offsets.len(), &rule));
+        return Err(ApiError::invalid("offsets", request.offsets.len(), &rule));
     }
     let check = |one: &CommittedOffset| {
         let topic = backing.topic(&one.topic).ok_or_else(|| unknown_topic(&one.topic))?;
         check_partition(&topic, one.partition)?;
         if one.offset < 0 {
-            return Err(BrokerError::invalid("offsets.offset", one.offset, "must be at least 0"));
+            return Err(ApiError::invalid("offsets.offset", one.offset, "must be at least 0"));
         }
         if one.metadata.len() > METADATA_MAX {
             let rule = format!("must have at most {METADATA_MAX} bytes");
-            return Err(BrokerError::invalid("offsets.metadata", format!("{} bytes", one.metadata.len()), &rule));
+            return Err(ApiError::invalid("offsets.metadata", format!("{} bytes", one.metadata.len()), &rule));
         }
         Ok(change(&topic, one))
     };
@@ -185,12 +184,12 @@ fn change(topic: &Topic, offset: &CommittedOffset) -> Change {
     Change::Offset(offset.topic.clone(), offset.partition, Some(record))
 }
 
-fn check_partition(topic: &Topic, partition: i32) -> Result<(), BrokerError> {
+fn check_partition(topic: &Topic, partition: i32) -> Result<(), ApiError> {
     if (0..topic.partitions).contains(&partition) {
         return Ok(());
     }
     let message = format!("partition: {partition}: topic {} has partitions 0 to {}", topic.name, topic.partitions - 1);
-    Err(BrokerError::new(Reason::UnknownPartition, message))
+    Err(ApiError::new(Reason::UnknownPartition, message))
 }
 
 fn committed(topic: String, partition: i32, offset: OffsetRecord) -> CommittedOffset {
@@ -255,7 +254,7 @@ async fn lag(backing: &Backing, topic: String, partition: i32, offset: Option<i6
     lag
 }
 
-async fn resolve(backing: &Backing, request: &Reset, partition: i32) -> Result<CommittedOffset, BrokerError> {
+async fn resolve(backing: &Backing, request: &Reset, partition: i32) -> Result<CommittedOffset, ApiError> {
     let time = match request.to {
         ResetTo::Timestamp(time) => Some(time),
         ResetTo::Offset(_) | ResetTo::Earliest | ResetTo::Latest => None,

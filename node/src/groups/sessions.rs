@@ -7,7 +7,7 @@ use futures::StreamExt;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Coordinator, Inner, Slot};
-use crate::broker::{BrokerError, Reason};
+use crate::model::{ApiError, Reason};
 
 /// How often sessions are looked at: how late one may end.
 const TICK: Duration = Duration::from_millis(200);
@@ -51,7 +51,7 @@ async fn tend(inner: &Inner, number: i32, coordinator: &Arc<Coordinator>, late: 
         let Some(topic) = inner.backing.groups_topic() else { return Ok(()) };
         let lead = inner.backing.lead(&topic, number).await?;
         if lead.term != coordinator.term {
-            return Err(BrokerError::new(Reason::Unavailable, "the group's coordinator has changed"));
+            return Err(ApiError::new(Reason::Unavailable, "the group's coordinator has changed"));
         }
         let Some(mut group) = slot.take() else { return Ok(()) };
         let changes = group.expire(now);

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::broker::NewTopic;
 use crate::config::Config;
+use crate::model::NewTopic;
+use crate::runtime::Node;
 
 fn commit(group: &str, offset: i64, metadata: &str) -> Commit {
     let offset = CommittedOffset { topic: "orders".into(), partition: 0, offset, metadata: metadata.into() };
@@ -28,7 +29,8 @@ async fn retention_of_the_internal_topic_keeps_every_offset() {
     config.node.data_dir = dir.path().join("data");
     config.partitions.retention_check_ms = 20;
     let config = Arc::new(config);
-    let broker = Broker::start(config.clone()).await.unwrap();
+    let node = Node::start(config.clone()).await.unwrap();
+    let broker = node.broker().clone();
     broker.create_topic(NewTopic { name: "orders".into(), ..NewTopic::default() }).await.unwrap();
     let topic = Backing::new(broker.clone()).create(128 << 10, 64 << 10).await.unwrap();
     let groups = Groups::start(broker.clone());
@@ -47,20 +49,21 @@ async fn retention_of_the_internal_topic_keeps_every_offset() {
     for restart in [false, true] {
         if restart {
             groups.shutdown().await;
-            broker.shutdown().await;
+            node.shutdown().await;
         }
-        let (broker, groups) = if restart {
-            let broker = Broker::start(config.clone()).await.unwrap();
-            (broker.clone(), Groups::start(broker))
+        let (node, groups) = if restart {
+            let node = Node::start(config.clone()).await.unwrap();
+            let groups = Groups::start(node.broker().clone());
+            (node, groups)
         } else {
-            (broker.clone(), groups.clone())
+            (node.clone(), groups.clone())
         };
         let kept = groups.offsets("kept", &Partitions::new()).await.unwrap();
         assert_eq!((kept.len(), kept[0].offset, kept[0].metadata.as_str()), (1, 7, "first"));
         assert_eq!(groups.offsets(&other, &Partitions::new()).await.unwrap()[0].offset, written);
         if restart {
             groups.shutdown().await;
-            broker.shutdown().await;
+            node.shutdown().await;
         }
     }
 }
@@ -70,7 +73,8 @@ async fn sessions_of_silent_members_end_and_groups_without_members_leave_memory(
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config::default();
     config.node.data_dir = dir.path().join("data");
-    let broker = Broker::start(Arc::new(config)).await.unwrap();
+    let node = Node::start(Arc::new(config)).await.unwrap();
+    let broker = node.broker().clone();
     let groups = Groups::start(broker.clone());
     let join = Heartbeat {
         group: "g".into(),
@@ -92,5 +96,5 @@ async fn sessions_of_silent_members_end_and_groups_without_members_leave_memory(
     // The generation goes on where it was.
     assert_eq!(groups.heartbeat(join).await.unwrap().generation, 3);
     groups.shutdown().await;
-    broker.shutdown().await;
+    node.shutdown().await;
 }

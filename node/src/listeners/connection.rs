@@ -21,17 +21,18 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::budget::Holder;
-use super::caller::Caller;
 use super::front::{Routes, is_grpc};
 use super::grpc::status;
 use super::http::problem::Problem;
-use super::net::{self, Socket};
 use super::outflow::{Stalls, Verdict};
 use super::sniff::{Prefixed, Version, sniff};
-use crate::broker::BrokerError;
+use crate::host::net;
+use crate::host::net::Socket;
+use crate::identity::PeerCertificate;
+use crate::model::ApiError;
 use crate::peers::{PeerServer, Purpose, other_version};
-use crate::security::{Outcome, PeerCertificate, Remote, Tls};
+use crate::security::budget::Holder;
+use crate::security::{Caller, Outcome, Remote, Tls};
 
 /// Flow-control window of one HTTP/2 stream, in bytes: 1 GB/s at 1 ms of round trip.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -217,7 +218,7 @@ impl Builders {
     }
 
     /// Tells a client that is over the connection limit so, in its protocol, and closes.
-    pub(crate) async fn refuse(&self, socket: Socket, tls: Option<&Tls>, error: &BrokerError) {
+    pub(crate) async fn refuse(&self, socket: Socket, tls: Option<&Tls>, error: &ApiError) {
         let refusal = async {
             let socket = match tls {
                 None => socket,
@@ -271,7 +272,7 @@ fn hand_over(purpose: Purpose, socket: Socket, certificate: Option<Arc<PeerCerti
     });
 }
 
-fn refusal(request: &Request<Incoming>, error: &BrokerError) -> Response<Body> {
+fn refusal(request: &Request<Incoming>, error: &ApiError) -> Response<Body> {
     if is_grpc(request.headers()) {
         status::status(error).into_http()
     } else {

@@ -6,20 +6,20 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::budget::{Budget, Hold, Shares};
-use super::caller::Caller;
-use crate::broker::{Broker, BrokerError, Fetch, Fetched, Produce, Produced, Reason};
+use crate::broker::{Broker, Route};
 use crate::config::Config;
 use crate::groups::Groups;
+use crate::model::{ApiError, Fetch, Fetched, Produce, Produced, Reason};
 use crate::peers::PeerServer;
-use crate::security::Tls;
+use crate::security::budget::{Budget, Hold, Shares};
+use crate::security::{Caller, Tls};
 use crate::telemetry::{Listener, Metrics, Operation};
 
 /// The topic that requests without one mean.
 pub(crate) const DEFAULT_TOPIC: &str = "default";
 
-impl AsRef<BrokerError> for BrokerError {
-    fn as_ref(&self) -> &BrokerError {
+impl AsRef<ApiError> for ApiError {
+    fn as_ref(&self) -> &ApiError {
         self
     }
 }
@@ -56,7 +56,7 @@ impl Context {
     }
 
     /// Runs one request and counts it.
-    pub(crate) async fn observe<T, E: AsRef<BrokerError>>(
+    pub(crate) async fn observe<T, E: AsRef<ApiError>>(
         &self,
         listener: Listener,
         operation: Operation,
@@ -78,54 +78,28 @@ impl Context {
         listener: Listener,
         caller: &Caller,
         request: Produce,
-    ) -> Result<Produced, BrokerError> {
-        self.appended(listener, self.broker.for_caller(caller).produce(request).await)
-    }
-
-    /// Appends wherever the partition is led, and waits.
-    pub(crate) async fn produce_anywhere(
-        &self,
-        listener: Listener,
-        caller: &Caller,
-        request: Produce,
-    ) -> Result<Produced, BrokerError> {
-        self.appended(listener, self.broker.for_caller(caller).produce_anywhere(request).await)
-    }
-
-    fn appended(&self, listener: Listener, produced: Result<Produced, BrokerError>) -> Result<Produced, BrokerError> {
-        let produced = produced?;
+        route: Route,
+    ) -> Result<Produced, ApiError> {
+        let produced = self.broker.for_caller(caller).produce(request, route).await?;
         self.metrics.appended(listener, produced.record_count.max(0) as usize);
         Ok(produced)
     }
 
     /// Reads, and takes what was read from the budget. The wait ends early when the node stops.
-    pub(crate) async fn fetch(&self, caller: &Caller, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
-        let request = self.bounded(request);
-        self.held(caller, self.broker.for_caller(caller).fetch(request)).await
-    }
-
-    /// As [`Context::fetch`], of a node that holds the records.
-    pub(crate) async fn fetch_anywhere(&self, caller: &Caller, request: Fetch) -> Result<(Fetched, Hold), BrokerError> {
-        let request = self.bounded(request);
-        self.held(caller, self.broker.for_caller(caller).fetch_anywhere(request)).await
-    }
-
-    fn bounded(&self, mut request: Fetch) -> Fetch {
+    pub(crate) async fn fetch(
+        &self,
+        caller: &Caller,
+        mut request: Fetch,
+        route: Route,
+    ) -> Result<(Fetched, Hold), ApiError> {
         let limits = &self.config().limits;
         request.max_wait = request.max_wait.min(Duration::from_millis(limits.wait_ms_max));
         request.max_bytes = request.max_bytes.clamp(1, limits.fetch_bytes_max);
-        request
-    }
-
-    async fn held(
-        &self,
-        caller: &Caller,
-        fetch: impl Future<Output = Result<Fetched, BrokerError>>,
-    ) -> Result<(Fetched, Hold), BrokerError> {
+        let broker = self.broker.for_caller(caller);
         // Dropping the fetch loses nothing: it changes nothing.
         let fetched = tokio::select! {
             biased;
-            fetched = fetch => fetched?,
+            fetched = broker.fetch(request, route) => fetched?,
             () = self.stopping.cancelled() => return Err(stopping()),
         };
         let hold = caller.share.hold(fetched.batches.iter().map(bytes::Bytes::len).sum())?;
@@ -134,6 +108,6 @@ impl Context {
 }
 
 /// The answer to work that is given up because the node stops.
-pub(crate) fn stopping() -> BrokerError {
-    BrokerError::new(Reason::Unavailable, "the node is stopping")
+pub(crate) fn stopping() -> ApiError {
+    ApiError::new(Reason::Unavailable, "the node is stopping")
 }

@@ -2,7 +2,7 @@
 
 use chronicle_records::Record;
 
-use crate::broker::{BrokerError, Fetched};
+use crate::model::{ApiError, Fetched};
 
 /// The records of `fetched`, at most `max_records` (`None`: no limit) and about `max_bytes` of them but at least one,
 /// and where to go on reading. Decodes batch by batch, so that what a small compressed answer unfolds to is bounded by
@@ -14,7 +14,7 @@ pub(crate) fn records(
     fetched: &Fetched,
     max_records: Option<usize>,
     max_bytes: usize,
-) -> Result<(Vec<Record>, i64), BrokerError> {
+) -> Result<(Vec<Record>, i64), ApiError> {
     let mut records: Vec<Record> = Vec::new();
     let mut bytes = 0usize;
     for batch in &fetched.batches {

@@ -13,15 +13,15 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use tower::Service as _;
 
-use super::budget::Hold;
-use super::caller::Caller;
 use super::context::Context;
 use super::http::problem::Problem;
 use super::intake::{Intake, Messages};
 use super::outflow::{Outflow, Stalls};
 use super::pace::Pace;
 use super::{grpc, http as json};
-use crate::broker::{BrokerError, Reason};
+use crate::model::{ApiError, Reason};
+use crate::security::Caller;
+use crate::security::budget::Hold;
 use crate::telemetry::{Listener, Operation, traces};
 
 /// Routes of both protocols.
@@ -97,7 +97,7 @@ impl Front {
                 Duration::ZERO,
             );
             let message = format!("content-type: application/grpc over {http_version:?}: gRPC needs HTTP/2");
-            Problem::from(BrokerError::new(Reason::UnsupportedMediaType, message)).into_response()
+            Problem::from(ApiError::new(Reason::UnsupportedMediaType, message)).into_response()
         };
         trace.answered(&response);
         let hold = response.extensions_mut().remove::<Arc<Hold>>();

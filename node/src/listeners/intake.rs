@@ -13,27 +13,27 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 
-use super::budget::Ticket;
 use super::grpc::status;
 use super::pace::Pace;
-use crate::broker::{BrokerError, Reason};
+use crate::model::{ApiError, Reason};
+use crate::security::budget::Ticket;
 use crate::telemetry::{Listener, Metrics};
 
 /// Why a body is not read further. Its source is a [`tonic::Status`], where tonic looks for one.
 #[derive(Debug)]
 pub(crate) struct Refused {
-    pub(crate) error: BrokerError,
+    pub(crate) error: ApiError,
     status: tonic::Status,
 }
 
 impl Refused {
-    fn new(error: BrokerError) -> Self {
+    fn new(error: ApiError) -> Self {
         let status = status::status(&error);
         Self { error, status }
     }
 
     /// The refusal in a chain of errors.
-    pub(crate) fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a BrokerError> {
+    pub(crate) fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a ApiError> {
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(refused) = error.downcast_ref::<Refused>() {
@@ -76,7 +76,7 @@ impl Messages {
     ///
     /// # Errors
     /// RECORD_TOO_LARGE at the prefix of a message longer than `limit` bytes, and how many of the bytes lie before it.
-    pub(crate) fn advance(&mut self, mut bytes: &[u8], limit: usize) -> Result<(), (usize, BrokerError)> {
+    pub(crate) fn advance(&mut self, mut bytes: &[u8], limit: usize) -> Result<(), (usize, ApiError)> {
         let all = bytes.len();
         while !bytes.is_empty() {
             let skipped = self.left.min(bytes.len());
@@ -101,13 +101,10 @@ impl Messages {
 }
 
 /// A message or body over `limits.request-bytes-max`.
-pub(crate) fn too_large(what: &str, bytes: usize, limit: usize) -> BrokerError {
-    BrokerError::new(
-        Reason::RecordTooLarge,
-        format!("{what}: {bytes} bytes: at most {limit} (limits.request-bytes-max)"),
-    )
-    .with("bytes", bytes)
-    .with("limit", limit)
+pub(crate) fn too_large(what: &str, bytes: usize, limit: usize) -> ApiError {
+    ApiError::new(Reason::RecordTooLarge, format!("{what}: {bytes} bytes: at most {limit} (limits.request-bytes-max)"))
+        .with("bytes", bytes)
+        .with("limit", limit)
 }
 
 /// A request body that is metered. `messages` is there for gRPC.
@@ -119,7 +116,7 @@ pub(crate) struct Intake<B> {
     pub(crate) message_bytes_max: usize,
     pub(crate) pace: Pace,
     /// Why the body is not read further, once the messages before are handed on.
-    pub(crate) refused: Option<BrokerError>,
+    pub(crate) refused: Option<ApiError>,
 }
 
 impl<B> Body for Intake<B>

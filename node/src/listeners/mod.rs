@@ -13,10 +13,8 @@
 //! - Every task started here is waited for by [`Server::serve`].
 //! - A protocol has one table for errors: `grpc::status` and `http::problem`.
 //!
-//! Neighbours: `broker/` below, `ops/` beside it on a port of its own.
+//! `ops.rs` is a port of its own: health and metrics, no data. Neighbours: `broker/` and `groups/` below.
 
-mod budget;
-mod caller;
 mod connection;
 mod context;
 mod decode;
@@ -24,7 +22,7 @@ mod front;
 pub mod grpc;
 pub mod http;
 mod intake;
-pub mod net;
+mod ops;
 mod outflow;
 mod pace;
 mod places;
@@ -40,33 +38,24 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::budget::{Budget, Shares};
-pub use self::caller::Caller;
+pub use self::ops::{OpsServer, Probe};
+
 use self::connection::{Builders, Ending};
 use self::context::Context;
 use self::front::Routes;
-use self::net::{Acceptor, Socket};
 use self::places::{Place, Places, TooMany};
 use crate::broker::Broker;
 use crate::groups::Groups;
+use crate::host::net::{Acceptor, BindError, Socket};
+use crate::peers::PeerServer;
+use crate::security::Tls;
+use crate::security::budget::{Budget, Shares};
 use crate::telemetry::Metrics;
 
 /// Connections over the limit that are told so at a time; beyond them they are closed without a word.
 const REFUSALS_MAX: usize = 64;
 /// Wait after a failed accept: running out of file descriptors passes when connections close.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-
-/// A port that cannot be listened on.
-#[derive(Debug, thiserror::Error)]
-#[error("{field}: {address}: cannot listen: {source}")]
-pub struct BindError {
-    /// The field of the configuration.
-    pub field: &'static str,
-    /// Its value.
-    pub address: SocketAddr,
-    /// Why.
-    pub source: io::Error,
-}
 
 /// Listens on the data port; returns the address in force.
 ///
@@ -77,6 +66,20 @@ pub async fn listen(wanted: SocketAddr) -> Result<(Acceptor, SocketAddr), BindEr
     let acceptor = Acceptor::bind(wanted).await.map_err(error)?;
     let address = acceptor.local_addr().map_err(error)?;
     Ok((acceptor, address))
+}
+
+/// What the data port serves.
+pub struct Services {
+    /// The node's API.
+    pub broker: Broker,
+    /// The consumer groups that this node coordinates; shut down with the port.
+    pub groups: Groups,
+    /// Serves connections of other nodes.
+    pub peers: PeerServer,
+    /// Encrypts the port; `None`: it speaks plaintext.
+    pub tls: Option<Arc<Tls>>,
+    /// What is measured of requests and connections.
+    pub metrics: Metrics,
 }
 
 /// The data port: bound, and serving once [`Server::serve`] runs.
@@ -91,13 +94,14 @@ impl Server {
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub async fn bind(broker: Broker, metrics: Metrics) -> Result<Self, BindError> {
-        let (acceptor, address) = listen(broker.config().listeners.data).await?;
-        Ok(Self::new(acceptor, address, broker, metrics))
+    pub async fn bind(services: Services) -> Result<Self, BindError> {
+        let (acceptor, address) = listen(services.broker.config().listeners.data).await?;
+        Ok(Self::new(acceptor, address, services))
     }
 
     /// As [`Server::bind`], on a port that was bound before the broker started.
-    pub fn new(acceptor: Acceptor, address: SocketAddr, broker: Broker, metrics: Metrics) -> Self {
+    pub fn new(acceptor: Acceptor, address: SocketAddr, services: Services) -> Self {
+        let Services { broker, groups, peers, tls, metrics } = services;
         let limits = &broker.config().limits;
         let budget = Budget::new("limits.in-flight-bytes-max", limits.in_flight_bytes_max);
         let shares = Shares::new(budget.clone(), "limits.principal-bytes-max", limits.principal_bytes_max);
@@ -110,8 +114,6 @@ impl Server {
             let help = "Most of connections_open: limits.connections-max";
             samples.gauge("connections_limit", help, live.now().limits.connections_max as f64);
         });
-        let (peers, tls) = (broker.peer_server(), broker.tls());
-        let groups = Groups::start(broker.clone());
         let (lagging, live) = (groups.clone(), broker.live().clone());
         metrics.register_collector(move |samples| {
             for lag in lagging.lags(live.now().metrics.groups_max) {
@@ -231,7 +233,7 @@ impl Drop for Open {
 #[cfg(test)]
 mod tests {
     use super::{grpc, http};
-    use crate::broker::{ErrorKind, Reason};
+    use crate::model::{ErrorKind, Reason};
 
     #[test]
     fn the_documentation_of_errors_has_exactly_the_reasons_with_the_codes_of_the_tables() {

@@ -24,9 +24,9 @@ use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::budget::Hold;
 use super::grpc::status;
-use crate::broker::{BrokerError, Reason};
+use crate::model::{ApiError, Reason};
+use crate::security::budget::Hold;
 use crate::telemetry::{Listener, Metrics};
 
 /// Largest piece handed to HTTP at once.
@@ -173,9 +173,9 @@ impl<B> Outflow<B> {
 }
 
 /// The client did not read for too long.
-pub(crate) fn slow_reader(limit: Duration) -> BrokerError {
+pub(crate) fn slow_reader(limit: Duration) -> ApiError {
     let ms = limit.as_millis();
-    BrokerError::new(
+    ApiError::new(
         Reason::Overloaded,
         format!("the client took nothing of the answer for {ms} ms (limits.slow-reader-ms): the rest is dropped"),
     )

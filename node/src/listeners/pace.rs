@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Sleep;
 
-use crate::broker::{BrokerError, Reason};
+use crate::model::{ApiError, Reason};
 
 /// What must come of a message within the limit, unless it ends.
 const PROGRESS_BYTES: usize = 64 << 10;
@@ -34,7 +34,7 @@ impl Pace {
     }
 
     /// Nothing came, and something is open. Ready: it has been too slow.
-    pub(crate) fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<BrokerError> {
+    pub(crate) fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<ApiError> {
         let (limit, bytes) = (self.limit, &mut self.bytes);
         let timer = self.timer.get_or_insert_with(|| {
             *bytes = 0;
@@ -45,7 +45,7 @@ impl Pace {
             let message = format!(
                 "body: {bytes} bytes came in {ms} ms: at least {PROGRESS_BYTES}, or its end (limits.body-timeout-ms)"
             );
-            BrokerError::new(Reason::MalformedBody, message)
+            ApiError::new(Reason::MalformedBody, message)
         })
     }
 }

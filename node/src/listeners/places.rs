@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::broker::{BrokerError, Reason};
 use crate::config::LimitsConfig;
+use crate::model::{ApiError, Reason};
 
 /// All places. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -38,7 +38,7 @@ pub(super) struct TooMany {
     /// For the metric.
     pub(super) cause: &'static str,
     /// For the client.
-    pub(super) error: BrokerError,
+    pub(super) error: ApiError,
 }
 
 impl Places {
@@ -68,7 +68,7 @@ impl Places {
 
 fn too_many(cause: &'static str, field: &str, whose: &str, limit: usize) -> TooMany {
     let message = format!("{field}: {limit} connections{whose} are open: close some, or try again later");
-    TooMany { cause, error: BrokerError::new(Reason::TooManyConnections, message).with("limit", limit) }
+    TooMany { cause, error: ApiError::new(Reason::TooManyConnections, message).with("limit", limit) }
 }
 
 impl Drop for Place {

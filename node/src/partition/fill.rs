@@ -25,21 +25,19 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::{Environment, Partition, Slot};
-use crate::flushed::journal;
+use super::{Environment, Partition, Replica};
+use crate::host::flushed::journal;
 use crate::peers::{PullStream, wire_id};
 use crate::raft::{
     GroupError, GroupStatus, KEY_FILL, KEY_PURGED, checkpoint_index, encode_position, entry_in, entry_out,
 };
 
-/// State of a replica whose group runs, as [`ask_group`] answers it.
+/// State of a replica whose group runs, as [`crate::cluster::Cluster::ask`] answers it.
 pub(crate) const ACTIVE: &str = "active";
 /// Bytes of one message of entries.
 const PIECE_BYTES: usize = 1 << 20;
 /// Bytes that may be appended and not yet flushed.
 const UNFLUSHED_BYTES: usize = 32 << 20;
-/// Longest wait for an answer about a group.
-const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest silence of a sender.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -71,41 +69,24 @@ pub(super) async fn note(store: &Arc<Store>, id: LogId, reason: Option<FillReaso
     journal(store, id, KEY_FILL, Bytes::from_static(value)).await
 }
 
-/// Asks another node about its replica of a group.
-pub(crate) async fn ask_group(
-    env: &Environment,
-    id: LogId,
-    node: u64,
-    ask: Ask,
-) -> Result<proto::GroupResponse, String> {
-    let mut client = env.peers.client(node).map_err(|e| e.to_string())?;
-    let group = Some(wire_id(id));
-    let request = env.peers.request(node, proto::GroupRequest { group, ask: Some(ask) });
-    match tokio::time::timeout(ASK_TIMEOUT, client.group(request)).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(format!("node {node}: {}", status.message())),
-        Err(_) => Err(format!("node {node} does not answer")),
-    }
-}
-
 /// Whether the replica on another node goes to sleep with the leader.
 pub(super) async fn ask_sleep(env: &Environment, id: LogId, node: u64, position: proto::LogPosition) -> bool {
-    ask_group(env, id, node, Ask::Sleep(position)).await.is_ok_and(|answer| answer.accepted)
+    env.cluster.ask(id, node, Ask::Sleep(position)).await.is_ok_and(|answer| answer.accepted)
 }
 
 /// The node that leads the group, woken if need be.
 async fn find_leader(env: &Environment, id: LogId) -> Result<u64, String> {
-    let placement = env.placement(id).ok_or("the partition was deleted")?;
-    let me = env.node();
-    let mut nodes: Vec<u64> = env.designated(id).into_iter().collect();
+    let placement = env.cluster.placement(id).ok_or("the partition was deleted")?;
+    let me = env.cluster.node();
+    let mut nodes: Vec<u64> = env.cluster.designated(id).into_iter().collect();
     nodes.extend(placement.voters.iter().chain(&placement.replicas));
     let mut asked = BTreeSet::new();
     let mut why = "no other replica is alive".to_owned();
     for node in nodes {
-        if node == me || !env.alive(node) || !asked.insert(node) {
+        if node == me || !env.cluster.alive(node) || !asked.insert(node) {
             continue;
         }
-        match ask_group(env, id, node, Ask::Lead(true)).await {
+        match env.cluster.ask(id, node, Ask::Lead(true)).await {
             Ok(answer) if answer.leader == node => return Ok(node),
             Ok(answer) if answer.leader != 0 && answer.leader != me && asked.insert(answer.leader) => {
                 return Ok(answer.leader);
@@ -130,14 +111,14 @@ async fn find_source(env: &Environment, id: LogId, reason: FillReason) -> Result
 /// The other voter of a group of two, when its replica is undamaged: nobody can lead while this one is out of service. What
 /// it says of the voters it checks once more when it is asked for its log.
 async fn other_of_two(env: &Environment, id: LogId) -> Option<u64> {
-    let placement = env.placement(id)?;
-    let me = env.node();
+    let placement = env.cluster.placement(id)?;
+    let me = env.cluster.node();
     let other = match placement.voters.as_slice() {
         [a, b] if *a == me => *b,
         [a, b] if *b == me => *a,
         _ => return None,
     };
-    let answer = ask_group(env, id, other, Ask::Status(true)).await.ok()?;
+    let answer = env.cluster.ask(id, other, Ask::Status(true)).await.ok()?;
     let voters: BTreeSet<u64> = answer.voters.into_iter().collect();
     (answer.state == ACTIVE && voters == BTreeSet::from([me, other])).then_some(other)
 }
@@ -173,12 +154,12 @@ pub(super) async fn fill(
     let source = find_source(env, id, reason).await?;
     let position = log.position();
     let from = position.last.map(|last| last.index + 1).unwrap_or(position.next_index);
-    let mut client = env.peers.client(source).map_err(|e| e.to_string())?;
+    let mut client = env.cluster.peers.client(source).map_err(|e| e.to_string())?;
     let group = Some(wire_id(id));
     let whole = reason == FillReason::Damaged;
     let previous =
         position.last.map(|last| proto::LogPosition { term: last.term, leader: last.leader, index: last.index });
-    let request = env.peers.request(source, proto::PullRequest { group, from, whole, previous });
+    let request = env.cluster.peers.request(source, proto::PullRequest { group, from, whole, previous });
     let mut parts = match client.pull(request).await {
         Ok(answer) => answer.into_inner(),
         Err(status) => {
@@ -273,7 +254,7 @@ async fn give_up_tail(log: &Arc<Log>) -> Result<(), String> {
 /// The sender's log begins later than ours ends: ours begins there too.
 async fn begin_at(env: &Environment, log: &Arc<Log>, start: &proto::PullStart) -> Result<(), String> {
     let before = start.before.ok_or("the sender does not say what is before its first entry")?;
-    journal(&env.store, log.id(), KEY_PURGED, encode_position(before.term, before.leader, before.index))
+    journal(&env.cluster.store, log.id(), KEY_PURGED, encode_position(before.term, before.leader, before.index))
         .await
         .map_err(|e| e.to_string())?;
     let (log, first, offset) = (log.clone(), start.first, start.first_offset);
@@ -365,14 +346,14 @@ impl Throttle {
 /// When it is neither, or has lost what is asked for.
 pub(crate) async fn pull(
     env: Arc<Environment>,
-    slot: &Arc<Slot>,
+    replica: &Arc<Replica>,
     from_node: u64,
     request: proto::PullRequest,
 ) -> Result<PullStream, Status> {
     let unavailable = |e: String| Status::unavailable(e);
-    let mut partition = slot.get().await.map_err(|e| unavailable(e.message))?;
-    if !(request.whole && whole_alone(&partition.group().status(), env.node(), from_node)) {
-        partition = slot.lead().await.map_err(|e| unavailable(e.message))?;
+    let mut partition = replica.get().await.map_err(|e| unavailable(e.to_string()))?;
+    if !(request.whole && whole_alone(&partition.group().status(), env.cluster.node(), from_node)) {
+        partition = replica.lead().await.map_err(|e| unavailable(e.to_string()))?;
         // What is committed now is what the replica must have at least.
         partition.group().read_index().await.map_err(|e: GroupError| unavailable(e.to_string()))?;
     }

@@ -14,10 +14,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::Environment;
 use super::machine::{PartitionMachine, Shared};
 use super::sequencer::{Append, Failure, Sequencer};
-use super::{Environment, group_error};
-use crate::broker::{BrokerError, Reason};
+use crate::model::PartitionError;
 use crate::raft::{Group, LeaderTerm, Role};
 
 /// First and longest pause before leadership that could not be settled is tried again.
@@ -131,7 +131,7 @@ impl Seat {
                     }
                     pause = RETRY_MIN;
                     used = Some(term);
-                    self.env.metrics.won();
+                    self.env.cluster.metrics.won();
                     let leading = self.start(term);
                     *self.leadership.now.write() = Some(leading.clone());
                     self.leadership.role.send_replace(PartitionRole::Leading(term));
@@ -149,7 +149,7 @@ impl Seat {
                         () = leading.failure.stopped() => false,
                     };
                     *self.leadership.now.write() = None;
-                    self.env.metrics.lost();
+                    self.env.cluster.metrics.lost();
                     leading.stop().await;
                     if graceful || self.log.failure().is_some() {
                         return;
@@ -159,12 +159,12 @@ impl Seat {
         }
     }
 
-    async fn settle(&self, term: LeaderTerm, again: bool) -> Result<(), BrokerError> {
+    async fn settle(&self, term: LeaderTerm, again: bool) -> Result<(), PartitionError> {
         let _one = self.leadership.handing_over.lock().await;
         if again {
-            self.group.blank().await.map_err(|e| group_error(&e))?;
+            self.group.blank().await.map_err(PartitionError::from)?;
         }
-        self.group.settle(term).await.map_err(|e| group_error(&e))
+        self.group.settle(term).await.map_err(PartitionError::from)
     }
 
     fn start(&self, term: LeaderTerm) -> Arc<Leading> {
@@ -182,7 +182,7 @@ impl Seat {
             entry_bytes_max: config.entry_bytes_max,
             versioned_keys_max: config.versioned_keys_max,
             failure: failure.clone(),
-            metrics: self.env.metrics.clone(),
+            metrics: self.env.cluster.metrics.clone(),
         };
         Arc::new(Leading {
             queue,
@@ -199,9 +199,4 @@ impl Drop for Seat {
         *self.leadership.now.write() = None;
         self.leadership.role.send_replace(PartitionRole::Following { leader: None });
     }
-}
-
-/// The answer while nobody leads.
-pub(super) fn no_leader() -> BrokerError {
-    BrokerError::new(Reason::Unavailable, "no leader is known: an election is under way")
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use chronicle_proto::internal::group_request::Ask;
 
-use super::{Partition, fill, member};
+use super::Partition;
+use crate::cluster::member;
 use crate::raft::GroupError;
 
 /// Entries that a learner may lack and still become a voter: it gets them while the change commits.
@@ -28,7 +29,7 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
     let env = &partition.env;
     let group = partition.group();
     let text = |e: GroupError| e.to_string();
-    let Some(placement) = env.placement(partition.id()) else { return Ok(()) };
+    let Some(placement) = env.cluster.placement(partition.id()) else { return Ok(()) };
     let wanted: BTreeSet<u64> = placement.replicas.iter().copied().collect();
     let status = group.status();
     if !status.membership_committed {
@@ -36,11 +37,11 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
     }
     for id in wanted.iter().filter(|id| !status.voters.contains(id) && !status.learners.contains(id)) {
         // A replica that is filling would only be sent what it fetches anyway.
-        let answer = fill::ask_group(env, partition.id(), *id, Ask::Status(true)).await?;
+        let answer = env.cluster.ask(partition.id(), *id, Ask::Status(true)).await?;
         if answer.state != super::ACTIVE {
             return Err(format!("node {id} is {}", answer.state));
         }
-        group.add_learner(*id, member(env.state().nodes.get(id))).await.map_err(text)?;
+        group.add_learner(*id, member(env.cluster.state().nodes.get(id))).await.map_err(text)?;
         tracing::info!(partition = %partition.id(), node = id, "replica follows");
     }
     let until = tokio::time::Instant::now() + ROUND;
@@ -51,7 +52,7 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
         }
         let last = status.last.unwrap_or(0);
         let lags = |id: &u64| {
-            *id != env.node() && status.matched.get(id).copied().flatten().is_none_or(|at| at + NEARLY < last)
+            *id != env.cluster.node() && status.matched.get(id).copied().flatten().is_none_or(|at| at + NEARLY < last)
         };
         // One that votes already may be dead: what counts is that the new majority is there.
         let missing = wanted.iter().find(|id| !status.voters.contains(id) && lags(id));
@@ -76,5 +77,5 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
     if !status.membership_committed || status.voters != wanted {
         return Err("the change is not committed yet".into());
     }
-    env.settle(partition.id(), wanted.into_iter().collect(), status.membership_index).await.map_err(|e| e.to_string())
+    env.report_voters(partition.id(), wanted.into_iter().collect(), status.membership_index).await
 }

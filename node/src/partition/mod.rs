@@ -12,23 +12,26 @@
 
 mod environment;
 mod fill;
+mod housekeeping;
+mod inspect;
 mod keys;
 mod lag;
 mod leading;
 mod machine;
 mod members;
 mod producers;
+mod replica;
+mod replicas;
 mod retention;
 mod sequencer;
-mod slot;
 mod upkeep;
+mod verify;
 mod view;
-mod watcher;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use chronicle_log::{Durability, Log, LogConfig, LogError, LogId, StoredEntry};
 use chronicle_records::{BatchHeader, Limits};
 use parking_lot::Mutex;
@@ -37,25 +40,26 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use environment::Environment;
-pub(crate) use environment::member;
+pub use environment::{Environment, ViewOf};
 pub use fill::Throttle;
-pub(crate) use fill::{ACTIVE, ask_group, pull};
+pub(crate) use fill::{ACTIVE, pull};
+pub use inspect::PartitionTotals;
+pub(crate) use inspect::{Peek, status_response};
 pub use lag::ReplicaLag;
 pub use leading::PartitionRole;
-use leading::{Leadership, Seat, no_leader};
+use leading::{Leadership, Seat};
 pub use machine::Progress;
 use machine::{PartitionMachine, Shared};
+pub use replica::{Filling, Replica, ReplicaState};
+pub use replicas::Replicas;
 use sequencer::Append;
 pub use sequencer::{Answer, Reply};
-pub use slot::{Slot, SlotState};
 use upkeep::Upkeep;
 pub use view::View;
-pub(crate) use watcher::jitter;
-pub use watcher::{EVERY, Watcher};
 
-use crate::broker::{BrokerError, Expectation, PartitionDescription, Reason, TopicDurability, TopicSettings};
-use crate::controller::Placement;
+use crate::host::jitter;
+use crate::metadata::Placement;
+use crate::model::{Expectation, PartitionDescription, PartitionError, TopicDurability, TopicSettings};
 use crate::raft::{Group, GroupError, Start};
 use crate::telemetry::traces::Queued;
 
@@ -97,13 +101,13 @@ impl Partition {
         id: LogId,
         settings: TopicSettings,
         placement: Placement,
-    ) -> Result<Arc<Self>, BrokerError> {
-        let handle = env.consensus.clone();
+    ) -> Result<Arc<Self>, PartitionError> {
+        let handle = env.cluster.consensus.clone();
         // Tasks that openraft starts go to the runtime that this runs on.
         handle
             .spawn(Self::open_here(env, id, settings, placement))
             .await
-            .map_err(|e| BrokerError::new(Reason::Internal, format!("partition {id}: opening failed: {e}")))?
+            .map_err(|e| PartitionError::Internal(format!("partition {id}: opening failed: {e}")))?
     }
 
     async fn open_here(
@@ -111,7 +115,7 @@ impl Partition {
         id: LogId,
         settings: TopicSettings,
         placement: Placement,
-    ) -> Result<Arc<Self>, BrokerError> {
+    ) -> Result<Arc<Self>, PartitionError> {
         let log = open_log(&env, id, &settings).await?;
         let started = Self::start(env, id, log.clone(), settings, placement).await;
         if started.is_err() {
@@ -126,21 +130,21 @@ impl Partition {
         log: Arc<Log>,
         settings: TopicSettings,
         placement: Placement,
-    ) -> Result<Arc<Self>, BrokerError> {
+    ) -> Result<Arc<Self>, PartitionError> {
         let (machine, shared) =
             PartitionMachine::new(log.clone(), env.config().partitions.producers_max, view::of_log(&env, id));
-        let founder = placement.founders.contains(&env.node());
+        let founder = placement.founders.contains(&env.cluster.node());
         let start = Start {
-            store: env.store.clone(),
+            store: env.cluster.store.clone(),
             log: log.clone(),
             id,
-            node: env.node(),
-            transport: env.peers.clone(),
-            founders: founder.then(|| env.members(&placement.first)),
-            election_timeout: env.election_timeout(),
-            metrics: env.metrics.clone(),
+            node: env.cluster.node(),
+            transport: env.cluster.peers.clone(),
+            founders: founder.then(|| env.cluster.members(&placement.first)),
+            election_timeout: env.cluster.election_timeout(),
+            metrics: env.cluster.metrics.clone(),
         };
-        let group = Arc::new(Group::start(start, machine).await.map_err(|e| group_error(&e))?);
+        let group = Arc::new(Group::start(start, machine).await.map_err(PartitionError::from)?);
         let leadership = Leadership::new();
         let stop = CancellationToken::new();
         let seat = Seat {
@@ -169,7 +173,7 @@ impl Partition {
             group,
         });
         tracing::debug!(partition = %id, "partition is open");
-        if status.voters.len() <= 1 && status.voters.contains(&partition.env.node()) {
+        if status.voters.len() <= 1 && status.voters.contains(&partition.env.cluster.node()) {
             let led = partition.lead(LEAD_ALONE_TIMEOUT).await;
             if let Err(error) = led {
                 partition.close().await;
@@ -201,8 +205,8 @@ impl Partition {
     /// Makes this node lead unless another one does: asks for an election if nobody leads, and waits.
     ///
     /// # Errors
-    /// [`Reason::NotLeader`] with the leader's address; [`Reason::Unavailable`] when nobody leads within `patience`.
-    pub async fn lead(&self, patience: Duration) -> Result<(), BrokerError> {
+    /// [`PartitionError::NotLeader`] with the leader's address; [`PartitionError::NoLeader`] when nobody leads within `patience`.
+    pub async fn lead(&self, patience: Duration) -> Result<(), PartitionError> {
         let until = Instant::now() + patience;
         let mut roles = self.leadership.role.subscribe();
         self.upkeep.watcher.wake();
@@ -211,13 +215,15 @@ impl Partition {
             match role {
                 PartitionRole::Leading(_) => return Ok(()),
                 PartitionRole::Following { leader: Some(leader) }
-                    if leader != self.env.node() && self.env.alive(leader) && !self.group.leader_gone() =>
+                    if leader != self.env.cluster.node()
+                        && self.env.cluster.alive(leader)
+                        && !self.group.leader_gone() =>
                 {
-                    return Err(self.env.not_leader(Some(leader)));
+                    return Err(PartitionError::NotLeader { leader });
                 }
                 PartitionRole::Settling => {}
                 PartitionRole::Following { .. } => {
-                    self.group.campaign().await.map_err(|e| group_error(&e))?;
+                    self.group.campaign().await.map_err(PartitionError::from)?;
                 }
             }
             if let Some(error) = self.failure() {
@@ -225,7 +231,7 @@ impl Partition {
             }
             let now = Instant::now();
             if now >= until {
-                return Err(no_leader());
+                return Err(PartitionError::NoLeader);
             }
             // Votes may be split, or answers late: then it is asked again.
             let pause = jitter(CAMPAIGN_PAUSE).min(until - now);
@@ -236,22 +242,19 @@ impl Partition {
     /// Queues a checked batch. Appends are judged in the order in which this returns. Waits while the queue is full.
     ///
     /// # Errors
-    /// [`Reason::NotLeader`], [`Reason::Unavailable`] while nobody leads; [`Reason::RecordTooLarge`] when the batch is larger
+    /// [`PartitionError::NotLeader`], [`PartitionError::NoLeader`] while nobody leads; [`PartitionError::LargerThanQueue`] when the batch is larger
     /// than the whole queue; the failure of the partition.
     pub async fn submit(
         &self,
         batch: BytesMut,
         header: BatchHeader,
         expectation: Option<Expectation>,
-    ) -> Result<oneshot::Receiver<Answer>, BrokerError> {
+    ) -> Result<oneshot::Receiver<Answer>, PartitionError> {
         let leading = self.leadership.now.read().clone();
         let Some(leading) = leading else { return Err(self.refusal()) };
         let (bytes, queue_bytes_max) = (batch.len().max(REQUEST_OVERHEAD_BYTES), leading.queue_bytes_max);
         if bytes > queue_bytes_max {
-            return Err(BrokerError::new(
-                Reason::RecordTooLarge,
-                format!("batch: {bytes} bytes are more than partitions.queue-bytes-max ({queue_bytes_max})"),
-            ));
+            return Err(PartitionError::LargerThanQueue { bytes, limit: queue_bytes_max });
         }
         let refusal = || leading.failure.get().unwrap_or_else(|| self.refusal());
         let permits = leading.queue_bytes.clone().acquire_many_owned(bytes as u32);
@@ -263,22 +266,22 @@ impl Partition {
     }
 
     /// Why this replica does not take an append.
-    fn refusal(&self) -> BrokerError {
+    fn refusal(&self) -> PartitionError {
         if let Some(error) = self.failure() {
             return error;
         }
         match self.role() {
-            _ if self.stop.is_cancelled() => BrokerError::new(Reason::Unavailable, "the partition is stopping"),
-            PartitionRole::Following { leader: Some(leader) } if leader != self.env.node() => {
-                self.env.not_leader(Some(leader))
+            _ if self.stop.is_cancelled() => PartitionError::Unavailable("the partition is stopping".into()),
+            PartitionRole::Following { leader: Some(leader) } if leader != self.env.cluster.node() => {
+                PartitionError::NotLeader { leader }
             }
-            _ => no_leader(),
+            _ => PartitionError::NoLeader,
         }
     }
 
     /// Why the partition has to start again, if it has.
-    pub fn failure(&self) -> Option<BrokerError> {
-        let error = group_error(&self.group.failure()?);
+    pub fn failure(&self) -> Option<PartitionError> {
+        let error = PartitionError::from(self.group.failure()?);
         self.stop.cancel();
         Some(error)
     }
@@ -316,11 +319,12 @@ impl Partition {
     /// Waits until what is readable here includes everything that was acknowledged when this was called. On the leader only.
     ///
     /// # Errors
-    /// [`Reason::NotLeader`], or [`Reason::Unavailable`] without a majority.
-    pub async fn read_index(&self) -> Result<(), BrokerError> {
+    /// [`PartitionError::NotLeader`], or [`PartitionError::NoLeader`] without a majority.
+    pub async fn read_index(&self) -> Result<(), PartitionError> {
         self.group.read_index().await.map(|_| ()).map_err(|e| match e {
-            GroupError::NotLeader { leader, .. } => self.env.not_leader(leader),
-            other => group_error(&other),
+            GroupError::NotLeader { leader: Some(leader), .. } => PartitionError::NotLeader { leader },
+            GroupError::NotLeader { leader: None, .. } => PartitionError::NoLeader,
+            other => other.into(),
         })
     }
 
@@ -337,13 +341,13 @@ impl Partition {
     /// Committed entries from the one that contains `offset` on, about `max_bytes` of them.
     ///
     /// # Errors
-    /// [`Reason::OffsetOutOfRange`] below the log start, [`Reason::DataDamaged`], and failures of the disk.
+    /// [`PartitionError::OutOfRange`] below the log start, [`PartitionError::Damaged`], and failures of the disk.
     pub async fn read(
         &self,
         offset: u64,
         progress: Progress,
         max_bytes: usize,
-    ) -> Result<Vec<StoredEntry>, BrokerError> {
+    ) -> Result<Vec<StoredEntry>, PartitionError> {
         let Some(index) = progress.index else { return Ok(Vec::new()) };
         let log = self.log.clone();
         on_disk(move || log.read_at_offset(offset, index, max_bytes)).await
@@ -353,7 +357,7 @@ impl Partition {
     ///
     /// # Errors
     /// As [`Partition::read`].
-    pub async fn entry_at_time(&self, time_ms: i64, progress: Progress) -> Result<Option<StoredEntry>, BrokerError> {
+    pub async fn entry_at_time(&self, time_ms: i64, progress: Progress) -> Result<Option<StoredEntry>, PartitionError> {
         let Some(index) = progress.index else { return Ok(None) };
         let log = self.log.clone();
         on_disk(move || log.entry_for_time(time_ms, index)).await
@@ -362,7 +366,7 @@ impl Partition {
     /// The partition for people.
     pub fn describe(&self) -> PartitionDescription {
         let status = self.group.status();
-        let state = self.env.state();
+        let state = self.env.cluster.state();
         let leader = status.leader.and_then(|id| state.nodes.get(&id)).map(|node| node.address.clone());
         let position = self.log.position();
         PartitionDescription {
@@ -385,7 +389,7 @@ impl Partition {
     ///
     /// # Errors
     /// When the group or the disk fails.
-    pub async fn maintain(&self, now_ms: i64) -> Result<(), BrokerError> {
+    pub async fn maintain(&self, now_ms: i64) -> Result<(), PartitionError> {
         let _one = self.retention.lock().await;
         retention::run(&self.log, &self.group, &self.shared, &self.settings, now_ms).await
     }
@@ -394,12 +398,12 @@ impl Partition {
     ///
     /// # Errors
     /// When this node does not lead, or the other one does not take over in time.
-    pub async fn hand_over(&self, to: u64) -> Result<(), BrokerError> {
+    pub async fn hand_over(&self, to: u64) -> Result<(), PartitionError> {
         let _one = self.leadership.handing_over.lock().await;
         let leading = self.leadership.now.read().clone();
         let Some(leading) = leading else { return Err(self.refusal()) };
         leading.stop().await;
-        self.group.transfer(to).await.map_err(|e| group_error(&e))
+        self.group.transfer(to).await.map_err(PartitionError::from)
     }
 
     /// The partition is about to close, when its turn comes: it leads no more from now on, and does not try to.
@@ -427,23 +431,23 @@ impl Partition {
 }
 
 /// Opens a log with a topic's settings.
-async fn open_log(env: &Environment, id: LogId, settings: &TopicSettings) -> Result<Arc<Log>, BrokerError> {
+async fn open_log(env: &Environment, id: LogId, settings: &TopicSettings) -> Result<Arc<Log>, PartitionError> {
     let config = log_config(settings);
-    let store = env.store.clone();
+    let store = env.cluster.store.clone();
     crate::host::blocking(move || store.open_log(id, config))
         .await
-        .map_err(|e| BrokerError::new(Reason::Internal, format!("partition {id}: opening the log failed: {e}")))?
-        .map_err(|e| log_error(&e))
+        .map_err(|e| PartitionError::Internal(format!("partition {id}: opening the log failed: {e}")))?
+        .map_err(PartitionError::from)
 }
 
 /// Runs a read that may wait for the disk away from the API's threads.
 async fn on_disk<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, LogError> + Send + 'static,
-) -> Result<T, BrokerError> {
+) -> Result<T, PartitionError> {
     crate::host::blocking(read)
         .await
-        .map_err(|e| BrokerError::new(Reason::Internal, format!("read: {e}")))?
-        .map_err(|e| log_error(&e))
+        .map_err(|e| PartitionError::Internal(format!("read: {e}")))?
+        .map_err(PartitionError::from)
 }
 
 fn log_config(settings: &TopicSettings) -> LogConfig {
@@ -456,69 +460,4 @@ fn log_config(settings: &TopicSettings) -> LogConfig {
             },
         },
     }
-}
-
-/// What a failure of the engine means to a client.
-pub(crate) fn log_error(error: &LogError) -> BrokerError {
-    let message = error.to_string();
-    match error.root() {
-        LogError::NoSpace { .. } => BrokerError::new(Reason::DiskFull, message),
-        LogError::Damaged { index, .. } => {
-            let error = BrokerError::new(Reason::DataDamaged, message);
-            match index {
-                Some(index) => error.with("index", index),
-                None => error,
-            }
-        }
-        LogError::OffsetOutOfRange { offset, earliest, next } => {
-            out_of_range(*offset as i64, *earliest as i64, *next as i64)
-        }
-        LogError::ReadOnly { .. } | LogError::Io { .. } => BrokerError::new(Reason::DiskFailed, message),
-        LogError::Overloaded { .. } => BrokerError::new(Reason::Overloaded, message),
-        LogError::Closed | LogError::AlreadyOpen(_) | LogError::Truncated => {
-            BrokerError::new(Reason::Unavailable, message)
-        }
-        _ => BrokerError::new(Reason::Internal, message),
-    }
-}
-
-/// The answer to a read outside the log.
-pub(crate) fn out_of_range(offset: i64, earliest: i64, next: i64) -> BrokerError {
-    BrokerError::new(
-        Reason::OffsetOutOfRange,
-        format!(
-            "offset {offset} is out of range: the partition holds offsets from {earliest} up to, not including, {next}"
-        ),
-    )
-    .with("earliest", earliest)
-    .with("next", next)
-}
-
-/// What a failure of a raft group means to a client.
-pub(crate) fn group_error(error: &GroupError) -> BrokerError {
-    match error {
-        GroupError::Log(error) => log_error(error),
-        GroupError::Raft { .. } | GroupError::NoLeader { .. } | GroupError::NotLeader { .. } => {
-            BrokerError::new(Reason::Unavailable, error.to_string())
-        }
-    }
-}
-
-/// The batches of stored entries, without those that end before `offset`.
-///
-/// # Errors
-/// [`Reason::DataDamaged`] when an entry is not made of batches.
-pub(crate) fn batches_from(entries: &[StoredEntry], offset: u64) -> Result<Vec<Bytes>, BrokerError> {
-    let mut batches = Vec::new();
-    for entry in entries {
-        for batch in chronicle_records::split(&entry.entry.payload) {
-            let (header, bytes) = batch.map_err(|e| {
-                BrokerError::new(Reason::DataDamaged, format!("stored entry {}: {e}", entry.entry.index))
-            })?;
-            if header.last_offset() >= offset as i64 {
-                batches.push(bytes);
-            }
-        }
-    }
-    Ok(batches)
 }

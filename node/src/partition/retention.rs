@@ -8,7 +8,7 @@ use std::sync::Arc;
 use chronicle_log::Log;
 
 use super::machine::{PartitionMachine, Shared};
-use crate::broker::{BrokerError, TopicSettings};
+use crate::model::{PartitionError, TopicSettings};
 use crate::raft::Group;
 
 pub(super) async fn run(
@@ -17,9 +17,9 @@ pub(super) async fn run(
     shared: &Shared,
     settings: &TopicSettings,
     now_ms: i64,
-) -> Result<(), BrokerError> {
+) -> Result<(), PartitionError> {
     let Some(applied) = shared.progress.borrow().index else { return Ok(()) };
-    group.checkpoint_if_rolled().await.map_err(|e| super::group_error(&e))?;
+    group.checkpoint_if_rolled().await.map_err(PartitionError::from)?;
     let max_bytes = u64::try_from(settings.retention_bytes).ok();
     let min_time = (settings.retention_ms >= 0).then(|| now_ms.saturating_sub(settings.retention_ms));
     if max_bytes.is_none() && min_time.is_none() {
@@ -36,8 +36,8 @@ pub(super) async fn run(
     if keep <= first {
         return Ok(());
     }
-    group.checkpoint().await.map_err(|e| super::group_error(&e))?;
-    group.purge(keep - 1).await.map_err(|e| super::group_error(&e))?;
+    group.checkpoint().await.map_err(PartitionError::from)?;
+    group.purge(keep - 1).await.map_err(PartitionError::from)?;
     let target = log.clone();
     let deleted = super::on_disk(move || target.delete_before(keep)).await?;
     tracing::info!(
@@ -51,12 +51,12 @@ pub(super) async fn run(
 
 /// Rolls an active segment whose newest record has expired, so that it can go: a partition that nobody writes to any
 /// more still keeps its promise about age. The newest segment always stays, so that a blank entry starts the next one.
-async fn roll_if_expired(log: &Arc<Log>, group: &Group<PartitionMachine>, min_time: i64) -> Result<(), BrokerError> {
+async fn roll_if_expired(log: &Arc<Log>, group: &Group<PartitionMachine>, min_time: i64) -> Result<(), PartitionError> {
     let expired = log.segments().last().and_then(|active| active.max_timestamp).is_some_and(|newest| newest < min_time);
     if !expired {
         return Ok(());
     }
     let target = log.clone();
     super::on_disk(move || target.roll()).await?;
-    group.blank().await.map_err(|e| super::group_error(&e))
+    group.blank().await.map_err(PartitionError::from)
 }

@@ -27,13 +27,13 @@ use super::Environment;
 use super::keys::{KeyVersions, KeysError};
 use super::machine::{PartitionMachine, Shared};
 use super::producers::{ProducerTable, Verdict};
-use crate::broker::{BrokerError, Expectation, Produced, Reason};
+use crate::model::{Expectation, PartitionError, Produced};
 use crate::raft::{Group, LeaderTerm, Proposal, ProposeError, ProposeResult};
 use crate::telemetry::traces::{EntryTrace, Queued};
 use crate::telemetry::{RaftMetrics, Stage};
 
 /// The answer of an append.
-pub type Answer = Result<Produced, BrokerError>;
+pub type Answer = Result<Produced, PartitionError>;
 
 /// A promise to one client. Dropped unanswered, it says what is known of the append's fate.
 #[derive(Debug)]
@@ -60,8 +60,8 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(sender) = self.sender.take() {
-            let stopped = BrokerError::new(Reason::Unavailable, "the partition stopped before the append was judged");
-            let _ = sender.send(Err(if self.proposed { BrokerError::unknown(&stopped) } else { stopped }));
+            let stopped = PartitionError::Unavailable("the partition stopped before the append was judged".into());
+            let _ = sender.send(Err(if self.proposed { PartitionError::unknown(stopped) } else { stopped }));
         }
     }
 }
@@ -106,7 +106,7 @@ pub(super) struct Sequencer {
 pub(super) struct Failure {
     env: Arc<Environment>,
     log: Arc<Log>,
-    cause: Arc<Mutex<Option<BrokerError>>>,
+    cause: Arc<Mutex<Option<PartitionError>>>,
     stop: CancellationToken,
     failed: CancellationToken,
 }
@@ -117,15 +117,15 @@ impl Failure {
     }
 
     /// The answer when this node does not lead any more.
-    pub(super) fn moved(&self, leader: Option<u64>, why: &str) -> BrokerError {
+    pub(super) fn moved(&self, leader: Option<u64>, why: &str) -> PartitionError {
         match leader {
-            Some(_) => self.env.not_leader(leader),
-            None => BrokerError::new(Reason::Unavailable, why),
+            Some(leader) => PartitionError::NotLeader { leader },
+            None => PartitionError::Unavailable(why.into()),
         }
     }
 
     /// Sets the cause, if there is none, and stops the sequencer.
-    pub(super) fn set(&self, error: BrokerError) {
+    pub(super) fn set(&self, error: PartitionError) {
         self.cause.lock().get_or_insert(error);
         self.stop.cancel();
         self.failed.cancel();
@@ -142,12 +142,12 @@ impl Failure {
     }
 
     /// The cause, once there is one. Where the log failed, that is the cause, and not what raft made of it.
-    pub(super) fn get(&self) -> Option<BrokerError> {
+    pub(super) fn get(&self) -> Option<PartitionError> {
         if !self.stop.is_cancelled() {
             return None;
         }
         match self.log.failure() {
-            Some(error) => Some(super::log_error(&error)),
+            Some(error) => Some(PartitionError::from(&error)),
             None => self.cause.lock().clone(),
         }
     }
@@ -158,7 +158,7 @@ struct Tail {
     next_offset: u64,
     producers: ProducerTable,
     /// Built on first use. A refusal is remembered until the log start moves, since building reads the whole log.
-    keys: Option<Result<KeyVersions, (BrokerError, u64)>>,
+    keys: Option<Result<KeyVersions, (PartitionError, u64)>>,
 }
 
 /// A reply that waits for a commit.
@@ -253,13 +253,13 @@ impl Sequencer {
             // Refuse what is queued, then wait for what is proposed: all slots are free again once it is answered. A
             // majority that does not answer must not hold this up for ever.
             drop(refused.collect::<Vec<_>>());
-            let patience = 2 * self.failure.env.election_timeout();
+            let patience = 2 * self.failure.env.cluster.election_timeout();
             tokio::select! {
                 _ = self.slots.acquire_many(slots_max) => return,
                 () = self.failure.failed.cancelled() => {}
                 () = tokio::time::sleep(patience) => {
                     let why = "no majority of the replicas answers";
-                    self.failure.set(BrokerError::new(Reason::Unavailable, why));
+                    self.failure.set(PartitionError::Unavailable(why.into()));
                 }
             }
             if let Some(cause) = self.failure.get() {
@@ -289,19 +289,16 @@ impl Sequencer {
                 let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: true });
                 return self.answer_after(Waiting { reply, answer, in_log: true }, draft, last);
             }
-            Verdict::Fenced { current } => Err(BrokerError::new(
-                Reason::ProducerFenced,
-                format!("producer {}: epoch {} is older than {current}", header.producer_id, header.producer_epoch),
-            )
-            .with("current", current)),
-            Verdict::OutOfOrder { expected } => Err(BrokerError::new(
-                Reason::OutOfOrderSequence,
-                format!(
-                    "producer {}: sequence {} is neither the next ({expected}) nor one that is remembered",
-                    header.producer_id, header.base_sequence
-                ),
-            )
-            .with("expected", expected)),
+            Verdict::Fenced { current } => Err(PartitionError::ProducerFenced {
+                producer_id: header.producer_id,
+                epoch: header.producer_epoch,
+                current,
+            }),
+            Verdict::OutOfOrder { expected } => Err(PartitionError::OutOfOrderSequence {
+                producer_id: header.producer_id,
+                sequence: header.base_sequence,
+                expected,
+            }),
         };
         if let Err(error) = verdict {
             return self.answer_after(Waiting { reply, answer: Err(error), in_log: false }, draft, last);
@@ -338,14 +335,12 @@ impl Sequencer {
         tail: &mut Tail,
         draft: &Draft,
         header: &BatchHeader,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<(), PartitionError> {
         match expectation {
             Expectation::NextOffset(wanted) if *wanted == tail.next_offset as i64 => Ok(()),
-            Expectation::NextOffset(wanted) => Err(BrokerError::new(
-                Reason::VersionConflict,
-                format!("expected next offset {wanted}: the partition is at {}", tail.next_offset),
-            )
-            .with("current", tail.next_offset)),
+            Expectation::NextOffset(wanted) => {
+                Err(PartitionError::OffsetConflict { expected: *wanted, current: tail.next_offset })
+            }
             Expectation::KeyVersion { key, version } => {
                 let log_start = self.log.position().start_offset;
                 if matches!(&tail.keys, Some(Err((_, at))) if *at != log_start) {
@@ -354,7 +349,7 @@ impl Sequencer {
                 if tail.keys.is_none() {
                     let built = self.build_keys(tail.next_offset, draft).await;
                     let built = match built {
-                        Err(error) if error.reason != Reason::Overloaded => return Err(error),
+                        Err(error) if !matches!(error, PartitionError::Overloaded(_)) => return Err(error),
                         built => built,
                     };
                     tail.keys = Some(built.map_err(|error| (error, log_start)));
@@ -367,21 +362,14 @@ impl Sequencer {
                 if current == *version {
                     return Ok(());
                 }
-                Err(BrokerError::new(
-                    Reason::VersionConflict,
-                    format!(
-                        "expected version {version} of the key: it is at {current} ({} records refused)",
-                        header.record_count
-                    ),
-                )
-                .with("current", current))
+                Err(PartitionError::KeyConflict { expected: *version, current, records: header.record_count })
             }
         }
     }
 
     /// Reads the versions of all keys: everything proposed is waited for first, so that the log holds it, and the draft
     /// is added.
-    async fn build_keys(&self, next_offset: u64, draft: &Draft) -> Result<KeyVersions, BrokerError> {
+    async fn build_keys(&self, next_offset: u64, draft: &Draft) -> Result<KeyVersions, PartitionError> {
         let committed = next_offset - u64::from(draft.records);
         let mut progress = self.shared.progress.subscribe();
         let reached = tokio::select! {
@@ -390,11 +378,11 @@ impl Sequencer {
             reached = progress.wait_for(|p| p.next_offset >= committed) => reached.ok().map(|p| *p),
         };
         let Some(reached) = reached else {
-            return Err(BrokerError::new(Reason::Unavailable, "the partition is stopping"));
+            return Err(PartitionError::Unavailable("the partition is stopping".into()));
         };
         let (log, max) = (self.log.clone(), self.versioned_keys_max);
         let built = crate::host::blocking(move || KeyVersions::build(&log, reached.index, max)).await;
-        let mut keys = built.map_err(|e| BrokerError::new(Reason::Internal, e.to_string()))?.map_err(keys_error)?;
+        let mut keys = built.map_err(|e| PartitionError::Internal(e.to_string()))?.map_err(keys_error)?;
         if !draft.payload.is_empty() {
             keys.observe(&draft.payload.clone().freeze()).map_err(keys_error)?;
         }
@@ -434,7 +422,7 @@ impl Sequencer {
         };
         let sent = self.group.propose(self.leader, proposal, move |result| done.finish(result)).await;
         if let Err(error) = sent {
-            let error = super::group_error(&error);
+            let error = PartitionError::from(error);
             fail(&waiters, &self.failure, error, false);
             return None;
         }
@@ -452,7 +440,7 @@ impl Sequencer {
 
     /// Answers a draft that was not proposed because the sequencer stops.
     fn give_up(&self, draft: Draft) -> Option<Waiters> {
-        let stopping = BrokerError::new(Reason::Unavailable, "the partition is stopping");
+        let stopping = PartitionError::Unavailable("the partition is stopping".into());
         let cause = self.failure.get().unwrap_or(stopping);
         draft.waiting.into_iter().for_each(|waiting| refuse(waiting, &cause, false));
         None
@@ -530,13 +518,13 @@ impl Drop for Completion {
     }
 }
 
-fn raft_stopped() -> BrokerError {
-    BrokerError::new(Reason::Unavailable, "the raft group stopped")
+fn raft_stopped() -> PartitionError {
+    PartitionError::Unavailable("the raft group stopped".into())
 }
 
 /// Answers everything that waits for an entry that did not commit. The failure is set first: whoever finds nobody waiting
 /// and no failure may take the entry as committed.
-fn fail(waiters: &Waiters, failure: &Failure, cause: BrokerError, accepted: bool) {
+fn fail(waiters: &Waiters, failure: &Failure, cause: PartitionError, accepted: bool) {
     failure.set(cause.clone());
     let cause = failure.get().unwrap_or(cause);
     let (waiting, held) = {
@@ -550,16 +538,16 @@ fn fail(waiters: &Waiters, failure: &Failure, cause: BrokerError, accepted: bool
 }
 
 /// Tells one client what is known when the entry that it waits for did not commit. `accepted`: the entry may be in a log.
-fn refuse(waiting: Waiting, cause: &BrokerError, accepted: bool) {
+fn refuse(waiting: Waiting, cause: &PartitionError, accepted: bool) {
     let unknown = waiting.in_log && accepted;
-    waiting.reply.send(Err(if unknown { BrokerError::unknown(cause) } else { cause.clone() }));
+    waiting.reply.send(Err(if unknown { PartitionError::unknown(cause.clone()) } else { cause.clone() }));
 }
 
-fn keys_error(error: KeysError) -> BrokerError {
+fn keys_error(error: KeysError) -> PartitionError {
     match error {
-        KeysError::TooMany(_) => BrokerError::new(Reason::Overloaded, error.to_string()),
-        KeysError::Log(error) => super::log_error(&error),
-        KeysError::Batch(_) => BrokerError::new(Reason::DataDamaged, error.to_string()),
+        KeysError::TooMany(_) => PartitionError::Overloaded(error.to_string()),
+        KeysError::Log(error) => PartitionError::from(error),
+        KeysError::Batch(_) => PartitionError::Damaged { index: None, why: error.to_string() },
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a node does for its open partitions from time to time, beyond what every group needs ([`super::Watcher`]).
+//! What a node does for its open partitions from time to time, beyond what every group needs ([`Watcher`]).
 //!
 //! A leader finds out when it has lost its majority, brings the membership to where it should be, and hands leadership to the
 //! replica that is preferred.
@@ -12,8 +12,9 @@ use tokio::time::Instant;
 
 use super::lag::ReplicaLags;
 use super::leading::PartitionRole;
-use super::{Partition, Watcher, fill, members};
-use crate::broker::{BrokerError, Reason};
+use super::{Partition, fill, members};
+use crate::cluster::Watcher;
+use crate::model::PartitionError;
 use crate::raft::{GroupStatus, Role};
 
 /// Leadership goes to the preferred replica after it was fit for it this long.
@@ -60,8 +61,8 @@ impl Partition {
             PartitionRole::Leading(_) | PartitionRole::Settling => self.look_after_led(),
             PartitionRole::Following { leader } => {
                 self.upkeep.lags.lock().clear();
-                let rank = self.env.rank(self.id);
-                self.upkeep.watcher.followed(&self.env, &self.group, leader, rank);
+                let rank = self.env.cluster.rank(self.id);
+                self.upkeep.watcher.followed(&self.env.cluster, &self.group, leader, rank);
             }
         }
     }
@@ -79,7 +80,7 @@ impl Partition {
             *last = (bytes, Some(Instant::now()));
         }
         let partition = self.clone();
-        self.env.consensus.spawn(async move {
+        self.env.cluster.consensus.spawn(async move {
             if let Err(error) = partition.group.checkpoint().await {
                 tracing::debug!(partition = %partition.id, %error, "no checkpoint");
             }
@@ -91,20 +92,20 @@ impl Partition {
         let status = self.group.status();
         let alone = status.voters.len() == 1 && status.learners.is_empty();
         self.upkeep.lags.lock().observe(&status, Instant::now());
-        self.upkeep.watcher.led(&self.env, &self.group, alone);
+        self.upkeep.watcher.led(&self.env.cluster, &self.group, alone);
         // A leader that no majority answers must not keep its clients waiting: another one may lead by now.
         if let Some(leading) = self.leadership.now.read().clone()
             && self.group.quorum_silent()
         {
-            leading.failure.set(BrokerError::new(Reason::Unavailable, "no majority of the replicas answers"));
+            leading.failure.set(PartitionError::Unavailable("no majority of the replicas answers".into()));
         }
-        let Some(placement) = self.env.placement(self.id) else { return };
+        let Some(placement) = self.env.cluster.placement(self.id) else { return };
         if matches!(self.role(), PartitionRole::Leading(_))
             && (!placement.settled() || status.voters.iter().ne(&placement.voters) || status.joint)
             && !self.upkeep.changing.swap(true, Ordering::AcqRel)
         {
             let partition = self.clone();
-            self.env.consensus.spawn(async move {
+            self.env.cluster.consensus.spawn(async move {
                 members::reconcile(&partition).await;
                 partition.upkeep.changing.store(false, Ordering::Release);
             });
@@ -116,14 +117,14 @@ impl Partition {
     /// Hands leadership to the replica that should have it, once that has been fit for it for a while.
     fn prefer(self: &Arc<Self>, status: &GroupStatus) {
         let now = Instant::now();
-        let me = self.env.node();
-        let designated = self.env.designated(self.id).filter(|id| *id != me);
+        let me = self.env.cluster.node();
+        let designated = self.env.cluster.designated(self.id).filter(|id| *id != me);
         let fit = designated.filter(|id| {
             let matched = status.matched.get(id).copied().flatten();
             // What is under way may be missing.
             status.voters.contains(id) && matched.is_some_and(|at| at + 64 >= status.last.unwrap_or(0))
         });
-        let urgent = self.env.leaves_leadership(me);
+        let urgent = self.env.cluster.leaves_leadership(me);
         let due = {
             let mut preferred = self.upkeep.preferred.lock();
             *preferred = match (fit, *preferred) {
@@ -138,7 +139,7 @@ impl Partition {
             return;
         }
         let partition = self.clone();
-        self.env.consensus.spawn(async move {
+        self.env.cluster.consensus.spawn(async move {
             match partition.hand_over(to).await {
                 Ok(()) => tracing::info!(partition = %partition.id, to, "leadership is handed over"),
                 Err(error) => tracing::warn!(partition = %partition.id, to, %error, "leadership is not handed over"),
@@ -169,14 +170,14 @@ impl Partition {
             && status
                 .voters
                 .iter()
-                .filter(|id| **id != self.env.node())
-                .all(|id| self.env.alive(*id) && status.matched.get(id).copied().flatten() == status.last);
-        let settled = self.env.placement(self.id).is_some_and(|placement| placement.settled());
+                .filter(|id| **id != self.env.cluster.node())
+                .all(|id| self.env.cluster.alive(*id) && status.matched.get(id).copied().flatten() == status.last);
+        let settled = self.env.cluster.placement(self.id).is_some_and(|placement| placement.settled());
         if !all_hold || !settled || status.joint || !status.membership_committed {
             return false;
         }
         let Some(position) = self.group.last_position().await else { return false };
-        let others: Vec<u64> = status.voters.iter().copied().filter(|id| *id != self.env.node()).collect();
+        let others: Vec<u64> = status.voters.iter().copied().filter(|id| *id != self.env.cluster.node()).collect();
         let asked = others.iter().map(|id| fill::ask_sleep(&self.env, self.id, *id, position));
         futures::future::join_all(asked).await.into_iter().all(|accepted| accepted)
     }

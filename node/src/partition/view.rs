@@ -8,15 +8,15 @@
 //! - A view decides nothing about what is appended. Bytes that it does not understand are skipped: a record that was
 //!   acknowledged must never stop a replica.
 //!
-//! `machine` applies, saves and restores; [`of_log`] says which topics have a view.
+//! `machine` applies, saves and restores; which topics have one, [`super::ViewOf`] says.
 
 use std::any::Any;
 
 use chronicle_log::{Log, LogId};
 use chronicle_records::Record;
 
-use super::{Environment, Partition, STORED, batches_from};
-use crate::groups::{GROUPS_TOPIC, GroupTable};
+use super::{Environment, Partition};
+use crate::model::{STORED, batches_from};
 
 /// Bytes of entries that are read at a time when a view is made again from the log.
 const REBUILD_BYTES: usize = 4 << 20;
@@ -41,9 +41,9 @@ pub trait View: Any + Send {
 
 /// The view of a log, empty, if its topic has one.
 pub(super) fn of_log(env: &Environment, id: LogId) -> Option<Box<dyn View>> {
-    let state = env.agreed.read().clone();
+    let state = env.cluster.state();
     let topic = state.topics.values().find(|topic| topic.id == id.topic)?;
-    (topic.name == GROUPS_TOPIC).then(|| Box::new(GroupTable::default()) as Box<dyn View>)
+    (env.view_of)(&topic.name)
 }
 
 /// Makes a view again from the entries that the log holds up to raft index `last` (inclusive): for a checkpoint that was
@@ -57,7 +57,7 @@ pub(super) fn rebuild(view: &mut dyn View, log: &Log, next_offset: u64, last: u6
             return Err(format!("the log has no records from offset {from} on, the checkpoint covers {next_offset}"));
         };
         let after = entry.next_offset();
-        for batch in batches_from(&entries, from).map_err(|e| e.message)? {
+        for batch in batches_from(&entries, from).map_err(|e| e.to_string())? {
             apply_batch(view, &batch)?;
         }
         from = after;
@@ -87,26 +87,27 @@ impl Partition {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::machine::PartitionMachine;
     use super::*;
-    use crate::broker::Broker;
     use crate::config::Config;
-    use crate::groups::{Commit, CommittedOffset, Groups, Partitions, partition_of};
-    use crate::partition::machine::PartitionMachine;
+    use crate::groups::{Commit, CommittedOffset, GROUPS_TOPIC, GroupTable, Groups, Partitions, partition_of};
     use crate::raft::Machine;
+    use crate::runtime::Node;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_checkpoint_from_before_the_view_is_made_up_for_from_the_log() {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.node.data_dir = dir.path().join("data");
-        let broker = Broker::start(Arc::new(config)).await.unwrap();
+        let node = Node::start(Arc::new(config)).await.unwrap();
+        let broker = node.broker().clone();
         let groups = Groups::start(broker.clone());
         for offset in 0..20 {
             let offset = CommittedOffset { topic: "default".into(), partition: 0, offset, metadata: String::new() };
             groups.commit(Commit { group: "g".into(), offsets: vec![offset], ..Commit::default() }).await.unwrap();
         }
         assert_eq!(groups.offsets("g", &Partitions::new()).await.unwrap()[0].offset, 19);
-        let topic = broker.agreed().topics[GROUPS_TOPIC].clone();
+        let topic = broker.cluster().state().topics[GROUPS_TOPIC].clone();
         let partition = broker.partition(&topic, partition_of("g", topic.partitions)).await.unwrap();
         let progress = *partition.progress().borrow();
         let view = Box::new(GroupTable::default());
@@ -124,6 +125,6 @@ mod tests {
         machine.restore(&whole, progress.index).unwrap();
         drop(partition);
         groups.shutdown().await;
-        broker.shutdown().await;
+        node.shutdown().await;
     }
 }

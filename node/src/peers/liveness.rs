@@ -27,7 +27,8 @@ use tonic::Code;
 use super::service::is_refusal;
 use super::told::Told;
 use super::{Me, NODE_REMOVED, Purpose, address, channel, client};
-use crate::security::{Encryption, Tls};
+use crate::identity::Encryption;
+use crate::security::Tls;
 
 /// A peer whose port refuses connections is suspected after this much silence. No leader may trust a lease for longer: see
 /// `raft::LEASE_READ`.

@@ -45,7 +45,8 @@ pub use liveness::{Liveness, LivenessConfig};
 pub use service::{Handler, PeerServer, PullStream};
 pub(crate) use service::{named_group, other_version, wire_id};
 
-use crate::security::{NodeClaim, NodeNames, PeerCertificate, Tls};
+use crate::identity::{NodeClaim, PeerCertificate};
+use crate::security::{NodeNames, Tls};
 use crate::telemetry::traces;
 
 /// Version of the protocol between nodes.

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::told::Told;
 use super::{MESSAGE_BYTES_MAX, NODE_REMOVED, PROTOCOL, Peers, WINDOW_BYTES};
-use crate::security::{NodeClaim, PeerCertificate};
+use crate::identity::{NodeClaim, PeerCertificate};
 use crate::telemetry::traces;
 
 /// What the node does with what its peers say. `from`: the caller's raft id.

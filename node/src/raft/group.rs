@@ -23,6 +23,7 @@ use super::network::{Network, Transport};
 use super::store::LogStorage;
 use super::types::{Callback, LeaderTerm, Member, Proposal, RaftMembership, TypeConfig};
 use super::wire;
+use crate::model::PartitionError;
 use crate::telemetry::RaftMetrics;
 
 /// A leader that a majority answered this lately may serve a linearizable read without asking again. Shorter than the
@@ -63,6 +64,17 @@ pub enum GroupError {
         /// How long it was waited for, in milliseconds.
         waited_ms: u64,
     },
+}
+
+impl From<GroupError> for PartitionError {
+    fn from(error: GroupError) -> Self {
+        match error {
+            GroupError::Log(error) => error.into(),
+            GroupError::Raft { .. } | GroupError::NoLeader { .. } | GroupError::NotLeader { .. } => {
+                Self::Unavailable(error.to_string())
+            }
+        }
+    }
 }
 
 /// What became of a proposal that did not commit here.

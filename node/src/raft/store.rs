@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::traced::{Traced, TracedEntry};
 use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftMembership, RaftVote, TypeConfig, log_id};
-use crate::flushed::{flushed, journal};
+use crate::host::flushed::{flushed, journal};
 use crate::telemetry::traces::EntryTrace;
 use crate::telemetry::{RaftMetrics, Stage};
 

@@ -21,8 +21,8 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use super::identity::{CertificateFacts, IdentityError};
 use crate::config::{ClientAuth, TlsConfig};
+use crate::identity::{CertificateFacts, IdentityError};
 
 /// What nodes offer in place of an HTTP version (ALPN, RFC 7301): their connections are told from clients' before anybody
 /// shows a certificate. Versions and purposes are in the first bytes after the handshake.

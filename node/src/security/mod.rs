@@ -14,24 +14,19 @@
 //! Neighbours: `listeners/` accepts through it, `peers/` connects through it.
 
 pub mod acl;
-mod audit;
-mod authorizer;
+pub(crate) mod budget;
+mod caller;
 mod handshake;
-mod identity;
 mod material;
-mod nodes;
 mod quotas;
 #[cfg(test)]
 mod tests;
 mod tls;
 
 pub use acl::{AclFilter, AclRule, Action, Effect, PatternKind, ResourceKind};
-pub use authorizer::Authorizer;
+pub use caller::Caller;
 pub use handshake::{HandshakeError, Outcome};
-pub use identity::{
-    ANONYMOUS, CertificateFacts, CertificateNames, Encryption, IdentityError, Principal, PrincipalRules,
-};
 pub use material::MaterialError;
-pub use nodes::{NODE_URI, NodeClaim, NodeRules, PeerCertificate, is_server_name};
 pub use quotas::{Metered, Quota};
+pub(crate) use quotas::{OverQuota, Quotas};
 pub use tls::{NodeNames, Remote, Tls};

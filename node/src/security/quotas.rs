@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 /// Longest delay of a request; beyond it it is refused.
-pub(super) const DELAY_MAX: Duration = Duration::from_secs(1);
+pub(crate) const DELAY_MAX: Duration = Duration::from_secs(1);
 /// Buckets that are kept before anybody looks whether they are worth keeping.
 const SWEEP_AT: usize = 1024;
 
@@ -78,7 +78,7 @@ impl Metered {
 
 /// A refusal: over quota, and for longer than anybody should wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct OverQuota {
+pub(crate) struct OverQuota {
     /// What there is too much of.
     pub resource: Metered,
     /// Per second.
@@ -121,7 +121,7 @@ struct Inner {
 
 /// The buckets of every principal that has a quota and was not idle.
 #[derive(Default)]
-pub(super) struct Quotas {
+pub(crate) struct Quotas {
     inner: Mutex<Inner>,
 }
 
@@ -130,7 +130,7 @@ impl Quotas {
     ///
     /// # Errors
     /// When it would have to wait for more than [`DELAY_MAX`]; nothing is taken then.
-    pub(super) fn take(
+    pub(crate) fn take(
         &self,
         principal: &str,
         quota: Quota,
@@ -165,7 +165,7 @@ impl Quotas {
     }
 
     /// Takes what was given already, however overdrawn the bucket is.
-    pub(super) fn charge(&self, principal: &str, quota: Quota, resource: Metered, amount: u64, now: Instant) {
+    pub(crate) fn charge(&self, principal: &str, quota: Quota, resource: Metered, amount: u64, now: Instant) {
         let rate = quota.rate(resource);
         if rate == 0 {
             return;

@@ -8,7 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::config::{ClientAuth, SecurityConfig, TlsMode};
-use crate::listeners::net::{Socket, adopt, release};
+use crate::host::net::{Socket, adopt, release};
+use crate::identity::{NODE_URI, NodeClaim};
 
 struct Ca {
     pem: String,

@@ -8,11 +8,10 @@
 //! Files are compared by their contents: a Kubernetes Secret changes behind a symlink, and modification times lie.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use std::{fmt, io};
 
 use chronicle_client::{BoxedIo, Connector};
 use parking_lot::{Mutex, RwLock};
@@ -23,11 +22,12 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 use super::handshake::{HandshakeError, Outcome};
-use super::identity::{CertificateFacts, Principal, PrincipalRules};
 use super::material::{Contents, Material, MaterialError, PEER_PROTOCOL};
-use super::nodes::{NodeClaim, NodeRules, PeerCertificate, host_of};
 use crate::config::{SecurityConfig, TlsConfig};
-use crate::listeners::net::Socket;
+use crate::host::net::Socket;
+use crate::identity::{
+    CertificateFacts, IdentityError, NodeClaim, NodeRules, PeerCertificate, Principal, PrincipalRules, host_of,
+};
 use crate::telemetry::Samples;
 
 /// Names of nodes by their addresses, as far as they are known.
@@ -205,7 +205,7 @@ impl Tls {
     }
 
     fn remote(&self, is_peer: bool, certificate: Option<CertificateDer<'static>>) -> Result<Remote, HandshakeError> {
-        let nameless = |error: super::IdentityError| HandshakeError::new(Outcome::Nameless, error.to_string());
+        let nameless = |error: IdentityError| HandshakeError::new(Outcome::Nameless, error.to_string());
         match (is_peer, certificate) {
             (true, Some(certificate)) => {
                 let certificate = PeerCertificate::new(certificate.into_owned()).map_err(nameless)?;

@@ -24,7 +24,7 @@ use super::process;
 use super::raft::RaftMetrics;
 use super::samples::{FnCollector, Samples};
 use super::traces::current_trace_id;
-use crate::broker::Reason;
+use crate::model::Reason;
 
 /// The protocol that a request came by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -279,7 +279,7 @@ impl Metrics {
     }
 
     /// Adds the metrics of the node's raft groups.
-    pub(super) fn register_raft(&self, raft: &RaftMetrics) {
+    pub(crate) fn register_raft(&self, raft: &RaftMetrics) {
         raft.register(&mut self.0.registry.write());
     }
 
@@ -351,9 +351,9 @@ impl Metrics {
 mod tests {
     use chronicle_client::trace::w3c;
 
+    use super::super::Stage;
+    use super::super::traces::EntryTrace;
     use super::*;
-    use crate::telemetry::Stage;
-    use crate::telemetry::traces::EntryTrace;
 
     #[test]
     fn every_metric_carries_the_prefix_and_requests_are_counted_by_outcome() {

@@ -2,7 +2,6 @@
 //!
 //! Neighbours: `ops/` serves the metrics; listeners, broker, raft and engine report into them. Nothing here decides anything.
 
-mod collect;
 mod latency;
 pub mod logging;
 mod metrics;
@@ -12,7 +11,6 @@ mod ring;
 mod samples;
 pub mod traces;
 
-pub use collect::collect_node;
 pub use metrics::{Listener, Metrics, Operation};
 pub use raft::{RaftMetrics, Stage};
 pub use samples::Samples;

@@ -8,12 +8,14 @@ use std::time::Duration;
 use chronicle_node::broker::Broker;
 use chronicle_node::config::Config;
 use chronicle_node::listeners::Server;
+use chronicle_node::runtime;
 use chronicle_node::telemetry::Metrics;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// A node that serves.
 pub struct Node {
+    pub core: runtime::Node,
     pub broker: Broker,
     pub metrics: Metrics,
     pub address: SocketAddr,
@@ -38,12 +40,13 @@ impl Node {
         // Longer than `stop` waits, so that a connection that does not end by itself shows.
         config.limits.shutdown_grace_ms = 600_000;
         change(&mut config);
-        let broker = Broker::start(Arc::new(config)).await.unwrap();
+        let core = runtime::Node::start(Arc::new(config)).await.unwrap();
+        let broker = core.broker().clone();
         let metrics = Metrics::new();
-        let server = Server::bind(broker.clone(), metrics.clone()).await.unwrap();
+        let server = Server::bind(core.services(metrics.clone())).await.unwrap();
         let (address, shutdown) = (server.local_addr(), CancellationToken::new());
         let serving = tokio::spawn(server.serve(shutdown.clone()));
-        Self { broker, metrics, address, shutdown, serving, _directory: directory }
+        Self { core, broker, metrics, address, shutdown, serving, _directory: directory }
     }
 
     /// `http://HOST:PORT` and a path.
@@ -56,12 +59,12 @@ impl Node {
         self.shutdown.cancel();
     }
 
-    /// Stops listeners, then the broker; every test ends with it, so that tasks that do not end show.
+    /// Stops listeners, then the node; every test ends with it, so that tasks that do not end show.
     pub async fn stop(self) {
         self.shutdown.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(20), self.serving).await;
         ended.expect("every connection ends").unwrap();
-        self.broker.shutdown().await;
+        self.core.shutdown().await;
     }
 
     /// The value of a metric, by the start of its line; 0 when it is not there.

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chronicle_node::broker::{
-    Broker, BrokerError, Expectation, Fetch, Fetched, NewRecord, Payload, Position, Produce, Produced,
-    ProducerIdentity, TopicPartition,
-};
+use chronicle_log::disk::Disk;
+use chronicle_node::broker::{Broker, Route};
 use chronicle_node::config::Config;
+use chronicle_node::model::{
+    ApiError, Expectation, Fetch, Fetched, NewRecord, Payload, Position, Produce, Produced, ProducerIdentity,
+    TopicPartition,
+};
+use chronicle_node::runtime::Node;
 use chronicle_records::Compression;
 
 /// A configuration for a node in `dir`.
@@ -22,9 +25,35 @@ pub fn config(dir: &Path) -> Config {
     config
 }
 
-/// A node's core on the real disk.
-pub async fn start(config: Config) -> Broker {
-    Broker::start(Arc::new(config)).await.unwrap()
+/// A node without listeners: its broker, and the means to stop it.
+#[derive(Clone)]
+pub struct Core(Node);
+
+impl Core {
+    pub async fn start(config: Arc<Config>) -> Result<Self, ApiError> {
+        Node::start(config).await.map(Self)
+    }
+
+    pub async fn start_on(config: Arc<Config>, disk: Arc<dyn Disk>) -> Result<Self, ApiError> {
+        Node::start_on(config, disk).await.map(Self)
+    }
+
+    pub async fn shutdown(&self) {
+        self.0.shutdown().await;
+    }
+}
+
+impl std::ops::Deref for Core {
+    type Target = Broker;
+
+    fn deref(&self) -> &Broker {
+        self.0.broker()
+    }
+}
+
+/// A node without listeners on the real disk.
+pub async fn start(config: Config) -> Core {
+    Core::start(Arc::new(config)).await.unwrap()
 }
 
 /// Partition 0 of a topic.
@@ -53,8 +82,8 @@ pub fn append(records: Vec<NewRecord>) -> Produce {
 }
 
 /// Appends one value to `default`.
-pub async fn put(broker: &Broker, value: impl Into<Bytes>) -> Result<Produced, BrokerError> {
-    broker.produce(append(vec![record(value)])).await
+pub async fn put(broker: &Broker, value: impl Into<Bytes>) -> Result<Produced, ApiError> {
+    broker.produce(append(vec![record(value)]), Route::Local).await
 }
 
 /// Appends one value as an idempotent producer.
@@ -64,33 +93,33 @@ pub async fn put_as(
     epoch: i16,
     sequence: i32,
     value: &str,
-) -> Result<Produced, BrokerError> {
+) -> Result<Produced, ApiError> {
     let mut request = append(vec![record(Bytes::copy_from_slice(value.as_bytes()))]);
     request.producer = Some(ProducerIdentity { producer_id, epoch, sequence });
-    broker.produce(request).await
+    broker.produce(request, Route::Local).await
 }
 
 /// Appends under a condition.
-pub async fn put_if(broker: &Broker, record: NewRecord, expectation: Expectation) -> Result<Produced, BrokerError> {
+pub async fn put_if(broker: &Broker, record: NewRecord, expectation: Expectation) -> Result<Produced, ApiError> {
     let mut request = append(vec![record]);
     request.expectation = Some(expectation);
-    broker.produce(request).await
+    broker.produce(request, Route::Local).await
 }
 
 /// One read of `default`.
-pub async fn fetch(broker: &Broker, from: Position, wait_ms: u64) -> Result<Fetched, BrokerError> {
+pub async fn fetch(broker: &Broker, from: Position, wait_ms: u64) -> Result<Fetched, ApiError> {
     fetch_topic(broker, "default", from, wait_ms).await
 }
 
 /// One read of partition 0 of a topic.
-pub async fn fetch_topic(broker: &Broker, topic: &str, from: Position, wait_ms: u64) -> Result<Fetched, BrokerError> {
+pub async fn fetch_topic(broker: &Broker, topic: &str, from: Position, wait_ms: u64) -> Result<Fetched, ApiError> {
     let max_wait = Duration::from_millis(wait_ms);
-    broker.fetch(Fetch { target: target(topic), from, max_bytes: 0, max_wait }).await
+    broker.fetch(Fetch { target: target(topic), from, max_bytes: 0, max_wait }, Route::Local).await
 }
 
 /// Every value of `default`, from the log start to the end.
 pub async fn all_values(broker: &Broker) -> Vec<Bytes> {
-    let offsets = broker.offsets(&target("default"), None).await.unwrap();
+    let offsets = broker.offsets(&target("default"), None, Route::Local).await.unwrap();
     let mut next = offsets.earliest;
     let mut values = Vec::new();
     while next < offsets.next {

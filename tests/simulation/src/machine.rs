@@ -11,7 +11,7 @@ use chronicle_log::disk::{Disk, MemoryDisk};
 use chronicle_log::{Clock, Store, StoreConfig, Threads};
 use chronicle_node::config::Config;
 use chronicle_node::host::{Host, Simulated};
-use chronicle_node::server;
+use chronicle_node::runtime;
 use chronicle_node::telemetry::Metrics;
 use rand::Rng;
 use tokio::sync::Notify;

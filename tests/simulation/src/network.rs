@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use chronicle_client::{BoxedIo, Connector};
-use chronicle_node::listeners::net::{Acceptor, Listen};
+use chronicle_node::host::net::{Acceptor, Listen};
 use futures::future::BoxFuture;
 use turmoil::net::{TcpListener, TcpStream};
 

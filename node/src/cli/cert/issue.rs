@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
-use chronicle_node::security::{NODE_URI, Principal};
+use chronicle_node::identity::{NODE_URI, Principal};
 use rand::RngCore;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -120,7 +120,7 @@ fn params(name: &str, validity: Validity) -> CertificateParams {
 
 #[cfg(test)]
 mod tests {
-    use chronicle_node::security::CertificateNames;
+    use chronicle_node::identity::CertificateNames;
 
     use super::*;
 

@@ -47,7 +47,7 @@ impl Scene {
         }
     }
 
-    fn beat(&mut self, id: &str, owned: &[i32]) -> Result<(Vec<i32>, i32), BrokerError> {
+    fn beat(&mut self, id: &str, owned: &[i32]) -> Result<(Vec<i32>, i32), ApiError> {
         let request = Heartbeat { member_id: id.into(), owned: partitions(owned), ..Heartbeat::default() };
         let record = MemberRecord { client_name: String::new(), topics: vec!["t".into()], session_timeout_ms: 10_000 };
         let joined = self.joined;

@@ -8,8 +8,9 @@ use tonic::{Request, Response, Status};
 
 use super::log::observe;
 use super::{caller, convert, status};
-use crate::broker::{BrokerError, OperationView, TopicPartition};
+use crate::broker::OperationView;
 use crate::listeners::context::Context;
+use crate::model::{ApiError, TopicPartition};
 use crate::telemetry::Operation;
 
 pub(super) struct ClusterService {
@@ -134,7 +135,7 @@ impl Cluster for ClusterService {
 impl ClusterService {
     async fn operation(
         &self,
-        begin: impl Future<Output = Result<OperationView, BrokerError>>,
+        begin: impl Future<Output = Result<OperationView, ApiError>>,
     ) -> Result<Response<proto::OperationResponse>, Status> {
         observe(&self.context, Operation::Servers, async {
             let operation = Some(convert::operation(begin.await?));

@@ -12,11 +12,12 @@ use tonic::Status;
 
 use super::convert::{self, Shape};
 use super::log::observe;
-use crate::broker::{BrokerError, Fetch, Fetched, Position};
-use crate::listeners::budget::Hold;
-use crate::listeners::caller::Caller;
+use crate::broker::Route;
 use crate::listeners::context::Context;
 use crate::listeners::decode;
+use crate::model::{ApiError, Fetch, Fetched, Position};
+use crate::security::Caller;
+use crate::security::budget::Hold;
 use crate::telemetry::{Listener, Operation};
 
 /// One answer; records at or after `until` are left out.
@@ -25,7 +26,7 @@ pub(super) fn response(
     fetched: Fetched,
     shape: Shape,
     until: Option<i64>,
-) -> Result<proto::ConsumeResponse, BrokerError> {
+) -> Result<proto::ConsumeResponse, ApiError> {
     let mut response = proto::ConsumeResponse {
         next_offset: fetched.next_offset,
         high_watermark: fetched.high_watermark,
@@ -87,7 +88,7 @@ pub(super) fn follow(
 
 impl Follow {
     /// The next answer with records; `None` at the end.
-    async fn next(&mut self) -> Result<Option<proto::ConsumeResponse>, BrokerError> {
+    async fn next(&mut self) -> Result<Option<proto::ConsumeResponse>, ApiError> {
         self.fetch.max_wait = Duration::from_millis(self.context.config().limits.wait_ms_max.max(1));
         loop {
             if let (Some(until), Position::Offset(offset)) = (self.until, self.fetch.from)
@@ -97,7 +98,7 @@ impl Follow {
             }
             // Asked for again, so the client has room: the answer before is on its way.
             self.hold = None;
-            let (fetched, hold) = self.context.fetch(&self.caller, self.fetch.clone()).await?;
+            let (fetched, hold) = self.context.fetch(&self.caller, self.fetch.clone(), Route::Local).await?;
             if let Some(until) = self.until
                 && fetched.start_offset >= until
             {

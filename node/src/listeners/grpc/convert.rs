@@ -10,57 +10,49 @@ use chronicle_records::{Compression, Record};
 
 use uuid::Uuid;
 
-use crate::broker::{
-    BrokerError, ClusterStatus, Expectation, Fetch, Metadata, NewRecord, NewTopic, Offsets, OperationView,
-    PartitionDescription, Payload, Position, Produce, Produced, ProducerIdentity, Reason, Server, SettingsChange,
-    Topic, TopicDurability, TopicPartition, VerifiedPartition,
-};
+use crate::broker::{ClusterStatus, Metadata, OperationView, Server};
 use crate::config::live::FileReport;
-use crate::controller::{NodeState, OperationKind, OperationState};
 use crate::listeners::context::DEFAULT_TOPIC;
+use crate::metadata::{NodeState, OperationKind, OperationState};
+use crate::model::{
+    ApiError, Expectation, Fetch, NewRecord, NewTopic, Offsets, PartitionDescription, Payload, Position, Produce,
+    Produced, ProducerIdentity, Reason, SettingsChange, Topic, TopicDurability, TopicPartition, VerifiedPartition,
+};
 
 /// Bytes of one answer when a read names no limit.
 pub(super) const FETCH_BYTES_DEFAULT: usize = 1 << 20;
 
-fn at_least(field: &str, value: i64, least: i64) -> Result<i64, BrokerError> {
+fn at_least(field: &str, value: i64, least: i64) -> Result<i64, ApiError> {
     if value < least {
-        return Err(BrokerError::invalid(field, value, &format!("must be at least {least}")));
+        return Err(ApiError::invalid(field, value, &format!("must be at least {least}")));
     }
     Ok(value)
 }
 
 /// Absent: partition 0 of the default topic.
-pub(super) fn target(partition: Option<proto::Partition>) -> Result<TopicPartition, BrokerError> {
+pub(super) fn target(partition: Option<proto::Partition>) -> Result<TopicPartition, ApiError> {
     let proto::Partition { topic, partition } = partition.unwrap_or_default();
     at_least("partition.partition", partition.into(), 0)?;
     let topic = if topic.is_empty() { DEFAULT_TOPIC.to_owned() } else { topic };
     Ok(TopicPartition { topic, partition })
 }
 
-pub(super) fn produce(request: proto::ProduceRequest) -> Result<Produce, BrokerError> {
+pub(super) fn produce(request: proto::ProduceRequest) -> Result<Produce, ApiError> {
     // Where it belongs in a trace was seen to before.
     let proto::ProduceRequest { partition, records, compression, batch, producer, expectation, trace: _ } = request;
     let target = target(partition)?;
     let payload = match (records.is_empty(), batch.is_empty()) {
         (true, true) => {
-            return Err(BrokerError::invalid("records", "empty", "must have a record, or `batch` must be given"));
+            return Err(ApiError::invalid("records", "empty", "must have a record, or `batch` must be given"));
         }
         (false, false) => {
-            return Err(BrokerError::invalid(
-                "batch",
-                format!("{} bytes", batch.len()),
-                "must be empty beside `records`",
-            ));
+            return Err(ApiError::invalid("batch", format!("{} bytes", batch.len()), "must be empty beside `records`"));
         }
         (true, false) if compression != 0 => {
-            return Err(BrokerError::invalid(
-                "compression",
-                compression,
-                "must be unset for `batch`, which has its own",
-            ));
+            return Err(ApiError::invalid("compression", compression, "must be unset for `batch`, which has its own"));
         }
         (true, false) if producer.is_some() => {
-            return Err(BrokerError::invalid("producer", "given", "must be absent for `batch`, which has its own"));
+            return Err(ApiError::invalid("producer", "given", "must be absent for `batch`, which has its own"));
         }
         (true, false) => Payload::Batch(batch),
         (false, true) => Payload::Records {
@@ -77,28 +69,24 @@ pub(super) fn produce(request: proto::ProduceRequest) -> Result<Produce, BrokerE
     Ok(Produce { target, payload, producer, expectation })
 }
 
-fn record(i: usize, record: proto::Record) -> Result<NewRecord, BrokerError> {
+fn record(i: usize, record: proto::Record) -> Result<NewRecord, ApiError> {
     let proto::Record { key, value, headers, timestamp_ms } = record;
     if let Some(timestamp) = timestamp_ms
         && timestamp < 0
     {
-        return Err(BrokerError::invalid(&format!("records[{i}].timestamp_ms"), timestamp, "must be at least 0"));
+        return Err(ApiError::invalid(&format!("records[{i}].timestamp_ms"), timestamp, "must be at least 0"));
     }
     let mut converted = Vec::with_capacity(headers.len());
     for (j, proto::Header { key, value }) in headers.into_iter().enumerate() {
         if key.is_empty() {
-            return Err(BrokerError::invalid(
-                &format!("records[{i}].headers[{j}].key"),
-                "empty",
-                "must have a character",
-            ));
+            return Err(ApiError::invalid(&format!("records[{i}].headers[{j}].key"), "empty", "must have a character"));
         }
         converted.push((key, value));
     }
     Ok(NewRecord { key, value, headers: converted, timestamp_ms })
 }
 
-fn compression(value: i32) -> Result<Compression, BrokerError> {
+fn compression(value: i32) -> Result<Compression, ApiError> {
     Ok(match proto::Compression::try_from(value) {
         Ok(proto::Compression::Unspecified) => Compression::None,
         Ok(proto::Compression::Gzip) => Compression::Gzip,
@@ -107,25 +95,25 @@ fn compression(value: i32) -> Result<Compression, BrokerError> {
         Ok(proto::Compression::Zstd) => Compression::Zstd,
         Err(_) => {
             let message = format!("compression: {value}: must be 0 (none), 1 (gzip), 2 (snappy), 3 (lz4) or 4 (zstd)");
-            return Err(BrokerError::new(Reason::UnsupportedCompression, message));
+            return Err(ApiError::new(Reason::UnsupportedCompression, message));
         }
     })
 }
 
-fn producer(producer: proto::ProducerIdentity) -> Result<ProducerIdentity, BrokerError> {
+fn producer(producer: proto::ProducerIdentity) -> Result<ProducerIdentity, ApiError> {
     let proto::ProducerIdentity { producer_id, epoch, sequence } = producer;
     at_least("producer.producer_id", producer_id, 0)?;
     at_least("producer.sequence", sequence.into(), 0)?;
     let epoch = i16::try_from(epoch)
         .ok()
         .filter(|epoch| *epoch >= 0)
-        .ok_or_else(|| BrokerError::invalid("producer.epoch", epoch, "must be from 0 to 32767"))?;
+        .ok_or_else(|| ApiError::invalid("producer.epoch", epoch, "must be from 0 to 32767"))?;
     Ok(ProducerIdentity { producer_id, epoch, sequence })
 }
 
-fn expectation(expectation: proto::Expectation) -> Result<Expectation, BrokerError> {
+fn expectation(expectation: proto::Expectation) -> Result<Expectation, ApiError> {
     match expectation.expect {
-        None => Err(BrokerError::invalid("expectation", "empty", "must have `next_offset` or `key_version`")),
+        None => Err(ApiError::invalid("expectation", "empty", "must have `next_offset` or `key_version`")),
         Some(proto::expectation::Expect::NextOffset(offset)) => {
             at_least("expectation.next_offset", offset, 0).map(Expectation::NextOffset)
         }
@@ -141,15 +129,15 @@ pub(super) fn produced(produced: Produced) -> proto::ProduceResponse {
     proto::ProduceResponse { base_offset, record_count, duplicate }
 }
 
-pub(super) fn position(from: Option<proto::Position>) -> Result<Position, BrokerError> {
+pub(super) fn position(from: Option<proto::Position>) -> Result<Position, ApiError> {
     use proto::position::At;
     match from.and_then(|position| position.at) {
         None | Some(At::Earliest(true)) => Ok(Position::Earliest),
         Some(At::Latest(true)) => Ok(Position::Latest),
         Some(At::Offset(offset)) => at_least("from.offset", offset, 0).map(Position::Offset),
         Some(At::TimestampMs(time)) => at_least("from.timestamp_ms", time, 0).map(Position::Timestamp),
-        Some(At::Earliest(false)) => Err(BrokerError::invalid("from.earliest", false, "must be true when given")),
-        Some(At::Latest(false)) => Err(BrokerError::invalid("from.latest", false, "must be true when given")),
+        Some(At::Earliest(false)) => Err(ApiError::invalid("from.earliest", false, "must be true when given")),
+        Some(At::Latest(false)) => Err(ApiError::invalid("from.latest", false, "must be true when given")),
     }
 }
 
@@ -165,14 +153,10 @@ fn bytes_or_default(max_bytes: u32) -> usize {
     if max_bytes == 0 { FETCH_BYTES_DEFAULT } else { max_bytes as usize }
 }
 
-pub(super) fn consume(request: proto::ConsumeRequest) -> Result<(Fetch, Shape), BrokerError> {
+pub(super) fn consume(request: proto::ConsumeRequest) -> Result<(Fetch, Shape), ApiError> {
     let proto::ConsumeRequest { partition, from, max_bytes, max_records, max_wait_ms, raw_batches } = request;
     if raw_batches && max_records != 0 {
-        return Err(BrokerError::invalid(
-            "max_records",
-            max_records,
-            "must be 0 with `raw_batches`: batches are not cut",
-        ));
+        return Err(ApiError::invalid("max_records", max_records, "must be 0 with `raw_batches`: batches are not cut"));
     }
     let max_bytes = bytes_or_default(max_bytes);
     let fetch = Fetch {
@@ -186,7 +170,7 @@ pub(super) fn consume(request: proto::ConsumeRequest) -> Result<(Fetch, Shape), 
 }
 
 /// The first fetch of a stream (without a wait, which the caller sets), the form of its answers, and its end.
-pub(super) fn consume_stream(request: proto::ConsumeStreamRequest) -> Result<(Fetch, Shape, Option<i64>), BrokerError> {
+pub(super) fn consume_stream(request: proto::ConsumeStreamRequest) -> Result<(Fetch, Shape, Option<i64>), ApiError> {
     let proto::ConsumeStreamRequest { partition, from, max_bytes, raw_batches, until_offset } = request;
     let until = until_offset.map(|offset| at_least("until_offset", offset, 0)).transpose()?;
     let max_bytes = bytes_or_default(max_bytes);
@@ -210,11 +194,11 @@ pub(super) fn offsets(offsets: Offsets) -> proto::ListOffsetsResponse {
     proto::ListOffsetsResponse { earliest, next, at_timestamp }
 }
 
-pub(super) fn time(timestamp_ms: Option<i64>) -> Result<Option<i64>, BrokerError> {
+pub(super) fn time(timestamp_ms: Option<i64>) -> Result<Option<i64>, ApiError> {
     timestamp_ms.map(|time| at_least("timestamp_ms", time, 0)).transpose()
 }
 
-pub(super) fn settings(settings: Option<proto::TopicSettings>) -> Result<SettingsChange, BrokerError> {
+pub(super) fn settings(settings: Option<proto::TopicSettings>) -> Result<SettingsChange, ApiError> {
     let proto::TopicSettings {
         retention_bytes,
         retention_ms,
@@ -228,7 +212,7 @@ pub(super) fn settings(settings: Option<proto::TopicSettings>) -> Result<Setting
         Some((_, Ok(proto::Durability::Unspecified | proto::Durability::Fsync))) => Some(TopicDurability::Fsync),
         Some((_, Ok(proto::Durability::Memory))) => Some(TopicDurability::Memory),
         Some((value, Err(_))) => {
-            return Err(BrokerError::invalid("settings.durability", value, "must be 1 (fsync) or 2 (memory)"));
+            return Err(ApiError::invalid("settings.durability", value, "must be 1 (fsync) or 2 (memory)"));
         }
     };
     Ok(SettingsChange {
@@ -241,7 +225,7 @@ pub(super) fn settings(settings: Option<proto::TopicSettings>) -> Result<Setting
     })
 }
 
-pub(super) fn new_topic(request: proto::CreateTopicRequest) -> Result<NewTopic, BrokerError> {
+pub(super) fn new_topic(request: proto::CreateTopicRequest) -> Result<NewTopic, ApiError> {
     let proto::CreateTopicRequest { name, partitions, replication_factor, settings, if_not_exists } = request;
     at_least("partitions", partitions.into(), 0)?;
     at_least("replication_factor", replication_factor.into(), 0)?;
@@ -249,14 +233,14 @@ pub(super) fn new_topic(request: proto::CreateTopicRequest) -> Result<NewTopic, 
     Ok(NewTopic { name: topic_name(name)?, partitions, replication_factor, settings, if_not_exists })
 }
 
-pub(super) fn topic_name(name: String) -> Result<String, BrokerError> {
+pub(super) fn topic_name(name: String) -> Result<String, ApiError> {
     if name.is_empty() {
-        return Err(BrokerError::invalid("name", "empty", "must be the name of a topic"));
+        return Err(ApiError::invalid("name", "empty", "must be the name of a topic"));
     }
     Ok(name)
 }
 
-pub(super) fn alter(request: proto::AlterTopicRequest) -> Result<(String, i32, SettingsChange), BrokerError> {
+pub(super) fn alter(request: proto::AlterTopicRequest) -> Result<(String, i32, SettingsChange), ApiError> {
     let proto::AlterTopicRequest { name, partitions, settings } = request;
     at_least("partitions", partitions.into(), 0)?;
     Ok((topic_name(name)?, partitions, self::settings(settings)?))
@@ -423,7 +407,7 @@ mod tests {
         }
     }
 
-    fn refusal(change: impl FnOnce(&mut proto::ProduceRequest)) -> BrokerError {
+    fn refusal(change: impl FnOnce(&mut proto::ProduceRequest)) -> ApiError {
         let mut request = with_record();
         change(&mut request);
         produce(request).unwrap_err()

@@ -6,12 +6,12 @@ use tonic::{Request, Response, Status};
 
 use super::caller;
 use super::log::observe;
-use crate::broker::BrokerError;
 use crate::groups::{
     Commit, CommittedOffset, GroupDescription, Heartbeat, MemberDescription, Membership, PartitionLag, Partitions,
     Reset, ResetTo,
 };
 use crate::listeners::context::Context;
+use crate::model::ApiError;
 use crate::telemetry::Operation;
 
 pub(super) struct GroupsService {
@@ -201,7 +201,7 @@ fn description(group: GroupDescription) -> proto::DescribeGroupResponse {
     }
 }
 
-fn reset(request: proto::ResetOffsetsRequest) -> Result<Reset, BrokerError> {
+fn reset(request: proto::ResetOffsetsRequest) -> Result<Reset, ApiError> {
     use proto::reset_offsets_request::To;
     let to = match request.to {
         Some(To::Offset(offset)) => ResetTo::Offset(offset),
@@ -209,10 +209,10 @@ fn reset(request: proto::ResetOffsetsRequest) -> Result<Reset, BrokerError> {
         Some(To::Earliest(true)) => ResetTo::Earliest,
         Some(To::Latest(true)) => ResetTo::Latest,
         Some(To::Earliest(false) | To::Latest(false)) => {
-            return Err(BrokerError::invalid("to", "false", "earliest and latest are chosen with true"));
+            return Err(ApiError::invalid("to", "false", "earliest and latest are chosen with true"));
         }
         None => {
-            return Err(BrokerError::invalid("to", "absent", "one of offset, timestamp_ms, earliest and latest"));
+            return Err(ApiError::invalid("to", "absent", "one of offset, timestamp_ms, earliest and latest"));
         }
     };
     let proto::ResetOffsetsRequest { group, topic, partitions, dry_run, .. } = request;

@@ -8,9 +8,10 @@ use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{caller, consume, convert, produce_stream, status};
-use crate::broker::BrokerError;
-use crate::listeners::budget::Ticket;
+use crate::broker::Route;
 use crate::listeners::context::Context;
+use crate::model::ApiError;
+use crate::security::budget::Ticket;
 use crate::telemetry::{Listener, Operation, traces};
 
 pub(super) struct LogService {
@@ -27,7 +28,7 @@ impl LogService {
 pub(super) async fn observe<T>(
     context: &Context,
     operation: Operation,
-    work: impl Future<Output = Result<T, BrokerError>>,
+    work: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, Status> {
     context.observe(Listener::Grpc, operation, work).await.map_err(|error| status::status(&error))
 }
@@ -41,7 +42,7 @@ impl Log for LogService {
         observe(&self.context, Operation::Produce, async {
             let caller = caller(&request)?;
             let request = convert::produce(request.into_inner())?;
-            let produced = self.context.produce(Listener::Grpc, &caller, request).await?;
+            let produced = self.context.produce(Listener::Grpc, &caller, request, Route::Local).await?;
             Ok(Response::new(convert::produced(produced)))
         })
         .await
@@ -54,7 +55,7 @@ impl Log for LogService {
         observe(&self.context, Operation::Consume, async {
             let caller = caller(&request)?;
             let (fetch, shape) = convert::consume(request.into_inner())?;
-            let (fetched, hold) = self.context.fetch(&caller, fetch).await?;
+            let (fetched, hold) = self.context.fetch(&caller, fetch, Route::Local).await?;
             let mut response = Response::new(consume::response(&self.context, fetched, shape, None)?);
             // Given back when the client has taken the answer.
             response.extensions_mut().insert(Arc::new(hold));
@@ -111,7 +112,7 @@ impl Log for LogService {
             let caller = caller(&request)?;
             let proto::ListOffsetsRequest { partition, timestamp_ms } = request.into_inner();
             let (target, time) = (convert::target(partition)?, convert::time(timestamp_ms)?);
-            let offsets = self.context.broker.for_caller(&caller).offsets(&target, time).await?;
+            let offsets = self.context.broker.for_caller(&caller).offsets(&target, time, Route::Local).await?;
             Ok(Response::new(convert::offsets(offsets)))
         })
         .await

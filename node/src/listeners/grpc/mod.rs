@@ -4,11 +4,12 @@
 //! has a file each, and so has each streaming call. Messages are accepted uncompressed only: record batches bring their
 //! own compression.
 
-mod access;
+mod acls;
 mod admin;
 mod cluster;
 mod consume;
 mod convert;
+mod diagnostics;
 mod groups;
 mod health;
 mod log;
@@ -29,9 +30,9 @@ use tonic::service::Routes;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::health_server::HealthServer;
 
-use super::caller::Caller;
 use super::context::Context;
-use crate::broker::{BrokerError, Reason};
+use crate::model::{ApiError, Reason};
+use crate::security::Caller;
 
 /// Routes of every gRPC service of the data port.
 pub(crate) fn router(context: &Context) -> Router {
@@ -47,7 +48,7 @@ pub(crate) fn router(context: &Context) -> Router {
     let health = HealthServer::new(health::HealthService::new(context.clone()));
     let groups = GroupsServer::new(groups::GroupsService::new(context.clone())).max_decoding_message_size(decode_max);
     let node = NodeServer::new(node::NodeService::new(context.clone()));
-    let access = AccessServer::new(access::AccessService::new(context.clone())).max_decoding_message_size(decode_max);
+    let access = AccessServer::new(acls::AccessService::new(context.clone())).max_decoding_message_size(decode_max);
     let mut routes = Routes::new(log)
         .add_service(admin)
         .add_service(cluster)
@@ -73,9 +74,9 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 }
 
 /// Who a request came from: `front` has put it there.
-fn caller<T>(request: &Request<T>) -> Result<Caller, BrokerError> {
+fn caller<T>(request: &Request<T>) -> Result<Caller, ApiError> {
     // Whoever is not known must not be taken for somebody.
-    let unknown = || BrokerError::new(Reason::Internal, "the request came without its caller");
+    let unknown = || ApiError::new(Reason::Internal, "the request came without its caller");
     request.extensions().get::<Caller>().cloned().ok_or_else(unknown)
 }
 
@@ -96,7 +97,7 @@ pub(crate) fn refine(mut response: Response<Body>) -> Response<Body> {
 }
 
 /// See [`refine`].
-fn malformed(status: &Status) -> Option<BrokerError> {
+fn malformed(status: &Status) -> Option<ApiError> {
     (status.code() == Code::Internal && status.details().is_empty())
-        .then(|| BrokerError::new(Reason::MalformedBody, format!("message: cannot be decoded: {}", status.message())))
+        .then(|| ApiError::new(Reason::MalformedBody, format!("message: cannot be decoded: {}", status.message())))
 }

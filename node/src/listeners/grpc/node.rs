@@ -9,11 +9,10 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};
 
-use super::caller;
 use super::log::observe;
-use crate::broker::{BrokerError, Reason};
+use super::{caller, diagnostics};
 use crate::listeners::context::Context;
-use crate::ops::diagnostics;
+use crate::model::{ApiError, Reason};
 use crate::telemetry::Operation;
 use crate::telemetry::logging::{self, FilterInForce, LogControl};
 
@@ -53,14 +52,14 @@ impl Node for NodeService {
             let caller = caller(&request)?;
             let proto::SetLogFilterRequest { filter, lasts_ms } = request.into_inner();
             if lasts_ms > LASTS_MS_MAX {
-                return Err(BrokerError::invalid("lasts_ms", lasts_ms, &format!("must be at most {LASTS_MS_MAX}")));
+                return Err(ApiError::invalid("lasts_ms", lasts_ms, &format!("must be at most {LASTS_MS_MAX}")));
             }
             let lasts = (lasts_ms > 0).then(|| Duration::from_millis(lasts_ms));
             let shown: String = filter.chars().take(200).collect();
             let broker = self.context.broker.for_caller(&caller);
             let set = broker.set_log_filter(&shown, || {
                 let set = control()?.set(&filter, lasts);
-                set.map_err(|error| BrokerError::invalid("filter", format!("{shown:?}"), &error.to_string()))
+                set.map_err(|error| ApiError::invalid("filter", format!("{shown:?}"), &error.to_string()))
             });
             Ok(Response::new(in_force(set.await?)))
         })
@@ -96,9 +95,9 @@ impl Node for NodeService {
 }
 
 /// The logging of this process.
-fn control() -> Result<LogControl, BrokerError> {
+fn control() -> Result<LogControl, ApiError> {
     logging::control()
-        .ok_or_else(|| BrokerError::new(Reason::Unavailable, "the log of this process is not the node's to change"))
+        .ok_or_else(|| ApiError::new(Reason::Unavailable, "the log of this process is not the node's to change"))
 }
 
 fn in_force(filter: FilterInForce) -> proto::LogFilter {

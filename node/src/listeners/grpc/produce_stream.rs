@@ -24,10 +24,11 @@ use tokio_util::sync::ReusableBoxFuture;
 use tonic::{Status, Streaming};
 
 use super::{convert, malformed, status};
-use crate::broker::{BrokerError, PendingProduce, Produced};
-use crate::listeners::budget::Ticket;
-use crate::listeners::caller::Caller;
+use crate::broker::PendingProduce;
 use crate::listeners::context::{Context, stopping};
+use crate::model::{ApiError, Produced};
+use crate::security::Caller;
+use crate::security::budget::Ticket;
 use crate::telemetry::{Listener, Operation, traces};
 
 /// Bytes of one stream's requests that wait for their answer; one request may pass it.
@@ -43,7 +44,7 @@ struct Place {
 
 /// A request in its place in the order of answers.
 struct Waiting {
-    outcome: Result<PendingProduce, BrokerError>,
+    outcome: Result<PendingProduce, ApiError>,
     place: Place,
 }
 
@@ -55,7 +56,7 @@ struct Pipeline {
     /// Oldest first, the one in `oldest` left out.
     waiting: VecDeque<Waiting>,
     /// The answer to the oldest request, while `oldest_waits`.
-    oldest: ReusableBoxFuture<'static, Result<Produced, BrokerError>>,
+    oldest: ReusableBoxFuture<'static, Result<Produced, ApiError>>,
     oldest_waits: Option<Place>,
     /// The span that the call belongs to, for requests that name none.
     parent: Option<SpanContext>,
@@ -168,7 +169,7 @@ impl Pipeline {
         self.waiting.push_back(Waiting { outcome, place: Place { bytes, began, trace } });
     }
 
-    fn answer(&mut self, result: Result<Produced, BrokerError>, place: Place) -> proto::ProduceStreamResponse {
+    fn answer(&mut self, result: Result<Produced, ApiError>, place: Place) -> proto::ProduceStreamResponse {
         let Place { bytes, began, trace } = place;
         self.bytes -= bytes;
         self.ticket.release(bytes);
@@ -191,7 +192,7 @@ impl Pipeline {
         proto::ProduceStreamResponse { result: Some(result) }
     }
 
-    fn count(&self, error: Option<&BrokerError>, took: Duration) {
+    fn count(&self, error: Option<&ApiError>, took: Duration) {
         let reason = error.map(|error| error.reason);
         self.context.metrics.request(Listener::Grpc, Operation::ProduceStream, reason, took);
     }

@@ -6,7 +6,7 @@ use chronicle_proto::v1::StreamError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::broker::{BrokerError, Reason};
+use crate::model::{ApiError, Reason};
 
 /// `google.rpc.ErrorInfo.domain` of every error of Chronicle.
 pub const DOMAIN: &str = "chronicle.dev";
@@ -41,13 +41,13 @@ pub fn code(reason: Reason) -> Code {
 }
 
 /// The status of an error, with `google.rpc.ErrorInfo` in its details.
-pub fn status(error: &BrokerError) -> Status {
+pub fn status(error: &ApiError) -> Status {
     let details = ErrorDetails::with_error_info(error.reason.as_str(), DOMAIN, metadata(error));
     Status::with_error_details(code(error.reason), error.message.as_str(), details)
 }
 
 /// The error of one request of a stream that goes on.
-pub fn stream_error(error: &BrokerError) -> StreamError {
+pub fn stream_error(error: &ApiError) -> StreamError {
     StreamError {
         code: code(error.reason).into(),
         message: error.message.clone(),
@@ -56,7 +56,7 @@ pub fn stream_error(error: &BrokerError) -> StreamError {
     }
 }
 
-fn metadata(error: &BrokerError) -> HashMap<String, String> {
+fn metadata(error: &ApiError) -> HashMap<String, String> {
     error.metadata.iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
 }
 
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn a_status_carries_reason_domain_and_metadata() {
         for reason in Reason::ALL {
-            let error = BrokerError::new(*reason, "why").with("earliest", 3).with("next", 9);
+            let error = ApiError::new(*reason, "why").with("earliest", 3).with("next", 9);
             let status = status(&error);
             assert_eq!((status.code(), status.message()), (code(*reason), "why"));
             let info = status.get_details_error_info().unwrap();

@@ -4,7 +4,7 @@ use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::problem::Problem;
-use crate::broker::{BrokerError, Reason};
+use crate::model::{ApiError, Reason};
 
 pub(super) const JSON: &str = "application/json";
 pub(super) const OCTETS: &str = "application/octet-stream";
@@ -14,7 +14,7 @@ pub(super) const JSON_VALUE: HeaderValue = HeaderValue::from_static(JSON);
 ///
 /// # Errors
 /// UNSUPPORTED_MEDIA_TYPE for JSON that says it is not UTF-8.
-pub(super) fn is_json(headers: &HeaderMap) -> Result<bool, BrokerError> {
+pub(super) fn is_json(headers: &HeaderMap) -> Result<bool, ApiError> {
     let Some(content_type) = headers.get(CONTENT_TYPE) else { return Ok(false) };
     let text = String::from_utf8_lossy(content_type.as_bytes());
     let mut parts = text.split(';').map(str::trim);
@@ -34,7 +34,7 @@ pub(super) fn is_json(headers: &HeaderMap) -> Result<bool, BrokerError> {
 ///
 /// # Errors
 /// UNSUPPORTED_MEDIA_TYPE for anything else.
-pub(super) fn require_json(headers: &HeaderMap) -> Result<(), BrokerError> {
+pub(super) fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     if is_json(headers)? {
         return Ok(());
     }
@@ -42,8 +42,8 @@ pub(super) fn require_json(headers: &HeaderMap) -> Result<(), BrokerError> {
     Err(unsupported(format!("content-type: {given}: must be {JSON}")))
 }
 
-fn unsupported(message: String) -> BrokerError {
-    BrokerError::new(Reason::UnsupportedMediaType, message)
+fn unsupported(message: String) -> ApiError {
+    ApiError::new(Reason::UnsupportedMediaType, message)
 }
 
 /// The first of `offers` that the client likes best.

@@ -14,8 +14,9 @@ use super::json::{self, AppendBody};
 use super::problem::Problem;
 use super::query::Query;
 use super::{Call, accept, body, document};
-use crate::broker::{BrokerError, NewRecord, Payload, Produce, ProducerIdentity, TopicPartition};
+use crate::broker::Route;
 use crate::listeners::context::Context;
+use crate::model::{ApiError, NewRecord, Payload, Produce, ProducerIdentity, TopicPartition};
 use crate::telemetry::Listener;
 
 pub(super) const KEY: &str = "chronicle-key";
@@ -50,19 +51,19 @@ pub(super) async fn append(context: &Context, call: Call) -> Result<Response<Bod
         let value = body::read(call.body, &context.config().limits).await?;
         (raw(target, &call.headers, &query, value)?, true)
     };
-    let produced = context.produce_anywhere(Listener::Http, &caller, request).await?;
+    let produced = context.produce(Listener::Http, &caller, request, Route::Leader).await?;
     let count = (!single).then_some(produced.record_count);
     document(StatusCode::OK, &Appended { offset: produced.base_offset, count, duplicate: produced.duplicate })
 }
 
 /// The request whose value is the whole body.
-fn raw(target: TopicPartition, headers: &HeaderMap, query: &Query, value: Bytes) -> Result<Produce, BrokerError> {
+fn raw(target: TopicPartition, headers: &HeaderMap, query: &Query, value: Bytes) -> Result<Produce, ApiError> {
     let header = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
     let key = header(KEY).map(|text| json::base64(&text, || KEY.to_owned())).transpose()?;
     let timestamp_ms = match header(TIMESTAMP) {
         None => None,
         Some(text) => Some(text.parse().ok().filter(|time| *time >= 0).ok_or_else(|| {
-            BrokerError::invalid(TIMESTAMP, &text, "must be a number of milliseconds since the Unix epoch, at least 0")
+            ApiError::invalid(TIMESTAMP, &text, "must be a number of milliseconds since the Unix epoch, at least 0")
         })?),
     };
     let record_headers = match headers.get(HEADERS) {
@@ -80,7 +81,7 @@ fn raw(target: TopicPartition, headers: &HeaderMap, query: &Query, value: Bytes)
 }
 
 /// All three parameters or none.
-fn producer(query: &Query) -> Result<Option<ProducerIdentity>, BrokerError> {
+fn producer(query: &Query) -> Result<Option<ProducerIdentity>, ApiError> {
     let id = query.number("producer_id", 0)?;
     let epoch = query.number("producer_epoch", 0)?;
     let sequence = query.number("producer_sequence", 0)?;
@@ -89,7 +90,7 @@ fn producer(query: &Query) -> Result<Option<ProducerIdentity>, BrokerError> {
         (Some(id), Some(epoch), Some(sequence)) => json::identity(id, epoch, sequence).map(Some),
         _ => {
             let rule = "must all be given, or none: producer_id, producer_epoch, producer_sequence";
-            Err(BrokerError::invalid("producer", "incomplete", rule))
+            Err(ApiError::invalid("producer", "incomplete", rule))
         }
     }
 }
@@ -99,9 +100,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::broker::{Expectation, Reason};
+    use crate::model::{Expectation, Reason};
 
-    fn convert(query: &str, headers: &[(&'static str, &str)]) -> Result<Produce, BrokerError> {
+    fn convert(query: &str, headers: &[(&'static str, &str)]) -> Result<Produce, ApiError> {
         let query = Query::parse(&format!("/?{query}").parse().unwrap(), &PARAMETERS)?;
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
         let target = TopicPartition { topic: "t".into(), partition: 0 };

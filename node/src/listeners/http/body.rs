@@ -6,16 +6,16 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
 
-use crate::broker::{BrokerError, Reason};
 use crate::config::LimitsConfig;
 use crate::listeners::intake::{Refused, too_large};
+use crate::model::{ApiError, Reason};
 
 /// Reads a body to its end.
 ///
 /// # Errors
 /// RECORD_TOO_LARGE past `limits.request-bytes-max`, OVERLOADED past the node's budget, MALFORMED_BODY when it breaks off
 /// or comes too slowly (`limits.body-timeout-ms`).
-pub(super) async fn read(mut body: Body, limits: &LimitsConfig) -> Result<Bytes, BrokerError> {
+pub(super) async fn read(mut body: Body, limits: &LimitsConfig) -> Result<Bytes, ApiError> {
     let limit = limits.request_bytes_max;
     let announced = body.size_hint().lower();
     if announced > limit as u64 {
@@ -27,7 +27,7 @@ pub(super) async fn read(mut body: Body, limits: &LimitsConfig) -> Result<Bytes,
         let Some(frame) = body.frame().await else { break };
         let frame = frame.map_err(|error| match Refused::find(&error) {
             Some(refused) => refused.clone(),
-            None => BrokerError::new(Reason::MalformedBody, format!("body: breaks off: {error}")),
+            None => ApiError::new(Reason::MalformedBody, format!("body: breaks off: {error}")),
         })?;
         let Ok(data) = frame.into_data() else { continue };
         let bytes = first.as_ref().map_or(whole.len(), Bytes::len) + data.len();
@@ -52,9 +52,9 @@ pub(super) async fn read(mut body: Body, limits: &LimitsConfig) -> Result<Bytes,
 ///
 /// # Errors
 /// MALFORMED_BODY with line and column.
-pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BrokerError> {
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| {
-        BrokerError::new(Reason::MalformedBody, format!("body: {error}"))
+        ApiError::new(Reason::MalformedBody, format!("body: {error}"))
             .with("line", error.line())
             .with("column", error.column())
     })

@@ -16,7 +16,7 @@ use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::broker::{BrokerError, Expectation, NewRecord, Payload, Produce, ProducerIdentity, Reason, TopicPartition};
+use crate::model::{ApiError, Expectation, NewRecord, Payload, Produce, ProducerIdentity, Reason, TopicPartition};
 
 /// Bytes as a client wrote them.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ enum Data {
 
 impl Data {
     /// `field` is for the error.
-    fn decode(self, plain_is_text: bool, field: impl FnOnce() -> String) -> Result<Bytes, BrokerError> {
+    fn decode(self, plain_is_text: bool, field: impl FnOnce() -> String) -> Result<Bytes, ApiError> {
         match self {
             Data::Text(text) => Ok(text.into()),
             Data::Plain(text) if plain_is_text => Ok(text.into()),
@@ -38,10 +38,10 @@ impl Data {
 }
 
 /// Standard base64 with padding (RFC 4648, section 4). `field` is for the error.
-pub(super) fn base64(text: &str, field: impl FnOnce() -> String) -> Result<Bytes, BrokerError> {
+pub(super) fn base64(text: &str, field: impl FnOnce() -> String) -> Result<Bytes, ApiError> {
     STANDARD.decode(text).map(Bytes::from).map_err(|error| {
         let field = field();
-        BrokerError::new(Reason::InvalidBase64, format!("{field}: is not base64 (RFC 4648, section 4): {error}"))
+        ApiError::new(Reason::InvalidBase64, format!("{field}: is not base64 (RFC 4648, section 4): {error}"))
             .with("field", field)
     })
 }
@@ -171,7 +171,7 @@ fn required<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Data>, 
 }
 
 impl RecordBody {
-    fn convert(self, field: &str) -> Result<NewRecord, BrokerError> {
+    fn convert(self, field: &str) -> Result<NewRecord, ApiError> {
         let decode = |data: Option<Data>, name: &str| {
             data.map(|data| data.decode(false, || format!("{field}.{name}"))).transpose()
         };
@@ -180,16 +180,16 @@ impl RecordBody {
         if let Some(timestamp) = self.timestamp
             && timestamp < 0
         {
-            return Err(BrokerError::invalid(&format!("{field}.timestamp"), timestamp, "must be at least 0"));
+            return Err(ApiError::invalid(&format!("{field}.timestamp"), timestamp, "must be at least 0"));
         }
         Ok(NewRecord { key, value, headers, timestamp_ms: self.timestamp })
     }
 }
 
-fn headers(headers: Headers, field: &str) -> Result<Vec<(String, Option<Bytes>)>, BrokerError> {
+fn headers(headers: Headers, field: &str) -> Result<Vec<(String, Option<Bytes>)>, ApiError> {
     let decode = |(name, value): (String, Option<Data>)| {
         if name.is_empty() {
-            return Err(BrokerError::invalid(&format!("{field}.headers"), "empty name", "must have a character"));
+            return Err(ApiError::invalid(&format!("{field}.headers"), "empty name", "must have a character"));
         }
         let value = value.map(|data| data.decode(true, || format!("{field}.headers.{name}"))).transpose()?;
         Ok((name, value))
@@ -198,9 +198,9 @@ fn headers(headers: Headers, field: &str) -> Result<Vec<(String, Option<Bytes>)>
 }
 
 /// The headers of a raw append, from the HTTP header `Chronicle-Headers`.
-pub(super) fn parse_headers(text: &[u8]) -> Result<Vec<(String, Option<Bytes>)>, BrokerError> {
+pub(super) fn parse_headers(text: &[u8]) -> Result<Vec<(String, Option<Bytes>)>, ApiError> {
     let parsed = serde_json::from_slice(text).map_err(|error| {
-        BrokerError::new(Reason::MalformedBody, format!("chronicle-headers: is not a JSON object of headers: {error}"))
+        ApiError::new(Reason::MalformedBody, format!("chronicle-headers: is not a JSON object of headers: {error}"))
     })?;
     headers(parsed, "chronicle-headers")
 }
@@ -215,10 +215,10 @@ struct ProducerBody {
 }
 
 /// Checks the numbers of an idempotent producer.
-pub(super) fn identity(producer_id: i64, epoch: i16, sequence: i32) -> Result<ProducerIdentity, BrokerError> {
+pub(super) fn identity(producer_id: i64, epoch: i16, sequence: i32) -> Result<ProducerIdentity, ApiError> {
     for (field, value) in [("id", producer_id), ("epoch", epoch.into()), ("sequence", sequence.into())] {
         if value < 0 {
-            return Err(BrokerError::invalid(&format!("producer.{field}"), value, "must be at least 0"));
+            return Err(ApiError::invalid(&format!("producer.{field}"), value, "must be at least 0"));
         }
     }
     Ok(ProducerIdentity { producer_id, epoch, sequence })
@@ -229,22 +229,22 @@ pub(super) fn expectation(
     next_offset: Option<i64>,
     key_version: Option<i64>,
     key: Option<&Bytes>,
-) -> Result<Option<Expectation>, BrokerError> {
+) -> Result<Option<Expectation>, ApiError> {
     match (next_offset, key_version) {
         (None, None) => Ok(None),
         (Some(_), Some(version)) => {
-            Err(BrokerError::invalid("expected_key_version", version, "must be absent beside expected_next_offset"))
+            Err(ApiError::invalid("expected_key_version", version, "must be absent beside expected_next_offset"))
         }
         (Some(offset), None) if offset < 0 => {
-            Err(BrokerError::invalid("expected_next_offset", offset, "must be at least 0"))
+            Err(ApiError::invalid("expected_next_offset", offset, "must be at least 0"))
         }
         (Some(offset), None) => Ok(Some(Expectation::NextOffset(offset))),
         (None, Some(version)) if version < -1 => {
-            Err(BrokerError::invalid("expected_key_version", version, "must be at least -1 (no record with this key)"))
+            Err(ApiError::invalid("expected_key_version", version, "must be at least -1 (no record with this key)"))
         }
         (None, Some(version)) => match key {
             Some(key) => Ok(Some(Expectation::KeyVersion { key: key.clone(), version })),
-            None => Err(BrokerError::invalid("expected_key_version", version, "the record must have a key")),
+            None => Err(ApiError::invalid("expected_key_version", version, "the record must have a key")),
         },
     }
 }
@@ -263,19 +263,19 @@ pub(super) struct AppendBody {
 
 impl AppendBody {
     /// The request, and whether it has one record and is to be answered so.
-    pub(super) fn convert(self, target: TopicPartition) -> Result<(Produce, bool), BrokerError> {
+    pub(super) fn convert(self, target: TopicPartition) -> Result<(Produce, bool), ApiError> {
         let (records, single) = match (self.record, self.records) {
             (Some(record), None) => (vec![record.convert("record")?], true),
             (None, Some(records)) if records.is_empty() => {
-                return Err(BrokerError::invalid("records", "empty", "must have a record"));
+                return Err(ApiError::invalid("records", "empty", "must have a record"));
             }
             (None, Some(records)) => {
                 let convert = |(i, record): (usize, RecordBody)| record.convert(&format!("records[{i}]"));
                 (records.into_iter().enumerate().map(convert).collect::<Result<Vec<_>, _>>()?, false)
             }
-            (None, None) => return Err(BrokerError::invalid("record", "missing", "must be given, or `records`")),
+            (None, None) => return Err(ApiError::invalid("record", "missing", "must be given, or `records`")),
             (Some(_), Some(_)) => {
-                return Err(BrokerError::invalid("records", "given", "must be absent beside `record`"));
+                return Err(ApiError::invalid("records", "given", "must be absent beside `record`"));
             }
         };
         let compression = match self.compression.as_deref() {
@@ -286,7 +286,7 @@ impl AppendBody {
             Some("zstd") => Compression::Zstd,
             Some(other) => {
                 let message = format!("compression: {other:?}: must be none, gzip, snappy, lz4 or zstd");
-                return Err(BrokerError::new(Reason::UnsupportedCompression, message));
+                return Err(ApiError::new(Reason::UnsupportedCompression, message));
             }
         };
         let key = records.first().and_then(|record| record.key.as_ref());

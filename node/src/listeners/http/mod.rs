@@ -24,9 +24,9 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
 use self::problem::Problem;
-use super::caller::Caller;
 use super::context::{Context, DEFAULT_TOPIC};
-use crate::broker::{BrokerError, Reason, TopicPartition};
+use crate::model::{ApiError, Reason, TopicPartition};
+use crate::security::Caller;
 use crate::telemetry::{Listener, Operation};
 
 /// An endpoint's duty.
@@ -96,7 +96,7 @@ struct Call {
 
 impl Call {
     /// The partition that the path names; without a path, partition 0 of the default topic.
-    fn target(&self) -> Result<TopicPartition, BrokerError> {
+    fn target(&self) -> Result<TopicPartition, ApiError> {
         let topic = self.topic.clone().unwrap_or_else(|| DEFAULT_TOPIC.to_owned());
         let partition = match &self.partition {
             None => 0,
@@ -104,7 +104,7 @@ impl Call {
                 .parse()
                 .ok()
                 .filter(|partition| *partition >= 0)
-                .ok_or_else(|| BrokerError::invalid("partition", text, "must be a number from 0 to 2147483647"))?,
+                .ok_or_else(|| ApiError::invalid("partition", text, "must be a number from 0 to 2147483647"))?,
         };
         Ok(TopicPartition { topic, partition })
     }
@@ -139,12 +139,12 @@ async fn answer(
     request: Request,
 ) -> Response<Body> {
     let work = async {
-        let params = params.map_err(|rejection| BrokerError::invalid("path", "undecodable", &rejection.body_text()))?;
+        let params = params.map_err(|rejection| ApiError::invalid("path", "undecodable", &rejection.body_text()))?;
         let value = |name| params.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
         let (topic, partition) = (value("topic"), value("partition"));
         let (mut parts, body) = request.into_parts();
         // Whoever is not known must not be taken for somebody.
-        let unknown = || BrokerError::new(Reason::Internal, "the request came without its caller");
+        let unknown = || ApiError::new(Reason::Internal, "the request came without its caller");
         let caller = parts.extensions.remove::<Caller>().ok_or_else(unknown)?;
         let call = Call { topic, partition, uri: parts.uri, headers: parts.headers, body, caller };
         match endpoint {
@@ -171,12 +171,12 @@ async fn answer(
 
 async fn unknown_path(State(context): State<Context>, uri: Uri) -> Response<Body> {
     let message = format!("path: {}: no such endpoint; see /openapi.json", uri.path());
-    refuse(&context, Problem::from(BrokerError::new(Reason::NoSuchEndpoint, message))).await
+    refuse(&context, Problem::from(ApiError::new(Reason::NoSuchEndpoint, message))).await
 }
 
 async fn wrong_method(State(context): State<Context>, method: Method, uri: Uri) -> Response<Body> {
     let message = format!("method: {method}: not for {}; see /openapi.json", uri.path());
-    let error = BrokerError::new(Reason::NoSuchEndpoint, message);
+    let error = ApiError::new(Reason::NoSuchEndpoint, message);
     refuse(&context, Problem::from(error).with_status(StatusCode::METHOD_NOT_ALLOWED)).await
 }
 
@@ -189,7 +189,7 @@ async fn refuse(context: &Context, problem: Problem) -> Response<Body> {
 /// A JSON document.
 fn document(status: StatusCode, document: &impl Serialize) -> Result<Response<Body>, Problem> {
     let bytes = serde_json::to_vec(document)
-        .map_err(|error| BrokerError::new(Reason::Internal, format!("answer: cannot be written as JSON: {error}")))?;
+        .map_err(|error| ApiError::new(Reason::Internal, format!("answer: cannot be written as JSON: {error}")))?;
     let mut response = Response::new(Body::from(bytes));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, accept::JSON_VALUE);

@@ -43,7 +43,7 @@ mod tests {
     use super::super::problem::Problem;
     use super::super::{ROUTES, topics};
     use super::*;
-    use crate::broker::{BrokerError, Reason, Topic, TopicSettings};
+    use crate::model::{ApiError, Reason, Topic, TopicSettings};
 
     fn openapi() -> Value {
         serde_json::from_str(TEXT).unwrap()
@@ -119,7 +119,7 @@ mod tests {
         let (partition, server) = topics::tests::samples();
         assert_matches("Partition", &partition);
         assert_matches("Server", &server);
-        let problem = Problem::from(BrokerError::new(Reason::Internal, ""));
+        let problem = Problem::from(ApiError::new(Reason::Internal, ""));
         assert_matches("Problem", &Value::Object(problem.document()));
     }
 

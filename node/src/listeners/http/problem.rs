@@ -6,7 +6,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Map, Value};
 
-use crate::broker::{BrokerError, Reason};
+use crate::model::{ApiError, Reason};
 
 /// The status of a reason. Two refusals of the protocol itself differ: a wrong method is NO_SUCH_ENDPOINT with 405, an
 /// `Accept` that cannot be met is UNSUPPORTED_MEDIA_TYPE with 406.
@@ -88,18 +88,18 @@ const STANDARD: [&str; 5] = ["type", "title", "status", "detail", "reason"];
 /// An error on its way to an HTTP client.
 #[derive(Debug)]
 pub struct Problem {
-    error: BrokerError,
+    error: ApiError,
     status: StatusCode,
 }
 
-impl From<BrokerError> for Problem {
-    fn from(error: BrokerError) -> Self {
+impl From<ApiError> for Problem {
+    fn from(error: ApiError) -> Self {
         Self { status: status(error.reason), error }
     }
 }
 
-impl AsRef<BrokerError> for Problem {
-    fn as_ref(&self) -> &BrokerError {
+impl AsRef<ApiError> for Problem {
+    fn as_ref(&self) -> &ApiError {
         &self.error
     }
 }
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_problem_names_reason_and_values_and_metadata_cannot_hide_a_standard_member() {
-        let error = BrokerError::new(Reason::OffsetOutOfRange, "offset 9: …")
+        let error = ApiError::new(Reason::OffsetOutOfRange, "offset 9: …")
             .with("earliest", 3)
             .with("next", 9)
             .with("leader", "10.0.0.1:7400")
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn only_refusals_that_may_pass_ask_the_client_to_come_again() {
         for reason in Reason::ALL {
-            let response = Problem::from(BrokerError::new(*reason, "")).into_response();
+            let response = Problem::from(ApiError::new(*reason, "")).into_response();
             assert_eq!(response.status(), status(*reason));
             let again = response.headers().contains_key(RETRY_AFTER);
             assert_eq!(again, matches!(response.status().as_u16(), 429 | 503), "{reason:?}");

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use http::Uri;
 
-use crate::broker::BrokerError;
+use crate::model::ApiError;
 
 /// The parameters of one request.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub(super) struct Query(Vec<(String, String)>);
 impl Query {
     /// # Errors
     /// INVALID_REQUEST for a name that is not `known`, a name given twice, and bytes that are not UTF-8.
-    pub(super) fn parse(uri: &Uri, known: &[&str]) -> Result<Self, BrokerError> {
+    pub(super) fn parse(uri: &Uri, known: &[&str]) -> Result<Self, ApiError> {
         let mut pairs: Vec<(String, String)> = Vec::new();
         for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -23,10 +23,10 @@ impl Query {
                     [] => "this endpoint takes no query parameters".to_owned(),
                     _ => format!("must be one of {}", known.join(", ")),
                 };
-                return Err(BrokerError::invalid("query", &name, &rule));
+                return Err(ApiError::invalid("query", &name, &rule));
             }
             if pairs.iter().any(|(other, _)| *other == name) {
-                return Err(BrokerError::invalid(&name, value, "must be given once"));
+                return Err(ApiError::invalid(&name, value, "must be given once"));
             }
             pairs.push((name, value));
         }
@@ -45,17 +45,17 @@ impl Query {
         &self,
         name: &str,
         least: T,
-    ) -> Result<Option<T>, BrokerError> {
+    ) -> Result<Option<T>, ApiError> {
         let Some(text) = self.text(name) else { return Ok(None) };
         match text.parse() {
             Ok(number) if number >= least => Ok(Some(number)),
-            _ => Err(BrokerError::invalid(name, text, &format!("must be a whole number, at least {least}"))),
+            _ => Err(ApiError::invalid(name, text, &format!("must be a whole number, at least {least}"))),
         }
     }
 }
 
 /// `application/x-www-form-urlencoded`, as browsers write it.
-fn decode(text: &str) -> Result<String, BrokerError> {
+fn decode(text: &str) -> Result<String, ApiError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
@@ -67,12 +67,12 @@ fn decode(text: &str) -> Result<String, BrokerError> {
                     rest = after;
                     high << 4 | low
                 }
-                _ => return Err(BrokerError::invalid("query", text, "`%` must be followed by two hexadecimal digits")),
+                _ => return Err(ApiError::invalid("query", text, "`%` must be followed by two hexadecimal digits")),
             },
             byte => byte,
         });
     }
-    String::from_utf8(bytes).map_err(|_| BrokerError::invalid("query", text, "must be UTF-8"))
+    String::from_utf8(bytes).map_err(|_| ApiError::invalid("query", text, "must be UTF-8"))
 }
 
 fn hex(digit: u8) -> Option<u8> {
@@ -85,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(query: &str) -> Result<Query, BrokerError> {
+    fn parse(query: &str) -> Result<Query, ApiError> {
         Query::parse(&format!("/?{query}").parse().unwrap(), &["offset", "name"])
     }
 

@@ -18,9 +18,10 @@ use super::json::{HeadersDocument, RecordDocument, to_base64};
 use super::problem::Problem;
 use super::query::Query;
 use super::{Call, accept, document};
-use crate::broker::{BrokerError, Fetch, Position, Reason};
+use crate::broker::Route;
 use crate::listeners::context::Context;
 use crate::listeners::decode;
+use crate::model::{ApiError, Fetch, Position, Reason};
 use crate::telemetry::Listener;
 
 const OFFSET: &str = "chronicle-offset";
@@ -42,7 +43,7 @@ pub(super) fn service(context: &Context, call: &Call) -> Result<Response<Body>, 
     document(StatusCode::OK, &service)
 }
 
-fn wait(query: &Query) -> Result<Duration, BrokerError> {
+fn wait(query: &Query) -> Result<Duration, ApiError> {
     Ok(Duration::from_millis(query.number("wait_ms", 0u64)?.unwrap_or(0)))
 }
 
@@ -51,14 +52,14 @@ pub(super) async fn one(context: &Context, call: Call) -> Result<Response<Body>,
     let query = Query::parse(&call.uri, &["offset", "wait_ms"])?;
     let offset = query
         .number("offset", 0)?
-        .ok_or_else(|| BrokerError::invalid("offset", "missing", "must be given to read a record"))?;
+        .ok_or_else(|| ApiError::invalid("offset", "missing", "must be given to read a record"))?;
     let fetch = Fetch { target: call.target()?, from: Position::Offset(offset), max_bytes: 1, max_wait: wait(&query)? };
-    let (fetched, hold) = context.fetch_anywhere(&call.caller, fetch).await?;
+    let (fetched, hold) = context.fetch(&call.caller, fetch, Route::Leader).await?;
     let (records, _) = decode::records(&fetched, Some(1), usize::MAX)?;
     let Some(record) = records.first() else {
         let (earliest, next) = (fetched.log_start_offset, fetched.high_watermark);
         let message = format!("offset: {offset}: nothing came in time: must be from {earliest} to before {next}");
-        return Err(BrokerError::new(Reason::OffsetOutOfRange, message)
+        return Err(ApiError::new(Reason::OffsetOutOfRange, message)
             .with("earliest", earliest)
             .with("next", next)
             .into());
@@ -108,9 +109,9 @@ fn raw(record: &Record) -> Result<Response<Body>, Problem> {
 }
 
 /// JSON in printable ASCII only, as an HTTP header needs it.
-fn ascii_json(value: &impl Serialize) -> Result<String, BrokerError> {
+fn ascii_json(value: &impl Serialize) -> Result<String, ApiError> {
     let text = serde_json::to_string(value)
-        .map_err(|error| BrokerError::new(Reason::Internal, format!("headers: cannot be written as JSON: {error}")))?;
+        .map_err(|error| ApiError::new(Reason::Internal, format!("headers: cannot be written as JSON: {error}")))?;
     let mut ascii = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_ascii() && c != '\x7f' {
@@ -141,7 +142,7 @@ pub(super) async fn many(context: &Context, call: Call) -> Result<Response<Body>
     let max_bytes = query.number("max_bytes", 1usize)?.unwrap_or(FETCH_BYTES_DEFAULT);
     let max_bytes = max_bytes.min(context.config().limits.fetch_bytes_max);
     let fetch = Fetch { target: call.target()?, from: position(&query)?, max_bytes, max_wait: wait(&query)? };
-    let (fetched, hold) = context.fetch_anywhere(&call.caller, fetch).await?;
+    let (fetched, hold) = context.fetch(&call.caller, fetch, Route::Leader).await?;
     let (records, next_offset) = decode::records(&fetched, max_records, max_bytes)?;
     context.metrics.read(Listener::Http, records.len());
     let many = Many {
@@ -156,11 +157,11 @@ pub(super) async fn many(context: &Context, call: Call) -> Result<Response<Body>
 }
 
 /// At most one of `offset`, `timestamp` and `from`; none: the first retained record.
-fn position(query: &Query) -> Result<Position, BrokerError> {
+fn position(query: &Query) -> Result<Position, ApiError> {
     let given = ["offset", "timestamp", "from"].into_iter().filter(|name| query.text(name).is_some());
     if let Some(second) = given.clone().nth(1) {
         let value = query.text(second).unwrap_or_default();
-        return Err(BrokerError::invalid(second, value, "only one of offset, timestamp and from may be given"));
+        return Err(ApiError::invalid(second, value, "only one of offset, timestamp and from may be given"));
     }
     if let Some(offset) = query.number("offset", 0)? {
         return Ok(Position::Offset(offset));
@@ -171,7 +172,7 @@ fn position(query: &Query) -> Result<Position, BrokerError> {
     match query.text("from") {
         None | Some("earliest") => Ok(Position::Earliest),
         Some("latest") => Ok(Position::Latest),
-        Some(other) => Err(BrokerError::invalid("from", other, "must be earliest or latest")),
+        Some(other) => Err(ApiError::invalid("from", other, "must be earliest or latest")),
     }
 }
 
@@ -179,7 +180,7 @@ pub(super) async fn offsets(context: &Context, call: Call) -> Result<Response<Bo
     accept::choose(&call.headers, &[accept::JSON])?;
     let query = Query::parse(&call.uri, &["timestamp"])?;
     let time = query.number("timestamp", 0)?;
-    let offsets = context.broker.for_caller(&call.caller).offsets_anywhere(&call.target()?, time).await?;
+    let offsets = context.broker.for_caller(&call.caller).offsets(&call.target()?, time, Route::Leader).await?;
     let mut answer = json!({"earliest": offsets.earliest, "next": offsets.next});
     if time.is_some() {
         answer["at_timestamp"] = match offsets.at_timestamp {
@@ -197,7 +198,7 @@ mod tests {
 
     use super::*;
 
-    fn parse(query: &str) -> Result<Position, BrokerError> {
+    fn parse(query: &str) -> Result<Position, ApiError> {
         position(&Query::parse(&format!("/?{query}").parse().unwrap(), &MANY_PARAMETERS)?)
     }
 

@@ -8,8 +8,9 @@ use serde_json::json;
 use super::problem::Problem;
 use super::query::Query;
 use super::{Call, accept, body, document};
-use crate::broker::{BrokerError, NewTopic, PartitionDescription, Server, SettingsChange, TopicDurability};
+use crate::broker::Server;
 use crate::listeners::context::Context;
+use crate::model::{ApiError, NewTopic, PartitionDescription, SettingsChange, TopicDurability};
 
 /// See [`SettingsChange`].
 #[derive(Debug, Default, Deserialize)]
@@ -60,8 +61,8 @@ struct AlterBody {
     settings: SettingsBody,
 }
 
-fn not_negative(field: &str, value: i32) -> Result<i32, BrokerError> {
-    if value < 0 { Err(BrokerError::invalid(field, value, "must be at least 0")) } else { Ok(value) }
+fn not_negative(field: &str, value: i32) -> Result<i32, ApiError> {
+    if value < 0 { Err(ApiError::invalid(field, value, "must be at least 0")) } else { Ok(value) }
 }
 
 /// What every endpoint here checks first.

@@ -9,7 +9,8 @@
 
 use std::collections::HashMap;
 
-use super::rules::{ANYONE, AclRule, Action, EVERY_NAME, Effect, PatternKind, ResourceKind};
+use super::rules::{AclRule, Action, EVERY_NAME, Effect, PatternKind, ResourceKind};
+use crate::identity::ANYONE;
 
 /// What all rules together say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

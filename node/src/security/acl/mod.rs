@@ -9,7 +9,7 @@ mod rules;
 pub use evaluate::{Decision, Evaluator};
 pub(crate) use rules::check_principal;
 pub use rules::{
-    ANYONE, AclFilter, AclRule, Action, CLUSTER, EVERY_NAME, Effect, InvalidRule, PRINCIPAL_BYTES_MAX, PatternKind,
+    AclFilter, AclRule, Action, CLUSTER, EVERY_NAME, Effect, InvalidRule, PRINCIPAL_BYTES_MAX, PatternKind,
     ResourceKind,
 };
 

@@ -8,10 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::broker::validate::is_topic_name;
+use crate::model::is_topic_name;
 
-/// The principal of a rule for everyone, those without an identity included.
-pub const ANYONE: &str = "*";
 /// The literal name that stands for every resource of its kind.
 pub const EVERY_NAME: &str = "*";
 /// The name of the one resource of kind cluster.

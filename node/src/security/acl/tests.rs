@@ -3,6 +3,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::*;
+use crate::identity::ANYONE;
 
 fn rule(
     principal: &str,

@@ -12,7 +12,7 @@ use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{SPANS, STATE};
-use crate::broker::{BrokerError, ErrorKind};
+use crate::model::{ApiError, ErrorKind};
 
 /// Longest name of a call that is shown as it is, in bytes: names are chosen by whoever calls.
 const NAME_BYTES_MAX: usize = 64;
@@ -118,7 +118,7 @@ impl Request {
     }
 
     /// One request of a stream failed, or was refused.
-    pub(crate) fn failed(&self, error: &BrokerError) {
+    pub(crate) fn failed(&self, error: &ApiError) {
         self.span.set_attribute("error.type", error.reason.as_str());
         if matches!(error.kind(), ErrorKind::Unknown | ErrorKind::Fatal | ErrorKind::Retry) {
             self.span.set_status(Status::error(error.message.clone()));

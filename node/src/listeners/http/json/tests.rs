@@ -1,14 +1,14 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::super::body::parse;
 use super::*;
-use crate::listeners::http::body::parse;
 
-fn convert(body: &Value) -> Result<(Produce, bool), BrokerError> {
+fn convert(body: &Value) -> Result<(Produce, bool), ApiError> {
     convert_text(&body.to_string())
 }
 
-fn convert_text(body: &str) -> Result<(Produce, bool), BrokerError> {
+fn convert_text(body: &str) -> Result<(Produce, bool), ApiError> {
     let body: AppendBody = parse(body.as_bytes())?;
     body.convert(TopicPartition { topic: "t".into(), partition: 0 })
 }

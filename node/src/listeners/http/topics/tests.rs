@@ -1,7 +1,7 @@
 use serde_json::Value;
 
 use super::*;
-use crate::broker::Reason;
+use crate::model::Reason;
 
 /// A partition and a server as they are answered.
 pub(in crate::listeners::http) fn samples() -> (Value, Value) {
@@ -24,7 +24,7 @@ pub(in crate::listeners::http) fn samples() -> (Value, Value) {
         version: "0.1.0".into(),
         zone: String::new(),
         voter: true,
-        state: crate::controller::NodeState::Active,
+        state: crate::metadata::NodeState::Active,
         alive: true,
         raft_id: 1,
         replicas: 1,

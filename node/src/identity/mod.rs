@@ -1,0 +1,18 @@
+//! Who a certificate says that somebody is: principals of clients, and the nodes that a peer may speak for.
+//!
+//! Pure: a certificate that TLS has verified goes in, a name or an error comes out. What a principal may do is decided far above
+//! (`broker/authorizer.rs`); how certificates are loaded and checked is in `security/`.
+//!
+//! Never names anything else of the node.
+
+mod peer;
+mod principal;
+
+pub(crate) use peer::host_of;
+pub use peer::{NODE_URI, NodeClaim, NodeRules, PeerCertificate, is_server_name};
+pub use principal::{
+    ANONYMOUS, CertificateFacts, CertificateNames, Encryption, IdentityError, Principal, PrincipalRules,
+};
+
+/// The principal of an access rule that means every client.
+pub const ANYONE: &str = "*";

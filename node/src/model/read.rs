@@ -1,0 +1,87 @@
+//! Reads: where one starts, how much it may return, and what it found.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use chronicle_records::Record;
+
+use super::{ApiError, Reason, STORED, TopicPartition};
+
+/// Where a read starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// This offset (inclusive).
+    Offset(i64),
+    /// First record at or after this time (milliseconds since the Unix epoch).
+    Timestamp(i64),
+    /// First retained record.
+    Earliest,
+    /// The end: only what is appended from now on.
+    Latest,
+}
+
+/// A read from one partition.
+#[derive(Debug, Clone)]
+pub struct Fetch {
+    /// Where from.
+    pub target: TopicPartition,
+    /// Which offset on.
+    pub from: Position,
+    /// Soft limit in bytes of stored batches; at least one batch is returned when there is one.
+    pub max_bytes: usize,
+    /// At the end of the log: wait this long for records. Zero: answer
+    /// [`super::Reason::OffsetOutOfRange`] at once. An offset beyond the end is always out of range.
+    pub max_wait: Duration,
+}
+
+/// What a read found.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// Whole stored batches; the first may begin before `start_offset`. Empty when the wait ran out.
+    pub batches: Vec<Bytes>,
+    /// The resolved start of the read.
+    pub start_offset: i64,
+    /// Where to go on reading.
+    pub next_offset: i64,
+    /// First offset not committed yet (exclusive end of what can be read).
+    pub high_watermark: i64,
+    /// First retained offset.
+    pub log_start_offset: i64,
+}
+
+impl Fetched {
+    /// The records at or after `start_offset`, at most `limit` of them (`None`: all), and where to go on reading.
+    ///
+    /// # Errors
+    /// [`super::Reason::DataDamaged`] when a stored batch cannot be decoded.
+    pub fn records(&self, limit: Option<usize>) -> Result<(Vec<Record>, i64), ApiError> {
+        let damaged = |e: chronicle_records::BatchError| {
+            ApiError::new(Reason::DataDamaged, format!("a stored batch cannot be decoded: {e}"))
+        };
+        let mut records = Vec::new();
+        for batch in &self.batches {
+            for record in chronicle_records::records(batch, &STORED).map_err(damaged)? {
+                let record = record.map_err(damaged)?;
+                if record.offset < self.start_offset {
+                    continue;
+                }
+                if limit.is_some_and(|limit| records.len() >= limit) {
+                    return Ok((records, record.offset));
+                }
+                records.push(record);
+            }
+        }
+        Ok((records, self.next_offset))
+    }
+}
+
+/// A partition's offsets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offsets {
+    /// First retained offset (inclusive).
+    pub earliest: i64,
+    /// Committed end (exclusive).
+    pub next: i64,
+    /// Offset and timestamp of the first record at or after the time asked for.
+    pub at_timestamp: Option<(i64, i64)>,
+}

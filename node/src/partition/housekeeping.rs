@@ -1,0 +1,259 @@
+//! What the node does for its replicas from time to time: watch them, put idle ones to sleep, trim them, scrub them, and delete
+//! those that do not belong here any more.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use chronicle_log::{LogError, LogId, LogSummary};
+
+use super::replicas::{Replicas, Table, for_each_bounded};
+use super::{PartitionRole, Replica, ReplicaState};
+use crate::cluster::WATCH_INTERVAL;
+use crate::host::{jitter, now_ms};
+use crate::metadata::ControllerState;
+use crate::model::{PartitionError, Topic, TopicSettings};
+
+/// How often the data directory is compared with what is agreed, when nothing has changed.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// How fast segments are scrubbed: slow enough not to be felt.
+const SCRUB_BYTES_PER_SECOND: u64 = 32 << 20;
+
+impl Replicas {
+    /// Begins to look after the replicas, until `stop` of [`Replicas::new`].
+    pub(crate) fn start(&self) {
+        let Table { tasks, env, .. } = &*self.inner;
+        tasks.spawn(sleep_idle(self.clone()));
+        tasks.spawn(maintain(self.clone()));
+        tasks.spawn(reconcile(self.clone()));
+        tasks.spawn(scrub(self.clone()));
+        tasks.spawn_on(watch(self.clone()), &env.cluster.consensus);
+    }
+}
+
+/// Looks at every open partition often, and at once when a peer dies or comes back.
+async fn watch(replicas: Replicas) {
+    let mut tick = tokio::time::interval(WATCH_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let cluster = replicas.inner.env.cluster.clone();
+    let mut changes = cluster.peers.liveness().changes();
+    loop {
+        tokio::select! {
+            () = replicas.inner.stop.cancelled() => return,
+            _ = tick.tick() => {}
+            _ = changes.changed() => {}
+        }
+        let mut led = 0;
+        for replica in replicas.all() {
+            if let ReplicaState::Active(partition) = replica.state() {
+                partition.look_after();
+                led += usize::from(!matches!(partition.role(), PartitionRole::Following { .. }));
+            }
+        }
+        cluster.led.store(led, Ordering::Relaxed);
+    }
+}
+
+/// Brings this node in line with what is agreed: files of deleted topics and of replicas that have moved away go, open
+/// partitions get changed settings, replicas that are expected here begin to fill.
+async fn reconcile(replicas: Replicas) {
+    let mut tick = tokio::time::interval(TIDY_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut seen: Weak<ControllerState> = Weak::new();
+    loop {
+        tokio::select! {
+            () = replicas.inner.stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let env = &replicas.inner.env;
+        if env.reports.get().is_none() {
+            continue;
+        }
+        let state = env.cluster.state();
+        // The state is another one when it has changed; not holding on to the old one spares its copy.
+        let me = env.cluster.node();
+        let pending = state.deleted.iter().any(|deleted| deleted.nodes.contains(&me))
+            || state.placements.values().flatten().any(|placement| !placement.settled());
+        if !pending && std::ptr::eq(seen.as_ptr(), Arc::as_ptr(&state)) {
+            continue;
+        }
+        seen = Arc::downgrade(&state);
+        for deleted in state.deleted.iter().filter(|deleted| deleted.nodes.contains(&me)) {
+            replicas.delete_topic_files(deleted.id).await;
+        }
+        for replica in replicas.all() {
+            if let ReplicaState::Active(partition) = replica.state()
+                && let Some(settings) = env.cluster.settings(replica.id())
+                && settings != *partition.settings()
+            {
+                drop(partition);
+                replica.restart().await;
+            }
+        }
+        replicas.leave_moved(&state).await;
+    }
+}
+
+/// Reads every sealed segment of this node's replicas again and again, about once per `cluster.scrub-interval-ms`: damage is
+/// found, and repaired, before somebody needs the data.
+async fn scrub(replicas: Replicas) {
+    loop {
+        // Nodes that started together do not scrub together.
+        let share = jitter(Duration::from_secs(1)).as_secs_f64();
+        let wait = replicas
+            .inner
+            .env
+            .cluster
+            .config
+            .pause(|config| (config.cluster.scrub_interval_ms as f64 * share).ceil() as u64);
+        tokio::select! {
+            () = replicas.inner.stop.cancelled() => return,
+            () = wait => {}
+        }
+        for id in replicas.existing_logs().await {
+            if replicas.inner.stop.is_cancelled() {
+                return;
+            }
+            let Ok(replica) = replicas.placed(id) else { continue };
+            replicas.scrub_replica(&replica).await;
+        }
+    }
+}
+
+impl Replicas {
+    async fn scrub_replica(&self, replica: &Arc<Replica>) {
+        let Ok(partition) = replica.get().await else { return };
+        let log = partition.log().clone();
+        let stop = self.inner.stop.clone();
+        let scrubbed = crate::host::blocking(move || {
+            // The newest segment is checked whenever it is opened.
+            let segments = log.segments();
+            for segment in segments.iter().rev().skip(1) {
+                if stop.is_cancelled() {
+                    break;
+                }
+                log.scrub(segment.base_index, &mut |bytes| {
+                    std::thread::sleep(Duration::from_secs_f64(bytes as f64 / SCRUB_BYTES_PER_SECOND as f64));
+                })?;
+            }
+            Ok::<_, LogError>(())
+        });
+        let error = match scrubbed.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => PartitionError::from(error),
+            Err(error) => return tracing::error!(%error, "scrubbing panicked"),
+        };
+        tracing::error!(partition = %replica.id(), %error, "scrubbing found damage");
+        drop(partition);
+        if let Some(index) = error.damaged_index() {
+            replica.damaged(index).await;
+        }
+    }
+
+    /// Deletes replicas that this node should not hold, and starts filling those that it should.
+    async fn leave_moved(&self, state: &ControllerState) {
+        let me = self.inner.env.cluster.node();
+        let logs = self.existing_logs().await;
+        for log in &logs {
+            let placement = state.placements.get(&log.topic).and_then(|all| all.get(log.partition as usize));
+            let moved = placement.is_some_and(|placement| !placement.holds(me));
+            if !moved {
+                continue;
+            }
+            self.delete_moved(*log).await;
+        }
+        for (topic, placements) in &state.placements {
+            for (partition, placement) in placements.iter().enumerate() {
+                let id = LogId { topic: *topic, partition: partition as u32 };
+                // While the members change, every replica is awake, and the leader most of all.
+                let concerned = !placement.settled() && placement.holds(me);
+                if concerned && let Ok(replica) = self.placed(id) {
+                    let designated = self.inner.env.cluster.designated(id) == Some(me);
+                    let opened = if designated && placement.voters.contains(&me) {
+                        replica.lead().await.map(drop)
+                    } else {
+                        replica.get().await.map(drop)
+                    };
+                    if let Err(error) = opened {
+                        tracing::debug!(partition = %id, %error, "not open yet");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Puts partitions to sleep that nobody uses.
+async fn sleep_idle(replicas: Replicas) {
+    loop {
+        tokio::select! {
+            () = replicas.inner.stop.cancelled() => return,
+            () = replicas.inner.env.cluster.config.pause(|config| (config.partitions.idle_ms / 4).max(10)) => {}
+        }
+        let idle = Duration::from_millis(replicas.inner.env.config().partitions.idle_ms);
+        for_each_bounded(replicas.all(), |replica| async move { replica.sleep_if_idle(idle).await }).await;
+    }
+}
+
+/// Takes checkpoints and deletes what retention no longer keeps.
+async fn maintain(replicas: Replicas) {
+    loop {
+        tokio::select! {
+            () = replicas.inner.stop.cancelled() => return,
+            () = replicas.inner.env.cluster.config.pause(|config| config.partitions.retention_check_ms.max(10)) => {}
+        }
+        wake_for_retention(&replicas).await;
+        for replica in replicas.all() {
+            let ReplicaState::Active(partition) = replica.state() else { continue };
+            if let Err(error) = partition.maintain(now_ms()).await {
+                tracing::warn!(partition = %replica.id(), %error, "maintenance failed");
+            }
+        }
+    }
+}
+
+/// Opens sleeping partitions that hold something which retention may delete.
+async fn wake_for_retention(replicas: &Replicas) {
+    let cluster = &replicas.inner.env.cluster;
+    let state = cluster.state();
+    let limited = |topic: &&Topic| topic.settings.retention_bytes >= 0 || topic.settings.retention_ms >= 0;
+    if !state.topics.values().any(|topic| limited(&topic)) {
+        return;
+    }
+    let logs = replicas.existing_logs().await;
+    let now = now_ms();
+    for topic in state.topics.values().filter(limited) {
+        for partition in 0..topic.partitions {
+            let id = LogId { topic: topic.id, partition: partition as u32 };
+            let asleep = || match replicas.used(id) {
+                Some(replica) => matches!(replica.state(), ReplicaState::Dormant),
+                None => true,
+            };
+            // One replica wakes, as the leader, and the others with it.
+            let leads = cluster.designated(id) == Some(cluster.node());
+            if !logs.contains(&id) || !leads || !asleep() {
+                continue;
+            }
+            let expires = match cluster.store.summary(id) {
+                Ok(Some(summary)) => may_expire(&topic.settings, &summary, now),
+                // Not closed cleanly: only opening it tells.
+                Ok(None) => true,
+                Err(_) => false,
+            };
+            if expires && let Err(error) = replicas.lead(topic, partition).await {
+                tracing::warn!(partition = %id, %error, "a partition does not open for retention");
+            }
+        }
+    }
+}
+
+/// Whether retention would delete something. Never true for what it would keep: a partition must not be woken in vain.
+fn may_expire(settings: &TopicSettings, summary: &LogSummary, now_ms: i64) -> bool {
+    // The oldest segment goes when what remains is still as large as the limit; it has at most this many bytes.
+    let too_large = settings.retention_bytes >= 0
+        && summary.segments > 1
+        && summary.bytes >= settings.retention_bytes as u64 + settings.segment_bytes as u64;
+    let too_old = settings.retention_ms >= 0
+        && summary.oldest_segment_max_timestamp.is_some_and(|newest| newest < now_ms - settings.retention_ms);
+    too_large || too_old
+}

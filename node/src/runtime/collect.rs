@@ -1,0 +1,177 @@
+//! Metrics of the broker and of the log engine, read from their counters at each scrape.
+
+use std::sync::atomic::Ordering;
+
+use chronicle_log::{FLUSH_BUCKETS_US, StoreMetrics};
+
+use super::Node;
+use crate::broker::{Broker, TopicTraffic};
+use crate::security::{Action, Tls};
+use crate::telemetry::{Metrics, Samples};
+
+/// Adds the broker's and its data directory's metrics to every scrape.
+pub fn collect_node(metrics: &Metrics, node: &Node) {
+    metrics.register_raft(node.broker().raft_metrics());
+    let (broker, tls) = (node.broker().clone(), node.tls());
+    metrics.register_collector(move |samples| {
+        cluster(samples, &broker);
+        partitions(samples, &broker);
+        topics(samples, &broker);
+        disk(samples, &broker);
+        security(samples, &broker, tls.as_deref());
+        configuration(samples, &broker);
+        engine(samples, broker.store().metrics());
+    });
+}
+
+/// The cluster and its controller group, as this node sees them.
+fn cluster(samples: &mut Samples, broker: &Broker) {
+    let view = broker.controller_view();
+    let bit = |is: bool| f64::from(u8::from(is));
+    let gauges = [
+        ("controller_has_leader", "1 when this node knows a live leader of the controller group", bit(view.has_leader)),
+        ("controller_leads", "1 when this node leads the controller group", bit(view.leads)),
+        ("controller_failed", "1 when the controller group has failed on this node", bit(view.failed)),
+        ("controller_term", "Raft term of the controller group", view.term as f64),
+        ("nodes", "Members of the cluster", view.nodes as f64),
+        ("nodes_alive", "Members that this node hears from, itself included", view.nodes_alive as f64),
+    ];
+    for (name, help, value) in gauges {
+        samples.gauge(name, help, value);
+    }
+}
+
+fn partitions(samples: &mut Samples, broker: &Broker) {
+    let totals = broker.partition_totals();
+    let gauges = [
+        ("topics", "Topics of the cluster", totals.topics),
+        ("partitions", "Partitions of all topics", totals.partitions),
+        ("partitions_active", "Partitions that are open on this node", totals.open()),
+        ("partitions_failed", "Partitions that failed and wait to be tried again", totals.failed),
+        (
+            "partitions_under_replicated",
+            "Partitions of the cluster with a replica on a node that this one does not hear from",
+            totals.under_replicated,
+        ),
+        ("partitions_offline", "Partitions of the cluster whose live replicas are no majority", totals.offline),
+        ("partitions_moving", "Partitions of the cluster whose replicas are not where they should be", totals.moving),
+        ("partitions_filling", "Replicas on this node that are filled from another replica", totals.filling),
+        ("partitions_damaged", "Replicas on this node that lost data and are being repaired", totals.damaged),
+        (
+            "raft_quorum_silent",
+            "Open partitions that this node leads and no majority of replicas answers",
+            totals.quorum_silent,
+        ),
+        ("log_segments", "Segment files of open partitions", totals.segments as usize),
+    ];
+    for (name, help, value) in gauges {
+        samples.gauge(name, help, value as f64);
+    }
+    let roles = [("leader", totals.leading), ("follower", totals.following), ("leaderless", totals.leaderless)];
+    for (role, count) in roles {
+        let help =
+            "Open partitions on this node by what it is to them; leaderless: an election is under way or cannot be won";
+        samples.gauge_of("raft_groups", help, &[("role", role.to_owned())], count as f64);
+    }
+    samples.gauge("raft_term_max", "Highest raft term of an open partition", totals.term_max as f64);
+    samples.gauge("log_bytes", "Bytes of segment files of open partitions", totals.log_bytes as f64);
+    let help = "Raft entries that followers of partitions led here lack, the sum";
+    samples.gauge("replica_lag_entries", help, totals.replica_lag_entries as f64);
+    let help = "Raft entries that the follower lacks that lacks most, of partitions led here";
+    samples.gauge("replica_lag_entries_max", help, totals.replica_lag_entries_max as f64);
+    let help = "For how long the follower has been behind that is longest, of partitions led here";
+    samples.gauge("replica_lag_seconds", help, totals.replica_lag_max.as_secs_f64());
+}
+
+fn topics(samples: &mut Samples, broker: &Broker) {
+    type Field = fn(&TopicTraffic) -> u64;
+    let counters: [(&'static str, &'static str, Field); 4] = [
+        ("topic_appended_records", "Records acknowledged, by topic", |t| t.appended_records.load(Ordering::Relaxed)),
+        ("topic_appended_bytes", "Bytes of batches acknowledged, by topic", |t| {
+            t.appended_bytes.load(Ordering::Relaxed)
+        }),
+        ("topic_read_records", "Records read by clients, by topic", |t| t.read_records.load(Ordering::Relaxed)),
+        ("topic_read_bytes", "Bytes of batches read by clients, by topic", |t| t.read_bytes.load(Ordering::Relaxed)),
+    ];
+    for (topic, traffic) in broker.topic_traffic() {
+        for (name, help, value) in counters {
+            samples.counter_of(name, help, &[("topic", topic.clone())], value(&traffic));
+        }
+    }
+}
+
+fn disk(samples: &mut Samples, broker: &Broker) {
+    if let Ok(free) = broker.store().free_bytes() {
+        samples.gauge("disk_free_bytes", "Free bytes of the data volume", free as f64);
+    }
+    if let Ok(size) = broker.store().volume_bytes() {
+        samples.gauge("disk_size_bytes", "Size of the data volume in bytes", size as f64);
+    }
+    let help = "Most of log_pending_bytes: storage.pending-bytes-max";
+    samples.gauge("log_pending_bytes_limit", help, broker.config().storage.pending_bytes_max as f64);
+    let help = "Free bytes below which appends are refused: storage.reserve-bytes";
+    samples.gauge("disk_reserve_bytes", help, broker.reserve_bytes() as f64);
+    let full = f64::from(u8::from(broker.disk_is_full()));
+    samples.gauge("disk_full", "1 while appends are refused because the reserve is reached", full);
+}
+
+fn engine(samples: &mut Samples, metrics: &StoreMetrics) {
+    let gauges = [
+        ("log_pending_bytes", "Bytes appended and not flushed yet", &metrics.pending_bytes),
+        ("log_cache_bytes", "Bytes of recent entries held in memory", &metrics.cache_bytes),
+    ];
+    for (name, help, counter) in gauges {
+        samples.gauge(name, help, counter.get() as f64);
+    }
+    let counters = [
+        ("log_appended_bytes", "Payload bytes appended", &metrics.appended_bytes),
+        ("log_appended_entries", "Raft entries appended", &metrics.appended_entries),
+        ("log_flush_rounds", "Rounds of the flush scheduler that wrote something", &metrics.flush_rounds),
+        ("log_flushes", "Calls of fdatasync or syncfs for segments", &metrics.flushes),
+        ("log_journal_flushes", "Flushes of the journal", &metrics.journal_flushes),
+        ("log_cache_hits", "Entries read from memory", &metrics.cache_hits),
+        ("log_cache_misses", "Entries read from disk", &metrics.cache_misses),
+        ("log_sealed_segments", "Segments sealed", &metrics.sealed_segments),
+        ("log_recoveries", "Logs that were scanned when opened", &metrics.recoveries),
+        ("log_truncated_tail_bytes", "Bytes of torn tail that recovery cut", &metrics.truncated_tail_bytes),
+        ("log_damage_found", "Times that damaged bytes were found", &metrics.damage_found),
+        ("log_quarantines", "Times that damage was cut out of a log and set aside", &metrics.quarantines),
+        ("log_failed", "Logs stopped by a failed write or flush", &metrics.failed_logs),
+    ];
+    for (name, help, counter) in counters {
+        samples.counter(name, help, counter.get());
+    }
+    let bounds: Vec<f64> = FLUSH_BUCKETS_US.iter().map(|us| *us as f64 / 1e6).collect();
+    let counts: Vec<u64> = metrics.flush_us.iter().map(|bucket| bucket.get()).collect();
+    let sum = metrics.flush_us_sum.get() as f64 / 1e6;
+    samples.histogram("log_flush_seconds", "Duration of flush barriers", &bounds, &counts, sum);
+}
+
+/// Certificates, denials and quotas.
+fn security(samples: &mut Samples, broker: &Broker, tls: Option<&Tls>) {
+    if let Some(tls) = tls {
+        tls.collect(samples);
+    }
+    let authorizer = broker.authorizer();
+    for (action, count) in authorizer.denied().filter(|(action, _)| *action != Action::All) {
+        let labels = [("operation", action.as_str().to_owned())];
+        samples.counter_of("authorization_denied", "Requests that the principal had no right to", &labels, count);
+    }
+    for (resource, delayed, refused) in authorizer.throttled() {
+        for (outcome, count) in [("delayed", delayed), ("refused", refused)] {
+            let labels = [("quota", resource.as_str().to_owned()), ("outcome", outcome.to_owned())];
+            samples.counter_of("quota_throttled", "Requests over a quota of their principal", &labels, count);
+        }
+    }
+}
+
+/// The configuration file.
+fn configuration(samples: &mut Samples, broker: &Broker) {
+    let report = broker.live().report();
+    let waiting = "Fields whose value in the configuration file waits for a restart";
+    samples.gauge("config_restart_fields", waiting, report.restart_fields.len() as f64);
+    let refused = "1 while the configuration file is refused and what was in force before stays so";
+    samples.gauge("config_refused", refused, f64::from(u8::from(!report.error.is_empty())));
+    samples.counter("config_reloads", "Times that a changed configuration file was taken", report.taken);
+    samples.counter("config_reload_failures", "Times that a changed configuration file was refused", report.refused);
+}

@@ -1,0 +1,400 @@
+//! How this node comes to its cluster and how the cluster takes note of it, from both sides.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chronicle_log::Store;
+use chronicle_proto::internal as proto;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::metadata::MetadataValue;
+use uuid::Uuid;
+
+use super::Node;
+use crate::cluster::{CONTROLLER_LOG, member};
+use crate::config::Config;
+use crate::controller::Controller;
+use crate::host::flushed::journal;
+use crate::host::{jitter, now_ms};
+use crate::membership::{Founder, JoinRefusal, Memory, Origin, PeerError, Refused, Remembered, Start};
+use crate::metadata::{Command, NodeInfo, NodeState, Outcome, Refusal};
+use crate::model::{ApiError, NewTopic, Reason};
+use crate::peers::{Known, Me, PROTOCOL, Peers};
+
+/// Journal key of the controller's log that holds what `membership` remembers, as JSON.
+const KEY_MEMBERSHIP: u8 = 10;
+/// Pause between two attempts to tell the cluster of this node.
+const ANNOUNCE_PAUSE: Duration = Duration::from_millis(100);
+/// A name that seems to be taken may belong to a process that has just died.
+const DUPLICATE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The gRPC metadata key that says for which reason a node is refused for good, and its values.
+const REFUSAL_KEY: &str = "chronicle-join-refusal";
+const REFUSALS: [(&str, JoinRefusal); 4] = [
+    ("removed", JoinRefusal::Removed),
+    ("foreign-cluster", JoinRefusal::ForeignCluster),
+    ("duplicate", JoinRefusal::Duplicate),
+    ("protocol", JoinRefusal::Protocol),
+];
+
+/// What `membership` remembers, in the store's journal.
+pub(super) struct JournalMemory(pub(super) Arc<Store>);
+
+impl Memory for JournalMemory {
+    fn load(&self) -> BoxFuture<'_, io::Result<Remembered>> {
+        let found = match self.0.journal_get(CONTROLLER_LOG, KEY_MEMBERSHIP) {
+            None => Ok(Remembered::default()),
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other),
+        };
+        std::future::ready(found).boxed()
+    }
+
+    fn store(&self, remembered: Remembered) -> BoxFuture<'_, io::Result<()>> {
+        let bytes = serde_json::to_vec(&remembered).map(Bytes::from).map_err(io::Error::other);
+        // Begun here: it takes effect even when nobody waits for it.
+        let put = bytes.map(|bytes| journal(&self.0, CONTROLLER_LOG, KEY_MEMBERSHIP, bytes));
+        async move { put?.await.map_err(io::Error::other) }.boxed()
+    }
+}
+
+/// What `membership` says to other nodes, over the transport.
+pub(super) struct Calls(pub(super) Arc<Peers>);
+
+fn unavailable(status: Status) -> PeerError {
+    PeerError::Unavailable(status.message().to_owned())
+}
+
+impl crate::membership::Peers for Calls {
+    fn hello<'a>(
+        &'a self,
+        address: &'a str,
+        request: proto::HelloRequest,
+    ) -> BoxFuture<'a, Result<proto::HelloResponse, PeerError>> {
+        async move {
+            let mut client = self.0.dial(address).map_err(PeerError::Unavailable)?;
+            client.hello(request).await.map(tonic::Response::into_inner).map_err(unavailable)
+        }
+        .boxed()
+    }
+
+    fn promise<'a>(
+        &'a self,
+        address: &'a str,
+        request: proto::PromiseRequest,
+    ) -> BoxFuture<'a, Result<proto::PromiseResponse, PeerError>> {
+        async move {
+            let mut client = self.0.dial(address).map_err(PeerError::Unavailable)?;
+            client.promise(request).await.map(tonic::Response::into_inner).map_err(unavailable)
+        }
+        .boxed()
+    }
+
+    fn found<'a>(
+        &'a self,
+        address: &'a str,
+        request: proto::FoundRequest,
+    ) -> BoxFuture<'a, Result<proto::FoundResponse, PeerError>> {
+        async move {
+            let mut client = self.0.dial(address).map_err(PeerError::Unavailable)?;
+            client.found(request).await.map(tonic::Response::into_inner).map_err(unavailable)
+        }
+        .boxed()
+    }
+
+    fn join<'a>(
+        &'a self,
+        address: &'a str,
+        request: proto::JoinRequest,
+    ) -> BoxFuture<'a, Result<proto::JoinResponse, PeerError>> {
+        async move {
+            let mut client = self.0.dial(address).map_err(PeerError::Unavailable)?;
+            client.join(request).await.map(tonic::Response::into_inner).map_err(join_error)
+        }
+        .boxed()
+    }
+}
+
+/// The refusals of [`Node::take_in`], read back.
+fn join_error(status: Status) -> PeerError {
+    let refusal = status.metadata().get(REFUSAL_KEY).and_then(|word| word.to_str().ok());
+    match REFUSALS.iter().find(|(word, _)| Some(*word) == refusal) {
+        Some((_, refusal)) => PeerError::Refused(*refusal, status.message().to_owned()),
+        None => unavailable(status),
+    }
+}
+
+/// A refusal for good: see [`join_error`].
+fn refuse(refusal: JoinRefusal, why: impl std::fmt::Display) -> Status {
+    let word = REFUSALS.iter().find(|(_, of)| *of == refusal).map_or("", |(word, _)| *word);
+    let mut status = Status::failed_precondition(why.to_string());
+    status.metadata_mut().insert(REFUSAL_KEY, MetadataValue::from_static(word));
+    status
+}
+
+impl Node {
+    /// Finds out which cluster the node is part of, founds or joins it if need be, starts the controller group, and waits
+    /// until the cluster knows of this process. Peers must be served meanwhile.
+    ///
+    /// # Errors
+    /// When the cluster refuses the node for good, discovery leads to two clusters, or the controller group does not start.
+    pub async fn establish(&self) -> Result<(), ApiError> {
+        let refused = |refused: Refused| ApiError::new(Reason::Unavailable, refused.to_string());
+        let start = self.inner.membership.establish().await.map_err(refused)?;
+        self.inner.discovery.shutdown().await;
+        let (identity, founders, known) = match start {
+            Start::Founded { identity, founders } => (identity, Some(founders.clone()), founders),
+            Start::Joined { identity, members } => (identity, None, members),
+            Start::Member { identity, origin } => match origin {
+                Origin::Founded(founders) => (identity, Some(founders.clone()), founders),
+                Origin::Joined(members) => (identity, None, members),
+            },
+        };
+        let cluster = &self.inner.cluster;
+        cluster.peers.identify(Me {
+            cluster: identity.cluster_id,
+            node: identity.raft_id,
+            boot: cluster.peers.liveness().boot(),
+        });
+        let named = |node: &Founder| (node.raft_id, Known { name: node.name.clone(), address: node.address.clone() });
+        cluster.peers.set_known(&known.iter().map(named).collect::<BTreeMap<_, _>>());
+        let nodes: Option<Vec<NodeInfo>> =
+            founders.map(|founders| founders.iter().map(|node| self.founder(node)).collect());
+        let members = nodes.as_ref().map(|nodes| nodes.iter().map(|node| (node.id, member(Some(node)))).collect());
+        let controller = Controller::start(cluster.clone(), members).await?;
+        let reports = &self.inner.replicas.environment().reports;
+        if !self.inner.broker.attach(controller.clone()) || reports.set(controller.clone()).is_err() {
+            return Err(ApiError::new(Reason::Internal, "the node is established already"));
+        }
+        if let Some(nodes) = nodes
+            && controller.state().cluster_id.is_nil()
+        {
+            // Every founder says the same; the first one counts. Beside the announcement, which may be refused.
+            let command = Command::InitCluster { cluster_id: identity.cluster_id, nodes };
+            let node = self.clone();
+            self.inner.tasks.spawn(async move {
+                while controller.state().cluster_id.is_nil() && node.not_stopping().is_ok() {
+                    if let Err(error) = controller.init(command.clone()).await {
+                        tracing::debug!(error, "the cluster has no controller yet");
+                    }
+                    tokio::time::sleep(jitter(ANNOUNCE_PAUSE)).await;
+                }
+            });
+        }
+        self.announce().await?;
+        self.create_default_topic().await;
+        self.inner.established.send_replace(true);
+        Ok(())
+    }
+
+    fn founder(&self, founder: &Founder) -> NodeInfo {
+        NodeInfo {
+            id: founder.raft_id,
+            uuid: founder.node_id,
+            name: founder.name.clone(),
+            address: founder.address.clone(),
+            zone: founder.zone.clone(),
+            version: founder.version.clone(),
+            boot: 0,
+            state: NodeState::Active,
+            joined_ms: 0,
+        }
+    }
+
+    /// Tells the cluster of this process: its name, address and zone may have changed, and a drain has ended.
+    async fn announce(&self) -> Result<(), ApiError> {
+        let cluster = &self.inner.cluster;
+        loop {
+            self.not_stopping()?;
+            let request = self.join_request();
+            let mut targets: Vec<String> = Vec::new();
+            if let Ok(controller) = self.inner.broker.controller() {
+                let (leader, _) = controller.leader();
+                if leader == Some(cluster.node()) {
+                    match self.take_in(request.clone()).await {
+                        Ok(answer) if answer.leader.is_empty() => return Ok(()),
+                        Ok(_) => {}
+                        Err(status) => self.judge(join_error(status))?,
+                    }
+                }
+                targets.extend(leader.and_then(|leader| cluster.peers.address(leader)));
+            }
+            targets.extend(cluster.peers.known());
+            let calls = Calls(cluster.peers.clone());
+            for address in targets {
+                let asked = crate::membership::Peers::join(&calls, &address, request.clone());
+                match tokio::time::timeout(Duration::from_secs(5), asked).await {
+                    Ok(Ok(answer)) if answer.leader.is_empty() => return Ok(()),
+                    Ok(Ok(_)) | Err(_) => {}
+                    Ok(Err(error)) => self.judge(error)?,
+                }
+            }
+            tokio::time::sleep(jitter(ANNOUNCE_PAUSE)).await;
+        }
+    }
+
+    /// A refusal for good ends the node; anything else is tried again.
+    fn judge(&self, error: PeerError) -> Result<(), ApiError> {
+        match error {
+            PeerError::Refused(refusal, why) => Err(super::refused(refusal, &why)),
+            PeerError::Unavailable(why) => {
+                tracing::debug!(why, "the cluster has not taken note of this node yet");
+                Ok(())
+            }
+        }
+    }
+
+    fn join_request(&self) -> proto::JoinRequest {
+        let config = self.inner.cluster.config();
+        proto::JoinRequest {
+            node_id: self.inner.cluster.store.node_id().to_string(),
+            name: config.node.name.clone(),
+            address: self.address(),
+            zone: config.cluster.zone.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            protocol: PROTOCOL,
+            cluster_id: self.inner.cluster.peers.me().map(|me| me.cluster.to_string()).unwrap_or_default(),
+            boot: self.inner.cluster.peers.liveness().boot(),
+        }
+    }
+
+    /// `HOST:PORT` that others are told to use.
+    pub(super) fn address(&self) -> String {
+        advertised(&self.inner.cluster.config())
+    }
+
+    /// Takes a node into the cluster, or takes note that it is back.
+    pub(super) async fn take_in(&self, request: proto::JoinRequest) -> Result<proto::JoinResponse, Status> {
+        if request.protocol != PROTOCOL {
+            return Err(refuse(
+                JoinRefusal::Protocol,
+                format!("the node speaks version {}, this cluster {PROTOCOL}", request.protocol),
+            ));
+        }
+        let uuid = |field: &str, text: &str| {
+            text.parse::<Uuid>().map_err(|_| Status::invalid_argument(format!("{field}: {text:?}: must be a UUID")))
+        };
+        let node = uuid("node_id", &request.node_id)?;
+        let cluster_id = match request.cluster_id.as_str() {
+            "" => Uuid::nil(),
+            text => uuid("cluster_id", text)?,
+        };
+        let controller = self.inner.broker.controller().map_err(|e| Status::unavailable(e.message))?;
+        let until = Instant::now() + DUPLICATE_PATIENCE;
+        loop {
+            let (leader, _) = controller.leader();
+            let state = controller.state();
+            match leader {
+                None => return Err(Status::unavailable("the controller group has no leader that is known")),
+                Some(leader) if leader != self.inner.cluster.node() => {
+                    let address = state.nodes.get(&leader).map(|node| node.address.clone());
+                    let address = address.ok_or_else(|| Status::unavailable("the controller leader is not known"))?;
+                    return Ok(proto::JoinResponse { leader: address, ..Default::default() });
+                }
+                Some(_) => {}
+            }
+            let liveness = self.inner.cluster.peers.liveness();
+            if let Some(holder) = state.node_of(node)
+                && holder.id != self.inner.cluster.node()
+                && holder.address != request.address
+                && liveness.alive(holder.id)
+                && liveness.boot_of(holder.id) != request.boot
+            {
+                if Instant::now() < until {
+                    tokio::time::sleep(ANNOUNCE_PAUSE).await;
+                    continue;
+                }
+                let why = format!("node {node} is alive at {}: its data directory is a copy", holder.address);
+                return Err(refuse(JoinRefusal::Duplicate, why));
+            }
+            let known = state.node_of(node).is_some();
+            if !known && !controller.calm() {
+                // Who has just begun to lead does not know yet who is alive, and a name that seems free may not be.
+                tokio::time::sleep(ANNOUNCE_PAUSE).await;
+                continue;
+            }
+            let alive = controller.heard_lately(DUPLICATE_PATIENCE);
+            let command = Command::Join {
+                uuid: node,
+                name: request.name.clone(),
+                address: request.address.clone(),
+                zone: request.zone.clone(),
+                version: request.version.clone(),
+                boot: request.boot,
+                cluster_id,
+                alive_uuids: state
+                    .nodes
+                    .values()
+                    .filter(|node| alive.contains(&node.id))
+                    .map(|node| node.uuid)
+                    .collect(),
+                now_ms: now_ms(),
+            };
+            match controller.command_again(&command).await.map_err(|e| Status::unavailable(e.to_string()))? {
+                Outcome::Node(info) => {
+                    tracing::info!(
+                        target: "chronicle::audit",
+                        event = "join",
+                        node = info.id,
+                        name = info.name,
+                        address = info.address,
+                        "node is a member"
+                    );
+                    return Ok(self.taken_in(info.id));
+                }
+                Outcome::Refused(refusal) => match &refusal {
+                    // Its owner may be a process that has just died.
+                    Refusal::Duplicate { .. } if Instant::now() < until => {
+                        tokio::time::sleep(ANNOUNCE_PAUSE).await;
+                    }
+                    Refusal::Duplicate { .. } => return Err(refuse(JoinRefusal::Duplicate, refusal)),
+                    Refusal::Removed { .. } => return Err(refuse(JoinRefusal::Removed, refusal)),
+                    Refusal::ForeignCluster { .. } => return Err(refuse(JoinRefusal::ForeignCluster, refusal)),
+                    other => return Err(Status::unavailable(other.to_string())),
+                },
+                _ => return Err(Status::internal("controller: unexpected answer")),
+            }
+        }
+    }
+
+    fn taken_in(&self, raft_id: u64) -> proto::JoinResponse {
+        let state = self.inner.cluster.state();
+        let member = |node: &NodeInfo| proto::Founder {
+            node_id: node.uuid.to_string(),
+            name: node.name.clone(),
+            address: node.address.clone(),
+            zone: node.zone.clone(),
+            version: node.version.clone(),
+            raft_id: node.id,
+        };
+        proto::JoinResponse {
+            cluster_id: state.cluster_id.to_string(),
+            raft_id,
+            members: state.nodes.values().filter(|node| node.state != NodeState::Removed).map(member).collect(),
+            leader: String::new(),
+        }
+    }
+
+    async fn create_default_topic(&self) {
+        let name = self.inner.cluster.config().node.default_topic.clone();
+        if name.is_empty() || self.inner.cluster.state().topics.contains_key(&name) {
+            return;
+        }
+        let topic = NewTopic { name, if_not_exists: true, ..NewTopic::default() };
+        if let Err(error) = self.inner.broker.create_topic(topic).await {
+            tracing::warn!(%error, "the default topic is not created");
+        }
+    }
+}
+
+/// `HOST:PORT` that others are told to use.
+pub(super) fn advertised(config: &Config) -> String {
+    match config.node.advertised_address.as_str() {
+        "" => config.listeners.data.to_string(),
+        address => address.to_owned(),
+    }
+}

@@ -1,0 +1,124 @@
+//! The node as a whole: what starts it, brings it into its cluster, answers its peers, and stops it.
+//!
+//! This is the composition root, the only place that knows every part and the order in which they depend on one another:
+//!
+//! ```text
+//! serve.rs    ports, listeners, the configuration file; runs a node until it is told to stop
+//! start.rs    data directory, runtimes, peers, cluster, replicas, broker: opened bottom up, closed top down
+//! joining.rs  founds or joins the cluster, starts the controller group, takes other nodes in
+//! peer_calls.rs  what other nodes ask of this one
+//! tasks.rs    what the node does beside requests
+//! collect.rs  what metrics read from all of it
+//! ```
+//!
+//! Decides nothing about data. Neighbours: `cli/` above; everything else below.
+
+mod collect;
+mod joining;
+mod peer_calls;
+mod serve;
+mod start;
+mod tasks;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+pub use collect::collect_node;
+pub use serve::{Serving, StartError, run, run_on};
+
+use crate::broker::Broker;
+use crate::cluster::Cluster;
+use crate::discovery::Discovery;
+use crate::membership::{JoinRefusal, Membership};
+use crate::model::{ApiError, Reason};
+use crate::partition::Replicas;
+use crate::security::Tls;
+
+/// How often the controller group is looked at for a failure.
+const FAILURE_CHECK: Duration = Duration::from_millis(500);
+
+/// The cluster does not have this node, and never will.
+fn refused(refusal: JoinRefusal, why: &str) -> ApiError {
+    ApiError::new(Reason::Unavailable, format!("the cluster refuses this node: {refusal}: {why}"))
+}
+
+/// A node without its listeners: from [`Node::prepare`] to [`Node::shutdown`]. Cheap to clone.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    broker: Broker,
+    cluster: Arc<Cluster>,
+    replicas: Replicas,
+    /// `None`: plaintext.
+    tls: Option<Arc<Tls>>,
+    membership: Arc<Membership>,
+    discovery: Arc<dyn Discovery>,
+    /// The cluster knows of this process of the node.
+    established: watch::Sender<bool>,
+    stop: CancellationToken,
+    /// Ends what peers are served with, last of all.
+    peer_stop: CancellationToken,
+    tasks: TaskTracker,
+    /// Consensus and liveness. Taken at shutdown: a runtime must not be dropped inside another one.
+    runtimes: parking_lot::Mutex<Vec<Runtime>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Nobody called `shutdown`: dropping the runtime here would panic inside another one.
+        for runtime in self.runtimes.lock().drain(..) {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Node {
+    /// The node's API.
+    pub fn broker(&self) -> &Broker {
+        &self.inner.broker
+    }
+
+    /// The cluster that the node is part of, once it is.
+    pub fn cluster_id(&self) -> Option<Uuid> {
+        self.inner.cluster.peers.me().map(|me| me.cluster)
+    }
+
+    /// Encryption of the data port; `None`: it speaks plaintext.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.inner.tls.clone()
+    }
+
+    /// Waits until the node cannot go on, and says why: the controller group has failed, or the cluster has removed the node.
+    /// A healthy member waits for ever.
+    pub async fn failed(&self) -> ApiError {
+        let mut removed = self.inner.cluster.peers.liveness().removed();
+        let mut tick = tokio::time::interval(FAILURE_CHECK);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                Ok(why) = removed.wait_for(Option::is_some) => {
+                    return refused(JoinRefusal::Removed, why.as_deref().unwrap_or_default());
+                }
+            }
+            if let Some(error) = self.inner.broker.controller().ok().and_then(|controller| controller.failure()) {
+                return error.into();
+            }
+        }
+    }
+
+    fn not_stopping(&self) -> Result<(), ApiError> {
+        match self.inner.stop.is_cancelled() {
+            true => Err(ApiError::new(Reason::Unavailable, "the node is stopping")),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Starting and stopping a node's core.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chronicle_log::disk::{Disk, RealDisk};
+use chronicle_log::{Barrier, LogError, Store, StoreConfig};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::joining::{Calls, JournalMemory, advertised};
+use super::{Inner, Node};
+use crate::broker::Broker;
+use crate::cluster::Cluster;
+use crate::config::{BarrierKind, Config, Live, StorageConfig, TlsMode};
+use crate::controller::ControllerError;
+use crate::discovery::{self, Announced};
+use crate::groups;
+use crate::host::Host;
+use crate::membership::{Chance, Membership, Own};
+use crate::model::{ApiError, PartitionError, Reason};
+use crate::partition::{Environment, Replicas};
+use crate::peers::{Handler, Liveness, LivenessConfig, PeerServer, Peers};
+use crate::security::Tls;
+
+/// Longest wait for others to take over when the node stops.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a node looks whether another process has left the data directory.
+const LOCK_RETRY: Duration = Duration::from_millis(200);
+
+impl Node {
+    /// [`Node::prepare`] and [`Node::establish`] on the real disk: for a node that is its own cluster.
+    ///
+    /// # Errors
+    /// Everything that keeps the data directory from opening (in use, newer format, read-only, damaged, full), with a
+    /// message that names it.
+    pub async fn start(config: Arc<Config>) -> Result<Node, ApiError> {
+        Self::start_on(config, Arc::new(RealDisk)).await
+    }
+
+    /// As [`Node::start`], on another disk: a simulation's, or one that fails on purpose.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_on(config: Arc<Config>, disk: Arc<dyn Disk>) -> Result<Node, ApiError> {
+        let node = Self::prepare(config, Host::with_disk(disk), &CancellationToken::new()).await?;
+        match node.establish().await {
+            Ok(()) => Ok(node),
+            Err(error) => {
+                node.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens the data directory of `config`. The node answers its peers from now on, if they are served
+    /// ([`Node::peer_server`]); everything else waits for [`Node::establish`]. With `stop`, it no longer waits for another
+    /// process to leave the directory.
+    ///
+    /// # Errors
+    /// As [`Node::start`]; configuration of discovery that cannot be used.
+    pub async fn prepare(config: Arc<Config>, host: Host, stop: &CancellationToken) -> Result<Node, ApiError> {
+        let tls = security(&config).await?;
+        let store = open_store(&config, &host, stop).await?;
+        let mut runtimes = Vec::new();
+        let consensus = runtime(&host, "consensus", consensus_threads(), &mut runtimes)?;
+        let liveness_runtime = runtime(&host, "liveness", 1, &mut runtimes)?;
+        let boot = rand::random::<u64>().max(1);
+        let liveness = Liveness::new(
+            LivenessConfig {
+                interval: Duration::from_millis(config.cluster.beat_interval_ms),
+                suspect_after: Duration::from_millis(config.cluster.suspect_after_ms),
+                boot,
+            },
+            tls.clone(),
+            liveness_runtime,
+        );
+        let window = config.cluster.peer_window_bytes;
+        let peers = Peers::new(host.connector, tls.clone(), consensus.clone(), window, liveness);
+        let discovered = discover(&config, &store, &peers, boot).await;
+        let (membership, discovery) = match discovered {
+            Ok(found) => found,
+            Err(error) => {
+                peers.close();
+                for runtime in runtimes {
+                    runtime.shutdown_background();
+                }
+                close_store(store).await;
+                return Err(error);
+            }
+        };
+        let live = Live::new(config.clone());
+        let cluster = Arc::new(Cluster::new(store, consensus, peers, live));
+        if config.security.authorization.enabled && tls.is_none() {
+            tracing::warn!(
+                "security.authorization is on and TLS is off: every client is anonymous, no super user can come"
+            );
+        }
+        let stop = CancellationToken::new();
+        let replicas = Replicas::new(Arc::new(Environment::new(cluster.clone(), groups::view_of)), stop.clone());
+        let established = watch::Sender::new(false);
+        let broker = Broker::new(replicas.clone(), membership.status(), established.subscribe(), stop.clone());
+        let inner = Inner {
+            broker,
+            cluster,
+            replicas,
+            tls,
+            membership,
+            discovery,
+            established,
+            stop,
+            peer_stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            runtimes: parking_lot::Mutex::new(runtimes),
+        };
+        let node = Node { inner: Arc::new(inner) };
+        node.start_tasks();
+        Ok(node)
+    }
+
+    /// Serves connections of peers that the listener hands over, until [`Node::shutdown`] is through.
+    pub fn peer_server(&self) -> PeerServer {
+        let cluster = &self.inner.cluster;
+        let handler: Arc<dyn Handler> = Arc::new(self.clone());
+        PeerServer::new(cluster.peers.clone(), handler, cluster.consensus.clone(), self.inner.peer_stop.clone())
+    }
+
+    /// Hands over what this node leads, finishes accepted work, then closes every partition and the data directory. Long
+    /// polls end at once.
+    pub async fn shutdown(&self) {
+        let inner = &self.inner;
+        if tokio::time::timeout(HAND_OVER_TIMEOUT, inner.broker.hand_over_all()).await.is_err() {
+            tracing::warn!("not everything that this node leads was handed over in time");
+        }
+        inner.stop.cancel();
+        inner.discovery.shutdown().await;
+        inner.tasks.close();
+        inner.tasks.wait().await;
+        inner.replicas.join().await;
+        inner.replicas.close().await;
+        if let Ok(controller) = inner.broker.controller() {
+            controller.close().await;
+        }
+        inner.peer_stop.cancel();
+        inner.cluster.peers.close();
+        close_store(inner.cluster.store.clone()).await;
+        for runtime in inner.runtimes.lock().drain(..) {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// The certificates of a node that has any; a word in the log about one that has none.
+async fn security(config: &Arc<Config>) -> Result<Option<Arc<Tls>>, ApiError> {
+    if config.security.tls.mode != TlsMode::Enabled {
+        let address = config.listeners.data;
+        tracing::warn!(%address, "TLS is off (security.tls.mode): whoever reaches the data port reads and writes everything");
+        return Ok(None);
+    }
+    let config = config.clone();
+    let opened = crate::host::blocking(move || Tls::open(&config.security)).await;
+    let failed = |error: String| ApiError::new(Reason::Internal, error);
+    opened.map_err(|e| failed(e.to_string()))?.map(Some).map_err(|e| failed(e.to_string()))
+}
+
+async fn discover(
+    config: &Config,
+    store: &Arc<Store>,
+    peers: &Arc<Peers>,
+    boot: u64,
+) -> Result<(Arc<Membership>, Arc<dyn discovery::Discovery>), ApiError> {
+    let refused = |error: String| ApiError::new(Reason::Unavailable, error);
+    let address = advertised(config);
+    let announced = Announced { node_id: store.node_id(), boot, address: address.clone() };
+    let discovery = discovery::from_config(&config.cluster, &announced).await.map_err(|e| refused(e.to_string()))?;
+    let seeded = config.cluster.discovery != crate::config::DiscoveryKind::Static || !config.cluster.seeds.is_empty();
+    let own = Own {
+        node_id: store.node_id(),
+        name: config.node.name.clone(),
+        address,
+        zone: config.cluster.zone.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        boot,
+        bootstrap_expect: config.cluster.bootstrap_expect,
+        seeded,
+    };
+    let memory = Arc::new(JournalMemory(store.clone()));
+    let calls = Arc::new(Calls(peers.clone()));
+    let membership = Membership::open(own, memory, calls, discovery.clone(), Chance::system())
+        .await
+        .map_err(|e| refused(e.to_string()))?;
+    Ok((Arc::new(membership), discovery))
+}
+
+/// The host's runtime, or a new one that is put to `own`.
+fn runtime(host: &Host, name: &'static str, threads: usize, own: &mut Vec<Runtime>) -> Result<Handle, ApiError> {
+    if let Some(runtime) = &host.runtime {
+        return Ok(runtime.clone());
+    }
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .map_err(|e| ApiError::new(Reason::Internal, format!("{name} runtime: {e}")))?;
+    let handle = runtime.handle().clone();
+    own.push(runtime);
+    Ok(handle)
+}
+
+async fn close_store(store: Arc<Store>) {
+    match crate::host::blocking(move || store.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the data directory did not close cleanly"),
+        Err(error) => tracing::error!(%error, "closing the data directory panicked"),
+    }
+}
+
+/// Half the cores: the API and the storage threads need the rest.
+fn consensus_threads() -> usize {
+    std::thread::available_parallelism().map(|cores| (cores.get() / 2).clamp(1, 8)).unwrap_or(1)
+}
+
+/// Opens the data directory; waits for another process to leave it, as long as it may and not beyond `stop`.
+async fn open_store(config: &Config, host: &Host, stop: &CancellationToken) -> Result<Arc<Store>, ApiError> {
+    let end = Instant::now() + Duration::from_millis(config.storage.lock_wait_ms);
+    let mut told = false;
+    loop {
+        let (open, dir) = (host.open_store.clone(), config.node.data_dir.clone());
+        let store_config = store_config(&config.storage);
+        let opened = crate::host::blocking(move || open(&dir, store_config))
+            .await
+            .map_err(|e| ApiError::new(Reason::Internal, format!("opening the data directory: {e}")))?;
+        match opened {
+            Err(error @ LogError::Locked { .. }) if Instant::now() < end && !stop.is_cancelled() => {
+                if !told {
+                    let wait_ms = config.storage.lock_wait_ms;
+                    tracing::warn!(%error, wait_ms, "waiting for the other process (storage.lock-wait-ms)");
+                    told = true;
+                }
+                stop.run_until_cancelled(tokio::time::sleep(LOCK_RETRY)).await;
+            }
+            opened => {
+                return opened.map_err(|error| ApiError::from(ControllerError::from(PartitionError::from(error))));
+            }
+        }
+    }
+}
+
+fn store_config(storage: &StorageConfig) -> StoreConfig {
+    StoreConfig {
+        index_interval_bytes: storage.index_interval_bytes,
+        tail_cache_bytes: storage.tail_cache_bytes,
+        // The bound is kept by the sequencers' budget: a refusal below raft would stop the group.
+        max_pending_bytes: u64::MAX,
+        barrier: match storage.barrier {
+            BarrierKind::Auto => Barrier::Auto,
+            BarrierKind::Fdatasync => Barrier::Fdatasync,
+            BarrierKind::Syncfs => Barrier::Syncfs,
+        },
+        flush_threads: storage.flush_threads,
+        ..StoreConfig::default()
+    }
+}

@@ -1,0 +1,68 @@
+//! What the node does beside requests that belongs to no single part of it.
+
+use std::time::Duration;
+
+use super::Node;
+use crate::cluster::WATCH_INTERVAL;
+
+/// How often refusals that were left out of the audit trail are counted there, and unused quotas forgotten.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
+
+impl Node {
+    /// Starts them; they end when the node stops.
+    pub(super) fn start_tasks(&self) {
+        let inner = &self.inner;
+        if let Some(tls) = self.tls() {
+            inner.tasks.spawn(tls.watch(inner.stop.clone()));
+        }
+        inner.tasks.spawn(tidy(self.clone()));
+        inner.tasks.spawn(maintain_controller(self.clone()));
+        inner.tasks.spawn_on(report_state(self.clone()), &inner.cluster.consensus);
+        inner.replicas.start();
+    }
+}
+
+/// Keeps what the node says of itself to others true: whether its disk is full, and who leads the controller group.
+async fn report_state(node: Node) {
+    let mut tick = tokio::time::interval(WATCH_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let cluster = node.inner.cluster.clone();
+    let mut changes = cluster.peers.liveness().changes();
+    loop {
+        tokio::select! {
+            () = node.inner.stop.cancelled() => return,
+            _ = tick.tick() => {}
+            _ = changes.changed() => {}
+        }
+        cluster.peers.liveness().set_unfit(node.broker().disk_is_full());
+        if let Ok(controller) = node.broker().controller() {
+            let state = cluster.state();
+            let leader = controller.leader().0.and_then(|id| state.nodes.get(&id)).map(|node| node.address.clone());
+            node.inner.membership.set_controller_leader(leader);
+        }
+    }
+}
+
+async fn tidy(node: Node) {
+    let mut tick = tokio::time::interval(TIDY_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = node.inner.stop.cancelled() => return,
+            _ = tick.tick() => node.broker().authorizer().tidy(),
+        }
+    }
+}
+
+/// Takes checkpoints of the controller's log.
+async fn maintain_controller(node: Node) {
+    loop {
+        tokio::select! {
+            () = node.inner.stop.cancelled() => return,
+            () = node.broker().live().pause(|config| config.partitions.retention_check_ms.max(10)) => {}
+        }
+        if let Ok(controller) = node.broker().controller() {
+            controller.maintain().await;
+        }
+    }
+}
