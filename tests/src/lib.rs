@@ -4,7 +4,7 @@
 //! one another, [`netns`] networks between them that can be cut; [`api`] speaks to them over plain gRPC and HTTP without the
 //! project's own client, so that a mistake in both cannot hide; [`writer`] keeps writing to one node through crashes,
 //! [`history`] to a cluster, and checks what became of it; [`replica`] reads what is on a disk without the node; [`input`]
-//! finds real data to feed them; [`collector`] is where spans go; [`mount`] makes small, full and read-only volumes; [`tls`]
+//! finds real data to feed them; [`imports`] reads which source file imports which; [`collector`] is where spans go; [`mount`] makes small, full and read-only volumes; [`tls`]
 //! certificates; [`wire`] bytes that no library would send. The tests lie in `tests/tests`; the benchmark is `tests/src/bin/bench`.
 //!
 //! Variables: `CHRONICLE_TEST_BINARY` names the program to test, `CHRONICLE_TEST_FACTOR` lengthens the tests that go on for
@@ -17,6 +17,7 @@ pub mod binary;
 pub mod cluster;
 pub mod collector;
 pub mod history;
+pub mod imports;
 pub mod input;
 pub mod mount;
 pub mod netns;

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::table::{Change, GroupTable};
-use super::{GROUPS_PARTITIONS, GROUPS_TOPIC};
+use super::types::{GROUPS_PARTITIONS, GROUPS_TOPIC};
 use crate::broker::{Authorizer, Broker, Route};
 use crate::model::{
     ApiError, Fetch, NewTopic, Offsets, PartitionError, Position, Reason, SettingsChange, Topic, TopicPartition,

@@ -44,18 +44,13 @@ use group::Group;
 pub use lag::GroupLag;
 pub use table::{Change, GroupRecord, GroupTable, MemberRecord, OffsetRecord};
 pub use types::{
-    Commit, CommittedOffset, GroupDescription, GroupState, GroupSummary, Heartbeat, MemberDescription, Membership,
-    PartitionLag, Partitions, Reset, ResetTo,
+    Commit, CommittedOffset, GROUPS_TOPIC, GroupDescription, GroupState, GroupSummary, Heartbeat, MemberDescription,
+    Membership, PartitionLag, Partitions, Reset, ResetTo,
 };
 
 use crate::broker::Broker;
 use crate::model::{ApiError, Reason, Topic, is_topic_name, unknown_topic};
 use crate::partition::View;
-
-/// The internal topic that remembers groups.
-pub const GROUPS_TOPIC: &str = "__groups";
-/// Its number of partitions, which never changes: groups find theirs by it.
-const GROUPS_PARTITIONS: i32 = 16;
 
 /// Most groups that a node coordinates.
 const GROUPS_MAX: usize = 10_000;

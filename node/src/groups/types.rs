@@ -5,6 +5,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+/// The internal topic that remembers groups.
+pub const GROUPS_TOPIC: &str = "__groups";
+/// Its number of partitions, which never changes: groups find theirs by it.
+pub(super) const GROUPS_PARTITIONS: i32 = 16;
+
 /// Partitions by topic name.
 pub type Partitions = BTreeMap<String, Vec<i32>>;
 

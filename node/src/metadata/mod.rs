@@ -9,6 +9,7 @@
 //!
 //! Never names raft, peers, or anything that runs. Neighbours: `controller/` replicates it, `cluster/` reads it.
 
+mod access_rules;
 mod balancer;
 #[cfg(test)]
 mod fixtures;
@@ -21,12 +22,13 @@ mod state;
 mod types;
 mod voters;
 
+pub use access_rules::AccessRules;
 pub(crate) use balancer::plan;
 pub use balancer::{BalancerConfig, Observed};
 pub use operations::{remaining, waiting_for};
 pub use placement::{designated_leader, leader_candidates};
 pub use refusal::Refusal;
-pub use rules::{AccessRules, QUOTAS_MAX, RULES_BYTES_MAX, RULES_MAX};
+pub use rules::{QUOTAS_MAX, RULES_BYTES_MAX, RULES_MAX};
 pub use state::{Command, ControllerState, DeletedTopic, Outcome};
 pub use types::{NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
 pub(crate) use voters::controller_voters;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::Refusal;
 use super::state::{ControllerState, Outcome};
-use super::types::{NodeInfo, NodeState, OperationKind, OperationState};
+use super::types::{Joining, NodeInfo, NodeState, OperationKind, OperationState};
 
 /// Nodes of a cluster that were not removed. Every one of them is a member of the controller group.
 pub(crate) const NODES_MAX: usize = 256;
@@ -16,18 +16,6 @@ pub(crate) const NODES_MAX: usize = 256;
 /// Removed nodes that are remembered by name. One that is forgotten is refused all the same: it says that it is a member
 /// of this cluster, and the cluster does not know it.
 const REMOVED_MAX: usize = 1000;
-
-/// What a node says of itself when it asks to be taken in, or comes back.
-#[derive(Debug, Clone)]
-pub(super) struct Joining {
-    pub(super) uuid: Uuid,
-    pub(super) name: String,
-    pub(super) address: String,
-    pub(super) zone: String,
-    pub(super) version: String,
-    pub(super) boot: u64,
-    pub(super) cluster_id: Uuid,
-}
 
 impl ControllerState {
     /// Founds the cluster, or enters the nodes of one that was founded before nodes were agreed on.

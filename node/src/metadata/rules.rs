@@ -1,9 +1,7 @@
 //! Rules and quotas as the controller group agrees on them. Deterministic; whether a rule makes sense is checked before it is
 //! proposed.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 use super::Refusal;
 use super::state::{ControllerState, Outcome};
@@ -15,28 +13,6 @@ pub const RULES_MAX: usize = 10_000;
 pub const RULES_BYTES_MAX: usize = 4 << 20;
 /// Most quotas of a cluster.
 pub const QUOTAS_MAX: usize = 10_000;
-
-/// Who may do what, and how much.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AccessRules {
-    /// Grows with every change: who has derived something from these sees by it that it is old.
-    pub revision: u64,
-    /// Each rule once.
-    pub rules: BTreeSet<AclRule>,
-    /// Of principals without one of their own; `None`: no bound.
-    #[serde(default)]
-    pub default_quota: Option<Quota>,
-    /// By principal.
-    #[serde(default)]
-    pub quotas: BTreeMap<String, Quota>,
-}
-
-impl AccessRules {
-    /// The quota that counts for a principal.
-    pub fn quota(&self, principal: &str) -> Quota {
-        self.quotas.get(principal).copied().or(self.default_quota).unwrap_or_default()
-    }
-}
 
 fn bytes(rule: &AclRule) -> usize {
     rule.principal.len() + rule.name.len()

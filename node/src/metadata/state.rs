@@ -12,8 +12,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::nodes::Joining;
-use super::types::{NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
+use super::types::{Joining, NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
 use super::{AccessRules, Refusal};
 use crate::model::Topic;
 use crate::security::{AclFilter, AclRule, Quota};

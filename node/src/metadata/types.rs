@@ -164,3 +164,15 @@ impl Operation {
         self.state == OperationState::Running
     }
 }
+
+/// What a node says of itself when it asks to be taken in, or comes back.
+#[derive(Debug, Clone)]
+pub(super) struct Joining {
+    pub(super) uuid: Uuid,
+    pub(super) name: String,
+    pub(super) address: String,
+    pub(super) zone: String,
+    pub(super) version: String,
+    pub(super) boot: u64,
+    pub(super) cluster_id: Uuid,
+}

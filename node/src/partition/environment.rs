@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 use chronicle_log::LogId;
 use tokio::sync::Semaphore;
 
-use super::View;
-use super::fill::Throttle;
+use super::throttle::Throttle;
+use super::view::View;
 use crate::cluster::{Cluster, Reports};
 use crate::config::Config;
 
@@ -32,6 +32,13 @@ impl Environment {
     pub fn new(cluster: Arc<Cluster>, view_of: ViewOf) -> Self {
         let budget = Arc::new(Semaphore::new((cluster.config().storage.pending_bytes_max / 1024) as usize));
         Self { cluster, budget, filling: Arc::default(), view_of, reports: OnceLock::new() }
+    }
+
+    /// An empty view for a log, if its topic has one.
+    pub(super) fn view(&self, id: LogId) -> Option<Box<dyn View>> {
+        let state = self.cluster.state();
+        let topic = state.topics.values().find(|topic| topic.id == id.topic)?;
+        (self.view_of)(&topic.name)
     }
 
     /// The configuration in force.

@@ -8,7 +8,7 @@
 //! - A replica that is filling takes part in no vote: its group is not running.
 //! - That it must fill is in the journal before anything of its log is given up, and leaves it after the last entry is on
 //!   disk. A copy that repairs takes the whole log of its source, also what is not committed yet: the leader may count on this
-//!   replica for it. The source is a confirmed leader or, in a group of two voters, the other one ([`whole_alone`]).
+//!   replica for it. The source is a confirmed leader or, in a group of two voters, the other one (`whole_alone` in `pull.rs`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,22 +20,15 @@ use chronicle_log::{ContentHash, Entry, Log, LogError, LogId, Store, StoredEntry
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::group_request::Ask;
 use chronicle_proto::internal::pull_response::Part;
-use futures::StreamExt;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
-use tonic::Status;
 
-use super::{Environment, Partition, Replica};
+use super::environment::Environment;
 use crate::host::flushed::journal;
-use crate::peers::{PullStream, wire_id};
-use crate::raft::{
-    GroupError, GroupStatus, KEY_FILL, KEY_PURGED, checkpoint_index, encode_position, entry_in, entry_out,
-};
+use crate::peers::wire_id;
+use crate::raft::{KEY_FILL, KEY_PURGED, checkpoint_index, encode_position, entry_in};
 
 /// State of a replica whose group runs, as [`crate::cluster::Cluster::ask`] answers it.
 pub(crate) const ACTIVE: &str = "active";
-/// Bytes of one message of entries.
-const PIECE_BYTES: usize = 1 << 20;
 /// Bytes that may be appended and not yet flushed.
 const UNFLUSHED_BYTES: usize = 32 << 20;
 /// Longest silence of a sender.
@@ -121,17 +114,6 @@ async fn other_of_two(env: &Environment, id: LogId) -> Option<u64> {
     let answer = env.cluster.ask(id, other, Ask::Status(true)).await.ok()?;
     let voters: BTreeSet<u64> = answer.voters.into_iter().collect();
     (answer.state == ACTIVE && voters == BTreeSet::from([me, other])).then_some(other)
-}
-
-/// Whether the replica of `me` holds everything that may have been acknowledged, without asking anybody: the only other
-/// voter is `from`.
-///
-/// With two voters a majority is both, so whatever is committed is in both logs, and whoever is elected needs the vote of the
-/// other. That holds from the entry on that made the two the voters: it was proposed only after the joint configuration
-/// before it, which already needs both, was committed. Not while the voters change: the configuration that comes next may do
-/// without `me`.
-fn whole_alone(status: &GroupStatus, me: u64, from: u64) -> bool {
-    me != from && !status.joint && status.voters == BTreeSet::from([me, from])
 }
 
 /// Progress of one filling.
@@ -313,169 +295,5 @@ impl Writer {
             self.wait().await?;
         }
         Ok(())
-    }
-}
-
-/// Holds all fillings of a node together to a rate.
-#[derive(Debug, Default)]
-pub struct Throttle {
-    /// When the next byte may go.
-    free_at: tokio::sync::Mutex<Option<Instant>>,
-}
-
-impl Throttle {
-    /// Waits until so many bytes may go, at this rate; 0: no bound.
-    async fn pass(&self, bytes: usize, bytes_per_second: u64) {
-        if bytes_per_second == 0 {
-            return;
-        }
-        let until = {
-            let mut free_at = self.free_at.lock().await;
-            let now = Instant::now();
-            let from = free_at.unwrap_or(now).max(now);
-            *free_at = Some(from + Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64));
-            from
-        };
-        tokio::time::sleep_until(until).await;
-    }
-}
-
-/// Answers a replica that fills its log: this node must lead, and is asked to confirm it, or be the only other voter.
-///
-/// # Errors
-/// When it is neither, or has lost what is asked for.
-pub(crate) async fn pull(
-    env: Arc<Environment>,
-    replica: &Arc<Replica>,
-    from_node: u64,
-    request: proto::PullRequest,
-) -> Result<PullStream, Status> {
-    let unavailable = |e: String| Status::unavailable(e);
-    let mut partition = replica.get().await.map_err(|e| unavailable(e.to_string()))?;
-    if !(request.whole && whole_alone(&partition.group().status(), env.cluster.node(), from_node)) {
-        partition = replica.lead().await.map_err(|e| unavailable(e.to_string()))?;
-        // What is committed now is what the replica must have at least.
-        partition.group().read_index().await.map_err(|e: GroupError| unavailable(e.to_string()))?;
-    }
-    partition.group().checkpoint().await.map_err(|e| unavailable(e.to_string()))?;
-    let log = partition.log().clone();
-    // First the checkpoint, then the end: what is sent must cover what the checkpoint does.
-    let reader = log.clone();
-    let checkpoint = crate::host::blocking(move || reader.load_checkpoint()).await;
-    let checkpoint = checkpoint.map_err(|e| unavailable(e.to_string()))?.map_err(|e| unavailable(e.to_string()))?;
-    let checkpoint = checkpoint.unwrap_or_default();
-    let status = partition.group().status();
-    let end = if request.whole { status.last } else { status.applied }.map(|index| index + 1).unwrap_or(0);
-    let end = end.max(checkpoint_index(&checkpoint).map(|index| index + 1).unwrap_or(0));
-    let position = log.position();
-    let first = partition.group().first_index().max(position.first_index);
-    let from = request.from.max(first);
-    let before = if request.from >= first { None } else { partition.group().purged_position() };
-    if request.from < first && before.is_none() {
-        return Err(Status::unavailable("what is before the first entry is not known yet"));
-    }
-    if let Some(previous) = request.previous
-        && request.from == first
-        && partition.group().purged_position() != Some(previous)
-    {
-        return Err(Status::aborted("the logs differ before the first entry that is asked for"));
-    }
-    let previous = request.previous.filter(|_| request.from > first);
-    let (first_offset, bytes) = {
-        let log = log.clone();
-        let asked = crate::host::blocking(move || {
-            if let Some(previous) = previous {
-                let ours = log.read(previous.index, previous.index + 1, 1)?;
-                let same =
-                    |stored: &StoredEntry| (stored.entry.term, stored.entry.leader) == (previous.term, previous.leader);
-                if !ours.first().is_some_and(same) {
-                    return Ok(None);
-                }
-            }
-            let first_offset = match log.read(from, from + 1, 1)?.first() {
-                Some(entry) => entry.base_offset,
-                None => log.position().next_offset,
-            };
-            Ok::<_, LogError>(Some((first_offset, log.bytes_between(from, end))))
-        });
-        let asked = asked.await.map_err(|e| unavailable(e.to_string()))?.map_err(|e| unavailable(e.to_string()))?;
-        asked.ok_or_else(|| Status::aborted("the logs differ before the first entry that is asked for"))?
-    };
-    let start = proto::PullStart { first: from, first_offset, end, bytes, checkpoint, before };
-    let boundaries: Vec<u64> = log.segments().iter().map(|segment| segment.base_index).collect();
-    let begin = futures::stream::once(async move { Ok(message(Part::Start(start))) });
-    let state =
-        Sending { env, log, next: from, end, boundaries, hash: ContentHash::new(), hashed: from, _held: partition };
-    let rest = futures::stream::try_unfold(state, Sending::step);
-    Ok(begin.chain(rest).boxed())
-}
-
-fn message(part: Part) -> proto::PullResponse {
-    proto::PullResponse { part: Some(part) }
-}
-
-struct Sending {
-    env: Arc<Environment>,
-    log: Arc<Log>,
-    next: u64,
-    end: u64,
-    boundaries: Vec<u64>,
-    hash: ContentHash,
-    hashed: u64,
-    /// Keeps the partition awake.
-    _held: Arc<Partition>,
-}
-
-impl Sending {
-    async fn step(mut self) -> Result<Option<(proto::PullResponse, Self)>, Status> {
-        let boundary = self.next == self.end || self.boundaries.binary_search(&self.next).is_ok();
-        if boundary && self.hashed < self.next {
-            let hash = std::mem::replace(&mut self.hash, ContentHash::new()).finalize();
-            self.hashed = self.next;
-            return Ok(Some((message(Part::Hash(Bytes::copy_from_slice(&hash))), self)));
-        }
-        if self.next >= self.end {
-            return Ok(None);
-        }
-        // Not across a segment's end, so that its hash can follow.
-        let to = self.boundaries.iter().copied().find(|base| *base > self.next).unwrap_or(self.end).min(self.end);
-        let (log, next) = (self.log.clone(), self.next);
-        let read = crate::host::blocking(move || log.read(next, to, PIECE_BYTES)).await;
-        let entries = read
-            .map_err(|e| Status::internal(e.to_string()))?
-            .map_err(|e| Status::unavailable(format!("reading at {next}: {e}")))?;
-        if entries.is_empty() {
-            return Err(Status::unavailable(format!("entry {next} is not there any more")));
-        }
-        let bytes: usize = entries.iter().map(|stored| stored.entry.payload.len() + 72).sum();
-        self.env.filling.pass(bytes, self.env.config().cluster.fill_bytes_per_second).await;
-        let mut out = Vec::with_capacity(entries.len());
-        for stored in entries {
-            self.hash.update(&stored);
-            self.next = stored.entry.index + 1;
-            out.push(entry_out(stored.entry));
-        }
-        Ok(Some((message(Part::Entries(proto::PullEntries { entries: out })), self)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of_voters(voters: &[u64]) -> GroupStatus {
-        GroupStatus { voters: voters.iter().copied().collect(), ..Default::default() }
-    }
-
-    #[test]
-    fn only_the_other_of_exactly_two_settled_voters_is_whole_by_itself() {
-        assert!(whole_alone(&of_voters(&[1, 2]), 1, 2));
-        assert!(whole_alone(&of_voters(&[1, 2]), 2, 1));
-        assert!(!whole_alone(&of_voters(&[1, 2]), 1, 3), "the caller does not vote");
-        assert!(!whole_alone(&of_voters(&[2, 3]), 1, 2), "this node does not vote");
-        assert!(!whole_alone(&of_voters(&[1, 2, 3]), 1, 2), "the third may hold what was acknowledged");
-        assert!(!whole_alone(&of_voters(&[1]), 1, 1), "a node does not repair itself");
-        let changing = GroupStatus { joint: true, ..of_voters(&[1, 2]) };
-        assert!(!whole_alone(&changing, 1, 2), "the next voters may do without this node");
     }
 }

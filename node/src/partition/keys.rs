@@ -10,6 +10,8 @@ use bytes::Bytes;
 use chronicle_log::{Log, LogError};
 use hashbrown::HashMap;
 
+use crate::model::STORED;
+
 /// Bytes read at once while building.
 const READ_BYTES: usize = 4 << 20;
 
@@ -67,7 +69,7 @@ impl KeyVersions {
     pub(super) fn observe(&mut self, batches: &Bytes) -> Result<(), KeysError> {
         for batch in chronicle_records::split(batches) {
             let (_, bytes) = batch?;
-            for record in chronicle_records::records(&bytes, &super::STORED)? {
+            for record in chronicle_records::records(&bytes, &STORED)? {
                 let record = record?;
                 let Some(key) = record.key else { continue };
                 let hash = self.hash(&key);

@@ -14,8 +14,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::Environment;
-use super::machine::{PartitionMachine, Shared};
+use super::environment::Environment;
+use super::machine::{AppliedState, PartitionMachine};
 use super::sequencer::{Append, Failure, Sequencer};
 use crate::model::PartitionError;
 use crate::raft::{Group, LeaderTerm, Role};
@@ -79,17 +79,17 @@ impl Leadership {
 }
 
 /// What a leadership works with.
-pub(super) struct Seat {
+pub(super) struct LeadershipTask {
     pub(super) env: Arc<Environment>,
     pub(super) log: Arc<Log>,
     pub(super) group: Arc<Group<PartitionMachine>>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<AppliedState>,
     pub(super) leadership: Arc<Leadership>,
     /// The partition closes.
     pub(super) stop: CancellationToken,
 }
 
-impl Seat {
+impl LeadershipTask {
     /// Follows the group's role until the partition closes or the group stops.
     pub(super) async fn run(self) {
         let mut roles = self.group.roles();
@@ -194,7 +194,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for LeadershipTask {
     fn drop(&mut self) {
         *self.leadership.now.write() = None;
         self.leadership.role.send_replace(PartitionRole::Following { leader: None });

@@ -25,7 +25,7 @@ pub struct Progress {
 }
 
 /// The part of the state that the rest of the partition reads.
-pub(super) struct Shared {
+pub(super) struct AppliedState {
     /// Applied progress; readers wait on it.
     pub progress: watch::Sender<Progress>,
     /// Producers as of the applied progress.
@@ -37,7 +37,7 @@ pub(super) struct Shared {
 /// State machine of a partition group.
 pub(crate) struct PartitionMachine {
     log: Arc<Log>,
-    shared: Arc<Shared>,
+    shared: Arc<AppliedState>,
     next_offset: u64,
     producers_max: usize,
 }
@@ -53,9 +53,9 @@ struct Saved {
 
 impl PartitionMachine {
     /// The machine of a log as it is without a checkpoint, with an empty view or none.
-    pub(super) fn new(log: Arc<Log>, producers_max: usize, view: Option<Box<dyn View>>) -> (Self, Arc<Shared>) {
+    pub(super) fn new(log: Arc<Log>, producers_max: usize, view: Option<Box<dyn View>>) -> (Self, Arc<AppliedState>) {
         let next_offset = log.position().start_offset;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(AppliedState {
             progress: watch::Sender::new(Progress { index: None, next_offset }),
             producers: Mutex::new(ProducerTable::new(producers_max)),
             view: view.map(Mutex::new),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use chronicle_proto::internal::group_request::Ask;
 
-use super::Partition;
+use super::open::Partition;
 use crate::cluster::member;
 use crate::raft::GroupError;
 

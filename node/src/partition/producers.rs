@@ -23,7 +23,7 @@ const RUN_RECORDS_MAX: i64 = 1 << 29;
 
 /// What a batch of an idempotent producer is, judged against the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum SequenceCheck {
     /// The next one: append it.
     Next,
     /// Stored before, at this base offset.
@@ -88,34 +88,38 @@ impl ProducerTable {
     }
 
     /// Judges a batch. Batches without a producer id are always next.
-    pub(super) fn judge(&self, header: &BatchHeader) -> Verdict {
+    pub(super) fn judge(&self, header: &BatchHeader) -> SequenceCheck {
         if header.producer_id < 0 {
-            return Verdict::Next;
+            return SequenceCheck::Next;
         }
         // A producer that is not remembered may go on: its state went with retention or the table's bound.
-        let Some(producer) = self.producers.get(&header.producer_id) else { return Verdict::Next };
+        let Some(producer) = self.producers.get(&header.producer_id) else { return SequenceCheck::Next };
         if header.producer_epoch < producer.epoch {
-            return Verdict::Fenced { current: producer.epoch };
+            return SequenceCheck::Fenced { current: producer.epoch };
         }
         if header.producer_epoch > producer.epoch {
-            return if header.base_sequence == 0 { Verdict::Next } else { Verdict::OutOfOrder { expected: 0 } };
+            return if header.base_sequence == 0 {
+                SequenceCheck::Next
+            } else {
+                SequenceCheck::OutOfOrder { expected: 0 }
+            };
         }
         let last = producer.runs.back().expect("a producer has at least one run");
         let expected = advance(last.sequence, last.records);
         if header.base_sequence == expected {
-            return Verdict::Next;
+            return SequenceCheck::Next;
         }
         let records = i64::from(header.record_count);
         for run in producer.runs.iter().rev() {
             let skip = distance(run.sequence, header.base_sequence);
             if skip + records <= run.records {
-                return Verdict::Duplicate { base_offset: run.base_offset + skip };
+                return SequenceCheck::Duplicate { base_offset: run.base_offset + skip };
             }
         }
-        Verdict::OutOfOrder { expected }
+        SequenceCheck::OutOfOrder { expected }
     }
 
-    /// Records that a batch was appended at `base_offset`. It must have been judged [`Verdict::Next`].
+    /// Records that a batch was appended at `base_offset`. It must have been judged [`SequenceCheck::Next`].
     pub(super) fn appended(&mut self, header: &BatchHeader, base_offset: i64) {
         if header.producer_id < 0 {
             return;
@@ -188,15 +192,15 @@ mod tests {
         let mut table = ProducerTable::new(10);
         for (i, offset) in [(0, 100), (3, 103), (6, 106)] {
             let batch = header(1, 0, i, 3);
-            assert_eq!(table.judge(&batch), Verdict::Next);
+            assert_eq!(table.judge(&batch), SequenceCheck::Next);
             table.appended(&batch, offset);
         }
         assert_eq!(table.producers[&1].runs.len(), 1);
-        assert_eq!(table.judge(&header(1, 0, 3, 3)), Verdict::Duplicate { base_offset: 103 });
-        assert_eq!(table.judge(&header(1, 0, 9, 1)), Verdict::Next);
-        assert_eq!(table.judge(&header(1, 0, 10, 1)), Verdict::OutOfOrder { expected: 9 });
+        assert_eq!(table.judge(&header(1, 0, 3, 3)), SequenceCheck::Duplicate { base_offset: 103 });
+        assert_eq!(table.judge(&header(1, 0, 9, 1)), SequenceCheck::Next);
+        assert_eq!(table.judge(&header(1, 0, 10, 1)), SequenceCheck::OutOfOrder { expected: 9 });
         // Half old, half new: not the request of before.
-        assert_eq!(table.judge(&header(1, 0, 8, 3)), Verdict::OutOfOrder { expected: 9 });
+        assert_eq!(table.judge(&header(1, 0, 8, 3)), SequenceCheck::OutOfOrder { expected: 9 });
     }
 
     #[test]
@@ -205,9 +209,9 @@ mod tests {
         table.appended(&header(1, 0, 0, 1), 0);
         table.appended(&header(2, 0, 0, 1), 1);
         table.appended(&header(1, 0, 1, 1), 2);
-        assert_eq!(table.judge(&header(1, 0, 0, 1)), Verdict::Duplicate { base_offset: 0 });
-        assert_eq!(table.judge(&header(1, 0, 1, 1)), Verdict::Duplicate { base_offset: 2 });
-        assert_eq!(table.judge(&header(2, 0, 0, 1)), Verdict::Duplicate { base_offset: 1 });
+        assert_eq!(table.judge(&header(1, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 0 });
+        assert_eq!(table.judge(&header(1, 0, 1, 1)), SequenceCheck::Duplicate { base_offset: 2 });
+        assert_eq!(table.judge(&header(2, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 1 });
     }
 
     #[test]
@@ -215,23 +219,23 @@ mod tests {
         let mut table = ProducerTable::new(10);
         table.appended(&header(1, 0, i32::MAX - 1, 1), 0);
         let last = header(1, 0, i32::MAX, 1);
-        assert_eq!(table.judge(&last), Verdict::Next);
+        assert_eq!(table.judge(&last), SequenceCheck::Next);
         table.appended(&last, 1);
-        assert_eq!(table.judge(&header(1, 0, 0, 2)), Verdict::Next);
+        assert_eq!(table.judge(&header(1, 0, 0, 2)), SequenceCheck::Next);
         table.appended(&header(1, 0, 0, 2), 2);
-        assert_eq!(table.judge(&header(1, 0, i32::MAX, 1)), Verdict::Duplicate { base_offset: 1 });
-        assert_eq!(table.judge(&header(1, 0, 1, 1)), Verdict::Duplicate { base_offset: 3 });
+        assert_eq!(table.judge(&header(1, 0, i32::MAX, 1)), SequenceCheck::Duplicate { base_offset: 1 });
+        assert_eq!(table.judge(&header(1, 0, 1, 1)), SequenceCheck::Duplicate { base_offset: 3 });
     }
 
     #[test]
     fn an_old_epoch_is_fenced_and_a_new_one_starts_at_zero() {
         let mut table = ProducerTable::new(10);
         table.appended(&header(1, 3, 7, 1), 0);
-        assert_eq!(table.judge(&header(1, 2, 8, 1)), Verdict::Fenced { current: 3 });
-        assert_eq!(table.judge(&header(1, 4, 8, 1)), Verdict::OutOfOrder { expected: 0 });
-        assert_eq!(table.judge(&header(1, 4, 0, 1)), Verdict::Next);
+        assert_eq!(table.judge(&header(1, 2, 8, 1)), SequenceCheck::Fenced { current: 3 });
+        assert_eq!(table.judge(&header(1, 4, 8, 1)), SequenceCheck::OutOfOrder { expected: 0 });
+        assert_eq!(table.judge(&header(1, 4, 0, 1)), SequenceCheck::Next);
         table.appended(&header(1, 4, 0, 1), 1);
-        assert_eq!(table.judge(&header(1, 3, 8, 1)), Verdict::Fenced { current: 4 });
+        assert_eq!(table.judge(&header(1, 3, 8, 1)), SequenceCheck::Fenced { current: 4 });
     }
 
     #[test]
@@ -241,7 +245,7 @@ mod tests {
             table.appended(&header(id, 0, 0, 1), id);
         }
         assert!(table.producers.len() <= 20);
-        assert_eq!(table.judge(&header(29, 0, 0, 1)), Verdict::Duplicate { base_offset: 29 });
-        assert_eq!(table.judge(&header(0, 0, 5, 1)), Verdict::Next);
+        assert_eq!(table.judge(&header(29, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 29 });
+        assert_eq!(table.judge(&header(0, 0, 5, 1)), SequenceCheck::Next);
     }
 }

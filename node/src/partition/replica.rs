@@ -11,8 +11,11 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::environment::Environment;
 use super::fill::{self, FillProgress, FillReason};
-use super::{Environment, Partition, PartitionRole};
+use super::leading::PartitionRole;
+use super::open::Partition;
+use super::storage::open_log;
 use crate::metadata::Placement;
 use crate::model::PartitionError;
 
@@ -362,7 +365,7 @@ impl Replica {
         let text = |error: LogError| error.to_string();
         fill::note(&self.env.cluster.store, self.id, Some(reason)).await.map_err(text)?;
         let settings = self.env.cluster.settings(self.id).ok_or("the topic was deleted")?;
-        let log = super::open_log(&self.env, self.id, &settings).await.map_err(|e| e.to_string())?;
+        let log = open_log(&self.env, self.id, &settings).await.map_err(|e| e.to_string())?;
         let open = OpenLog(Some(log.clone()));
         let filled = fill::fill(&self.env, &log, reason, progress).await;
         drop(log);

@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use chronicle_log::Log;
 
-use super::machine::{PartitionMachine, Shared};
+use super::machine::{AppliedState, PartitionMachine};
+use super::storage::on_disk;
 use crate::model::{PartitionError, TopicSettings};
 use crate::raft::Group;
 
 pub(super) async fn run(
     log: &Arc<Log>,
     group: &Group<PartitionMachine>,
-    shared: &Shared,
+    shared: &AppliedState,
     settings: &TopicSettings,
     now_ms: i64,
 ) -> Result<(), PartitionError> {
@@ -39,7 +40,7 @@ pub(super) async fn run(
     group.checkpoint().await.map_err(PartitionError::from)?;
     group.purge(keep - 1).await.map_err(PartitionError::from)?;
     let target = log.clone();
-    let deleted = super::on_disk(move || target.delete_before(keep)).await?;
+    let deleted = on_disk(move || target.delete_before(keep)).await?;
     tracing::info!(
         segments = deleted.segments,
         bytes = deleted.bytes,
@@ -57,6 +58,6 @@ async fn roll_if_expired(log: &Arc<Log>, group: &Group<PartitionMachine>, min_ti
         return Ok(());
     }
     let target = log.clone();
-    super::on_disk(move || target.roll()).await?;
+    on_disk(move || target.roll()).await?;
     group.blank().await.map_err(PartitionError::from)
 }

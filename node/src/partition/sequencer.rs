@@ -23,10 +23,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Environment;
+use super::environment::Environment;
 use super::keys::{KeyVersions, KeysError};
-use super::machine::{PartitionMachine, Shared};
-use super::producers::{ProducerTable, Verdict};
+use super::machine::{AppliedState, PartitionMachine};
+use super::producers::{ProducerTable, SequenceCheck};
 use crate::model::{Expectation, PartitionError, Produced};
 use crate::raft::{Group, LeaderTerm, Proposal, ProposeError, ProposeResult};
 use crate::telemetry::traces::{EntryTrace, Queued};
@@ -89,7 +89,7 @@ pub(super) struct Sequencer {
     pub(super) group: Arc<Group<PartitionMachine>>,
     pub(super) leader: LeaderTerm,
     pub(super) log: Arc<Log>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<AppliedState>,
     pub(super) queue: mpsc::UnboundedReceiver<Append>,
     /// Entries that may be proposed and not committed.
     pub(super) slots: Arc<Semaphore>,
@@ -281,20 +281,20 @@ impl Sequencer {
         let Append { mut batch, header, expectation, reply, permit, queued, trace } = append;
         self.metrics.stage(Stage::Queue, queued.elapsed());
         let verdict = match tail.producers.judge(&header) {
-            Verdict::Next => match expectation {
+            SequenceCheck::Next => match expectation {
                 Some(expectation) => self.expect(&expectation, tail, draft, &header).await,
                 None => Ok(()),
             },
-            Verdict::Duplicate { base_offset } => {
+            SequenceCheck::Duplicate { base_offset } => {
                 let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: true });
                 return self.answer_after(Waiting { reply, answer, in_log: true }, draft, last);
             }
-            Verdict::Fenced { current } => Err(PartitionError::ProducerFenced {
+            SequenceCheck::Fenced { current } => Err(PartitionError::ProducerFenced {
                 producer_id: header.producer_id,
                 epoch: header.producer_epoch,
                 current,
             }),
-            Verdict::OutOfOrder { expected } => Err(PartitionError::OutOfOrderSequence {
+            SequenceCheck::OutOfOrder { expected } => Err(PartitionError::OutOfOrderSequence {
                 producer_id: header.producer_id,
                 sequence: header.base_sequence,
                 expected,

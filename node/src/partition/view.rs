@@ -12,10 +12,9 @@
 
 use std::any::Any;
 
-use chronicle_log::{Log, LogId};
+use chronicle_log::Log;
 use chronicle_records::Record;
 
-use super::{Environment, Partition};
 use crate::model::{STORED, batches_from};
 
 /// Bytes of entries that are read at a time when a view is made again from the log.
@@ -37,13 +36,6 @@ pub trait View: Any + Send {
 
     /// Empties the state: what it is before the first record.
     fn clear(&mut self);
-}
-
-/// The view of a log, empty, if its topic has one.
-pub(super) fn of_log(env: &Environment, id: LogId) -> Option<Box<dyn View>> {
-    let state = env.cluster.state();
-    let topic = state.topics.values().find(|topic| topic.id == id.topic)?;
-    (env.view_of)(&topic.name)
 }
 
 /// Makes a view again from the entries that the log holds up to raft index `last` (inclusive): for a checkpoint that was
@@ -71,16 +63,6 @@ pub(super) fn apply_batch(view: &mut dyn View, batch: &bytes::Bytes) -> Result<(
         view.apply(&record.map_err(|e| e.to_string())?);
     }
     Ok(())
-}
-
-impl Partition {
-    /// Reads the partition's view as of the last applied record. `None`: it has no view, or one of another type. The
-    /// reader holds up the partition: it must be quick.
-    pub(crate) fn view<V: View, R>(&self, read: impl FnOnce(&V) -> R) -> Option<R> {
-        let view = self.shared.view.as_ref()?.lock();
-        let any: &dyn Any = &**view;
-        any.downcast_ref::<V>().map(read)
-    }
 }
 
 #[cfg(test)]

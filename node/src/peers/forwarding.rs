@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 
-use super::Client;
+use super::channel::Client;
 
 /// Largest answer that a forwarded read asks for, in bytes (soft, as every limit of a read).
 pub(crate) const READ_BYTES_MAX: usize = 256 << 10;
@@ -127,7 +127,8 @@ mod tests {
     use futures::FutureExt;
     use futures::future::join_all;
 
-    use super::super::{Purpose, channel, client};
+    use super::super::Purpose;
+    use super::super::channel::{channel, client};
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(5);

@@ -16,7 +16,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Me, Purpose, address, channel, client, wire_id};
+use super::channel::{Me, address, channel, client};
+use super::protocol::{Purpose, wire_id};
 
 /// Frames that wait for the connection.
 const QUEUE_MAX: usize = 4096;

@@ -22,11 +22,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::Code;
 
-use super::service::is_refusal;
-use super::told::Told;
-use super::{Me, NODE_REMOVED, Purpose, address, channel, client};
+use super::channel::{Me, address, channel, client};
+use super::protocol::{Purpose, is_refusal, removal};
+use super::repeats::Repeats;
 use crate::identity::Encryption;
 use crate::security::Tls;
 
@@ -197,9 +196,7 @@ impl Liveness {
 
     /// Why a beat stream has no answers, and what that says of this node.
     fn silence(&self, status: &tonic::Status) -> Silence {
-        if status.code() == Code::PermissionDenied
-            && let Some(why) = status.message().strip_prefix(NODE_REMOVED)
-        {
+        if let Some(why) = removal(status) {
             self.removed.send_if_modified(|removed| {
                 let news = removed.is_none();
                 removed.get_or_insert_with(|| why.to_owned());
@@ -312,7 +309,7 @@ impl Liveness {
     async fn beats(&self, me: Me, node: u64, at: String, connector: Connector) {
         let mut tick = interval(self.config.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let told = Told::default();
+        let told = Repeats::default();
         loop {
             tick.tick().await;
             let ended = self.stream(me, node, &at, &connector).await;

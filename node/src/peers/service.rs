@@ -19,11 +19,12 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::told::Told;
-use super::{MESSAGE_BYTES_MAX, NODE_REMOVED, PROTOCOL, Peers, WINDOW_BYTES};
+use super::protocol::{MESSAGE_BYTES_MAX, WINDOW_BYTES, group_id, is_refusal, removed};
+use super::repeats::Repeats;
+use super::transport::Peers;
 use crate::identity::{NodeClaim, PeerCertificate};
 use crate::telemetry::traces;
 
@@ -58,23 +59,6 @@ pub trait Handler: Send + Sync + 'static {
 /// Answers to a pull.
 pub type PullStream = BoxStream<'static, Result<proto::PullResponse, Status>>;
 
-/// The answer to everything on a connection that begins as one of another version of this protocol, and a text for the log.
-pub(crate) fn other_version(first: &[u8]) -> (Status, String) {
-    let status = Status::failed_precondition(format!("PROTOCOL: this node speaks version {PROTOCOL}"));
-    (
-        status,
-        format!(
-            "PROTOCOL: it begins with {:?}, this node speaks version {PROTOCOL}",
-            first.trim_ascii_end().escape_ascii().to_string()
-        ),
-    )
-}
-
-/// The other side will not have this node, whatever it asks for.
-pub(super) fn is_refusal(status: &Status) -> bool {
-    matches!(status.code(), Code::FailedPrecondition | Code::PermissionDenied)
-}
-
 /// Serves connections of peers.
 #[derive(Clone)]
 pub struct PeerServer {
@@ -82,7 +66,7 @@ pub struct PeerServer {
     handler: Arc<dyn Handler>,
     consensus: Handle,
     stop: CancellationToken,
-    told: Arc<Told>,
+    told: Arc<Repeats>,
     /// Who is at the other end of this connection; `None`: it is not encrypted.
     certificate: Option<Arc<PeerCertificate>>,
     /// For whom it was last found to speak: raft id, and version of what is known of the peers.
@@ -223,27 +207,6 @@ impl PeerServer {
             status
         })
     }
-}
-
-fn removed(why: &str) -> Status {
-    Status::permission_denied(format!("{NODE_REMOVED}{why}"))
-}
-
-/// A group's name on the wire.
-pub(crate) fn wire_id(id: LogId) -> proto::GroupId {
-    proto::GroupId { topic: id.topic.as_bytes().to_vec().into(), partition: id.partition }
-}
-
-fn group_id(group: Option<proto::GroupId>) -> Result<LogId, Status> {
-    let group = group.ok_or_else(|| Status::invalid_argument("group: missing: must be given"))?;
-    let topic =
-        Uuid::from_slice(&group.topic).map_err(|_| Status::invalid_argument("group.topic: must be 16 bytes"))?;
-    Ok(LogId { topic, partition: group.partition })
-}
-
-/// The group that a request names.
-pub(crate) fn named_group(group: &Option<proto::GroupId>) -> Result<LogId, Status> {
-    group_id(group.clone())
 }
 
 #[tonic::async_trait]

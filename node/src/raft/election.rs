@@ -6,7 +6,7 @@
 //! election before it is through.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chronicle_proto::internal as proto;
@@ -28,64 +28,6 @@ const PRE_VOTE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long votes are waited for before this replica may stand again: longer than a message and a flush take both ways, short
 /// beside what a fail-over takes.
 const VOTE_PATIENCE: Duration = Duration::from_millis(200);
-/// How long a candidate that got this node's vote, or was asked to take over, is left alone. An election takes two flushes
-/// on each side; a slow disk may need this long for them.
-const ELECTION_GRACE: Duration = Duration::from_millis(500);
-
-/// What this node has heard of the group's leaders and candidates.
-pub(super) struct Heard {
-    /// The node has reason to think that the leader is gone; until a leader is heard again.
-    leader_lost: AtomicBool,
-    /// Another replica wants a leader, and cannot be it because it lacks entries that are here.
-    leader_wanted: AtomicBool,
-    /// When a leader was last heard, in milliseconds since `started`; 0: never.
-    leader_ms: AtomicU64,
-    /// When another node was last helped to become the leader, likewise.
-    candidate_ms: AtomicU64,
-    /// The last term in which this node led and handed leadership over.
-    resigned: AtomicU64,
-    started: Instant,
-}
-
-impl Heard {
-    pub(super) fn new() -> Self {
-        Self {
-            leader_lost: AtomicBool::new(false),
-            leader_wanted: AtomicBool::new(false),
-            leader_ms: AtomicU64::new(0),
-            candidate_ms: AtomicU64::new(0),
-            resigned: AtomicU64::new(0),
-            started: Instant::now(),
-        }
-    }
-
-    fn now_ms(&self) -> u64 {
-        // From 1, so that 0 is never.
-        self.started.elapsed().as_millis() as u64 + 1
-    }
-
-    pub(super) fn leader(&self) {
-        self.leader_ms.store(self.now_ms(), Ordering::Relaxed);
-        self.leader_lost.store(false, Ordering::Relaxed);
-        // The election is over.
-        self.candidate_ms.store(0, Ordering::Relaxed);
-    }
-
-    fn candidate(&self) {
-        self.candidate_ms.store(self.now_ms(), Ordering::Relaxed);
-    }
-
-    fn election_under_way(&self) -> bool {
-        match self.candidate_ms.load(Ordering::Relaxed) {
-            0 => false,
-            at => self.now_ms() - at < ELECTION_GRACE.as_millis() as u64,
-        }
-    }
-
-    pub(super) fn has_resigned(&self, term: u64) -> bool {
-        term > 0 && self.resigned.load(Ordering::Relaxed) == term
-    }
-}
 
 impl<M: Machine> Group<M> {
     /// The node thinks that the leader is gone.

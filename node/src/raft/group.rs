@@ -17,7 +17,7 @@ use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, RaftError};
 use openraft::raft::linearizable_read::LinearizerOption;
 use openraft::{ChangeMembers, Config, Instant as _, Raft, ServerState, SnapshotPolicy};
 
-use super::election::Heard;
+use super::contact::LeaderContact;
 use super::machine::{Machine, MachineStore};
 use super::network::{Network, Transport};
 use super::store::LogStorage;
@@ -201,7 +201,7 @@ pub struct Group<M: Machine> {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) election_timeout: Duration,
     pub(super) metrics: RaftMetrics,
-    pub(super) heard: Heard,
+    pub(super) heard: LeaderContact,
     /// Held while this replica stands for election.
     pub(super) campaigning: tokio::sync::Mutex<()>,
     checkpointing: tokio::sync::Mutex<()>,
@@ -277,7 +277,7 @@ impl<M: Machine> Group<M> {
             transport,
             election_timeout,
             metrics,
-            heard: Heard::new(),
+            heard: LeaderContact::new(),
             campaigning: tokio::sync::Mutex::new(()),
             checkpointing: tokio::sync::Mutex::new(()),
         })

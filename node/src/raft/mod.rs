@@ -6,6 +6,7 @@
 //!
 //! Neighbours: `partition/` and `controller/` above; `chronicle-log` below.
 
+mod contact;
 mod election;
 mod group;
 mod machine;

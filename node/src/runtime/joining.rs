@@ -36,10 +36,10 @@ const DUPLICATE_PATIENCE: Duration = Duration::from_secs(3);
 /// The gRPC metadata key that says for which reason a node is refused for good, and its values.
 const REFUSAL_KEY: &str = "chronicle-join-refusal";
 const REFUSALS: [(&str, JoinRefusal); 4] = [
-    ("removed", JoinRefusal::Removed),
-    ("foreign-cluster", JoinRefusal::ForeignCluster),
-    ("duplicate", JoinRefusal::Duplicate),
-    ("protocol", JoinRefusal::Protocol),
+    ("REMOVED", JoinRefusal::Removed),
+    ("FOREIGN_CLUSTER", JoinRefusal::ForeignCluster),
+    ("DUPLICATE", JoinRefusal::Duplicate),
+    ("PROTOCOL", JoinRefusal::Protocol),
 ];
 
 /// What `membership` remembers, in the store's journal.
@@ -123,7 +123,10 @@ impl crate::membership::Peers for Calls {
 fn join_error(status: Status) -> PeerError {
     let refusal = status.metadata().get(REFUSAL_KEY).and_then(|word| word.to_str().ok());
     match REFUSALS.iter().find(|(word, _)| Some(*word) == refusal) {
-        Some((_, refusal)) => PeerError::Refused(*refusal, status.message().to_owned()),
+        Some((word, refusal)) => {
+            let why = status.message().trim_start_matches(word).trim_start_matches(": ");
+            PeerError::Refused(*refusal, why.to_owned())
+        }
         None => unavailable(status),
     }
 }
@@ -131,7 +134,8 @@ fn join_error(status: Status) -> PeerError {
 /// A refusal for good: see [`join_error`].
 fn refuse(refusal: JoinRefusal, why: impl std::fmt::Display) -> Status {
     let word = REFUSALS.iter().find(|(_, of)| *of == refusal).map_or("", |(word, _)| *word);
-    let mut status = Status::failed_precondition(why.to_string());
+    // The word in the text is for people, and for nodes of earlier versions.
+    let mut status = Status::failed_precondition(format!("{word}: {why}"));
     status.metadata_mut().insert(REFUSAL_KEY, MetadataValue::from_static(word));
     status
 }

@@ -7,10 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, ensure};
 
-use super::issue::{Authority, Made};
-
-/// Name of the authority's files.
-pub(super) const AUTHORITY: &str = "ca";
+use super::issue::{AUTHORITY, Authority, Made};
 
 /// See the module.
 #[derive(Debug, Clone)]

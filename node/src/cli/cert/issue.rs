@@ -10,6 +10,9 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 
+/// Name of the authority's files.
+pub(super) const AUTHORITY: &str = "ca";
+
 /// Clocks of a cluster differ: a certificate is valid from this long ago.
 const SKEW_S: i64 = 3600;
 
@@ -82,7 +85,7 @@ impl Authority {
     pub(in crate::cli) fn issue(&self, subject: &Subject<'_>, validity: Validity) -> anyhow::Result<Made> {
         let (Subject::Node { name, .. } | Subject::Client { name }) = subject;
         ensure!(
-            !name.contains(['/', '\\']) && *name != super::folder::AUTHORITY && Principal::new(name).is_ok(),
+            !name.contains(['/', '\\']) && *name != AUTHORITY && Principal::new(name).is_ok(),
             "{name:?}: must be a name without slashes, control characters and surrounding spaces, and neither ca nor anonymous"
         );
         let mut params = params(name, validity);

@@ -88,7 +88,7 @@ pub(super) fn run(command: CertCommand) -> anyhow::Result<()> {
     match command {
         CertCommand::Ca { name, options } => {
             let made = issue::authority(&name, options.validity(3650))?;
-            Folder::new(&options.out, options.force).write(folder::AUTHORITY, &made)
+            Folder::new(&options.out, options.force).write(issue::AUTHORITY, &made)
         }
         CertCommand::Node { name, hosts, options } => {
             options.sign(&name, &Subject::Node { name: &name, hosts: &hosts })

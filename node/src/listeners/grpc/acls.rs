@@ -5,7 +5,7 @@ use chronicle_proto::v1::access_server;
 use tonic::{Request, Response, Status};
 
 use super::caller;
-use super::log::observe;
+use super::observe::observe;
 use crate::listeners::context::Context;
 use crate::model::ApiError;
 use crate::security::{AclFilter, AclRule, Action, Effect, PatternKind, Quota, ResourceKind};

@@ -4,7 +4,7 @@ use chronicle_proto::v1 as proto;
 use chronicle_proto::v1::admin_server::Admin;
 use tonic::{Request, Response, Status};
 
-use super::log::observe;
+use super::observe::observe;
 use super::{caller, convert};
 use crate::listeners::context::Context;
 use crate::telemetry::Operation;

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::log::observe;
+use super::observe::observe;
 use super::{caller, convert, status};
 use crate::broker::OperationView;
 use crate::listeners::context::Context;

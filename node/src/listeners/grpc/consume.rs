@@ -11,7 +11,7 @@ use futures::stream::{self, BoxStream};
 use tonic::Status;
 
 use super::convert::{self, Shape};
-use super::log::observe;
+use super::observe::observe;
 use crate::broker::Route;
 use crate::listeners::context::Context;
 use crate::listeners::decode;

@@ -5,7 +5,7 @@ use chronicle_proto::v1::groups_server;
 use tonic::{Request, Response, Status};
 
 use super::caller;
-use super::log::observe;
+use super::observe::observe;
 use crate::groups::{
     Commit, CommittedOffset, GroupDescription, Heartbeat, MemberDescription, Membership, PartitionLag, Partitions,
     Reset, ResetTo,

@@ -7,10 +7,10 @@ use chronicle_proto::v1::log_server::Log;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::observe::observe;
 use super::{caller, consume, convert, produce_stream, status};
 use crate::broker::Route;
 use crate::listeners::context::Context;
-use crate::model::ApiError;
 use crate::security::budget::Ticket;
 use crate::telemetry::{Listener, Operation, traces};
 
@@ -22,15 +22,6 @@ impl LogService {
     pub(super) fn new(context: Context) -> Self {
         Self { context }
     }
-}
-
-/// Runs one request, counts it, and turns its error into a status.
-pub(super) async fn observe<T>(
-    context: &Context,
-    operation: Operation,
-    work: impl Future<Output = Result<T, ApiError>>,
-) -> Result<T, Status> {
-    context.observe(Listener::Grpc, operation, work).await.map_err(|error| status::status(&error))
 }
 
 #[tonic::async_trait]

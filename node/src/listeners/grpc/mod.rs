@@ -14,6 +14,7 @@ mod groups;
 mod health;
 mod log;
 mod node;
+mod observe;
 mod produce_stream;
 pub mod status;
 

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};
 
-use super::log::observe;
+use super::observe::observe;
 use super::{caller, diagnostics};
 use crate::listeners::context::Context;
 use crate::model::{ApiError, Reason};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
-use opentelemetry_otlp::{ExporterBuildError, WithExportConfig, WithTonicConfig};
+use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
@@ -19,37 +19,9 @@ use tokio::runtime::Handle;
 use tokio::sync::RwLock;
 use uuid::Uuid;
 
+use super::error::TracesError;
 use super::settings::Settings;
 use crate::config::TracesProtocol;
-
-/// Why traces cannot be sent.
-#[derive(Debug, thiserror::Error)]
-pub enum TracesError {
-    /// A standard variable has a value that it must not have.
-    #[error("{name}: {value}: {rule}")]
-    Variable {
-        /// The variable.
-        name: &'static str,
-        /// Its value.
-        value: String,
-        /// What it must be.
-        rule: &'static str,
-    },
-    /// There is no exporter for what is configured.
-    #[error("telemetry.traces.endpoint: {endpoint}: {source}")]
-    Exporter {
-        /// The endpoint in force.
-        endpoint: String,
-        /// Why.
-        source: ExporterBuildError,
-    },
-    /// The HTTP client of the exporter speaks no TLS.
-    #[error("endpoint of traces: {0}: must be http:// with the protocol http; https:// needs grpc")]
-    PlainHttp(String),
-    /// Traces were started before in this process.
-    #[error("telemetry.traces: this process sends traces already")]
-    Started,
-}
 
 /// The cluster of the node, once it is known.
 pub(super) type ClusterId = Arc<OnceLock<Uuid>>;

@@ -23,6 +23,7 @@
 //! the client's (`chronicle_client::trace`).
 
 mod entry;
+mod error;
 mod export;
 mod request;
 mod sampling;
@@ -43,7 +44,7 @@ use uuid::Uuid;
 
 pub use entry::EntryTrace;
 pub(crate) use entry::{PARENTS_MAX, Queued};
-pub use export::TracesError;
+pub use error::TracesError;
 pub(crate) use request::{Request, call_of, parent_of};
 
 use crate::config::TracesConfig;

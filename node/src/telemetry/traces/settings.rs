@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::export::TracesError;
+use super::error::TracesError;
 use super::sampling::Sampling;
 use crate::config::{TracesConfig, TracesProtocol};
 

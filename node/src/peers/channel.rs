@@ -1,0 +1,67 @@
+//! Connections to a peer: a channel that says its purpose first, and requests that say who calls whom.
+
+use std::io;
+use std::time::Duration;
+
+use chronicle_client::Connector;
+use chronicle_proto::internal::peer_client::PeerClient;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+use uuid::Uuid;
+
+use super::protocol::{MESSAGE_BYTES_MAX, Purpose, WINDOW_BYTES};
+
+/// Wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Who this node is, once it is part of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Me {
+    /// The cluster.
+    pub cluster: Uuid,
+    /// Raft id.
+    pub node: u64,
+    /// This start of the process.
+    pub boot: u64,
+}
+
+/// A client for calls to one peer.
+pub type Client = PeerClient<Channel>;
+
+pub(super) fn client(channel: Channel) -> Client {
+    PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(usize::MAX)
+}
+
+/// Puts caller and callee into a request's metadata.
+pub(super) fn address<T>(request: &mut tonic::Request<T>, me: Me, to: u64) {
+    let metadata = request.metadata_mut();
+    let cluster = MetadataValue::try_from(me.cluster.to_string()).expect("a UUID is ASCII");
+    metadata.insert("chronicle-cluster", cluster);
+    metadata.insert("chronicle-from", MetadataValue::from(me.node));
+    metadata.insert("chronicle-boot", MetadataValue::from(me.boot));
+    metadata.insert("chronicle-to", MetadataValue::from(to));
+}
+
+/// A channel that says its purpose first.
+pub(super) fn channel(address: &str, purpose: Purpose, connector: Connector) -> Result<Channel, String> {
+    let uri: Uri = format!("http://{address}").parse().map_err(|e| format!("{address}: no HOST:PORT: {e}"))?;
+    let target = address.to_owned();
+    let connect = service_fn(move |_: Uri| {
+        let connecting = connector(target.clone());
+        async move {
+            let mut io = connecting.await?;
+            io.write_all(purpose.preface()).await?;
+            Ok::<_, io::Error>(TokioIo::new(io))
+        }
+    });
+    Ok(Endpoint::from(uri)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .connect_with_connector_lazy(connect))
+}
