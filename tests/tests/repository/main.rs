@@ -1,0 +1,4 @@
+//! What holds for the repository itself, without a node.
+
+mod licences;
+mod rules;
