@@ -46,7 +46,7 @@ bench-cluster: ## The same for three nodes, about half an hour (BENCH_FLAGS as a
 	@$(MAKE) --no-print-directory bench BENCH_FLAGS="--suite cluster $(BENCH_FLAGS)"
 
 licences: ## Check the licence of every dependency
-	$(CARGO) test --locked --package chronicle-tests --test licences
+	$(CARGO) test --locked --package chronicle-tests --test repository licences::
 
 image: ## Build the container images chronicle and chronicle-operator with docker
 	docker build --target node --tag chronicle:dev .

@@ -1,5 +1,6 @@
 //! A wall clock that jumps: timestamps follow it, and nothing else does.
 
+#[path = "node/support/mod.rs"]
 mod support;
 
 use std::cell::Cell;

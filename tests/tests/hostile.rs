@@ -1,7 +1,7 @@
 //! Clients that mean harm: bytes that are no protocol, frames that lie, headers without an end, bodies that trickle, connections
 //! by the thousand. Whatever they send, the node goes on, keeps what it accepted, and does not grow.
 //!
-//! Certificates that are wrong, old, early or another's are in `tls.rs`.
+//! Certificates that are wrong, old, early or another's are in `clusters/tls.rs`.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};

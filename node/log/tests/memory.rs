@@ -1,5 +1,6 @@
 //! What a log costs in memory while it is closed: thousands of them sleep in one store.
 
+#[path = "log/common/mod.rs"]
 mod common;
 
 use std::{

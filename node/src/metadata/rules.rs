@@ -144,6 +144,7 @@ mod tests {
     fn a_state_from_before_there_were_rules_has_none() {
         let mut json = serde_json::to_value(ControllerState::default()).unwrap();
         json.as_object_mut().unwrap().remove("access");
-        assert_eq!(serde_json::from_value::<ControllerState>(json).unwrap().access, AccessRules::default());
+        let read: ControllerState = serde_json::from_value(json).unwrap();
+        assert_eq!(read.access, super::super::AccessRules::default());
     }
 }

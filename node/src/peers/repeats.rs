@@ -35,7 +35,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_is_told_once_and_again_after_a_while() {
-        let told = Repeats::default();
+        let logged = Repeats::default();
         assert!(logged.is_news("a"));
         assert!(logged.is_news("b"));
         assert!(!logged.is_news("a"));

@@ -1,14 +1,12 @@
 //! Scrubbing, digests and content hashes: replicas can be checked, and compared with each other.
 
-mod common;
-
 use std::{path::Path, sync::Arc};
 
+use crate::common::*;
 use chronicle_log::{
     ContentHash, Log, LogConfig, LogError, Store, StoreConfig,
     disk::{MemoryDisk, RealDisk},
 };
-use common::*;
 
 fn hash(log: &Log, from: u64, to: u64) -> [u8; 32] {
     let mut hash = ContentHash::new();

@@ -1,15 +1,13 @@
 //! Crashes and damaged bytes: nothing acknowledged is ever missing without an error that says so.
 
-mod common;
-
 use std::{path::Path, sync::Arc, time::Duration};
 
+use crate::common::*;
 use bytes::Bytes;
 use chronicle_log::{
     Entry, Log, LogConfig, LogError, Store, StoreConfig,
     disk::{Disk, MemoryDisk},
 };
-use common::*;
 
 /// A tiny generator, so that a crash test is its seed and nothing else.
 struct Random(u64);
@@ -347,7 +345,7 @@ fn an_idle_log_is_vouched_for_by_the_journal() {
         let copy = memory.fork();
         let bytes = copy.contents(&path).unwrap();
         copy.overwrite(&path, &bytes[..bytes.len() - 7]).unwrap();
-        let store = Store::open(Arc::new(copy), Path::new(DIR), common::config()).unwrap();
+        let store = Store::open(Arc::new(copy), Path::new(DIR), crate::common::config()).unwrap();
         match store.open_log(id(0), LogConfig::default()) {
             Ok(log) => assert_samples(&log, 0, 2),
             Err(error) => break error,

@@ -1,9 +1,8 @@
 //! The gRPC listener over real sockets.
 
-mod serving;
-
 use std::time::Duration;
 
+use crate::serving::Node;
 use bytes::Bytes;
 use chronicle_proto::v1::admin_client::AdminClient;
 use chronicle_proto::v1::cluster_client::ClusterClient;
@@ -11,7 +10,6 @@ use chronicle_proto::v1::log_client::LogClient;
 use chronicle_proto::v1::produce_stream_response::Result as Answer;
 use chronicle_proto::v1::{self as proto, position::At};
 use chronicle_records::{BatchBuilder, Compression};
-use serving::Node;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};

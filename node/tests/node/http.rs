@@ -1,12 +1,10 @@
 //! The HTTP/JSON listener over real sockets.
 
-mod serving;
-
+use crate::serving::Node;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
-use serving::Node;
 
 /// Status and document of an answer.
 async fn answer(request: RequestBuilder) -> (u16, Value) {

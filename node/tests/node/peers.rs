@@ -1,12 +1,10 @@
 //! What a node answers other nodes that it does not belong to.
 
-mod serving;
-
+use crate::serving::Node;
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::group_request::Ask;
 use chronicle_proto::internal::peer_client::PeerClient;
 use hyper_util::rt::TokioIo;
-use serving::Node;
 use tokio::io::AsyncWriteExt;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request};

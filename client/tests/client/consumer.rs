@@ -1,11 +1,9 @@
 //! The consumer: every record once and in order, across reconnects.
 
-mod fake;
-
 use std::time::Duration;
 
+use crate::fake::Node;
 use chronicle_client::{Client, Consumer, ConsumerConfig, Partition, Position, StoredRecord};
-use fake::Node;
 use futures::StreamExt;
 
 fn consumer(node: &Node, config: ConsumerConfig) -> Consumer {

@@ -1,14 +1,12 @@
 //! What a failing disk does to a node: a specific error, nothing acknowledged lost, service again when the disk heals.
 
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::*;
 use chronicle_log::disk::{Fault, FaultRule, FaultyDisk, Operation, RealDisk};
 use chronicle_node::broker::Route;
 use chronicle_node::model::{ApiError, NewTopic, Position, Produce, Reason};
-use support::*;
 
 struct Node {
     broker: Core,

@@ -1,11 +1,9 @@
 //! Single calls: what is retried, what is not, and what the error says.
 
-mod fake;
-
 use std::time::Duration;
 
+use crate::fake::{Fault, Node};
 use chronicle_client::{Client, ClientConfig, ErrorKind, Partition, v1};
-use fake::{Fault, Node};
 use tonic::Code;
 
 fn partition() -> Partition {

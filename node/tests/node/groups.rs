@@ -1,17 +1,15 @@
 //! Consumer groups over gRPC, on a node that is restarted and killed.
 
-mod serving;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::serving::Node;
 use chronicle_client::{Client, GroupConfig, GroupConsumer, GroupStart, Partition, v1};
 use chronicle_node::config::Config;
 use chronicle_node::groups::{Commit, CommittedOffset, Groups, Heartbeat, Membership, Partitions};
 use chronicle_node::runtime;
-use serving::Node;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -1,15 +1,13 @@
 //! Disks that fail: each failure has its own error, stops only what it must, and costs nothing that was acknowledged.
 
-mod common;
-
 use std::{path::Path, sync::Arc, time::Duration};
 
+use crate::common::*;
 use bytes::Bytes;
 use chronicle_log::{
     Barrier, Log, LogConfig, LogError, Store, StoreConfig,
     disk::{Disk, Fault, FaultRule, FaultyDisk, MemoryDisk, Operation, Trigger},
 };
-use common::*;
 
 fn faulty() -> (FaultyDisk, MemoryDisk, Arc<Store>) {
     let memory = MemoryDisk::new();

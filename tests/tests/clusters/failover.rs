@@ -182,10 +182,10 @@ fn run_full(test: &str, of_the_leader: bool) -> Result<()> {
 
 #[test]
 fn a_follower_whose_disk_is_full_does_not_stop_the_others_and_catches_up() -> Result<()> {
-    run_full("a_follower_whose_disk_is_full_does_not_stop_the_others_and_catches_up", false)
+    run_full("failover::a_follower_whose_disk_is_full_does_not_stop_the_others_and_catches_up", false)
 }
 
 #[test]
 fn a_leader_whose_disk_is_full_makes_way() -> Result<()> {
-    run_full("a_leader_whose_disk_is_full_makes_way", true)
+    run_full("failover::a_leader_whose_disk_is_full_makes_way", true)
 }

@@ -107,7 +107,7 @@ fn an_unknown_or_impossible_setting_is_refused_before_anything_is_opened() -> Re
 
 #[test]
 fn a_read_only_data_folder_is_refused_and_serves_again_when_writable() -> Result<()> {
-    mount::with_mounts("a_read_only_data_folder_is_refused_and_serves_again_when_writable", || {
+    mount::with_mounts("faults::a_read_only_data_folder_is_refused_and_serves_again_when_writable", || {
         let volume = mount::Volume::new(256 << 20)?;
         let mut node = Setup::new().data_dir(volume.path().join("data")).start()?;
         append_some(&node, 3)?;
@@ -224,12 +224,16 @@ fn run_full(reserve_bytes: u64) -> Result<()> {
 
 #[test]
 fn below_the_reserve_appends_are_refused_everywhere_and_return_with_space() -> Result<()> {
-    mount::with_mounts("below_the_reserve_appends_are_refused_everywhere_and_return_with_space", || run_full(8 << 20))
+    mount::with_mounts("faults::below_the_reserve_appends_are_refused_everywhere_and_return_with_space", || {
+        run_full(8 << 20)
+    })
 }
 
 #[test]
 fn a_disk_full_to_the_last_byte_loses_nothing_acknowledged_and_returns_with_space() -> Result<()> {
-    mount::with_mounts("a_disk_full_to_the_last_byte_loses_nothing_acknowledged_and_returns_with_space", || run_full(0))
+    mount::with_mounts("faults::a_disk_full_to_the_last_byte_loses_nothing_acknowledged_and_returns_with_space", || {
+        run_full(0)
+    })
 }
 
 #[test]

@@ -1,14 +1,12 @@
 //! Damage is cut out, kept aside for a person to look at, and refilled.
 
-mod common;
-
 use std::{path::Path, sync::Arc};
 
+use crate::common::*;
 use chronicle_log::{
     Cut, Entry, LogConfig, LogError, Store, StoreConfig,
     disk::{Disk, Fault, FaultRule, FaultyDisk, MemoryDisk, Operation, Trigger},
 };
-use common::*;
 
 const ENTRIES: u64 = 40;
 

@@ -1,7 +1,5 @@
 //! A store without threads: the same seed gives the same disk, byte by byte.
 
-mod common;
-
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -12,12 +10,12 @@ use std::{
     time::Duration,
 };
 
+use crate::common::*;
 use bytes::Bytes;
 use chronicle_log::{
     Clock, Entry, Log, LogConfig, LogError, Store, StoreConfig, Threads,
     disk::{Disk, MemoryDisk},
 };
-use common::*;
 use uuid::Uuid;
 
 #[derive(Debug, Default)]

@@ -1,12 +1,10 @@
 //! The producer: order, no loss, no doubles, bounded memory, under faults of every kind.
 
-mod fake;
-
 use std::time::Duration;
 
+use crate::fake::{Fault, Node};
 use chronicle_client::v1::expectation::Expect;
 use chronicle_client::{Client, ErrorKind, Partition, Producer, ProducerConfig, Record};
-use fake::{Fault, Node};
 use futures::future::join_all;
 use proptest::prelude::*;
 use tonic::Code;

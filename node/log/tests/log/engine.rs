@@ -1,15 +1,13 @@
 //! Appending, reading, rolling, sealing, changing and reopening, through the public interface.
 
-mod common;
-
 use std::{path::Path, sync::Arc, time::Duration};
 
+use crate::common::*;
 use bytes::Bytes;
 use chronicle_log::{
     Entry, EntryKind, Log, LogConfig, LogError, Store, StoreConfig,
     disk::{Disk, MemoryDisk, OpenMode, RealDisk},
 };
-use common::*;
 
 #[test]
 fn what_was_appended_is_read_back_before_and_after_reopening() {

@@ -1,17 +1,15 @@
 //! The broker on a real disk: appends, reads, idempotence, expectations, topics, sleep, retention, restart.
 
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::*;
 use bytes::Bytes;
 use chronicle_node::broker::{Broker, Route};
 use chronicle_node::model::{
     Expectation, NewTopic, Payload, Position, Produce, Reason, SettingsChange, TopicPartition,
 };
 use chronicle_records::{BatchBuilder, Compression};
-use support::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_get_dense_offsets_and_come_back_byte_for_byte_after_a_restart() {

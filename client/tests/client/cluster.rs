@@ -1,14 +1,12 @@
 //! Several nodes: the client finds leaders and followers, and loses and doubles nothing while they change.
 
-mod fake;
-
 use std::time::Duration;
 
+use crate::fake::Fault;
+use crate::fake::cluster::{Cluster, Reach};
 use chronicle_client::{
     Client, ClientError, ConsumerConfig, ErrorKind, Partition, Position, Producer, ProducerConfig, ReadFrom, Record, v1,
 };
-use fake::Fault;
-use fake::cluster::{Cluster, Reach};
 use futures::StreamExt;
 use futures::future::join_all;
 use proptest::prelude::*;

@@ -1,15 +1,13 @@
 //! The inspector of segment files, on intact and damaged ones.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
+use crate::common::*;
 use chronicle_log::{
     LogConfig,
     debug::{SegmentFile, Stretch},
     disk::{Disk, MemoryDisk},
 };
-use common::*;
 use proptest::prelude::*;
 
 fn segments() -> (MemoryDisk, Vec<PathBuf>) {

@@ -1,11 +1,10 @@
 //! Authorisation and quotas: through the broker as callers of any name, and over gRPC and HTTP as a client without one.
 
-mod serving;
-mod support;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::serving::Node;
+use crate::support::{Core, append, config, record, target};
 use bytes::Bytes;
 use chronicle_node::broker::Route;
 use chronicle_node::groups::{Commit, Groups, Heartbeat, Reset, ResetTo};
@@ -15,8 +14,6 @@ use chronicle_node::security::{AclFilter, AclRule, Action, Caller, Effect, Patte
 use chronicle_proto::v1 as proto;
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use serving::Node;
-use support::{Core, append, config, record, target};
 use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -45,7 +42,7 @@ async fn start() -> (tempfile::TempDir, Core) {
     let directory = tempfile::tempdir().unwrap();
     let mut config = config(directory.path());
     secured(&mut config);
-    let broker = support::start(config).await;
+    let broker = crate::support::start(config).await;
     (directory, broker)
 }
 
@@ -205,7 +202,7 @@ async fn rules_and_quotas_survive_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = config(directory.path());
     secured(&mut config);
-    let broker = support::start(config.clone()).await;
+    let broker = crate::support::start(config.clone()).await;
     let root = root();
     let rule = allow("ann", ResourceKind::Topic, "default", Action::Write);
     let quota = Quota { requests: 7, ..Quota::default() };
@@ -216,7 +213,7 @@ async fn rules_and_quotas_survive_a_restart() {
     assert!(broker.for_caller(&root).create_acls(vec![rule.clone()]).await.unwrap().is_empty());
     broker.for_caller(&root).set_quota(Some("ann".into()), quota).await.unwrap();
     broker.shutdown().await;
-    let broker = support::start(config).await;
+    let broker = crate::support::start(config).await;
     assert_eq!(broker.for_caller(&root).list_acls(&AclFilter::default()).await.unwrap(), [rule]);
     assert_eq!(broker.for_caller(&root).list_quotas().await.unwrap(), (None, BTreeMap::from([("ann".into(), quota)])));
     broker.for_caller(&caller("ann")).produce(to("default", "v"), Route::Local).await.unwrap();

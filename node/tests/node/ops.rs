@@ -1,13 +1,11 @@
 //! The ops port over real sockets.
 
-mod serving;
-
 use std::net::SocketAddr;
 
+use crate::serving::Node;
 use chronicle_node::listeners::{OpsServer, Probe};
 use chronicle_node::telemetry::Metrics;
 use reqwest::Client;
-use serving::Node;
 use tokio_util::sync::CancellationToken;
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);

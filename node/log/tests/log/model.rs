@@ -1,14 +1,12 @@
 //! The log against a model that is a plain list of entries.
 
-mod common;
-
 use std::{path::Path, sync::Arc};
 
+use crate::common::*;
 use chronicle_log::{
     Entry, EntryKind, Log, LogConfig, LogError, Store, StoreConfig,
     disk::{Disk, MemoryDisk},
 };
-use common::*;
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]

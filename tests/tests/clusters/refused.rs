@@ -49,7 +49,7 @@ async fn a_node_of_another_cluster_at_a_members_address_is_refused_by_both_and_c
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_of_another_protocol_version_is_refused_and_does_no_harm() -> Result<()> {
     if tls::by_default() {
-        // What is said here in plaintext does not get as far as to be read: tests/tests/tls.rs has that.
+        // What is said here in plaintext does not get as far as to be read: `tls` has that.
         return Ok(());
     }
     let cluster = Cluster::of(1).start().await?;

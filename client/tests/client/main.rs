@@ -1,0 +1,7 @@
+//! The client against nodes in memory that fail on order.
+
+mod calls;
+mod cluster;
+mod consumer;
+mod fake;
+mod producer;

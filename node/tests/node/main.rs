@@ -1,0 +1,17 @@
+//! The node from outside: its broker on a real disk, its listeners over real sockets, its command line.
+//!
+//! One program, because each test program links the whole node. Tests run side by side in it, so none may change the
+//! process: environment, working directory, limits, global state of libraries. `clock.rs` beside this folder simulates time
+//! for its threads and is a program of its own.
+
+mod access;
+mod broker;
+mod cli;
+mod disk_faults;
+mod groups;
+mod grpc;
+mod http;
+mod ops;
+mod peers;
+mod serving;
+mod support;

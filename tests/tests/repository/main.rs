@@ -1,0 +1,5 @@
+//! What holds for the repository itself, without a node.
+
+mod layers;
+mod licences;
+mod rules;
