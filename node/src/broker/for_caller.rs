@@ -20,7 +20,7 @@ use crate::controller::unexpected;
 use crate::metadata::{Command, Outcome};
 use crate::model::{
     ApiError, Fetch, Fetched, NewTopic, Offsets, PartitionDescription, Payload, Produce, Produced, Reason,
-    SettingsChange, Topic, TopicPartition, VerifiedPartition,
+    SettingsChange, Topic, TopicPartition, VerifiedPartition, Want, unknown_topic,
 };
 use crate::security::{AclFilter, AclRule, Action, Caller, Metered, Quota, ResourceKind, acl};
 
@@ -122,12 +122,19 @@ impl ForCaller<'_> {
 
     async fn may_read(&self, request: &mut Fetch) -> Result<(), ApiError> {
         self.authorizer().admit(self.caller, &[(Metered::Requests, 1), (Metered::BytesOut, 0)]).await?;
-        // No more than a second's worth at a time: what is overdrawn is waited for before the next one.
-        if let rate @ 1.. = self.authorizer().quota(self.caller).bytes_out {
-            let asked = if request.max_bytes == 0 { DEFAULT_FETCH_BYTES } else { request.max_bytes };
-            request.max_bytes = asked.min(usize::try_from(rate).unwrap_or(usize::MAX));
-        }
+        request.max_bytes = self.within_rate(request.max_bytes);
         self.topic(Action::Read, &request.target.topic)
+    }
+
+    /// No more than a second's worth of the caller's quota at a time: what is overdrawn is waited for before the next request.
+    fn within_rate(&self, max_bytes: usize) -> usize {
+        match self.authorizer().quota(self.caller).bytes_out {
+            0 => max_bytes,
+            rate => {
+                let asked = if max_bytes == 0 { DEFAULT_FETCH_BYTES } else { max_bytes };
+                asked.min(usize::try_from(rate).unwrap_or(usize::MAX))
+            }
+        }
     }
 
     fn read(&self, topic: &str, fetched: &Fetched) -> Result<(), ApiError> {
@@ -146,6 +153,30 @@ impl ForCaller<'_> {
         let topic = request.target.topic.clone();
         let fetched = Box::pin(self.broker.fetch(request, route)).await?;
         self.read(&topic, &fetched).map(|()| fetched)
+    }
+
+    /// As [`Broker::read_now`]: one request, whatever the number of partitions. Needs: read each topic; a want without that right
+    /// has its refusal as its answer.
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`] over quota.
+    pub async fn read_now(&self, wants: &[Want], max_bytes: usize) -> Result<Vec<Result<Fetched, ApiError>>, ApiError> {
+        self.authorizer().admit(self.caller, &[(Metered::Requests, 1), (Metered::BytesOut, 0)]).await?;
+        let max_bytes = self.within_rate(max_bytes);
+        let allowed: Vec<Want> =
+            wants.iter().filter(|want| self.topic(Action::Read, &want.target.topic).is_ok()).cloned().collect();
+        let mut read = Box::pin(self.broker.read_now(&allowed, max_bytes)).await.into_iter();
+        let mut allowed = allowed.into_iter().peekable();
+        let answers = wants.iter().map(|want| {
+            let answer = allowed.next_if(|next| next == want).and_then(|_| read.next());
+            // Judged again: the right may have been lost meanwhile.
+            self.topic(Action::Read, &want.target.topic)?;
+            let fetched = answer.unwrap_or_else(|| Err(unknown_topic(&want.target.topic)))?;
+            let bytes = fetched.batches.iter().map(|batch| batch.len() as u64).sum();
+            self.authorizer().charge(self.caller, Metered::BytesOut, bytes);
+            Ok(fetched)
+        });
+        Ok(answers.collect())
     }
 
     /// As [`Broker::offsets`]. Needs: describe the topic.

@@ -66,14 +66,18 @@ impl Broker {
         }
     }
 
-    /// Reads from the leader of the partition what only that one can tell. `here`: why this node has not got it.
+    /// Reads from the leader of the partition what only that one can tell. `here`: what this node had, or why it has nothing.
     pub(super) async fn fetch_from_leader(
         &self,
         topic: Topic,
         mut request: Fetch,
-        here: PartitionError,
+        here: Result<Fetched, PartitionError>,
     ) -> Result<Fetched, ApiError> {
-        let leader = if is_at_end(request.from, &here) {
+        let at_end = match &here {
+            Ok(_) => true,
+            Err(error) => is_at_end(request.from, error),
+        };
+        let leader = if at_end {
             // Where the log ends only the leader knows: this replica may be behind.
             match self.inner.replicas.lead(&topic, request.target.partition).await {
                 // It was not leading a moment ago.
@@ -84,9 +88,9 @@ impl Broker {
                 Err(error) => self.reachable_leader(&error),
             }
         } else {
-            self.reachable_leader(&here)
+            here.as_ref().err().and_then(|error| self.reachable_leader(error))
         };
-        let Some(leader) = leader else { return Err(self.api_error(here)) };
+        let Some(leader) = leader else { return here.map_err(|error| self.api_error(error)) };
         request.max_wait = request.max_wait.min(Duration::from_millis(self.config().limits.wait_ms_max));
         let ask = Ask::Read(proto::ForwardedRead {
             from: Some(match request.from {
@@ -214,12 +218,17 @@ impl Broker {
             None => return Err(ApiError::invalid("read.from", "missing", "must be one that this version knows")),
         };
         let max_bytes = usize::try_from(read.max_bytes).unwrap_or(usize::MAX).clamp(1, READ_BYTES_MAX);
-        let request = Fetch { target, from, max_bytes, max_wait: Duration::from_millis(read.max_wait_ms) };
+        let max_wait = Duration::from_millis(read.max_wait_ms);
+        let request = Fetch { target, from, max_bytes, max_wait };
         // Another replica may be behind; what is missing there would be denied.
         let topic = self.topic(&request.target).await?;
         let partition = self.led_partition(&topic, request.target.partition).await?;
         partition.read_index().await.map_err(|error| self.api_error(error))?;
         let fetched = self.fetch(request, Route::Local).await?;
+        if fetched.batches.is_empty() && max_wait.is_zero() {
+            // Between nodes this has always been a refusal.
+            return Err(self.api_error(fetched.at_end()));
+        }
         Ok(Answer::Read(proto::ForwardedReadAnswer {
             batches: fetched.batches,
             start_offset: fetched.start_offset,

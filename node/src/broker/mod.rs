@@ -3,7 +3,8 @@
 //! Listeners turn bytes into the requests of `model/` and answers into bytes; everything that is decided is decided here or
 //! below. They come in by `for_caller.rs`, which judges who asks; [`Broker`] itself judges nobody and serves the node.
 //!
-//! - `append.rs`, `read.rs`: the two paths of data; `forward.rs`: to the leader, when it is another node; `validate.rs`: the rules;
+//! - `append.rs`, `read.rs`, `wait.rs`: the paths of data; `forward.rs`: to the leader, when it is another node; `validate.rs`: the
+//!   rules;
 //! - `topics.rs`, `nodes.rs`: changes and descriptions of topics and nodes; `observe.rs`: what metrics read;
 //! - `authorizer.rs`, `audit.rs`: who may do what, and what is written of it;
 //! - `errors.rs`: the table from errors inside to answers; `disk_space.rs`: no appends on a full volume.
@@ -25,6 +26,7 @@ mod topic_traffic;
 mod topics;
 mod types;
 mod validate;
+mod wait;
 
 use std::sync::{Arc, OnceLock};
 

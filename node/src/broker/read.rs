@@ -1,13 +1,18 @@
-//! Reads: where a position points, what lies there, and waiting for more.
+//! Reads: where a position points and what lies there, of one partition or of several.
+//!
+//! Reading at the end of a log is an answer without batches, not an error: each listener words that in its own way. `wait.rs` waits
+//! for more, `forward.rs` reads from the leader what only that one can tell.
 
 use std::time::Duration;
 
 use chronicle_records::BatchError;
 use tokio::time::Instant;
 
+use super::wait::Waited;
 use super::{Broker, Route};
 use crate::model::{
-    ApiError, Fetch, Fetched, Offsets, PartitionError, Position, STORED, Topic, TopicPartition, batches_from,
+    ApiError, Fetch, Fetched, Offsets, PartitionError, Position, STORED, TermEnd, Topic, TopicPartition, Want,
+    batches_from,
 };
 use crate::partition::{Partition, Progress};
 
@@ -15,89 +20,135 @@ use crate::partition::{Partition, Progress};
 pub(super) const DEFAULT_FETCH_BYTES: usize = 1 << 20;
 
 impl Broker {
-    /// Reads whole stored batches. With [`Route::Leader`], what this node does not have or cannot tell is read from the leader
-    /// of the partition: an answer from there has at most 256 KiB, about.
+    /// Reads whole stored batches of one partition. With [`Route::Leader`], what this node does not have or cannot tell is read
+    /// from the leader of the partition: an answer from there has at most 256 KiB, about.
     ///
     /// # Errors
-    /// `Reason::OffsetOutOfRange` below the log start, past the end, or at the end without a wait; `Reason::UnknownTopic`,
-    /// `Reason::UnknownPartition`, `Reason::DataDamaged`; failures of the disk; `Reason::Unavailable` when the leader does not
-    /// answer.
+    /// `Reason::OffsetOutOfRange` below the log start or past the end; `Reason::UnknownTopic`, `Reason::UnknownPartition`,
+    /// `Reason::DataDamaged`; failures of the disk; `Reason::Unavailable` when the leader does not answer.
     pub async fn fetch(&self, request: Fetch, route: Route) -> Result<Fetched, ApiError> {
-        if let Position::Offset(offset @ ..0) = request.from {
-            return Err(ApiError::invalid("offset", offset, "must be 0 or more"));
-        }
+        not_negative(request.from)?;
         let topic = self.topic(&request.target).await?;
-        match self.fetch_here(&topic, &request).await {
-            Ok(fetched) => Ok(fetched),
-            Err(error) if route == Route::Leader => self.fetch_from_leader(topic, request, error).await,
-            Err(error) => Err(self.api_error(error)),
+        let here = self.fetch_here(&topic, &request).await;
+        let complete = match &here {
+            Ok(fetched) => !fetched.batches.is_empty() || !request.max_wait.is_zero(),
+            Err(_) => false,
+        };
+        match route {
+            Route::Leader if !complete => self.fetch_from_leader(topic, request, here).await,
+            _ => here.map_err(|error| self.api_error(error)),
         }
     }
 
-    /// Reads what the replica on this node has; the leader's for [`Position::Latest`].
+    /// Reads what several partitions hold now, without waiting: one answer for each want, in their order. Together they have at
+    /// most about `max_bytes` of batches, but the first partition with something gives at least one batch; wants that come after
+    /// the limit is reached get an answer without batches.
+    pub async fn read_now(&self, wants: &[Want], max_bytes: usize) -> Vec<Result<Fetched, ApiError>> {
+        let mut left = max_bytes;
+        let mut answers = Vec::with_capacity(wants.len());
+        for want in wants {
+            let answer = self.read_want(want, left).await;
+            if let Ok(fetched) = &answer {
+                left = left.saturating_sub(fetched.batches.iter().map(bytes::Bytes::len).sum());
+            }
+            answers.push(answer);
+        }
+        answers
+    }
+
+    /// One want of several; `left`: bytes that all together may still have.
+    async fn read_want(&self, want: &Want, left: usize) -> Result<Fetched, ApiError> {
+        not_negative(want.from)?;
+        let topic = self.topic(&want.target).await?;
+        let max_bytes = self.read_bytes(want.max_bytes).min(left);
+        let read = self.read_once(&topic, want.target.partition, want.from, max_bytes).await;
+        read.map_err(|error| self.api_error(error))
+    }
+
+    /// Reads what the replica on this node has, or gets before the wait is over; the leader's for [`Position::Latest`].
     pub(super) async fn fetch_here(&self, topic: &Topic, request: &Fetch) -> Result<Fetched, PartitionError> {
-        let config = self.config();
-        let limits = &config.limits;
-        let max_bytes = match request.max_bytes {
-            0 => DEFAULT_FETCH_BYTES.min(limits.fetch_bytes_max),
-            bytes => bytes.min(limits.fetch_bytes_max),
-        };
-        let deadline = Instant::now() + request.max_wait.min(Duration::from_millis(limits.wait_ms_max));
-        let number = request.target.partition;
+        let wait_max = Duration::from_millis(self.config().limits.wait_ms_max);
+        let deadline = Instant::now() + request.max_wait.min(wait_max);
+        let (number, max_bytes) = (request.target.partition, self.read_bytes(request.max_bytes));
+        let mut from = request.from;
+        loop {
+            let fetched = self.read_once(topic, number, from, max_bytes).await?;
+            if !fetched.batches.is_empty() || request.max_wait.is_zero() {
+                return Ok(fetched);
+            }
+            from = Position::Offset(fetched.start_offset);
+            let partition = self.inner.replicas.open(topic, number).await?;
+            let waited = Waited::new(partition, fetched.start_offset as u64);
+            if !self.wait_for(vec![waited], 1, deadline).await {
+                return Ok(fetched);
+            }
+        }
+    }
+
+    /// One read of the replica on this node. `max_bytes` 0: no batch is wanted.
+    async fn read_once(
+        &self,
+        topic: &Topic,
+        number: i32,
+        from: Position,
+        max_bytes: usize,
+    ) -> Result<Fetched, PartitionError> {
         let replicas = &self.inner.replicas;
         // Where the log ends only the leader knows.
-        let partition = match request.from {
+        let partition = match from {
             Position::Latest => replicas.lead(topic, number).await?,
             _ => replicas.open(topic, number).await?,
         };
-        if let Position::Latest = request.from {
+        if let Position::Latest = from {
             partition.read_index().await?;
         }
-        let mut updates = partition.progress();
-        let mut progress = *updates.borrow_and_update();
-        let start = resolve(&partition, request.from, progress).await?;
-        loop {
-            let log_start = partition.log_start();
-            let end = progress.next_offset;
-            let out_of_range =
-                || PartitionError::OutOfRange { offset: start as i64, earliest: log_start as i64, next: end as i64 };
-            if start < log_start || start > end {
-                return Err(out_of_range());
-            }
-            let found = |batches, next: u64| Fetched {
-                batches,
-                start_offset: start as i64,
-                next_offset: next as i64,
-                high_watermark: end as i64,
-                log_start_offset: log_start as i64,
-            };
-            if start < end {
-                let read = partition.read(start, progress, max_bytes).await;
-                let entries = read.inspect_err(|error| replicas.report_damage(partition.id(), error))?;
-                let next = entries.last().map(|entry| entry.next_offset()).unwrap_or(start);
-                let batches = batches_from(&entries, start)?;
-                let bytes: usize = batches.iter().map(bytes::Bytes::len).sum();
-                self.inner.traffic.of(&topic.name).read(next.saturating_sub(start), bytes as u64);
-                return Ok(found(batches, next));
-            }
-            replicas.wake_leader(topic, number, &partition);
-            if request.max_wait.is_zero() {
-                return Err(out_of_range());
-            }
-            let more = tokio::select! {
-                biased;
-                () = self.inner.stop.cancelled() => false,
-                () = partition.stopped() => false,
-                more = tokio::time::timeout_at(deadline, updates.wait_for(|p| p.next_offset > start)) => match more {
-                    Ok(Ok(found)) => { progress = *found; true }
-                    // The wait ran out.
-                    Ok(Err(_)) | Err(_) => false,
-                },
-            };
-            if !more {
-                return Ok(found(Vec::new(), start));
-            }
+        let progress = *partition.progress().borrow();
+        let start = resolve(&partition, from, progress).await?;
+        let (log_start, end) = (partition.log_start(), progress.next_offset);
+        if start < log_start || start > end {
+            let (offset, earliest, next) = (start as i64, log_start as i64, end as i64);
+            return Err(PartitionError::OutOfRange { offset, earliest, next });
         }
+        let mut fetched = Fetched {
+            batches: Vec::new(),
+            start_offset: start as i64,
+            next_offset: start as i64,
+            high_watermark: end as i64,
+            log_start_offset: log_start as i64,
+        };
+        if start == end {
+            replicas.wake_leader(topic, number, &partition);
+        } else if max_bytes > 0 {
+            let read = partition.read(start, progress, max_bytes).await;
+            let entries = read.inspect_err(|error| replicas.report_damage(partition.id(), error))?;
+            let next = entries.last().map(|entry| entry.next_offset()).unwrap_or(start);
+            fetched.batches = batches_from(&entries, start)?;
+            fetched.next_offset = next as i64;
+            let bytes: usize = fetched.batches.iter().map(bytes::Bytes::len).sum();
+            self.inner.traffic.of(&topic.name).read(next.saturating_sub(start), bytes as u64);
+        }
+        Ok(fetched)
+    }
+
+    /// What a read of this limit may return at most.
+    fn read_bytes(&self, asked: usize) -> usize {
+        let asked = if asked == 0 { DEFAULT_FETCH_BYTES } else { asked };
+        asked.min(self.config().limits.fetch_bytes_max)
+    }
+
+    /// Where the records of a leader's term end, as the leader of the partition knows it; `None`: the log begins after that term.
+    ///
+    /// # Errors
+    /// `Reason::NotLeader`; as [`Broker::fetch`], without the range.
+    pub async fn end_of_term(&self, target: &TopicPartition, term: u64) -> Result<Option<TermEnd>, ApiError> {
+        let topic = self.topic(target).await?;
+        let end = async {
+            let partition = self.inner.replicas.lead(&topic, target.partition).await?;
+            partition.read_index().await?;
+            let progress = *partition.progress().borrow();
+            partition.end_of_term(term, progress).await
+        };
+        end.await.map_err(|error| self.api_error(error))
     }
 
     /// Offsets of a partition, and the first at or after a time (milliseconds since the Unix epoch).
@@ -128,6 +179,13 @@ impl Broker {
             None => None,
         };
         Ok(Offsets { earliest: partition.log_start() as i64, next: progress.next_offset as i64, at_timestamp })
+    }
+}
+
+fn not_negative(from: Position) -> Result<(), ApiError> {
+    match from {
+        Position::Offset(offset @ ..0) => Err(ApiError::invalid("offset", offset, "must be 0 or more")),
+        _ => Ok(()),
     }
 }
 

@@ -95,13 +95,17 @@ impl Context {
         let limits = &self.config().limits;
         request.max_wait = request.max_wait.min(Duration::from_millis(limits.wait_ms_max));
         request.max_bytes = request.max_bytes.clamp(1, limits.fetch_bytes_max);
-        let broker = self.broker.for_caller(caller);
+        let (broker, max_wait) = (self.broker.for_caller(caller), request.max_wait);
         // Dropping the fetch loses nothing: it changes nothing.
         let fetched = tokio::select! {
             biased;
             fetched = broker.fetch(request, route) => fetched?,
             () = self.stopping.cancelled() => return Err(stopping()),
         };
+        // The protocols of this port call that an error; see docs/errors.md.
+        if fetched.batches.is_empty() && max_wait.is_zero() {
+            return Err(self.broker.api_error(fetched.at_end()));
+        }
         let hold = caller.share.hold(fetched.batches.iter().map(bytes::Bytes::len).sum())?;
         Ok((fetched, hold))
     }

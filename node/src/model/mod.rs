@@ -20,6 +20,6 @@ pub(crate) use batches::{STORED, batches_from};
 pub use error::{ApiError, ErrorKind, Reason};
 pub use partition::{PartitionDescription, VerifiedPartition};
 pub use partition_error::PartitionError;
-pub use read::{Fetch, Fetched, Offsets, Position};
+pub use read::{Fetch, Fetched, Offsets, Position, TermEnd, Want};
 pub(crate) use topic::unknown_topic;
 pub use topic::{NewTopic, SettingsChange, Topic, TopicDurability, TopicPartition, TopicSettings, is_topic_name};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chronicle_records::Record;
 
-use super::{ApiError, Reason, STORED, TopicPartition};
+use super::{ApiError, PartitionError, Reason, STORED, TopicPartition};
 
 /// Where a read starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,15 +29,35 @@ pub struct Fetch {
     pub from: Position,
     /// Soft limit in bytes of stored batches; at least one batch is returned when there is one.
     pub max_bytes: usize,
-    /// At the end of the log: wait this long for records. Zero: answer
-    /// [`super::Reason::OffsetOutOfRange`] at once. An offset beyond the end is always out of range.
+    /// At the end of the log: wait this long for records. Zero: answer at once, with no batch. An offset beyond the end is
+    /// always out of range.
     pub max_wait: Duration,
+}
+
+/// What is wanted of one partition, in a read of several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Want {
+    /// Where from.
+    pub target: TopicPartition,
+    /// Which offset on.
+    pub from: Position,
+    /// Soft limit in bytes of stored batches of this partition; 0: 1 MiB.
+    pub max_bytes: usize,
+}
+
+/// Where the records of a leader's term end (KIP-101).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TermEnd {
+    /// The latest term up to the one asked for that has an entry in the log.
+    pub term: u64,
+    /// Offset after the last record of that term: the first of the next term, or the end of the log.
+    pub end_offset: i64,
 }
 
 /// What a read found.
 #[derive(Debug, Clone)]
 pub struct Fetched {
-    /// Whole stored batches; the first may begin before `start_offset`. Empty when the wait ran out.
+    /// Whole stored batches; the first may begin before `start_offset`. Empty at the end of the log.
     pub batches: Vec<Bytes>,
     /// The resolved start of the read.
     pub start_offset: i64,
@@ -50,6 +70,15 @@ pub struct Fetched {
 }
 
 impl Fetched {
+    /// What an answer without batches is for callers to whom reading at the end without a wait is an error.
+    pub fn at_end(&self) -> PartitionError {
+        PartitionError::OutOfRange {
+            offset: self.start_offset,
+            earliest: self.log_start_offset,
+            next: self.high_watermark,
+        }
+    }
+
     /// The records at or after `start_offset`, at most `limit` of them (`None`: all), and where to go on reading.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use super::upkeep::Upkeep;
 use super::view::View;
 use crate::host::jitter;
 use crate::metadata::Placement;
-use crate::model::{Expectation, PartitionDescription, PartitionError, TopicSettings};
+use crate::model::{Expectation, PartitionDescription, PartitionError, TermEnd, TopicSettings};
 use crate::raft::{Group, GroupError, Start};
 use crate::telemetry::traces::Queued;
 
@@ -321,6 +321,39 @@ impl Partition {
         let Some(index) = progress.index else { return Ok(None) };
         let log = self.log.clone();
         on_disk(move || log.entry_for_time(time_ms, index)).await
+    }
+
+    /// Where the records of a leader's term end, among the committed entries; `None`: the log begins after that term. Terms only
+    /// grow along the log, so the place is found by bisection over raft indexes.
+    ///
+    /// # Errors
+    /// As [`Partition::read`].
+    pub async fn end_of_term(&self, term: u64, progress: Progress) -> Result<Option<TermEnd>, PartitionError> {
+        let Some(last) = progress.index else { return Ok(None) };
+        let log = self.log.clone();
+        on_disk(move || {
+            let first = log.position().first_index;
+            // The first entry of a later term lies in `from..=to`; `to` is behind the last entry.
+            let (mut from, mut to) = (first, last + 1);
+            let mut after = None;
+            while from < to {
+                let middle = from + (to - from) / 2;
+                match log.read(middle, middle + 1, 1)?.into_iter().next() {
+                    Some(stored) if stored.entry.term > term => {
+                        to = middle;
+                        after = Some(stored.base_offset);
+                    }
+                    _ => from = middle + 1,
+                }
+            }
+            if from == first {
+                return Ok(None);
+            }
+            let found = log.read(from - 1, from, 1)?.into_iter().next().map(|stored| stored.entry.term);
+            let end_offset = after.unwrap_or(progress.next_offset) as i64;
+            Ok(found.map(|term| TermEnd { term, end_offset }))
+        })
+        .await
     }
 
     /// The partition for people.

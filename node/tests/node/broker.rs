@@ -158,10 +158,12 @@ async fn of_many_racing_conditional_appends_exactly_one_wins_each_version() {
 async fn reads_outside_the_log_say_what_is_inside() {
     let dir = tempfile::tempdir().unwrap();
     let broker = start(config(dir.path())).await;
-    let empty = fetch(&broker, Position::Offset(0), 0).await.unwrap_err();
-    assert_eq!((empty.reason, empty.value("next")), (Reason::OffsetOutOfRange, Some("0")));
+    let empty = fetch(&broker, Position::Offset(0), 0).await.unwrap();
+    assert_eq!((empty.batches.len(), empty.high_watermark), (0, 0));
     put(&broker, "a").await.unwrap();
-    for offset in [1, 2, 1_000_000] {
+    let at_end = fetch(&broker, Position::Offset(1), 0).await.unwrap();
+    assert_eq!((at_end.batches.len(), at_end.next_offset, at_end.high_watermark), (0, 1, 1));
+    for offset in [2, 1_000_000] {
         let error = fetch(&broker, Position::Offset(offset), 0).await.unwrap_err();
         assert_eq!(error.reason, Reason::OffsetOutOfRange);
         assert_eq!((error.value("earliest"), error.value("next")), (Some("0"), Some("1")));

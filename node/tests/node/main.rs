@@ -13,5 +13,6 @@ mod grpc;
 mod http;
 mod ops;
 mod peers;
+mod reads;
 mod serving;
 mod support;

@@ -1,0 +1,105 @@
+//! Waiting until partitions hold more than was read: for long polls over one partition or many.
+
+use std::sync::Arc;
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Broker;
+use crate::model::{Position, Want};
+use crate::partition::{Partition, Progress};
+
+/// A partition that is waited on, and from where.
+pub(super) struct Waited {
+    partition: Arc<Partition>,
+    updates: watch::Receiver<Progress>,
+    offset: u64,
+    /// Raft index of the first entry at or after `offset`, once it is known.
+    index: Option<u64>,
+}
+
+impl Waited {
+    pub(super) fn new(partition: Arc<Partition>, offset: u64) -> Self {
+        let updates = partition.progress();
+        Self { partition, updates, offset, index: None }
+    }
+
+    /// About how many bytes are there to read; `None`: a read would be an error, which it reports itself.
+    async fn available(&mut self, min_bytes: usize) -> Option<u64> {
+        let progress = *self.updates.borrow_and_update();
+        if self.offset == progress.next_offset {
+            self.index = Some(progress.index.map_or(0, |index| index + 1));
+            return Some(0);
+        }
+        if self.offset > progress.next_offset || self.offset < self.partition.log_start() {
+            return None;
+        }
+        if min_bytes <= 1 {
+            return Some(1);
+        }
+        let first = match self.index {
+            Some(index) => index,
+            None => self.partition.read(self.offset, progress, 1).await.ok()?.first()?.entry.index,
+        };
+        self.index = Some(first);
+        let bytes = self.partition.log().bytes_between(first, progress.index.map_or(0, |index| index + 1));
+        Some(bytes.max(1))
+    }
+
+    /// Waits for a change; `false`: the partition stops.
+    async fn changed(mut self, at: usize) -> (usize, Self, bool) {
+        let changed = tokio::select! {
+            biased;
+            () = self.partition.stopped() => false,
+            changed = self.updates.changed() => changed.is_ok(),
+        };
+        (at, self, changed)
+    }
+}
+
+impl Broker {
+    /// Waits until the partitions hold at least about `min_bytes` behind where the wants begin, all together, or until a read of
+    /// one of them would be an error, a partition stops, or `deadline`. Each want begins at an offset, as
+    /// [`Broker::read_now`] has resolved it. Dropping it loses nothing.
+    pub async fn wait_any(&self, wants: &[Want], min_bytes: usize, deadline: Instant) {
+        let mut waited = Vec::with_capacity(wants.len());
+        for want in wants {
+            let Position::Offset(offset @ 0..) = want.from else { return };
+            let Ok(topic) = self.topic(&want.target).await else { return };
+            let Ok(partition) = self.partition(&topic, want.target.partition).await else { return };
+            waited.push(Waited::new(partition, offset as u64));
+        }
+        self.wait_for(waited, min_bytes, deadline).await;
+    }
+
+    /// As [`Broker::wait_any`]; `false`: the wait ended for another cause than that there is something to read.
+    pub(super) async fn wait_for(&self, waited: Vec<Waited>, min_bytes: usize, deadline: Instant) -> bool {
+        let mut available = vec![0; waited.len()];
+        let mut total = 0u64;
+        let mut waiting = FuturesUnordered::new();
+        for (at, mut waited) in waited.into_iter().enumerate() {
+            let Some(bytes) = waited.available(min_bytes).await else { return true };
+            available[at] = bytes;
+            total += bytes;
+            waiting.push(waited.changed(at));
+        }
+        while total < min_bytes as u64 {
+            // Without partitions there is only the deadline to wait for.
+            let (at, mut waited, changed) = tokio::select! {
+                biased;
+                () = self.inner.stop.cancelled() => return false,
+                Some(changed) = waiting.next() => changed,
+                () = tokio::time::sleep_until(deadline) => return false,
+            };
+            if !changed {
+                return false;
+            }
+            let Some(bytes) = waited.available(min_bytes).await else { return true };
+            total = total - available[at] + bytes;
+            available[at] = bytes;
+            waiting.push(waited.changed(at));
+        }
+        true
+    }
+}
