@@ -52,7 +52,7 @@ pub struct Target {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
     /// No majority of the voters answered.
-    #[error("no majority of the cluster answers: {0}")]
+    #[error("no majority of the voters responds: {0}")]
     NoMajority(String),
     /// Nodes of more than one cluster answered.
     #[error("the pods belong to different clusters: {0}")]

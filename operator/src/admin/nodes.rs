@@ -106,7 +106,7 @@ impl Nodes {
         };
         match timeout(self.patience.status, ask).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {} ms", self.patience.status.as_millis())),
+            Err(_) => Err(format!("no response within {} ms", self.patience.status.as_millis())),
         }
     }
 
@@ -143,7 +143,7 @@ impl Nodes {
         }
         Ok(match first {
             None => CatchUp::Done,
-            Some(why) => CatchUp::Behind { why: format!("{partitions} partitions, such as {why}") },
+            Some(why) => CatchUp::Behind { why: format!("{partitions} partitions, for example {why}") },
         })
     }
 
@@ -202,7 +202,9 @@ impl Admin for Nodes {
         Box::pin(async move {
             match timeout(CATCH_UP_TIMEOUT, self.compare(target, nodes)).await {
                 Ok(compared) => compared,
-                Err(_) => Err(AdminError::Failed(format!("not compared within {CATCH_UP_TIMEOUT:?}"))),
+                Err(_) => {
+                    Err(AdminError::Failed(format!("comparing the replicas timed out after {CATCH_UP_TIMEOUT:?}")))
+                }
             }
         })
     }
@@ -233,14 +235,14 @@ impl Admin for Nodes {
         Box::pin(async move {
             let request = v1::CreateTopicRequest { if_not_exists: true, ..request };
             let answer = self.client(target)?.create_topic(request).await.map_err(refused)?;
-            answer.topic.ok_or_else(|| AdminError::Failed("the node answered without the topic".into()))
+            answer.topic.ok_or_else(|| AdminError::Failed("the response of the node has no topic".into()))
         })
     }
 
     fn alter_topic<'a>(&'a self, target: &'a Target, request: v1::AlterTopicRequest) -> AdminResult<'a, v1::Topic> {
         Box::pin(async move {
             let answer = self.client(target)?.alter_topic(request).await.map_err(refused)?;
-            answer.topic.ok_or_else(|| AdminError::Failed("the node answered without the topic".into()))
+            answer.topic.ok_or_else(|| AdminError::Failed("the response of the node has no topic".into()))
         })
     }
 

@@ -49,7 +49,7 @@ pub fn combine(answers: &[Answer]) -> Result<ClusterView, AdminError> {
     if voters.is_empty() || answered < needed {
         let all = voters.len();
         return Err(AdminError::NoMajority(format!(
-            "{answered} of {all} voters answered, {needed} are needed: {}",
+            "{answered} of {all} voters responded, {needed} are needed: {}",
             failures()
         )));
     }

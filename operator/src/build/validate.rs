@@ -55,15 +55,15 @@ pub fn validate(resource: &ChronicleCluster, founders: i32, founded: bool) -> Re
     for (section, value) in &spec.config {
         let path = format!("config.{section}");
         if SECTIONS.contains(&section.as_str()) {
-            return Err(invalid(&path, "(set)".into(), "is decided by the operator; use the fields of the spec"));
+            return Err(invalid(&path, "(set)".into(), "is managed by the operator; use the other fields of the spec"));
         }
         let Value::Object(fields) = value else {
-            return Err(invalid(&path, value.to_string(), "must be an object of fields"));
+            return Err(invalid(&path, value.to_string(), "must be a map of fields"));
         };
         let owned = FIELDS.iter().find(|(name, _)| name == section).map_or(&[][..], |(_, fields)| fields);
         if let Some(field) = fields.keys().find(|field| owned.contains(&field.as_str())) {
             let value = fields[field].to_string();
-            return Err(invalid(&format!("{path}.{field}"), value, "is decided by the operator"));
+            return Err(invalid(&format!("{path}.{field}"), value, "is managed by the operator"));
         }
     }
     for (at, rule) in spec.security.principal_rules.iter().enumerate() {

@@ -112,7 +112,7 @@ impl Applier {
             match difference(&value(desired), &value(live)) {
                 None if same => return Ok(false),
                 Some(_) if self.is_unmended(live, &hash) => return Ok(false),
-                Some(path) if same => tracing::info!(%kind, %name, %path, "changed by somebody else; put right"),
+                Some(path) if same => tracing::info!(%kind, %name, %path, "drift corrected"),
                 _ => {}
             }
         }
@@ -151,13 +151,13 @@ impl Applier {
         });
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let patched = api.patch(&name, &params, &Patch::Merge(patch)).await;
-        let after = patched.map_err(ReconcileError::kube(format!("put {kind} {name} right")))?;
+        let after = patched.map_err(ReconcileError::kube(format!("overwrite {kind} {name}")))?;
         match (difference(&value(desired), &value(&after)), after.uid()) {
             (Some(path), Some(uid)) => {
-                tracing::warn!(kind, name, path, "is changed by somebody whenever it is written, and left so");
+                tracing::warn!(kind, name, path, "another writer reverts every apply; leaving the field alone");
                 self.unmended.lock().insert(uid, (hash, fingerprint(&after)));
             }
-            _ => tracing::info!(kind, name, path, "changed by somebody else; overwritten"),
+            _ => tracing::info!(kind, name, path, "drift corrected by an overwrite"),
         }
         Ok(())
     }
@@ -179,7 +179,7 @@ impl Applier {
         }
         let owner = match live.owner_references().first() {
             Some(owner) => format!("{} {}", owner.kind, owner.name),
-            None => "nobody that is known here".to_owned(),
+            None => "none".to_owned(),
         };
         Err(ReconcileError::Foreign { kind, name, owner })
     }

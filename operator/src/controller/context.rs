@@ -137,7 +137,7 @@ impl Context {
             Ok(known) => Some(known.resources.iter().any(|resource| resource.kind == kind)),
             Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
             Err(error) => {
-                tracing::warn!(%error, group, version, "the API server does not say which kinds it has");
+                tracing::warn!(%error, group, version, "cannot discover the served APIs");
                 None
             }
         }
@@ -156,7 +156,7 @@ impl Context {
             secondary: None,
         };
         if let Err(error) = self.0.recorder.publish(&event, &of.object_ref(&())).await {
-            tracing::debug!(%error, reason, "event was not recorded");
+            tracing::debug!(%error, reason, "cannot record an event");
         }
     }
 

@@ -30,7 +30,8 @@ pub enum ReconcileError {
     },
     /// An object that is needed belongs to somebody else.
     #[error(
-        "{kind} {name} is there and belongs to {owner}: delete or rename it, or choose another name for this resource"
+        "{kind} {name} already exists and is not owned by this resource (owner: {owner}): delete or rename it, or choose another name for \
+         this resource"
     )]
     Foreign {
         /// Kind of the object.
@@ -41,10 +42,10 @@ pub enum ReconcileError {
         owner: String,
     },
     /// A pass took too long, such as when the API server takes requests and does not answer.
-    #[error("not done within {} s", PASS_TIMEOUT.as_secs())]
+    #[error("timed out after {} s", PASS_TIMEOUT.as_secs())]
     TimedOut,
     /// An object of a resource of the same name that was deleted is not gone yet.
-    #[error("{kind} {name} of a former resource of this name is being deleted")]
+    #[error("waiting for {kind} {name} of a deleted resource with the same name to be garbage-collected")]
     Former {
         /// Kind of the object.
         kind: String,

@@ -103,7 +103,7 @@ pub(super) async fn pass<P: Part>(resource: &P, context: &Context) -> Result<Act
     if resource.meta().deletion_timestamp.is_some() {
         if let Some((reason, why)) = resource.let_go(context).await? {
             let message = format!(
-                "not deleted yet: {why}; to let it go and leave what it is about in the cluster, set deletionPolicy to Retain"
+                "waiting to delete: {why}; to delete only this resource and keep what it manages in the cluster, set deletionPolicy to Retain"
             );
             let status = resource.status();
             report(context, &api, resource, status, &Verdict::no(reason, message)).await?;
@@ -166,12 +166,12 @@ pub(super) async fn reach(
     let found =
         clusters.get_opt(cluster).await.map_err(ReconcileError::kube(format!("get ChronicleCluster {cluster}")))?;
     let Some(found) = found else {
-        return Ok(Err(("ClusterMissing", format!("there is no ChronicleCluster {cluster} in this namespace"))));
+        return Ok(Err(("ClusterMissing", format!("ChronicleCluster {cluster} does not exist in this namespace"))));
     };
     let status = found.status.clone().unwrap_or_default();
     let size = status.size.unwrap_or(0);
     if status.cluster_id.is_none() || status.ready_replicas == 0 {
-        return Ok(Err(("ClusterNotReady", format!("ChronicleCluster {cluster} has no node that serves"))));
+        return Ok(Err(("ClusterNotReady", format!("ChronicleCluster {cluster} has no ready node"))));
     }
     match validate(&found, size, true) {
         Err(invalid) => Ok(Err(("ClusterNotReady", format!("ChronicleCluster {cluster}: {invalid}")))),

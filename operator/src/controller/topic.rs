@@ -62,7 +62,7 @@ async fn go(context: &Context, resource: &ChronicleTopic, status: &mut TopicStat
     if !status.owned && spec.management_policy != ManagementPolicy::Observe {
         let taken = other_owner(context, resource, &namespace, &name).await?;
         if let Some(other) = taken {
-            return Ok(Verdict::no("Conflict", format!("topic {name} is that of ChronicleTopic {other}")));
+            return Ok(Verdict::no("Conflict", format!("topic {name} is managed by ChronicleTopic {other}")));
         }
     }
     let admin = context.admin();
@@ -71,7 +71,10 @@ async fn go(context: &Context, resource: &ChronicleTopic, status: &mut TopicStat
     match (spec.management_policy, found) {
         (ManagementPolicy::Observe, None) => {
             report(status, None);
-            Ok(Verdict::no("TopicMissing", format!("there is no topic {name}, and the policy Observe makes none")))
+            Ok(Verdict::no(
+                "TopicMissing",
+                format!("topic {name} does not exist, and managementPolicy Observe does not create it"),
+            ))
         }
         (ManagementPolicy::Observe, Some(topic)) => {
             status.owned = false;
@@ -101,8 +104,11 @@ async fn go(context: &Context, resource: &ChronicleTopic, status: &mut TopicStat
         }
         (ManagementPolicy::Manage, Some(topic)) if !status.owned => {
             report(status, Some(&topic));
-            let rule = "set managementPolicy to Adopt to take it over, or to Observe to leave it alone";
-            Ok(Verdict::no("TopicExists", format!("topic {name} was made by somebody else: {rule}")))
+            let rule = "set managementPolicy to Adopt to take it over, or to Observe to only report on it";
+            Ok(Verdict::no(
+                "TopicExists",
+                format!("topic {name} already exists and is not managed by this resource: {rule}"),
+            ))
         }
         (ManagementPolicy::Adopt, Some(topic)) if !status.owned => {
             status.owned = true;

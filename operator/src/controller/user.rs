@@ -70,10 +70,10 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
     let namespace = resource.namespace().unwrap_or_default();
     let principal = principal_of(resource);
     if principal == OPERATOR_PRINCIPAL || principal == "*" {
-        return Ok(Verdict::no("PrincipalReserved", format!("principal: {principal}: is not for clients")));
+        return Ok(Verdict::no("PrincipalReserved", format!("principal: {principal}: is reserved")));
     }
     if let Some(other) = other_owner(context, resource, &namespace, &principal).await? {
-        return Ok(Verdict::no("Conflict", format!("principal {principal} is that of ChronicleUser {other}")));
+        return Ok(Verdict::no("Conflict", format!("principal {principal} is managed by ChronicleUser {other}")));
     }
     let (target, cluster) = match reach(context, &namespace, &spec.cluster_ref.name).await? {
         Ok(reached) => reached,
@@ -90,16 +90,18 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
         return Ok(match (same, pending) {
             (_, Some(verdict)) => verdict,
             (true, None) => Verdict::ready("Observed"),
-            (false, None) => Verdict::no("Drifted", format!("rules or quotas of {principal} are not as the spec says")),
+            (false, None) => {
+                Verdict::no("Drifted", format!("access rules or quotas of {principal} differ from the spec"))
+            }
         });
     }
     if !status.owned {
         let others = !extra.is_empty() || (there.is_some() && there != asked);
         if others && spec.management_policy == ManagementPolicy::Manage {
-            let rule = "set managementPolicy to Adopt to take them over, or to Observe to leave them alone";
+            let rule = "set managementPolicy to Adopt to take them over, or to Observe to only report on them";
             return Ok(Verdict::no(
                 "RulesExist",
-                format!("{principal} has rules or quotas that somebody else made: {rule}"),
+                format!("{principal} already has access rules or quotas that this resource does not manage: {rule}"),
             ));
         }
         // Written before the first is made.
@@ -109,7 +111,7 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
     let admin = context.admin();
     // Denials and rights that go, go first.
     for some in extra.chunks(RULES_AT_ONCE) {
-        admin.remove_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("take rules away"))?;
+        admin.remove_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("remove rules"))?;
     }
     for some in missing.chunks(RULES_AT_ONCE) {
         admin.add_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("add rules"))?;
@@ -169,7 +171,7 @@ async fn certificate(
     if !context.available().await.cert_manager {
         return Ok(Some(Verdict::no(
             "CertManagerMissing",
-            "cert-manager is not installed, so that nobody issues certificates",
+            "cert-manager is not installed, so client certificates cannot be issued: install it, or set authentication.type to External",
         )));
     }
     let (namespace, secret) = (&cluster.namespace, secret_name(resource));
@@ -221,7 +223,7 @@ async fn certificate(
         let api: Api<DynamicObject> = Api::namespaced_with(context.client(), namespace, &resource);
         let live = api.get(&secret).await.map_err(ReconcileError::kube(format!("get Certificate {secret}")))?;
         reissue(context, namespace, &live).await?;
-        let why = format!("waiting for cert-manager to issue Secret {secret} by the new certificate authority");
+        let why = format!("waiting for cert-manager to reissue Secret {secret} with the new CA");
         return Ok(Some(Verdict::wait("CertificatePending", why)));
     }
     let (maps, name): (Api<ConfigMap>, _) = (Api::namespaced(context.client(), namespace), cluster.trust_config_map());
@@ -229,8 +231,8 @@ async fn certificate(
     let trusted = map.and_then(|map| map.data?.remove("ca.crt")).unwrap_or_default();
     Ok((!trusts(&trusted, &ca(&there).unwrap_or_default())).then(|| {
         let why = format!(
-            "nodes do not trust the certificate authority of Secret {secret} yet; if it is a given issuer's new one: renew \
-             Certificate {0}-operator, then {0}-node",
+            "nodes do not trust the CA that issued Secret {secret} yet; if spec.security.tls.issuerRef names an issuer whose CA has \
+             changed, renew Certificate {0}-operator, then {0}-node",
             cluster.name
         );
         Verdict::wait("CertificatePending", why)
@@ -332,7 +334,7 @@ async fn delete(context: &Context, resource: &ChronicleUser) -> Result<Option<Wh
         let (admin, principal) = (context.admin(), principal_of(resource));
         let rules = admin.rules(&target, &principal).await.map_err(ReconcileError::admin("list rules"))?;
         for some in rules.chunks(RULES_AT_ONCE) {
-            admin.remove_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("take rules away"))?;
+            admin.remove_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("remove rules"))?;
         }
         if admin.quota(&target, &principal).await.map_err(ReconcileError::admin("read the quotas"))?.is_some() {
             admin.set_quota(&target, &principal, None).await.map_err(ReconcileError::admin("remove the quota"))?;

@@ -44,8 +44,8 @@ impl Context<'_> {
         Step::blocked(
             "ClusterIdMismatch",
             format!(
-                "the nodes belong to cluster {}, and this resource to {known}: bring the old volumes back, or delete this resource \
-                 and create it again to accept the new cluster",
+                "the nodes belong to cluster {}, but this resource recorded cluster {known}: restore the original volumes, or \
+                 delete and recreate this resource to adopt the new cluster",
                 cluster.id
             ),
         )
@@ -67,22 +67,22 @@ impl Context<'_> {
             // A person's word does not hold for a pod that is merely starting.
             let patience = if wanted { ASKED_SECONDS } else { self.ask.replace_after_seconds };
             let refuse = |why: String| {
-                let told =
-                    wanted.then(|| Step::blocked("ReplacementRefused", format!("{name} is not replaced: {why}")));
+                let told = wanted.then(|| Step::blocked("ReplacementRefused", format!("cannot replace {name}: {why}")));
                 told.or_else(|| {
-                    lost.then(|| Step::wait("ReplacementWaits", format!("{name} is not replaced yet: {why}")))
+                    lost.then(|| Step::wait("ReplacementWaits", format!("waiting to replace {name}: {why}")))
                 })
             };
             // A person's word is enough for a disk that cannot be seen to be lost; a machine that is merely silent may come back.
             let why = if pod.machine == Machine::Silent {
                 Some(
-                    "its machine does not answer, and may still run it; delete the Node, or taint it out-of-service"
+                    "its Kubernetes node is not ready, so the pod may still be running there; delete the Node object, or taint it \
+                     with node.kubernetes.io/out-of-service"
                         .into(),
                 )
             } else if !lost && !wanted {
                 continue;
             } else if unready < patience {
-                Some(format!("unready for less than {patience} seconds"))
+                Some(format!("its pod has been unready for less than {patience} seconds"))
             } else {
                 match self.node_named(&name) {
                     None => Some("it is not a member of the cluster".into()),
@@ -129,7 +129,7 @@ impl Context<'_> {
         let name = pod_name(&self.ask.name, *ordinal);
         let takes_part = self.node_named(&name).is_some_and(|node| node.alive);
         if let Some(why) = takes_part.then(|| self.may_stop(cluster, *ordinal, size)).flatten() {
-            return Some(Step::wait("RollWaits", format!("{name} is not replaced yet: {why}")));
+            return Some(Step::wait("RollWaits", format!("waiting to restart {name}: {why}")));
         }
         if let Some(step) = takes_part.then(|| self.refused()).flatten() {
             return Some(step);
@@ -150,7 +150,9 @@ impl Context<'_> {
             let name = &node.name;
             let running = &node.version;
             if running_major != major {
-                return Some(format!("{name} runs {running}: the major version cannot be changed to that of {asked}"));
+                return Some(format!(
+                    "{name} runs {running} and spec.version is {asked}: the major version cannot be changed"
+                ));
             }
             if minor > running_minor + 1 {
                 return Some(format!("{name} runs {running}: {asked} is more than one minor version ahead"));
@@ -162,10 +164,10 @@ impl Context<'_> {
     fn scale_up(&self, cluster: &ClusterView, size: i32) -> Step {
         let name = pod_name(&self.ask.name, size);
         if cluster.leader.is_none() {
-            return Step::wait("ScaleWaits", format!("{name} is not added yet: the controller group has no leader"));
+            return Step::wait("ScaleWaits", format!("waiting to add {name}: the controller group has no leader"));
         }
         if let Some(why) = busy(cluster) {
-            return Step::wait("ScaleWaits", format!("{name} is not added yet: {why}"));
+            return Step::wait("ScaleWaits", format!("waiting to add {name}: {why}"));
         }
         if let Some(step) = self.refused() {
             return step;
@@ -175,14 +177,18 @@ impl Context<'_> {
         }
         if let Some(claim) = self.observed.claims.get(&size) {
             if claim.terminating {
-                return Step::wait("ScaleWaits", format!("waiting for claim data-{name} to be deleted"));
+                return Step::wait(
+                    "ScaleWaits",
+                    format!("waiting for PersistentVolumeClaim data-{name} to be deleted"),
+                );
             }
             if let Some(node) = &claim.removed_node {
                 return Step::blocked(
                     "VolumeInTheWay",
                     format!(
-                        "claim data-{name} was kept with the data of node {node}, which was removed from the cluster and cannot come back; \
-                         to let {name} start with an empty volume: kubectl delete persistentvolumeclaim data-{name} --namespace {}",
+                        "PersistentVolumeClaim data-{name} holds the data of node {node}, which was removed from the cluster and \
+                         cannot rejoin; to let {name} start with an empty volume, run: kubectl delete persistentvolumeclaim \
+                         data-{name} --namespace {}",
                         self.ask.namespace
                     ),
                 );
@@ -197,11 +203,11 @@ impl Context<'_> {
         let name = pod_name(&self.ask.name, ordinal);
         let why = match (&cluster.leader, cluster.offline) {
             (None, _) => Some("the controller group has no leader".to_owned()),
-            (_, 1..) => Some(format!("{} partitions have no majority", cluster.offline)),
+            (_, 1..) => Some(format!("{} partitions have no majority of live replicas", cluster.offline)),
             _ => busy(cluster).or_else(|| quorum_without(cluster, &name, size)),
         };
         if let Some(why) = why {
-            return Step::wait("ScaleWaits", format!("{name} is not removed yet: {why}"));
+            return Step::wait("ScaleWaits", format!("waiting to remove {name}: {why}"));
         }
         let operation = OperationStatus {
             node_id: self.node_named(&name).map(|node| node.node_id.clone()),
@@ -227,7 +233,7 @@ impl Context<'_> {
         if voters != expected {
             return Step::wait(
                 "VotersSettle",
-                format!("{voters} nodes vote in the controller group, {expected} should"),
+                format!("the controller group has {voters} voters, expected {expected}"),
             );
         }
         if let Some(step) = self.refused() {

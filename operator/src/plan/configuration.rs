@@ -49,7 +49,7 @@ pub fn refusal(ask: &Ask, observed: &Observed) -> Option<String> {
         [] => String::new(),
         _ => format!(" (so do {})", others.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")),
     };
-    Some(format!("{first} refuses the configuration file and goes on with what it had{too}: {words}"))
+    Some(format!("{first} rejects the configuration file and keeps its previous configuration{too}: {words}"))
 }
 
 /// Names of the nodes that have not taken the file asked for and should by themselves: those whose pods are not to be replaced anyway.
@@ -66,7 +66,7 @@ pub fn untaken(ask: &Ask, observed: &Observed) -> Vec<String> {
 /// What is told about [`untaken`].
 pub(crate) fn pending(names: &[String]) -> String {
     format!(
-        "not known to have taken the configuration file as it is now: {}; kubelets take up to two minutes to bring it",
+        "waiting for nodes to load the current configuration file: {}; the kubelet can take up to two minutes to update it",
         names.join(", ")
     )
 }

@@ -19,7 +19,7 @@ impl Context<'_> {
             }
             match self.node_named(&other_name) {
                 Some(node) if node.alive => {}
-                Some(_) => return Some(format!("the cluster does not hear from node {other_name}")),
+                Some(_) => return Some(format!("no heartbeat from node {other_name}")),
                 None => return Some(format!("node {other_name} is not a member yet")),
             }
         }
@@ -30,7 +30,7 @@ impl Context<'_> {
     /// word, and everybody else alive.
     pub(super) fn may_replace(&self, cluster: &ClusterView, node: &NodeView) -> Option<String> {
         if node.alive {
-            return Some(format!("the cluster hears from node {}", node.name));
+            return Some(format!("node {} is alive: it sends heartbeats", node.name));
         }
         if let Some(other) = cluster.nodes.iter().find(|other| other.node_id != node.node_id && !other.alive) {
             return Some(format!("node {} is not alive either", other.name));
@@ -52,10 +52,10 @@ pub(crate) fn cluster_is_whole(cluster: &ClusterView) -> Option<String> {
         return Some("the controller group has no leader".into());
     }
     if cluster.offline > 0 {
-        return Some(format!("{} partitions have no majority", cluster.offline));
+        return Some(format!("{} partitions have no majority of live replicas", cluster.offline));
     }
     if cluster.under_replicated > 0 {
-        return Some(format!("{} partitions have a replica that is not alive", cluster.under_replicated));
+        return Some(format!("{} partitions are under-replicated", cluster.under_replicated));
     }
     if cluster.moving > 0 {
         return Some(format!("{} partitions are being moved", cluster.moving));
@@ -67,7 +67,7 @@ pub(crate) fn cluster_is_whole(cluster: &ClusterView) -> Option<String> {
 pub(super) fn busy(cluster: &ClusterView) -> Option<String> {
     let moves = cluster.operations.iter().find(|operation| operation.kind != "drain")?;
     let reason = if moves.reason.is_empty() { String::new() } else { format!(": {}", moves.reason) };
-    Some(format!("the cluster is at a {} of node {}{reason}", moves.kind, moves.node_id))
+    Some(format!("a {} of node {} is in progress{reason}", moves.kind, moves.node_id))
 }
 
 /// Why the controller group would have no majority without this node.

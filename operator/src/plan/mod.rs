@@ -151,7 +151,7 @@ impl Step {
 pub fn plan(ask: &Ask, memory: &Memory, observed: &Observed) -> Step {
     let context = Context { ask, memory, observed };
     if ask.paused {
-        return Step::wait("Paused", "spec.reconciliation is Paused: nothing is changed");
+        return Step::wait("Paused", "spec.reconciliation is Paused: the operator makes no changes");
     }
     let Some(size) = memory.size else { return context.first() };
     if let Some(step) = context.grow() {
@@ -246,7 +246,10 @@ impl Context<'_> {
     /// The configuration file does not make sense: it goes no further until it does.
     pub(crate) fn refused(&self) -> Option<Step> {
         let why = refusal(self.ask, self.observed)?;
-        Some(Step::blocked(REFUSED, format!("{why}; correct spec.config: nothing is restarted until they take it")))
+        Some(Step::blocked(
+            REFUSED,
+            format!("{why}; correct spec.config: no node is restarted, added or replaced until nodes accept it"),
+        ))
     }
 
     /// Pods that run nothing, and would not run what is asked for either, stop nothing when they go: no gate applies.
@@ -290,5 +293,8 @@ impl Context<'_> {
 }
 
 pub(crate) fn unknown() -> Step {
-    Step::wait("ClusterUnknown", "no majority of the cluster's voters answers: nothing is begun until one does")
+    Step::wait(
+        "ClusterUnknown",
+        "no majority of the controller group's voters responds: no operation starts until one does",
+    )
 }

@@ -3,6 +3,7 @@
 use super::gates::{quorum_without, voters_expected};
 use super::{CatchUp, ClusterView, Context, Machine, NodeView, PodView, Step, outdated, unknown};
 use crate::api::{MemberState, OperationKind, OperationStatus, OperationStep};
+use crate::build::pod_name;
 
 /// A hand-over is waited for this long; then the node's own, when it stops, must do.
 const DRAIN_SECONDS: i64 = 60;
@@ -37,7 +38,9 @@ impl Context<'_> {
         let ready = (0..size).filter(|ordinal| self.observed.pods.get(ordinal).is_some_and(|pod| pod.ready)).count();
         let Some(cluster) = &self.observed.cluster else {
             let trouble = self.observed.pods.iter().find(|(_, pod)| !pod.trouble.is_empty());
-            let trouble = trouble.map(|(ordinal, pod)| format!("; pod {ordinal}: {}", pod.trouble)).unwrap_or_default();
+            let trouble = trouble
+                .map(|(ordinal, pod)| format!("; pod {}: {}", pod_name(&self.ask.name, *ordinal), pod.trouble))
+                .unwrap_or_default();
             return Step::wait("Starting", format!("{ready} of {size} pods are ready{trouble}"));
         };
         let alive = cluster.nodes.iter().filter(|node| node.alive).count();
@@ -71,7 +74,7 @@ impl Context<'_> {
                 let operation = self.operation(OperationKind::ScaleDown, OperationStep::Decommission, ordinal);
                 return Step::Advance { operation, size };
             }
-            return Step::wait("NodeJoins", format!("waiting for {target} to become a member{}", trouble(pod)));
+            return Step::wait("NodeJoins", format!("waiting for {target} to join the cluster{}", trouble(pod)));
         };
         if operation.step < OperationStep::Join {
             let operation = OperationStatus { node_id: Some(node.node_id.clone()), ..operation.clone() };
@@ -83,7 +86,7 @@ impl Context<'_> {
         let voters = cluster.nodes.iter().filter(|node| node.voter).count();
         let expected = voters_expected(self.ask.voters, cluster.nodes.len());
         if voters != expected {
-            return Step::wait("NodeJoins", format!("{voters} nodes vote in the controller group, {expected} should"));
+            return Step::wait("NodeJoins", format!("the controller group has {voters} voters, expected {expected}"));
         }
         self.wait_for_moves(cluster, target).unwrap_or(Step::Finish)
     }
@@ -101,15 +104,16 @@ impl Context<'_> {
                     let operation = OperationStatus { node_id: Some(node.node_id.clone()), ..operation.clone() };
                     self.advance(&operation, OperationStep::Decommission, size)
                 }
-                (Some(id), None) if !gone(id) => {
-                    Step::wait("NodeLeaves", format!("no answer yet that says what became of node {id} ({target})"))
-                }
+                (Some(id), None) if !gone(id) => Step::wait(
+                    "NodeLeaves",
+                    format!("cannot confirm yet that node {id} ({target}) was removed from the cluster"),
+                ),
                 (_, None) => self.advance(operation, OperationStep::Pod, ordinal),
                 (_, Some(node)) => self.leaving(cluster, node, size),
             },
             OperationStep::Pod | OperationStep::Join | OperationStep::DeleteClaim => {
                 if self.observed.pods.contains_key(&ordinal) {
-                    return Step::wait("NodeLeaves", format!("waiting for pod {target} to stop"));
+                    return Step::wait("NodeLeaves", format!("waiting for pod {target} to terminate"));
                 }
                 if let Some(node) = member {
                     // It joined in its last moments.
@@ -126,12 +130,16 @@ impl Context<'_> {
                 let (Some(claim), Some(id)) = (claim, &operation.node_id) else { return Step::Finish };
                 // Proof once more, of the very node whose data this is.
                 if !gone(id) || member.is_some() || self.observed.pods.contains_key(&ordinal) {
-                    return Step::wait("NodeLeaves", format!("no proof yet that nobody needs the volume of {target}"));
+                    return Step::wait(
+                        "NodeLeaves",
+                        format!("cannot confirm yet that the volume of {target} is unused"),
+                    );
                 }
                 match (self.ask.delete_claims, &claim.removed_node) {
-                    (true, _) if claim.terminating => {
-                        Step::wait("NodeLeaves", format!("waiting for the claim of {target} to be deleted"))
-                    }
+                    (true, _) if claim.terminating => Step::wait(
+                        "NodeLeaves",
+                        format!("waiting for the PersistentVolumeClaim of {target} to be deleted"),
+                    ),
                     // Marked first, so that nothing uses it again if the deletion takes long.
                     (_, None) => Step::MarkClaim { ordinal, node_id: id.clone() },
                     (true, Some(_)) => Step::DeleteClaim { ordinal, uid: claim.uid.clone() },
@@ -146,7 +154,7 @@ impl Context<'_> {
         match node.state {
             MemberState::Decommissioning => {
                 let reason = running.map(|operation| operation.reason.clone()).filter(|reason| !reason.is_empty());
-                let reason = reason.unwrap_or_else(|| "its replicas move away".into());
+                let reason = reason.unwrap_or_else(|| "its replicas are moving to other nodes".into());
                 Step::wait("NodeLeaves", format!("node {}: {reason}", node.name))
             }
             // Not begun, and not wanted any more; or somebody else has died since, who may have to be replaced first.
@@ -169,7 +177,7 @@ impl Context<'_> {
             return self.rejoin(operation, pod, size);
         }
         if same.terminating {
-            return Step::wait("PodStops", format!("waiting for pod {target} to stop"));
+            return Step::wait("PodStops", format!("waiting for pod {target} to terminate"));
         }
         // A node that runs nothing is no loss, whatever is known of the others.
         if !same.running && !same.ready {
@@ -195,14 +203,14 @@ impl Context<'_> {
             };
         };
         if let Some(why) = self.may_stop(cluster, ordinal, size) {
-            return Step::wait("RollWaits", format!("{target} is not replaced yet: {why}"));
+            return Step::wait("RollWaits", format!("waiting to restart {target}: {why}"));
         }
         match (operation.step, &self.observed.catch_up) {
             (OperationStep::Pod, CatchUp::Behind { why }) if size > 1 => {
-                Step::wait("RollWaits", format!("{target} is not replaced yet: {why}"))
+                Step::wait("RollWaits", format!("waiting to restart {target}: {why}"))
             }
             (OperationStep::Pod, CatchUp::Unknown) if size > 1 => {
-                Step::wait("RollWaits", format!("no word yet of whether others have the records of {target}"))
+                Step::wait("RollWaits", format!("cannot confirm yet that the other nodes have all records of {target}"))
             }
             (OperationStep::Pod, _) => self.delete(ordinal, same, false),
             _ => self.draining(operation, cluster, node, size),
@@ -226,9 +234,9 @@ impl Context<'_> {
             (None, false) => self.advance(operation, OperationStep::Pod, size),
             _ if late => self.advance(operation, OperationStep::Pod, size),
             (Some(running), _) if running.remaining > 0 => {
-                Step::wait("NodeDrains", format!("{} leads {} partitions", node.name, running.remaining))
+                Step::wait("NodeDrains", format!("{} still leads {} partitions", node.name, running.remaining))
             }
-            _ => Step::wait("NodeDrains", format!("{} hands over what it leads", node.name)),
+            _ => Step::wait("NodeDrains", format!("{} is transferring its leadership", node.name)),
         }
     }
 
@@ -249,7 +257,10 @@ impl Context<'_> {
         let Some(cluster) = &self.observed.cluster else {
             return Step::wait(
                 "PodStarts",
-                format!("waiting for the cluster after {target} was replaced{}", trouble(Some(pod))),
+                format!(
+                    "waiting for a majority of voters to respond after the restart of {target}{}",
+                    trouble(Some(pod))
+                ),
             );
         };
         let node = self.node_named(target);
@@ -259,7 +270,7 @@ impl Context<'_> {
             return self.advance(&operation, OperationStep::Pod, size);
         }
         let Some(node) = node else {
-            return Step::wait("NodeJoins", format!("waiting for {target} to become a member{}", trouble(Some(pod))));
+            return Step::wait("NodeJoins", format!("waiting for {target} to join the cluster{}", trouble(Some(pod))));
         };
         if let Some(step) = self.wait_for_node(Some(pod), node, target) {
             return step;
@@ -280,12 +291,14 @@ impl Context<'_> {
         }
         if cluster.under_replicated > 0 || cluster.offline > 0 {
             let count = cluster.under_replicated.max(cluster.offline);
-            return Step::wait("NodeCatchesUp", format!("{count} partitions have a replica that is not alive"));
+            return Step::wait("NodeCatchesUp", format!("{count} partitions are under-replicated"));
         }
         match &self.observed.catch_up {
             CatchUp::Done => Step::Finish,
             CatchUp::Behind { why } => Step::wait("NodeCatchesUp", format!("{target} is behind: {why}")),
-            CatchUp::Unknown => Step::wait("NodeCatchesUp", format!("no word yet of whether {target} has all records")),
+            CatchUp::Unknown => {
+                Step::wait("NodeCatchesUp", format!("cannot confirm yet that {target} has all records"))
+            }
         }
     }
 
@@ -307,7 +320,7 @@ impl Context<'_> {
                 match old {
                     Some(node) if node.alive => Step::Finish,
                     Some(node) => match self.may_replace(cluster, node) {
-                        Some(why) => Step::wait("ReplacementWaits", format!("{target} is not replaced yet: {why}")),
+                        Some(why) => Step::wait("ReplacementWaits", format!("waiting to replace {target}: {why}")),
                         None => Step::DeleteClaim { ordinal, uid: claim.uid.clone() },
                     },
                     None => Step::Finish,
@@ -315,7 +328,7 @@ impl Context<'_> {
             }
             OperationStep::Drain | OperationStep::Decommission | OperationStep::Pod => match same_pod {
                 Some(pod) if pod.terminating && pod.machine != Machine::Gone => {
-                    Step::wait("PodStops", format!("waiting for pod {target} to stop"))
+                    Step::wait("PodStops", format!("waiting for pod {target} to terminate"))
                 }
                 Some(pod) => self.delete(ordinal, pod, pod.machine == Machine::Gone),
                 None => self.advance(operation, OperationStep::Join, size),
@@ -326,9 +339,12 @@ impl Context<'_> {
                 let waits = old.is_some_and(|old| !cluster.removed.contains(old));
                 let new_node = self.node_named(target).filter(|node| Some(&node.node_id) != old);
                 match new_node {
-                    None => Step::wait("NodeJoins", format!("waiting for an empty {target} to join{}", trouble(pod))),
+                    None => Step::wait(
+                        "NodeJoins",
+                        format!("waiting for {target} to join with an empty volume{}", trouble(pod)),
+                    ),
                     Some(_) if waits => {
-                        Step::wait("NodeJoins", format!("waiting for {target} to take the place of the lost node"))
+                        Step::wait("NodeJoins", format!("waiting for {target} to replace the lost node in the cluster"))
                     }
                     Some(_) => self.rejoin(operation, pod, size),
                 }
@@ -339,30 +355,33 @@ impl Context<'_> {
     /// What a node that starts still lacks of taking part.
     fn wait_for_node(&self, pod: Option<&PodView>, node: &NodeView, target: &str) -> Option<Step> {
         if !pod.is_some_and(|pod| pod.ready && !pod.terminating) {
-            return Some(Step::wait("PodStarts", format!("waiting for pod {target} to be ready{}", trouble(pod))));
+            return Some(Step::wait("PodStarts", format!("waiting for pod {target} to become ready{}", trouble(pod))));
         }
         if !node.alive {
-            return Some(Step::wait("NodeJoins", format!("the cluster does not hear from {target} yet")));
+            return Some(Step::wait("NodeJoins", format!("waiting for the first heartbeat from {target}")));
         }
         match node.state {
             MemberState::Active => None,
             MemberState::Draining => Some(Step::Undrain { node_id: node.node_id.clone() }),
-            MemberState::Decommissioning => {
-                Some(Step::blocked("NodeLeaves", format!("{target} is being decommissioned by somebody else")))
-            }
+            MemberState::Decommissioning => Some(Step::blocked(
+                "NodeLeaves",
+                format!(
+                    "{target} is being decommissioned outside the operator: cancel that with chronicle cluster cancel, or scale down"
+                ),
+            )),
         }
     }
 
     fn wait_for_moves(&self, cluster: &ClusterView, target: &str) -> Option<Step> {
         let why = super::gates::busy(cluster)
             .or_else(|| (cluster.moving > 0).then(|| format!("{} partitions are being moved", cluster.moving)))?;
-        Some(Step::wait("NodeCatchesUp", format!("{target} takes its share: {why}")))
+        Some(Step::wait("NodeCatchesUp", format!("{target} is receiving its partitions: {why}")))
     }
 }
 
 fn trouble(pod: Option<&PodView>) -> String {
     match pod {
-        Some(pod) if !pod.trouble.is_empty() => format!("; its pod: {}", pod.trouble),
+        Some(pod) if !pod.trouble.is_empty() => format!("; pod status: {}", pod.trouble),
         _ => String::new(),
     }
 }

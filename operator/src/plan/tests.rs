@@ -131,9 +131,9 @@ fn nothing_is_rolled_while_another_node_is_missing_or_the_cluster_is_not_whole()
         ("is not ready", |seen| seen.pods.get_mut(&1).unwrap().ready = false),
         ("is missing", |seen| drop(seen.pods.remove(&1))),
         ("2 partitions have no majority", |seen| seen.cluster.as_mut().unwrap().offline = 2),
-        ("3 partitions have a replica", |seen| seen.cluster.as_mut().unwrap().under_replicated = 3),
+        ("3 partitions are under-replicated", |seen| seen.cluster.as_mut().unwrap().under_replicated = 3),
         ("4 partitions are being moved", |seen| seen.cluster.as_mut().unwrap().moving = 4),
-        ("no majority of the cluster's voters answers", |seen| seen.cluster = None),
+        ("no majority of the controller group's voters responds", |seen| seen.cluster = None),
     ];
     for (why, spoil) in spoil {
         let mut seen = observed(3, "new");
@@ -168,9 +168,9 @@ fn a_node_hands_over_before_its_pod_goes_but_not_for_ever() {
     // Another node has gone in the meantime: the pod stays.
     seen.cluster.as_mut().unwrap().nodes[1].alive = false;
     let memory = Memory { operation: Some(operation), ..memory };
-    assert!(waits(&plan(&ask(), &memory, &seen)).contains("does not hear from node log-1"));
+    assert!(waits(&plan(&ask(), &memory, &seen)).contains("no heartbeat from node log-1"));
     seen.cluster.as_mut().unwrap().nodes[1].alive = true;
-    assert!(waits(&plan(&ask(), &memory, &seen)).contains("no word yet of whether others have the records"));
+    assert!(waits(&plan(&ask(), &memory, &seen)).contains("cannot confirm yet that the other nodes have all records"));
     seen.catch_up = CatchUp::Done;
     assert!(matches!(plan(&ask(), &memory, &seen), Step::DeletePod { ordinal: 2, .. }));
 }
@@ -187,7 +187,7 @@ fn a_node_that_was_not_proved_to_be_removed_keeps_its_pod() {
     assert_eq!(plan(&ask(), &memory, &seen), Step::Decommission { node_id: "node-3".into() });
     // Not in the list, and not known to be removed either: an answer from before it joined, say.
     seen.cluster.as_mut().unwrap().nodes.pop();
-    assert!(waits(&plan(&ask(), &memory, &seen)).contains("no answer yet"));
+    assert!(waits(&plan(&ask(), &memory, &seen)).contains("cannot confirm yet that node node-3"));
     seen.cluster.as_mut().unwrap().removed.insert("node-3".into());
     assert!(matches!(plan(&ask(), &memory, &seen), Step::Advance { size: 3, .. }));
 }
@@ -243,7 +243,7 @@ fn a_file_that_nodes_have_not_taken_is_waited_for_unless_they_never_say() {
     assert_eq!(plan(&ask(), &memory(3), &seen), Step::Idle);
     seen.cluster.as_mut().unwrap().nodes[2].configuration = says("before", &["listeners.data"], "");
     let step = plan(&ask(), &memory(3), &seen);
-    assert!(waits(&step).contains("as it is now: log-2;"), "{step:?}");
+    assert!(waits(&step).contains("current configuration file: log-2;"), "{step:?}");
     assert!(matches!(step, Step::Wait { reason: PENDING, .. }), "{step:?}");
     let silent = &mut seen.cluster.as_mut().unwrap().nodes[2];
     (silent.configuration, silent.answered) = (None, false);
@@ -270,7 +270,7 @@ fn a_file_that_a_node_refuses_goes_no_further_and_nobody_stays_drained_for_it() 
     seen.cluster.as_mut().unwrap().nodes[0].configuration = says("before", &[], "limits.topics-max: many");
     let step = plan(&ask(), &memory(3), &seen);
     refused(&step);
-    assert!(waits(&step).contains("log-0 refuses") && waits(&step).contains("limits.topics-max: many"), "{step:?}");
+    assert!(waits(&step).contains("log-0 rejects") && waits(&step).contains("limits.topics-max: many"), "{step:?}");
     // A roll that has begun turns back.
     let mut operation = begun(&plan(&ask(), &memory(3), &observed(3, "old"))).0.clone();
     let begun_roll = |operation: &OperationStatus| Memory { operation: Some(operation.clone()), ..memory(3) };
@@ -300,7 +300,7 @@ fn another_version_does_not_judge_the_file_of_the_next_one() {
     assert_eq!(begun(&plan(&next, &memory(3), &seen)).0.target, "log-2");
     // Of the same template, under a name that somebody rewrites.
     seen.pods.get_mut(&1).unwrap().revision = "new".into();
-    assert!(refusal(&next, &seen).unwrap().starts_with("log-1 refuses"));
+    assert!(refusal(&next, &seen).unwrap().starts_with("log-1 rejects"));
 }
 
 #[test]

@@ -22,16 +22,17 @@ use crate::process::Metrics;
 /// Flags that every plugin of kubectl has, and how nodes are reached.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct Flags {
-    /// Namespace. Default: that of the context.
+    /// Namespace of the cluster. Default: the namespace of the context.
     #[arg(long, short = 'n', global = true, value_name = "NAMESPACE")]
     pub(super) namespace: Option<String>,
-    /// Context of the kubeconfig. Default: the current one.
+    /// Context of the kubeconfig. Default: the current context.
     #[arg(long, global = true, value_name = "CONTEXT")]
     pub(super) context: Option<String>,
-    /// The kubeconfig. Default: $KUBECONFIG, or ~/.kube/config, or the account of the pod that this runs in.
+    /// Path of the kubeconfig. Default: $KUBECONFIG, then ~/.kube/config, then the service account of the pod.
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) kubeconfig: Option<PathBuf>,
-    /// Reach nodes by their names in the Kubernetes cluster, without the API server in between: from a pod, say.
+    /// Connect to the nodes by their DNS names instead of through port-forwards of the API server. Works only from inside the
+    /// Kubernetes cluster.
     #[arg(long, global = true)]
     pub(super) direct: bool,
 }
@@ -145,7 +146,7 @@ impl Access {
     /// Addresses of the nodes, and the operator's certificate to ask them with, if the person may read it.
     pub(super) async fn target(&self, resource: &ChronicleCluster) -> Result<Target, Failure> {
         let size = resource.status.as_ref().and_then(|status| status.size).unwrap_or(resource.spec.replicas);
-        let invalid = |invalid: crate::build::Invalid| Failure::Refused(format!("the spec breaks a rule: {invalid}"));
+        let invalid = |invalid: crate::build::Invalid| Failure::Refused(format!("the spec is invalid: {invalid}"));
         let cluster = validate(resource, size.max(1), true).map_err(invalid)?;
         // Only reads; the nodes are not asked through it.
         let context = Context::new(
@@ -159,7 +160,7 @@ impl Access {
         let target = target.map_err(|error| Failure::reconcile(&self.namespace, error))?;
         target.ok_or_else(|| {
             let names = format!("{} and {}", cluster.node_secret(), cluster.operator_secret());
-            Failure::Nodes(format!("Secrets {names} are not there, or not complete"))
+            Failure::Nodes(format!("Secrets {names} are missing or incomplete"))
         })
     }
 }

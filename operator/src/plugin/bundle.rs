@@ -36,10 +36,10 @@ const LIST_MAX: u32 = 5_000;
 pub(super) struct BundleArgs {
     /// Name of the ChronicleCluster.
     pub(super) name: String,
-    /// Archive to write; must not be there yet. Default: chronicle-bundle-NAMESPACE-NAME-TIME.tar.gz.
+    /// Archive to write; must not exist yet. Default: chronicle-bundle-NAMESPACE-NAME-TIME.tar.gz.
     #[arg(long, short = 'f', value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
-    /// Most of each log, in MiB; the newest part is kept.
+    /// Maximum size of each log, in MiB; the newest part is kept.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1024), value_name = "MIB")]
     pub(super) log_mib: u32,
     /// Namespace that the operator runs in.
@@ -73,7 +73,7 @@ pub(super) async fn run(access: &Access, args: &BundleArgs, out: &mut dyn Write)
         }
     };
     for problem in &problems {
-        eprintln!("not in it: {problem}");
+        eprintln!("not included: {problem}");
     }
     writeln!(out, "{shown}: {files} files, {bytes} bytes, {} problems", problems.len())
         .map_err(Failure::io("standard output"))
@@ -204,8 +204,7 @@ impl<W: Write> Bundle<'_, W> {
         match api.list(selected).await {
             Ok(list) => {
                 if list.metadata.continue_.as_ref().is_some_and(|more| !more.is_empty()) {
-                    self.problems
-                        .push(format!("{plural}: more than {LIST_MAX} of them; the others were not looked at"));
+                    self.problems.push(format!("{plural}: more than {LIST_MAX} objects; the rest is not included"));
                 }
                 let value = |mut object: DynamicObject| {
                     let types = (object.types.take()).map(|types| (types.api_version, types.kind));
@@ -298,7 +297,9 @@ impl<W: Write> Bundle<'_, W> {
             }
         };
         if pods.is_empty() {
-            let why = format!("operator: no pod of it in namespace {namespace}; --operator-namespace says where it is");
+            let why = format!(
+                "operator: no operator pod in namespace {namespace}; set --operator-namespace to its namespace"
+            );
             self.problems.push(why);
         }
         for pod in pods {

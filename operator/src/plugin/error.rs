@@ -9,12 +9,12 @@ use crate::controller::ReconcileError;
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// How to reach the API server is not known.
-    #[error("no way to a Kubernetes cluster: {0}")]
+    #[error("cannot set up access to a Kubernetes cluster: {0}")]
     NoWay(String),
     /// The API server does not know the resources.
     #[error(
-        "the API server knows no ChronicleClusters: install their definitions (chart chronicle-crds, or kubectl apply --server-side -k \
-         deploy/crds)"
+        "the CRD chronicleclusters.chronicle.dev is not installed: install the chart chronicle-crds, or run kubectl apply --server-side \
+         -k deploy/crds"
     )]
     NoDefinitions,
     /// There is no such cluster.
@@ -30,7 +30,7 @@ pub enum Failure {
         known: Vec<String>,
     },
     /// There is no such pod.
-    #[error("{pod} is no pod of ChronicleCluster {cluster}: it has {}", list(.known))]
+    #[error("ChronicleCluster {cluster} has no pod {pod}; its pods: {}", list(.known))]
     NoPod {
         /// As asked for.
         pod: String,
@@ -60,7 +60,7 @@ pub enum Failure {
         why: String,
     },
     /// The nodes cannot be asked.
-    #[error("the nodes cannot be asked: {0}")]
+    #[error("cannot query the nodes: {0}")]
     Nodes(String),
     /// What is asked for cannot be done now.
     #[error("{0}")]
@@ -132,7 +132,7 @@ impl From<AdminError> for Failure {
     fn from(error: AdminError) -> Self {
         match error {
             AdminError::Refused { reason, message } => {
-                Self::Refused(format!("the cluster refuses: {reason}: {message}"))
+                Self::Refused(format!("the cluster rejected the request: {reason}: {message}"))
             }
             other => Self::Nodes(other.to_string()),
         }
@@ -172,7 +172,7 @@ fn hint(nearest: &Option<String>, known: &[String]) -> String {
     match (nearest, known) {
         (Some(nearest), _) => format!("; did you mean {nearest}?"),
         (None, []) => String::new(),
-        (None, some) => format!("; there are {}", some.iter().take(10).cloned().collect::<Vec<_>>().join(", ")),
+        (None, some) => format!("; found: {}", some.iter().take(10).cloned().collect::<Vec<_>>().join(", ")),
     }
 }
 

@@ -32,13 +32,14 @@ pub(super) fn forwarding(client: Client, namespace: &str, cluster: &str) -> Conn
             let forwarded = Forwarded::new(forwarder, port);
             forwarded
                 .map(|stream| Box::new(stream) as BoxedIo)
-                .ok_or_else(|| io::Error::other("no stream for the port"))
+                .ok_or_else(|| io::Error::other("the port-forward has no stream for the port"))
         })
     })
 }
 
 fn pod_and_port<'a>(cluster: &str, address: &'a str) -> io::Result<(&'a str, u16)> {
-    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, format!("{address}: is no pod of cluster {cluster}"));
+    let invalid =
+        || io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is not a pod of cluster {cluster}"));
     let (host, port) = address.rsplit_once(':').ok_or_else(invalid)?;
     let pod = host.split('.').next().unwrap_or_default();
     ordinal_of(cluster, pod).ok_or_else(invalid)?;

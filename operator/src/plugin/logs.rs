@@ -29,21 +29,21 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub(super) struct LogsArgs {
     /// Name of the ChronicleCluster.
     pub(super) name: String,
-    /// Only this pod.
+    /// Only the log of this pod.
     pub(super) pod: Option<String>,
-    /// Go on with what is logged from now on, also of pods that are made anew.
+    /// Follow the logs, including those of recreated pods.
     #[arg(long, short = 'f')]
     pub(super) follow: bool,
-    /// Only what is younger, such as 10m.
+    /// Only lines newer than this, such as 10m.
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub(super) since: Option<Duration>,
-    /// Only so many lines of each pod, the newest.
+    /// Only this many of the newest lines of each pod.
     #[arg(long, value_name = "LINES")]
     pub(super) tail: Option<u32>,
-    /// The containers before, those that have ended.
+    /// Logs of the previous, terminated containers.
     #[arg(long, short = 'p', conflicts_with = "follow")]
     pub(super) previous: bool,
-    /// Each line with the time at which Kubernetes took it.
+    /// Print the timestamp of each line.
     #[arg(long)]
     pub(super) timestamps: bool,
 }

@@ -19,7 +19,7 @@ use crate::plan::ClusterView;
 pub(super) struct MembersArgs {
     /// Name of the ChronicleCluster.
     name: String,
-    /// Form of the answer.
+    /// Output format.
     #[arg(long, short = 'o', value_enum, default_value_t)]
     output: Format,
 }
@@ -233,8 +233,10 @@ pub(super) fn text(members: &Members, wide: bool, now: Timestamp) -> String {
     };
     let rows: Vec<Vec<String>> = members.members.iter().map(row).collect();
     let from = match &members.unreached {
-        None => "Asked the nodes just now; SEEN of one that is not alive is when its pod was last ready.\n".to_owned(),
-        Some(why) => format!("As the operator reported last, because: {why}\n"),
+        None => {
+            "Asked the nodes just now. SEEN of a node that is not alive is when its pod was last ready.\n".to_owned()
+        }
+        Some(why) => format!("From the last status that the operator reported, because: {why}\n"),
     };
     let remarks: String = members.members.iter().filter_map(remark).map(|remark| format!("{remark}\n")).collect();
     format!("{}{remarks}{from}", table(&head, &rows))
@@ -244,11 +246,14 @@ pub(super) fn text(members: &Members, wide: bool, now: Timestamp) -> String {
 fn remark(member: &Member) -> Option<String> {
     let (name, known) = (&member.name, member.configuration.as_ref()?);
     if !known.error.is_empty() {
-        return Some(format!("{name} refuses its configuration file and goes on with what it had: {}", known.error));
+        return Some(format!(
+            "{name} rejects its configuration file and keeps its previous configuration: {}",
+            known.error
+        ));
     }
     if !known.current {
-        return Some(format!("{name} has not taken the configuration file that the spec comes to yet."));
+        return Some(format!("{name} has not loaded the current configuration file yet."));
     }
     let fields = known.restart_fields.join(", ");
-    (!fields.is_empty()).then(|| format!("{name} takes up {fields} when it is restarted."))
+    (!fields.is_empty()).then(|| format!("{name} needs a restart to apply {fields}."))
 }

@@ -47,7 +47,7 @@ impl Reach {
         while let Some(part) = parts.try_next().await.map_err(|status| refused(ClientError::from(status)))? {
             bytes += part.data.len();
             if bytes > bytes_max.saturating_mul(4) {
-                return Err(AdminError::Failed(format!("the node sends more than {bytes} bytes")));
+                return Err(AdminError::Failed(format!("the diagnostics of the node exceed {bytes} bytes")));
             }
             files.entry(part.file).or_default().extend_from_slice(&part.data);
         }
@@ -76,7 +76,7 @@ impl Ask for Reach {
         Box::pin(async move {
             match timeout(DIAGNOSTICS_TIMEOUT, self.files(target, address, bytes_max)).await {
                 Ok(files) => files,
-                Err(_) => Err(AdminError::Failed(format!("no answer within {} s", DIAGNOSTICS_TIMEOUT.as_secs()))),
+                Err(_) => Err(AdminError::Failed(format!("no response within {} s", DIAGNOSTICS_TIMEOUT.as_secs()))),
             }
         })
     }

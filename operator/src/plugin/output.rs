@@ -11,14 +11,14 @@ use super::error::Failure;
 /// Form of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(super) enum Format {
-    /// For people.
+    /// A table.
     #[default]
     Table,
-    /// For people with wide screens.
+    /// A table with more columns.
     Wide,
-    /// One object.
+    /// JSON.
     Json,
-    /// The same.
+    /// YAML.
     Yaml,
 }
 

@@ -21,13 +21,13 @@ use crate::process::Metrics;
 pub(super) struct PlanArgs {
     /// Name of the ChronicleCluster.
     name: String,
-    /// Form of the answer.
+    /// Output format.
     #[arg(long, short = 'o', value_enum, default_value_t)]
     output: Format,
-    /// Namespace that the operator runs in. It stands in the NetworkPolicy that the operator makes.
+    /// Namespace that the operator runs in. It is part of the NetworkPolicy that the operator creates.
     #[arg(long, default_value = "chronicle-system", value_name = "NAMESPACE")]
     operator_namespace: String,
-    /// Domain of the Kubernetes cluster, as the operator was told.
+    /// DNS domain of the Kubernetes cluster, as configured for the operator.
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     cluster_domain: String,
 }
@@ -102,7 +102,7 @@ fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Pl
         |condition: ConditionType| condition_of(&status.conditions, condition).map(|known| known.status.as_str());
     let not_allowed = match &rehearsal.failed {
         Some(ReconcileError::Kube { action, source: kube::Error::Api(answer) }) if answer.is_forbidden() => {
-            Some(format!("you may not {action} in namespace {namespace}"))
+            Some(format!("you are not allowed to {action} in namespace {namespace}"))
         }
         _ => None,
     };
@@ -155,20 +155,20 @@ pub(super) fn text(plan: &Plan) -> String {
     let why = plan.unreached.as_deref().unwrap_or_default();
     text.push_str(&match plan.source {
         Source::Nodes => "Asked the nodes just now.\n".to_owned(),
-        Source::Nobody if why.is_empty() => "No node runs that could be asked, or there is no certificate to ask with.\n".to_owned(),
-        Source::Nobody => format!("The nodes do not answer: {why}\n"),
+        Source::Nobody if why.is_empty() => "No node is running, or there is no certificate to connect with.\n".to_owned(),
+        Source::Nobody => format!("The nodes do not respond: {why}\n"),
         Source::Status => format!(
-            "The nodes were not asked: {why}\nWhat follows is what the operator reported last; what it would do next is not known here.\n"
+            "The nodes were not queried: {why}\nBelow is the last status that the operator reported. Its next step cannot be determined from here.\n"
         ),
     });
     if !plan.denied.is_empty() {
         text.push_str(&format!(
-            "You may not {}: the operator may see more than this plan does.\n",
+            "You are not allowed to {}: the operator may see more than this plan does.\n",
             plan.denied.join(", ")
         ));
     }
     if plan.unseen {
-        text.push_str("The operator has not reported about the newest spec yet: is it running?\n");
+        text.push_str("The operator has not processed the latest spec yet: is it running?\n");
     }
     text.push('\n');
     match (plan.source, plan.reconciles.as_slice()) {
@@ -176,21 +176,24 @@ pub(super) fn text(plan: &Plan) -> String {
         (_, []) => text.push_str("The next reconcile would change nothing.\n"),
         (_, passes) => {
             for (at, changes) in passes.iter().enumerate() {
-                text.push_str(if at == 0 { "The next reconcile would:\n" } else { "and the one after it:\n" });
+                text.push_str(if at == 0 { "The next reconcile would:\n" } else { "The one after it would:\n" });
                 changes.iter().for_each(|change| text.push_str(&format!("  {}\n", line(change))));
             }
         }
     }
     if let Some(why) = &plan.fails {
-        text.push_str(&format!("and would fail: {why}\n"));
+        text.push_str(&format!("The reconcile would fail: {why}\n"));
     }
     if let Some(operation) = &plan.operation {
         let target = if operation.target.is_empty() { "all nodes" } else { &operation.target };
-        text.push_str(&format!("\nUnder way: {:?} of {target}, at step {:?}.\n", operation.kind, operation.step));
+        text.push_str(&format!(
+            "\nRunning operation: {:?} of {target}, at step {:?}.\n",
+            operation.kind, operation.step
+        ));
     }
     let gates: Vec<String> = plan.conditions.iter().filter_map(gate).collect();
     if !gates.is_empty() {
-        text.push_str("\nIn the way, or waited for:\n");
+        text.push_str("\nBlocked or waiting:\n");
         gates.iter().for_each(|gate| text.push_str(&format!("  {gate}\n")));
         text.push_str("What each reason means: docs/operations/operator-conditions.md\n");
     }
@@ -201,8 +204,8 @@ fn line(change: &Change) -> String {
     let Change { verb, resource, name, detail } = change;
     let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
     match resource.as_str() {
-        "chronicleclusters" => format!("write into the ChronicleCluster{detail}"),
-        "node" => format!("have the cluster {verb} node {name}{detail}"),
+        "chronicleclusters" => format!("update the ChronicleCluster{detail}"),
+        "node" => format!("tell the cluster to {verb} node {name}{detail}"),
         resource => format!("{verb} {resource}/{name}{detail}"),
     }
 }

@@ -276,13 +276,13 @@ fn reported(before: &Value, after: &Value) -> String {
     let mut said = Vec::new();
     let of = |target: &str| if target.is_empty() { "all nodes".to_owned() } else { target.to_owned() };
     match (&before.operation, &after.operation) {
-        (None, Some(new)) => said.push(format!("begin {:?} of {} at step {:?}", new.kind, of(&new.target), new.step)),
-        (Some(old), None) => said.push(format!("end {:?} of {}", old.kind, of(&old.target))),
+        (None, Some(new)) => said.push(format!("start {:?} of {} at step {:?}", new.kind, of(&new.target), new.step)),
+        (Some(old), None) => said.push(format!("finish {:?} of {}", old.kind, of(&old.target))),
         (Some(old), Some(new)) if old.kind != new.kind || old.target != new.target => {
-            said.push(format!("turn {:?} of {} into {:?} of {}", old.kind, of(&old.target), new.kind, of(&new.target)));
+            said.push(format!("change {:?} of {} to {:?} of {}", old.kind, of(&old.target), new.kind, of(&new.target)));
         }
         (Some(old), Some(new)) if old.step != new.step => {
-            said.push(format!("{:?} of {}: go on to step {:?}", new.kind, of(&new.target), new.step));
+            said.push(format!("{:?} of {}: advance to step {:?}", new.kind, of(&new.target), new.step));
         }
         _ => {}
     }

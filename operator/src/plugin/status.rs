@@ -16,12 +16,12 @@ use crate::quantity;
 
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct StatusArgs {
-    /// Name of a ChronicleCluster. Without it: all of the namespace, in a table.
+    /// Name of a ChronicleCluster. Default: list all clusters of the namespace.
     name: Option<String>,
-    /// The clusters of all namespaces.
+    /// List the clusters of all namespaces.
     #[arg(long, short = 'A', conflicts_with = "name")]
     all_namespaces: bool,
-    /// Form of the answer.
+    /// Output format.
     #[arg(long, short = 'o', value_enum, default_value_t)]
     output: Format,
 }
@@ -64,7 +64,7 @@ impl Volume {
     pub(super) fn text(&self) -> String {
         let size = if self.capacity_bytes > 0 { self.capacity_bytes } else { self.requested_bytes };
         let grows = self.capacity_bytes > 0 && self.capacity_bytes < self.requested_bytes;
-        let grows = if grows { format!(", {} asked for", bytes(self.requested_bytes)) } else { String::new() };
+        let grows = if grows { format!(", growing to {}", bytes(self.requested_bytes)) } else { String::new() };
         match self.phase.as_str() {
             "Bound" => format!("{}{grows}", bytes(size)),
             phase => format!("{} ({phase})", bytes(size)),
@@ -128,8 +128,8 @@ pub(super) async fn run(access: &Access, args: &StatusArgs, out: &mut dyn Write)
             views.push(View::of(&cluster, volumes(&within, &cluster.name_any()).await?, now));
         }
         return print(out, args.output, &views, |wide| match views.as_slice() {
-            [] if args.all_namespaces => "No ChronicleClusters.\n".into(),
-            [] => format!("No ChronicleClusters in namespace {}.\n", access.namespace),
+            [] if args.all_namespaces => "No ChronicleClusters found.\n".into(),
+            [] => format!("No ChronicleClusters found in namespace {}.\n", access.namespace),
             views => list(views, args.all_namespaces, wide),
         });
     };
@@ -219,16 +219,16 @@ pub(super) fn text(view: &View, wide: bool, now: Timestamp) -> String {
     let status = &view.status;
     let quorum = status.quorum.as_ref().map(|quorum| {
         format!(
-            "{} of {} voters alive, {} needed: {} more may be lost",
+            "{} of {} voters alive, {} needed; tolerates {} more failures",
             quorum.healthy, quorum.voters, quorum.needed, quorum.fault_tolerance
         )
     });
     let volumes = match &view.volumes {
-        None => "not yours to look at (list persistentvolumeclaims)".to_owned(),
+        None => "not allowed to list persistentvolumeclaims".to_owned(),
         Some(volumes) => format!("{} in {} volumes", bytes(view.capacity()), volumes.len()),
     };
     let ends = status.certificates.as_ref().and_then(|certificates| certificates.not_after_seconds);
-    let seen = if view.unseen { " (the newest spec is not reported about yet)" } else { "" };
+    let seen = if view.unseen { " (the operator has not processed the latest spec yet)" } else { "" };
     let mut text = pairs(&[
         ("Name", format!("{}/{}{seen}", view.namespace, view.name)),
         ("Image", view.image.clone()),
@@ -238,19 +238,19 @@ pub(super) fn text(view: &View, wide: bool, now: Timestamp) -> String {
         (
             "Nodes",
             format!(
-                "{} asked for, {} in the cluster, {} pods, {} ready",
+                "{} desired, {} in the cluster, {} pods, {} ready",
                 view.replicas,
                 status.size.unwrap_or(0),
                 status.replicas,
                 status.ready_replicas
             ),
         ),
-        ("Leader", status.leader.clone().unwrap_or_else(|| "none that answers".into())),
+        ("Leader", status.leader.clone().unwrap_or_else(|| "none that responds".into())),
         ("Quorum", quorum.unwrap_or_default()),
         ("Capacity", volumes),
         (
             "Certificates",
-            ends.map(|ends| format!("the first ends in {}", span(ends - now.as_second()))).unwrap_or_default(),
+            ends.map(|ends| format!("the first expires in {}", span(ends - now.as_second()))).unwrap_or_default(),
         ),
         ("Operation", status.operation.as_ref().map_or_else(|| "none".into(), |under_way| operation(under_way, now))),
     ]);

@@ -147,7 +147,7 @@ async fn a_plan_of_a_settled_cluster_says_that_nothing_is_to_be_done() {
     let plan = planned(&world).await;
     assert_eq!((plan.source, told(&plan)), (Source::Nodes, Vec::<String>::new()));
     let text = plan::text(&plan);
-    assert!(text.contains("would change nothing") && !text.contains("In the way"), "{text}");
+    assert!(text.contains("would change nothing") && !text.contains("Blocked or waiting"), "{text}");
 }
 
 #[tokio::test]
@@ -158,13 +158,13 @@ async fn a_plan_follows_the_operator_step_by_step_without_a_write() {
     let told = told(&plan);
     assert!(told.iter().any(|change| change.starts_with("change statefulsets/log spec.template")), "{told:?}");
     assert!(
-        told.iter().any(|change| change.contains("begin Roll of log-") && change.contains("at step Drain")),
+        told.iter().any(|change| change.contains("start Roll of log-") && change.contains("at step Drain")),
         "{told:?}"
     );
 
     // What the operator then does is what the next plans say that it will.
     let operator = world.operator();
-    for expected in ["drain node/log-", ": go on to step Pod", "delete pods/log-"] {
+    for expected in ["drain node/log-", ": advance to step Pod", "delete pods/log-"] {
         let mut found = false;
         for _ in 0..20 {
             let plan = planned(&world).await;
@@ -195,7 +195,7 @@ async fn a_live_setting_is_planned_without_a_restart_and_waited_for() {
     pass(&world, &world.operator()).await;
     let shown = async || members::text(&members::gather(&access(&world), NAME).await.unwrap(), false, Timestamp::now());
     let before = shown().await;
-    let behind = "log-1 has not taken the configuration file that the spec comes to yet.";
+    let behind = "log-1 has not loaded the current configuration file yet.";
     assert!(before.contains(behind), "{before}");
     for _ in 0..100 {
         world.tick();
@@ -206,12 +206,15 @@ async fn a_live_setting_is_planned_without_a_restart_and_waited_for() {
         node.configuration.as_mut().unwrap().restart_fields = vec!["listeners.data".into(), "node.name".into()];
     });
     let text = shown().await;
-    assert!(text.contains("log-1 takes up listeners.data, node.name when it is restarted."), "{text}");
+    assert!(text.contains("log-1 needs a restart to apply listeners.data, node.name."), "{text}");
     world.cluster.lock().nodes.values_mut().filter(|node| node.name == "log-1").for_each(|node| {
         node.configuration.as_mut().unwrap().error = "limits: no such field".into();
     });
     let text = shown().await;
-    assert!(text.contains("log-1 refuses its configuration file and goes on with what it had: limits: no"), "{text}");
+    assert!(
+        text.contains("log-1 rejects its configuration file and keeps its previous configuration: limits: no"),
+        "{text}"
+    );
 
     let both = json!({"limits": {"connections-max": 2000}, "partitions": {"queue-bytes-max": "32MiB"}});
     world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["config"] = both);
@@ -247,7 +250,7 @@ async fn a_plan_names_the_gate_that_holds_the_operator() {
         text.contains("Degraded True VersionGate: log-") && text.contains("major version cannot be changed"),
         "{text}"
     );
-    assert!(!told(&plan).iter().any(|change| change.contains("begin")), "{text}");
+    assert!(!told(&plan).iter().any(|change| change.contains("start ")), "{text}");
     world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["reconciliation"] = "Paused".into());
     let text = plan::text(&planned(&world).await);
     assert!(text.contains("Progressing False Paused"), "{text}");
@@ -274,7 +277,10 @@ async fn a_plan_that_cannot_reach_the_nodes_does_not_guess() {
     let plan = planned(&world).await;
     assert_eq!((plan.source, plan.reconciles.len()), (Source::Status, 0));
     let text = plan::text(&plan);
-    assert!(text.contains("not asked: no majority") && text.contains("reported last"), "{text}");
+    assert!(
+        text.contains("not queried: no majority") && text.contains("last status that the operator reported"),
+        "{text}"
+    );
 
     world.cluster.lock().silent = 0;
     let without = client(&world, |_, uri| uri.contains("/secrets/").then(|| refused(403, "no secrets for you")));
@@ -282,7 +288,7 @@ async fn a_plan_that_cannot_reach_the_nodes_does_not_guess() {
     let plan = plan::make(&access, NAME, surroundings(&world)).await.unwrap();
     let text = plan::text(&plan);
     assert_eq!(plan.source, Source::Status);
-    assert!(text.contains("you may not get Secret log-node-tls") && text.contains("get secrets"), "{text}");
+    assert!(text.contains("you are not allowed to get Secret log-node-tls") && text.contains("get secrets"), "{text}");
 }
 
 #[tokio::test]
@@ -322,7 +328,7 @@ async fn a_status_shows_conditions_members_and_capacity() {
     let text = status::text(&view, false, Timestamp::now());
     for part in [
         "3Gi in 3 volumes",
-        "3 of 3 voters alive, 2 needed: 1 more may be lost",
+        "3 of 3 voters alive, 2 needed; tolerates 1 more failures",
         "Settled",
         "log-2    Voter   Active",
         "Operation:",
@@ -345,7 +351,10 @@ async fn members_are_asked_and_otherwise_told_from_the_status() {
     let told = members::gather(&access(&world), NAME).await.unwrap();
     assert!(!told.live && told.members.len() == 3);
     let text = members::text(&told, true, Timestamp::now());
-    assert!(text.contains("As the operator reported last, because: the nodes cannot be asked: no majority"), "{text}");
+    assert!(
+        text.contains("From the last status that the operator reported, because: cannot query the nodes: no majority"),
+        "{text}"
+    );
 }
 
 fn drain_args(pod: &str) -> DrainArgs {
@@ -368,9 +377,9 @@ async fn a_leader_is_drained_and_then_may_go() {
     drain::run(&access(&world), &drain_args(&leader), &mut out).await.unwrap();
     task.abort();
     let text = String::from_utf8(out).unwrap();
-    assert!(text.contains(&format!("{leader} hands over what it leads\n")), "{text}");
+    assert!(text.contains(&format!("draining {leader}: transferring its leadership\n")), "{text}");
     assert!(
-        text.ends_with(&format!("the others have a majority without {leader}: it may be deleted or evicted now\n")),
+        text.ends_with(&format!("{leader} can be deleted or evicted now: the other nodes keep a majority\n")),
         "{text}"
     );
     assert_eq!(*world.writes.lock(), Vec::<String>::new());
@@ -386,7 +395,7 @@ async fn a_drain_says_why_it_does_not_begin_or_end() {
     let world = settled().await;
     let mut out = Vec::new();
     let failure = drain::run(&access(&world), &drain_args("log-7"), &mut out).await.unwrap_err();
-    assert_eq!(failure.to_string(), "log-7 is no pod of ChronicleCluster log: it has log-0, log-1, log-2");
+    assert_eq!(failure.to_string(), "ChronicleCluster log has no pod log-7; its pods: log-0, log-1, log-2");
 
     // Nobody moves, so that the leader leads on.
     let leader = world.get("chronicleclusters", NAME).unwrap()["status"]["leader"].as_str().unwrap().to_owned();
@@ -400,7 +409,7 @@ async fn a_drain_says_why_it_does_not_begin_or_end() {
     let operation = json!({"kind": "Roll", "step": "Drain", "target": leader});
     world.edit("chronicleclusters", NAME, |cluster| cluster["status"]["operation"] = operation);
     let failure = drain::run(&access(&world), &drain_args(&leader), &mut out).await.unwrap_err();
-    assert!(failure.to_string().contains("the operator is at Roll"), "{failure}");
+    assert!(failure.to_string().contains("the operator is running Roll"), "{failure}");
 }
 
 fn log_of(uri: &str) -> Option<Response<Body>> {

@@ -43,7 +43,7 @@ pub(super) async fn serve(
             get(|State((_, ready)): State<(Metrics, Ready)>| async move {
                 match ready.0.load(Ordering::Relaxed) {
                     true => (StatusCode::OK, "ready\n"),
-                    false => (StatusCode::SERVICE_UNAVAILABLE, "not ready: the API server was not reached yet\n"),
+                    false => (StatusCode::SERVICE_UNAVAILABLE, "not ready: no connection to the API server yet\n"),
                 }
             }),
         )

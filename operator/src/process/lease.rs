@@ -58,22 +58,22 @@ pub async fn hold(client: Client, settings: LeaseSettings, state: watch::Sender<
         match attempt {
             Ok(Ok(true)) => {
                 if renewed.is_none() {
-                    tracing::info!(lease = settings.name, identity = settings.identity, "leading");
+                    tracing::info!(lease = settings.name, identity = settings.identity, "became leader");
                 }
                 renewed = Some(started);
                 state.send_replace(Leadership::Leading);
             }
             Ok(Ok(false)) if renewed.is_some() => {
-                tracing::warn!(lease = settings.name, "another process has taken the lease");
+                tracing::warn!(lease = settings.name, "lost the lease to another process");
                 state.send_replace(Leadership::Lost);
                 return;
             }
             Ok(Ok(false)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, lease = settings.name, "the lease could not be read or written"),
-            Err(_) => tracing::warn!(lease = settings.name, "no answer about the lease"),
+            Ok(Err(error)) => tracing::warn!(%error, lease = settings.name, "cannot read or renew the lease"),
+            Err(_) => tracing::warn!(lease = settings.name, "timeout while renewing the lease"),
         }
         if renewed.is_some_and(|at| at.elapsed() >= settings.renew_deadline) {
-            tracing::error!(lease = settings.name, "the lease could not be renewed in time");
+            tracing::error!(lease = settings.name, "the lease was not renewed before the deadline");
             state.send_replace(Leadership::Lost);
             return;
         }
@@ -86,7 +86,7 @@ pub async fn hold(client: Client, settings: LeaseSettings, state: watch::Sender<
     if renewed.is_some()
         && let Ok(Err(error)) = timeout(settings.period, give_back(&api, &settings)).await
     {
-        tracing::debug!(%error, "the lease was not given back");
+        tracing::debug!(%error, "cannot release the lease");
     }
 }
 

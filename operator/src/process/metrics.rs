@@ -49,10 +49,10 @@ impl Metrics {
         let seconds: Family<Kind, Histogram> =
             Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.005, 2.0, 14)));
         let leader = Gauge::default();
-        registry.register("reconciliations", "Passes over resources", reconciliations.clone());
-        registry.register("reconciliation_failures", "Passes that failed, by reason", failures.clone());
-        registry.register_with_unit("reconciliation", "Time that a pass takes", Unit::Seconds, seconds.clone());
-        registry.register("leader", "1 while this process acts, 0 while it stands by", leader.clone());
+        registry.register("reconciliations", "Reconciles of resources", reconciliations.clone());
+        registry.register("reconciliation_failures", "Reconciles that failed, by reason", failures.clone());
+        registry.register_with_unit("reconciliation", "Duration of a reconcile", Unit::Seconds, seconds.clone());
+        registry.register("leader", "1 while this process is the leader, 0 while it stands by", leader.clone());
         Self(Arc::new(Inner { registry, reconciliations, failures, seconds, leader }))
     }
 

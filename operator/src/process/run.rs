@@ -71,8 +71,9 @@ pub async fn run(
     let tasks = TaskTracker::new();
     // Outlives everything else, so that probes are answered while the rest stops.
     let last = CancellationToken::new();
-    let listener =
-        health::bind(run.health).await.map_err(|error| anyhow::anyhow!("health address {}: {error}", run.health))?;
+    let listener = health::bind(run.health)
+        .await
+        .map_err(|error| anyhow::anyhow!("cannot listen on health address {}: {error}", run.health))?;
     tasks.spawn(health::serve(listener, metrics.clone(), ready.clone(), last.clone()));
 
     let version = tokio::select! {
@@ -80,7 +81,7 @@ pub async fn run(
         () = stop.cancelled() => None,
     };
     if let Some(version) = version {
-        tracing::info!(version, "reached the API server");
+        tracing::info!(version, "connected to the API server");
         ready.set();
     }
     let (leads, mut leadership) = watch::channel(Leadership::StandingBy);
@@ -114,7 +115,7 @@ pub async fn run(
         }
         reconcilers.close();
         tokio::select! {
-            () = stop.cancelled() => tracing::info!("stopping"),
+            () = stop.cancelled() => tracing::info!("shutting down"),
             _ = leadership.wait_for(|state| *state == Leadership::Lost) => lost = run.lease.is_some(),
         }
         end.cancel();
@@ -122,7 +123,7 @@ pub async fn run(
         // Who lost the Lease must not finish anything: another process acts by now.
         let grace = if lost { Duration::ZERO } else { GRACE };
         if timeout(grace, reconcilers.wait()).await.is_err() {
-            tracing::warn!("a pass was cut off; it is resumed from what is recorded");
+            tracing::warn!("reconcile interrupted; it resumes from the recorded status");
         }
     }
     give_back.cancel();
@@ -137,7 +138,7 @@ async fn reach(client: &Client) -> String {
     loop {
         match client.apiserver_version().await {
             Ok(version) => return version.git_version,
-            Err(error) => tracing::warn!(%error, "the API server does not answer"),
+            Err(error) => tracing::warn!(%error, "cannot reach the API server"),
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
@@ -304,7 +305,7 @@ where
             let resource = match &resource.0 {
                 Ok(resource) => Arc::new(resource.clone()),
                 Err(invalid) => {
-                    tracing::warn!(resource = key, error = %invalid.error, "cannot be read; waiting for a change");
+                    tracing::warn!(resource = key, error = %invalid.error, "cannot parse the resource; waiting for a change");
                     return Ok(Action::await_change());
                 }
             };
@@ -334,10 +335,10 @@ where
     let failed = move |resource: Arc<Guarded<K>>, error: &ReconcileError, context: Arc<Context>| {
         let key = key(kind, &*resource);
         let pause = error.pause(context.failed(&key));
-        let pause_ms = pause.as_millis() as u64;
+        let retry_in_ms = pause.as_millis() as u64;
         match error.is_transient() {
-            true => tracing::info!(resource = key, %error, pause_ms, "tried again later"),
-            false => tracing::warn!(resource = key, %error, pause_ms, "failed"),
+            true => tracing::info!(resource = key, %error, retry_in_ms, "reconcile failed; retrying"),
+            false => tracing::warn!(resource = key, %error, retry_in_ms, "reconcile failed"),
         }
         Action::requeue(pause)
     };

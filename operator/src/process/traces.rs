@@ -44,7 +44,7 @@ pub enum TracesError {
         rule: &'static str,
     },
     /// There is no exporter for what is configured.
-    #[error("endpoint of traces: {endpoint}: {source}")]
+    #[error("trace endpoint {endpoint}: {source}")]
     Exporter {
         /// The endpoint in force.
         endpoint: String,
@@ -153,7 +153,7 @@ impl Traces {
     pub async fn shutdown(self) {
         let stopped = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
         if let Ok(Err(error)) = stopped {
-            tracing::warn!(%error, "the last spans were not sent");
+            tracing::warn!(%error, "cannot export the last spans");
         }
     }
 }

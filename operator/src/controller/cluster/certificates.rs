@@ -92,7 +92,7 @@ impl Certificates {
                 None if !cert_manager => (
                     "CertManagerMissing",
                     format!(
-                        "cert-manager is not installed, so that nobody issues Secret {name}: install it, or name Secrets in \
+                        "cert-manager is not installed, so Secret {name} cannot be issued: install it, or provide certificates in \
                          spec.security.tls.secrets"
                     ),
                 ),
@@ -127,8 +127,7 @@ impl Certificates {
 
     /// Which nodes do not serve the newest certificate; `None`: all do, or are not known to.
     pub(super) fn not_served(&self) -> Option<String> {
-        (!self.stale.is_empty())
-            .then(|| format!("nodes serve an older certificate than the newest: {}", self.stale.join(", ")))
+        (!self.stale.is_empty()).then(|| format!("nodes still serve a previous certificate: {}", self.stale.join(", ")))
     }
 
     /// Whether there are any.
@@ -219,16 +218,16 @@ impl Certificates {
         }
         let known_for = self.now - self.trusted_since;
         if !trusted.contains(ca.trim()) || known_for < context.settings().trust_settles_seconds {
-            return Ok(Some("the new certificate authority is being made known to nodes and clients".into()));
+            return Ok(Some("distributing the new CA to nodes and clients".into()));
         }
         for name in outdated {
             let name = format!("{}-{name}", cluster.name);
             let Some(certificate) = live.get(&("Certificate".to_owned(), name.clone())) else { continue };
             if reissue(context, &cluster.namespace, certificate).await? {
-                tracing::info!(certificate = name, "issued anew by the new CA");
+                tracing::info!(certificate = name, "requested a certificate from the new CA");
             }
         }
-        Ok(Some("certificates are being issued by the new certificate authority".into()))
+        Ok(Some("reissuing certificates with the new CA".into()))
     }
 }
 
@@ -289,7 +288,7 @@ pub(in crate::controller) async fn reissue(
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
     let name = certificate.name_any();
     let patched = api.patch_status(&name, &params, &Patch::Merge(patch)).await;
-    patched.map(|_| true).map_err(ReconcileError::kube(format!("have Certificate {name} issued anew")))
+    patched.map(|_| true).map_err(ReconcileError::kube(format!("reissue Certificate {name}")))
 }
 
 /// Why a Secret of cert-manager is not there yet, as a reason and in words: those of its issuer, if that is in the way.
@@ -316,8 +315,8 @@ async fn pending(
             match api.get_opt(&name).await {
                 Ok(None) => {
                     let why = format!(
-                        "there is no {kind} {name} to issue Secret {secret}: create it, or correct \
-                                       spec.security.tls.issuerRef in a new cluster"
+                        "{kind} {name}, which should issue Secret {secret}, does not exist: create it, or create a new cluster with \
+                         another spec.security.tls.issuerRef"
                     );
                     return Ok(("IssuerMissing", why));
                 }
@@ -332,9 +331,10 @@ async fn pending(
         let conditions = object.data["status"]["conditions"].as_array()?;
         conditions.iter().find(|condition| condition["type"] == "Ready").cloned()
     };
-    let words = |condition: &serde_json::Value| condition["message"].as_str().unwrap_or("no reason given").to_owned();
+    let words =
+        |condition: &serde_json::Value| condition["message"].as_str().unwrap_or("no reason reported").to_owned();
     if let Some(condition) = issuer.as_ref().and_then(ready).filter(|condition| condition["status"] == "False") {
-        let why = format!("{kind} {name}, which is to issue Secret {secret}, is not ready: {}", words(&condition));
+        let why = format!("{kind} {name}, which should issue Secret {secret}, is not ready: {}", words(&condition));
         return Ok(("IssuerNotReady", why));
     }
     let of = |object: &&DynamicObject| object.data["spec"]["secretName"] == secret;

@@ -354,7 +354,7 @@ impl Pass<'_> {
             return Ok(false);
         }
         if !begun {
-            let note = format!("{asked} is ready, or not a pod of this cluster: its node is not replaced");
+            let note = format!("{asked} is ready or is not a pod of this cluster: not replacing its node");
             self.context.event(self.resource, EventKind::Warning, "ReplacementNotNeeded", &note).await;
         }
         let patch = json!({"metadata": {
@@ -362,7 +362,7 @@ impl Pass<'_> {
         }});
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let patched = self.api.patch(&self.resource.name_any(), &params, &Patch::Merge(patch)).await;
-        patched.map_err(ReconcileError::kube("take the request for a replacement back"))?;
+        patched.map_err(ReconcileError::kube("remove the replace annotation"))?;
         Ok(true)
     }
 
@@ -387,7 +387,7 @@ impl Pass<'_> {
         observed.catch_up = match self.context.admin().catch_up(target, &nodes).await {
             Ok(known) => known,
             Err(error) => {
-                tracing::debug!(%error, target = operation.target, "no comparison");
+                tracing::debug!(%error, target = operation.target, "cannot compare the replicas");
                 CatchUp::Unknown
             }
         };

@@ -82,8 +82,8 @@ async fn no_class(
         (Some("Pending"), None) => Ok(Some((
             "StorageClassMissing",
             format!(
-                "claim {name} names no storage class and Kubernetes has no default one: annotate a class with \
-                 storageclass.kubernetes.io/is-default-class=true, or create the cluster anew with spec.storage.storageClassName"
+                "PersistentVolumeClaim {name} has no storage class and there is no default StorageClass: annotate one with \
+                 storageclass.kubernetes.io/is-default-class=true, or recreate the cluster with spec.storage.storageClassName"
             ),
         ))),
         // Empty: bound to a volume that somebody makes by hand.
@@ -93,8 +93,8 @@ async fn no_class(
                 Ok(None) => Ok(Some((
                     "StorageClassMissing",
                     format!(
-                        "claim {name} asks for storage class {class}, which does not exist: create it, or create the cluster anew \
-                         with another spec.storage.storageClassName"
+                        "PersistentVolumeClaim {name} requests StorageClass {class}, which does not exist: create it, or recreate the \
+                         cluster with another spec.storage.storageClassName"
                     ),
                 ))),
                 Ok(Some(_)) => Ok(None),
@@ -135,7 +135,10 @@ fn pod_view(pod: &Pod) -> PodView {
         }
         (Some(state), _) if state.terminated.is_some() => {
             let ended = state.terminated.clone().unwrap_or_default();
-            (false, format!("the container ended with {}: {}", ended.exit_code, ended.message.unwrap_or_default()))
+            (
+                false,
+                format!("the container exited with code {}: {}", ended.exit_code, ended.message.unwrap_or_default()),
+            )
         }
         // Pending before its machine has looked at it: nothing runs. Otherwise nobody knows.
         _ => (status.phase.as_deref() != Some("Pending"), String::new()),

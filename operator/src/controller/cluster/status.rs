@@ -74,7 +74,7 @@ impl Outcome {
             false => self.set(ConditionType::Degraded, Some(true), error.reason(), error.to_string()),
             // What passes by itself is no news, unless it does not pass.
             true if attempt >= NEWS_AFTER => {
-                let why = format!("{error}; tried again until it works");
+                let why = format!("{error}; retrying");
                 self.set(ConditionType::Progressing, Some(true), error.reason(), why);
             }
             true => {}
@@ -97,7 +97,7 @@ impl Outcome {
 
     pub(super) fn answered(&mut self, answer: Option<Result<ClusterView, AdminError>>) -> Option<ClusterView> {
         match answer {
-            None => self.silence = "no node runs, or there is no certificate to ask with".into(),
+            None => self.silence = "no node is running, or the operator has no certificate to connect with".into(),
             Some(Err(error)) => {
                 if let AdminError::TwoClusters(_) = &error {
                     self.two_clusters = Some(error.to_string());
@@ -185,10 +185,10 @@ impl Outcome {
             return;
         };
         let (holds, reason, why) = match (&view.leader, view.offline) {
-            (None, _) => (false, "NoLeader", "the controller group has no leader that answers".to_owned()),
+            (None, _) => (false, "NoLeader", "the controller group has no leader that responds".to_owned()),
             (_, 0) => (true, "Quorate", String::new()),
             (_, offline) => {
-                (false, "PartitionsOffline", format!("{offline} partitions have no majority of their replicas"))
+                (false, "PartitionsOffline", format!("{offline} partitions have no majority of live replicas"))
             }
         };
         self.set(ConditionType::Quorate, Some(holds), reason, why.clone());
@@ -225,7 +225,7 @@ impl Outcome {
     /// The conditions that follow from the step.
     pub(super) fn conclude(&mut self, ask: &Ask, step: &Step, observed: &Observed) {
         if let Some(why) = self.growth.take() {
-            let why = format!("{why}; the storage class must allow volumes to grow");
+            let why = format!("{why}; the StorageClass needs allowVolumeExpansion: true");
             self.set(ConditionType::StorageHealthy, Some(false), "GrowthRefused", why);
         }
         self.up_to_date(ask, observed);
@@ -257,7 +257,7 @@ impl Outcome {
         }
         let outdated = observed.pods.iter().filter(|(ordinal, pod)| outdated(ask, observed, **ordinal, pod)).count();
         if outdated > 0 {
-            let why = format!("{outdated} of {} pods do not run what the spec says yet", observed.pods.len());
+            let why = format!("{outdated} of {} pods do not match the spec yet", observed.pods.len());
             return self.set(ConditionType::UpToDate, Some(false), "RollPending", why);
         }
         // Pods of the right template may not have taken the file.
@@ -299,10 +299,13 @@ impl Outcome {
                 if !dead.is_empty() && dead.iter().all(|name| Some(*name) == restarting) {
                     self.set(ConditionType::Degraded, Some(false), "AsExpected", "");
                 } else if !dead.is_empty() {
-                    let why = format!("the cluster does not hear from {}", dead.join(", "));
+                    let why = format!("no heartbeat from {}", dead.join(", "));
                     self.set(ConditionType::Degraded, Some(true), "NodesDead", why);
                 } else if view.under_replicated > 0 {
-                    let why = format!("{} partitions have a replica that is not alive", view.under_replicated);
+                    let why = format!(
+                        "{} partitions are under-replicated: a replica is on a node that is not alive",
+                        view.under_replicated
+                    );
                     self.set(ConditionType::Degraded, Some(true), "UnderReplicated", why);
                 } else if let Some(why) = refusal(ask, observed) {
                     self.set(ConditionType::Degraded, Some(true), REFUSED, why);

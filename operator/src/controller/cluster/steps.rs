@@ -23,7 +23,7 @@ pub(super) async fn carry_out(
     target: &Target,
     step: &Step,
 ) -> Result<(), ReconcileError> {
-    tracing::info!(cluster = %cluster.name, namespace = %cluster.namespace, ?step, "step");
+    tracing::info!(cluster = %cluster.name, namespace = %cluster.namespace, ?step, "executing a step");
     match step {
         Step::ApplySet { replicas } => {
             let mut set = desired.stateful_set.clone();
@@ -106,7 +106,7 @@ fn ours() -> PatchParams {
 fn ignore_gone(result: Result<(), kube::Error>, action: String) -> Result<(), ReconcileError> {
     match result {
         Err(error) if is_not_found(&error) || is_conflict(&error) => {
-            tracing::debug!(action, %error, "changed in the meantime");
+            tracing::debug!(action, %error, "the object has changed since it was read");
             Ok(())
         }
         other => other.map_err(ReconcileError::kube(action)),

@@ -217,7 +217,11 @@ async fn a_live_setting_reaches_the_nodes_without_a_restart_and_is_waited_for() 
     assert_eq!(condition(&world, "UpToDate"), ("False".into(), "ConfigurationPending".into()));
     assert_eq!(condition(&world, "Progressing"), ("True".into(), "ConfigurationPending".into()));
     assert_eq!(condition(&world, "Degraded").0, "False");
-    assert!(status(&world).to_string().contains("as it is now: log-0, log-1, log-2;"), "{}", status(&world));
+    assert!(
+        status(&world).to_string().contains("current configuration file: log-0, log-1, log-2;"),
+        "{}",
+        status(&world)
+    );
     let resource: ChronicleCluster = serde_json::from_value(world.get("chronicleclusters", NAME).unwrap()).unwrap();
     let again = format!("{:?}", reconcile(Arc::new(resource), operator.clone()).await.unwrap());
     assert!(again.contains("5s"), "no watch tells of what nodes have read: {again}");
@@ -265,7 +269,7 @@ async fn a_setting_that_is_refused_is_told_once_and_restarts_nobody() {
     let refused = ("True".to_owned(), "ConfigurationRefused".to_owned());
     until(&world, "told", |world| condition(world, "Degraded") == refused).await;
     assert_eq!(condition(&world, "UpToDate"), ("False".into(), "ConfigurationRefused".into()));
-    assert!(status(&world).to_string().contains("log-0 refuses") && status(&world).to_string().contains(NONSENSE));
+    assert!(status(&world).to_string().contains("log-0 rejects") && status(&world).to_string().contains(NONSENSE));
     // With a field beside it that waits for a restart.
     configure(&world, json!({"limits": {"connections-max": NONSENSE}, "partitions": {"queue-bytes-max": "32MiB"}}));
     world.writes.lock().clear();
@@ -758,7 +762,7 @@ async fn a_storage_class_that_does_not_exist_is_named() {
     });
     let storage = |world: &World| condition(world, "StorageHealthy");
     until(&world, "said", |world| storage(world) == ("False".into(), "StorageClassMissing".into())).await;
-    assert!(status(&world).to_string().contains("asks for storage class fast"));
+    assert!(status(&world).to_string().contains("requests StorageClass fast"));
     world.put("storageclasses", json!({"metadata": {"name": "fast"}}));
     until(&world, "said", |world| storage(world) == ("True".into(), "Healthy".into())).await;
 }

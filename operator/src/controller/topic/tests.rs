@@ -197,7 +197,7 @@ async fn a_deletion_that_cannot_be_done_says_why_and_how_to_go_without() {
     let ready = &resource["status"]["conditions"][0];
     assert_eq!(ready["reason"], "DeletionWaits", "{ready}");
     let message = ready["message"].as_str().unwrap();
-    assert!(message.contains("no node that serves") && message.contains("deletionPolicy to Retain"), "{message}");
+    assert!(message.contains("no ready node") && message.contains("deletionPolicy to Retain"), "{message}");
     world.edit("chronicletopics", "orders", |topic| topic["spec"]["deletionPolicy"] = "Retain".into());
     settle(&world, "orders").await;
     assert!(world.get("chronicletopics", "orders").is_none());
