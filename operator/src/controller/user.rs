@@ -1,7 +1,9 @@
-//! Reconciles a ChronicleUser: its certificate (by cert-manager), rules and quotas.
+//! Reconciles a ChronicleUser: its certificate (issued by cert-manager), access rules and quotas.
 //!
-//! Before the first rule is made, the status says that the principal's rules are this resource's (`owned`). One principal has one
-//! resource: a second one for the same principal is refused, and so is one for the operator's own.
+//! Invariants:
+//! - `status.owned` is written before the first rule, so that an operator that is killed in between still manages the rules.
+//! - One principal has one resource. A second one, or one for the principal of the operator, reports an error and changes nothing.
+//! - Rules that are not in the spec are removed before missing ones are added.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,13 +28,13 @@ use crate::api::{
 };
 use crate::build::{Cluster, DURATION, OPERATOR_PRINCIPAL, RENEW_BEFORE, from_value, issuer_ref, trusts};
 
-/// Most rules in one request.
+/// Maximum number of rules in one request.
 const RULES_AT_ONCE: usize = 500;
 
-/// One pass.
+/// Reconciles one user.
 ///
 /// # Errors
-/// What failed; [`ReconcileError::pause`] says when to try again.
+/// The failure; [`ReconcileError::pause`] has the delay of the retry.
 pub async fn reconcile(resource: Arc<ChronicleUser>, context: Context) -> Result<Action, ReconcileError> {
     part::pass(&*resource, &context).await
 }
@@ -104,12 +106,12 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
                 format!("{principal} already has access rules or quotas that this resource does not manage: {rule}"),
             ));
         }
-        // Written before the first is made.
+        // Recorded before the first rule is written.
         status.owned = true;
         return Ok(Verdict::again("Creating"));
     }
     let admin = context.admin();
-    // Denials and rights that go, go first.
+    // Remove first.
     for some in extra.chunks(RULES_AT_ONCE) {
         admin.remove_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("remove rules"))?;
     }
@@ -142,13 +144,13 @@ async fn other_owner(
     Ok(same.filter(older).map(ResourceExt::name_any).next())
 }
 
-/// Name of the Secret with the certificate, and of the Certificate.
+/// Returns the name of the Certificate and of its Secret.
 fn secret_name(resource: &ChronicleUser) -> String {
     let asked = resource.spec.authentication.secret_name.clone();
     asked.unwrap_or_else(|| format!("{}-chronicle-user", resource.name_any()))
 }
 
-/// Has the client's certificate issued; the verdict when it is not there yet.
+/// Applies the Certificate of the client. Returns the state to report while it is not issued or not trusted yet.
 async fn certificate(
     context: &Context,
     resource: &ChronicleUser,
@@ -213,8 +215,8 @@ async fn certificate(
         let why = format!("waiting for cert-manager to issue Secret {secret}");
         return Ok(Some(Verdict::wait("CertificatePending", why)));
     };
-    // A new CA reaches clients as soon as nodes serve certificates of it. A certificate that is younger than theirs is left alone: to
-    // issue it anew would bring another one of the same CA, and so on without end.
+    // Clients get a certificate of a new CA once nodes serve one. A client certificate that is newer than theirs is left alone: reissuing
+    // it would return another certificate of the same CA, again and again.
     let node = get(&cluster.node_secret()).await?;
     let ca = |secret: &Secret| secret_text(secret, "ca.crt").map(|text| text.trim().to_owned());
     let Some(node) = node.filter(|node| ca(node).is_some() && ca(&there) != ca(node)) else { return Ok(None) };
@@ -239,7 +241,7 @@ async fn certificate(
     }))
 }
 
-/// Label of what belongs to a user.
+/// Label of the objects of a user: its name.
 pub(crate) const USER_LABEL: &str = "chronicle.dev/user";
 
 type Key = (i32, i32, String, i32, i32);
@@ -248,7 +250,7 @@ fn key(rule: &v1::Acl) -> Key {
     (rule.resource, rule.pattern, rule.name.clone(), rule.operation, rule.effect)
 }
 
-/// Rules that are asked for and not there, and the other way round.
+/// Returns the missing rules and the rules that are not in the spec.
 async fn differences(
     context: &Context,
     resource: &ChronicleUser,
@@ -266,7 +268,7 @@ async fn differences(
     Ok((missing, extra))
 }
 
-/// The rules of the spec, one per operation, each once.
+/// Returns the rules of the spec, one per operation, without duplicates.
 fn rules(resource: &ChronicleUser, principal: &str) -> Vec<v1::Acl> {
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
@@ -319,7 +321,7 @@ fn quota(resource: &ChronicleUser) -> Option<v1::Quota> {
     (quota != v1::Quota::default()).then_some(quota)
 }
 
-/// Takes rules, quota and certificate away; what is in the way.
+/// Removes rules, quota and certificate. Returns what blocks that.
 async fn delete(context: &Context, resource: &ChronicleUser) -> Result<Option<Why>, ReconcileError> {
     let (spec, status) = (&resource.spec, Part::status(resource));
     let namespace = resource.namespace().unwrap_or_default();
@@ -343,7 +345,7 @@ async fn delete(context: &Context, resource: &ChronicleUser) -> Result<Option<Wh
     if let Some(name) = &status.secret_name {
         delete_certificate(context, resource, &namespace, name).await?;
     }
-    // cert-manager leaves the Secret behind, and with it a certificate that is good for weeks.
+    // cert-manager keeps the Secret, with a certificate that is valid for weeks.
     let secrets: Api<Secret> = Api::namespaced(context.client(), &namespace);
     if let Some(name) = &status.secret_name {
         let found = secrets.get_opt(name).await.map_err(ReconcileError::kube(format!("get Secret {name}")))?;
@@ -361,7 +363,7 @@ async fn delete(context: &Context, resource: &ChronicleUser) -> Result<Option<Wh
     Ok(None)
 }
 
-/// Deletes the Certificate of a user before its Secret, which cert-manager would make again otherwise.
+/// Deletes the Certificate of a user. This comes before the Secret, which cert-manager would recreate otherwise.
 async fn delete_certificate(
     context: &Context,
     resource: &ChronicleUser,
@@ -370,7 +372,7 @@ async fn delete_certificate(
 ) -> Result<(), ReconcileError> {
     let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("cert-manager.io", "v1", "Certificate"));
     let certificates: Api<DynamicObject> = Api::namespaced_with(context.client(), namespace, &kind);
-    // Nothing is found either where cert-manager is gone.
+    // The result is also empty if cert-manager is not installed.
     let found = certificates.get_opt(name).await.map_err(ReconcileError::kube(format!("get Certificate {name}")))?;
     let uid = resource.uid().unwrap_or_default();
     let ours = |object: &DynamicObject| object.owner_references().iter().any(|owner| owner.uid == uid);

@@ -1,11 +1,13 @@
-//! What is begun when nothing is under way.
+//! Starts operations: what to do when no operation is in progress.
+//!
+//! Order: stop or start all nodes, replace a lost node, roll out, scale, wait until the cluster has converged.
 
 use super::gates::{busy, quorum_without, voters_expected};
 use super::{ClusterView, Context, Machine, PENDING, Step, outdated, pending, unknown, untaken};
 use crate::api::{OperationKind, OperationStatus, OperationStep};
 use crate::build::{ordinal_of, pod_name};
 
-/// A pod whose node a person wants replaced must have been unready for so many seconds.
+/// Seconds that a pod must have been unready before a requested replacement of its node.
 const ASKED_SECONDS: i64 = 60;
 
 impl Context<'_> {
@@ -38,7 +40,7 @@ impl Context<'_> {
         scaled.or(replaced).unwrap_or_else(|| self.settled(cluster, size))
     }
 
-    /// The pods answer for another cluster than before: all volumes were lost or exchanged.
+    /// Blocks: the nodes belong to another cluster than before, since all volumes were lost or exchanged.
     pub(super) fn foreign(&self, cluster: &ClusterView) -> Step {
         let known = self.memory.cluster_id.as_deref().unwrap_or_default();
         Step::blocked(
@@ -51,7 +53,7 @@ impl Context<'_> {
         )
     }
 
-    /// A node whose machine or disk is lost.
+    /// Replaces a node whose machine or disk is lost.
     fn replace_lost(&self, cluster: &ClusterView) -> Option<Step> {
         let asked = self.ask.replace.as_deref().and_then(|name| ordinal_of(&self.ask.name, name));
         let mut refused = None;
@@ -64,15 +66,16 @@ impl Context<'_> {
             let lost = matches!(pod.machine, Machine::Gone) || claim.is_some_and(|claim| claim.lost);
             let unready = pod.unready_since.map_or(0, |since| self.observed.now.as_second() - since.as_second());
             let name = pod_name(&self.ask.name, *ordinal);
-            // A person's word does not hold for a pod that is merely starting.
+            // A request must not hit a pod that is only starting.
             let patience = if wanted { ASKED_SECONDS } else { self.ask.replace_after_seconds };
             let refuse = |why: String| {
-                let told = wanted.then(|| Step::blocked("ReplacementRefused", format!("cannot replace {name}: {why}")));
-                told.or_else(|| {
+                let blocked =
+                    wanted.then(|| Step::blocked("ReplacementRefused", format!("cannot replace {name}: {why}")));
+                blocked.or_else(|| {
                     lost.then(|| Step::wait("ReplacementWaits", format!("waiting to replace {name}: {why}")))
                 })
             };
-            // A person's word is enough for a disk that cannot be seen to be lost; a machine that is merely silent may come back.
+            // A request also covers a disk that is not known to be lost. An unreachable machine may come back and still run the pod.
             let why = if pod.machine == Machine::Silent {
                 Some(
                     "its Kubernetes node is not ready, so the pod may still be running there; delete the Node object, or taint it \
@@ -108,8 +111,7 @@ impl Context<'_> {
         refused
     }
 
-    /// A pod that does not run what is asked for: those that take part in nothing first, the leader of the controller group
-    /// last.
+    /// Restarts an outdated pod: pods without a live node first, the leader of the controller group last.
     fn roll(&self, cluster: &ClusterView, size: i32) -> Option<Step> {
         let outdated = |(ordinal, pod): &(&i32, &super::PodView)| {
             !pod.terminating && outdated(self.ask, self.observed, **ordinal, pod)
@@ -141,7 +143,7 @@ impl Context<'_> {
         Some(Step::Begin { operation, size })
     }
 
-    /// Why the version asked for may not be rolled out over those that run; `None`: it may.
+    /// Returns why the requested version must not be rolled out over the running ones; `None`: it may.
     pub(super) fn version_gate(&self, cluster: &ClusterView) -> Option<String> {
         let asked = self.ask.version.as_deref()?;
         let (major, minor) = major_minor(asked)?;
@@ -216,7 +218,7 @@ impl Context<'_> {
         Step::Begin { operation, size }
     }
 
-    /// Nothing to begin: is everybody there?
+    /// Nothing to start: waits until all nodes are ready, and then reports that the cluster has converged.
     fn settled(&self, cluster: &ClusterView, size: i32) -> Step {
         for ordinal in 0..size {
             let name = pod_name(&self.ask.name, ordinal);
@@ -247,7 +249,7 @@ impl Context<'_> {
     }
 }
 
-/// Major and minor version of `MAJOR.MINOR.PATCH`.
+/// Returns major and minor version of `MAJOR.MINOR.PATCH`.
 fn major_minor(version: &str) -> Option<(u64, u64)> {
     let mut parts = version.split('.');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))

@@ -1,15 +1,17 @@
-//! How operations go on.
+//! Continues the operation in progress: one function per kind of operation.
+//!
+//! Invariant: every function decides from the observed state alone which part of its step has happened, so that repeating it is safe.
 
 use super::gates::{quorum_without, voters_expected};
 use super::{CatchUp, ClusterView, Context, Machine, NodeView, PodView, Step, outdated, unknown};
 use crate::api::{MemberState, OperationKind, OperationStatus, OperationStep};
 use crate::build::pod_name;
 
-/// A hand-over is waited for this long; then the node's own, when it stops, must do.
+/// Longest wait for a leadership transfer, in seconds. After that the transfer by the stopping node itself must do.
 const DRAIN_SECONDS: i64 = 60;
 
 impl Context<'_> {
-    /// The next step of an operation.
+    /// Returns the next step of an operation.
     pub(super) fn go_on(&self, operation: &OperationStatus, size: i32) -> Step {
         let known = self.observed.cluster.as_ref().zip(self.memory.cluster_id.as_ref());
         if let Some((cluster, id)) = known
@@ -70,7 +72,7 @@ impl Context<'_> {
         let pod = self.observed.pods.get(&ordinal);
         let Some(node) = self.node_named(target) else {
             if self.ask.replicas < size && !pod.is_some_and(|pod| pod.running) {
-                // It never came, and is not wanted any more.
+                // The node never joined, and is no longer wanted.
                 let operation = self.operation(OperationKind::ScaleDown, OperationStep::Decommission, ordinal);
                 return Step::Advance { operation, size };
             }
@@ -99,7 +101,7 @@ impl Context<'_> {
         let member = self.node_named(target);
         match operation.step {
             OperationStep::Drain | OperationStep::Decommission => match (&operation.node_id, member) {
-                // The node that is meant is written down before it is asked to go; so is one that has taken its place.
+                // The UUID is recorded before the node is decommissioned. The same goes for a node that replaced it.
                 (id, Some(node)) if id.as_ref() != Some(&node.node_id) => {
                     let operation = OperationStatus { node_id: Some(node.node_id.clone()), ..operation.clone() };
                     self.advance(&operation, OperationStep::Decommission, size)
@@ -116,7 +118,7 @@ impl Context<'_> {
                     return Step::wait("NodeLeaves", format!("waiting for pod {target} to terminate"));
                 }
                 if let Some(node) = member {
-                    // It joined in its last moments.
+                    // The node joined shortly before its pod stopped.
                     let operation = OperationStatus { node_id: Some(node.node_id.clone()), ..operation.clone() };
                     return self.advance(&operation, OperationStep::Decommission, size);
                 }
@@ -128,7 +130,7 @@ impl Context<'_> {
                 let claim = self.observed.claims.get(&ordinal);
                 let claim = claim.filter(|claim| operation.claim_uid.as_ref() == Some(&claim.uid));
                 let (Some(claim), Some(id)) = (claim, &operation.node_id) else { return Step::Finish };
-                // Proof once more, of the very node whose data this is.
+                // Confirm the removal again, for the node that this claim belongs to.
                 if !gone(id) || member.is_some() || self.observed.pods.contains_key(&ordinal) {
                     return Step::wait(
                         "NodeLeaves",
@@ -140,7 +142,7 @@ impl Context<'_> {
                         "NodeLeaves",
                         format!("waiting for the PersistentVolumeClaim of {target} to be deleted"),
                     ),
-                    // Marked first, so that nothing uses it again if the deletion takes long.
+                    // Annotated first, so that no pod uses it again if the deletion takes long.
                     (_, None) => Step::MarkClaim { ordinal, node_id: id.clone() },
                     (true, Some(_)) => Step::DeleteClaim { ordinal, uid: claim.uid.clone() },
                     (false, Some(_)) => Step::Finish,
@@ -157,7 +159,7 @@ impl Context<'_> {
                 let reason = reason.unwrap_or_else(|| "its replicas are moving to other nodes".into());
                 Step::wait("NodeLeaves", format!("node {}: {reason}", node.name))
             }
-            // Not begun, and not wanted any more; or somebody else has died since, who may have to be replaced first.
+            // Not started and no longer wanted; or another node has died since, which may have to be replaced first.
             MemberState::Active | MemberState::Draining
                 if self.ask.replicas >= size || quorum_without(cluster, &node.name, size).is_some() =>
             {
@@ -179,7 +181,7 @@ impl Context<'_> {
         if same.terminating {
             return Step::wait("PodStops", format!("waiting for pod {target} to terminate"));
         }
-        // A node that runs nothing is no loss, whatever is known of the others.
+        // A node that does not run is no loss, whatever the state of the others.
         if !same.running && !same.ready {
             return match operation.step {
                 OperationStep::Pod => self.delete(ordinal, same, false),
@@ -190,7 +192,7 @@ impl Context<'_> {
         let node = self.node_named(target).filter(|node| node.alive);
         let refused = node.is_some() && self.refused().is_some();
         if refused || !outdated(self.ask, self.observed, ordinal, same) {
-            // What was asked for is what it runs, again; or it is refused by those who run, and nobody stays drained for that.
+            // The pod matches the spec again, or nodes reject the configuration. Neither may leave the node drained.
             return match node {
                 Some(node) if node.state == MemberState::Draining => Step::Undrain { node_id: node.node_id.clone() },
                 _ => Step::Finish,
@@ -217,7 +219,7 @@ impl Context<'_> {
         }
     }
 
-    /// Hands over what a node leads. What cannot be handed over, because nobody else holds it, is not waited for for ever.
+    /// Transfers the leadership of a node. Partitions without another replica cannot be transferred; the wait for them is limited.
     fn draining(&self, operation: &OperationStatus, cluster: &ClusterView, node: &NodeView, size: i32) -> Step {
         let alone = size == 1;
         if alone {
@@ -245,7 +247,7 @@ impl Context<'_> {
         Step::DeletePod { ordinal, uid: pod.uid.clone(), resource_version, force }
     }
 
-    /// The pod was replaced: its node is to be a member again that has everything.
+    /// The pod was replaced: waits until its node is a member again and has caught up.
     fn rejoin(&self, operation: &OperationStatus, pod: Option<&PodView>, size: i32) -> Step {
         let target = &operation.target;
         if operation.step < OperationStep::Join {
@@ -265,7 +267,7 @@ impl Context<'_> {
         };
         let node = self.node_named(target);
         if pod.revision != self.ask.revision && !pod.ready && !pod.terminating && !node.is_some_and(|node| node.alive) {
-            // What it was given does not work, and something else is asked for by now.
+            // The pod does not start, and its template is outdated by now.
             let operation = OperationStatus { pod_uid: Some(pod.uid.clone()), ..operation.clone() };
             return self.advance(&operation, OperationStep::Pod, size);
         }
@@ -314,7 +316,7 @@ impl Context<'_> {
                 let Some(claim) = claim.filter(|claim| !claim.terminating) else {
                     return self.advance(operation, OperationStep::Pod, size);
                 };
-                // Last look: data is about to go.
+                // Last check before data is deleted.
                 let Some(cluster) = &self.observed.cluster else { return unknown() };
                 let old = cluster.nodes.iter().find(|node| operation.node_id.as_ref() == Some(&node.node_id));
                 match old {
@@ -352,7 +354,7 @@ impl Context<'_> {
         }
     }
 
-    /// What a node that starts still lacks of taking part.
+    /// Returns what a starting node waits for before it is live; `None`: it is.
     fn wait_for_node(&self, pod: Option<&PodView>, node: &NodeView, target: &str) -> Option<Step> {
         if !pod.is_some_and(|pod| pod.ready && !pod.terminating) {
             return Some(Step::wait("PodStarts", format!("waiting for pod {target} to become ready{}", trouble(pod))));

@@ -1,4 +1,4 @@
-//! What every command stands on: the API server with the person's rights, one cluster, and how its nodes are reached.
+//! Access for all commands: the API server with the rights of the user, the objects of a cluster, and its nodes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::controller::Context;
 use crate::controller::cluster::operator_target;
 use crate::process::Metrics;
 
-/// Flags that every plugin of kubectl has, and how nodes are reached.
+/// Flags of all commands: those of kubectl, and how to reach nodes.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct Flags {
     /// Namespace of the cluster. Default: the namespace of the context.
@@ -37,10 +37,10 @@ pub(super) struct Flags {
     pub(super) direct: bool,
 }
 
-/// From a namespace and the name of a cluster in it to its nodes.
+/// Creates the access to the nodes of a cluster from its namespace and name.
 type Reaching = Arc<dyn Fn(&str, &str) -> Arc<dyn Ask> + Send + Sync>;
 
-/// The API server, and the way to nodes.
+/// The API server, a namespace, and the access to nodes.
 #[derive(Clone)]
 pub(super) struct Access {
     pub(super) client: Client,
@@ -81,17 +81,17 @@ impl Access {
         Self { client, namespace: namespace.into(), reach: Arc::new(move |_, _| ask.clone()) }
     }
 
-    /// The same in another namespace.
+    /// Returns a copy for another namespace.
     pub(super) fn within(&self, namespace: String) -> Self {
         Self { namespace, ..self.clone() }
     }
 
-    /// How the nodes of a cluster are asked.
+    /// Returns the access to the nodes of a cluster.
     pub(super) fn nodes(&self, cluster: &str) -> Arc<dyn Ask> {
         (self.reach)(&self.namespace, cluster)
     }
 
-    /// A cluster by name; when there is none, whether its kind or its name is unknown.
+    /// Returns a cluster by name. The error distinguishes a missing CRD from a missing cluster.
     pub(super) async fn cluster(&self, name: &str) -> Result<ChronicleCluster, Failure> {
         let api: Api<ChronicleCluster> = Api::namespaced(self.client.clone(), &self.namespace);
         let error = match api.get(name).await {
@@ -110,7 +110,7 @@ impl Access {
         Err(Failure::NoCluster { nearest: nearest(&name, &known), name, namespace, known })
     }
 
-    /// The clusters of the namespace, or of all.
+    /// Returns the clusters of the namespace, or of all namespaces.
     pub(super) async fn clusters(&self, everywhere: bool) -> Result<Vec<ChronicleCluster>, Failure> {
         let (api, namespace): (Api<ChronicleCluster>, _) = match everywhere {
             true => (Api::all(self.client.clone()), None),
@@ -123,7 +123,7 @@ impl Access {
         }
     }
 
-    /// The pods of a cluster's nodes, by number.
+    /// Returns the pods of a cluster by ordinal.
     pub(super) async fn pods(&self, cluster: &str) -> Result<BTreeMap<i32, Pod>, Failure> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let list = api.list(&of(cluster)).await;
@@ -132,7 +132,7 @@ impl Access {
         Ok(numbered.collect())
     }
 
-    /// The claims of a cluster's nodes, by number.
+    /// Returns the claims of a cluster by ordinal.
     pub(super) async fn claims(&self, cluster: &str) -> Result<BTreeMap<i32, PersistentVolumeClaim>, Failure> {
         let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
         let list = api.list(&of(cluster)).await;
@@ -143,12 +143,12 @@ impl Access {
         Ok(numbered.collect())
     }
 
-    /// Addresses of the nodes, and the operator's certificate to ask them with, if the person may read it.
+    /// Returns how to connect to the nodes, with the certificate of the operator, if the user may read it.
     pub(super) async fn target(&self, resource: &ChronicleCluster) -> Result<Target, Failure> {
         let size = resource.status.as_ref().and_then(|status| status.size).unwrap_or(resource.spec.replicas);
         let invalid = |invalid: crate::build::Invalid| Failure::Refused(format!("the spec is invalid: {invalid}"));
         let cluster = validate(resource, size.max(1), true).map_err(invalid)?;
-        // Only reads; the nodes are not asked through it.
+        // Used for reads only, and not for calls to nodes.
         let context = Context::new(
             self.client.clone(),
             Arc::new(Nodes::default()),
@@ -165,10 +165,10 @@ impl Access {
     }
 }
 
-/// The resource, as rights name it.
+/// Name of the resource in RBAC rules.
 pub(super) const CLUSTERS: &str = "chronicleclusters.chronicle.dev";
 
-/// What belongs to a cluster.
+/// Returns list parameters that select the objects of a cluster.
 pub(super) fn of(cluster: &str) -> ListParams {
     ListParams::default().labels(&format!("{CLUSTER_LABEL}={cluster}"))
 }

@@ -1,4 +1,4 @@
-//! The command line of the plugin.
+//! The command line of the plugin, and its exit codes.
 
 use std::io::{self, Write};
 
@@ -42,17 +42,17 @@ enum Command {
 }
 
 impl Cli {
-    /// Does what the command line says.
+    /// Runs the command.
     ///
     /// # Errors
-    /// Why it could not; [`Failure::exit_code`] is for the shell.
+    /// The failure; [`Failure::exit_code`] is its exit code.
     pub fn execute(self) -> Result<(), Failure> {
-        // kube and the client agree on one provider.
+        // kube and the Chronicle client share one TLS provider.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let done = runtime.map_err(Failure::io("the runtime"))?.block_on(self.run(&mut io::stdout()));
         match done {
-            // The reader has seen enough, such as `head`.
+            // The reader closed the pipe, as `head` does.
             Err(Failure::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => other,
         }

@@ -1,6 +1,7 @@
-//! `drain`: has a node hand over what it leads and waits for it, so that its pod can be deleted or evicted without a gap. The only
-//! command that changes something, and it ends by itself: a node that is started again takes part again, and so does one that
-//! is undrained.
+//! `drain`: transfers the leadership of a node and waits for the end of the transfer, so that its pod can be deleted or evicted without a gap
+//! in service.
+//!
+//! This is the only command that changes something. The drain ends with the next start of the node, or with `--undo`.
 
 use std::io::Write;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::build::{ordinal_of, pod_name};
 use crate::plan::gates::{cluster_is_whole, quorum_without};
 use crate::plan::{ClusterView, NodeView};
 
-/// How often the cluster is asked how far it is.
+/// Poll interval of the progress.
 const POLL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, clap::Args)]
@@ -85,7 +86,7 @@ pub(super) async fn run(access: &Access, args: &DrainArgs, out: &mut dyn Write) 
                 };
                 left
             }
-            // While the controller group changes its leader, nobody answers for a moment.
+            // During an election of the controller group there may be no response.
             Err(error) => format!("no response: {error}"),
         };
         if left != said {
@@ -108,7 +109,7 @@ fn member<'a>(view: &'a ClusterView, pod: &str) -> Result<&'a NodeView, Failure>
     node.ok_or_else(|| Failure::Refused(format!("{pod} is not a member of the cluster: it leads nothing")))
 }
 
-/// What a node still leads; `None`: nothing.
+/// Returns what a node still leads; `None`: nothing.
 fn what_is_left(view: &ClusterView, node_id: &str) -> Option<String> {
     let node = view.nodes.iter().find(|node| node.node_id == node_id)?;
     if node.state == MemberState::Active {
@@ -128,7 +129,7 @@ fn what_is_left(view: &ClusterView, node_id: &str) -> Option<String> {
     }
 }
 
-/// Whether the others can do without it now, by the operator's own gates.
+/// Returns whether the pod may stop now, by the preconditions of the operator.
 fn verdict(view: &ClusterView, pod: &str, size: i32) -> String {
     match cluster_is_whole(view).or_else(|| quorum_without(view, pod, size)) {
         None => format!("{pod} can be deleted or evicted now: the other nodes keep a majority"),

@@ -1,4 +1,4 @@
-//! `plan`: what the next reconcile would do, and why nothing happens.
+//! `plan`: shows what the next reconcile would do, and what it waits for.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -32,42 +32,42 @@ pub(super) struct PlanArgs {
     cluster_domain: String,
 }
 
-/// Where an answer comes from.
+/// Source of the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Source {
-    /// The nodes were asked just now.
+    /// The nodes were queried now.
     Nodes,
-    /// No node runs, or none can be asked: the operator does not ask either.
+    /// No node is running or can be reached, neither from here nor by the operator.
     Nobody,
-    /// What the operator reported last.
+    /// The last status of the operator.
     Status,
 }
 
-/// The answer.
+/// Output of the command.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Plan {
     pub(super) namespace: String,
     pub(super) cluster: String,
     pub(super) source: Source,
-    /// Why the nodes were not asked, or did not answer.
+    /// Why the nodes were not queried, or did not respond.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unreached: Option<String>,
-    /// Reads that were not allowed: what rests on them is not known.
+    /// Reads that were not allowed; what depends on them is missing in the plan.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) denied: Vec<String>,
-    /// What would be done, by reconcile.
+    /// Changes, by reconcile.
     pub(super) reconciles: Vec<Vec<Change>>,
-    /// Why the reconcile would fail.
+    /// Why the last reconcile would fail.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) fails: Option<String>,
-    /// What is under way after that.
+    /// Operation in progress after that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) operation: Option<OperationStatus>,
-    /// What would be reported after that.
+    /// Conditions after that.
     pub(super) conditions: Vec<Condition>,
-    /// The operator has not reported about the newest spec.
+    /// Whether the operator has not processed the latest spec.
     pub(super) unseen: bool,
 }
 
@@ -84,7 +84,7 @@ pub(super) async fn run(access: &Access, args: &PlanArgs, out: &mut dyn Write) -
     print(out, args.output, &plan, |_| text(&plan))
 }
 
-/// Makes the plan; `context` makes the operator's surroundings.
+/// Makes the plan. `context` creates the context of the reconciler.
 pub(super) async fn make(
     access: &Access,
     name: &str,
@@ -95,7 +95,7 @@ pub(super) async fn make(
     Ok(judge(&access.namespace, cluster, rehearsal))
 }
 
-/// A reconcile that could not see what the operator sees is not shown; then the status is all that is known.
+/// Falls back to the last status if the dry run could not read what the operator reads.
 fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Plan {
     let status = cluster.status.clone().unwrap_or_default();
     let seen =
@@ -106,7 +106,7 @@ fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Pl
         }
         _ => None,
     };
-    // Who reaches the nodes is the operator; that it cannot either is its own word.
+    // The dry run is valid without the nodes only if the operator cannot reach them either.
     let operator_reaches = seen(ConditionType::Quorate).is_some_and(|status| status != "Unknown");
     let blind = not_allowed.clone().or_else(|| rehearsal.unreached.clone().filter(|_| operator_reaches));
     let unseen = status.observed_generation != cluster.metadata.generation;
@@ -129,7 +129,7 @@ fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Pl
     let mut reconciles = rehearsal.passes;
     reconciles.iter_mut().for_each(|changes| tell_live(changes, &config_map_name(&common.cluster)));
     Plan {
-        // With nothing to write it has, since.
+        // If there is nothing to write, the operator has processed it concurrently.
         unseen: common.unseen && !reconciles.is_empty(),
         source: if rehearsal.reached { Source::Nodes } else { Source::Nobody },
         reconciles,
@@ -140,7 +140,7 @@ fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Pl
     }
 }
 
-/// A configuration file that changes without the pods' template holds nothing new that waits for a restart.
+/// A change of the configuration file without one of the pod template consists of live fields only.
 fn tell_live(changes: &mut [Change], file: &str) {
     if changes.iter().any(|change| change.resource == "statefulsets") {
         return;
@@ -149,7 +149,7 @@ fn tell_live(changes: &mut [Change], file: &str) {
     changes.iter_mut().filter(live).for_each(|change| change.detail.push_str(", takes effect without a restart"));
 }
 
-/// The plan for people.
+/// Formats the plan for people.
 pub(super) fn text(plan: &Plan) -> String {
     let mut text = format!("ChronicleCluster {}/{}\n", plan.namespace, plan.cluster);
     let why = plan.unreached.as_deref().unwrap_or_default();
@@ -210,7 +210,7 @@ fn line(change: &Change) -> String {
     }
 }
 
-/// A condition that is not as it should be, or that says what is waited for.
+/// Formats a condition that is not healthy, or that has a message about a wait.
 fn gate(condition: &Condition) -> Option<String> {
     let good = match condition.type_.as_str() {
         "Progressing" => matches!(condition.reason.as_str(), "Settled" | "Stopped") || condition.message.is_empty(),

@@ -1,4 +1,4 @@
-//! `status`: what the operator reports about clusters, and their volumes.
+//! `status`: shows the status of clusters and their volumes.
 
 use std::io::Write;
 
@@ -26,7 +26,7 @@ pub(super) struct StatusArgs {
     output: Format,
 }
 
-/// One volume.
+/// A volume of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Volume {
@@ -34,11 +34,11 @@ pub(super) struct Volume {
     pub(super) claim: String,
     /// `Bound`, `Pending` or `Lost`.
     pub(super) phase: String,
-    /// Bytes asked for.
+    /// Requested bytes.
     pub(super) requested_bytes: u64,
-    /// Bytes that it has; 0: not known.
+    /// Actual bytes; 0: not known.
     pub(super) capacity_bytes: u64,
-    /// Its class.
+    /// StorageClass.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) storage_class: String,
 }
@@ -60,7 +60,7 @@ impl Volume {
         }
     }
 
-    /// For a cell.
+    /// Formats the volume for a table cell.
     pub(super) fn text(&self) -> String {
         let size = if self.capacity_bytes > 0 { self.capacity_bytes } else { self.requested_bytes };
         let grows = self.capacity_bytes > 0 && self.capacity_bytes < self.requested_bytes;
@@ -72,7 +72,7 @@ impl Volume {
     }
 }
 
-/// One cluster.
+/// Output of the command for one cluster.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct View {
@@ -80,11 +80,11 @@ pub(super) struct View {
     pub(super) name: String,
     pub(super) image: String,
     pub(super) replicas: i32,
-    /// As the operator wrote it.
+    /// Status as written by the operator.
     pub(super) status: ClusterStatus,
-    /// Its volumes, by number; `None`: they may not be looked at.
+    /// Volumes by ordinal; `None`: not allowed to list them.
     pub(super) volumes: Option<Vec<Volume>>,
-    /// The operator has not reported about the newest spec.
+    /// Whether the operator has not processed the latest spec.
     pub(super) unseen: bool,
     #[serde(skip)]
     age: String,
@@ -138,7 +138,7 @@ pub(super) async fn run(access: &Access, args: &StatusArgs, out: &mut dyn Write)
     print(out, args.output, &view, |wide| text(&view, wide, now))
 }
 
-/// The volumes, unless they may not be looked at.
+/// Returns the volumes; `None`: not allowed to list them.
 pub(super) async fn volumes(access: &Access, cluster: &str) -> Result<Option<Vec<Volume>>, Failure> {
     match access.claims(cluster).await {
         Ok(claims) => Ok(Some(claims.values().map(Volume::of).collect())),
@@ -147,7 +147,7 @@ pub(super) async fn volumes(access: &Access, cluster: &str) -> Result<Option<Vec
     }
 }
 
-/// All clusters, one a line.
+/// Formats clusters as a table.
 pub(super) fn list(views: &[View], namespaces: bool, wide: bool) -> String {
     let mut head = vec![
         "NAME",
@@ -207,14 +207,14 @@ pub(super) fn list(views: &[View], namespaces: bool, wide: bool) -> String {
     table(&head, &views.iter().map(row).collect::<Vec<_>>())
 }
 
-/// How an operation is called.
+/// Describes an operation.
 pub(super) fn operation(operation: &OperationStatus, now: Timestamp) -> String {
     let target = if operation.target.is_empty() { "all nodes" } else { &operation.target };
     let since = operation.age_seconds(now).map(|age| format!(", for {}", span(age))).unwrap_or_default();
     format!("{:?} of {target}, at step {:?}{since}", operation.kind, operation.step)
 }
 
-/// One cluster, in full.
+/// Formats one cluster in full.
 pub(super) fn text(view: &View, wide: bool, now: Timestamp) -> String {
     let status = &view.status;
     let quorum = status.quorum.as_ref().map(|quorum| {

@@ -54,7 +54,7 @@ impl Ask for FakeAdmin {
     }
 }
 
-/// The made-up cluster as somebody sees it who is not the operator: what is asked of it stands in no record.
+/// Access to the simulated cluster without the checks for the operator: commands of the plugin need no recorded operation.
 fn nodes(world: &World) -> Arc<FakeAdmin> {
     Arc::new(FakeAdmin {
         cluster: world.cluster.clone(),
@@ -67,7 +67,7 @@ fn access(world: &World) -> Access {
     Access::for_tests(world.client(), NAMESPACE, nodes(world))
 }
 
-/// A client for which some requests are answered by `answer`, and the others by the world.
+/// Returns a client whose requests go to `answer` first, and to the fake API server if that returns nothing.
 fn client(world: &World, answer: impl Fn(&Method, &str) -> Option<Response<Body>> + Send + Sync + 'static) -> Client {
     let (inner, answer) = (world.client(), Arc::new(answer));
     let service = service_fn(move |request: Request<Body>| {
@@ -103,7 +103,7 @@ async fn pass(world: &World, context: &Context) {
     reconcile(Arc::new(resource), context.clone()).await.unwrap();
 }
 
-/// A cluster of three nodes at which nothing is to be done.
+/// A converged cluster of three nodes.
 async fn settled() -> World {
     let world = World::new();
     let resource = json!({
@@ -129,12 +129,12 @@ async fn settled() -> World {
 async fn planned(world: &World) -> Plan {
     let before = (world.objects.lock().clone(), world.cluster.lock().calls.clone());
     let plan = plan::make(&access(world), NAME, surroundings(world)).await.unwrap();
-    assert_eq!(*world.objects.lock(), before.0, "a plan has changed an object");
-    assert_eq!(world.cluster.lock().calls, before.1, "a plan has told the cluster something");
+    assert_eq!(*world.objects.lock(), before.0, "the plan changed an object");
+    assert_eq!(world.cluster.lock().calls, before.1, "the plan sent a command to the cluster");
     plan
 }
 
-fn told(plan: &Plan) -> Vec<String> {
+fn changes(plan: &Plan) -> Vec<String> {
     let of = |change: &super::rehearse::Change| {
         format!("{} {}/{} {}", change.verb, change.resource, change.name, change.detail)
     };
@@ -145,7 +145,7 @@ fn told(plan: &Plan) -> Vec<String> {
 async fn a_plan_of_a_settled_cluster_says_that_nothing_is_to_be_done() {
     let world = settled().await;
     let plan = planned(&world).await;
-    assert_eq!((plan.source, told(&plan)), (Source::Nodes, Vec::<String>::new()));
+    assert_eq!((plan.source, changes(&plan)), (Source::Nodes, Vec::<String>::new()));
     let text = plan::text(&plan);
     assert!(text.contains("would change nothing") && !text.contains("Blocked or waiting"), "{text}");
 }
@@ -155,27 +155,27 @@ async fn a_plan_follows_the_operator_step_by_step_without_a_write() {
     let world = settled().await;
     world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["image"] = "chronicle:1.1.0".into());
     let plan = planned(&world).await;
-    let told = told(&plan);
-    assert!(told.iter().any(|change| change.starts_with("change statefulsets/log spec.template")), "{told:?}");
+    let changes = changes(&plan);
+    assert!(changes.iter().any(|change| change.starts_with("change statefulsets/log spec.template")), "{changes:?}");
     assert!(
-        told.iter().any(|change| change.contains("start Roll of log-") && change.contains("at step Drain")),
-        "{told:?}"
+        changes.iter().any(|change| change.contains("start Roll of log-") && change.contains("at step Drain")),
+        "{changes:?}"
     );
 
-    // What the operator then does is what the next plans say that it will.
+    // The next plans announce what the operator then does.
     let operator = world.operator();
     for expected in ["drain node/log-", ": advance to step Pod", "delete pods/log-"] {
         let mut found = false;
         for _ in 0..20 {
             let plan = planned(&world).await;
-            found = self::told(&plan).iter().any(|change| change.contains(expected));
+            found = self::changes(&plan).iter().any(|change| change.contains(expected));
             if found {
                 break;
             }
             pass(&world, &operator).await;
             world.tick();
         }
-        assert!(found, "no plan says {expected:?}");
+        assert!(found, "no plan contains {expected:?}");
     }
 }
 
@@ -201,7 +201,7 @@ async fn a_live_setting_is_planned_without_a_restart_and_waited_for() {
         world.tick();
     }
     let after = shown().await;
-    assert!(!after.contains("configuration file"), "what is as it should be is not worth a line: {after}");
+    assert!(!after.contains("configuration file"), "an up-to-date node needs no remark: {after}");
     world.cluster.lock().nodes.values_mut().filter(|node| node.name == "log-1").for_each(|node| {
         node.configuration.as_mut().unwrap().restart_fields = vec!["listeners.data".into(), "node.name".into()];
     });
@@ -231,9 +231,9 @@ async fn a_plan_of_a_new_cluster_begins_at_the_beginning() {
     });
     world.put("chronicleclusters", resource);
     let plan = planned(&world).await;
-    let told = told(&plan);
-    assert_eq!(told[0], "change chronicleclusters/log metadata.finalizers");
-    assert!(told.iter().any(|change| change.starts_with("create services/log-nodes")), "{told:?}");
+    let changes = changes(&plan);
+    assert_eq!(changes[0], "change chronicleclusters/log metadata.finalizers");
+    assert!(changes.iter().any(|change| change.starts_with("create services/log-nodes")), "{changes:?}");
     assert!(plan.unseen);
 }
 
@@ -250,7 +250,7 @@ async fn a_plan_names_the_gate_that_holds_the_operator() {
         text.contains("Degraded True VersionGate: log-") && text.contains("major version cannot be changed"),
         "{text}"
     );
-    assert!(!told(&plan).iter().any(|change| change.contains("start ")), "{text}");
+    assert!(!changes(&plan).iter().any(|change| change.contains("start ")), "{text}");
     world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["reconciliation"] = "Paused".into());
     let text = plan::text(&planned(&world).await);
     assert!(text.contains("Progressing False Paused"), "{text}");
@@ -292,7 +292,7 @@ async fn a_plan_that_cannot_reach_the_nodes_does_not_guess() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_told_apart() {
+async fn a_missing_crd_cluster_and_right_are_distinguished() {
     let world = settled().await;
     let failure = access(&world).cluster("lgo").await.unwrap_err();
     assert_eq!(failure.to_string(), "no ChronicleCluster lgo in namespace ns; did you mean log?");
@@ -340,7 +340,7 @@ async fn a_status_shows_conditions_members_and_capacity() {
 }
 
 #[tokio::test]
-async fn members_are_asked_and_otherwise_told_from_the_status() {
+async fn members_come_from_the_nodes_and_otherwise_from_the_status() {
     let world = settled().await;
     let told = members::gather(&access(&world), NAME).await.unwrap();
     assert!(told.live && told.members.len() == 3 && told.members.iter().filter(|member| member.leader).count() == 1);
@@ -397,7 +397,7 @@ async fn a_drain_says_why_it_does_not_begin_or_end() {
     let failure = drain::run(&access(&world), &drain_args("log-7"), &mut out).await.unwrap_err();
     assert_eq!(failure.to_string(), "ChronicleCluster log has no pod log-7; its pods: log-0, log-1, log-2");
 
-    // Nobody moves, so that the leader leads on.
+    // The simulated cluster does not advance, so the leader keeps its leadership.
     let leader = world.get("chronicleclusters", NAME).unwrap()["status"]["leader"].as_str().unwrap().to_owned();
     let failure = drain::run(&access(&world), &drain_args(&leader), &mut out).await.unwrap_err();
     assert!(
