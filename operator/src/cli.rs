@@ -1,4 +1,4 @@
-//! The command line of the operator. Every flag can come from the environment.
+//! The command line of the operator. Every flag has an environment variable.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::api::crds;
 use crate::build::Settings;
 use crate::process::{LeaseSettings, RunSettings, Traces, run};
 
-/// Kubernetes operator of Chronicle: clusters, topics and users as resources.
+/// Kubernetes operator for Chronicle clusters, topics and users.
 #[derive(Debug, Parser)]
 #[command(name = "chronicle-operator", version)]
 pub struct Cli {
@@ -27,67 +27,67 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Looks after clusters, topics and users until it is stopped.
+    /// Run the operator until it is stopped.
     Run(RunArgs),
-    /// Prints the definitions of the resources, for `kubectl apply`.
+    /// Print the CRDs, for `kubectl apply`.
     Crd,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LogFormat {
-    /// One object a line.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Human-readable text.
     Text,
 }
 
 #[derive(Debug, clap::Args)]
 struct RunArgs {
-    /// Namespaces that are looked after, separated by commas. Default: all.
+    /// Namespaces to watch, separated by commas. Default: all.
     #[arg(long, env = "OPERATOR_NAMESPACES", value_delimiter = ',')]
     namespaces: Vec<String>,
-    /// Namespace that the operator runs in: that of its lease, and from which it reaches nodes.
+    /// Namespace that the operator runs in. Its Lease is there, and NetworkPolicies of clusters admit its pods from there.
     #[arg(long, env = "POD_NAMESPACE", default_value = "chronicle-system")]
     namespace: String,
-    /// Name of this process in the lease and in events; different for every one.
+    /// Name of this process in the Lease and in events. Must be unique among the replicas.
     #[arg(long, env = "POD_NAME", default_value_t = format!("chronicle-operator-{:08x}", rand::random::<u32>()))]
     name: String,
-    /// Domain of the Kubernetes cluster.
+    /// DNS domain of the Kubernetes cluster.
     #[arg(long, env = "OPERATOR_CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
-    /// Certificates of a new authority are issued so many seconds after it was made known, when every pod that trusts the cluster has
-    /// heard of it. Kubelets take up to two minutes, by their syncFrequency, and nodes read files every ten seconds.
+    /// Seconds between the distribution of a new CA and the first certificate that it issues. Every pod must trust the CA by then:
+    /// kubelets take up to two minutes (syncFrequency) to update a mounted ConfigMap, and nodes read their files every ten seconds.
     #[arg(long, env = "OPERATOR_TRUST_SETTLES_SECONDS", default_value_t = 150, value_parser = clap::value_parser!(i64).range(10..=86_400))]
     trust_settles_seconds: i64,
-    /// Address of health and metrics.
+    /// Listen address of the health and metrics endpoints.
     #[arg(long, env = "OPERATOR_HEALTH_ADDRESS", default_value = "0.0.0.0:8080")]
     health_address: SocketAddr,
-    /// Resources of one kind that are reconciled at the same time.
+    /// Maximum number of resources of one kind that are reconciled concurrently.
     #[arg(long, env = "OPERATOR_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: u16,
-    /// Whether several processes agree by a lease on which of them acts.
+    /// Whether to elect a leader with a Lease. Required with more than one replica.
     #[arg(long, env = "OPERATOR_LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set)]
     leader_election: bool,
-    /// Name of the lease.
+    /// Name of the Lease.
     #[arg(long, env = "OPERATOR_LEASE", default_value = "chronicle-operator")]
     lease: String,
-    /// Another process takes over when the lease was not renewed for this many seconds.
+    /// Seconds after the last renewal of the Lease when another replica takes over.
     #[arg(long, env = "OPERATOR_LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=600))]
     lease_seconds: u64,
-    /// Which events are logged: a level or a filter such as info,chronicle_operator=debug.
+    /// Log filter: a level, or directives such as info,chronicle_operator=debug.
     #[arg(long, env = "OPERATOR_LOG", default_value = "info")]
     log: String,
-    /// How log lines look.
+    /// Format of log lines.
     #[arg(long, env = "OPERATOR_LOG_FORMAT", value_enum, default_value = "json")]
     log_format: LogFormat,
 }
 
 impl Cli {
-    /// Does what the command line says.
+    /// Runs the command.
     ///
     /// # Errors
-    /// Why it could not.
+    /// The failure, for standard error.
     pub fn execute(self) -> anyhow::Result<()> {
         match self.command {
             Command::Crd => {
@@ -95,7 +95,7 @@ impl Cli {
                 Ok(())
             }
             Command::Run(args) => {
-                // kube and the client agree on one provider.
+                // kube and the Chronicle client share one TLS provider.
                 let _ = rustls::crypto::ring::default_provider().install_default();
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
                 runtime.block_on(async {
@@ -112,12 +112,12 @@ impl Cli {
     }
 }
 
-/// The definitions of the resources as one YAML text.
+/// Returns the CRDs as one YAML text.
 ///
 /// # Errors
-/// None in practice; serialisation has no other way to say so.
+/// Serialisation failed, which does not happen in practice.
 pub fn crd_text() -> anyhow::Result<String> {
-    let mut text = String::from("# Made by `chronicle-operator crd`.\n");
+    let mut text = String::from("# Generated by `chronicle-operator crd`.\n");
     for crd in crds() {
         text.push_str("---\n");
         text.push_str(&serde_yaml::to_string(&crd)?);

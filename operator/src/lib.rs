@@ -1,16 +1,19 @@
-//! The Kubernetes operator of Chronicle.
+//! The Kubernetes operator for Chronicle.
 //!
-//! Promise: a ChronicleCluster becomes what its spec says, one step at a time, without losing an acknowledged record; an operator that
-//! is killed anywhere goes on where it was; a cluster that is as it should be costs no write to the API server.
+//! Promise: the operator brings a ChronicleCluster to its desired state, one step at a time, without losing an acknowledged record. An
+//! operator that is killed at any point resumes from the recorded status. A converged cluster costs no write to the API server.
 //!
 //! ```text
-//! process/     who acts, what runs, health and metrics
-//!   controller/  reads, decides, does one thing, reports: clusters, topics, users
-//!     build/       from a spec to the objects of a cluster; pure
-//!     plan/        from what is observed to the next step; pure
-//!     admin/       what is asked of the nodes
-//! api/         the resources
+//! process/     leader election, watches, health, metrics, traces
+//!   controller/  reconcilers for clusters, topics and users: read, decide, do one step, report
+//!     build/       renders the objects of a cluster from its spec; pure
+//!     plan/        decides on the next step from desired, recorded and observed state; pure
+//!     admin/       calls to the nodes of a cluster
+//! api/         the custom resources
+//! plugin/      `kubectl chronicle`
 //! ```
+//!
+//! Imports run downwards: `plan` and `build` name neither a client nor a clock, and `api` names no other module.
 #![forbid(unsafe_code)]
 
 pub mod admin;

@@ -1,4 +1,4 @@
-//! The operator's process.
+//! The program `chronicle-operator`.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
-//! Quantities of Kubernetes: `1Gi`, `250m`, `1.5G`.
+//! Parses and compares Kubernetes quantities: `1Gi`, `250m`, `1.5G`.
 
-/// The value times 1000, or `None` when it is no quantity or out of range.
+/// Returns the value times 1000; `None` when the text is not a quantity or is out of range.
 fn thousandths(text: &str) -> Option<i128> {
     let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '-' || c == '+')).unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
@@ -31,13 +31,13 @@ fn thousandths(text: &str) -> Option<i128> {
     whole.checked_mul(factor)?.checked_add(part)
 }
 
-/// A quantity in whole bytes, rounded up; `None` when it is no quantity, negative or too large.
+/// Returns a quantity in whole bytes, rounded up; `None` when it is not a quantity, negative or too large.
 pub(crate) fn bytes(text: &str) -> Option<u64> {
     let value = thousandths(text)?;
     u64::try_from((value + 999).div_euclid(1000)).ok().filter(|_| value >= 0)
 }
 
-/// Whether two texts are the same quantity.
+/// Returns whether two texts are the same quantity.
 pub(crate) fn same(a: &str, b: &str) -> bool {
     thousandths(a).is_some_and(|a| thousandths(b) == Some(a))
 }

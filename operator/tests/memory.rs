@@ -1,5 +1,4 @@
-//! What a hundred clusters cost the operator in memory: the real process against a made-up API server that holds them, with objects as
-//! large as real ones.
+//! Measures the memory of the operator with a hundred clusters: the real process against a fake API server with objects of realistic size.
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
@@ -16,10 +15,10 @@ use serde_json::{Value, json};
 
 const CLUSTERS: usize = 100;
 const LIMIT_KIB: u64 = 64 * 1024;
-/// Passes until everything that grows has grown: each cluster has been made, applied and asked several times.
+/// Reconciles to wait for: each cluster has been created, applied and observed several times, so that the memory no longer grows.
 const PASSES: u64 = 1500;
 
-/// Objects by path without the name, and name.
+/// Objects by plural kind and name.
 type Objects = BTreeMap<(String, String), Value>;
 
 #[derive(Clone, Default)]
@@ -127,7 +126,7 @@ impl Api {
                 old["status"] = body["status"].clone();
                 (StatusCode::OK, self.put(plural, name, old))
             }
-            // The StatefulSet makes the pod again, as its template says.
+            // The StatefulSet controller recreates the pod from its template.
             (&Method::DELETE, Some(mut pod)) if plural == "pods" => {
                 let set = name
                     .rsplit_once('-')
@@ -157,7 +156,7 @@ fn merge(target: &mut Value, patch: &Value) {
 async fn serve(State(api): State<Api>, method: Method, uri: Uri, _: HeaderMap, body: Bytes) -> Response {
     let query = uri.query().unwrap_or_default();
     if query.contains("watch=true") {
-        // Nothing ever happens.
+        // No change ever arrives.
         return Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>()).into_response();
     }
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
@@ -165,7 +164,7 @@ async fn serve(State(api): State<Api>, method: Method, uri: Uri, _: HeaderMap, b
     (status, [("content-type", "application/json")], answer.to_string()).into_response()
 }
 
-/// What managers leave behind in the metadata of a real object: about 2 KiB.
+/// Returns managed fields like those of a real object, about 2 KiB.
 fn managed_fields() -> Value {
     let fields: BTreeMap<String, Value> =
         (0..60).map(|at| (format!("f:some-field-of-the-object-{at}"), json!({".": {}}))).collect();
@@ -192,7 +191,7 @@ fn fill(api: &Api) {
                 "metadata": {"managedFields": managed_fields(), "finalizers": ["chronicle.dev/operator"]},
             }),
         );
-        // Nobody is asked: names of pods that do not exist may take long to resolve.
+        // Pods are not ready, so the operator calls no node: names of missing pods can take long to resolve.
         for ordinal in 0..3 {
             let metadata = json!({"labels": labels, "managedFields": managed_fields()});
             let environment: Vec<Value> = (0..20)
@@ -227,7 +226,7 @@ fn fill(api: &Api) {
     }
 }
 
-/// Ends the process with the test.
+/// Kills the process at the end of the test.
 struct Operator(Child);
 
 impl Drop for Operator {
@@ -237,7 +236,7 @@ impl Drop for Operator {
     }
 }
 
-/// A line of `/proc/PID/status`, in KiB.
+/// Returns a value from `/proc/PID/status`, in KiB.
 fn memory(pid: u32, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
@@ -263,7 +262,7 @@ async fn a_hundred_clusters_take_less_than_64_mib() {
         "users": [{"name": "it", "user": {}}],
     });
     std::fs::write(&config, text.to_string()).unwrap();
-    // Freed at once; nobody else takes it in the meantime.
+    // The port is released at once; no other process is likely to take it before the operator does.
     let health = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_chronicle-operator"))
         .args([
@@ -298,7 +297,7 @@ async fn a_hundred_clusters_take_less_than_64_mib() {
         }
     };
     let passes =
-        tokio::time::timeout(Duration::from_secs(120), passes).await.expect("not every cluster was worked on in time");
+        tokio::time::timeout(Duration::from_secs(120), passes).await.expect("not every cluster was reconciled in time");
     let (now, most) = (memory(pid, "VmRSS"), memory(pid, "VmHWM"));
     let (own, of_files) = (memory(pid, "RssAnon"), memory(pid, "RssFile"));
     println!(

@@ -1,4 +1,4 @@
-//! The plugin as a program, against an API server that speaks HTTP: exit codes, messages, and the way over port-forwards.
+//! Runs the plugin as a process against a fake API server over HTTP: exit codes, messages, and port-forwards.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -30,7 +30,7 @@ fn failure(code: u16, reason: &str) -> Response {
     (StatusCode::from_u16(code).unwrap(), Json(status)).into_response()
 }
 
-/// An API server with one cluster in namespace `shop`; namespace `bare` knows no definitions, and `closed` is not for us.
+/// A fake API server with one cluster in namespace `shop`. Requests in `bare` behave as without CRDs, requests in `closed` are forbidden.
 async fn answer(uri: Uri) -> Response {
     let list = |items: Value| {
         Json(json!({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items})).into_response()
@@ -66,47 +66,47 @@ async fn run(name: &str, args: &[&str]) -> Output {
     output
 }
 
-fn told(output: &Output) -> (i32, String, String) {
+fn result(output: &Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
 #[tokio::test]
-async fn the_namespace_of_the_context_is_looked_at() {
-    let (code, out, err) = told(&run("list", &["status"]).await);
+async fn the_namespace_of_the_context_is_the_default() {
+    let (code, out, err) = result(&run("list", &["status"]).await);
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(out.starts_with("NAME   NODES") && out.contains("log    1/1"), "{out}");
-    let (code, out, _) = told(&run("json", &["status", "log", "-o", "json"]).await);
+    let (code, out, _) = result(&run("json", &["status", "log", "-o", "json"]).await);
     let value: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &value["status"]["leader"], &value["namespace"]), (0, &json!("log-0"), &json!("shop")));
 }
 
 #[tokio::test]
-async fn what_is_wrong_has_an_exit_code_of_its_own() {
-    let (code, _, err) = told(&run("name", &["status", "lgo"]).await);
+async fn failures_have_distinct_exit_codes() {
+    let (code, _, err) = result(&run("name", &["status", "lgo"]).await);
     assert_eq!(
         (code, err.as_str()),
         (5, "kubectl chronicle: no ChronicleCluster lgo in namespace shop; did you mean log?\n")
     );
-    let (code, _, err) = told(&run("bare", &["status", "log", "-n", "bare"]).await);
-    assert!(code == 5 && err.contains("knows no ChronicleClusters"), "{code} {err}");
-    let (code, _, err) = told(&run("closed", &["members", "log", "-n", "closed"]).await);
+    let (code, _, err) = result(&run("bare", &["status", "log", "-n", "bare"]).await);
+    assert!(code == 5 && err.contains("chronicleclusters.chronicle.dev is not installed"), "{code} {err}");
+    let (code, _, err) = result(&run("closed", &["members", "log", "-n", "closed"]).await);
     assert!(
         code == 4 && err.contains("not allowed: get chronicleclusters.chronicle.dev in namespace closed"),
         "{code} {err}"
     );
-    let (code, _, err) = told(&run("context", &["status", "--context", "nowhere"]).await);
+    let (code, _, err) = result(&run("context", &["status", "--context", "nowhere"]).await);
     assert!(code == 1 && err.contains("nowhere"), "{code} {err}");
-    let (code, _, _) = told(&run("usage", &["drain", "log"]).await);
+    let (code, _, _) = result(&run("usage", &["drain", "log"]).await);
     assert_eq!(code, 2);
 }
 
 #[tokio::test]
-async fn a_port_forward_that_is_not_allowed_is_told_by_its_right() {
-    let (code, out, err) = told(&run("members", &["members", "log"]).await);
+async fn a_forbidden_port_forward_is_reported_with_its_right() {
+    let (code, out, err) = result(&run("members", &["members", "log"]).await);
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(out.contains("01234567   Voter, leads"), "{out}");
     assert!(out.contains("not allowed: get and create pods/portforward in namespace shop"), "{out}");
-    let (code, _, err) = told(&run("drain", &["drain", "log", "log-0"]).await);
-    assert!(code == 1 && err.contains("the nodes cannot be asked"), "{code} {err}");
+    let (code, _, err) = result(&run("drain", &["drain", "log", "log-0"]).await);
+    assert!(code == 1 && err.contains("cannot query the nodes"), "{code} {err}");
 }

@@ -1,5 +1,6 @@
-//! A made-up cluster. It moves only when it is told to ([`FakeCluster::tick`]), and panics when something is done to it that the
-//! operator promises never to do.
+//! A simulated Chronicle cluster for tests, and an [`Admin`] that calls it. Its state advances only with [`FakeCluster::tick`].
+//!
+//! Neighbours: `controller/fake_kubernetes` runs its nodes in simulated pods and checks the invariants of the operator before each call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use super::{Admin, AdminError, AdminResult, Target};
 use crate::api::MemberState;
 use crate::plan::{CatchUp, ClusterView, NodeConfiguration, NodeView, RunningOperation};
 
-/// A node.
+/// A simulated node.
 #[derive(Debug, Clone)]
 pub(crate) struct FakeNode {
     pub(crate) raft_id: u64,
@@ -21,21 +22,21 @@ pub(crate) struct FakeNode {
     pub(crate) running: bool,
     pub(crate) removed: bool,
     pub(crate) version: String,
-    /// Ticks until its log is whole again.
+    /// Ticks until its replicas have caught up.
     pub(crate) behind: u32,
-    /// The file that it has started with.
+    /// Configuration file at the start of the process.
     pub(crate) started_with: String,
-    /// What it makes of the file that it has now; `None`: its version does not say.
+    /// State of its current configuration file; `None`: its version does not report it.
     pub(crate) configuration: Option<NodeConfiguration>,
 }
 
-/// The cluster, by UUID of node.
+/// A simulated cluster.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FakeCluster {
     pub(crate) nodes: BTreeMap<String, FakeNode>,
     pub(crate) leader: Option<String>,
     pub(crate) voters_max: usize,
-    /// Reads fail this many times.
+    /// Number of further reads that fail.
     pub(crate) silent: u32,
     pub(crate) calls: Vec<String>,
     pub(crate) topics: BTreeMap<String, v1::Topic>,
@@ -45,7 +46,7 @@ pub(crate) struct FakeCluster {
 }
 
 impl FakeCluster {
-    /// The process of a node runs on this disk. `false`: it refuses to, as its disk's node was removed.
+    /// Starts the process of a node on a disk. Returns false if the node of that disk was removed from the cluster.
     pub(crate) fn start(&mut self, node_id: &str, name: &str, version: &str) -> bool {
         if let Some(node) = self.nodes.get_mut(node_id) {
             if node.removed {
@@ -64,7 +65,7 @@ impl FakeCluster {
         }
         self.next += 1;
         let founding = self.nodes.is_empty();
-        // An empty disk under the name of a dead node takes that node's place.
+        // A new node with the name of a dead node replaces it.
         for node in self.nodes.values_mut().filter(|node| node.name == name && !node.running) {
             node.removed = true;
             node.voter = false;
@@ -85,7 +86,7 @@ impl FakeCluster {
         true
     }
 
-    /// Processes that run no more.
+    /// Stops all nodes that are not in `running`.
     pub(crate) fn stop_all_but(&mut self, running: &BTreeSet<String>) {
         for (id, node) in &mut self.nodes {
             if !running.contains(id) {
@@ -98,14 +99,14 @@ impl FakeCluster {
         self.nodes.iter().filter(|(_, node)| !node.removed)
     }
 
-    /// Whether a majority of the voters runs, with or without one of them.
+    /// Returns whether a majority of the voters is running, not counting `without`.
     pub(crate) fn quorate_without(&self, without: Option<&str>) -> bool {
         let voters: Vec<(&String, &FakeNode)> = self.members().filter(|(_, node)| node.voter).collect();
         let alive = voters.iter().filter(|(id, node)| node.running && Some(id.as_str()) != without).count();
         !voters.is_empty() && alive > voters.len() / 2
     }
 
-    /// A moment passes: voters settle, what was decommissioned goes, what drains is handed over, logs catch up.
+    /// Advances by one moment: the set of voters changes, decommissioned nodes are removed, leadership moves, replicas catch up.
     pub(crate) fn tick(&mut self) {
         if !self.quorate_without(None) {
             self.leader = None;
@@ -159,18 +160,18 @@ impl FakeCluster {
 
     fn view(&self, target: &Target) -> Result<ClusterView, AdminError> {
         if !self.quorate_without(None) {
-            return Err(AdminError::NoMajority("made up".into()));
+            return Err(AdminError::NoMajority("simulated".into()));
         }
         let known = |node: &FakeNode| target.nodes.iter().any(|(name, _)| *name == node.name);
         let reached = self.members().filter(|(_, node)| node.voter && node.running && known(node)).count();
         let voters = self.members().filter(|(_, node)| node.voter).count();
         if reached <= voters / 2 {
-            return Err(AdminError::NoMajority("not all of it was asked".into()));
+            return Err(AdminError::NoMajority("the target lacks nodes".into()));
         }
         let dead = self.members().filter(|(_, node)| !node.running).count() as u32;
         let busy = self.members().filter(|(_, node)| node.state == MemberState::Decommissioning);
         Ok(ClusterView {
-            id: "made-up".into(),
+            id: "simulated".into(),
             leader: self.leader.clone(),
             nodes: self
                 .members()
@@ -210,15 +211,15 @@ impl FakeCluster {
     }
 }
 
-/// Called before every call that changes something; panics when it must not be made, or fails it.
+/// Runs before every call that changes something. Panics if the call violates an invariant, or fails the call.
 pub(crate) type Guard = Arc<dyn Fn(&FakeCluster, &str, &str) -> Result<(), AdminError> + Send + Sync>;
 
-/// The operator's way to the made-up cluster.
+/// [`Admin`] for a simulated cluster.
 #[derive(Clone)]
 pub(crate) struct FakeAdmin {
     pub(crate) cluster: Arc<Mutex<FakeCluster>>,
     pub(crate) before: Guard,
-    /// After a call was carried out, its answer may get lost.
+    /// Runs after a call took effect; an error means that the response was lost.
     pub(crate) after: Arc<dyn Fn() -> Result<(), AdminError> + Send + Sync>,
 }
 
@@ -257,7 +258,7 @@ impl Admin for FakeAdmin {
     fn catch_up<'a>(&'a self, _: &'a Target, nodes: &'a [String]) -> AdminResult<'a, CatchUp> {
         let cluster = self.cluster.lock();
         let behind = cluster.members().any(|(_, known)| nodes.contains(&known.name) && known.behind > 0);
-        ready(Ok(if behind { CatchUp::Behind { why: "made up".into() } } else { CatchUp::Done }))
+        ready(Ok(if behind { CatchUp::Behind { why: "simulated".into() } } else { CatchUp::Done }))
     }
 
     fn drain<'a>(&'a self, _: &'a Target, node_id: &'a str) -> AdminResult<'a, ()> {

@@ -1,10 +1,12 @@
-//! What the operator asks of a cluster's nodes, as a trait, so that reconcilers can be tested against a made-up cluster
-//! (`fake.rs`). The real one is [`Nodes`] (`nodes.rs`).
+//! Calls to the nodes of a cluster, as the trait [`Admin`]: over gRPC in production (`grpc.rs`), to a simulated cluster in tests
+//! (`fake.rs`).
 //!
 //! Invariants:
-//! - [`Admin::observe`] is a quorum read: it answers only when a majority of the controller group's voters did, asked one by one,
-//!   and agreed on the cluster. What it says of removed nodes is agreed state, which no node can know too early.
-//! - A call that may have been carried out is an error like any other: every call may be made again.
+//! - [`Admin::observe`] is a quorum read: it succeeds only when a majority of the voters of the controller group responds, each queried
+//!   directly. Removed nodes in its result are committed state: no node reports a removal before it is committed.
+//! - Every call is idempotent. After an error with an unknown outcome the caller repeats the call.
+//!
+//! Neighbours: `controller/` and `plugin/` call it; it calls `chronicle-client`. It names no Kubernetes type.
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -22,14 +24,14 @@ pub use view::{Answer, combine};
 
 use crate::plan::{CatchUp, ClusterView};
 
-/// Certificates that the operator shows and trusts, PEM.
+/// Client certificate of the operator and the CAs that it trusts, PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TlsMaterial {
-    /// CAs.
+    /// Trusted CAs.
     pub ca: Vec<u8>,
-    /// The operator's certificate.
+    /// Client certificate.
     pub certificate: Vec<u8>,
-    /// Its key.
+    /// Private key of the certificate.
     pub key: Vec<u8>,
 }
 
@@ -39,39 +41,39 @@ impl std::fmt::Debug for TlsMaterial {
     }
 }
 
-/// Whom to ask.
+/// How to connect to the nodes of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Names of the nodes that may run, with `HOST:PORT` of each.
+    /// Names of all nodes that may be running, each with its `HOST:PORT`.
     pub nodes: Vec<(String, String)>,
-    /// How; `None`: in plaintext.
+    /// TLS material; `None` for plaintext.
     pub tls: Option<TlsMaterial>,
 }
 
-/// Why a cluster could not be asked.
+/// Why a call to a cluster failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
-    /// No majority of the voters answered.
-    #[error("no majority of the cluster answers: {0}")]
+    /// No majority of the voters responded.
+    #[error("no majority of the voters responds: {0}")]
     NoMajority(String),
-    /// Nodes of more than one cluster answered.
+    /// Nodes of more than one cluster responded.
     #[error("the pods belong to different clusters: {0}")]
     TwoClusters(String),
-    /// The cluster understood, and refuses for a reason that time alone does not mend.
+    /// The cluster rejected the request; a retry alone does not help.
     #[error("{reason}: {message}")]
     Refused {
         /// A reason of docs/errors.md.
         reason: String,
-        /// For people.
+        /// Human-readable message.
         message: String,
     },
-    /// Try again.
+    /// Any other failure; the caller may retry.
     #[error("{0}")]
     Failed(String),
 }
 
 impl AdminError {
-    /// A refusal with this reason.
+    /// Returns whether the cluster rejected the request with this reason.
     pub fn is(&self, wanted: &str) -> bool {
         matches!(self, Self::Refused { reason, .. } if reason == wanted)
     }
@@ -80,35 +82,35 @@ impl AdminError {
 /// Result of a call.
 pub type AdminResult<'a, T> = BoxFuture<'a, Result<T, AdminError>>;
 
-/// The calls.
+/// Calls to the nodes of a cluster.
 pub trait Admin: Send + Sync + 'static {
-    /// What a majority of the cluster says about itself.
+    /// Returns the state of the cluster, confirmed by a majority of the voters.
     fn observe<'a>(&'a self, target: &'a Target) -> AdminResult<'a, ClusterView>;
-    /// Whether these nodes have all records that any node has. Asks every node about every topic.
+    /// Compares the replicas on these nodes with those on all nodes. Queries every node about every topic.
     fn catch_up<'a>(&'a self, target: &'a Target, nodes: &'a [String]) -> AdminResult<'a, CatchUp>;
-    /// Has a node (UUID) hand over what it leads.
+    /// Starts to transfer the leadership of a node (UUID) to other nodes.
     fn drain<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()>;
-    /// Lets a node (UUID) lead again.
+    /// Allows a node (UUID) to lead again.
     fn undrain<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()>;
-    /// Has a node's (UUID) replicas moved away and the node removed; done when it has begun.
+    /// Starts to reassign the replicas of a node (UUID) and then remove it. Returns when the operation has started.
     fn decommission<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()>;
 
-    /// A topic, if there is one of this name.
+    /// Returns the topic of this name, if it exists.
     fn topic<'a>(&'a self, target: &'a Target, name: &'a str) -> AdminResult<'a, Option<v1::Topic>>;
-    /// Makes a topic; one that is there is the answer.
+    /// Creates a topic; returns the existing one if there is one.
     fn create_topic<'a>(&'a self, target: &'a Target, request: v1::CreateTopicRequest) -> AdminResult<'a, v1::Topic>;
     /// Changes a topic.
     fn alter_topic<'a>(&'a self, target: &'a Target, request: v1::AlterTopicRequest) -> AdminResult<'a, v1::Topic>;
-    /// Deletes a topic; none is fine.
+    /// Deletes a topic; succeeds if there is none.
     fn delete_topic<'a>(&'a self, target: &'a Target, name: &'a str) -> AdminResult<'a, ()>;
 
-    /// Rules of a principal.
+    /// Returns the access rules of a principal.
     fn rules<'a>(&'a self, target: &'a Target, principal: &'a str) -> AdminResult<'a, Vec<v1::Acl>>;
-    /// Adds rules.
+    /// Adds access rules.
     fn add_rules<'a>(&'a self, target: &'a Target, rules: Vec<v1::Acl>) -> AdminResult<'a, ()>;
-    /// Takes rules away, each exactly.
+    /// Removes exactly these access rules.
     fn remove_rules<'a>(&'a self, target: &'a Target, rules: Vec<v1::Acl>) -> AdminResult<'a, ()>;
-    /// Quota of a principal, if it has one of its own.
+    /// Returns the quota of a principal, if it has a dedicated one.
     fn quota<'a>(&'a self, target: &'a Target, principal: &'a str) -> AdminResult<'a, Option<v1::Quota>>;
     /// Sets or removes the quota of a principal.
     fn set_quota<'a>(&'a self, target: &'a Target, principal: &'a str, quota: Option<v1::Quota>)

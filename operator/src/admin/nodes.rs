@@ -1,5 +1,8 @@
-//! The real cluster. Reads that must be counted go to each node by itself; commands go through the client, which finds who can
-//! carry them out.
+//! [`Admin`] over gRPC. Quorum reads query every node directly; commands go through the client, which finds the leader.
+//!
+//! Invariants:
+//! - Every call opens new connections, so that it uses the current certificates.
+//! - Every call has a time limit.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,27 +22,27 @@ use tower::service_fn;
 use super::{Admin, AdminError, AdminResult, Answer, Target, combine};
 use crate::plan::{CatchUp, ClusterView};
 
-/// Longest comparison of all topics.
+/// Time limit of a comparison of all topics.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
-/// Largest answer, in bytes.
+/// Maximum size of a response, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// Records that a replica may be behind and still count as caught up: what is under way while it is compared.
+/// Records that a replica may lag and still count as caught up: appends continue during the comparison.
 const RECORDS_BEHIND_MAX: i64 = 1_000;
 
-/// How long nodes are waited for, and how much is asked of them at once.
+/// Time limits and concurrency of calls.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    /// Longest wait for a connection that carries a command.
+    /// Connect timeout of commands.
     pub(crate) connect: Duration,
-    /// Longest wait for one node's status, and for the connection that it comes by. All nodes are asked side by side: there are at most 50.
+    /// Time limit of the status of one node, including the connection. All nodes, at most 50, are queried concurrently.
     pub(crate) status: Duration,
-    /// Longest wait for a command, retries included.
+    /// Time limit of a command, including retries.
     pub(crate) command: Duration,
-    /// Topics that are compared at the same time.
+    /// Maximum number of topics that are compared concurrently.
     pub(crate) topics: usize,
 }
 
-/// Asks nodes over gRPC. Opens connections for every call, so that certificates are always those of now.
+/// Calls nodes over gRPC.
 #[derive(Clone)]
 pub struct Nodes {
     connector: Connector,
@@ -47,7 +50,7 @@ pub struct Nodes {
 }
 
 impl Default for Nodes {
-    /// Over the network, as pods reach one another.
+    /// Over TCP, to the addresses of the pods.
     fn default() -> Self {
         let [connect, status, command] = [2, 3, 15].map(Duration::from_secs);
         Self::over(tcp_connector(), Patience { connect, status, command, topics: 16 })
@@ -55,7 +58,7 @@ impl Default for Nodes {
 }
 
 impl Nodes {
-    /// Over connections of the caller's making, which carry TLS where the target asks for it.
+    /// Over connections of `connector`, with TLS on top where the target has TLS material.
     pub(crate) fn over(connector: Connector, patience: Patience) -> Self {
         Self { connector, patience }
     }
@@ -78,7 +81,7 @@ impl Nodes {
         }
     }
 
-    /// A connection to exactly this node.
+    /// Connects to exactly this node.
     async fn channel(&self, target: &Target, address: &str) -> Result<Channel, String> {
         let connect = self.connector(target);
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
@@ -106,11 +109,11 @@ impl Nodes {
         };
         match timeout(self.patience.status, ask).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {} ms", self.patience.status.as_millis())),
+            Err(_) => Err(format!("no response within {} ms", self.patience.status.as_millis())),
         }
     }
 
-    /// For each partition of a topic, what this node says of its own replica.
+    /// Returns the state of this node's own replica of each partition of a topic.
     async fn describe(channel: Channel, topic: &str) -> Result<Vec<v1::PartitionDescription>, String> {
         let mut admin = AdminClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let answer = admin.describe_topic(v1::DescribeTopicRequest { name: topic.to_owned() }).await;
@@ -123,7 +126,7 @@ impl Nodes {
             match self.channel(target, address).await {
                 Ok(channel) => channels.push((name.clone(), channel)),
                 Err(why) if nodes.contains(name) => return Err(AdminError::Failed(format!("{name}: {why}"))),
-                // Whoever is silent cannot be compared with; the planner knows that it is not alive.
+                // A node that does not respond is left out; the planner knows that it is not alive.
                 Err(_) => {}
             }
         }
@@ -143,7 +146,7 @@ impl Nodes {
         }
         Ok(match first {
             None => CatchUp::Done,
-            Some(why) => CatchUp::Behind { why: format!("{partitions} partitions, such as {why}") },
+            Some(why) => CatchUp::Behind { why: format!("{partitions} partitions, for example {why}") },
         })
     }
 
@@ -161,7 +164,7 @@ impl Nodes {
                 }
             }
         }
-        // Once more, so that each has had the time that asking all of them took.
+        // Query these nodes again: the first round took time in which they may have caught up.
         let mut behind = Vec::new();
         for (name, channel) in channels.iter().filter(|(name, _)| nodes.contains(name)) {
             for partition in Self::describe(channel.clone(), topic).await? {
@@ -202,7 +205,9 @@ impl Admin for Nodes {
         Box::pin(async move {
             match timeout(CATCH_UP_TIMEOUT, self.compare(target, nodes)).await {
                 Ok(compared) => compared,
-                Err(_) => Err(AdminError::Failed(format!("not compared within {CATCH_UP_TIMEOUT:?}"))),
+                Err(_) => {
+                    Err(AdminError::Failed(format!("comparing the replicas timed out after {CATCH_UP_TIMEOUT:?}")))
+                }
             }
         })
     }
@@ -233,14 +238,14 @@ impl Admin for Nodes {
         Box::pin(async move {
             let request = v1::CreateTopicRequest { if_not_exists: true, ..request };
             let answer = self.client(target)?.create_topic(request).await.map_err(refused)?;
-            answer.topic.ok_or_else(|| AdminError::Failed("the node answered without the topic".into()))
+            answer.topic.ok_or_else(|| AdminError::Failed("the response of the node has no topic".into()))
         })
     }
 
     fn alter_topic<'a>(&'a self, target: &'a Target, request: v1::AlterTopicRequest) -> AdminResult<'a, v1::Topic> {
         Box::pin(async move {
             let answer = self.client(target)?.alter_topic(request).await.map_err(refused)?;
-            answer.topic.ok_or_else(|| AdminError::Failed("the node answered without the topic".into()))
+            answer.topic.ok_or_else(|| AdminError::Failed("the response of the node has no topic".into()))
         })
     }
 

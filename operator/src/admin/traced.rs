@@ -1,4 +1,4 @@
-//! Calls to nodes as spans of the pass that makes them. The client carries the span on to the nodes.
+//! [`Admin`] with a trace span around every call. The client propagates the span to the nodes.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::{Admin, AdminResult, Target};
 use crate::plan::{CatchUp, ClusterView};
 use crate::process::SPANS;
 
-/// Another [`Admin`], traced.
+/// Wraps another [`Admin`].
 pub(crate) struct Traced(pub(crate) Arc<dyn Admin>);
 
 macro_rules! traced {

@@ -1,4 +1,6 @@
-//! From the answers of single nodes to what the cluster says. Pure.
+//! Combines the status responses of single nodes into one view of the cluster. Pure.
+//!
+//! Invariant: a view is returned only if a majority of the voters of the controller group responded, and no node of another cluster did.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,14 +10,14 @@ use super::AdminError;
 use crate::api::MemberState;
 use crate::plan::{ClusterView, NodeConfiguration, NodeView, RunningOperation};
 
-/// What a node (by the name of its pod) answered, or why it did not.
+/// The response of a node (by the name of its pod), or why there is none.
 pub type Answer = (String, Result<v1::GetStatusResponse, String>);
 
-/// What a majority of the controller group's voters says.
+/// Returns the state that a majority of the voters of the controller group confirms.
 ///
-/// The newest term's answer names the voters. They must be answered for by a majority, each by itself. Health comes from the leader's
-/// own answer where there is one: only it hears from everybody for certain. Nodes that were removed are taken from every answer,
-/// since nodes show agreed state only, in which nobody is removed before it is agreed.
+/// The response of the highest term defines the voters; a majority of them must have responded. Health comes from the response of
+/// the leader where there is one, since only the leader receives heartbeats from all nodes. Removed nodes come from every response,
+/// since nodes report committed state only.
 ///
 /// # Errors
 /// [`AdminError::NoMajority`], [`AdminError::TwoClusters`].
@@ -38,7 +40,7 @@ pub fn combine(answers: &[Answer]) -> Result<ClusterView, AdminError> {
     let Some((_, newest)) = newest else { return Err(AdminError::NoMajority(failures())) };
 
     let voters: Vec<&v1::Server> = newest.servers.iter().filter(|server| stays(server) && votes(server)).collect();
-    // By name: a pod that has lost its disk answers under its old name, but then not for its old identity.
+    // By name: a pod that has lost its disk responds under its old name, but with another node UUID.
     let agree = |server: &&&v1::Server| {
         good.iter().any(|(name, answer)| {
             let itself = answer.servers.iter().find(|known| known.node_id == server.node_id);
@@ -49,7 +51,7 @@ pub fn combine(answers: &[Answer]) -> Result<ClusterView, AdminError> {
     if voters.is_empty() || answered < needed {
         let all = voters.len();
         return Err(AdminError::NoMajority(format!(
-            "{answered} of {all} voters answered, {needed} are needed: {}",
+            "{answered} of {all} voters responded, {needed} are needed: {}",
             failures()
         )));
     }
@@ -59,7 +61,7 @@ pub fn combine(answers: &[Answer]) -> Result<ClusterView, AdminError> {
         let own = answer.servers.iter().find(|server| server.node_id == leader);
         own.is_some_and(|server| server.name == *name) && answer.controller_term == newest.controller_term
     };
-    // A leader that does not answer may be dead.
+    // A leader that does not respond may be dead.
     let (source, leader) = match good.iter().find(led) {
         Some((_, answer)) if !leader.is_empty() => (*answer, Some(leader)),
         _ => (*newest, None),
@@ -102,7 +104,7 @@ fn votes(server: &v1::Server) -> bool {
     server.role() == v1::ServerRole::Voter
 }
 
-/// A member: what all say of it, and what it says of itself alone.
+/// Combines the shared state of a member with what only its own response has.
 fn node(server: &v1::Server, own: Option<&v1::GetStatusResponse>) -> NodeView {
     let encryption = server.encryption.as_ref().filter(|encryption| !encryption.certificate_serial.is_empty());
     NodeView {
@@ -163,9 +165,9 @@ mod tests {
     }
 
     #[test]
-    fn a_minority_of_the_voters_is_no_answer() {
+    fn a_minority_of_the_voters_is_an_error() {
         let answers = [("a".into(), Ok(status(1, "id-a", &three()))), silent("b"), silent("c")];
-        let Err(AdminError::NoMajority(why)) = combine(&answers) else { panic!("a minority was believed") };
+        let Err(AdminError::NoMajority(why)) = combine(&answers) else { panic!("accepted a minority") };
         assert!(why.contains("1 of 3 voters") && why.contains("b: refused"), "{why}");
         assert!(matches!(combine(&[]), Err(AdminError::NoMajority(_))));
     }
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_leader_speaks_for_the_health_of_the_cluster() {
+    fn the_health_of_the_cluster_comes_from_the_leader() {
         let (leader, mut follower) = (status(2, "id-b", &three()), status(1, "id-a", &three()));
         follower.offline = 7;
         let view = combine(&[("a".into(), Ok(follower)), ("b".into(), Ok(leader)), silent("c")]).unwrap();
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_makes_of_its_file_is_its_own_word() {
+    fn the_configuration_state_of_a_node_comes_from_its_own_response() {
         let of = |file: &str, error: &str| {
             let configuration = v1::Configuration {
                 file_digest: file.into(),
@@ -207,7 +209,7 @@ mod tests {
         let old = Ok(status(1, "id-a", &three()));
         let view = combine(&[("b".into(), of("AB", "no such field")), ("a".into(), old), silent("c")]).unwrap();
         let [a, b, c] = view.nodes.as_slice() else { panic!("{:?}", view.nodes) };
-        assert_eq!((a.answered, &a.configuration), (true, &None), "an older version does not say");
+        assert_eq!((a.answered, &a.configuration), (true, &None), "an older version does not report it");
         assert_eq!((c.answered, &c.configuration), (false, &None));
         let known = b.configuration.clone().unwrap();
         assert_eq!((known.file_digest.as_str(), known.error.as_str()), ("ab", "no such field"));
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_is_known_when_one_node_has_applied_it() {
+    fn a_removal_counts_once_one_node_has_applied_it() {
         let mut removed = three();
         removed.push(server("d", false, v1::ServerState::Removed));
         let mut before = three();
@@ -223,7 +225,7 @@ mod tests {
         let answers = [("a".into(), Ok(status(1, "id-a", &before))), ("b".into(), Ok(status(1, "id-a", &removed)))];
         let view = combine(&answers).unwrap();
         assert!(view.removed.contains("id-d"));
-        assert!(view.nodes.iter().all(|node| node.name != "d"), "a removed node is no member, whoever says so");
+        assert!(view.nodes.iter().all(|node| node.name != "d"), "a removed node is still a member");
     }
 
     #[test]

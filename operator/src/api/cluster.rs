@@ -1,4 +1,9 @@
-//! `ChronicleCluster`: what a person asks for.
+//! The `ChronicleCluster` resource: the desired state of one cluster.
+//!
+//! Invariants: doc comments of fields are what `kubectl explain` prints. Rules that need the resource alone are CEL rules here; other
+//! rules are in `build/validate.rs`.
+//!
+//! Neighbours: `status.rs` has the observed state, `build/` turns a spec into objects.
 #![allow(clippy::duplicated_attributes, reason = "print columns have the same fields")]
 #![allow(unreachable_pub, reason = "the schema derive makes public types in private blocks")]
 
@@ -13,16 +18,16 @@ use serde::{Deserialize, Serialize};
 
 use super::status::ClusterStatus;
 
-/// Most members of the controller group that vote.
+/// Maximum number of voters in the controller group.
 pub const VOTERS_MAX: u32 = 7;
 
-/// CEL: every node runs a minor version of the same major that is not newer than the one asked for. A version that was asked for
-/// and never ran can then be taken back: it was a mistake, and holds every roll until it is.
+/// CEL: every node runs a version of the same major and of at most the requested minor. `spec.version` may then go back: the version
+/// that it had never ran on any node and blocks every roll-out.
 const NOTHING_NEWER_RUNS: &str = "(has(self.status) && has(self.status.versions) && size(self.status.versions.running) > 0 \
      && self.status.versions.running.all(v, v.split('.')[0] == self.spec.version.split('.')[0] \
      && int(v.split('.')[1]) <= int(self.spec.version.split('.')[1])))";
 
-/// A Chronicle cluster: nodes in one StatefulSet that agree on one another, and everything that they need.
+/// A Chronicle cluster: its nodes, which run in one StatefulSet, and the objects that they need.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "chronicle.dev",
@@ -39,25 +44,25 @@ const NOTHING_NEWER_RUNS: &str = "(has(self.status) && has(self.status.versions)
         status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
-    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.replicas", description = "Nodes that run"),
-    printcolumn(name = "Ready", type_ = "integer", json_path = ".status.readyReplicas", description = "Nodes that serve"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.replicas", description = "Pods that exist"),
+    printcolumn(name = "Ready", type_ = "integer", json_path = ".status.readyReplicas", description = "Pods that are ready"),
     printcolumn(
         name = "Quorate",
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Quorate')].status",
-        description = "Whether every group has a majority"
+        description = "Whether every Raft group has a live majority"
     ),
     printcolumn(
         name = "UpToDate",
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='UpToDate')].status",
-        description = "Whether every node runs what the spec says"
+        description = "Whether every node matches the spec"
     ),
     printcolumn(
         name = "Operation",
         type_ = "string",
         json_path = ".status.operation.kind",
-        description = "What is under way"
+        description = "Operation in progress"
     ),
     printcolumn(
         name = "Leader",
@@ -100,36 +105,36 @@ const NOTHING_NEWER_RUNS: &str = "(has(self.status) && has(self.status.versions)
     validation = Rule::new(
         "self.security.authorization.mode == 'Disabled' || self.security.tls.mode == 'Enabled'"
     )
-    .message("security.authorization.mode: Enabled needs security.tls.mode Enabled: without TLS nobody has a name")
+    .message("security.authorization.mode: Enabled needs security.tls.mode Enabled: without TLS clients are anonymous")
 )]
 pub struct ChronicleClusterSpec {
-    /// Image of the nodes, with its tag or digest: `REPOSITORY:TAG` or `REPOSITORY@sha256:...`. A change rolls the nodes.
+    /// Container image of the nodes: `REPOSITORY:TAG` or `REPOSITORY@sha256:...`. A change restarts the nodes one by one.
     #[schemars(length(min = 1, max = 512))]
     pub image: String,
-    /// Version of Chronicle in the image, `MAJOR.MINOR.PATCH`. When it is set, a step over a minor version and a way back are
-    /// refused, and a roll stops at the first node that reports another version than this.
+    /// Version of Chronicle in the image, `MAJOR.MINOR.PATCH`. When it is set, skipping a minor version and going back to an older one
+    /// are rejected, and a roll-out stops at the first node that reports another version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), regex(pattern = r"^[0-9]{1,5}\.[0-9]{1,5}\.[0-9]{1,5}(-[0-9A-Za-z.-]+)?$"))]
     pub version: Option<String>,
-    /// When the image is pulled: `Always`, `IfNotPresent` or `Never`. Default: what Kubernetes does for the tag.
+    /// Image pull policy: `Always`, `IfNotPresent` or `Never`. Default: the default of Kubernetes for the tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
     pub image_pull_policy: Option<String>,
-    /// Secrets with which the image is pulled.
+    /// Secrets with the credentials for pulling the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
-    /// Nodes, 0 to 50. More: nodes join one after the other. Fewer: nodes are emptied and removed one after the other, the
-    /// highest number first. 0: all nodes stop and everything is kept; a number above 0 starts them again. Default: 3.
+    /// Number of nodes, 0 to 50. Scaling up adds one node at a time. Scaling down decommissions one node at a time, the highest ordinal
+    /// first. 0 stops all nodes and keeps their volumes; a number above 0 starts them again. Default: 3.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 0, max = 50))]
     pub replicas: i32,
-    /// Who votes on nodes, topics and placement.
+    /// Voters of the controller group, which decides on nodes, topics and placement.
     #[serde(default)]
     pub consensus: Consensus,
     /// Volumes of the nodes.
     pub storage: Storage,
-    /// Encryption and access. Default: both on, with a certificate authority of the cluster's own.
+    /// Encryption and authorization. Default: both enabled, with a dedicated CA for the cluster.
     #[serde(default)]
     pub security: Security,
     /// CPU and memory of each node. Default: requests of 250m and 512Mi, a memory limit of 2Gi.
@@ -138,20 +143,20 @@ pub struct ChronicleClusterSpec {
     /// Where the pods may run.
     #[serde(default)]
     pub scheduling: Scheduling,
-    /// Who reaches the pods over the network.
+    /// Which clients can reach the pods over the network.
     #[serde(default)]
     pub network_policy: NetworkPolicySpec,
     /// Scraping by Prometheus.
     #[serde(default)]
     pub monitoring: Monitoring,
-    /// Fields of the node's configuration file, in its own spelling, such as `{"limits": {"connections-max": 10000}}`. What the
-    /// operator decides (`node`, `listeners`, `security`, and of `cluster` discovery, bootstrap, zone and voters) cannot be set
-    /// here. A change of fields that docs/configuration.md calls live takes effect without a restart, within a few minutes; a change of
-    /// others rolls the nodes. What nodes refuse restarts nobody.
+    /// Fields of the node's configuration file, spelled as in that file, such as `{"limits": {"connections-max": 10000}}`. Fields that
+    /// the operator manages cannot be set here: `listeners`, `security`, the name, data directory and address in `node`, and discovery,
+    /// bootstrap, zone and voters in `cluster`. A change of a live field (docs/configuration.md) takes effect without a restart, within
+    /// a few minutes; a change of any other field restarts the nodes one by one. A configuration that nodes reject restarts no node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "any_object")]
     pub config: BTreeMap<String, serde_json::Value>,
-    /// Whether the operator acts on this cluster. Default: `Active`.
+    /// Whether the operator reconciles this cluster. Default: `Active`.
     #[serde(default)]
     pub reconciliation: Reconciliation,
 }
@@ -175,7 +180,7 @@ fn default_resources() -> ResourceRequirements {
     }
 }
 
-/// Who votes in the controller group.
+/// Voters of the controller group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -185,12 +190,12 @@ fn default_resources() -> ResourceRequirements {
         .message("consensus.voters: at most two more or two fewer at a time")
 )]
 pub struct Consensus {
-    /// Most nodes that vote: 1, 3, 5 or 7; the others follow. With fewer nodes, an odd number of them votes. A change takes effect
-    /// without a restart. Default: 3.
+    /// Maximum number of voters: 1, 3, 5 or 7. The other nodes are learners. A cluster with fewer nodes has the largest odd number of
+    /// voters that it can have. A change takes effect without a restart. Default: 3.
     #[serde(default = "default_voters")]
     #[schemars(range(min = 1, max = 7))]
     pub voters: u32,
-    /// What happens to a node that will not come back.
+    /// Replacement of a node whose machine or disk is lost.
     #[serde(default)]
     pub member_replacement: MemberReplacement,
 }
@@ -205,24 +210,25 @@ impl Default for Consensus {
     }
 }
 
-/// Whether a lost node is replaced without being asked.
+/// What starts the replacement of a lost node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum ReplacementMode {
-    /// Only a pod that the annotation `chronicle.dev/replace` of the cluster names.
+    /// The annotation `chronicle.dev/replace` on the ChronicleCluster, which names the pod.
     #[default]
     Manual,
-    /// Every pod that meets the conditions.
+    /// The operator replaces every node whose machine or volume is known to be lost, after `afterSeconds`.
     Auto,
 }
 
-/// Replacement of a node whose machine or disk is lost: its claim and pod are deleted, and an empty node takes its place. Done
-/// only while all other nodes are alive and every group has a majority without it, and the cluster says that the node is dead.
+/// Replacement of a node whose machine or disk is lost: the operator deletes the PersistentVolumeClaim and the pod, and an empty node
+/// replaces the lost one. Requires that the cluster reports the node as dead, that all other nodes are alive, and that every Raft group
+/// has a majority without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MemberReplacement {
-    /// Whether it is done without being asked. Default: `Manual`.
+    /// What starts a replacement. Default: `Manual`.
     pub mode: ReplacementMode,
-    /// Seconds that the pod must have been unready before its node counts as lost, 60 to 604800. Default: 900.
+    /// With mode `Auto`: seconds that the pod must have been unready before its node counts as lost, 60 to 604800. Default: 900.
     #[schemars(range(min = 60, max = 604_800))]
     pub after_seconds: i64,
 }
@@ -233,25 +239,25 @@ impl Default for MemberReplacement {
     }
 }
 
-/// What becomes of volumes.
+/// What happens to a volume that is no longer used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum RetentionPolicy {
-    /// Kept. Somebody deletes them by hand, or uses them again.
+    /// The PersistentVolumeClaim is kept.
     #[default]
     Retain,
-    /// Deleted.
+    /// The PersistentVolumeClaim is deleted, and the data with it.
     Delete,
 }
 
-/// What becomes of volumes that nobody uses any more.
+/// What happens to volumes that are no longer used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Retention {
-    /// When the cluster is deleted. A cluster of the same name that is created later starts with what was kept. Default:
+    /// When the ChronicleCluster is deleted. A ChronicleCluster that is created later with the same name uses the kept volumes. Default:
     /// `Retain`.
     pub when_deleted: RetentionPolicy,
-    /// When a node was removed. Its records are on other nodes by then, and the node cannot come back. A volume that is kept is
-    /// in the way of a later node of the same number: it must be deleted by hand first. Default: `Delete`.
+    /// When a node is removed by scaling down. Other nodes have its records by then, and the removed node cannot rejoin. A kept volume
+    /// blocks scaling up to the same ordinal until its PersistentVolumeClaim is deleted. Default: `Delete`.
     pub when_scaled: RetentionPolicy,
 }
 
@@ -261,7 +267,7 @@ impl Default for Retention {
     }
 }
 
-/// Volumes of the nodes, one each.
+/// Volumes of the nodes, one per node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -274,14 +280,14 @@ impl Default for Retention {
         .message("storage.storageClassName: cannot be changed")
 )]
 pub struct Storage {
-    /// Size of each volume, such as `100Gi`. It can grow, also while nodes are down or their disks full; it cannot shrink.
+    /// Size of each volume, such as `100Gi`. It can grow, also while nodes are down or their disks are full. It cannot shrink.
     #[schemars(schema_with = "quantity")]
     pub size: Quantity,
-    /// Class of the volumes. Default: the default class of the Kubernetes cluster. It cannot be changed.
+    /// StorageClass of the volumes. It cannot be changed. Default: the default StorageClass of the Kubernetes cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub storage_class_name: Option<String>,
-    /// What becomes of volumes that nobody uses any more.
+    /// What happens to volumes that are no longer used.
     #[serde(default)]
     pub retention: Retention,
 }
@@ -300,51 +306,51 @@ pub enum TlsMode {
     /// TLS for clients, mutual TLS between nodes.
     #[default]
     Enabled,
-    /// Plaintext: whoever reaches the port reads and writes everything.
+    /// Plaintext: any client that can connect can read and write everything.
     Disabled,
 }
 
-/// Whether clients show a certificate. Nodes always do.
+/// Whether clients must present a certificate. Nodes always must.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum ClientAuth {
-    /// Without one a client is `anonymous`, which may do only what rules for everybody allow.
+    /// A client without a certificate is the principal `anonymous`, to which only rules for all principals apply.
     #[default]
     Optional,
-    /// Without one a client is refused.
+    /// A client without a certificate is rejected.
     Required,
 }
 
-/// What an issuer is.
+/// Kind of an issuer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum IssuerKind {
-    /// An issuer in this namespace.
+    /// An issuer in the namespace of the cluster.
     #[default]
     Issuer,
     /// An issuer for all namespaces.
     ClusterIssuer,
 }
 
-/// An issuer of cert-manager. Its certificates must carry the CA in `ca.crt` of their Secret.
+/// An issuer of cert-manager. It must write its CA to `ca.crt` in the Secrets that it issues.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IssuerRef {
     /// Name of the issuer.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// What it is. Default: `Issuer`.
+    /// Kind of the issuer. Default: `Issuer`.
     #[serde(default)]
     pub kind: IssuerKind,
 }
 
-/// Secrets with certificates that somebody else makes and renews.
+/// Secrets with certificates that are issued and renewed outside the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateSecrets {
-    /// Secret with `tls.crt`, `tls.key` and `ca.crt` of the nodes, for servers and clients, valid for
-    /// `*.NAME-nodes.NAMESPACE.svc`, `NAME-nodes.NAMESPACE.svc` and `NAME.NAMESPACE.svc`.
+    /// Secret with `tls.crt`, `tls.key` and `ca.crt` of the nodes: a server and client certificate for `*.NAME-nodes.NAMESPACE.svc`,
+    /// `NAME-nodes.NAMESPACE.svc` and `NAME.NAMESPACE.svc`.
     #[schemars(length(min = 1, max = 253))]
     pub node: String,
-    /// Secret with `tls.crt`, `tls.key` and `ca.crt` of the operator, for clients, whose name is `chronicle-operator`.
+    /// Secret with `tls.crt`, `tls.key` and `ca.crt` of the operator: a client certificate with the common name `chronicle-operator`.
     #[schemars(length(min = 1, max = 253))]
     pub operator: String,
 }
@@ -354,13 +360,13 @@ pub struct CertificateSecrets {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.mode == oldSelf.mode")
-        .message("security.tls.mode: cannot be changed: nodes with TLS and nodes without do not talk to one another"),
+        .message("security.tls.mode: cannot be changed: nodes with TLS and nodes without TLS cannot connect to each other"),
     validation = Rule::new("has(self.issuerRef) == has(oldSelf.issuerRef) \
         && (!has(self.issuerRef) || self.issuerRef == oldSelf.issuerRef) \
         && has(self.secrets) == has(oldSelf.secrets) && (!has(self.secrets) || self.secrets == oldSelf.secrets)")
-        .message("security.tls: issuerRef and secrets cannot be changed: nodes would not trust one another's new certificates"),
+        .message("security.tls: issuerRef and secrets cannot be changed: nodes would not trust the new certificates of other nodes"),
     validation = Rule::new("!(has(self.issuerRef) && has(self.secrets))")
-        .message("security.tls: issuerRef and secrets exclude one another"),
+        .message("security.tls: issuerRef and secrets are mutually exclusive"),
     validation = Rule::new("self.mode == 'Enabled' || !(has(self.issuerRef) || has(self.secrets))")
         .message("security.tls: issuerRef and secrets need mode Enabled")
 )]
@@ -368,118 +374,120 @@ pub struct Tls {
     /// Whether the data port is encrypted. It cannot be changed. Default: `Enabled`.
     #[serde(default)]
     pub mode: TlsMode,
-    /// Issuer of cert-manager for the certificates. It cannot be changed. Default: a certificate authority of the cluster's own.
+    /// cert-manager issuer of the certificates. It cannot be changed. Default: a dedicated CA for the cluster, managed by cert-manager.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer_ref: Option<IssuerRef>,
-    /// Certificates made by somebody else; cert-manager is not needed then. It cannot be changed; what the Secrets hold can.
+    /// Secrets with certificates that are issued outside the operator; cert-manager is not needed then. The names cannot be changed, the
+    /// content of the Secrets can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets: Option<CertificateSecrets>,
-    /// Whether clients show a certificate. Default: `Optional`.
+    /// Whether clients must present a certificate. Default: `Optional`.
     #[serde(default)]
     pub client_auth: ClientAuth,
 }
 
-/// Whether what no rule allows is refused.
+/// Whether requests need a rule that allows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum AuthorizationMode {
-    /// It is.
+    /// A request that no rule allows is rejected.
     #[default]
     Enabled,
-    /// Everybody may do everything.
+    /// Every client may do everything.
     Disabled,
 }
 
-/// A principal.
+/// Name of a principal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct SuperUser(#[schemars(length(min = 1, max = 253))] pub String);
 
-/// Who may do what. The rules come from ChronicleUsers and from `chronicle acl`.
+/// Authorization. Rules come from ChronicleUsers and from `chronicle acl`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Authorization {
-    /// Whether what no rule allows is refused. A change rolls the nodes. Default: `Enabled`.
+    /// Whether requests need a rule that allows them. A change restarts the nodes one by one. Default: `Enabled`.
     pub mode: AuthorizationMode,
-    /// Principals that may do everything, whatever the rules say. The operator is one by itself. A change takes effect without a
-    /// restart.
+    /// Principals that may do everything, regardless of rules. The principal of the operator always is one. A change takes effect without
+    /// a restart.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub super_users: Vec<SuperUser>,
 }
 
-/// Encryption and access.
+/// Encryption and authorization.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Security {
     /// Encryption of the data port.
     pub tls: Tls,
-    /// Who may do what.
+    /// Authorization of requests.
     pub authorization: Authorization,
-    /// From the name in a client's certificate to its principal, each `REGEX -> REPLACEMENT`; the first that matches all of the
-    /// name wins. A change takes effect without a restart.
+    /// Rules that map the subject of a client certificate to a principal, each `REGEX -> REPLACEMENT`. The first rule whose regular
+    /// expression matches the whole subject applies. A change takes effect without a restart.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub principal_rules: Vec<String>,
 }
 
-/// What happens to a pod for which there is no machine of its own.
+/// What happens to a pod when the nodes cannot be spread evenly over machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum UnsatisfiableTopology {
-    /// It shares a machine or a zone with another node.
+    /// The pod shares a machine with another node of the cluster.
     #[default]
     ScheduleAnyway,
-    /// It waits.
+    /// The pod stays pending.
     DoNotSchedule,
 }
 
-/// Where the pods may run. A change rolls the nodes.
+/// Where the pods may run. A change restarts the nodes one by one.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Scheduling {
-    /// Labels of the machines.
+    /// Labels that a Kubernetes node must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
-    /// Taints that are put up with.
+    /// Tolerations of the pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub tolerations: Vec<Toleration>,
-    /// Rules beside the even spread over zones and machines, which is always asked for.
+    /// Affinity rules in addition to the spread over zones and machines, which the operator always requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
-    /// What happens when pods cannot be spread over machines evenly. Zones never make a pod wait. Default: `ScheduleAnyway`.
+    /// What happens when pods cannot be spread evenly over machines. An uneven spread over zones never blocks a pod. Default:
+    /// `ScheduleAnyway`.
     pub when_unsatisfiable: UnsatisfiableTopology,
-    /// Priority class of the pods.
+    /// PriorityClass of the pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
 }
 
-/// Whether a NetworkPolicy is made.
+/// Whether the operator creates a NetworkPolicy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum NetworkPolicyMode {
-    /// Only nodes of the cluster, the operator, and `allowFrom` reach the data port; the ops port is open to scrapers.
+    /// Only nodes of the cluster, the operator and the peers in `allowFrom` can reach the data port. The ops port is open to all pods.
     #[default]
     Restricted,
     /// No NetworkPolicy.
     Disabled,
 }
 
-/// Who reaches the pods over the network.
+/// Which clients can reach the pods over the network.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkPolicySpec {
-    /// Whether a NetworkPolicy is made. Default: `Restricted`.
+    /// Whether the operator creates a NetworkPolicy. Default: `Restricted`.
     pub mode: NetworkPolicyMode,
-    /// Who may reach the data port besides the nodes and the operator. Default: every pod of this namespace.
+    /// Peers that can reach the data port in addition to the nodes and the operator. Default: every pod of the namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub allow_from: Option<Vec<NetworkPolicyPeer>>,
 }
 
-/// Whether a PodMonitor is made.
+/// Whether the operator creates a PodMonitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum PodMonitorMode {
-    /// When the Kubernetes cluster knows PodMonitors.
+    /// If the PodMonitor CRD is installed.
     #[default]
     Auto,
     /// Never.
@@ -490,19 +498,19 @@ pub enum PodMonitorMode {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Monitoring {
-    /// Whether a PodMonitor of the Prometheus operator is made. Default: `Auto`.
+    /// Whether the operator creates a PodMonitor for the Prometheus operator. Default: `Auto`.
     pub pod_monitor: PodMonitorMode,
-    /// Labels of the PodMonitor, by which a Prometheus selects it.
+    /// Additional labels of the PodMonitor, for the selector of a Prometheus.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }
 
-/// Whether the operator acts.
+/// Whether the operator reconciles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum Reconciliation {
-    /// It does.
+    /// The operator reconciles the cluster.
     #[default]
     Active,
-    /// It only reports; an operation under way stands still and is resumed later.
+    /// The operator only updates the status. An operation in progress stops and resumes with `Active`.
     Paused,
 }

@@ -1,31 +1,33 @@
-//! Conditions: the words in which a status says what holds.
+//! Conditions of all resources: their types, and the rules for updating a list of them.
+//!
+//! Invariant: the transition time changes only with the status, so that an unchanged condition is not written.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-/// Conditions of a cluster; docs/operations/operator-conditions.md has their reasons.
+/// Type of a condition. docs/operations/operator-conditions.md lists the reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConditionType {
-    /// The cluster takes appends and reads.
+    /// The cluster serves appends and reads.
     Available,
-    /// Every group has a majority of its voters.
+    /// Every Raft group has a live majority of its voters.
     Quorate,
-    /// The operator is changing something, or waits for something that it has changed.
+    /// The operator is changing something, or waits for the effect of a change.
     Progressing,
-    /// Something is wrong that the operator does not mend by itself, or has not mended yet.
+    /// There is a fault that the operator cannot correct, or has not corrected yet.
     Degraded,
-    /// Every node runs what the spec says, and has taken its configuration file.
+    /// Every node matches the spec and has loaded its configuration file.
     UpToDate,
-    /// Volumes are bound and as large as the spec says.
+    /// Volumes are bound and have the size of the spec.
     StorageHealthy,
-    /// Every certificate is there and what nodes serve.
+    /// Every certificate exists, and nodes serve it.
     CertificatesValid,
-    /// A topic or user is in the cluster as its spec says.
+    /// The topic or user in the cluster matches the spec.
     Ready,
 }
 
 impl ConditionType {
-    /// As in `type`.
+    /// Returns the value of the field `type`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Available => "Available",
@@ -43,12 +45,12 @@ impl ConditionType {
 /// A list of conditions under construction.
 pub type Conditions = Vec<Condition>;
 
-/// The condition of a type.
+/// Returns the condition of a type, if there is one.
 pub fn condition_of(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {
     conditions.iter().find(|condition| condition.type_ == kind.name())
 }
 
-/// Sets a condition. `holds`: true, false, or `None` for unknown. The time of the last transition changes only with the status.
+/// Sets a condition. `holds` is `None` for the status `Unknown`. The time of the last transition changes only with the status.
 pub fn set_condition(
     conditions: &mut Conditions,
     kind: ConditionType,

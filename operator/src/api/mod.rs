@@ -1,12 +1,13 @@
-//! The resources that people write, group `chronicle.dev`, version `v1alpha1`, and what is reported about them.
+//! The custom resources of the group `chronicle.dev`, version `v1alpha1`: specs and statuses.
 //!
 //! Invariants:
-//! - Every field has a behaviour; what one version of the operator does not do, its resources cannot ask for.
-//! - What can be judged from the resource alone is judged by the API server (patterns, bounds, CEL), so that a mistake is an error
-//!   message at `kubectl apply` and not a condition later. What needs more is judged in [`crate::build::validate`].
-//! - A status holds nothing that changes by itself (no lags, no ages): a converged resource is not written.
+//! - Every field has an effect. The schema has no field that this version of the operator ignores.
+//! - The API server validates what it can validate from the resource alone (patterns, bounds, CEL): a mistake is then an error at
+//!   `kubectl apply`. [`crate::build::validate`] checks the rest, and the operator reports it in a condition.
+//! - A status holds nothing that changes with time (no lags, no ages): a converged resource is not written.
 //!
-//! `crds()` is what `chronicle-operator crd` prints and what is kept under `deploy/crds`.
+//! Neighbours: everything in this crate reads these types; they name no other module. `chronicle-operator crd` prints [`crds`], and
+//! `deploy/crds` holds a copy.
 
 pub mod cluster;
 mod conditions;
@@ -39,16 +40,16 @@ use kube::CustomResourceExt;
 /// API group of the resources.
 pub const GROUP: &str = "chronicle.dev";
 
-/// The cluster in the same namespace that a topic or a user belongs to.
+/// The ChronicleCluster of a topic or user, in the same namespace.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterRef {
-    /// Name of a ChronicleCluster in this namespace.
+    /// Name of the ChronicleCluster.
     #[schemars(length(min = 1, max = 40))]
     pub name: String,
 }
 
-/// Definitions of all resources.
+/// Returns the CustomResourceDefinitions of all resources.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![ChronicleCluster::crd(), ChronicleTopic::crd(), ChronicleUser::crd()]
 }

@@ -1,99 +1,103 @@
-//! What is reported about a cluster. Also the operator's memory: `operation` and `size` are written before anything is done
-//! and read again after a restart.
+//! The status of a `ChronicleCluster`: the observed state, and the operator's own record of what it is doing.
+//!
+//! Invariants:
+//! - `operation` and `size` are written before their first effect. An operator that restarts resumes from them.
+//! - No field changes by itself with time: the status of a converged cluster is not written.
+//!
+//! Neighbours: `controller/cluster/status.rs` fills it in, `plan/` reads the record.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// State of a ChronicleCluster.
+/// Observed state of a ChronicleCluster.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterStatus {
-    /// Generation of the spec that this is about.
+    /// Generation of the spec that this status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// What holds: Available, Quorate, Progressing, Degraded, UpToDate, StorageHealthy, CertificatesValid.
+    /// Conditions: Available, Quorate, Progressing, Degraded, UpToDate, StorageHealthy, CertificatesValid.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// UUID of the cluster, once it is founded.
+    /// UUID of the cluster. Absent until the cluster has bootstrapped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_id: Option<String>,
-    /// Pods that exist.
+    /// Number of pods that exist.
     pub replicas: i32,
-    /// Pods that are ready.
+    /// Number of pods that are ready.
     pub ready_replicas: i32,
-    /// Label selector of the pods, text form.
+    /// Label selector of the pods, as text.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub selector: String,
-    /// Nodes that the cluster consists of: the pods that should run while it is not stopped. Follows `spec.replicas` one by
-    /// one.
+    /// Number of nodes of the cluster, which is the number of pods while it is not stopped. Follows `spec.replicas` in steps of one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<i32>,
-    /// Node that leads the controller group.
+    /// Name of the node that leads the controller group. Absent while no leader responds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
-    /// Votes of the controller group.
+    /// Quorum of the controller group.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quorum: Option<QuorumStatus>,
-    /// Nodes, by name.
+    /// Members of the cluster, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub members: Vec<MemberStatus>,
-    /// What is under way. Written before it begins.
+    /// Operation in progress. Written before the operation starts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operation: Option<OperationStatus>,
-    /// Versions of Chronicle.
+    /// Versions of Chronicle on the nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub versions: Option<VersionStatus>,
-    /// What the nodes serve.
+    /// Certificates that the nodes serve.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificates: Option<CertificateStatus>,
-    /// `HOST:PORT` where clients in this Kubernetes cluster ask first.
+    /// `HOST:PORT` that clients in this Kubernetes cluster connect to first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
 }
 
-/// Votes of the controller group.
+/// Quorum of the controller group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct QuorumStatus {
-    /// Nodes that vote.
+    /// Number of voters.
     pub voters: i32,
-    /// Those that are alive.
+    /// Number of voters that are alive.
     pub healthy: i32,
-    /// Votes that make a majority.
+    /// Number of voters that form a majority.
     pub needed: i32,
-    /// Voters that may still be lost.
+    /// Number of further voters that may fail without loss of the majority.
     pub fault_tolerance: i32,
 }
 
-/// Role in the controller group.
+/// Role of a node in the controller group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum MemberRole {
-    /// Votes.
+    /// Counts for the majority.
     Voter,
-    /// Follows without a vote.
+    /// Receives the log and does not vote.
     Learner,
 }
 
-/// State in the cluster.
+/// State of a node in the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum MemberState {
-    /// Takes part.
+    /// Serves and may lead.
     Active,
-    /// Leads nothing.
+    /// Serves and must not lead: its leadership is being or has been transferred.
     Draining,
-    /// Its replicas are being moved away.
+    /// Its replicas are being reassigned to other nodes, after which it is removed.
     Decommissioning,
 }
 
-/// One node.
+/// One member of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberStatus {
-    /// Name of the node, that of its pod.
+    /// Name of the node and of its pod.
     pub name: String,
     /// UUID of its data directory.
     pub node_id: String,
@@ -101,99 +105,99 @@ pub struct MemberStatus {
     pub role: MemberRole,
     /// State in the cluster.
     pub state: MemberState,
-    /// The cluster hears from it.
+    /// Whether the controller leader receives heartbeats from the node.
     pub alive: bool,
-    /// Version that it runs.
+    /// Version of Chronicle that the node runs.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub version: String,
-    /// Failure domain.
+    /// Zone (failure domain) of the node.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub zone: String,
 }
 
-/// Kinds of operations.
+/// Kind of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OperationKind {
-    /// The first nodes are started and found the cluster.
+    /// Start the first nodes, which bootstrap the cluster.
     Create,
-    /// One more node.
+    /// Add one node.
     ScaleUp,
-    /// One node fewer.
+    /// Remove one node.
     ScaleDown,
-    /// One pod is replaced by one that runs what the spec says.
+    /// Restart one pod so that it matches the spec.
     Roll,
-    /// A lost node is replaced by an empty one.
+    /// Replace a lost node with an empty one.
     Replace,
-    /// All nodes stop.
+    /// Stop all nodes.
     Stop,
-    /// All nodes start again.
+    /// Start all stopped nodes.
     Start,
 }
 
-/// How far an operation is. Steps of a kind go in the order of this list.
+/// Step of an operation. The steps of an operation follow the order of this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum OperationStep {
-    /// Hand over what the node leads.
+    /// Transfer the leadership of the node to other nodes.
     Drain,
-    /// Move everything off the node and remove it from the cluster.
+    /// Reassign the replicas of the node and remove it from the cluster.
     Decommission,
-    /// The claim of the lost node is deleted.
+    /// Delete the PersistentVolumeClaim of the lost node.
     DeleteClaim,
-    /// The pod is deleted or started.
+    /// Delete or start the pod.
     Pod,
-    /// The node is to be a member that has everything.
+    /// Wait until the node is a member with all its records.
     Join,
-    /// The claim of the removed node is deleted or marked.
+    /// Delete the PersistentVolumeClaim of the removed node, or annotate it if it is kept.
     Claim,
 }
 
-/// What is under way.
+/// Operation in progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OperationStatus {
-    /// What is done.
+    /// Kind of the operation.
     pub kind: OperationKind,
-    /// How far it is.
+    /// Current step.
     pub step: OperationStep,
-    /// Pod that it is about; empty: all.
+    /// Pod that the operation applies to. Empty: all pods.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub target: String,
-    /// UID of the pod that is replaced.
+    /// UID of the pod that is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
-    /// UID of the claim that is deleted.
+    /// UID of the PersistentVolumeClaim that is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim_uid: Option<String>,
-    /// UUID of the node that leaves.
+    /// UUID of the node that is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_id: Option<String>,
-    /// When it began.
+    /// Start time, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
 }
 
 impl OperationStatus {
-    /// Seconds since it began; negative when the clock went back, `None` when that was not written down.
+    /// Seconds since the start; negative after the clock went back, `None` without a start time.
     pub fn age_seconds(&self, now: Timestamp) -> Option<i64> {
         let started: Timestamp = self.started_at.as_deref()?.parse().ok()?;
         Some(now.as_second() - started.as_second())
     }
 }
 
-/// Versions of Chronicle.
+/// Versions of Chronicle on the nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VersionStatus {
-    /// Versions that nodes report, each once.
+    /// Versions that nodes report, without duplicates.
     #[schemars(length(max = 64), inner(length(max = 64)))]
     pub running: Vec<String>,
 }
 
-/// What the nodes serve.
+/// Certificates that the nodes serve.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateStatus {
-    /// Earliest end of life among the certificates that nodes serve, in seconds since the Unix epoch.
+    /// Earliest expiry of the certificates that nodes serve, in seconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_after_seconds: Option<i64>,
 }

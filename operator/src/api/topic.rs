@@ -1,4 +1,6 @@
-//! `ChronicleTopic`: a topic of a cluster as a resource.
+//! The `ChronicleTopic` resource: one topic of a cluster.
+//!
+//! Doc comments of fields are what `kubectl explain` prints. `controller/topic.rs` reconciles it.
 #![allow(clippy::duplicated_attributes, reason = "print columns have the same fields")]
 #![allow(unreachable_pub, reason = "the schema derive makes public types in private blocks")]
 
@@ -40,42 +42,42 @@ use super::ClusterRef;
         .message("flushIntervalMs: needs durability Memory")
 )]
 pub struct ChronicleTopicSpec {
-    /// Cluster that the topic is in. It cannot be changed.
+    /// Cluster of the topic. It cannot be changed.
     pub cluster_ref: ClusterRef,
     /// Name of the topic: 1 to 249 characters of a-z A-Z 0-9 . _ -. It cannot be changed. Default: the name of this resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 249), regex(pattern = r"^[a-zA-Z0-9._-]+$"))]
     pub topic_name: Option<String>,
-    /// Partitions, 1 to 10000. They can only grow. Default: 1.
+    /// Number of partitions, 1 to 10000. It can only grow. Default: 1.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 10_000))]
     pub partitions: i32,
-    /// Replicas of each partition, 1 to 7. It cannot be changed. Default: what the cluster's configuration says.
+    /// Number of replicas of each partition, 1 to 7. It cannot be changed. Default: `cluster.replication-factor` of the nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 7))]
     pub replication_factor: Option<i32>,
-    /// How long records are kept. Default: for ever.
+    /// How long records are kept. Default: forever.
     #[serde(default)]
     pub retention: TopicRetention,
-    /// A segment is full at this many bytes, 65536 or more. Default: 128 MiB.
+    /// Size at which a segment is full, in bytes, at least 65536. Default: 128 MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 65_536))]
     pub segment_bytes: Option<i64>,
-    /// Largest stored batch of one request, in bytes. Default: what the node takes.
+    /// Maximum size of a stored batch, in bytes. Default: the default of the nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub max_message_bytes: Option<i32>,
-    /// What an acknowledged append is good for. Default: `Fsync`.
+    /// What an acknowledgement of an append guarantees. Default: `Fsync`.
     #[serde(default)]
     pub durability: Durability,
-    /// With durability `Memory`: flush at least this often, in milliseconds. Default: 100.
+    /// With durability `Memory`: longest time between flushes, in milliseconds, 1 to 60000. Default: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 60_000))]
     pub flush_interval_ms: Option<i32>,
-    /// Who owns the topic. Default: `Manage`.
+    /// Whether this resource manages the topic. Default: `Manage`.
     #[serde(default)]
     pub management_policy: ManagementPolicy,
-    /// What becomes of the topic and its records when this resource is deleted. Default: `Retain`.
+    /// What happens to the topic and its records when this resource is deleted. Default: `Retain`.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 }
@@ -88,71 +90,71 @@ fn one() -> i32 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TopicRetention {
-    /// Segments whose newest record is older than this many milliseconds are deleted. -1: kept. Default: -1.
+    /// Age in milliseconds of its newest record after which a segment is deleted. -1: no limit. Default: -1.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = -1))]
     pub ms: Option<i64>,
-    /// The oldest segments of a partition are deleted while it is larger than this many bytes. -1: kept. Default: -1.
+    /// Size of a partition in bytes above which its oldest segments are deleted. -1: no limit. Default: -1.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = -1))]
     pub bytes: Option<i64>,
 }
 
-/// What an acknowledged append is good for.
+/// What an acknowledgement of an append guarantees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum Durability {
-    /// On disk on a majority of replicas.
+    /// The records are on disk on a majority of the replicas.
     #[default]
     Fsync,
-    /// In memory on a majority. A power failure may take the last ones.
+    /// The records are in memory on a majority of the replicas. A power failure can lose the newest ones.
     Memory,
 }
 
-/// Who owns what a resource is about.
+/// Whether a resource manages the object in the cluster that it describes (a topic, or the rules and quotas of a principal).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum ManagementPolicy {
-    /// This resource: what it is about is made, and one that somebody else made is refused.
+    /// The resource creates and manages the object. If the object exists already and is not its own, the resource reports an error.
     #[default]
     Manage,
-    /// This resource, also when somebody else made it.
+    /// The resource manages the object, also if it exists already.
     Adopt,
-    /// Somebody else: it is only reported.
+    /// The object is managed elsewhere. The resource only reports on it.
     Observe,
 }
 
-/// What becomes of what a resource is about when the resource is deleted.
+/// What happens to the managed object when the resource is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum DeletionPolicy {
-    /// It stays.
+    /// The object is kept.
     #[default]
     Retain,
-    /// It is deleted. Nothing is deleted under the management policy `Observe`.
+    /// The object is deleted, except with the management policy `Observe`.
     Delete,
 }
 
-/// State of a ChronicleTopic.
+/// Observed state of a ChronicleTopic.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TopicStatus {
-    /// Generation of the spec that this is about.
+    /// Generation of the spec that this status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready: the topic is as the spec says.
+    /// Condition Ready: the topic matches the spec.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// Name of the topic in the cluster. Set before the topic is made: from then on it is this resource's.
+    /// Name of the topic in the cluster. Set before the topic is created.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic_name: Option<String>,
-    /// UUID of the topic. A topic that was deleted and made again has another one.
+    /// UUID of the topic. A topic that is deleted and recreated has another UUID.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic_id: Option<String>,
-    /// Whether the topic is this resource's: it made it, is about to, or took it over.
+    /// Whether this resource manages the topic. Set before the topic is created or adopted.
     pub owned: bool,
-    /// Partitions that there are.
+    /// Number of partitions of the topic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partitions: Option<i32>,
-    /// Replicas of each partition.
+    /// Number of replicas of each partition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replication_factor: Option<i32>,
 }

@@ -1,4 +1,6 @@
-//! `ChronicleUser`: a principal of a cluster as a resource: its certificate, rules and quotas.
+//! The `ChronicleUser` resource: one principal of a cluster with its certificate, access rules and quotas.
+//!
+//! Doc comments of fields are what `kubectl explain` prints. `controller/user.rs` reconciles it.
 #![allow(clippy::duplicated_attributes, reason = "print columns have the same fields")]
 #![allow(unreachable_pub, reason = "the schema derive makes public types in private blocks")]
 
@@ -9,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ClusterRef, DeletionPolicy, ManagementPolicy};
 
-/// A client of a ChronicleCluster in the same namespace, and what it may do.
+/// A client of a ChronicleCluster in the same namespace: its certificate, access rules and quotas.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "chronicle.dev",
@@ -36,25 +38,25 @@ use super::{ClusterRef, DeletionPolicy, ManagementPolicy};
         .message("principal: a certificate takes at most 64 characters")
 )]
 pub struct ChronicleUserSpec {
-    /// Cluster that it is a client of. It cannot be changed.
+    /// Cluster of the user. It cannot be changed.
     pub cluster_ref: ClusterRef,
-    /// Name by which the cluster knows the client. It cannot be changed. Default: the name of this resource.
+    /// Principal of the client. It cannot be changed. Default: the name of this resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub principal: Option<String>,
-    /// How the client proves who it is.
+    /// How the client authenticates.
     #[serde(default)]
     pub authentication: UserAuthentication,
-    /// What it may do.
+    /// Access rules of the principal.
     #[serde(default)]
     pub authorization: UserAuthorization,
-    /// How much it may do on each node, per second. Default: what the cluster's default quota says.
+    /// Limits of the principal on each node, per second. Default: the default quota of the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quotas: Option<UserQuotas>,
-    /// Who owns the principal's rules and quotas. Default: `Manage`.
+    /// Whether this resource manages the rules and quotas of the principal. Default: `Manage`.
     #[serde(default)]
     pub management_policy: ManagementPolicy,
-    /// What becomes of rules and quotas when this resource is deleted. The certificate and its Secret always go. Default:
+    /// What happens to the rules and quotas when this resource is deleted. The Certificate and its Secret are always deleted. Default:
     /// `Delete`.
     #[serde(default = "delete")]
     pub deletion_policy: DeletionPolicy,
@@ -64,17 +66,17 @@ fn delete() -> DeletionPolicy {
     DeletionPolicy::Delete
 }
 
-/// Where the client's certificate comes from.
+/// Where the certificate of the client comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum UserAuthenticationType {
-    /// cert-manager issues one from the cluster's issuer, with the principal as its common name.
+    /// cert-manager issues it from the issuer of the cluster, with the principal as its common name.
     #[default]
     Certificate,
-    /// From elsewhere, such as SPIFFE; the principal is what the cluster's rules make of it.
+    /// It is issued elsewhere, such as by SPIFFE. The principal rules of the cluster map it to the principal.
     External,
 }
 
-/// How the client proves who it is.
+/// How the client authenticates.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -82,29 +84,29 @@ pub enum UserAuthenticationType {
         .message("authentication.secretName: needs type Certificate")
 )]
 pub struct UserAuthentication {
-    /// Where its certificate comes from. Default: `Certificate`.
+    /// Where the certificate comes from. Default: `Certificate`.
     #[serde(rename = "type", default)]
     pub kind: UserAuthenticationType,
-    /// Secret that gets `tls.crt`, `tls.key` and `ca.crt`. Default: `NAME-chronicle-user`.
+    /// Name of the Secret for `tls.crt`, `tls.key` and `ca.crt`. Default: `NAME-chronicle-user`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub secret_name: Option<String>,
 }
 
-/// What a principal may do: the whole of its rules.
+/// All access rules of a principal.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct UserAuthorization {
-    /// Rules. Rules of the principal that are not here are taken away.
+    /// Access rules. Rules of the principal that are not in this list are removed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub acls: Vec<AccessRule>,
 }
 
-/// What a rule is about.
+/// Kind of the resource that a rule applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum AccessResource {
-    /// Nodes, rules, quotas, and topics that are not there yet.
+    /// The cluster: nodes, rules, quotas, and topics that do not exist yet.
     Cluster,
     /// Topics.
     Topic,
@@ -112,48 +114,48 @@ pub enum AccessResource {
     Group,
 }
 
-/// How a name is meant.
+/// How the name of a rule is matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
 pub enum AccessPattern {
-    /// The resource of this name; `*`: every one.
+    /// The resource with exactly this name; `*` matches every resource.
     #[default]
     Literal,
-    /// Every resource whose name begins with it.
+    /// Every resource whose name begins with this text.
     Prefix,
 }
 
-/// What is done.
+/// Operation that a rule applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum AccessOperation {
-    /// Topic: read records. Group: be a member.
+    /// Topic: read records. Group: join as a member.
     Read,
-    /// Topic: append.
+    /// Topic: append records.
     Write,
-    /// Topic: create it. Cluster: create any topic.
+    /// Topic: create a topic of this name. Cluster: create any topic.
     Create,
-    /// Topic, group.
+    /// Topic, group: delete it.
     Delete,
-    /// Topic: settings. Group: reset offsets. Cluster: rules and quotas.
+    /// Topic: change settings. Group: reset offsets. Cluster: change rules and quotas.
     Alter,
-    /// Topic: settings, partitions, offsets. Group: members, offsets. Cluster: status, rules, quotas.
+    /// Topic: list settings, partitions, offsets. Group: list members, offsets. Cluster: show status, rules, quotas.
     Describe,
-    /// Cluster: nodes, leadership, verification.
+    /// Cluster: manage nodes and leadership, verify data.
     Admin,
-    /// Everything.
+    /// All operations.
     All,
 }
 
-/// What a rule says.
+/// Effect of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
 pub enum AccessEffect {
-    /// It may.
+    /// Allow the operations.
     #[default]
     Allow,
-    /// It may not, whatever other rules say.
+    /// Deny the operations, also if another rule allows them.
     Deny,
 }
 
-/// One rule, for some operations.
+/// One access rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -161,24 +163,24 @@ pub enum AccessEffect {
         .message("acls[].name: must be given for topics and groups, and not for the cluster")
 )]
 pub struct AccessRule {
-    /// What it is about.
+    /// Kind of the resource.
     pub resource: AccessResource,
-    /// How the name is meant. Default: `Literal`.
+    /// How the name is matched. Default: `Literal`.
     #[serde(default)]
     pub pattern: AccessPattern,
-    /// Name of the topic or group, or how it begins; not for the cluster.
+    /// Name or prefix of the topic or group. Absent for the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 249))]
     pub name: Option<String>,
-    /// What is done, at least one.
+    /// Operations, at least one.
     #[schemars(length(min = 1, max = 8))]
     pub operations: Vec<AccessOperation>,
-    /// What the rule says. Default: `Allow`.
+    /// Effect of the rule. Default: `Allow`.
     #[serde(default)]
     pub effect: AccessEffect,
 }
 
-/// How much a principal may do on each node, per second. Absent: no bound.
+/// Limits of a principal on each node, per second. An absent field is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -186,11 +188,11 @@ pub struct AccessRule {
         .message("quotas: at least one of bytesIn, bytesOut and requests must be given")
 )]
 pub struct UserQuotas {
-    /// Bytes of records that it appends.
+    /// Bytes of records appended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub bytes_in: Option<i64>,
-    /// Bytes of records that it reads.
+    /// Bytes of records read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub bytes_out: Option<i64>,
@@ -200,26 +202,26 @@ pub struct UserQuotas {
     pub requests: Option<i64>,
 }
 
-/// State of a ChronicleUser.
+/// Observed state of a ChronicleUser.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct UserStatus {
-    /// Generation of the spec that this is about.
+    /// Generation of the spec that this status describes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready: certificate, rules and quotas are as the spec says.
+    /// Condition Ready: certificate, rules and quotas match the spec.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// Name by which the cluster knows the client.
+    /// Principal of the client.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// Whether the principal's rules and quotas are this resource's. Set before the first is made.
+    /// Whether this resource manages the rules and quotas of the principal. Set before the first is written.
     pub owned: bool,
-    /// Secret with the client's certificate.
+    /// Name of the Secret with the certificate of the client.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_name: Option<String>,
-    /// Rules that the principal has.
+    /// Number of access rules of the principal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rules: Option<i32>,
 }

@@ -1,4 +1,4 @@
-//! The plugin's process: `kubectl chronicle`.
+//! The program `kubectl-chronicle`, the plugin for kubectl.
 
 use std::process::ExitCode;
 

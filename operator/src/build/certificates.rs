@@ -1,10 +1,12 @@
-//! Certificates: who issues them, for which names, and which CAs nodes trust.
+//! Renders Issuers, Certificates and the trust ConfigMap.
 //!
-//! By default the cluster has a CA of its own: a self-signed issuer signs it, and it signs the rest. All nodes share one
-//! certificate, since all pods of a StatefulSet mount the same Secret; it is valid for the name of every pod.
+//! By default a cluster has a dedicated CA: a self-signed Issuer signs it, and it signs the certificates. All nodes share one
+//! certificate, since all pods of a StatefulSet mount the same Secret; it is valid for the DNS name of every pod.
 //!
-//! Nodes and operator trust what is in the trust ConfigMap, not the `ca.crt` of their own Secret: while one CA follows another,
-//! it holds both ([`trust_bundle`]), so that certificates of either are good everywhere.
+//! Invariant: nodes and operator trust the CAs in the trust ConfigMap, not the `ca.crt` of their own Secret. During a rotation the
+//! ConfigMap has the old and the new CA ([`trust_bundle`]), so that certificates of both verify everywhere.
+//!
+//! Neighbours: `controller/cluster/rotation.rs` reads the issued Secrets and decides when a CA is rotated.
 
 use std::collections::BTreeMap;
 
@@ -15,13 +17,13 @@ use serde_json::{Value, json};
 use super::{CLUSTER_LABEL, Cluster, OPERATOR_PRINCIPAL, Settings, from_value};
 use crate::api::IssuerKind;
 
-/// Life of the CA: ten years.
+/// Validity of the CA: ten years.
 const CA_DURATION: &str = "87600h";
-/// It is renewed one year before its end.
+/// Renewal of the CA: one year before it expires.
 const CA_RENEW_BEFORE: &str = "8760h";
-/// Life of the certificates: 90 days.
+/// Validity of the certificates: 90 days.
 pub(crate) const DURATION: &str = "2160h";
-/// They are renewed 30 days before their end.
+/// Renewal of the certificates: 30 days before they expire.
 pub(crate) const RENEW_BEFORE: &str = "720h";
 
 pub(super) fn objects(cluster: &Cluster, settings: &Settings) -> Vec<DynamicObject> {
@@ -65,7 +67,7 @@ pub(super) fn objects(cluster: &Cluster, settings: &Settings) -> Vec<DynamicObje
     objects
 }
 
-/// What cert-manager calls the issuer of the cluster's certificates.
+/// Returns the `issuerRef` of the certificates of a cluster.
 pub(crate) fn issuer_ref(cluster: &Cluster) -> Value {
     match &cluster.spec.security.tls.issuer_ref {
         Some(given) => {
@@ -79,12 +81,12 @@ pub(crate) fn issuer_ref(cluster: &Cluster) -> Value {
     }
 }
 
-/// Name of the issuer of the cluster's certificates.
+/// Returns the name of the issuer of the certificates of a cluster.
 pub fn issuer_name(cluster: &Cluster) -> String {
     issuer_ref(cluster)["name"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Names that the nodes' certificate is valid for.
+/// Returns the DNS names of the certificate of the nodes.
 fn node_names(cluster: &Cluster, settings: &Settings) -> Vec<String> {
     let (name, nodes, namespace) = (&cluster.name, cluster.nodes_service(), &cluster.namespace);
     let mut names = vec![
@@ -123,19 +125,18 @@ pub(super) fn trust_map(cluster: &Cluster, trust: &str) -> ConfigMap {
     }
 }
 
-/// What is known of CAs, each PEM text with any number of certificates.
+/// CAs of a cluster, each a PEM text with any number of certificates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustInput {
-    /// The CA that signs now, and the `ca.crt` beside each certificate that is in use.
+    /// The CA that signs now, and the `ca.crt` of each certificate in use.
     pub current: Vec<String>,
-    /// What nodes trust so far.
+    /// The trusted CAs so far.
     pub trusted: Option<String>,
-    /// Every node serves a certificate of the CA that signs now, so that former ones can go.
+    /// Whether every node serves a certificate of the current CA, so that former CAs can be removed.
     pub settled: bool,
 }
 
-/// The certificates that nodes should trust, each once: those of before stay until nobody serves a certificate of theirs.
-/// `None`: no CA is known yet.
+/// Returns the CAs that nodes should trust, without duplicates. Former CAs stay until `settled`. `None`: there is no CA yet.
 pub fn trust_bundle(input: &TrustInput) -> Option<String> {
     let mut blocks: Vec<String> = Vec::new();
     let mut add = |text: &str| {
@@ -145,7 +146,7 @@ pub fn trust_bundle(input: &TrustInput) -> Option<String> {
             }
         }
     };
-    // In the order of before, so that the text stays the same while what it holds does.
+    // Known CAs keep their order, so that the text changes only with its content.
     let current: Vec<String> = input.current.iter().flat_map(|text| pem_blocks(text)).collect();
     for block in input.trusted.iter().flat_map(|text| pem_blocks(text)) {
         if !input.settled || current.contains(&block) {
@@ -156,13 +157,13 @@ pub fn trust_bundle(input: &TrustInput) -> Option<String> {
     (!blocks.is_empty()).then(|| blocks.concat())
 }
 
-/// Whether every certificate of a PEM text is in a bundle.
+/// Returns whether a bundle has every certificate of a PEM text.
 pub(crate) fn trusts(bundle: &str, pem: &str) -> bool {
     let known = pem_blocks(bundle);
     pem_blocks(pem).iter().all(|block| known.contains(block))
 }
 
-/// The certificates in a PEM text, in a normal form.
+/// Returns the certificates in a PEM text, in a normal form.
 fn pem_blocks(text: &str) -> Vec<String> {
     const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
     const END: &str = "-----END CERTIFICATE-----";

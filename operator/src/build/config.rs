@@ -1,8 +1,8 @@
-//! The configuration file of the nodes: the same for all of them. What differs comes by environment (see `stateful_set.rs`).
+//! Renders the configuration file of the nodes. All nodes have the same file; `stateful_set.rs` sets what differs by environment
+//! variables.
 //!
-//! A node looks at its file while it runs and takes up what can be taken up then: the fields of `node/src/config/live-fields.txt`.
-//! Only what the others say is part of [`config_hash`], and so of the pod template: a change of live fields alone reaches the pods by
-//! their kubelets and restarts nobody.
+//! Invariant: live fields (`node/src/config/live-fields.txt`) are not part of [`config_hash`], and so not of the pod template. Nodes load
+//! them while they run: a change of live fields alone restarts no node.
 
 use std::collections::BTreeMap;
 
@@ -18,13 +18,13 @@ pub(super) const FILE: &str = "chronicle.yaml";
 pub(super) const CONFIG_DIR: &str = "/etc/chronicle";
 /// Where `tls.crt`, `tls.key` and `ca.crt` are mounted.
 pub(super) const TLS_DIR: &str = "/etc/chronicle-tls";
-/// Where the volume is mounted; the data directory itself, so that the node sees that it is a volume of its own.
+/// Where the volume is mounted: the data directory itself, so that the node can check that it is a dedicated volume.
 pub(super) const DATA_DIR: &str = "/var/lib/chronicle";
 
-/// The node's own list of the fields that it takes up while it runs, one path a line.
+/// The live fields of the node: those that it applies while it runs, one path per line.
 pub const LIVE_FIELDS: &str = include_str!("../../../node/src/config/live-fields.txt");
 
-/// A node waits this long for its predecessor on the same volume: as long as Kubernetes gives a container to end, unless told otherwise.
+/// Longest wait of a node for the lock of a previous process on the same volume: the default grace period of Kubernetes.
 const LOCK_WAIT_MS: u64 = 30_000;
 
 pub(super) fn config_map(cluster: &Cluster) -> ConfigMap {
@@ -36,15 +36,15 @@ pub(super) fn config_map(cluster: &Cluster) -> ConfigMap {
     }
 }
 
-/// BLAKE3 digest (lower-case hexadecimal) of each file that says what is asked for: the one that pods are given now, and the one that
-/// founders were given. They differ in the number of founders, which matters to nobody who belongs to a cluster: that a new cluster
-/// has not read its second file yet is nothing to wait for.
+/// Returns the BLAKE3 digest (lower-case hexadecimal) of each up-to-date configuration file: the current one, and the one from the
+/// bootstrap of the cluster. They differ only in the number of initial nodes, which members ignore. A new cluster therefore does not
+/// have to load the second file.
 pub fn config_files(cluster: &Cluster) -> Vec<String> {
     let digest = |expect| blake3::hash(text(&render(cluster, expect)).as_bytes()).to_hex().to_string();
     [FOUND_NEVER, founding(cluster)].map(digest).to_vec()
 }
 
-/// Hash of what a node takes from its configuration only when it starts.
+/// Returns the hash of the fields that a node reads only at its start.
 pub fn config_hash(cluster: &Cluster) -> String {
     let mut root = render(cluster, FOUND_NEVER);
     LIVE_FIELDS.lines().for_each(|path| remove(&mut root, path));
@@ -67,7 +67,7 @@ fn remove(section: &mut Map<String, Value>, path: &str) {
     }
 }
 
-/// Takes sections away that hold nothing: they say as much as those that are not there.
+/// Removes empty sections, which are equivalent to absent ones.
 fn prune(section: &mut Map<String, Value>) {
     section.retain(|_, value| {
         if let Value::Object(inner) = value {
@@ -77,7 +77,7 @@ fn prune(section: &mut Map<String, Value>) {
     });
 }
 
-/// Keys of a serde_json map are sorted, so that the text depends on what it says and nothing else.
+/// Keys of a serde_json map are sorted, so that the text depends only on the content.
 fn text(root: &Map<String, Value>) -> String {
     serde_yaml::to_string(root).unwrap_or_default()
 }
@@ -85,7 +85,7 @@ fn text(root: &Map<String, Value>) -> String {
 fn render(cluster: &Cluster, bootstrap_expect: i64) -> Map<String, Value> {
     let mut root: Map<String, Value> = cluster.spec.config.clone().into_iter().collect();
     merge(&mut root, "log", json!({"format": "json"}), false);
-    // A pod that was deleted by force, or whose machine was silent, may still run when its successor starts.
+    // A pod that was deleted by force, or whose machine was unreachable, may still be running when its successor starts.
     merge(&mut root, "storage", json!({"lock-wait-ms": LOCK_WAIT_MS}), false);
     merge(&mut root, "node", json!({"data-dir": DATA_DIR}), true);
     merge(
@@ -116,7 +116,7 @@ fn security(cluster: &Cluster) -> Value {
     };
     let mut super_users = vec![OPERATOR_PRINCIPAL.to_owned()];
     super_users.extend(asked.authorization.super_users.iter().map(|user| user.0.clone()));
-    // First, so that no rule of the spec can make somebody else of the operator.
+    // First, so that no rule of the spec can map the operator to another principal.
     let mut rules = vec![format!("{OPERATOR_PRINCIPAL} -> {OPERATOR_PRINCIPAL}")];
     rules.extend(asked.principal_rules.iter().cloned());
     json!({
@@ -126,7 +126,7 @@ fn security(cluster: &Cluster) -> Value {
             "key-file": format!("{TLS_DIR}/tls.key"),
             "ca-file": format!("{TLS_DIR}/ca.crt"),
             "client-auth": client_auth,
-            // Nodes find one another by the addresses of pods, which no certificate holds.
+            // Nodes connect to the IP addresses of pods, for which no certificate is valid.
             "peer-server-name": format!("{}.{}.svc", cluster.nodes_service(), cluster.namespace),
         },
         "principal-rules": rules,
@@ -137,7 +137,7 @@ fn security(cluster: &Cluster) -> Value {
     })
 }
 
-/// Adds fields to a section; those that are there stay unless `force`.
+/// Adds fields to a section. Existing fields stay unless `force`.
 fn merge(root: &mut Map<String, Value>, section: &str, fields: Value, force: bool) {
     let target = root.entry(section.to_owned()).or_insert_with(|| json!({}));
     if let (Value::Object(target), Value::Object(fields)) = (target, fields) {

@@ -1,11 +1,11 @@
-//! Clusters for tests.
+//! Specs and clusters for tests.
 
 use serde_json::{Value, json};
 
 use super::{Cluster, validate};
 use crate::api::{ChronicleCluster, ChronicleClusterSpec};
 
-/// A resource with this spec on top of the least there must be.
+/// Returns a resource with the required fields and this spec.
 pub(crate) fn resource(spec: Value) -> ChronicleCluster {
     let mut all = json!({"image": "registry.example/chronicle:1.0.0", "storage": {"size": "10Gi"}});
     all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());

@@ -1,15 +1,14 @@
-//! From a cluster to the objects that it consists of. Pure: no client, no clock.
+//! Renders the Kubernetes objects of a cluster from its spec. Pure: no client, no clock.
 //!
-//! [`validate`] turns the resource into a [`Cluster`], the only thing that builders see. [`build`] makes the [`Desired`] objects.
+//! [`validate`] turns the resource into a [`Cluster`], the only input of the builders. [`build`] renders the [`Desired`].
 //!
 //! Invariants:
-//! - The same cluster gives the same bytes, whatever version of the operator asks: a pod template changes only with the spec.
-//!   `tests/pod-template.json` holds it, and a test compares.
-//! - Every object carries the labels of [`Cluster::labels`], by which it is found again, and all but data carry an owner
-//!   reference to the cluster.
-//! - What a pod template holds is hashed into its annotation [`REVISION`]: a pod is up to date when it has the same.
+//! - The same cluster renders to the same bytes in every version of the operator: a pod template changes only with the spec. A test
+//!   compares with `tests/pod-template.json`.
+//! - Every object has the labels of [`Cluster::labels`], and all but PersistentVolumeClaims have an owner reference to the cluster.
+//! - The annotation [`REVISION`] is a hash of the pod template. A pod is up to date if it has the hash of the current template.
 //!
-//! Neighbours: `controller/apply.rs` brings the objects to the API server, `plan/` decides when pods follow.
+//! Neighbours: `controller/apply.rs` applies the objects, `plan/` decides when pods are restarted.
 
 mod certificates;
 mod config;
@@ -42,30 +41,29 @@ use crate::api::ChronicleClusterSpec;
 pub const DATA_PORT: i32 = 7400;
 /// Port of health and metrics.
 pub const OPS_PORT: i32 = 9644;
-/// Principal of the operator; a super user of every cluster.
+/// Principal of the operator, a super user of every cluster.
 pub const OPERATOR_PRINCIPAL: &str = "chronicle-operator";
-/// Label with the name of the cluster, on every object of it.
+/// Label with the name of the cluster, on all of its objects.
 pub const CLUSTER_LABEL: &str = "chronicle.dev/cluster";
-/// Annotation of pods: hash of the template that they were made from.
+/// Annotation of pods: hash of the template that the pod was created from.
 pub const REVISION: &str = "chronicle.dev/revision";
-/// Annotation of pods: hash of what stood in the configuration file that they were started with, without what nodes take up while they
-/// run.
+/// Annotation of pods: hash of the configuration file at the creation of the pod, without its live fields.
 pub const CONFIG_HASH: &str = "chronicle.dev/config-hash";
-/// Annotation of a claim whose node was removed from its cluster: UUID of the node.
+/// Annotation of the PersistentVolumeClaim of a removed node: UUID of the node.
 pub const REMOVED_NODE: &str = "chronicle.dev/removed-node";
-/// Annotation of a cluster: name of the pod whose node is to be replaced by an empty one.
+/// Annotation of a ChronicleCluster that requests a replacement: name of the pod of the lost node.
 pub const REPLACE: &str = "chronicle.dev/replace";
-/// Configuration of a node that belongs to an existing cluster never founds one: so many nodes are not started.
+/// Number of bootstrap members for nodes of an existing cluster, which must never bootstrap another one: more than there ever are.
 const FOUND_NEVER: i64 = 99;
 
-/// Where a cluster's pods talk, in words of Kubernetes: what is the same for every cluster of an operator.
+/// Settings of the operator that apply to all clusters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Domain of the Kubernetes cluster; certificates are valid for names with and without it.
+    /// DNS domain of the Kubernetes cluster. Certificates are valid for names with and without it.
     pub cluster_domain: String,
-    /// Namespace that the operator's own pods are in: they reach every cluster.
+    /// Namespace of the operator. NetworkPolicies admit its pods.
     pub operator_namespace: String,
-    /// So many seconds after a new CA was added to what is trusted, every pod that has that mounted knows it: nodes and clients.
+    /// Seconds after the trust ConfigMap gained a CA until every pod that mounts it has the new content.
     pub trust_settles_seconds: i64,
 }
 
@@ -79,12 +77,12 @@ impl Default for Settings {
     }
 }
 
-/// Name of the ConfigMap with the configuration file of a cluster's nodes.
+/// Returns the name of the ConfigMap with the configuration file of the nodes.
 pub fn config_map_name(cluster: &str) -> String {
     format!("{cluster}-config")
 }
 
-/// A cluster whose spec makes sense.
+/// A cluster with a valid spec.
 #[derive(Debug, Clone)]
 pub struct Cluster {
     /// Name of the resource.
@@ -93,18 +91,18 @@ pub struct Cluster {
     pub namespace: String,
     /// Its UID.
     pub uid: String,
-    /// What is asked for.
+    /// The spec.
     pub spec: ChronicleClusterSpec,
     /// Size of each volume, in bytes.
     pub storage_bytes: u64,
-    /// Nodes that found the cluster.
+    /// Number of initial nodes, which bootstrap the cluster.
     pub founders: i32,
-    /// The cluster is known to exist, so that no node may found another one.
+    /// Whether the cluster has bootstrapped, so that no node may bootstrap another one.
     pub founded: bool,
 }
 
 impl Cluster {
-    /// Labels of every object.
+    /// Returns the labels of every object.
     pub fn labels(&self) -> BTreeMap<String, String> {
         let mut labels = self.selector();
         labels.insert("app.kubernetes.io/managed-by".into(), "chronicle-operator".into());
@@ -112,7 +110,7 @@ impl Cluster {
         labels
     }
 
-    /// Labels by which pods are selected; they never change.
+    /// Returns the labels that select the pods. They never change.
     pub fn selector(&self) -> BTreeMap<String, String> {
         [
             ("app.kubernetes.io/name", "chronicle"),
@@ -124,7 +122,7 @@ impl Cluster {
         .collect()
     }
 
-    /// The selector as text.
+    /// Returns the selector as text.
     pub fn selector_text(&self) -> String {
         let parts: Vec<String> = self.selector().iter().map(|(key, value)| format!("{key}={value}")).collect();
         parts.join(",")
@@ -134,32 +132,32 @@ impl Cluster {
         LabelSelector { match_labels: Some(self.selector()), ..LabelSelector::default() }
     }
 
-    /// Name of the Service without an address, under which every pod has a name.
+    /// Returns the name of the headless Service, which gives every pod a DNS name.
     pub fn nodes_service(&self) -> String {
         format!("{}-nodes", self.name)
     }
 
-    /// Host of a pod.
+    /// Returns the DNS name of a pod.
     pub fn pod_host(&self, pod: &str) -> String {
         format!("{pod}.{}.{}.svc", self.nodes_service(), self.namespace)
     }
 
-    /// `HOST:PORT` of a pod's data port.
+    /// Returns `HOST:PORT` of the data port of a pod.
     pub fn pod_address(&self, pod: &str) -> String {
         format!("{}:{DATA_PORT}", self.pod_host(pod))
     }
 
-    /// `HOST:PORT` of the Service for clients.
+    /// Returns `HOST:PORT` of the Service for clients.
     pub fn endpoint(&self) -> String {
         format!("{}.{}.svc:{DATA_PORT}", self.name, self.namespace)
     }
 
-    /// Whether the data port is encrypted.
+    /// Returns whether the data port uses TLS.
     pub fn encrypted(&self) -> bool {
         self.spec.security.tls.mode == crate::api::TlsMode::Enabled
     }
 
-    /// Secret with the nodes' certificate.
+    /// Returns the name of the Secret with the certificate of the nodes.
     pub fn node_secret(&self) -> String {
         match &self.spec.security.tls.secrets {
             Some(given) => given.node.clone(),
@@ -167,7 +165,7 @@ impl Cluster {
         }
     }
 
-    /// Secret with the operator's certificate.
+    /// Returns the name of the Secret with the certificate of the operator.
     pub fn operator_secret(&self) -> String {
         match &self.spec.security.tls.secrets {
             Some(given) => given.operator.clone(),
@@ -175,24 +173,24 @@ impl Cluster {
         }
     }
 
-    /// Secret of the cluster's own certificate authority, when it has one.
+    /// Returns the name of the Secret with the dedicated CA of the cluster, if it has one.
     pub fn ca_secret(&self) -> Option<String> {
         let tls = &self.spec.security.tls;
         let own = self.encrypted() && tls.secrets.is_none() && tls.issuer_ref.is_none();
         own.then(|| format!("{}-ca", self.name))
     }
 
-    /// ConfigMap with the configuration file of the nodes.
+    /// Returns the name of the ConfigMap with the configuration file of the nodes.
     pub fn config_map(&self) -> String {
         config_map_name(&self.name)
     }
 
-    /// ConfigMap with the certificates of the CAs that nodes trust.
+    /// Returns the name of the ConfigMap with the trusted CAs.
     pub fn trust_config_map(&self) -> String {
         format!("{}-trust", self.name)
     }
 
-    /// The resource, as the owner of its objects.
+    /// Returns the owner reference of the objects of the cluster.
     pub fn owner(&self) -> OwnerReference {
         OwnerReference {
             api_version: "chronicle.dev/v1alpha1".into(),
@@ -215,7 +213,7 @@ impl Cluster {
     }
 }
 
-/// What the Kubernetes cluster knows besides its own kinds.
+/// Which optional APIs the API server serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Available {
     /// `cert-manager.io/v1`.
@@ -224,7 +222,7 @@ pub struct Available {
     pub pod_monitor: bool,
 }
 
-/// The kinds of objects that a cluster may own, in the order in which they are applied, as (group, version, kind, plural).
+/// Kinds of the objects of a cluster, in the order in which they are applied, as (group, version, kind, plural).
 pub const KINDS: [(&str, &str, &str, &str); 9] = [
     ("", "v1", "ServiceAccount", "serviceaccounts"),
     ("", "v1", "Service", "services"),
@@ -237,19 +235,19 @@ pub const KINDS: [(&str, &str, &str, &str); 9] = [
     ("apps", "v1", "StatefulSet", "statefulsets"),
 ];
 
-/// What a cluster should consist of.
+/// The rendered objects of a cluster.
 #[derive(Debug, Clone)]
 pub struct Desired {
-    /// All but the StatefulSet, in the order in which they are applied.
+    /// All objects but the StatefulSet, in the order in which they are applied.
     pub objects: Vec<DynamicObject>,
-    /// The StatefulSet, with as many pods as asked for.
+    /// The StatefulSet.
     pub stateful_set: k8s_openapi::api::apps::v1::StatefulSet,
-    /// Hash of its pod template.
+    /// Hash of the pod template.
     pub revision: String,
 }
 
-/// Makes the objects of a cluster. `pods`: how many the StatefulSet runs. `trust`: PEM text of the CAs that nodes trust; without
-/// it the ConfigMap that holds it is left out.
+/// Renders the objects of a cluster. `pods` is the number of replicas of the StatefulSet. `trust` is the PEM text of the trusted CAs;
+/// without it there is no trust ConfigMap.
 pub fn build(cluster: &Cluster, settings: &Settings, available: Available, pods: i32, trust: Option<&str>) -> Desired {
     let mut objects = vec![dynamic(&services::service_account(cluster))];
     objects.push(dynamic(&services::nodes(cluster)));
@@ -270,7 +268,7 @@ pub fn build(cluster: &Cluster, settings: &Settings, available: Available, pods:
     Desired { objects, stateful_set, revision }
 }
 
-/// An object of a known kind as one of any kind.
+/// Converts an object of a known kind to a dynamic one.
 pub fn dynamic<K>(object: &K) -> DynamicObject
 where
     K: k8s_openapi::Resource + Serialize,
@@ -281,7 +279,7 @@ where
     from_value(value)
 }
 
-/// An object from its JSON.
+/// Converts JSON to a dynamic object.
 pub(crate) fn from_value(value: serde_json::Value) -> DynamicObject {
     let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let types = TypeMeta { api_version: text("apiVersion"), kind: text("kind") };
@@ -295,7 +293,7 @@ pub(crate) fn from_value(value: serde_json::Value) -> DynamicObject {
     DynamicObject { types: Some(types), metadata, data }
 }
 
-/// The first 16 hexadecimal digits of a hash.
+/// Returns the first 16 hexadecimal digits of the BLAKE3 hash.
 pub(crate) fn short_hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex()[..16].to_owned()
 }

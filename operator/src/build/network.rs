@@ -1,4 +1,4 @@
-//! Who reaches the pods.
+//! The NetworkPolicy: which peers can reach the pods.
 
 use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::{Cluster, Settings};
 use crate::api::NetworkPolicyMode;
 
-/// Only what comes in is restricted: nodes ask DNS and one another, and nothing else is known of where they may go.
+/// Restricts ingress only: nodes need egress to DNS and to each other, and to destinations that the operator does not know.
 pub(super) fn network_policy(cluster: &Cluster, settings: &Settings) -> Option<NetworkPolicy> {
     let asked = &cluster.spec.network_policy;
     if asked.mode == NetworkPolicyMode::Disabled {

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::{Cluster, from_value};
 use crate::api::PodMonitorMode;
 
-/// One pod at a time may be evicted: a node that stops hands over what it leads, and the others have a majority. A pod that
-/// is not ready may always be.
+/// One pod at a time may be evicted: a stopping node transfers its leadership, and the others keep a majority. A pod that is not ready
+/// may always be evicted.
 pub(super) fn disruption_budget(cluster: &Cluster) -> PodDisruptionBudget {
     PodDisruptionBudget {
         metadata: cluster.metadata(&cluster.name),
@@ -41,8 +41,8 @@ pub(super) fn pod_monitor(cluster: &Cluster) -> Option<DynamicObject> {
             "podMetricsEndpoints": [{
                 "port": "ops",
                 "path": "/metrics",
-                // deploy/alerts looks for jobs that begin with `chronicle` and sums up by job, one for each cluster. Prometheus
-                // would call it NAMESPACE/NAME, and a node by the address of its pod.
+                // The rules in deploy/alerts select jobs that begin with `chronicle` and aggregate by job, one per cluster. The
+                // defaults of Prometheus are NAMESPACE/NAME, and the address of the pod as the instance.
                 "relabelings": [
                     {"targetLabel": "job", "replacement": format!("chronicle/{}/{}", cluster.namespace, cluster.name)},
                     {"sourceLabels": ["__meta_kubernetes_pod_name"], "targetLabel": "instance"},

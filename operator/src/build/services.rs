@@ -1,11 +1,11 @@
-//! Names and addresses of the pods.
+//! The Services and the ServiceAccount of the pods.
 
 use k8s_openapi::api::core::v1::{Service, ServiceAccount, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Cluster, DATA_PORT, OPS_PORT};
 
-/// Pods do not talk to the API server; the account only gives them a name of their own.
+/// Pods do not use the API server: the account has no token.
 pub(super) fn service_account(cluster: &Cluster) -> ServiceAccount {
     ServiceAccount {
         metadata: cluster.metadata(format!("{}-node", cluster.name)),
@@ -14,7 +14,7 @@ pub(super) fn service_account(cluster: &Cluster) -> ServiceAccount {
     }
 }
 
-/// The Service by which nodes find one another: a name for every pod, ready or not.
+/// The headless Service for discovery between nodes: a DNS name for every pod, ready or not.
 pub(super) fn nodes(cluster: &Cluster) -> Service {
     Service {
         metadata: cluster.metadata(cluster.nodes_service()),
@@ -29,7 +29,7 @@ pub(super) fn nodes(cluster: &Cluster) -> Service {
     }
 }
 
-/// The Service that clients ask first.
+/// The Service that clients connect to first.
 pub(super) fn clients(cluster: &Cluster) -> Service {
     Service {
         metadata: cluster.metadata(&cluster.name),

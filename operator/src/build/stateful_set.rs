@@ -1,5 +1,5 @@
-//! The StatefulSet: pods with names and volumes. Kubernetes starts them all at once and never replaces one by itself
-//! (`OnDelete`): `plan/` says which pod goes when.
+//! The StatefulSet: pods with stable names and volumes. Kubernetes starts all pods in parallel and never replaces one by itself
+//! (`OnDelete`): `plan/` decides which pod is deleted when.
 
 use k8s_openapi::api::apps::v1::{
     StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
@@ -20,21 +20,21 @@ use crate::api::UnsatisfiableTopology;
 
 /// User and group of the image.
 const USER: i64 = 65_532;
-/// Longest time that a node may take to finish accepted work and hand over what it leads.
+/// Grace period of a pod, in seconds: the node finishes accepted requests and transfers its leadership.
 const GRACE_SECONDS: i64 = 60;
 const VOLUME: &str = "data";
 
-/// Name of the pod with this number.
+/// Returns the name of the pod with this ordinal.
 pub fn pod_name(cluster: &str, ordinal: i32) -> String {
     format!("{cluster}-{ordinal}")
 }
 
-/// Name of the claim of the pod with this number.
+/// Returns the name of the PersistentVolumeClaim of the pod with this ordinal.
 pub fn claim_name(cluster: &str, ordinal: i32) -> String {
     format!("{VOLUME}-{cluster}-{ordinal}")
 }
 
-/// The number in the name of a pod or, with `data-`, of a claim of this cluster.
+/// Returns the ordinal in the name of a pod or, with the prefix `data-`, of a PersistentVolumeClaim of this cluster.
 pub fn ordinal_of(cluster: &str, name: &str) -> Option<i32> {
     let number = name.strip_prefix("data-").unwrap_or(name).strip_prefix(cluster)?.strip_prefix('-')?;
     let ordinal = number.parse().ok()?;
@@ -53,7 +53,7 @@ pub(super) fn stateful_set(cluster: &Cluster, pods: i32) -> (StatefulSet, String
             service_name: Some(cluster.nodes_service()),
             pod_management_policy: Some("Parallel".into()),
             update_strategy: Some(StatefulSetUpdateStrategy { type_: Some("OnDelete".into()), rolling_update: None }),
-            // Claims are the operator's to delete, after it has proof that nobody needs them.
+            // The operator deletes claims itself, after it has confirmed that they are unused.
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
                 when_deleted: keep(),
                 when_scaled: keep(),
@@ -73,7 +73,7 @@ fn claim_template(cluster: &Cluster) -> PersistentVolumeClaim {
     PersistentVolumeClaim {
         metadata: ObjectMeta {
             name: Some(VOLUME.into()),
-            // The same for ever: a template's labels cannot be changed.
+            // Must never change: labels of a claim template are immutable.
             labels: Some(cluster.labels()),
             ..ObjectMeta::default()
         },
@@ -90,7 +90,7 @@ fn claim_template(cluster: &Cluster) -> PersistentVolumeClaim {
     }
 }
 
-/// The pod template and its hash, which is one of its annotations.
+/// Returns the pod template and its hash, which is also one of its annotations.
 fn template(cluster: &Cluster) -> (PodTemplateSpec, String) {
     let mut template = PodTemplateSpec {
         metadata: Some(ObjectMeta {
@@ -166,7 +166,7 @@ fn container(cluster: &Cluster) -> Container {
         ),
         env: Some(vec![
             from_field("CHRONICLE_NODE__NAME", "metadata.name"),
-            // Kubernetes 1.35 and later give pods the zone of their machine; before, it is empty: no zone.
+            // Kubernetes 1.35 and later copy the zone label of the machine to its pods. In older versions it is empty, which means no zone.
             from_field("CHRONICLE_CLUSTER__ZONE", "metadata.labels['topology.kubernetes.io/zone']"),
             EnvVar {
                 name: "CHRONICLE_NODE__ADVERTISED_ADDRESS".into(),
@@ -175,7 +175,7 @@ fn container(cluster: &Cluster) -> Container {
             },
         ]),
         ports: Some(vec![port("data", DATA_PORT), port("ops", OPS_PORT)]),
-        // A node that recovers is alive and not ready; one that hangs for a minute is started again.
+        // A recovering node is live and not ready. A node that hangs for a minute is restarted.
         liveness_probe: Some(Probe { period_seconds: Some(10), failure_threshold: Some(6), ..probe("/livez") }),
         readiness_probe: Some(Probe { period_seconds: Some(2), failure_threshold: Some(2), ..probe("/readyz") }),
         resources: Some(spec.resources.clone()),
@@ -225,7 +225,7 @@ fn volumes(cluster: &Cluster) -> Vec<Volume> {
         };
         let trust =
             ConfigMapProjection { name: cluster.trust_config_map(), items: Some(vec![item("ca.crt")]), optional: None };
-        // One volume, so that the three files change in one instant.
+        // One projected volume, so that the three files change atomically.
         let sources = vec![
             VolumeProjection { secret: Some(secret), ..VolumeProjection::default() },
             VolumeProjection { config_map: Some(trust), ..VolumeProjection::default() },

@@ -22,8 +22,8 @@ fn config(cluster: &Cluster) -> Value {
     serde_yaml::from_str(&map.data.unwrap()["chronicle.yaml"]).unwrap()
 }
 
-/// What was rendered before must be rendered again: a new version of the operator rolls nobody's pods. A change on purpose writes
-/// the file anew with `UPDATE_FIXTURES=1` and is said in the changelog.
+/// Compares with the objects that former versions rendered: an update of the operator must not restart pods. For an intended change,
+/// `UPDATE_FIXTURES=1` rewrites the file, and the changelog mentions it.
 fn same_as_before(file: &str, now: &Value) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(file);
     let text = format!("{}\n", serde_json::to_string_pretty(now).unwrap());
@@ -31,7 +31,7 @@ fn same_as_before(file: &str, now: &Value) {
         std::fs::write(&path, &text).unwrap();
     }
     let before = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(before == text, "{} is not what is rendered now:\n{text}", path.display());
+    assert!(before == text, "{} differs from the rendered objects:\n{text}", path.display());
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn the_number_of_pods_and_what_is_only_for_founders_do_not_change_the_revision()
 }
 
 #[test]
-fn what_nodes_take_up_while_they_run_changes_the_file_and_not_the_revision() {
+fn live_fields_change_the_file_and_not_the_revision() {
     let revision = |spec: &Value| built(spec.clone()).revision;
     let file = |spec: &Value| config_files(&cluster(spec.clone())).remove(0);
     let plain = json!({});
@@ -163,7 +163,7 @@ fn what_nodes_take_up_while_they_run_changes_the_file_and_not_the_revision() {
         assert_ne!(file(&decided), file(&plain), "{decided}");
     }
     let empty = json!({"config": {"limits": {}, "partitions": {}}});
-    assert_eq!(revision(&empty), revision(&plain), "an empty section says nothing");
+    assert_eq!(revision(&empty), revision(&plain), "an empty section changes nothing");
     let more = json!({"config": {"limits": {"topics-max": 7}, "partitions": {"queue-bytes-max": "32MiB"}}});
     assert_ne!(revision(&more), revision(&plain), "one field of several waits for a restart");
     let less = json!({"config": {"partitions": {"queue-bytes-max": "32MiB"}}});
@@ -206,7 +206,7 @@ fn the_configuration_is_the_specs_under_the_operators() {
 }
 
 #[test]
-fn what_the_operator_decides_cannot_be_configured() {
+fn fields_that_the_operator_manages_cannot_be_configured() {
     for (config, field) in [
         (json!({"listeners": {"data": "0.0.0.0:1"}}), "config.listeners"),
         (json!({"security": {}}), "config.security"),
@@ -264,7 +264,7 @@ fn pem(name: &str) -> String {
 }
 
 #[test]
-fn a_former_ca_is_trusted_until_nobody_needs_it() {
+fn a_former_ca_is_trusted_until_every_node_serves_a_certificate_of_the_new_one() {
     let (old, new) = (pem("old"), pem("new"));
     let bundle = |current: &[&String], trusted: Option<&String>, settled: bool| {
         let current = current.iter().map(|text| (*text).clone()).collect();
@@ -273,7 +273,7 @@ fn a_former_ca_is_trusted_until_nobody_needs_it() {
     assert_eq!(bundle(&[], None, false), None);
     assert_eq!(bundle(&[&old, &old], None, false), Some(old.clone()));
     let both = bundle(&[&new, &old], Some(&old), false).unwrap();
-    assert_eq!(both, format!("{old}{new}"), "in the order of before");
+    assert_eq!(both, format!("{old}{new}"), "known CAs keep their order");
     assert_eq!(bundle(&[&new, &new], Some(&both), false).as_ref(), Some(&both));
     assert_eq!(bundle(&[&new, &new], Some(&both), true), Some(new));
 }

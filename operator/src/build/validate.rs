@@ -1,4 +1,6 @@
-//! What the API server cannot judge about a spec.
+//! Validates what the API server cannot validate about a spec.
+//!
+//! Neighbours: the CEL rules in `api/cluster.rs` have the rest. `controller/cluster` reports an invalid spec as the reason InvalidSpec.
 
 use kube::ResourceExt;
 use serde_json::Value;
@@ -7,19 +9,19 @@ use super::Cluster;
 use crate::api::ChronicleCluster;
 use crate::quantity;
 
-/// A field of the spec, its value, and the rule that it breaks.
+/// An invalid field of a spec: the field, its value and the rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("spec.{field}: {value}: {rule}")]
 pub struct Invalid {
     /// Path below `spec`.
     pub field: String,
-    /// As it is in the spec.
+    /// Value in the spec.
     pub value: String,
-    /// What must hold.
+    /// Rule that the value breaks.
     pub rule: String,
 }
 
-/// Whole sections and single fields of the node's configuration that the operator decides.
+/// Sections and fields of the node's configuration file that the operator manages.
 const SECTIONS: [&str; 2] = ["listeners", "security"];
 const FIELDS: [(&str, &[&str]); 2] = [
     ("node", &["name", "data-dir", "advertised-address"]),
@@ -39,10 +41,10 @@ const FIELDS: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// A cluster whose spec makes sense. `founders`: nodes that are started first.
+/// Validates the spec of a resource. `founders` is the number of initial nodes.
 ///
 /// # Errors
-/// The first field that breaks a rule; only an edit helps.
+/// The first invalid field. Only a change of the spec helps.
 pub fn validate(resource: &ChronicleCluster, founders: i32, founded: bool) -> Result<Cluster, Invalid> {
     let invalid = |field: &str, value: String, rule: &str| Invalid { field: field.into(), value, rule: rule.into() };
     let spec = resource.spec.clone();
@@ -55,15 +57,15 @@ pub fn validate(resource: &ChronicleCluster, founders: i32, founded: bool) -> Re
     for (section, value) in &spec.config {
         let path = format!("config.{section}");
         if SECTIONS.contains(&section.as_str()) {
-            return Err(invalid(&path, "(set)".into(), "is decided by the operator; use the fields of the spec"));
+            return Err(invalid(&path, "(set)".into(), "is managed by the operator; use the other fields of the spec"));
         }
         let Value::Object(fields) = value else {
-            return Err(invalid(&path, value.to_string(), "must be an object of fields"));
+            return Err(invalid(&path, value.to_string(), "must be a map of fields"));
         };
         let owned = FIELDS.iter().find(|(name, _)| name == section).map_or(&[][..], |(_, fields)| fields);
         if let Some(field) = fields.keys().find(|field| owned.contains(&field.as_str())) {
             let value = fields[field].to_string();
-            return Err(invalid(&format!("{path}.{field}"), value, "is decided by the operator"));
+            return Err(invalid(&format!("{path}.{field}"), value, "is managed by the operator"));
         }
     }
     for (at, rule) in spec.security.principal_rules.iter().enumerate() {

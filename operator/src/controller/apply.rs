@@ -1,10 +1,11 @@
-//! Brings objects to the API server: server-side apply by one field manager, only where something differs; removes what the
-//! cluster no longer consists of.
+//! Applies objects with server-side apply, only where they differ, and deletes owned objects that are no longer desired.
 //!
-//! Server-side apply merges lists by key and leaves in them what others have put there. So what others did to our fields may stay after
-//! an apply, or make it invalid (two ports of one name). Then the fields are overwritten by a merge patch, which takes lists whole, keeps
-//! what the API server has allocated, and holds only for the state that was looked at. What differs even then is somebody else's
-//! deliberate doing, such as an admission webhook's: it is noted ([`Unmended`]) and left alone until either side changes.
+//! Server-side apply merges lists by key and keeps the items of other writers. Drift in our fields can therefore survive an apply, or make
+//! it invalid (two ports with one name). Then a merge patch overwrites the fields: it replaces whole lists, keeps what the API server has
+//! allocated, and fails if the object has changed since it was read. A field that differs even then is reverted by another writer, such
+//! as an admission webhook: it is recorded as [`Unmended`] and left alone until either side changes.
+//!
+//! Invariants: an object of another owner is never changed or deleted; deletions have the UID as a precondition.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -21,14 +22,13 @@ use super::compare::difference;
 use super::error::{ReconcileError, is_not_found};
 use crate::build::{CLUSTER_LABEL, KINDS, short_hash};
 
-/// Annotation with the hash of what was applied last: tells that a field is no longer wanted, which a comparison cannot see.
+/// Annotation with the hash of the last applied object. It reveals a field that is no longer desired, which a comparison cannot see.
 pub(crate) const APPLIED: &str = "chronicle.dev/applied";
 
-/// What was written and is not so all the same: by UID, the hashes of what was asked for and of what came of it. One entry per
-/// object at most.
+/// Objects that another writer reverts after every apply: by UID, the hashes of the desired and of the resulting object.
 pub type Unmended = Arc<Mutex<HashMap<String, (String, String)>>>;
 
-/// Applies objects of one owner in one namespace.
+/// Applies the objects of one owner in one namespace.
 pub struct Applier {
     client: Client,
     namespace: String,
@@ -39,12 +39,12 @@ pub struct Applier {
 type Key = (String, String);
 
 impl Applier {
-    /// For the resource that owns the objects.
+    /// Creates one for the owner of the objects.
     pub fn new(client: Client, namespace: &str, owner: OwnerReference) -> Self {
         Self { client, namespace: namespace.to_owned(), owner, unmended: Unmended::default() }
     }
 
-    /// Remembers from pass to pass what cannot be put right.
+    /// Shares the record of persistent drift between reconciles.
     #[must_use]
     pub fn remembering(self, unmended: Unmended) -> Self {
         Self { unmended, ..self }
@@ -58,10 +58,10 @@ impl Applier {
         Some((Api::namespaced_with(self.client.clone(), &self.namespace, &resource), types))
     }
 
-    /// Every object of a cluster that is there, by kind and name. `kinds`: those that the API server has.
+    /// Returns the existing objects of a cluster by kind and name. `kinds` are those that the API server serves.
     ///
     /// # Errors
-    /// The API server did not answer.
+    /// The API server did not respond.
     pub async fn live(&self, cluster: &str, kinds: &[&str]) -> Result<BTreeMap<Key, DynamicObject>, ReconcileError> {
         let mut live = BTreeMap::new();
         let selected = ListParams::default().labels(&format!("{CLUSTER_LABEL}={cluster}"));
@@ -69,11 +69,11 @@ impl Applier {
             let Some((api, types)) = self.api(kind) else { continue };
             match api.list(&selected).await {
                 Ok(list) => live.extend(list.items.into_iter().map(|mut object| {
-                    // The API server leaves them out of the items of a list.
+                    // List items come without apiVersion and kind.
                     object.types = Some(types.clone());
                     (((*kind).to_owned(), object.name_any()), object)
                 })),
-                // The kind has gone in the meantime.
+                // The CRD was deleted concurrently.
                 Err(error) if is_not_found(&error) => {}
                 Err(error) => return Err(ReconcileError::kube(format!("list {kind}"))(error)),
             }
@@ -81,10 +81,10 @@ impl Applier {
         Ok(live)
     }
 
-    /// Makes an object what it should be; says whether it had to be written.
+    /// Applies an object if it differs. Returns whether it was written.
     ///
     /// # Errors
-    /// [`ReconcileError::Foreign`] when it belongs to somebody else; the API server refused or did not answer.
+    /// [`ReconcileError::Foreign`] if the object has another owner; the API server rejected the request or did not respond.
     pub async fn apply(
         &self,
         desired: &DynamicObject,
@@ -97,7 +97,7 @@ impl Applier {
         let live = match live.get(&(kind.clone(), name.clone())) {
             Some(live) => Some(live),
             None => {
-                // Without our label: it may be there all the same.
+                // It may exist without our label.
                 found = api.get_opt(&name).await.map_err(ReconcileError::kube(format!("get {kind} {name}")))?;
                 found.as_ref()
             }
@@ -112,7 +112,7 @@ impl Applier {
             match difference(&value(desired), &value(live)) {
                 None if same => return Ok(false),
                 Some(_) if self.is_unmended(live, &hash) => return Ok(false),
-                Some(path) if same => tracing::info!(%kind, %name, %path, "changed by somebody else; put right"),
+                Some(path) if same => tracing::info!(%kind, %name, %path, "drift corrected"),
                 _ => {}
             }
         }
@@ -130,8 +130,7 @@ impl Applier {
         Ok(true)
     }
 
-    /// Overwrites what others have done to our fields and an apply leaves as it is: lists as a whole. Of a StatefulSet only the
-    /// template of its pods.
+    /// Overwrites drift that survives an apply with a merge patch, which replaces whole lists. Of a StatefulSet only the pod template.
     async fn overwrite(
         &self,
         api: &Api<DynamicObject>,
@@ -151,18 +150,18 @@ impl Applier {
         });
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let patched = api.patch(&name, &params, &Patch::Merge(patch)).await;
-        let after = patched.map_err(ReconcileError::kube(format!("put {kind} {name} right")))?;
+        let after = patched.map_err(ReconcileError::kube(format!("overwrite {kind} {name}")))?;
         match (difference(&value(desired), &value(&after)), after.uid()) {
             (Some(path), Some(uid)) => {
-                tracing::warn!(kind, name, path, "is changed by somebody whenever it is written, and left so");
+                tracing::warn!(kind, name, path, "another writer reverts every apply; leaving the field alone");
                 self.unmended.lock().insert(uid, (hash, fingerprint(&after)));
             }
-            _ => tracing::info!(kind, name, path, "changed by somebody else; overwritten"),
+            _ => tracing::info!(kind, name, path, "drift corrected by an overwrite"),
         }
         Ok(())
     }
 
-    /// Whether nothing has changed since this was written and did not become so.
+    /// Returns whether the drift of this object is recorded and neither side has changed since.
     fn is_unmended(&self, live: &DynamicObject, hash: &str) -> bool {
         let known = live.uid().and_then(|uid| self.unmended.lock().get(&uid).cloned());
         known.is_some_and(|(asked, left)| asked == hash && left == fingerprint(live))
@@ -179,7 +178,7 @@ impl Applier {
         }
         let owner = match live.owner_references().first() {
             Some(owner) => format!("{} {}", owner.kind, owner.name),
-            None => "nobody that is known here".to_owned(),
+            None => "none".to_owned(),
         };
         Err(ReconcileError::Foreign { kind, name, owner })
     }
@@ -188,10 +187,10 @@ impl Applier {
         live.owner_references().iter().any(|owner| owner.uid == self.owner.uid)
     }
 
-    /// Deletes what is the owner's and not wanted any more; says how many.
+    /// Deletes objects of the owner that are no longer desired. Returns how many.
     ///
     /// # Errors
-    /// The API server refused or did not answer.
+    /// The API server rejected the request or did not respond.
     pub async fn remove_orphans(
         &self,
         desired: &[DynamicObject],
@@ -225,7 +224,7 @@ fn value(object: &DynamicObject) -> Value {
     serde_json::to_value(object).unwrap_or_default()
 }
 
-/// Hash of an object without what changes by itself.
+/// Returns a hash of an object without its status and the metadata that the API server changes.
 fn fingerprint(object: &DynamicObject) -> String {
     let mut value = value(object);
     if let Some(fields) = value.as_object_mut() {

@@ -1,11 +1,11 @@
-//! Whether an object is as it should be, without writing it: everything that is wanted must be there, and what the API server
-//! or others have added does not matter.
+//! Compares a desired object with the live one, without writing it. All desired fields must be there; fields that the API server or other
+//! writers added do not matter.
 
 use serde_json::Value;
 
 use crate::quantity;
 
-/// The first path at which `live` is not what `desired` says; `None`: it is.
+/// Returns the first path at which `live` differs from `desired`; `None`: it does not differ.
 pub(crate) fn difference(desired: &Value, live: &Value) -> Option<String> {
     compare("", desired, live)
 }
@@ -16,15 +16,15 @@ fn compare(path: &str, desired: &Value, live: &Value) -> Option<String> {
         (Value::Object(wanted), Value::Object(there)) => wanted.iter().find_map(|(name, value)| {
             let path = format!("{path}.{name}");
             match there.get(name) {
-                // What somebody added to a selector takes objects out of it.
+                // An additional entry in a selector excludes objects.
                 Some(live) if SELECTORS.contains(&name.as_str()) && more(value, live) => Some(path),
                 Some(live) => compare(&path, value, live),
-                // The API server leaves out what is empty.
+                // The API server omits empty values.
                 None if is_empty(value) => None,
                 None => Some(path),
             }
         }),
-        // An object may have other owners beside.
+        // An object may have further owners.
         (Value::Array(wanted), Value::Array(there)) if path == ".metadata.ownerReferences" => {
             let missing = |wanted: &&Value| there.iter().all(|live| compare(path, wanted, live).is_some());
             wanted.iter().find(missing).map(|_| path.to_owned())
@@ -42,10 +42,10 @@ fn compare(path: &str, desired: &Value, live: &Value) -> Option<String> {
     }
 }
 
-/// Fields whose every entry narrows what an object is about.
+/// Fields in which every entry narrows a selection.
 const SELECTORS: [&str; 3] = ["matchLabels", "nodeSelector", "selector"];
 
-/// Whether an object has entries beyond those that are wanted.
+/// Returns whether an object has entries that are not desired.
 fn more(desired: &Value, live: &Value) -> bool {
     let (Value::Object(desired), Value::Object(live)) = (desired, live) else { return false };
     live.keys().any(|name| !desired.contains_key(name))
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_changed_is_named() {
+    fn the_path_of_a_changed_field_is_returned() {
         let desired = json!({"spec": {"ports": [{"port": 1}], "type": "ClusterIP"}});
         let path = |live| difference(&desired, &live);
         assert_eq!(
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_added_to_a_selector_is_a_difference() {
+    fn an_addition_to_a_selector_is_a_difference() {
         let desired = json!({"spec": {"podSelector": {"matchLabels": {"app": "a"}}, "selector": {"app": "a"}}});
         let live = |labels, selector| json!({"spec": {"podSelector": {"matchLabels": labels}, "selector": selector}});
         let one = json!({"app": "a"});

@@ -1,4 +1,4 @@
-//! What all reconcilers share.
+//! The state that all reconcilers of a process share: clients, settings, retry counters, discovered APIs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::admin::{Admin, Traced};
 use crate::build::{Available, Settings};
 use crate::process::Metrics;
 
-/// What the API server knows besides its own kinds is looked up this often.
+/// Maximum age of the discovered APIs.
 const AVAILABLE_AGE: Duration = Duration::from_secs(60);
 
-/// What all reconcilers share. Cheap to clone.
+/// Shared state of all reconcilers. Cheap to clone.
 #[derive(Clone)]
 pub struct Context(Arc<Inner>);
 
@@ -28,28 +28,28 @@ struct Inner {
     recorder: Recorder,
     metrics: Metrics,
     available: Mutex<Option<(Instant, Available)>>,
-    /// Failed attempts in a row, by resource.
+    /// Consecutive failures by resource.
     attempts: Mutex<HashMap<String, u32>>,
     unmended: Unmended,
-    /// What was done last for a resource, and how often in a row.
+    /// Last step of a resource, and how often it was repeated.
     repeated: Mutex<HashMap<String, (String, u32)>>,
     clock: Clock,
 }
 
-/// Tells the time.
+/// Returns the current time.
 pub(crate) type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
-/// Whether an event is good news.
+/// Type of a Kubernetes event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
-    /// Something went on.
+    /// Normal progress.
     Normal,
-    /// Somebody should look.
+    /// Needs attention.
     Warning,
 }
 
 impl Context {
-    /// `instance`: name of this process in events.
+    /// Creates one. `instance` is the name of this process in events.
     pub fn new(client: Client, admin: Arc<dyn Admin>, settings: Settings, metrics: Metrics, instance: &str) -> Self {
         let reporter = Reporter { controller: "chronicle-operator".into(), instance: Some(instance.to_owned()) };
         Self(Arc::new(Inner {
@@ -66,7 +66,7 @@ impl Context {
         }))
     }
 
-    /// With a clock of its own and without a look at what the API server knows, for tests.
+    /// Creates one with a given clock and given APIs, for tests.
     #[cfg(test)]
     pub(crate) fn for_tests(client: Client, admin: Arc<dyn Admin>, available: Available, clock: Clock) -> Self {
         let reporter = Reporter { controller: "chronicle-operator".into(), instance: None };
@@ -85,37 +85,37 @@ impl Context {
         }))
     }
 
-    /// The way to the API server.
+    /// Returns the client of the API server.
     pub fn client(&self) -> Client {
         self.0.client.clone()
     }
 
-    /// The way to the nodes.
+    /// Returns the access to nodes.
     pub fn admin(&self) -> &dyn Admin {
         &self.0.admin
     }
 
-    /// What is the same for every cluster.
+    /// Returns the settings that apply to all clusters.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
     }
 
-    /// What was written to the API server and is not so all the same.
+    /// Returns the record of persistent drift.
     pub(super) fn unmended(&self) -> Unmended {
         self.0.unmended.clone()
     }
 
-    /// What is counted.
+    /// Returns the metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
     }
 
-    /// Now.
+    /// Returns the current time.
     pub fn now(&self) -> Timestamp {
         (self.0.clock)()
     }
 
-    /// What the API server knows besides its own kinds. When it does not answer, what it knew before.
+    /// Returns the optional APIs that the API server serves; the previous result if discovery fails.
     pub async fn available(&self) -> Available {
         let known = *self.0.available.lock();
         match known {
@@ -131,19 +131,19 @@ impl Context {
         available
     }
 
-    /// Whether the API server has a kind, by its own account of itself, which everybody may read; `None`: no answer.
+    /// Returns whether the API server serves a kind, by discovery, which needs no rights; `None`: no response.
     async fn serves(&self, group: &str, version: &str, kind: &str) -> Option<bool> {
         match self.0.client.list_api_group_resources(&format!("{group}/{version}")).await {
             Ok(known) => Some(known.resources.iter().any(|resource| resource.kind == kind)),
             Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
             Err(error) => {
-                tracing::warn!(%error, group, version, "the API server does not say which kinds it has");
+                tracing::warn!(%error, group, version, "cannot discover the served APIs");
                 None
             }
         }
     }
 
-    /// Tells people. A lost event is no failure.
+    /// Records a Kubernetes event. A failure is only logged.
     pub async fn event<K: Resource<DynamicType = ()>>(&self, of: &K, kind: EventKind, reason: &str, note: &str) {
         let event = Event {
             type_: match kind {
@@ -156,11 +156,11 @@ impl Context {
             secondary: None,
         };
         if let Err(error) = self.0.recorder.publish(&event, &of.object_ref(&())).await {
-            tracing::debug!(%error, reason, "event was not recorded");
+            tracing::debug!(%error, reason, "cannot record an event");
         }
     }
 
-    /// The number of this failure in a row.
+    /// Counts a failure and returns the number of consecutive failures.
     pub fn failed(&self, key: &str) -> u32 {
         let mut attempts = self.0.attempts.lock();
         let count = attempts.entry(key.to_owned()).or_default();
@@ -168,8 +168,8 @@ impl Context {
         *count
     }
 
-    /// How often in a row the same was done before. What has no effect must not be done in a loop without pauses: it would
-    /// take the turns of all other resources.
+    /// Returns how often the same step was repeated. The caller backs off: a step without effect must not occupy the workers of all other
+    /// resources.
     pub(super) fn repeated(&self, key: &str, what: String) -> u32 {
         let mut repeated = self.0.repeated.lock();
         let known = repeated.entry(key.to_owned()).or_default();
@@ -180,18 +180,18 @@ impl Context {
         known.1
     }
 
-    /// The resource is gone.
+    /// Drops the counters of a deleted resource.
     pub(super) fn forget(&self, key: &str) {
         self.0.repeated.lock().remove(key);
         self.succeeded(key);
     }
 
-    /// Failures in a row so far.
+    /// Returns the number of consecutive failures.
     pub(super) fn failures(&self, key: &str) -> u32 {
         self.0.attempts.lock().get(key).copied().unwrap_or(0)
     }
 
-    /// It went well, or is gone.
+    /// Resets the failures of a resource.
     pub fn succeeded(&self, key: &str) {
         self.0.attempts.lock().remove(key);
     }

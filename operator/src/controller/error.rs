@@ -1,54 +1,55 @@
-//! Errors of reconciliation, by what helps.
+//! Errors of a reconcile, classified by the retry that can help.
 
 use std::time::Duration;
 
 use crate::admin::AdminError;
 
-/// Longest pass: a comparison of all topics, and then some.
+/// Time limit of a reconcile. It exceeds the limit of a comparison of all topics.
 pub const PASS_TIMEOUT: Duration = Duration::from_secs(150);
 
-/// Why a reconciliation ended early.
+/// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
-    /// The API server refused or did not answer.
+    /// The API server rejected a request or did not respond.
     #[error("{action}: {source}")]
     Kube {
-        /// What was tried.
+        /// Action that failed.
         action: String,
-        /// Its answer.
+        /// Cause.
         #[source]
         source: kube::Error,
     },
-    /// The cluster's nodes refused or did not answer.
+    /// The nodes of the cluster rejected a call or did not respond.
     #[error("{action}: {source}")]
     Admin {
-        /// What was tried.
+        /// Action that failed.
         action: String,
-        /// Their answer.
+        /// Cause.
         #[source]
         source: AdminError,
     },
-    /// An object that is needed belongs to somebody else.
+    /// An object with a required name has another owner.
     #[error(
-        "{kind} {name} is there and belongs to {owner}: delete or rename it, or choose another name for this resource"
+        "{kind} {name} already exists and is not owned by this resource (owner: {owner}): delete or rename it, or choose another name for \
+         this resource"
     )]
     Foreign {
         /// Kind of the object.
         kind: String,
-        /// Its name.
+        /// Name of the object.
         name: String,
-        /// Whom it belongs to.
+        /// Owner of the object, or `none`.
         owner: String,
     },
-    /// A pass took too long, such as when the API server takes requests and does not answer.
-    #[error("not done within {} s", PASS_TIMEOUT.as_secs())]
+    /// The reconcile exceeded its time limit, for example because the API server accepts requests and does not respond.
+    #[error("timed out after {} s", PASS_TIMEOUT.as_secs())]
     TimedOut,
-    /// An object of a resource of the same name that was deleted is not gone yet.
-    #[error("{kind} {name} of a former resource of this name is being deleted")]
+    /// An object of a deleted resource with the same name still exists.
+    #[error("waiting for {kind} {name} of a deleted resource with the same name to be garbage-collected")]
     Former {
         /// Kind of the object.
         kind: String,
-        /// Its name.
+        /// Name of the object.
         name: String,
     },
 }
@@ -64,7 +65,7 @@ impl ReconcileError {
         move |source| Self::Admin { action, source }
     }
 
-    /// Class, as a label of metrics and a reason of events and conditions.
+    /// Returns the class, for metric labels and as the reason of events and conditions.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Kube { source, .. } if is_conflict(source) => "Conflict",
@@ -80,8 +81,8 @@ impl ReconcileError {
         }
     }
 
-    /// How long to wait before the next try, the `attempt`-th in a row (from 1). A conflict is tried again at once, what may pass soon
-    /// doubles from a second, and what needs a person is looked at every minute.
+    /// Returns the delay before the next retry. `attempt` counts consecutive failures from 1. Conflicts are retried at once, transient errors
+    /// back off exponentially from one second to 32, and errors that need a person are retried every minute.
     pub fn pause(&self, attempt: u32) -> Duration {
         let doubled = Duration::from_secs(1 << attempt.clamp(1, 6).saturating_sub(1));
         match self.reason() {
@@ -92,18 +93,18 @@ impl ReconcileError {
         }
     }
 
-    /// Whether time alone may mend it.
+    /// Returns whether a retry alone can succeed.
     pub fn is_transient(&self) -> bool {
         matches!(self.reason(), "Conflict" | "ApiServerFailed" | "ClusterFailed" | "FormerObject" | "TimedOut")
     }
 }
 
-/// The object is not there.
+/// Returns whether the object does not exist.
 pub fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
-/// Somebody else was first.
+/// Returns whether the object was changed concurrently.
 pub fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }

@@ -1,11 +1,13 @@
-//! Reconcilers: read everything, decide, do one thing, report.
+//! Reconcilers of clusters, topics and users: read the state, decide, do one step, report it in the status.
 //!
 //! Invariants:
-//! - The object that is reconciled is read again at the start, past every cache, and its status is written with the resource
-//!   version that was read: who decides on old news, or beside another operator, is refused by the API server.
-//! - What an object should be is compared with what it is before it is written; when all is as it should be, nothing is written.
-//! - An object that does not belong to the resource is never touched, whatever its name.
-//! - An error decides by its class when to try again ([`ReconcileError::pause`]); a spec that makes no sense waits for an edit.
+//! - A reconcile reads its resource again from the API server, not from a cache, and writes the status with the resource version that it
+//!   read. The API server then rejects decisions on stale state, or of a second operator.
+//! - An object is written only if it differs from the desired object. A converged resource costs no write.
+//! - An object without an owner reference to the resource is never changed or deleted, whatever its name.
+//! - The class of an error decides on the retry ([`ReconcileError::pause`]). An invalid spec waits for a change.
+//!
+//! Neighbours: `process/run.rs` calls the `reconcile` functions; `build/` and `plan/` decide, `admin/` reaches the nodes.
 
 pub(crate) mod apply;
 pub mod cluster;

@@ -1,5 +1,8 @@
-//! What topics and users share: they are parts of a cluster, one condition `Ready` says how they are, and the cluster lets go of
-//! them before they are deleted.
+//! The reconcile of topics and users, which both belong to a cluster: finalizer, the condition `Ready`, access to the cluster, deletion.
+//!
+//! Invariant: the finalizer is removed only after the resource has cleaned up in the cluster, or has nothing to clean up.
+//!
+//! Neighbours: `topic.rs` and `user.rs` implement the trait.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -20,10 +23,10 @@ use crate::build::{Cluster, validate};
 
 const AGAIN: Duration = Duration::from_millis(50);
 const UNSETTLED: Duration = Duration::from_secs(5);
-/// Drift is found this often: nothing tells of it.
+/// Interval of drift detection in the cluster, for which there is no watch.
 const SETTLED: Duration = Duration::from_secs(120);
 
-/// What came of a pass.
+/// Result of a reconcile: the condition `Ready`, and the delay until the next reconcile.
 #[derive(Debug, Clone)]
 pub(super) struct Verdict {
     holds: Option<bool>,
@@ -33,31 +36,31 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
-    /// All is as asked for.
+    /// The resource matches its spec.
     pub(super) fn ready(reason: &'static str) -> Self {
         Self { holds: Some(true), reason, message: String::new(), pause: SETTLED }
     }
 
-    /// It is not, and a person should know.
+    /// The resource does not match its spec, and a person should act.
     pub(super) fn no(reason: &'static str, message: impl Into<String>) -> Self {
         Self { holds: Some(false), reason, message: message.into(), pause: UNSETTLED }
     }
 
-    /// It is not known, or not yet.
+    /// The state is not known, or the resource waits for something.
     pub(super) fn wait(reason: &'static str, message: impl Into<String>) -> Self {
         Self { holds: None, reason, message: message.into(), pause: UNSETTLED }
     }
 
-    /// A step was done; the next one follows at once.
+    /// A step was done. The next reconcile follows at once.
     pub(super) fn again(reason: &'static str) -> Self {
         Self { holds: None, reason, message: String::new(), pause: AGAIN }
     }
 }
 
-/// Why something cannot be: the reason of a condition, and a message.
+/// What blocks progress: reason and message of a condition.
 pub(super) type Why = (&'static str, String);
 
-/// A resource that is a part of a cluster.
+/// A resource that belongs to a cluster.
 pub(super) trait Part:
     Resource<DynamicType = (), Scope = NamespaceResourceScope>
     + Clone
@@ -68,31 +71,31 @@ pub(super) trait Part:
     + Sync
     + 'static
 {
-    /// Its status.
+    /// Type of its status.
     type Status: Clone + PartialEq + Send + Sync;
 
-    /// The status as it is; a new one when there is none.
+    /// Returns the status; an empty one if there is none.
     fn status(&self) -> Self::Status;
-    /// The resource with another status.
+    /// Returns the resource with another status.
     fn with_status(self, status: Self::Status) -> Self;
-    /// What a status says, and of which generation.
+    /// Returns conditions and observed generation of a status.
     fn parts(status: &mut Self::Status) -> (&mut Conditions, &mut Option<i64>);
 
-    /// One step towards the spec.
+    /// Does one step towards the spec.
     fn advance(
         &self,
         context: &Context,
         status: &mut Self::Status,
     ) -> impl Future<Output = Result<Verdict, ReconcileError>> + Send;
 
-    /// Takes it out of the cluster; what is in the way, if anything is.
+    /// Cleans up in the cluster before the deletion. Returns what blocks that, if anything.
     fn let_go(&self, context: &Context) -> impl Future<Output = Result<Option<Why>, ReconcileError>> + Send;
 }
 
-/// One pass.
+/// Reconciles one resource.
 ///
 /// # Errors
-/// What failed; [`ReconcileError::pause`] says when to try again.
+/// The failure; [`ReconcileError::pause`] has the delay of the retry.
 pub(super) async fn pass<P: Part>(resource: &P, context: &Context) -> Result<Action, ReconcileError> {
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
     let kind = P::kind(&());
@@ -103,7 +106,7 @@ pub(super) async fn pass<P: Part>(resource: &P, context: &Context) -> Result<Act
     if resource.meta().deletion_timestamp.is_some() {
         if let Some((reason, why)) = resource.let_go(context).await? {
             let message = format!(
-                "not deleted yet: {why}; to let it go and leave what it is about in the cluster, set deletionPolicy to Retain"
+                "waiting to delete: {why}; to delete only this resource and keep what it manages in the cluster, set deletionPolicy to Retain"
             );
             let status = resource.status();
             report(context, &api, resource, status, &Verdict::no(reason, message)).await?;
@@ -129,7 +132,7 @@ pub(super) async fn pass<P: Part>(resource: &P, context: &Context) -> Result<Act
     result.map(|_| Action::requeue(verdict.pause))
 }
 
-/// Writes the status with a verdict, if that makes it another one; tells people what is new and bad.
+/// Writes the status if it has changed, and a warning event for a new problem.
 async fn report<P: Part>(
     context: &Context,
     api: &Api<P>,
@@ -156,7 +159,7 @@ async fn report<P: Part>(
     Ok(())
 }
 
-/// How to reach the cluster that a resource refers to; the error inside says why it cannot be.
+/// Returns how to reach the cluster of a resource. The inner error says why it cannot be reached.
 pub(super) async fn reach(
     context: &Context,
     namespace: &str,
@@ -166,12 +169,12 @@ pub(super) async fn reach(
     let found =
         clusters.get_opt(cluster).await.map_err(ReconcileError::kube(format!("get ChronicleCluster {cluster}")))?;
     let Some(found) = found else {
-        return Ok(Err(("ClusterMissing", format!("there is no ChronicleCluster {cluster} in this namespace"))));
+        return Ok(Err(("ClusterMissing", format!("ChronicleCluster {cluster} does not exist in this namespace"))));
     };
     let status = found.status.clone().unwrap_or_default();
     let size = status.size.unwrap_or(0);
     if status.cluster_id.is_none() || status.ready_replicas == 0 {
-        return Ok(Err(("ClusterNotReady", format!("ChronicleCluster {cluster} has no node that serves"))));
+        return Ok(Err(("ClusterNotReady", format!("ChronicleCluster {cluster} has no ready node"))));
     }
     match validate(&found, size, true) {
         Err(invalid) => Ok(Err(("ClusterNotReady", format!("ChronicleCluster {cluster}: {invalid}")))),
@@ -182,8 +185,8 @@ pub(super) async fn reach(
     }
 }
 
-/// `None`: the cluster is gone or going, so that there is nothing to delete from. The error inside says why it cannot be reached
-/// now.
+/// Returns how to reach the cluster for a cleanup; `None`: the cluster is deleted or being deleted, so there is nothing to clean up. The
+/// inner error says why it cannot be reached.
 pub(super) async fn while_cluster_is_there(
     context: &Context,
     namespace: &str,

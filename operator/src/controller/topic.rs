@@ -1,7 +1,8 @@
-//! Reconciles a ChronicleTopic: makes, changes, takes over, watches or deletes one topic of a cluster.
+//! Reconciles a ChronicleTopic: creates, alters, adopts, observes or deletes one topic of a cluster.
 //!
-//! Before a topic is made, the status says that it is this resource's (`owned`): an operator that is killed between the two finds
-//! the topic as its own. A topic that somebody else made is never changed or deleted under the policy `Manage`.
+//! Invariants:
+//! - `status.owned` is written before the topic is created, so that an operator that is killed in between still manages the topic.
+//! - With the policy `Manage`, a topic that existed before the resource is never altered or deleted.
 
 use std::sync::Arc;
 
@@ -15,10 +16,10 @@ use super::{Context, ReconcileError};
 use crate::admin::AdminError;
 use crate::api::{ChronicleTopic, Conditions, DeletionPolicy, Durability, ManagementPolicy, TopicStatus};
 
-/// One pass.
+/// Reconciles one topic.
 ///
 /// # Errors
-/// What failed; [`ReconcileError::pause`] says when to try again.
+/// The failure; [`ReconcileError::pause`] has the delay of the retry.
 pub async fn reconcile(resource: Arc<ChronicleTopic>, context: Context) -> Result<Action, ReconcileError> {
     part::pass(&*resource, &context).await
 }
@@ -62,7 +63,7 @@ async fn go(context: &Context, resource: &ChronicleTopic, status: &mut TopicStat
     if !status.owned && spec.management_policy != ManagementPolicy::Observe {
         let taken = other_owner(context, resource, &namespace, &name).await?;
         if let Some(other) = taken {
-            return Ok(Verdict::no("Conflict", format!("topic {name} is that of ChronicleTopic {other}")));
+            return Ok(Verdict::no("Conflict", format!("topic {name} is managed by ChronicleTopic {other}")));
         }
     }
     let admin = context.admin();
@@ -71,7 +72,10 @@ async fn go(context: &Context, resource: &ChronicleTopic, status: &mut TopicStat
     match (spec.management_policy, found) {
         (ManagementPolicy::Observe, None) => {
             report(status, None);
-            Ok(Verdict::no("TopicMissing", format!("there is no topic {name}, and the policy Observe makes none")))
+            Ok(Verdict::no(
+                "TopicMissing",
+                format!("topic {name} does not exist, and managementPolicy Observe does not create it"),
+            ))
         }
         (ManagementPolicy::Observe, Some(topic)) => {
             status.owned = false;
@@ -82,7 +86,7 @@ async fn go(context: &Context, resource: &ChronicleTopic, status: &mut TopicStat
             })
         }
         (_, None) if !status.owned => {
-            // Written before the topic is made.
+            // Recorded before the topic is created.
             status.owned = true;
             Ok(Verdict::again("Creating"))
         }
@@ -101,8 +105,11 @@ async fn go(context: &Context, resource: &ChronicleTopic, status: &mut TopicStat
         }
         (ManagementPolicy::Manage, Some(topic)) if !status.owned => {
             report(status, Some(&topic));
-            let rule = "set managementPolicy to Adopt to take it over, or to Observe to leave it alone";
-            Ok(Verdict::no("TopicExists", format!("topic {name} was made by somebody else: {rule}")))
+            let rule = "set managementPolicy to Adopt to take it over, or to Observe to only report on it";
+            Ok(Verdict::no(
+                "TopicExists",
+                format!("topic {name} already exists and is not managed by this resource: {rule}"),
+            ))
         }
         (ManagementPolicy::Adopt, Some(topic)) if !status.owned => {
             status.owned = true;
@@ -128,7 +135,7 @@ async fn go(context: &Context, resource: &ChronicleTopic, status: &mut TopicStat
     }
 }
 
-/// Another resource of this namespace that has the topic.
+/// Returns another resource of this namespace that manages the topic.
 async fn other_owner(
     context: &Context,
     resource: &ChronicleTopic,
@@ -153,7 +160,7 @@ fn report(status: &mut TopicStatus, topic: Option<&v1::Topic>) {
     status.replication_factor = topic.map(|topic| topic.replication_factor);
 }
 
-/// What is asked for; what is not asked for is absent, that is, the default.
+/// Returns the settings of the spec. An absent setting is the default.
 fn settings(resource: &ChronicleTopic) -> v1::TopicSettings {
     let spec = &resource.spec;
     v1::TopicSettings {
@@ -176,7 +183,7 @@ enum Drift {
     Impossible(String),
 }
 
-/// How a topic differs from what is asked for.
+/// Returns how a topic differs from the spec.
 fn drift(resource: &ChronicleTopic, topic: &v1::Topic) -> Drift {
     let spec = &resource.spec;
     if let Some(asked) = spec.replication_factor.filter(|asked| *asked != topic.replication_factor) {
@@ -212,7 +219,7 @@ fn drift(resource: &ChronicleTopic, topic: &v1::Topic) -> Drift {
     Drift::Change { what: format!("the topic differs in {}", what.join(", ")), request }
 }
 
-/// Deletes the topic, if it is this resource's to delete; what is in the way.
+/// Deletes the topic if this resource manages it and its policy says so. Returns what blocks that.
 async fn delete(context: &Context, resource: &ChronicleTopic) -> Result<Option<Why>, ReconcileError> {
     let (spec, status) = (&resource.spec, Part::status(resource));
     let namespace = resource.namespace().unwrap_or_default();
@@ -229,7 +236,7 @@ async fn delete(context: &Context, resource: &ChronicleTopic) -> Result<Option<W
     };
     let (admin, name) = (context.admin(), name_of(resource));
     let found = admin.topic(&target, &name).await.map_err(ReconcileError::admin(format!("describe topic {name}")))?;
-    // A topic of the same name that was made since is somebody else's.
+    // A topic with another UUID was recreated outside this resource.
     let same = |topic: &v1::Topic| status.topic_id.as_ref().is_none_or(|id| *id == topic.id);
     if !found.as_ref().is_some_and(same) {
         return Ok(None);

@@ -1,7 +1,9 @@
-//! Reconciles a ChronicleUser: its certificate (by cert-manager), rules and quotas.
+//! Reconciles a ChronicleUser: its certificate (issued by cert-manager), access rules and quotas.
 //!
-//! Before the first rule is made, the status says that the principal's rules are this resource's (`owned`). One principal has one
-//! resource: a second one for the same principal is refused, and so is one for the operator's own.
+//! Invariants:
+//! - `status.owned` is written before the first rule, so that an operator that is killed in between still manages the rules.
+//! - One principal has one resource. A second one, or one for the principal of the operator, reports an error and changes nothing.
+//! - Rules that are not in the spec are removed before missing ones are added.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,13 +28,13 @@ use crate::api::{
 };
 use crate::build::{Cluster, DURATION, OPERATOR_PRINCIPAL, RENEW_BEFORE, from_value, issuer_ref, trusts};
 
-/// Most rules in one request.
+/// Maximum number of rules in one request.
 const RULES_AT_ONCE: usize = 500;
 
-/// One pass.
+/// Reconciles one user.
 ///
 /// # Errors
-/// What failed; [`ReconcileError::pause`] says when to try again.
+/// The failure; [`ReconcileError::pause`] has the delay of the retry.
 pub async fn reconcile(resource: Arc<ChronicleUser>, context: Context) -> Result<Action, ReconcileError> {
     part::pass(&*resource, &context).await
 }
@@ -70,10 +72,10 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
     let namespace = resource.namespace().unwrap_or_default();
     let principal = principal_of(resource);
     if principal == OPERATOR_PRINCIPAL || principal == "*" {
-        return Ok(Verdict::no("PrincipalReserved", format!("principal: {principal}: is not for clients")));
+        return Ok(Verdict::no("PrincipalReserved", format!("principal: {principal}: is reserved")));
     }
     if let Some(other) = other_owner(context, resource, &namespace, &principal).await? {
-        return Ok(Verdict::no("Conflict", format!("principal {principal} is that of ChronicleUser {other}")));
+        return Ok(Verdict::no("Conflict", format!("principal {principal} is managed by ChronicleUser {other}")));
     }
     let (target, cluster) = match reach(context, &namespace, &spec.cluster_ref.name).await? {
         Ok(reached) => reached,
@@ -90,26 +92,28 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
         return Ok(match (same, pending) {
             (_, Some(verdict)) => verdict,
             (true, None) => Verdict::ready("Observed"),
-            (false, None) => Verdict::no("Drifted", format!("rules or quotas of {principal} are not as the spec says")),
+            (false, None) => {
+                Verdict::no("Drifted", format!("access rules or quotas of {principal} differ from the spec"))
+            }
         });
     }
     if !status.owned {
         let others = !extra.is_empty() || (there.is_some() && there != asked);
         if others && spec.management_policy == ManagementPolicy::Manage {
-            let rule = "set managementPolicy to Adopt to take them over, or to Observe to leave them alone";
+            let rule = "set managementPolicy to Adopt to take them over, or to Observe to only report on them";
             return Ok(Verdict::no(
                 "RulesExist",
-                format!("{principal} has rules or quotas that somebody else made: {rule}"),
+                format!("{principal} already has access rules or quotas that this resource does not manage: {rule}"),
             ));
         }
-        // Written before the first is made.
+        // Recorded before the first rule is written.
         status.owned = true;
         return Ok(Verdict::again("Creating"));
     }
     let admin = context.admin();
-    // Denials and rights that go, go first.
+    // Remove first.
     for some in extra.chunks(RULES_AT_ONCE) {
-        admin.remove_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("take rules away"))?;
+        admin.remove_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("remove rules"))?;
     }
     for some in missing.chunks(RULES_AT_ONCE) {
         admin.add_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("add rules"))?;
@@ -140,13 +144,13 @@ async fn other_owner(
     Ok(same.filter(older).map(ResourceExt::name_any).next())
 }
 
-/// Name of the Secret with the certificate, and of the Certificate.
+/// Returns the name of the Certificate and of its Secret.
 fn secret_name(resource: &ChronicleUser) -> String {
     let asked = resource.spec.authentication.secret_name.clone();
     asked.unwrap_or_else(|| format!("{}-chronicle-user", resource.name_any()))
 }
 
-/// Has the client's certificate issued; the verdict when it is not there yet.
+/// Applies the Certificate of the client. Returns the state to report while it is not issued or not trusted yet.
 async fn certificate(
     context: &Context,
     resource: &ChronicleUser,
@@ -169,7 +173,7 @@ async fn certificate(
     if !context.available().await.cert_manager {
         return Ok(Some(Verdict::no(
             "CertManagerMissing",
-            "cert-manager is not installed, so that nobody issues certificates",
+            "cert-manager is not installed, so client certificates cannot be issued: install it, or set authentication.type to External",
         )));
     }
     let (namespace, secret) = (&cluster.namespace, secret_name(resource));
@@ -211,8 +215,8 @@ async fn certificate(
         let why = format!("waiting for cert-manager to issue Secret {secret}");
         return Ok(Some(Verdict::wait("CertificatePending", why)));
     };
-    // A new CA reaches clients as soon as nodes serve certificates of it. A certificate that is younger than theirs is left alone: to
-    // issue it anew would bring another one of the same CA, and so on without end.
+    // Clients get a certificate of a new CA once nodes serve one. A client certificate that is newer than theirs is left alone: reissuing
+    // it would return another certificate of the same CA, again and again.
     let node = get(&cluster.node_secret()).await?;
     let ca = |secret: &Secret| secret_text(secret, "ca.crt").map(|text| text.trim().to_owned());
     let Some(node) = node.filter(|node| ca(node).is_some() && ca(&there) != ca(node)) else { return Ok(None) };
@@ -221,7 +225,7 @@ async fn certificate(
         let api: Api<DynamicObject> = Api::namespaced_with(context.client(), namespace, &resource);
         let live = api.get(&secret).await.map_err(ReconcileError::kube(format!("get Certificate {secret}")))?;
         reissue(context, namespace, &live).await?;
-        let why = format!("waiting for cert-manager to issue Secret {secret} by the new certificate authority");
+        let why = format!("waiting for cert-manager to reissue Secret {secret} with the new CA");
         return Ok(Some(Verdict::wait("CertificatePending", why)));
     }
     let (maps, name): (Api<ConfigMap>, _) = (Api::namespaced(context.client(), namespace), cluster.trust_config_map());
@@ -229,15 +233,15 @@ async fn certificate(
     let trusted = map.and_then(|map| map.data?.remove("ca.crt")).unwrap_or_default();
     Ok((!trusts(&trusted, &ca(&there).unwrap_or_default())).then(|| {
         let why = format!(
-            "nodes do not trust the certificate authority of Secret {secret} yet; if it is a given issuer's new one: renew \
-             Certificate {0}-operator, then {0}-node",
+            "nodes do not trust the CA that issued Secret {secret} yet; if spec.security.tls.issuerRef names an issuer whose CA has \
+             changed, renew Certificate {0}-operator, then {0}-node",
             cluster.name
         );
         Verdict::wait("CertificatePending", why)
     }))
 }
 
-/// Label of what belongs to a user.
+/// Label of the objects of a user: its name.
 pub(crate) const USER_LABEL: &str = "chronicle.dev/user";
 
 type Key = (i32, i32, String, i32, i32);
@@ -246,7 +250,7 @@ fn key(rule: &v1::Acl) -> Key {
     (rule.resource, rule.pattern, rule.name.clone(), rule.operation, rule.effect)
 }
 
-/// Rules that are asked for and not there, and the other way round.
+/// Returns the missing rules and the rules that are not in the spec.
 async fn differences(
     context: &Context,
     resource: &ChronicleUser,
@@ -264,7 +268,7 @@ async fn differences(
     Ok((missing, extra))
 }
 
-/// The rules of the spec, one per operation, each once.
+/// Returns the rules of the spec, one per operation, without duplicates.
 fn rules(resource: &ChronicleUser, principal: &str) -> Vec<v1::Acl> {
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
@@ -317,7 +321,7 @@ fn quota(resource: &ChronicleUser) -> Option<v1::Quota> {
     (quota != v1::Quota::default()).then_some(quota)
 }
 
-/// Takes rules, quota and certificate away; what is in the way.
+/// Removes rules, quota and certificate. Returns what blocks that.
 async fn delete(context: &Context, resource: &ChronicleUser) -> Result<Option<Why>, ReconcileError> {
     let (spec, status) = (&resource.spec, Part::status(resource));
     let namespace = resource.namespace().unwrap_or_default();
@@ -332,7 +336,7 @@ async fn delete(context: &Context, resource: &ChronicleUser) -> Result<Option<Wh
         let (admin, principal) = (context.admin(), principal_of(resource));
         let rules = admin.rules(&target, &principal).await.map_err(ReconcileError::admin("list rules"))?;
         for some in rules.chunks(RULES_AT_ONCE) {
-            admin.remove_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("take rules away"))?;
+            admin.remove_rules(&target, some.to_vec()).await.map_err(ReconcileError::admin("remove rules"))?;
         }
         if admin.quota(&target, &principal).await.map_err(ReconcileError::admin("read the quotas"))?.is_some() {
             admin.set_quota(&target, &principal, None).await.map_err(ReconcileError::admin("remove the quota"))?;
@@ -341,7 +345,7 @@ async fn delete(context: &Context, resource: &ChronicleUser) -> Result<Option<Wh
     if let Some(name) = &status.secret_name {
         delete_certificate(context, resource, &namespace, name).await?;
     }
-    // cert-manager leaves the Secret behind, and with it a certificate that is good for weeks.
+    // cert-manager keeps the Secret, with a certificate that is valid for weeks.
     let secrets: Api<Secret> = Api::namespaced(context.client(), &namespace);
     if let Some(name) = &status.secret_name {
         let found = secrets.get_opt(name).await.map_err(ReconcileError::kube(format!("get Secret {name}")))?;
@@ -359,7 +363,7 @@ async fn delete(context: &Context, resource: &ChronicleUser) -> Result<Option<Wh
     Ok(None)
 }
 
-/// Deletes the Certificate of a user before its Secret, which cert-manager would make again otherwise.
+/// Deletes the Certificate of a user. This comes before the Secret, which cert-manager would recreate otherwise.
 async fn delete_certificate(
     context: &Context,
     resource: &ChronicleUser,
@@ -368,7 +372,7 @@ async fn delete_certificate(
 ) -> Result<(), ReconcileError> {
     let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("cert-manager.io", "v1", "Certificate"));
     let certificates: Api<DynamicObject> = Api::namespaced_with(context.client(), namespace, &kind);
-    // Nothing is found either where cert-manager is gone.
+    // The result is also empty if cert-manager is not installed.
     let found = certificates.get_opt(name).await.map_err(ReconcileError::kube(format!("get Certificate {name}")))?;
     let uid = resource.uid().unwrap_or_default();
     let ours = |object: &DynamicObject| object.owner_references().iter().any(|owner| owner.uid == uid);

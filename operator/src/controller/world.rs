@@ -1,7 +1,12 @@
-//! A made-up Kubernetes cluster for tests: an API server in memory, behind a real client; the controllers that turn StatefulSets
-//! into pods and Certificates into Secrets; and a made-up Chronicle cluster on the pods' disks.
+//! A fake Kubernetes cluster for tests: an API server in memory behind a real client, the controllers that the operator relies on, and a
+//! simulated Chronicle cluster on the disks of the pods.
 //!
-//! What the operator promises never to do makes the world panic: see [`World::guard_delete`].
+//! Invariants:
+//! - Its state advances only with calls to the API server and with [`World::tick`].
+//! - A call that violates an invariant of the operator panics (`invariants.rs`).
+//!
+//! Neighbours: `api_server.rs` responds to requests, `controllers.rs` simulates the StatefulSet controller, the kubelets and cert-manager,
+//! and `admin/fake.rs` simulates the Chronicle nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,67 +25,67 @@ use crate::admin::AdminError;
 use crate::admin::fake::{FakeAdmin, FakeCluster, FakeNode};
 use crate::build::{Available, LIVE_FIELDS, REVISION, ordinal_of};
 
-/// Kind in the plural, and name; everything is in one namespace.
+/// Plural name of the kind, and name of the object. All objects are in one namespace.
 type Key = (String, String);
 
-/// The made-up world. Cheap to clone.
+/// A fake Kubernetes cluster. Cheap to clone; clones share the state.
 #[derive(Clone)]
 pub(crate) struct World {
     pub(crate) objects: Arc<Mutex<BTreeMap<Key, Value>>>,
     pub(crate) cluster: Arc<Mutex<FakeCluster>>,
     counter: Arc<AtomicUsize>,
     pub(crate) writes: Arc<Mutex<Vec<String>>>,
-    /// Changing calls, to the API server and to the cluster.
+    /// Number of calls that changed something, in the API server or in the Chronicle cluster.
     pub(crate) calls: Arc<AtomicUsize>,
-    /// The operator dies after this many of them: the call is carried out, and nobody hears the answer.
+    /// The operator dies after this many of them: the call takes effect, and its response is lost.
     pub(crate) dies_after: Arc<AtomicUsize>,
     pub(crate) seconds: Arc<AtomicI64>,
     /// Images whose containers do not start.
     pub(crate) broken_images: Arc<Mutex<BTreeSet<String>>>,
-    /// The storage class refuses to grow volumes.
+    /// Whether the API server rejects larger claims.
     pub(crate) no_growth: Arc<std::sync::atomic::AtomicBool>,
-    /// Who signs now.
+    /// The current CA.
     pub(crate) ca: Arc<Mutex<String>>,
-    /// The API server refuses this many calls.
+    /// Number of further calls that the API server rejects.
     pub(crate) refusals: Arc<AtomicUsize>,
-    /// What the operator applied last: server-side apply removes what it no longer names.
+    /// Last applied object of the operator, by key: server-side apply removes fields that are no longer applied.
     applied: Arc<Mutex<BTreeMap<Key, Value>>>,
-    /// Kinds that are not its own, by `GROUP/VERSION`.
+    /// Kinds of optional APIs, by `GROUP/VERSION`.
     pub(crate) served: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
-    /// Kinds, in the plural, that may not be listed; with a method before them, that may not be called so; with 503, that fail; with 404, that are
-    /// never found when they are to be deleted.
+    /// Failures by plural kind. `KIND`: lists are forbidden. `METHOD KIND`: this method is forbidden. `503 KIND`: lists fail. `404 KIND`:
+    /// deletions find no object.
     pub(crate) forbidden: Arc<Mutex<BTreeSet<String>>>,
-    /// Changes whatever is written.
+    /// An admission webhook, which changes every written object.
     pub(crate) webhook: Arc<Mutex<Option<Webhook>>>,
-    /// What kubelets have brought, by pod.
+    /// Mounted files, by pod.
     mounted: Arc<Mutex<BTreeMap<String, Mounted>>>,
-    /// Reasons of the events that the operator has published.
+    /// Reasons of the recorded events.
     pub(crate) events: Arc<Mutex<Vec<String>>>,
-    /// Fields of the configuration file that nodes cannot take up while they run, although they are said to be live.
+    /// Live fields that nodes cannot apply while they run.
     pub(crate) stubborn: Arc<Mutex<BTreeSet<String>>>,
-    /// Nodes do not say what they make of their configuration file.
+    /// Whether nodes do not report the state of their configuration file.
     pub(crate) mute: Arc<std::sync::atomic::AtomicBool>,
-    /// Nobody issues certificates.
+    /// Whether cert-manager issues no certificates.
     pub(crate) no_certificates: Arc<std::sync::atomic::AtomicBool>,
 }
 
 type Webhook = fn(&str, &mut Value);
 
-/// What a kubelet has brought to a pod.
+/// Files that a kubelet has mounted into a pod.
 #[derive(Clone)]
 struct Mounted {
-    /// What made it bring files last.
+    /// State of the pod at the last update of the files.
     cause: Value,
     trust: String,
     file: String,
 }
 
-/// A file with this text in it makes no sense to the made-up nodes.
+/// Simulated nodes reject a file with this text.
 pub(crate) const NONSENSE: &str = "nonsense";
-/// Nor does one with this to nodes of version 1.0.0, which do not know the field.
+/// Nodes of version 1.0.0 reject a file with this field.
 pub(crate) const NEW_FIELD: &str = "new-in-the-next-version";
 
-fn makes_sense(file: &str, version: &str) -> bool {
+fn is_valid(file: &str, version: &str) -> bool {
     !file.contains(NONSENSE) && (version != "1.0.0" || !file.contains(NEW_FIELD))
 }
 
@@ -116,7 +121,7 @@ impl World {
         }
     }
 
-    /// A world of its own that begins like this one.
+    /// Returns an independent copy of the current state.
     pub(crate) fn fork(&self) -> Self {
         let number = |from: &AtomicUsize| Arc::new(AtomicUsize::new(from.load(Ordering::Relaxed)));
         Self {
@@ -143,7 +148,7 @@ impl World {
         }
     }
 
-    /// A way to the API server.
+    /// Returns a client of the fake API server.
     pub(crate) fn client(&self) -> Client {
         let world = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
@@ -164,7 +169,7 @@ impl World {
         Client::new(service, NAMESPACE)
     }
 
-    /// A new operator process.
+    /// Returns the context of a new operator process.
     pub(crate) fn operator(&self) -> Context {
         let available = Available { cert_manager: true, pod_monitor: false };
         let seconds = self.seconds.clone();
@@ -172,7 +177,7 @@ impl World {
         Context::for_tests(self.client(), Arc::new(self.admin()), available, clock)
     }
 
-    /// A way to the made-up cluster.
+    /// Returns the access to the simulated Chronicle cluster.
     pub(crate) fn admin(&self) -> FakeAdmin {
         let (before, after) = (self.clone(), self.clone());
         FakeAdmin {
@@ -190,7 +195,7 @@ impl World {
         if dead { Err(()) } else { Ok(()) }
     }
 
-    /// A changing call was carried out.
+    /// Counts a call that took effect.
     fn changed(&self) -> Result<(), ()> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.dead()
@@ -212,7 +217,7 @@ impl World {
         self.objects.lock().keys().filter(|(kind, _)| kind == plural).map(|(_, name)| name.clone()).collect()
     }
 
-    /// Somebody else writes an object.
+    /// Writes an object as another client.
     pub(crate) fn put(&self, plural: &str, mut object: Value) {
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
         object["metadata"]["namespace"] = NAMESPACE.into();
@@ -230,14 +235,14 @@ impl World {
         objects.insert(key, object);
     }
 
-    /// Somebody else edits an object.
+    /// Changes an object as another client.
     pub(crate) fn edit(&self, plural: &str, name: &str, edit: impl FnOnce(&mut Value)) {
         let mut object = self.get(plural, name).unwrap();
         edit(&mut object);
         self.put(plural, object);
     }
 
-    /// Somebody else deletes an object.
+    /// Deletes an object as another client.
     pub(crate) fn delete(&self, plural: &str, name: &str) {
         self.begin_delete(plural, name);
     }
@@ -371,7 +376,7 @@ impl World {
         reply(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}))
     }
 
-    /// As the items of a list: those of built-in kinds do not say what they are.
+    /// Returns the items of a list. Items of built-in kinds come without apiVersion and kind.
     fn selected(&self, plural: &str, query: &str) -> Vec<Value> {
         let wanted = query.split('&').find_map(|part| part.strip_prefix("labelSelector="));
         let wanted = wanted.map(|text| text.replace("%2F", "/").replace("%3D", "="));
@@ -399,7 +404,7 @@ impl World {
             .collect()
     }
 
-    /// Tells of changes since a resource version, ten times a second.
+    /// Streams the changes since a resource version, polled ten times per second.
     fn watch(&self, plural: &str, query: &str) -> Response<axum::body::Body> {
         let (world, plural, query) = (self.clone(), plural.to_owned(), query.to_owned());
         let since = query.split('&').find_map(|part| part.strip_prefix("resourceVersion=")?.parse().ok());
@@ -416,7 +421,7 @@ impl World {
                 let now: BTreeMap<String, Value> =
                     world.selected(&plural, &query).into_iter().map(|object| (name(&object), object)).collect();
                 let mut text = String::new();
-                let mut tell = |kind: &str, object: &Value| {
+                let mut send = |kind: &str, object: &Value| {
                     text.push_str(&json!({"type": kind, "object": object}).to_string());
                     text.push('\n');
                 };
@@ -426,12 +431,12 @@ impl World {
                         None => first && version(object).is_some_and(|version: usize| version <= since),
                     };
                     if !known {
-                        tell("MODIFIED", object);
+                        send("MODIFIED", object);
                     }
                 }
                 seen.iter()
                     .filter(|(name, _)| !now.contains_key(*name))
-                    .for_each(|(_, object)| tell("DELETED", object));
+                    .for_each(|(_, object)| send("DELETED", object));
                 Some((Ok::<_, std::io::Error>(text), (now, since, false)))
             }
         });
@@ -476,7 +481,7 @@ impl World {
             merge(&mut new, &patch);
         }
         if apply {
-            // The time is that of the last change of fields, not of the last write.
+            // The time in managedFields changes only with the fields, not with every write.
             let mut before = old.clone();
             before["metadata"]["managedFields"] = new["metadata"]["managedFields"].clone();
             if before != new || new["metadata"]["managedFields"].is_null() {
@@ -532,7 +537,10 @@ impl World {
                 return refuse(409, "Conflict");
             }
         }
-        assert!(!body["preconditions"]["uid"].is_null(), "{plural}/{name} is deleted whoever it is by now");
+        assert!(
+            !body["preconditions"]["uid"].is_null(),
+            "{plural}/{name} is deleted without its UID as a precondition"
+        );
         self.guard_delete(plural, &object);
         if plural == "statefulsets" && body["propagationPolicy"] == "Orphan" {
             self.objects.lock().remove(&(plural.to_owned(), name.to_owned()));
@@ -542,14 +550,14 @@ impl World {
         reply(200, &object)
     }
 
-    /// The one resource of the kind, as the API server knows it.
+    /// Returns the only ChronicleCluster.
     fn resource(&self) -> Value {
         let objects = self.objects.lock();
         let found = objects.iter().find(|((kind, _), _)| kind == "chronicleclusters");
         found.map(|(_, object)| object.clone()).unwrap_or(Value::Null)
     }
 
-    /// UUID of the node on the disk of a pod.
+    /// Returns the UUID of the node on the disk of a pod.
     fn node_of(&self, pod: &str) -> Option<String> {
         let claim = self.get("persistentvolumeclaims", &format!("data-{pod}"))?;
         Some(format!("node-{}", claim["metadata"]["uid"].as_str()?))
@@ -560,8 +568,8 @@ impl World {
         if operation["target"] == target { operation } else { Value::Null }
     }
 
-    /// Nothing that runs and takes part is deleted unless that was written down, what it led has gone elsewhere and the others have a
-    /// majority; no claim is deleted unless its node was removed, or is dead and to be replaced.
+    /// Checks a deletion by the operator. The pod of a live node is deleted only with a recorded operation, after its leadership was
+    /// transferred, and while the others have a majority. A claim is deleted only if its node was removed, or is dead and being replaced.
     fn guard_delete(&self, plural: &str, object: &Value) {
         let name = object["metadata"]["name"].as_str().unwrap();
         let deleting = !self.resource()["metadata"]["deletionTimestamp"].is_null();
@@ -579,11 +587,11 @@ impl World {
                 );
                 let members = cluster.nodes.values().filter(|node| !node.removed).count();
                 if members > 2 {
-                    assert!(cluster.quorate_without(Some(&node)), "pod {name} is deleted and takes the majority along");
+                    assert!(cluster.quorate_without(Some(&node)), "the deletion of pod {name} loses the majority");
                     assert_ne!(cluster.leader.as_ref(), Some(&node), "pod {name} is deleted while its node leads");
                     let dead =
                         cluster.nodes.iter().find(|(id, known)| **id != node && !known.removed && !known.running);
-                    assert!(dead.is_none(), "pod {name} is deleted while {dead:?} is not there");
+                    assert!(dead.is_none(), "pod {name} is deleted while {dead:?} is dead");
                     let behind =
                         cluster.nodes.iter().find(|(id, known)| **id != node && !known.removed && known.behind > 0);
                     assert!(behind.is_none(), "pod {name} is deleted while {behind:?} is behind");
@@ -593,7 +601,7 @@ impl World {
                     };
                     let asked = self.resource()["spec"]["image"].as_str().is_some_and(|image| image.ends_with(&same));
                     let refused = cluster.nodes.values().filter(running).find(refuses).filter(|_| asked);
-                    assert!(refused.is_none(), "pod {name} is deleted while {refused:?} refuses the configuration");
+                    assert!(refused.is_none(), "pod {name} is deleted while {refused:?} rejects the configuration");
                 }
             }
             "persistentvolumeclaims" if !deleting => {
@@ -604,23 +612,23 @@ impl World {
                 assert!(!record.is_null(), "claim {name} is deleted without a record");
                 match record["kind"].as_str() {
                     Some("ScaleDown") => {
-                        // On a disk that replaced a lost one nobody may ever have started.
+                        // A node may never have started on a disk that replaced a lost one.
                         let member = cluster.nodes.get(&node).is_some_and(|known| !known.removed);
                         assert!(!member, "claim {name} holds a node that is a member");
-                        assert!(self.get("pods", pod).is_none(), "claim {name} is deleted before its pod has gone");
+                        assert!(self.get("pods", pod).is_none(), "claim {name} is deleted before its pod");
                     }
                     Some("Replace") => {
                         let runs = cluster.nodes.get(&node).is_some_and(|known| known.running);
                         assert!(!runs, "claim {name} holds a node that runs");
                     }
-                    other => panic!("claim {name} is deleted in a {other:?}"),
+                    other => panic!("claim {name} is deleted in the operation {other:?}"),
                 }
             }
             _ => {}
         }
     }
 
-    /// Pods go only after their nodes were removed, unless everything is to stop.
+    /// Checks a change of the number of pods: a pod is removed only after its node, unless all nodes are being stopped.
     fn guard_scale(&self, old: &Value, patch: &Value) {
         let (Some(from), Some(to)) = (old["spec"]["replicas"].as_i64(), patch["spec"]["replicas"].as_i64()) else {
             return;
@@ -631,21 +639,21 @@ impl World {
             let member = self
                 .node_of(&pod)
                 .is_some_and(|node| self.cluster.lock().nodes.get(&node).is_some_and(|known| !known.removed));
-            assert!(stop || !member, "{pod} is taken away while its node is a member");
+            assert!(stop || !member, "{pod} is removed while its node is a member");
         }
     }
 
-    /// No node serves a certificate of a CA that another one does not trust yet.
+    /// Checks a reissue: every node must trust the CA that issues the certificate.
     fn guard_reissue(&self, name: &str) {
         if name.ends_with("-node") || name.ends_with("-operator") {
             let ca = pem(&self.ca.lock());
             for (pod, mounted) in self.mounted.lock().iter() {
-                assert!(mounted.trust.contains(&ca), "{name} is issued anew by a CA that {pod} does not trust yet");
+                assert!(mounted.trust.contains(&ca), "{name} is reissued by a CA that {pod} does not trust yet");
             }
         }
     }
 
-    /// Kubelets bring ConfigMaps and Secrets to pods every minute and a half, and at once to a new pod.
+    /// The kubelets: update mounted ConfigMaps and Secrets every 90 seconds, and at once for a new pod.
     fn mount(&self) {
         let pods = self.names("pods");
         let mut mounted = self.mounted.lock();
@@ -666,7 +674,7 @@ impl World {
         }
     }
 
-    /// The node of a pod looks at its configuration file.
+    /// The node of a pod reads its configuration file.
     fn read_file(&self, node: &str, file: &str) {
         let mute = self.mute.load(Ordering::Relaxed);
         let mut cluster = self.cluster.lock();
@@ -676,7 +684,7 @@ impl World {
             node.configuration = None;
         }
         let known = node.configuration.get_or_insert_default();
-        match makes_sense(file, &node.version) {
+        match is_valid(file, &node.version) {
             false => known.error = format!("{NONSENSE}: must be a number"),
             true => {
                 let (started, now) = (fields_of(&node.started_with), fields_of(file));
@@ -695,17 +703,17 @@ impl World {
         }
     }
 
-    /// What is asked of the cluster was written down before.
+    /// Checks a command to the cluster: the operation must be recorded.
     fn guard_call(&self, cluster: &FakeCluster, call: &str, about: &str) {
         let Some(node) = cluster.nodes.get(about) else { return };
         let record = self.recorded(&node.name);
         assert!(!record.is_null(), "{call} of {} without a record", node.name);
         if call == "decommission" {
-            assert_eq!(record["nodeId"], about, "the node that is to go was not written down");
+            assert_eq!(record["nodeId"], about, "the node to remove was not recorded");
         }
     }
 
-    /// A moment passes for everybody but the operator.
+    /// Advances everything but the operator by one second.
     pub(crate) fn tick(&self) {
         self.seconds.fetch_add(1, Ordering::Relaxed);
         self.issue_certificates();
@@ -715,7 +723,7 @@ impl World {
         self.cluster.lock().tick();
     }
 
-    /// cert-manager: Secrets that are missing, and those that were asked for anew.
+    /// cert-manager: issues missing Secrets and those with a requested reissue.
     fn issue_certificates(&self) {
         if self.no_certificates.load(Ordering::Relaxed) {
             return;
@@ -746,7 +754,7 @@ impl World {
         }
     }
 
-    /// A certificate that says when it was issued, and nothing else.
+    /// Returns a certificate that has only a time of issue.
     fn leaf(&self) -> String {
         let time = self.now().strftime("%y%m%d%H%M%SZ").to_string();
         let wrap = |content: Vec<u8>| [vec![0x30, content.len() as u8], content].concat();
@@ -755,7 +763,7 @@ impl World {
         pem(&base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der))
     }
 
-    /// The nodes of a cluster get a certificate of the CA of now.
+    /// Replaces the certificate of the nodes with one of the current CA.
     pub(crate) fn renew_nodes(&self, cluster: &str) {
         let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
         let data =
@@ -763,14 +771,14 @@ impl World {
         self.edit("secrets", &format!("{cluster}-node-tls"), |secret| secret["data"] = data);
     }
 
-    /// The `ca.crt` in a Secret.
+    /// Returns the `ca.crt` in a Secret.
     pub(crate) fn issued_by(&self, secret: &str) -> String {
         let data = self.get("secrets", secret).unwrap()["data"]["ca.crt"].as_str().unwrap().to_owned();
         let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, data).unwrap();
         String::from_utf8(bytes).unwrap()
     }
 
-    /// The Secrets and the trust of a cluster that runs already.
+    /// Creates the Secrets and the trust ConfigMap of a running cluster.
     pub(crate) fn ready_certificates(&self, cluster: &str) {
         let ca = pem(&self.ca.lock());
         let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
@@ -836,8 +844,8 @@ impl World {
             let version = image.rsplit_once(':').map_or("", |(_, version)| version);
             let file = self.mounted.lock().get(&name).map(|mounted| mounted.file.clone()).unwrap_or_default();
             let runs = |node: &String| self.cluster.lock().nodes.get(node).is_some_and(|known| known.running);
-            // One that runs goes on with what it had.
-            let starts = starts && (makes_sense(&file, version) || node.as_ref().is_some_and(runs));
+            // A running node keeps its previous configuration.
+            let starts = starts && (is_valid(&file, version) || node.as_ref().is_some_and(runs));
             let ready = match node.filter(|_| starts) {
                 Some(node) if self.cluster.lock().start(&node, &name, version) => {
                     self.read_file(&node, &file);
@@ -871,7 +879,7 @@ impl World {
         });
     }
 
-    /// Images that the pods run, by pod.
+    /// Returns the images of the pods, in the order of the pods.
     pub(crate) fn images(&self) -> Vec<String> {
         let image = |pod: String| {
             self.get("pods", &pod).unwrap()["spec"]["containers"][0]["image"].as_str().unwrap().to_owned()
@@ -879,7 +887,7 @@ impl World {
         self.names("pods").into_iter().map(image).collect()
     }
 
-    /// Revisions that the pods were made from.
+    /// Returns the revisions of the pods.
     pub(crate) fn revisions(&self) -> BTreeSet<String> {
         let of = |pod: String| {
             self.get("pods", &pod).unwrap()["metadata"]["annotations"][REVISION].as_str().unwrap().to_owned()
@@ -888,7 +896,7 @@ impl World {
     }
 }
 
-/// A certificate of this text.
+/// Returns a PEM text with this body.
 pub(crate) fn pem(text: &str) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
 }
@@ -912,7 +920,7 @@ fn collect_garbage(objects: &mut BTreeMap<Key, Value>, owner: &Value) {
     }
 }
 
-/// Server-side apply: what was applied before and is not applied any more goes; lists with keys are merged by them.
+/// Server-side apply: removes fields that were applied before and are not any more, and merges keyed lists.
 fn apply_to(plural: &str, field: &str, target: &mut Value, before: &Value, patch: &Value) {
     match (target, patch) {
         (Value::Object(target), Value::Object(patch)) => {
@@ -949,7 +957,7 @@ fn apply_to(plural: &str, field: &str, target: &mut Value, before: &Value, patch
     }
 }
 
-/// The fields of a configuration file, by path.
+/// Returns the fields of a configuration file by path.
 fn fields_of(file: &str) -> BTreeMap<String, Value> {
     fn leaves(path: &str, value: Value, into: &mut BTreeMap<String, Value>) {
         match value {
@@ -966,7 +974,7 @@ fn fields_of(file: &str) -> BTreeMap<String, Value> {
     fields
 }
 
-/// What tells the items of a list apart, in lists that have that.
+/// Returns the key of a list item, for keyed lists.
 fn key_of(plural: &str, field: &str, item: &Value) -> Option<String> {
     let text = |value: &Value| (!value.is_null()).then(|| value.to_string());
     let protocol = item["protocol"].as_str().unwrap_or("TCP");
@@ -980,7 +988,7 @@ fn key_of(plural: &str, field: &str, item: &Value) -> Option<String> {
     }
 }
 
-/// Why the API server does not take an object.
+/// Returns why the API server rejects an object.
 fn invalid(plural: &str, object: &Value) -> Option<String> {
     if plural != "services" {
         return None;

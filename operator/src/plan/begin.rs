@@ -1,11 +1,13 @@
-//! What is begun when nothing is under way.
+//! Starts operations: what to do when no operation is in progress.
+//!
+//! Order: stop or start all nodes, replace a lost node, roll out, scale, wait until the cluster has converged.
 
 use super::gates::{busy, quorum_without, voters_expected};
 use super::{ClusterView, Context, Machine, PENDING, Step, outdated, pending, unknown, untaken};
 use crate::api::{OperationKind, OperationStatus, OperationStep};
 use crate::build::{ordinal_of, pod_name};
 
-/// A pod whose node a person wants replaced must have been unready for so many seconds.
+/// Seconds that a pod must have been unready before a requested replacement of its node.
 const ASKED_SECONDS: i64 = 60;
 
 impl Context<'_> {
@@ -38,20 +40,20 @@ impl Context<'_> {
         scaled.or(replaced).unwrap_or_else(|| self.settled(cluster, size))
     }
 
-    /// The pods answer for another cluster than before: all volumes were lost or exchanged.
+    /// Blocks: the nodes belong to another cluster than before, since all volumes were lost or exchanged.
     pub(super) fn foreign(&self, cluster: &ClusterView) -> Step {
         let known = self.memory.cluster_id.as_deref().unwrap_or_default();
         Step::blocked(
             "ClusterIdMismatch",
             format!(
-                "the nodes belong to cluster {}, and this resource to {known}: bring the old volumes back, or delete this resource \
-                 and create it again to accept the new cluster",
+                "the nodes belong to cluster {}, but this resource recorded cluster {known}: restore the original volumes, or \
+                 delete and recreate this resource to adopt the new cluster",
                 cluster.id
             ),
         )
     }
 
-    /// A node whose machine or disk is lost.
+    /// Replaces a node whose machine or disk is lost.
     fn replace_lost(&self, cluster: &ClusterView) -> Option<Step> {
         let asked = self.ask.replace.as_deref().and_then(|name| ordinal_of(&self.ask.name, name));
         let mut refused = None;
@@ -64,25 +66,26 @@ impl Context<'_> {
             let lost = matches!(pod.machine, Machine::Gone) || claim.is_some_and(|claim| claim.lost);
             let unready = pod.unready_since.map_or(0, |since| self.observed.now.as_second() - since.as_second());
             let name = pod_name(&self.ask.name, *ordinal);
-            // A person's word does not hold for a pod that is merely starting.
+            // A request must not hit a pod that is only starting.
             let patience = if wanted { ASKED_SECONDS } else { self.ask.replace_after_seconds };
             let refuse = |why: String| {
-                let told =
-                    wanted.then(|| Step::blocked("ReplacementRefused", format!("{name} is not replaced: {why}")));
-                told.or_else(|| {
-                    lost.then(|| Step::wait("ReplacementWaits", format!("{name} is not replaced yet: {why}")))
+                let blocked =
+                    wanted.then(|| Step::blocked("ReplacementRefused", format!("cannot replace {name}: {why}")));
+                blocked.or_else(|| {
+                    lost.then(|| Step::wait("ReplacementWaits", format!("waiting to replace {name}: {why}")))
                 })
             };
-            // A person's word is enough for a disk that cannot be seen to be lost; a machine that is merely silent may come back.
+            // A request also covers a disk that is not known to be lost. An unreachable machine may come back and still run the pod.
             let why = if pod.machine == Machine::Silent {
                 Some(
-                    "its machine does not answer, and may still run it; delete the Node, or taint it out-of-service"
+                    "its Kubernetes node is not ready, so the pod may still be running there; delete the Node object, or taint it \
+                     with node.kubernetes.io/out-of-service"
                         .into(),
                 )
             } else if !lost && !wanted {
                 continue;
             } else if unready < patience {
-                Some(format!("unready for less than {patience} seconds"))
+                Some(format!("its pod has been unready for less than {patience} seconds"))
             } else {
                 match self.node_named(&name) {
                     None => Some("it is not a member of the cluster".into()),
@@ -108,8 +111,7 @@ impl Context<'_> {
         refused
     }
 
-    /// A pod that does not run what is asked for: those that take part in nothing first, the leader of the controller group
-    /// last.
+    /// Restarts an outdated pod: pods without a live node first, the leader of the controller group last.
     fn roll(&self, cluster: &ClusterView, size: i32) -> Option<Step> {
         let outdated = |(ordinal, pod): &(&i32, &super::PodView)| {
             !pod.terminating && outdated(self.ask, self.observed, **ordinal, pod)
@@ -129,7 +131,7 @@ impl Context<'_> {
         let name = pod_name(&self.ask.name, *ordinal);
         let takes_part = self.node_named(&name).is_some_and(|node| node.alive);
         if let Some(why) = takes_part.then(|| self.may_stop(cluster, *ordinal, size)).flatten() {
-            return Some(Step::wait("RollWaits", format!("{name} is not replaced yet: {why}")));
+            return Some(Step::wait("RollWaits", format!("waiting to restart {name}: {why}")));
         }
         if let Some(step) = takes_part.then(|| self.refused()).flatten() {
             return Some(step);
@@ -141,7 +143,7 @@ impl Context<'_> {
         Some(Step::Begin { operation, size })
     }
 
-    /// Why the version asked for may not be rolled out over those that run; `None`: it may.
+    /// Returns why the requested version must not be rolled out over the running ones; `None`: it may.
     pub(super) fn version_gate(&self, cluster: &ClusterView) -> Option<String> {
         let asked = self.ask.version.as_deref()?;
         let (major, minor) = major_minor(asked)?;
@@ -150,7 +152,9 @@ impl Context<'_> {
             let name = &node.name;
             let running = &node.version;
             if running_major != major {
-                return Some(format!("{name} runs {running}: the major version cannot be changed to that of {asked}"));
+                return Some(format!(
+                    "{name} runs {running} and spec.version is {asked}: the major version cannot be changed"
+                ));
             }
             if minor > running_minor + 1 {
                 return Some(format!("{name} runs {running}: {asked} is more than one minor version ahead"));
@@ -162,10 +166,10 @@ impl Context<'_> {
     fn scale_up(&self, cluster: &ClusterView, size: i32) -> Step {
         let name = pod_name(&self.ask.name, size);
         if cluster.leader.is_none() {
-            return Step::wait("ScaleWaits", format!("{name} is not added yet: the controller group has no leader"));
+            return Step::wait("ScaleWaits", format!("waiting to add {name}: the controller group has no leader"));
         }
         if let Some(why) = busy(cluster) {
-            return Step::wait("ScaleWaits", format!("{name} is not added yet: {why}"));
+            return Step::wait("ScaleWaits", format!("waiting to add {name}: {why}"));
         }
         if let Some(step) = self.refused() {
             return step;
@@ -175,14 +179,18 @@ impl Context<'_> {
         }
         if let Some(claim) = self.observed.claims.get(&size) {
             if claim.terminating {
-                return Step::wait("ScaleWaits", format!("waiting for claim data-{name} to be deleted"));
+                return Step::wait(
+                    "ScaleWaits",
+                    format!("waiting for PersistentVolumeClaim data-{name} to be deleted"),
+                );
             }
             if let Some(node) = &claim.removed_node {
                 return Step::blocked(
                     "VolumeInTheWay",
                     format!(
-                        "claim data-{name} was kept with the data of node {node}, which was removed from the cluster and cannot come back; \
-                         to let {name} start with an empty volume: kubectl delete persistentvolumeclaim data-{name} --namespace {}",
+                        "PersistentVolumeClaim data-{name} holds the data of node {node}, which was removed from the cluster and \
+                         cannot rejoin; to let {name} start with an empty volume, run: kubectl delete persistentvolumeclaim \
+                         data-{name} --namespace {}",
                         self.ask.namespace
                     ),
                 );
@@ -197,11 +205,11 @@ impl Context<'_> {
         let name = pod_name(&self.ask.name, ordinal);
         let why = match (&cluster.leader, cluster.offline) {
             (None, _) => Some("the controller group has no leader".to_owned()),
-            (_, 1..) => Some(format!("{} partitions have no majority", cluster.offline)),
+            (_, 1..) => Some(format!("{} partitions have no majority of live replicas", cluster.offline)),
             _ => busy(cluster).or_else(|| quorum_without(cluster, &name, size)),
         };
         if let Some(why) = why {
-            return Step::wait("ScaleWaits", format!("{name} is not removed yet: {why}"));
+            return Step::wait("ScaleWaits", format!("waiting to remove {name}: {why}"));
         }
         let operation = OperationStatus {
             node_id: self.node_named(&name).map(|node| node.node_id.clone()),
@@ -210,7 +218,7 @@ impl Context<'_> {
         Step::Begin { operation, size }
     }
 
-    /// Nothing to begin: is everybody there?
+    /// Nothing to start: waits until all nodes are ready, and then reports that the cluster has converged.
     fn settled(&self, cluster: &ClusterView, size: i32) -> Step {
         for ordinal in 0..size {
             let name = pod_name(&self.ask.name, ordinal);
@@ -227,7 +235,7 @@ impl Context<'_> {
         if voters != expected {
             return Step::wait(
                 "VotersSettle",
-                format!("{voters} nodes vote in the controller group, {expected} should"),
+                format!("the controller group has {voters} voters, expected {expected}"),
             );
         }
         if let Some(step) = self.refused() {
@@ -241,7 +249,7 @@ impl Context<'_> {
     }
 }
 
-/// Major and minor version of `MAJOR.MINOR.PATCH`.
+/// Returns major and minor version of `MAJOR.MINOR.PATCH`.
 fn major_minor(version: &str) -> Option<(u64, u64)> {
     let mut parts = version.split('.');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))

@@ -1,24 +1,23 @@
-//! What nodes make of their configuration file.
+//! Evaluates the configuration state that nodes report: which file a node has loaded, whether it rejects the current one, and which
+//! fields need a restart.
 //!
-//! A file reaches the pods by their kubelets, up to two minutes after its ConfigMap was written, and nodes look at it every few seconds. A
-//! node takes up what it can while it runs, names the fields that wait for a restart, and goes on with what it had when the file does not
-//! make sense.
+//! Kubelets update the mounted file up to two minutes after a change of the ConfigMap, and nodes check it every few seconds. A node
+//! applies live fields while it runs, lists the fields that need a restart, and keeps its previous configuration if the file is invalid.
 //!
 //! Invariants:
-//! - Nobody waits for a node that does not speak of its file: versions that never will take it when they start.
-//! - A node is restarted for the sake of fields only when it has taken the very file that is asked for. One that has started with it
-//!   names none, so that this ends.
-//! - The word of a node counts against a file only when it is of the image asked for, or of the revision: another version may
-//!   not know a field that the next one needs.
+//! - The operator does not wait for a node whose version does not report its file: such versions read it at their start only.
+//! - A node is restarted for the sake of fields only if it has loaded the current file. A node that started with the current file lists no
+//!   fields, so the restarts end.
+//! - A rejection counts only from a node with the requested image or revision: another version may not know a field of the next one.
 
 use super::{Ask, NodeConfiguration, NodeView, Observed, PodView};
 use crate::build::pod_name;
 
-/// Characters of a node's words that are passed on.
+/// Maximum length of a node's error message in a condition, in characters.
 const WORDS_MAX: usize = 500;
 
-/// Whether the pod with this number does not run what is asked for: its template is another one, or its node says that fields
-/// of the file asked for wait for a restart.
+/// Returns whether the pod with this ordinal is outdated: it has another template, or its node reports that fields of the current file
+/// need a restart.
 pub fn outdated(ask: &Ask, observed: &Observed, ordinal: i32, pod: &PodView) -> bool {
     let waits = |configuration: &NodeConfiguration| {
         configuration.error.is_empty()
@@ -29,7 +28,7 @@ pub fn outdated(ask: &Ask, observed: &Observed, ordinal: i32, pod: &PodView) -> 
         || alive(ask, observed, ordinal).and_then(|node| node.configuration.as_ref()).is_some_and(waits)
 }
 
-/// Who refuses the configuration file, and why, for people; `None`: nobody whose word counts.
+/// Returns a message with the nodes that reject the configuration file, and the first error; `None`: no node whose rejection counts.
 pub fn refusal(ask: &Ask, observed: &Observed) -> Option<String> {
     let judges = |pod: &PodView| !pod.terminating && (pod.revision == ask.revision || pod.image == ask.image);
     let refuse: Vec<(&str, &str)> = observed
@@ -49,10 +48,10 @@ pub fn refusal(ask: &Ask, observed: &Observed) -> Option<String> {
         [] => String::new(),
         _ => format!(" (so do {})", others.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")),
     };
-    Some(format!("{first} refuses the configuration file and goes on with what it had{too}: {words}"))
+    Some(format!("{first} rejects the configuration file and keeps its previous configuration{too}: {words}"))
 }
 
-/// Names of the nodes that have not taken the file asked for and should by themselves: those whose pods are not to be replaced anyway.
+/// Returns the names of the nodes that have not loaded the current file, without those whose pods will be restarted anyway.
 pub fn untaken(ask: &Ask, observed: &Observed) -> Vec<String> {
     let waited_for = |node: &&NodeView| match &node.configuration {
         Some(configuration) => configuration.error.is_empty() && !ask.files.contains(&configuration.file_digest),
@@ -63,10 +62,10 @@ pub fn untaken(ask: &Ask, observed: &Observed) -> Vec<String> {
     nodes.filter(waited_for).map(|node| node.name.clone()).collect()
 }
 
-/// What is told about [`untaken`].
+/// Returns the message for [`untaken`] nodes.
 pub(crate) fn pending(names: &[String]) -> String {
     format!(
-        "not known to have taken the configuration file as it is now: {}; kubelets take up to two minutes to bring it",
+        "waiting for nodes to load the current configuration file: {}; the kubelet can take up to two minutes to update it",
         names.join(", ")
     )
 }

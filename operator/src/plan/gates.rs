@@ -1,11 +1,13 @@
-//! When a pod or a node may go.
+//! Preconditions for stopping a pod or replacing a node. Each returns why not, or `None`.
+//!
+//! Neighbours: `begin.rs` and `operations.rs` check them before every disruptive step; `kubectl chronicle drain` reports them.
 
 use super::{ClusterView, Context, NodeView};
 use crate::build::pod_name;
 
 impl Context<'_> {
-    /// Why the pod with this number, whose node takes part, may not stop now; `None`: it may. All others must be there, and every
-    /// group must keep a majority without it. A cluster of one node has nobody to keep it up, and may restart it.
+    /// Returns why the pod with this ordinal, whose node is live, must not stop now. All other nodes must be live, and every Raft group
+    /// must keep a majority without it. The only node of a cluster may always restart.
     pub(super) fn may_stop(&self, cluster: &ClusterView, ordinal: i32, size: i32) -> Option<String> {
         let name = pod_name(&self.ask.name, ordinal);
         for other in (0..size).filter(|other| *other != ordinal) {
@@ -19,18 +21,17 @@ impl Context<'_> {
             }
             match self.node_named(&other_name) {
                 Some(node) if node.alive => {}
-                Some(_) => return Some(format!("the cluster does not hear from node {other_name}")),
+                Some(_) => return Some(format!("no heartbeat from node {other_name}")),
                 None => return Some(format!("node {other_name} is not a member yet")),
             }
         }
         cluster_is_whole(cluster).or_else(|| quorum_without(cluster, &name, size))
     }
 
-    /// Why the node with this number may not be replaced by an empty one; `None`: it may. It must be dead by the cluster's
-    /// word, and everybody else alive.
+    /// Returns why a node must not be replaced by an empty one. The cluster must report it as dead, and all other nodes as alive.
     pub(super) fn may_replace(&self, cluster: &ClusterView, node: &NodeView) -> Option<String> {
         if node.alive {
-            return Some(format!("the cluster hears from node {}", node.name));
+            return Some(format!("node {} is alive: it sends heartbeats", node.name));
         }
         if let Some(other) = cluster.nodes.iter().find(|other| other.node_id != node.node_id && !other.alive) {
             return Some(format!("node {} is not alive either", other.name));
@@ -41,21 +42,21 @@ impl Context<'_> {
         if cluster.offline > 0 {
             return Some(format!("{} partitions have no majority without it", cluster.offline));
         }
-        // An empty node would not start.
+        // An empty node would not start with a configuration that others reject.
         busy(cluster).or_else(|| super::refusal(self.ask, self.observed))
     }
 }
 
-/// Why the cluster can spare nobody; `None`: every group has all its replicas, and nothing moves.
+/// Returns why no node may stop; `None`: every Raft group has all its replicas, and none is being reassigned.
 pub(crate) fn cluster_is_whole(cluster: &ClusterView) -> Option<String> {
     if cluster.leader.is_none() {
         return Some("the controller group has no leader".into());
     }
     if cluster.offline > 0 {
-        return Some(format!("{} partitions have no majority", cluster.offline));
+        return Some(format!("{} partitions have no majority of live replicas", cluster.offline));
     }
     if cluster.under_replicated > 0 {
-        return Some(format!("{} partitions have a replica that is not alive", cluster.under_replicated));
+        return Some(format!("{} partitions are under-replicated", cluster.under_replicated));
     }
     if cluster.moving > 0 {
         return Some(format!("{} partitions are being moved", cluster.moving));
@@ -63,17 +64,17 @@ pub(crate) fn cluster_is_whole(cluster: &ClusterView) -> Option<String> {
     busy(cluster)
 }
 
-/// An operation of the cluster that moves replicas.
+/// Returns the operation of the cluster that reassigns replicas, if there is one.
 pub(super) fn busy(cluster: &ClusterView) -> Option<String> {
     let moves = cluster.operations.iter().find(|operation| operation.kind != "drain")?;
     let reason = if moves.reason.is_empty() { String::new() } else { format!(": {}", moves.reason) };
-    Some(format!("the cluster is at a {} of node {}{reason}", moves.kind, moves.node_id))
+    Some(format!("a {} of node {} is in progress{reason}", moves.kind, moves.node_id))
 }
 
-/// Why the controller group would have no majority without this node.
+/// Returns why the controller group would have no majority without this node.
 pub(crate) fn quorum_without(cluster: &ClusterView, name: &str, size: i32) -> Option<String> {
     let voters: Vec<&NodeView> = cluster.nodes.iter().filter(|node| node.voter).collect();
-    // With a single voter nobody can take its place; it must be restarted all the same. So must one of two nodes.
+    // A single voter, or one of two nodes, cannot be restarted without losing the majority. The restart must happen anyway.
     if voters.len() <= 1 || size <= 2 {
         return None;
     }
@@ -82,7 +83,7 @@ pub(crate) fn quorum_without(cluster: &ClusterView, name: &str, size: i32) -> Op
     (left < needed).then(|| format!("{left} of {} voters would be alive, {needed} are needed", voters.len()))
 }
 
-/// Voters that the controller group should have: an odd number.
+/// Returns the number of voters that the controller group should have, which is odd.
 pub(super) fn voters_expected(voters_max: u32, members: usize) -> usize {
     match (voters_max as usize).min(members) {
         0 => 0,

@@ -1,21 +1,20 @@
-//! What to do next with a cluster: one step, from what is asked for, what is remembered and what is observed. Pure.
+//! Decides on the next step for a cluster, from the desired state (spec), the recorded state (status) and the observed state. Pure.
 //!
-//! [`plan`] is called again after every step, from whatever state the world is in then; nothing is kept between two calls but
-//! what the status holds. So an operator that is killed anywhere goes on where it was.
+//! [`plan`] runs after every step, from the state at that time. The status is the only memory between two calls, so an operator that is
+//! killed at any point resumes where the status says.
 //!
-//! Invariants, each held by a property test (`tests/`):
-//! - At most one operation at a time. Its [`OperationStatus`] is written ([`Step::Begin`]) before its first effect, and so is
-//!   each of its steps ([`Step::Advance`]).
-//! - A pod that takes part is deleted only while all groups have a majority without it, every other node is alive, and what it
-//!   led has been handed over (or a minute was waited for that). A pod whose container does not run takes part in nothing.
-//! - A node is removed from the cluster, by a read that only agreed state can answer, before its pod goes, and the pod before its
-//!   claim.
-//! - What is not known is never taken for good: without an answer of the cluster nothing begins.
-//! - No pod whose node takes part is replaced while a node of the version asked for refuses the configuration file.
-//! - Volumes grow before anything else is judged: a full disk must not be in the way of its own cure.
+//! Invariants, which a property test in `tests.rs` checks from random states:
+//! - At most one operation at a time. Its [`OperationStatus`] is written ([`Step::Begin`]) before its first effect, and each of its steps
+//!   ([`Step::Advance`]) before the effect of that step.
+//! - A pod of a live node is deleted only while every Raft group has a majority without it, every other node is alive, and its leadership
+//!   was transferred (or 60 seconds have passed). A pod whose container does not run has no live node.
+//! - Scaling down deletes the pod after a quorum read has confirmed the removal of the node, and the claim after the pod.
+//! - Unknown is not healthy: while no majority responds, no operation starts except Create, Start and Stop.
+//! - No pod of a live node is restarted while a node of the requested image rejects the configuration file.
+//! - Volumes grow before any other check, so that a full disk cannot block its own repair.
 //!
-//! `observed.rs` says what is looked at, `begin.rs` what is begun when nothing is under way, `operations.rs` how operations go
-//! on, `gates.rs` when a pod or node may go, `configuration.rs` what nodes make of their configuration file.
+//! Neighbours: `controller/cluster` fills in the inputs (`observed.rs`) and executes the step. `begin.rs` starts operations,
+//! `operations.rs` continues them, `gates.rs` has the preconditions, `configuration.rs` evaluates the configuration state of nodes.
 
 mod begin;
 mod configuration;
@@ -35,97 +34,97 @@ pub use observed::{
 use crate::api::{OperationKind, OperationStatus, OperationStep};
 use crate::build::{ordinal_of, pod_name};
 
-/// Reason of conditions while a node refuses its configuration file.
+/// Reason of conditions while a node rejects its configuration file.
 pub(crate) const REFUSED: &str = "ConfigurationRefused";
-/// Reason of conditions while nodes have not taken their configuration file.
+/// Reason of conditions while nodes have not loaded their configuration file.
 pub(crate) const PENDING: &str = "ConfigurationPending";
 
-/// The next thing to do.
+/// The next step for a cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// Everything is as asked for.
+    /// The cluster has converged.
     Idle,
-    /// Something under way is waited for.
+    /// Wait for the effect of an earlier step, or for a precondition.
     Wait {
         /// Reason of the condition.
         reason: &'static str,
-        /// For people.
+        /// Message of the condition.
         message: String,
     },
-    /// Nothing goes on until a person does something.
+    /// Wait until a person acts.
     Blocked {
         /// Reason of the condition.
         reason: &'static str,
-        /// What to do.
+        /// Message of the condition, with the action.
         message: String,
     },
-    /// Write that an operation begins, and the size of the cluster from now on.
+    /// Record that an operation starts, and the new size of the cluster.
     Begin {
-        /// What begins.
+        /// The operation.
         operation: OperationStatus,
         /// New `status.size`.
         size: i32,
     },
-    /// Write how far the operation is.
+    /// Record the next step of the operation.
     Advance {
-        /// The operation in its new state.
+        /// The operation with its new step.
         operation: OperationStatus,
         /// New `status.size`.
         size: i32,
     },
-    /// Write that the operation has ended.
+    /// Record that the operation has ended.
     Finish,
-    /// Make the StatefulSet run this many pods; create it when it is not there.
+    /// Apply the StatefulSet with this many pods.
     ApplySet {
-        /// Pods.
+        /// Number of pods.
         replicas: i32,
     },
-    /// Delete the StatefulSet and leave its pods, to make it again with larger claims.
+    /// Delete the StatefulSet without its pods, to recreate it with a larger claim template.
     RecreateSet {
         /// UID of the StatefulSet.
         uid: String,
     },
-    /// Ask for a larger volume.
+    /// Raise the requested size of a claim.
     GrowClaim {
-        /// Number of the claim.
+        /// Ordinal of the claim.
         ordinal: i32,
     },
-    /// Delete a pod, if it is still the one that was looked at.
+    /// Delete a pod, if it still has this UID.
     DeletePod {
-        /// Number of the pod.
+        /// Ordinal of the pod.
         ordinal: i32,
-        /// Its UID.
+        /// UID of the object.
         uid: String,
-        /// Its resource version, when it must not have changed at all.
+        /// Resource version of the pod, if it must not have changed at all.
         resource_version: Option<String>,
-        /// Without waiting for its machine, which is gone.
+        /// Delete without a grace period, because its machine is gone.
         force: bool,
     },
-    /// Delete a claim and with it the data of a node, if it is still the one that was looked at.
+    /// Delete a claim, and the data of the node with it, if it still has this UID.
     DeleteClaim {
-        /// Number of the claim.
+        /// Ordinal of the claim.
         ordinal: i32,
-        /// Its UID.
+        /// UID of the object.
         uid: String,
     },
-    /// Note on a claim that its node was removed from the cluster.
+    /// Annotate a claim whose node was removed from the cluster.
     MarkClaim {
-        /// Number of the claim.
+        /// Ordinal of the claim.
         ordinal: i32,
         /// UUID of the node.
         node_id: String,
     },
-    /// Have a node hand over what it leads.
+    /// Transfer the leadership of a node to other nodes.
     Drain {
         /// UUID of the node.
         node_id: String,
     },
-    /// Let a node lead again.
+    /// Allow a node to lead again.
     Undrain {
         /// UUID of the node.
         node_id: String,
     },
-    /// Have a node's replicas moved away and the node removed.
+    /// Reassign the replicas of a node and remove the node.
     Decommission {
         /// UUID of the node.
         node_id: String,
@@ -141,17 +140,17 @@ impl Step {
         Self::Blocked { reason, message: message.into() }
     }
 
-    /// Whether it changes something.
+    /// Returns whether the step changes something.
     pub fn acts(&self) -> bool {
         !matches!(self, Self::Idle | Self::Wait { .. } | Self::Blocked { .. })
     }
 }
 
-/// The next step.
+/// Returns the next step.
 pub fn plan(ask: &Ask, memory: &Memory, observed: &Observed) -> Step {
     let context = Context { ask, memory, observed };
     if ask.paused {
-        return Step::wait("Paused", "spec.reconciliation is Paused: nothing is changed");
+        return Step::wait("Paused", "spec.reconciliation is Paused: the operator makes no changes");
     }
     let Some(size) = memory.size else { return context.first() };
     if let Some(step) = context.grow() {
@@ -169,20 +168,20 @@ pub fn plan(ask: &Ask, memory: &Memory, observed: &Observed) -> Step {
     }
 }
 
-/// Pods that the StatefulSet should have now.
+/// Returns the number of pods that the StatefulSet should have now.
 pub fn pods_wanted(ask: &Ask, memory: &Memory, observed: &Observed) -> i32 {
     let size = memory.size.unwrap_or(0);
     match (memory.operation.as_ref().map(|operation| operation.kind), &observed.set) {
         (Some(OperationKind::Stop), _) => 0,
         (Some(_), _) => size,
-        // Stopped stays stopped until an operation starts it.
+        // A stopped cluster stays stopped until an operation starts it.
         (None, Some(set)) if set.replicas == 0 => 0,
         (None, None) if ask.replicas == 0 => 0,
         (None, _) => size,
     }
 }
 
-/// Everything that a decision rests on.
+/// The inputs of a decision.
 pub(crate) struct Context<'a> {
     pub(crate) ask: &'a Ask,
     pub(crate) memory: &'a Memory,
@@ -190,7 +189,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Nothing is remembered: the cluster is new, was made again on kept volumes, or its status was lost.
+    /// No recorded size: the cluster is new, was recreated on kept volumes, or its status was lost.
     fn first(&self) -> Step {
         let kept = self.observed.claims.iter().filter(|(_, claim)| claim.removed_node.is_none());
         let kept = kept.map(|(ordinal, _)| ordinal + 1).max().unwrap_or(0);
@@ -199,13 +198,13 @@ impl Context<'_> {
             _ => self.ask.replicas.max(kept),
         };
         if self.ask.replicas == 0 {
-            // With volumes that were kept: as many nodes as there are, and they stay stopped.
+            // With kept volumes: as many nodes as volumes, and they stay stopped.
             return if size == 0 { Step::Idle } else { self.begin_with(OperationKind::Stop, OperationStep::Pod, size) };
         }
         self.begin_with(OperationKind::Create, OperationStep::Pod, size)
     }
 
-    /// Claims, then the template of further claims, become as large as asked for.
+    /// Grows the claims, then the template for further claims.
     fn grow(&self) -> Option<Step> {
         let wanted = self.ask.storage_bytes;
         let small = |claim: &&ClaimView| claim.requested < wanted && !claim.terminating && claim.removed_node.is_none();
@@ -223,7 +222,7 @@ impl Context<'_> {
                 Some(Step::wait("StatefulSet", "waiting for the StatefulSet to be deleted"))
             }
             Some(set) if set.replicas == wanted => None,
-            // More pods than remembered: somebody scaled the StatefulSet by hand. What it started may hold data by now.
+            // More pods than recorded: the StatefulSet was scaled outside the operator. The additional nodes may have data by now.
             Some(set) if self.memory.operation.is_none() && set.replicas > size => {
                 let extra = (size..set.replicas).map(|ordinal| pod_name(&self.ask.name, ordinal));
                 let joined = extra.clone().find(|name| self.node_named(name).is_some());
@@ -243,13 +242,16 @@ impl Context<'_> {
         }
     }
 
-    /// The configuration file does not make sense: it goes no further until it does.
+    /// Blocks while a node rejects the configuration file.
     pub(crate) fn refused(&self) -> Option<Step> {
         let why = refusal(self.ask, self.observed)?;
-        Some(Step::blocked(REFUSED, format!("{why}; correct spec.config: nothing is restarted until they take it")))
+        Some(Step::blocked(
+            REFUSED,
+            format!("{why}; correct spec.config: no node is restarted, added or replaced until nodes accept it"),
+        ))
     }
 
-    /// Pods that run nothing, and would not run what is asked for either, stop nothing when they go: no gate applies.
+    /// Deletes a pod whose container does not run and whose template is outdated. Its node is not live, so no precondition applies.
     fn replace_broken(&self) -> Option<Step> {
         let broken =
             |pod: &&PodView| pod.revision != self.ask.revision && !pod.running && !pod.ready && !pod.terminating;
@@ -257,7 +259,7 @@ impl Context<'_> {
         Some(Step::DeletePod {
             ordinal: *ordinal,
             uid: pod.uid.clone(),
-            // Its container may have come up since.
+            // Its container may have started since.
             resource_version: Some(pod.resource_version.clone()),
             force: false,
         })
@@ -290,5 +292,8 @@ impl Context<'_> {
 }
 
 pub(crate) fn unknown() -> Step {
-    Step::wait("ClusterUnknown", "no majority of the cluster's voters answers: nothing is begun until one does")
+    Step::wait(
+        "ClusterUnknown",
+        "no majority of the controller group's voters responds: no operation starts until one does",
+    )
 }

@@ -1,4 +1,4 @@
-//! What decisions rest on.
+//! The inputs of the planner: desired state, recorded state and observed state. Plain data.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,231 +6,230 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::api::{MemberState, OperationStatus};
 
-/// What is asked for.
+/// The desired state, from the spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
     /// Name of the cluster.
     pub name: String,
-    /// Its namespace, for commands in messages.
+    /// Namespace of the cluster, for commands in messages.
     pub namespace: String,
-    /// Nodes; 0: stopped.
+    /// Number of nodes; 0: all nodes are stopped.
     pub replicas: i32,
-    /// Size of each volume.
+    /// Size of each volume, in bytes.
     pub storage_bytes: u64,
     /// Hash of the pod template.
     pub revision: String,
     /// Image of the nodes.
     pub image: String,
-    /// BLAKE3 digest of each configuration file that says what is asked for; see [`crate::build::config_files`].
+    /// BLAKE3 digests of the up-to-date configuration files; see [`crate::build::config_files`].
     pub files: Vec<String>,
-    /// Version that the image holds, if it was said.
+    /// Version of the image, if the spec has it.
     pub version: Option<String>,
-    /// Nothing may be changed.
+    /// Whether the reconciliation is paused.
     pub paused: bool,
-    /// Claims of removed nodes are deleted.
+    /// Whether claims of removed nodes are deleted.
     pub delete_claims: bool,
-    /// Most voters of the controller group.
+    /// Maximum number of voters of the controller group.
     pub voters: u32,
-    /// Lost nodes are replaced without being asked.
+    /// Whether lost nodes are replaced without a request.
     pub replace_lost: bool,
-    /// Seconds that a pod must have been unready for its node to count as lost.
+    /// Seconds that a pod must have been unready before its node counts as lost.
     pub replace_after_seconds: i64,
-    /// Pod whose node a person wants replaced.
+    /// Pod whose node has a requested replacement.
     pub replace: Option<String>,
 }
 
-/// What the status holds.
+/// The state that the operator recorded in the status.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Memory {
-    /// What is under way.
+    /// Operation in progress.
     pub operation: Option<OperationStatus>,
-    /// Nodes that the cluster consists of.
+    /// Number of nodes of the cluster.
     pub size: Option<i32>,
     /// UUID of the cluster.
     pub cluster_id: Option<String>,
 }
 
-/// What was looked at.
+/// The observed state of Kubernetes and of the cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observed {
-    /// When.
+    /// Time of the observation.
     pub now: Timestamp,
     /// The StatefulSet.
     pub set: Option<SetView>,
-    /// Pods by number.
+    /// Pods by ordinal.
     pub pods: BTreeMap<i32, PodView>,
-    /// Claims by number.
+    /// Claims by ordinal.
     pub claims: BTreeMap<i32, ClaimView>,
-    /// What a majority of the controller group's voters says; `None`: no majority answered.
+    /// State that a majority of the voters confirmed; `None`: no majority responded.
     pub cluster: Option<ClusterView>,
-    /// Whether the nodes that an operation rests on have all records: the one that was replaced, or all but the one that is about
-    /// to be.
+    /// Whether the nodes that the operation depends on have caught up: the restarted node, or all nodes but the one that is restarted
+    /// next.
     pub catch_up: CatchUp,
-    /// Why no pod can be started yet.
+    /// Why no pod can start yet; `None`: pods can start.
     pub not_ready_to_start: Option<String>,
 }
 
 impl Observed {
-    /// The member of this name, which is unique among those that were not removed; a node that takes the place of another one of
-    /// its name is preferred.
+    /// Returns the member with this name. While a node replaces another one of its name, the new node is returned.
     pub(crate) fn node_named(&self, name: &str) -> Option<&NodeView> {
         let cluster = self.cluster.as_ref()?;
         cluster.nodes.iter().filter(|node| node.name == name).max_by_key(|node| (node.alive, node.raft_id))
     }
 }
 
-/// The StatefulSet.
+/// Observed state of the StatefulSet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetView {
-    /// Its UID.
+    /// UID.
     pub uid: String,
-    /// Pods that it runs.
+    /// Number of replicas.
     pub replicas: i32,
-    /// Size of further claims.
+    /// Size in its claim template, in bytes.
     pub template_bytes: u64,
-    /// It is being deleted.
+    /// Whether it is being deleted.
     pub terminating: bool,
 }
 
-/// The machine of a pod.
+/// State of the machine (Kubernetes node) of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Machine {
-    /// There is none yet.
+    /// The pod is not scheduled yet.
     Unassigned,
-    /// It is there, as far as is known.
+    /// The machine is ready, or its state is not known.
     #[default]
     Present,
-    /// It does not answer; what runs on it may still run.
+    /// The machine is not ready. The pod may still be running on it.
     Silent,
-    /// It was taken out of the cluster, or somebody has said that it is off: nothing runs on it.
+    /// The machine was deleted or has the taint out-of-service: nothing runs on it.
     Gone,
 }
 
-/// A pod.
+/// Observed state of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodView {
-    /// Its UID.
+    /// UID.
     pub uid: String,
-    /// Its resource version.
+    /// Resource version.
     pub resource_version: String,
-    /// Hash of the template that it was made from.
+    /// Hash of the template that it was created from.
     pub revision: String,
     /// Image of its container.
     pub image: String,
-    /// Kubernetes says that it is ready.
+    /// Whether it is ready.
     pub ready: bool,
-    /// Its container runs, or it is not known not to.
+    /// Whether its container runs; true unless it is known not to run.
     pub running: bool,
-    /// It is being deleted.
+    /// Whether it is being deleted.
     pub terminating: bool,
-    /// Since when it is not ready.
+    /// Time since when it is not ready.
     pub unready_since: Option<Timestamp>,
-    /// Where it runs.
+    /// State of its machine.
     pub machine: Machine,
-    /// Why it does not run, in Kubernetes' words; empty: it does.
+    /// Why it does not run, as reported by Kubernetes; empty if it runs.
     pub trouble: String,
 }
 
-/// A claim.
+/// Observed state of a PersistentVolumeClaim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimView {
-    /// Its UID.
+    /// UID.
     pub uid: String,
-    /// Bytes asked for.
+    /// Requested bytes.
     pub requested: u64,
-    /// It is being deleted.
+    /// Whether it is being deleted.
     pub terminating: bool,
-    /// Its volume is gone, or on a machine that is.
+    /// Whether its volume is lost: deleted, or on a deleted machine.
     pub lost: bool,
-    /// UUID of its node, when that was removed from the cluster.
+    /// UUID of its node, if that was removed from the cluster.
     pub removed_node: Option<String>,
 }
 
-/// The cluster's word.
+/// Observed state of the cluster, as reported by its nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterView {
     /// UUID of the cluster.
     pub id: String,
     /// UUID of the node that leads the controller group.
     pub leader: Option<String>,
-    /// Members that were not removed.
+    /// Members, without removed ones.
     pub nodes: Vec<NodeView>,
-    /// UUIDs of nodes that were removed for good.
+    /// UUIDs of removed nodes.
     pub removed: BTreeSet<String>,
-    /// Partitions without a live majority.
+    /// Number of partitions without a live majority.
     pub offline: u32,
-    /// Partitions with a replica on a node that is not alive.
+    /// Number of partitions with a replica on a node that is not alive.
     pub under_replicated: u32,
-    /// Partitions whose replicas are not yet where they should be.
+    /// Number of partitions whose replicas are not at their target placement yet.
     pub moving: u32,
-    /// Operations under way in the cluster.
+    /// Operations in progress in the cluster.
     pub operations: Vec<RunningOperation>,
 }
 
-/// A member.
+/// Observed state of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeView {
-    /// UUID.
+    /// UUID of the node.
     pub node_id: String,
-    /// Its number in raft groups, never given twice.
+    /// Raft id of the node, which is never reused.
     pub raft_id: u64,
-    /// Name, that of its pod.
+    /// Name of the node and of its pod.
     pub name: String,
-    /// It votes in the controller group.
+    /// Whether it is a voter of the controller group.
     pub voter: bool,
     /// State in the cluster.
     pub state: MemberState,
-    /// The leader of the controller group hears from it.
+    /// Whether the leader of the controller group receives heartbeats from it.
     pub alive: bool,
-    /// Version that it runs.
+    /// Version of Chronicle.
     pub version: String,
-    /// Failure domain.
+    /// Zone (failure domain).
     pub zone: String,
-    /// End of its certificate's life, in seconds since the Unix epoch.
+    /// Expiry of the certificate that it serves, in seconds since the Unix epoch.
     pub certificate_not_after: Option<i64>,
     /// Serial number of the certificate that it serves, hexadecimal.
     pub certificate_serial: Option<String>,
-    /// It was asked just now and answered for itself.
+    /// Whether the node itself responded to this observation.
     pub answered: bool,
-    /// What it makes of its configuration file, by its own answer; `None`: it did not answer, or is of a version that does not say.
+    /// State of its configuration file, as reported by the node; `None`: it did not respond, or its version does not report it.
     pub configuration: Option<NodeConfiguration>,
 }
 
-/// What a node makes of its configuration file.
+/// State of the configuration file of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeConfiguration {
-    /// BLAKE3 digest of the newest file that it took, lower-case hexadecimal.
+    /// BLAKE3 digest of the last file that it loaded, lower-case hexadecimal.
     pub file_digest: String,
-    /// Fields whose value in that file waits for a restart.
+    /// Fields whose value in that file needs a restart.
     pub restart_fields: Vec<String>,
-    /// Why it does not take the file as it is now, in its own words; empty: it does.
+    /// Why it rejects the current file; empty if it does not.
     pub error: String,
 }
 
-/// An operation of the cluster itself.
+/// An operation in progress in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningOperation {
     /// `decommission`, `drain`, `replace`, `rebalance`.
     pub kind: String,
-    /// UUID of the node that it is about.
+    /// UUID of the affected node.
     pub node_id: String,
-    /// What it waits for.
+    /// What the operation waits for.
     pub reason: String,
-    /// Partitions left.
+    /// Number of partitions that remain.
     pub remaining: u32,
 }
 
-/// Whether a node has all records that its replicas should have.
+/// Whether nodes have all records that their replicas should have.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum CatchUp {
-    /// It was not asked, or did not answer.
+    /// Not compared, or the comparison failed.
     #[default]
     Unknown,
-    /// It has not.
+    /// Records are missing.
     Behind {
-        /// What is missing, for people.
+        /// What is missing, for a message.
         why: String,
     },
-    /// It has.
+    /// All records are there.
     Done,
 }

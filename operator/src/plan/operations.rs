@@ -1,14 +1,17 @@
-//! How operations go on.
+//! Continues the operation in progress: one function per kind of operation.
+//!
+//! Invariant: every function decides from the observed state alone which part of its step has happened, so that repeating it is safe.
 
 use super::gates::{quorum_without, voters_expected};
 use super::{CatchUp, ClusterView, Context, Machine, NodeView, PodView, Step, outdated, unknown};
 use crate::api::{MemberState, OperationKind, OperationStatus, OperationStep};
+use crate::build::pod_name;
 
-/// A hand-over is waited for this long; then the node's own, when it stops, must do.
+/// Longest wait for a leadership transfer, in seconds. After that the transfer by the stopping node itself must do.
 const DRAIN_SECONDS: i64 = 60;
 
 impl Context<'_> {
-    /// The next step of an operation.
+    /// Returns the next step of an operation.
     pub(super) fn go_on(&self, operation: &OperationStatus, size: i32) -> Step {
         let known = self.observed.cluster.as_ref().zip(self.memory.cluster_id.as_ref());
         if let Some((cluster, id)) = known
@@ -37,7 +40,9 @@ impl Context<'_> {
         let ready = (0..size).filter(|ordinal| self.observed.pods.get(ordinal).is_some_and(|pod| pod.ready)).count();
         let Some(cluster) = &self.observed.cluster else {
             let trouble = self.observed.pods.iter().find(|(_, pod)| !pod.trouble.is_empty());
-            let trouble = trouble.map(|(ordinal, pod)| format!("; pod {ordinal}: {}", pod.trouble)).unwrap_or_default();
+            let trouble = trouble
+                .map(|(ordinal, pod)| format!("; pod {}: {}", pod_name(&self.ask.name, *ordinal), pod.trouble))
+                .unwrap_or_default();
             return Step::wait("Starting", format!("{ready} of {size} pods are ready{trouble}"));
         };
         let alive = cluster.nodes.iter().filter(|node| node.alive).count();
@@ -67,11 +72,11 @@ impl Context<'_> {
         let pod = self.observed.pods.get(&ordinal);
         let Some(node) = self.node_named(target) else {
             if self.ask.replicas < size && !pod.is_some_and(|pod| pod.running) {
-                // It never came, and is not wanted any more.
+                // The node never joined, and is no longer wanted.
                 let operation = self.operation(OperationKind::ScaleDown, OperationStep::Decommission, ordinal);
                 return Step::Advance { operation, size };
             }
-            return Step::wait("NodeJoins", format!("waiting for {target} to become a member{}", trouble(pod)));
+            return Step::wait("NodeJoins", format!("waiting for {target} to join the cluster{}", trouble(pod)));
         };
         if operation.step < OperationStep::Join {
             let operation = OperationStatus { node_id: Some(node.node_id.clone()), ..operation.clone() };
@@ -83,7 +88,7 @@ impl Context<'_> {
         let voters = cluster.nodes.iter().filter(|node| node.voter).count();
         let expected = voters_expected(self.ask.voters, cluster.nodes.len());
         if voters != expected {
-            return Step::wait("NodeJoins", format!("{voters} nodes vote in the controller group, {expected} should"));
+            return Step::wait("NodeJoins", format!("the controller group has {voters} voters, expected {expected}"));
         }
         self.wait_for_moves(cluster, target).unwrap_or(Step::Finish)
     }
@@ -96,23 +101,24 @@ impl Context<'_> {
         let member = self.node_named(target);
         match operation.step {
             OperationStep::Drain | OperationStep::Decommission => match (&operation.node_id, member) {
-                // The node that is meant is written down before it is asked to go; so is one that has taken its place.
+                // The UUID is recorded before the node is decommissioned. The same goes for a node that replaced it.
                 (id, Some(node)) if id.as_ref() != Some(&node.node_id) => {
                     let operation = OperationStatus { node_id: Some(node.node_id.clone()), ..operation.clone() };
                     self.advance(&operation, OperationStep::Decommission, size)
                 }
-                (Some(id), None) if !gone(id) => {
-                    Step::wait("NodeLeaves", format!("no answer yet that says what became of node {id} ({target})"))
-                }
+                (Some(id), None) if !gone(id) => Step::wait(
+                    "NodeLeaves",
+                    format!("cannot confirm yet that node {id} ({target}) was removed from the cluster"),
+                ),
                 (_, None) => self.advance(operation, OperationStep::Pod, ordinal),
                 (_, Some(node)) => self.leaving(cluster, node, size),
             },
             OperationStep::Pod | OperationStep::Join | OperationStep::DeleteClaim => {
                 if self.observed.pods.contains_key(&ordinal) {
-                    return Step::wait("NodeLeaves", format!("waiting for pod {target} to stop"));
+                    return Step::wait("NodeLeaves", format!("waiting for pod {target} to terminate"));
                 }
                 if let Some(node) = member {
-                    // It joined in its last moments.
+                    // The node joined shortly before its pod stopped.
                     let operation = OperationStatus { node_id: Some(node.node_id.clone()), ..operation.clone() };
                     return self.advance(&operation, OperationStep::Decommission, size);
                 }
@@ -124,15 +130,19 @@ impl Context<'_> {
                 let claim = self.observed.claims.get(&ordinal);
                 let claim = claim.filter(|claim| operation.claim_uid.as_ref() == Some(&claim.uid));
                 let (Some(claim), Some(id)) = (claim, &operation.node_id) else { return Step::Finish };
-                // Proof once more, of the very node whose data this is.
+                // Confirm the removal again, for the node that this claim belongs to.
                 if !gone(id) || member.is_some() || self.observed.pods.contains_key(&ordinal) {
-                    return Step::wait("NodeLeaves", format!("no proof yet that nobody needs the volume of {target}"));
+                    return Step::wait(
+                        "NodeLeaves",
+                        format!("cannot confirm yet that the volume of {target} is unused"),
+                    );
                 }
                 match (self.ask.delete_claims, &claim.removed_node) {
-                    (true, _) if claim.terminating => {
-                        Step::wait("NodeLeaves", format!("waiting for the claim of {target} to be deleted"))
-                    }
-                    // Marked first, so that nothing uses it again if the deletion takes long.
+                    (true, _) if claim.terminating => Step::wait(
+                        "NodeLeaves",
+                        format!("waiting for the PersistentVolumeClaim of {target} to be deleted"),
+                    ),
+                    // Annotated first, so that no pod uses it again if the deletion takes long.
                     (_, None) => Step::MarkClaim { ordinal, node_id: id.clone() },
                     (true, Some(_)) => Step::DeleteClaim { ordinal, uid: claim.uid.clone() },
                     (false, Some(_)) => Step::Finish,
@@ -146,10 +156,10 @@ impl Context<'_> {
         match node.state {
             MemberState::Decommissioning => {
                 let reason = running.map(|operation| operation.reason.clone()).filter(|reason| !reason.is_empty());
-                let reason = reason.unwrap_or_else(|| "its replicas move away".into());
+                let reason = reason.unwrap_or_else(|| "its replicas are moving to other nodes".into());
                 Step::wait("NodeLeaves", format!("node {}: {reason}", node.name))
             }
-            // Not begun, and not wanted any more; or somebody else has died since, who may have to be replaced first.
+            // Not started and no longer wanted; or another node has died since, which may have to be replaced first.
             MemberState::Active | MemberState::Draining
                 if self.ask.replicas >= size || quorum_without(cluster, &node.name, size).is_some() =>
             {
@@ -169,9 +179,9 @@ impl Context<'_> {
             return self.rejoin(operation, pod, size);
         }
         if same.terminating {
-            return Step::wait("PodStops", format!("waiting for pod {target} to stop"));
+            return Step::wait("PodStops", format!("waiting for pod {target} to terminate"));
         }
-        // A node that runs nothing is no loss, whatever is known of the others.
+        // A node that does not run is no loss, whatever the state of the others.
         if !same.running && !same.ready {
             return match operation.step {
                 OperationStep::Pod => self.delete(ordinal, same, false),
@@ -182,7 +192,7 @@ impl Context<'_> {
         let node = self.node_named(target).filter(|node| node.alive);
         let refused = node.is_some() && self.refused().is_some();
         if refused || !outdated(self.ask, self.observed, ordinal, same) {
-            // What was asked for is what it runs, again; or it is refused by those who run, and nobody stays drained for that.
+            // The pod matches the spec again, or nodes reject the configuration. Neither may leave the node drained.
             return match node {
                 Some(node) if node.state == MemberState::Draining => Step::Undrain { node_id: node.node_id.clone() },
                 _ => Step::Finish,
@@ -195,21 +205,21 @@ impl Context<'_> {
             };
         };
         if let Some(why) = self.may_stop(cluster, ordinal, size) {
-            return Step::wait("RollWaits", format!("{target} is not replaced yet: {why}"));
+            return Step::wait("RollWaits", format!("waiting to restart {target}: {why}"));
         }
         match (operation.step, &self.observed.catch_up) {
             (OperationStep::Pod, CatchUp::Behind { why }) if size > 1 => {
-                Step::wait("RollWaits", format!("{target} is not replaced yet: {why}"))
+                Step::wait("RollWaits", format!("waiting to restart {target}: {why}"))
             }
             (OperationStep::Pod, CatchUp::Unknown) if size > 1 => {
-                Step::wait("RollWaits", format!("no word yet of whether others have the records of {target}"))
+                Step::wait("RollWaits", format!("cannot confirm yet that the other nodes have all records of {target}"))
             }
             (OperationStep::Pod, _) => self.delete(ordinal, same, false),
             _ => self.draining(operation, cluster, node, size),
         }
     }
 
-    /// Hands over what a node leads. What cannot be handed over, because nobody else holds it, is not waited for for ever.
+    /// Transfers the leadership of a node. Partitions without another replica cannot be transferred; the wait for them is limited.
     fn draining(&self, operation: &OperationStatus, cluster: &ClusterView, node: &NodeView, size: i32) -> Step {
         let alone = size == 1;
         if alone {
@@ -226,9 +236,9 @@ impl Context<'_> {
             (None, false) => self.advance(operation, OperationStep::Pod, size),
             _ if late => self.advance(operation, OperationStep::Pod, size),
             (Some(running), _) if running.remaining > 0 => {
-                Step::wait("NodeDrains", format!("{} leads {} partitions", node.name, running.remaining))
+                Step::wait("NodeDrains", format!("{} still leads {} partitions", node.name, running.remaining))
             }
-            _ => Step::wait("NodeDrains", format!("{} hands over what it leads", node.name)),
+            _ => Step::wait("NodeDrains", format!("{} is transferring its leadership", node.name)),
         }
     }
 
@@ -237,7 +247,7 @@ impl Context<'_> {
         Step::DeletePod { ordinal, uid: pod.uid.clone(), resource_version, force }
     }
 
-    /// The pod was replaced: its node is to be a member again that has everything.
+    /// The pod was replaced: waits until its node is a member again and has caught up.
     fn rejoin(&self, operation: &OperationStatus, pod: Option<&PodView>, size: i32) -> Step {
         let target = &operation.target;
         if operation.step < OperationStep::Join {
@@ -249,17 +259,20 @@ impl Context<'_> {
         let Some(cluster) = &self.observed.cluster else {
             return Step::wait(
                 "PodStarts",
-                format!("waiting for the cluster after {target} was replaced{}", trouble(Some(pod))),
+                format!(
+                    "waiting for a majority of voters to respond after the restart of {target}{}",
+                    trouble(Some(pod))
+                ),
             );
         };
         let node = self.node_named(target);
         if pod.revision != self.ask.revision && !pod.ready && !pod.terminating && !node.is_some_and(|node| node.alive) {
-            // What it was given does not work, and something else is asked for by now.
+            // The pod does not start, and its template is outdated by now.
             let operation = OperationStatus { pod_uid: Some(pod.uid.clone()), ..operation.clone() };
             return self.advance(&operation, OperationStep::Pod, size);
         }
         let Some(node) = node else {
-            return Step::wait("NodeJoins", format!("waiting for {target} to become a member{}", trouble(Some(pod))));
+            return Step::wait("NodeJoins", format!("waiting for {target} to join the cluster{}", trouble(Some(pod))));
         };
         if let Some(step) = self.wait_for_node(Some(pod), node, target) {
             return step;
@@ -280,12 +293,14 @@ impl Context<'_> {
         }
         if cluster.under_replicated > 0 || cluster.offline > 0 {
             let count = cluster.under_replicated.max(cluster.offline);
-            return Step::wait("NodeCatchesUp", format!("{count} partitions have a replica that is not alive"));
+            return Step::wait("NodeCatchesUp", format!("{count} partitions are under-replicated"));
         }
         match &self.observed.catch_up {
             CatchUp::Done => Step::Finish,
             CatchUp::Behind { why } => Step::wait("NodeCatchesUp", format!("{target} is behind: {why}")),
-            CatchUp::Unknown => Step::wait("NodeCatchesUp", format!("no word yet of whether {target} has all records")),
+            CatchUp::Unknown => {
+                Step::wait("NodeCatchesUp", format!("cannot confirm yet that {target} has all records"))
+            }
         }
     }
 
@@ -301,13 +316,13 @@ impl Context<'_> {
                 let Some(claim) = claim.filter(|claim| !claim.terminating) else {
                     return self.advance(operation, OperationStep::Pod, size);
                 };
-                // Last look: data is about to go.
+                // Last check before data is deleted.
                 let Some(cluster) = &self.observed.cluster else { return unknown() };
                 let old = cluster.nodes.iter().find(|node| operation.node_id.as_ref() == Some(&node.node_id));
                 match old {
                     Some(node) if node.alive => Step::Finish,
                     Some(node) => match self.may_replace(cluster, node) {
-                        Some(why) => Step::wait("ReplacementWaits", format!("{target} is not replaced yet: {why}")),
+                        Some(why) => Step::wait("ReplacementWaits", format!("waiting to replace {target}: {why}")),
                         None => Step::DeleteClaim { ordinal, uid: claim.uid.clone() },
                     },
                     None => Step::Finish,
@@ -315,7 +330,7 @@ impl Context<'_> {
             }
             OperationStep::Drain | OperationStep::Decommission | OperationStep::Pod => match same_pod {
                 Some(pod) if pod.terminating && pod.machine != Machine::Gone => {
-                    Step::wait("PodStops", format!("waiting for pod {target} to stop"))
+                    Step::wait("PodStops", format!("waiting for pod {target} to terminate"))
                 }
                 Some(pod) => self.delete(ordinal, pod, pod.machine == Machine::Gone),
                 None => self.advance(operation, OperationStep::Join, size),
@@ -326,9 +341,12 @@ impl Context<'_> {
                 let waits = old.is_some_and(|old| !cluster.removed.contains(old));
                 let new_node = self.node_named(target).filter(|node| Some(&node.node_id) != old);
                 match new_node {
-                    None => Step::wait("NodeJoins", format!("waiting for an empty {target} to join{}", trouble(pod))),
+                    None => Step::wait(
+                        "NodeJoins",
+                        format!("waiting for {target} to join with an empty volume{}", trouble(pod)),
+                    ),
                     Some(_) if waits => {
-                        Step::wait("NodeJoins", format!("waiting for {target} to take the place of the lost node"))
+                        Step::wait("NodeJoins", format!("waiting for {target} to replace the lost node in the cluster"))
                     }
                     Some(_) => self.rejoin(operation, pod, size),
                 }
@@ -336,33 +354,36 @@ impl Context<'_> {
         }
     }
 
-    /// What a node that starts still lacks of taking part.
+    /// Returns what a starting node waits for before it is live; `None`: it is.
     fn wait_for_node(&self, pod: Option<&PodView>, node: &NodeView, target: &str) -> Option<Step> {
         if !pod.is_some_and(|pod| pod.ready && !pod.terminating) {
-            return Some(Step::wait("PodStarts", format!("waiting for pod {target} to be ready{}", trouble(pod))));
+            return Some(Step::wait("PodStarts", format!("waiting for pod {target} to become ready{}", trouble(pod))));
         }
         if !node.alive {
-            return Some(Step::wait("NodeJoins", format!("the cluster does not hear from {target} yet")));
+            return Some(Step::wait("NodeJoins", format!("waiting for the first heartbeat from {target}")));
         }
         match node.state {
             MemberState::Active => None,
             MemberState::Draining => Some(Step::Undrain { node_id: node.node_id.clone() }),
-            MemberState::Decommissioning => {
-                Some(Step::blocked("NodeLeaves", format!("{target} is being decommissioned by somebody else")))
-            }
+            MemberState::Decommissioning => Some(Step::blocked(
+                "NodeLeaves",
+                format!(
+                    "{target} is being decommissioned outside the operator: cancel that with chronicle cluster cancel, or scale down"
+                ),
+            )),
         }
     }
 
     fn wait_for_moves(&self, cluster: &ClusterView, target: &str) -> Option<Step> {
         let why = super::gates::busy(cluster)
             .or_else(|| (cluster.moving > 0).then(|| format!("{} partitions are being moved", cluster.moving)))?;
-        Some(Step::wait("NodeCatchesUp", format!("{target} takes its share: {why}")))
+        Some(Step::wait("NodeCatchesUp", format!("{target} is receiving its partitions: {why}")))
     }
 }
 
 fn trouble(pod: Option<&PodView>) -> String {
     match pod {
-        Some(pod) if !pod.trouble.is_empty() => format!("; its pod: {}", pod.trouble),
+        Some(pod) if !pod.trouble.is_empty() => format!("; pod status: {}", pod.trouble),
         _ => String::new(),
     }
 }

@@ -92,7 +92,7 @@ fn memory(size: i32) -> Memory {
 fn begun(step: &Step) -> (&OperationStatus, i32) {
     match step {
         Step::Begin { operation, size } => (operation, *size),
-        other => panic!("{other:?} begins nothing"),
+        other => panic!("{other:?} starts no operation"),
     }
 }
 
@@ -116,7 +116,7 @@ fn the_highest_follower_is_rolled_first_and_the_leader_last() {
 }
 
 #[test]
-fn a_pod_that_takes_part_in_nothing_is_rolled_first() {
+fn a_pod_without_a_live_node_is_rolled_first() {
     let mut seen = observed(3, "old");
     seen.pods.get_mut(&0).unwrap().ready = false;
     seen.cluster.as_mut().unwrap().nodes[0].alive = false;
@@ -131,21 +131,21 @@ fn nothing_is_rolled_while_another_node_is_missing_or_the_cluster_is_not_whole()
         ("is not ready", |seen| seen.pods.get_mut(&1).unwrap().ready = false),
         ("is missing", |seen| drop(seen.pods.remove(&1))),
         ("2 partitions have no majority", |seen| seen.cluster.as_mut().unwrap().offline = 2),
-        ("3 partitions have a replica", |seen| seen.cluster.as_mut().unwrap().under_replicated = 3),
+        ("3 partitions are under-replicated", |seen| seen.cluster.as_mut().unwrap().under_replicated = 3),
         ("4 partitions are being moved", |seen| seen.cluster.as_mut().unwrap().moving = 4),
-        ("no majority of the cluster's voters answers", |seen| seen.cluster = None),
+        ("no majority of the controller group's voters responds", |seen| seen.cluster = None),
     ];
     for (why, spoil) in spoil {
         let mut seen = observed(3, "new");
         seen.pods.get_mut(&2).unwrap().revision = "old".into();
         spoil(&mut seen);
         let step = plan(&ask(), &memory(3), &seen);
-        assert!(waits(&step).contains(why), "{step:?} does not say {why:?}");
+        assert!(waits(&step).contains(why), "{step:?} does not contain {why:?}");
     }
 }
 
 #[test]
-fn a_node_hands_over_before_its_pod_goes_but_not_for_ever() {
+fn leadership_is_transferred_before_a_pod_is_deleted_but_not_forever() {
     let mut seen = observed(3, "old");
     let (operation, size) = match plan(&ask(), &memory(3), &seen) {
         Step::Begin { operation, size } => (operation, size),
@@ -163,20 +163,20 @@ fn a_node_hands_over_before_its_pod_goes_but_not_for_ever() {
     });
     assert!(waits(&plan(&ask(), &memory, &seen)).contains("leads 5 partitions"));
     seen.now = Timestamp::from_second(1_000_060).unwrap();
-    let Step::Advance { operation, .. } = plan(&ask(), &memory, &seen) else { panic!("waits for ever") };
+    let Step::Advance { operation, .. } = plan(&ask(), &memory, &seen) else { panic!("waits forever") };
     assert_eq!(operation.step, OperationStep::Pod);
     // Another node has gone in the meantime: the pod stays.
     seen.cluster.as_mut().unwrap().nodes[1].alive = false;
     let memory = Memory { operation: Some(operation), ..memory };
-    assert!(waits(&plan(&ask(), &memory, &seen)).contains("does not hear from node log-1"));
+    assert!(waits(&plan(&ask(), &memory, &seen)).contains("no heartbeat from node log-1"));
     seen.cluster.as_mut().unwrap().nodes[1].alive = true;
-    assert!(waits(&plan(&ask(), &memory, &seen)).contains("no word yet of whether others have the records"));
+    assert!(waits(&plan(&ask(), &memory, &seen)).contains("cannot confirm yet that the other nodes have all records"));
     seen.catch_up = CatchUp::Done;
     assert!(matches!(plan(&ask(), &memory, &seen), Step::DeletePod { ordinal: 2, .. }));
 }
 
 #[test]
-fn a_node_that_was_not_proved_to_be_removed_keeps_its_pod() {
+fn a_node_whose_removal_is_not_confirmed_keeps_its_pod() {
     let mut seen = observed(4, "new");
     let operation = match plan(&ask(), &memory(4), &seen) {
         Step::Begin { operation, .. } => operation,
@@ -187,13 +187,13 @@ fn a_node_that_was_not_proved_to_be_removed_keeps_its_pod() {
     assert_eq!(plan(&ask(), &memory, &seen), Step::Decommission { node_id: "node-3".into() });
     // Not in the list, and not known to be removed either: an answer from before it joined, say.
     seen.cluster.as_mut().unwrap().nodes.pop();
-    assert!(waits(&plan(&ask(), &memory, &seen)).contains("no answer yet"));
+    assert!(waits(&plan(&ask(), &memory, &seen)).contains("cannot confirm yet that node node-3"));
     seen.cluster.as_mut().unwrap().removed.insert("node-3".into());
     assert!(matches!(plan(&ask(), &memory, &seen), Step::Advance { size: 3, .. }));
 }
 
 #[test]
-fn a_machine_that_is_merely_silent_is_not_replaced_and_says_what_would_help() {
+fn a_node_on_an_unreachable_machine_is_not_replaced_and_the_message_has_the_action() {
     let mut seen = observed(3, "new");
     let lost = seen.pods.get_mut(&2).unwrap();
     (lost.ready, lost.machine, lost.unready_since) = (false, Machine::Silent, Some(Timestamp::from_second(1).unwrap()));
@@ -228,28 +228,28 @@ fn says(file: &str, restart: &[&str], error: &str) -> Option<NodeConfiguration> 
     Some(NodeConfiguration { file_digest: file.into(), restart_fields, error: error.into() })
 }
 
-/// All nodes have said the same of their files.
+/// All nodes report the same configuration state.
 fn all_say(seen: &mut Observed, configuration: &Option<NodeConfiguration>) {
     let nodes = &mut seen.cluster.as_mut().unwrap().nodes;
     nodes.iter_mut().for_each(|node| node.configuration = configuration.clone());
 }
 
 #[test]
-fn a_file_that_nodes_have_not_taken_is_waited_for_unless_they_never_say() {
+fn the_operator_waits_for_nodes_to_load_the_file_unless_they_never_report_it() {
     let mut seen = observed(3, "new");
-    assert_eq!(plan(&ask(), &memory(3), &seen), Step::Idle, "older versions do not say what they took");
+    assert_eq!(plan(&ask(), &memory(3), &seen), Step::Idle, "older versions do not report what they loaded");
     all_say(&mut seen, &says("now", &[], ""));
     seen.cluster.as_mut().unwrap().nodes[1].configuration = says("founders", &[], "");
     assert_eq!(plan(&ask(), &memory(3), &seen), Step::Idle);
     seen.cluster.as_mut().unwrap().nodes[2].configuration = says("before", &["listeners.data"], "");
     let step = plan(&ask(), &memory(3), &seen);
-    assert!(waits(&step).contains("as it is now: log-2;"), "{step:?}");
+    assert!(waits(&step).contains("current configuration file: log-2;"), "{step:?}");
     assert!(matches!(step, Step::Wait { reason: PENDING, .. }), "{step:?}");
     let silent = &mut seen.cluster.as_mut().unwrap().nodes[2];
     (silent.configuration, silent.answered) = (None, false);
-    assert!(waits(&plan(&ask(), &memory(3), &seen)).contains("log-2"), "who has not answered may be behind");
+    assert!(waits(&plan(&ask(), &memory(3), &seen)).contains("log-2"), "a node that did not respond may be behind");
     seen.cluster.as_mut().unwrap().nodes[2].alive = false;
-    assert_eq!(untaken(&ask(), &seen), Vec::<String>::new(), "the dead are told of elsewhere");
+    assert_eq!(untaken(&ask(), &seen), Vec::<String>::new(), "another condition reports dead nodes");
 }
 
 #[test]
@@ -263,14 +263,14 @@ fn a_roll_does_not_wait_for_the_file_that_it_brings() {
 }
 
 #[test]
-fn a_file_that_a_node_refuses_goes_no_further_and_nobody_stays_drained_for_it() {
+fn a_rejected_file_stops_the_roll_and_leaves_no_node_drained() {
     let refused = |step: &Step| assert!(matches!(step, Step::Blocked { reason: REFUSED, .. }), "{step:?}");
     let mut seen = observed(3, "old");
     all_say(&mut seen, &says("before", &[], ""));
     seen.cluster.as_mut().unwrap().nodes[0].configuration = says("before", &[], "limits.topics-max: many");
     let step = plan(&ask(), &memory(3), &seen);
     refused(&step);
-    assert!(waits(&step).contains("log-0 refuses") && waits(&step).contains("limits.topics-max: many"), "{step:?}");
+    assert!(waits(&step).contains("log-0 rejects") && waits(&step).contains("limits.topics-max: many"), "{step:?}");
     // A roll that has begun turns back.
     let mut operation = begun(&plan(&ask(), &memory(3), &observed(3, "old"))).0.clone();
     let begun_roll = |operation: &OperationStatus| Memory { operation: Some(operation.clone()), ..memory(3) };
@@ -280,31 +280,31 @@ fn a_file_that_a_node_refuses_goes_no_further_and_nobody_stays_drained_for_it() 
     seen.catch_up = CatchUp::Done;
     assert_eq!(plan(&ask(), &begun_roll(&operation), &seen), Step::Undrain { node_id: "node-2".into() });
     seen.cluster.as_mut().unwrap().nodes[2].state = MemberState::Active;
-    // Nor is a node added that would not start.
+    // No node is added either: it would not start.
     let mut whole = observed(3, "new");
     all_say(&mut whole, &says("before", &[], "no such field"));
     refused(&plan(&ask(), &memory(3), &whole));
     refused(&plan(&Ask { replicas: 4, ..ask() }, &memory(3), &whole));
-    // One that runs nothing stops nothing.
+    // A pod that does not run may be deleted.
     let broken = seen.pods.get_mut(&1).unwrap();
     (broken.running, broken.ready) = (false, false);
     assert!(matches!(plan(&ask(), &memory(3), &seen), Step::DeletePod { ordinal: 1, .. }));
 }
 
 #[test]
-fn another_version_does_not_judge_the_file_of_the_next_one() {
+fn a_rejection_by_another_version_does_not_count() {
     let mut seen = observed(3, "old");
     all_say(&mut seen, &says("before", &[], "no such field"));
     let next = Ask { image: "chronicle:2".into(), ..ask() };
     assert_eq!(refusal(&next, &seen), None);
     assert_eq!(begun(&plan(&next, &memory(3), &seen)).0.target, "log-2");
-    // Of the same template, under a name that somebody rewrites.
+    // The same template, but the image name was rewritten.
     seen.pods.get_mut(&1).unwrap().revision = "new".into();
-    assert!(refusal(&next, &seen).unwrap().starts_with("log-1 refuses"));
+    assert!(refusal(&next, &seen).unwrap().starts_with("log-1 rejects"));
 }
 
 #[test]
-fn who_cannot_take_a_field_while_it_runs_is_restarted_once() {
+fn a_node_that_cannot_apply_a_field_while_it_runs_is_restarted_once() {
     let mut seen = observed(3, "new");
     all_say(&mut seen, &says("now", &[], ""));
     seen.cluster.as_mut().unwrap().nodes[1].configuration = says("now", &["limits.idle-ms"], "");
@@ -313,7 +313,7 @@ fn who_cannot_take_a_field_while_it_runs_is_restarted_once() {
     assert_eq!((operation.kind, operation.target.as_str()), (OperationKind::Roll, "log-1"));
     let under_way = Memory { operation: Some(operation.clone()), ..memory(3) };
     assert_eq!(plan(&ask(), &under_way, &seen), Step::Drain { node_id: "node-1".into() });
-    // Of a file of before, it is nothing to restart for; nor is it when the node says nothing any more.
+    // Fields of a former file need no restart; neither does a node that reports nothing.
     for other in [says("before", &["limits.idle-ms"], ""), says("now", &[], ""), None] {
         seen.cluster.as_mut().unwrap().nodes[1].configuration = other;
         assert_eq!(plan(&ask(), &under_way, &seen), Step::Finish);
@@ -419,9 +419,9 @@ fn any_observed() -> impl Strategy<Value = (Ask, Memory, Observed)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
-    /// In any state at all, sensible or not, one step keeps the promises.
+    /// From any state, possible or not, one step keeps the invariants.
     #[test]
-    fn no_step_from_any_state_breaks_a_promise((ask, memory, seen) in any_observed()) {
+    fn no_step_from_any_state_breaks_an_invariant((ask, memory, seen) in any_observed()) {
         let step = plan(&ask, &memory, &seen);
         let recorded = memory.operation.as_ref();
         let named = |ordinal: i32| recorded.filter(|operation| operation.target == pod_name("log", ordinal));
@@ -435,7 +435,7 @@ proptest! {
                     cluster.nodes.iter().find(|node| node.name == pod_name("log", *ordinal)).filter(alive).is_some()
                 });
                 if takes_part && recorded.map(|operation| operation.kind) != Some(OperationKind::Replace) {
-                    let cluster = seen.cluster.as_ref().expect("a pod that may take part is deleted unseen");
+                    let cluster = seen.cluster.as_ref().expect("a pod that may be live is deleted without an observation");
                     prop_assert!(seen.catch_up == CatchUp::Done || memory.size == Some(1));
                     prop_assert_eq!((cluster.offline, cluster.under_replicated, cluster.moving), (0, 0, 0));
                     let size = memory.size.unwrap();
@@ -444,13 +444,13 @@ proptest! {
                         prop_assert!(seen.pods[&other].ready && !seen.pods[&other].terminating);
                     }
                     prop_assert_eq!(refusal(&ask, &seen), None);
-                    prop_assert!(outdated(&ask, &seen, *ordinal, pod), "a pod is replaced that runs what is asked for");
+                    prop_assert!(outdated(&ask, &seen, *ordinal, pod), "an up-to-date pod is restarted");
                 }
             }
             Step::DeleteClaim { ordinal, uid } => {
                 let operation = named(*ordinal).expect("a claim is deleted without a record");
                 prop_assert_eq!(Some(uid), operation.claim_uid.as_ref());
-                let cluster = seen.cluster.as_ref().expect("a claim is deleted unseen");
+                let cluster = seen.cluster.as_ref().expect("a claim is deleted without an observation");
                 let id = operation.node_id.as_ref().unwrap();
                 let dead = cluster.nodes.iter().any(|node| node.node_id == *id && !node.alive);
                 let replaced = operation.kind == OperationKind::Replace && dead;
@@ -459,13 +459,13 @@ proptest! {
             }
             Step::Drain { node_id } | Step::Undrain { node_id } | Step::Decommission { node_id } => {
                 prop_assert!(seen.cluster.is_some());
-                let operation = recorded.expect("the cluster is told to do something without a record");
+                let operation = recorded.expect("a command to the cluster without a record");
                 let node = seen.cluster.as_ref().unwrap().nodes.iter().find(|node| node.node_id == *node_id).unwrap();
                 prop_assert_eq!(&node.name, &operation.target);
             }
             Step::Begin { operation, .. } => {
                 let turns = matches!(operation.kind, OperationKind::Stop | OperationKind::Start | OperationKind::ScaleUp);
-                prop_assert!(recorded.is_none() || turns, "a second operation begins: {:?} after {:?}", operation, recorded);
+                prop_assert!(recorded.is_none() || turns, "a second operation starts: {:?} after {:?}", operation, recorded);
                 if !matches!(operation.kind, OperationKind::Stop | OperationKind::Start) {
                     prop_assert!(seen.cluster.is_some());
                 }
@@ -475,7 +475,7 @@ proptest! {
                 }
             }
             Step::Advance { operation, size } => {
-                let before = recorded.expect("something goes on that did not begin");
+                let before = recorded.expect("an operation advances that was not recorded");
                 prop_assert_eq!(&operation.target, &before.target);
                 prop_assert!((memory.size.unwrap() - size).abs() <= 5);
             }
@@ -485,7 +485,7 @@ proptest! {
                     let member = seen.cluster.as_ref().is_none_or(|cluster| {
                         cluster.nodes.iter().any(|node| node.name == pod_name("log", ordinal))
                     });
-                    prop_assert!(stop || recorded.is_some() || !member, "pod {} is taken away from a member", ordinal);
+                    prop_assert!(stop || recorded.is_some() || !member, "the pod {} of a member is removed", ordinal);
                 }
             }
             _ => {}

@@ -1,4 +1,4 @@
-//! What every command stands on: the API server with the person's rights, one cluster, and how its nodes are reached.
+//! Access for all commands: the API server with the rights of the user, the objects of a cluster, and its nodes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,27 +19,28 @@ use crate::controller::Context;
 use crate::controller::cluster::operator_target;
 use crate::process::Metrics;
 
-/// Flags that every plugin of kubectl has, and how nodes are reached.
+/// Flags of all commands: those of kubectl, and how to reach nodes.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct Flags {
-    /// Namespace. Default: that of the context.
+    /// Namespace of the cluster. Default: the namespace of the context.
     #[arg(long, short = 'n', global = true, value_name = "NAMESPACE")]
     pub(super) namespace: Option<String>,
-    /// Context of the kubeconfig. Default: the current one.
+    /// Context of the kubeconfig. Default: the current context.
     #[arg(long, global = true, value_name = "CONTEXT")]
     pub(super) context: Option<String>,
-    /// The kubeconfig. Default: $KUBECONFIG, or ~/.kube/config, or the account of the pod that this runs in.
+    /// Path of the kubeconfig. Default: $KUBECONFIG, then ~/.kube/config, then the service account of the pod.
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) kubeconfig: Option<PathBuf>,
-    /// Reach nodes by their names in the Kubernetes cluster, without the API server in between: from a pod, say.
+    /// Connect to the nodes by their DNS names instead of through port-forwards of the API server. Works only from inside the
+    /// Kubernetes cluster.
     #[arg(long, global = true)]
     pub(super) direct: bool,
 }
 
-/// From a namespace and the name of a cluster in it to its nodes.
+/// Creates the access to the nodes of a cluster from its namespace and name.
 type Reaching = Arc<dyn Fn(&str, &str) -> Arc<dyn Ask> + Send + Sync>;
 
-/// The API server, and the way to nodes.
+/// The API server, a namespace, and the access to nodes.
 #[derive(Clone)]
 pub(super) struct Access {
     pub(super) client: Client,
@@ -80,17 +81,17 @@ impl Access {
         Self { client, namespace: namespace.into(), reach: Arc::new(move |_, _| ask.clone()) }
     }
 
-    /// The same in another namespace.
+    /// Returns a copy for another namespace.
     pub(super) fn within(&self, namespace: String) -> Self {
         Self { namespace, ..self.clone() }
     }
 
-    /// How the nodes of a cluster are asked.
+    /// Returns the access to the nodes of a cluster.
     pub(super) fn nodes(&self, cluster: &str) -> Arc<dyn Ask> {
         (self.reach)(&self.namespace, cluster)
     }
 
-    /// A cluster by name; when there is none, whether its kind or its name is unknown.
+    /// Returns a cluster by name. The error distinguishes a missing CRD from a missing cluster.
     pub(super) async fn cluster(&self, name: &str) -> Result<ChronicleCluster, Failure> {
         let api: Api<ChronicleCluster> = Api::namespaced(self.client.clone(), &self.namespace);
         let error = match api.get(name).await {
@@ -109,7 +110,7 @@ impl Access {
         Err(Failure::NoCluster { nearest: nearest(&name, &known), name, namespace, known })
     }
 
-    /// The clusters of the namespace, or of all.
+    /// Returns the clusters of the namespace, or of all namespaces.
     pub(super) async fn clusters(&self, everywhere: bool) -> Result<Vec<ChronicleCluster>, Failure> {
         let (api, namespace): (Api<ChronicleCluster>, _) = match everywhere {
             true => (Api::all(self.client.clone()), None),
@@ -122,7 +123,7 @@ impl Access {
         }
     }
 
-    /// The pods of a cluster's nodes, by number.
+    /// Returns the pods of a cluster by ordinal.
     pub(super) async fn pods(&self, cluster: &str) -> Result<BTreeMap<i32, Pod>, Failure> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let list = api.list(&of(cluster)).await;
@@ -131,7 +132,7 @@ impl Access {
         Ok(numbered.collect())
     }
 
-    /// The claims of a cluster's nodes, by number.
+    /// Returns the claims of a cluster by ordinal.
     pub(super) async fn claims(&self, cluster: &str) -> Result<BTreeMap<i32, PersistentVolumeClaim>, Failure> {
         let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
         let list = api.list(&of(cluster)).await;
@@ -142,12 +143,12 @@ impl Access {
         Ok(numbered.collect())
     }
 
-    /// Addresses of the nodes, and the operator's certificate to ask them with, if the person may read it.
+    /// Returns how to connect to the nodes, with the certificate of the operator, if the user may read it.
     pub(super) async fn target(&self, resource: &ChronicleCluster) -> Result<Target, Failure> {
         let size = resource.status.as_ref().and_then(|status| status.size).unwrap_or(resource.spec.replicas);
-        let invalid = |invalid: crate::build::Invalid| Failure::Refused(format!("the spec breaks a rule: {invalid}"));
+        let invalid = |invalid: crate::build::Invalid| Failure::Refused(format!("the spec is invalid: {invalid}"));
         let cluster = validate(resource, size.max(1), true).map_err(invalid)?;
-        // Only reads; the nodes are not asked through it.
+        // Used for reads only, and not for calls to nodes.
         let context = Context::new(
             self.client.clone(),
             Arc::new(Nodes::default()),
@@ -159,15 +160,15 @@ impl Access {
         let target = target.map_err(|error| Failure::reconcile(&self.namespace, error))?;
         target.ok_or_else(|| {
             let names = format!("{} and {}", cluster.node_secret(), cluster.operator_secret());
-            Failure::Nodes(format!("Secrets {names} are not there, or not complete"))
+            Failure::Nodes(format!("Secrets {names} are missing or incomplete"))
         })
     }
 }
 
-/// The resource, as rights name it.
+/// Name of the resource in RBAC rules.
 pub(super) const CLUSTERS: &str = "chronicleclusters.chronicle.dev";
 
-/// What belongs to a cluster.
+/// Returns list parameters that select the objects of a cluster.
 pub(super) fn of(cluster: &str) -> ListParams {
     ListParams::default().labels(&format!("{CLUSTER_LABEL}={cluster}"))
 }

@@ -1,4 +1,4 @@
-//! A .tar.gz under construction: everything in it is in one folder, and names from elsewhere are checked before they become paths.
+//! Writes a .tar.gz. All files are in one folder, and untrusted names are sanitised before they become paths.
 
 use std::io::Write;
 
@@ -15,13 +15,13 @@ pub(super) struct Archive<W: Write> {
 }
 
 impl<W: Write> Archive<W> {
-    /// `mtime_s`: of every file, in seconds since the Unix epoch.
+    /// `mtime_s` is the modification time of all files, in seconds since the Unix epoch.
     pub(super) fn new(to: W, folder: &str, mtime_s: u64) -> Self {
         let tar = tar::Builder::new(GzEncoder::new(to, Compression::default()));
         Self { tar, folder: folder.to_owned(), mtime_s, files: 0 }
     }
 
-    /// Adds a file. Of each part of the name, what is not a letter, digit, `.`, `-` or `_` becomes `_`.
+    /// Adds a file. In each part of the name, characters other than letters, digits, `.`, `-` and `_` become `_`.
     pub(super) fn add(&mut self, name: &[&str], contents: &[u8]) -> Result<(), Failure> {
         let path = name.iter().map(|part| plain(part)).collect::<Vec<_>>().join("/");
         let mut header = tar::Header::new_gnu();
@@ -33,7 +33,7 @@ impl<W: Write> Archive<W> {
         self.tar.append_data(&mut header, &path, contents).map_err(Failure::io(path))
     }
 
-    /// Writes the end; answers what was written to, and how many files there are.
+    /// Finishes the archive. Returns the writer and the number of files.
     pub(super) fn finish(self) -> Result<(W, usize), Failure> {
         let files = self.files;
         let to = self.tar.into_inner().and_then(GzEncoder::finish).map_err(Failure::io("the archive"))?;

@@ -1,9 +1,9 @@
-//! `bundle`: what somebody needs who is to find out what is wrong with a cluster, in one .tar.gz.
+//! `bundle`: collects the data for a diagnosis of a cluster in one .tar.gz.
 //!
 //! Invariants:
-//! - No Secret is asked for with its data: only names, labels, ages. Everything else goes through [`masked`].
-//! - What cannot be had is a line in `problems.txt`, not a failure: bundles are made when something is broken.
-//! - Each log and each node's own files are bounded, [`LIST_MAX`] objects of a kind are listed.
+//! - Secrets are read as metadata only. Everything else goes through [`masked`].
+//! - A failed read is a line in `problems.txt` and does not fail the command: bundles are made when something is broken.
+//! - Sizes are bounded: each log, the files of each node, and [`LIST_MAX`] objects per kind.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -29,17 +29,17 @@ use crate::build::{KINDS, Settings, ordinal_of, pod_name};
 use crate::controller::Context;
 use crate::process::Metrics;
 
-/// Most objects of a kind.
+/// Maximum number of objects of a kind.
 const LIST_MAX: u32 = 5_000;
 
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct BundleArgs {
     /// Name of the ChronicleCluster.
     pub(super) name: String,
-    /// Archive to write; must not be there yet. Default: chronicle-bundle-NAMESPACE-NAME-TIME.tar.gz.
+    /// Archive to write; must not exist yet. Default: chronicle-bundle-NAMESPACE-NAME-TIME.tar.gz.
     #[arg(long, short = 'f', value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
-    /// Most of each log, in MiB; the newest part is kept.
+    /// Maximum size of each log, in MiB; the newest part is kept.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1024), value_name = "MIB")]
     pub(super) log_mib: u32,
     /// Namespace that the operator runs in.
@@ -67,19 +67,19 @@ pub(super) async fn run(access: &Access, args: &BundleArgs, out: &mut dyn Write)
     let (bytes, files, problems) = match finished {
         Ok(finished) => finished,
         Err(failure) => {
-            // Half an archive is none.
+            // Do not leave an incomplete archive.
             let _ = std::fs::remove_file(&path);
             return Err(failure);
         }
     };
     for problem in &problems {
-        eprintln!("not in it: {problem}");
+        eprintln!("not included: {problem}");
     }
     writeln!(out, "{shown}: {files} files, {bytes} bytes, {} problems", problems.len())
         .map_err(Failure::io("standard output"))
 }
 
-/// Writes all of it; answers what was written to, the number of files, and what is not in it.
+/// Writes the archive. Returns the writer, the number of files, and the problems.
 pub(super) async fn write<W: Write>(
     access: &Access,
     args: &BundleArgs,
@@ -140,7 +140,7 @@ impl<W: Write> Bundle<'_, W> {
         self.archive.add(&["bundle.json"], format!("{about:#}\n").as_bytes())
     }
 
-    /// The objects of the cluster, and what its pods and volumes stand on.
+    /// Adds the objects of the cluster, and the machines, volumes and storage classes that it uses.
     async fn resources(&mut self, cluster: &ChronicleCluster) -> Result<(), Failure> {
         let name = self.args.name.as_str();
         let own = serde_json::to_value(cluster).unwrap_or_default();
@@ -183,7 +183,7 @@ impl<W: Write> Bundle<'_, W> {
         self.objects("storageclasses", classes)
     }
 
-    /// The objects of a kind; none, with a note, when they cannot be had.
+    /// Returns the objects of a kind; none, with a problem noted, if they cannot be listed.
     async fn list(
         &mut self,
         group: &str,
@@ -204,8 +204,7 @@ impl<W: Write> Bundle<'_, W> {
         match api.list(selected).await {
             Ok(list) => {
                 if list.metadata.continue_.as_ref().is_some_and(|more| !more.is_empty()) {
-                    self.problems
-                        .push(format!("{plural}: more than {LIST_MAX} of them; the others were not looked at"));
+                    self.problems.push(format!("{plural}: more than {LIST_MAX} objects; the rest is not included"));
                 }
                 let value = |mut object: DynamicObject| {
                     let types = (object.types.take()).map(|types| (types.api_version, types.kind));
@@ -216,7 +215,7 @@ impl<W: Write> Bundle<'_, W> {
                 };
                 list.items.into_iter().map(value).collect()
             }
-            // Not every Kubernetes cluster knows every kind.
+            // Optional CRDs may not be installed.
             Err(error) if crate::controller::is_not_found(&error) => Vec::new(),
             Err(error) => {
                 self.problems.push(Failure::kube("list", plural, namespace, error).to_string());
@@ -234,7 +233,7 @@ impl<W: Write> Bundle<'_, W> {
         self.archive.add(&["resources", &format!("{plural}.yaml")], text.as_bytes())
     }
 
-    /// Secrets by what is known of them without their data, which is not asked for.
+    /// Adds metadata of Secrets. Their data is not requested.
     async fn secrets(&mut self) -> Result<(), Failure> {
         let name = self.args.name.as_str();
         let api: Api<Secret> = Api::namespaced(self.access.client.clone(), &self.access.namespace);
@@ -255,7 +254,7 @@ impl<W: Write> Bundle<'_, W> {
                 "name": secret.name_any(),
                 "created": secret.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()),
                 "labels": secret.metadata.labels,
-                // Their values may repeat the data.
+                // Values of annotations may repeat the data.
                 "annotations": secret.annotations().keys().collect::<Vec<_>>(),
                 "owners": secret.owner_references().iter().map(|owner| format!("{}/{}", owner.kind, owner.name)).collect::<Vec<_>>(),
             })
@@ -264,7 +263,7 @@ impl<W: Write> Bundle<'_, W> {
         self.archive.add(&["resources", "secrets-without-data.yaml"], text.as_bytes())
     }
 
-    /// What a container logs, and what it logged before it was started anew.
+    /// Adds the logs of a container: the current ones and those before its last restart.
     async fn logs(&mut self, namespace: &str, pod: &str, container: &str, folder: &[&str]) -> Result<(), Failure> {
         let bytes_max = self.args.log_mib as usize * (1 << 20);
         for (previous, file) in [(false, "current.log"), (true, "previous.log")] {
@@ -273,7 +272,7 @@ impl<W: Write> Bundle<'_, W> {
                 LogParams { container: Some(container.to_owned()), previous, timestamps: true, ..LogParams::default() };
             match newest(&pods, pod, &params, bytes_max).await {
                 Ok(text) => self.archive.add(&[folder, &[file]].concat(), &text)?,
-                // Most containers were never started anew.
+                // Most containers have never been restarted.
                 Err(kube::Error::Api(status)) if previous && status.code == 400 => {}
                 Err(error) => {
                     let what = format!("pods/log of {pod}{}", if previous { " (previous)" } else { "" });
@@ -284,7 +283,7 @@ impl<W: Write> Bundle<'_, W> {
         Ok(())
     }
 
-    /// The operator: its pods and what they log.
+    /// Adds the pods of the operator and their logs.
     async fn operator(&mut self) -> Result<(), Failure> {
         let namespace = self.args.operator_namespace.clone();
         let pods: Api<Pod> = Api::namespaced(self.access.client.clone(), &namespace);
@@ -298,7 +297,9 @@ impl<W: Write> Bundle<'_, W> {
             }
         };
         if pods.is_empty() {
-            let why = format!("operator: no pod of it in namespace {namespace}; --operator-namespace says where it is");
+            let why = format!(
+                "operator: no operator pod in namespace {namespace}; set --operator-namespace to its namespace"
+            );
             self.problems.push(why);
         }
         for pod in pods {
@@ -311,7 +312,7 @@ impl<W: Write> Bundle<'_, W> {
         Ok(())
     }
 
-    /// What the nodes know of themselves and of the cluster, by their own word.
+    /// Adds the view of the cluster and the diagnostics of each node.
     async fn nodes(&mut self, cluster: &ChronicleCluster) -> Result<(), Failure> {
         let target = match self.access.target(cluster).await {
             Ok(target) => target,
@@ -340,11 +341,11 @@ impl<W: Write> Bundle<'_, W> {
     }
 }
 
-/// The newest bytes of a log.
+/// Returns the newest bytes of a log.
 async fn newest(pods: &Api<Pod>, pod: &str, params: &LogParams, bytes_max: usize) -> Result<Vec<u8>, kube::Error> {
     let mut log = Box::pin(pods.log_stream(pod, params).await?);
     let (mut kept, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
-    // When it breaks off, what has come so far is better than nothing.
+    // If the stream is interrupted, keep what has arrived.
     while let Ok(read @ 1..) = log.read(&mut chunk).await {
         kept.extend_from_slice(&chunk[..read]);
         if kept.len() > 2 * bytes_max {

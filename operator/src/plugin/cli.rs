@@ -1,4 +1,4 @@
-//! The command line of the plugin.
+//! The command line of the plugin, and its exit codes.
 
 use std::io::{self, Write};
 
@@ -13,9 +13,9 @@ use super::members::MembersArgs;
 use super::plan::PlanArgs;
 use super::status::StatusArgs;
 
-/// Looks at Chronicle clusters, and drains their nodes.
+/// Inspect Chronicle clusters and drain their nodes.
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong command line, 3 not done in time, 4 not allowed, 5 no such cluster or pod.
+/// Exit codes: 0 success, 1 failure, 2 invalid command line, 3 timed out, 4 not allowed, 5 no such cluster or pod.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl-chronicle", bin_name = "kubectl chronicle", version)]
 pub struct Cli {
@@ -27,32 +27,32 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Clusters, or one of them: conditions, what is under way, members, versions, capacity.
+    /// List clusters, or show one: conditions, running operation, members, versions, capacity.
     Status(StatusArgs),
-    /// The nodes of a cluster, by their own word where they can be asked.
+    /// List the nodes of a cluster, as reported by the nodes where they can be reached.
     Members(MembersArgs),
-    /// What the operator would do next, and why nothing happens. Changes nothing.
+    /// Show what the operator would do next, or what it waits for, without changing anything.
     Plan(PlanArgs),
-    /// Has a node hand over what it leads, so that its pod can go.
+    /// Transfer the leadership of a node to other nodes, so that its pod can be deleted or evicted.
     Drain(DrainArgs),
-    /// What the pods of a cluster log, merged.
+    /// Print the logs of all pods of a cluster, merged by time.
     Logs(LogsArgs),
-    /// A .tar.gz with all that support needs, without secrets.
+    /// Write a support bundle (.tar.gz) without secrets.
     Bundle(BundleArgs),
 }
 
 impl Cli {
-    /// Does what the command line says.
+    /// Runs the command.
     ///
     /// # Errors
-    /// Why it could not; [`Failure::exit_code`] is for the shell.
+    /// The failure; [`Failure::exit_code`] is its exit code.
     pub fn execute(self) -> Result<(), Failure> {
-        // kube and the client agree on one provider.
+        // kube and the Chronicle client share one TLS provider.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let done = runtime.map_err(Failure::io("the runtime"))?.block_on(self.run(&mut io::stdout()));
         match done {
-            // The reader has seen enough, such as `head`.
+            // The reader closed the pipe, as `head` does.
             Err(Failure::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => other,
         }

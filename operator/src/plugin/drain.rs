@@ -1,6 +1,7 @@
-//! `drain`: has a node hand over what it leads and waits for it, so that its pod can be deleted or evicted without a gap. The only
-//! command that changes something, and it ends by itself: a node that is started again takes part again, and so does one that
-//! is undrained.
+//! `drain`: transfers the leadership of a node and waits for the end of the transfer, so that its pod can be deleted or evicted without a gap
+//! in service.
+//!
+//! This is the only command that changes something. The drain ends with the next start of the node, or with `--undo`.
 
 use std::io::Write;
 use std::time::Duration;
@@ -16,19 +17,19 @@ use crate::build::{ordinal_of, pod_name};
 use crate::plan::gates::{cluster_is_whole, quorum_without};
 use crate::plan::{ClusterView, NodeView};
 
-/// How often the cluster is asked how far it is.
+/// Poll interval of the progress.
 const POLL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct DrainArgs {
     /// Name of the ChronicleCluster.
     pub(super) name: String,
-    /// The pod whose node is drained.
+    /// Pod of the node to drain.
     pub(super) pod: String,
-    /// Longest wait, such as 30s or 5m. The drain itself goes on.
+    /// Longest wait, such as 30s or 5m. The drain itself continues after that.
     #[arg(long, default_value = "2m", value_parser = duration, value_name = "TIME")]
     pub(super) timeout: Duration,
-    /// Let the node lead again, and wait for nothing.
+    /// Undo a drain: let the node lead again. Does not wait.
     #[arg(long)]
     pub(super) undo: bool,
 }
@@ -45,7 +46,7 @@ pub(super) async fn run(access: &Access, args: &DrainArgs, out: &mut dyn Write) 
     if let Some(operation) = status.operation.filter(|operation| operation.target == *pod) {
         let (kind, step) = (operation.kind, operation.step);
         return Err(Failure::Refused(format!(
-            "the operator is at {kind:?} of {pod}, step {step:?}, and drains it itself where that is needed; wait for it \
+            "the operator is running {kind:?} of {pod}, step {step:?}, and drains the node itself if needed; wait for it to finish \
              (kubectl chronicle status {name})"
         )));
     }
@@ -58,21 +59,19 @@ pub(super) async fn run(access: &Access, args: &DrainArgs, out: &mut dyn Write) 
         return say(out, &format!("{pod} may lead again"));
     }
     match (node.state, node.alive) {
-        (_, false) => return Err(Failure::Refused(format!("the cluster does not hear from {pod}: it leads nothing"))),
+        (_, false) => return Err(Failure::Refused(format!("no heartbeat from {pod}: it leads nothing"))),
         (MemberState::Decommissioning, _) => {
-            return Err(Failure::Refused(format!(
-                "{pod} is being decommissioned: what it leads goes with its replicas"
-            )));
+            return Err(Failure::Refused(format!("{pod} is being decommissioned, which also moves its leadership")));
         }
-        (MemberState::Draining, _) => say(out, &format!("{pod} is drained already or is at it"))?,
+        (MemberState::Draining, _) => say(out, &format!("{pod} is already draining or drained"))?,
         (MemberState::Active, _) => {
             if view.nodes.iter().filter(|node| node.alive && node.state == MemberState::Active).count() < 2 {
                 return Err(Failure::Refused(format!(
-                    "no other node is alive and active that could take over from {pod}"
+                    "no other node is alive and active to take over the leadership of {pod}"
                 )));
             }
             nodes.drain(&target, &node_id).await?;
-            say(out, &format!("{pod} hands over what it leads"))?;
+            say(out, &format!("draining {pod}: transferring its leadership"))?;
         }
     }
     let begun = Instant::now();
@@ -82,13 +81,13 @@ pub(super) async fn run(access: &Access, args: &DrainArgs, out: &mut dyn Write) 
             Ok(view) => {
                 let left = what_is_left(&view, &node_id);
                 let Some(left) = left else {
-                    say(out, &format!("{pod} leads nothing"))?;
+                    say(out, &format!("{pod} is drained: it leads nothing"))?;
                     return say(out, &verdict(&view, pod, size));
                 };
                 left
             }
-            // While the controller group changes its leader, nobody answers for a moment.
-            Err(error) => format!("no answer: {error}"),
+            // During an election of the controller group there may be no response.
+            Err(error) => format!("no response: {error}"),
         };
         if left != said {
             say(out, &format!("{pod}: {left}"))?;
@@ -96,7 +95,7 @@ pub(super) async fn run(access: &Access, args: &DrainArgs, out: &mut dyn Write) 
         }
         if begun.elapsed() >= args.timeout {
             return Err(Failure::TimedOut(format!(
-                "{pod} is not drained after {} s: {said}. It goes on; --undo takes it back",
+                "{pod} is not drained after {} s: {said}. The drain continues; cancel it with --undo",
                 args.timeout.as_secs()
             )));
         }
@@ -110,30 +109,30 @@ fn member<'a>(view: &'a ClusterView, pod: &str) -> Result<&'a NodeView, Failure>
     node.ok_or_else(|| Failure::Refused(format!("{pod} is not a member of the cluster: it leads nothing")))
 }
 
-/// What a node still leads; `None`: nothing.
+/// Returns what a node still leads; `None`: nothing.
 fn what_is_left(view: &ClusterView, node_id: &str) -> Option<String> {
     let node = view.nodes.iter().find(|node| node.node_id == node_id)?;
     if node.state == MemberState::Active {
-        return Some("does not drain: not yet, or it was started anew or undrained".into());
+        return Some("is not draining: the drain has not started, or the node was restarted or undrained".into());
     }
     let running = view.operations.iter().find(|running| running.kind == "drain" && running.node_id == node_id);
     match running {
         Some(running) if running.remaining > 0 && running.reason.is_empty() => {
-            Some(format!("leads {} partitions", running.remaining))
+            Some(format!("still leads {} partitions", running.remaining))
         }
         Some(running) if running.remaining > 0 => {
-            Some(format!("leads {} partitions: {}", running.remaining, running.reason))
+            Some(format!("still leads {} partitions: {}", running.remaining, running.reason))
         }
-        Some(_) => Some("hands over what it leads".into()),
-        None if view.leader.as_deref() == Some(node_id) => Some("leads the controller group".into()),
+        Some(_) => Some("is transferring its leadership".into()),
+        None if view.leader.as_deref() == Some(node_id) => Some("still leads the controller group".into()),
         None => None,
     }
 }
 
-/// Whether the others can do without it now, by the operator's own gates.
+/// Returns whether the pod may stop now, by the preconditions of the operator.
 fn verdict(view: &ClusterView, pod: &str, size: i32) -> String {
     match cluster_is_whole(view).or_else(|| quorum_without(view, pod, size)) {
-        None => format!("the others have a majority without {pod}: it may be deleted or evicted now"),
+        None => format!("{pod} can be deleted or evicted now: the other nodes keep a majority"),
         Some(why) => format!("do not delete {pod} yet: {why}"),
     }
 }

@@ -1,87 +1,87 @@
-//! What went wrong, in words that say what to do, and the exit code that goes with it.
+//! Errors of the plugin: messages for people, and exit codes.
 
 use kube::core::Status;
 
 use crate::admin::AdminError;
 use crate::controller::ReconcileError;
 
-/// Why a command did not do what it should. Its text is for people.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// How to reach the API server is not known.
-    #[error("no way to a Kubernetes cluster: {0}")]
+    /// No usable kubeconfig.
+    #[error("cannot set up access to a Kubernetes cluster: {0}")]
     NoWay(String),
-    /// The API server does not know the resources.
+    /// The CRDs are not installed.
     #[error(
-        "the API server knows no ChronicleClusters: install their definitions (chart chronicle-crds, or kubectl apply --server-side -k \
-         deploy/crds)"
+        "the CRD chronicleclusters.chronicle.dev is not installed: install the chart chronicle-crds, or run kubectl apply --server-side \
+         -k deploy/crds"
     )]
     NoDefinitions,
-    /// There is no such cluster.
+    /// The cluster does not exist.
     #[error("no ChronicleCluster {name} in namespace {namespace}{}", hint(.nearest, .known))]
     NoCluster {
-        /// As asked for.
+        /// Requested name.
         name: String,
-        /// Where.
+        /// Namespace.
         namespace: String,
-        /// The name that is most like it.
+        /// Most similar name.
         nearest: Option<String>,
         /// All names in the namespace.
         known: Vec<String>,
     },
-    /// There is no such pod.
-    #[error("{pod} is no pod of ChronicleCluster {cluster}: it has {}", list(.known))]
+    /// The cluster has no such pod.
+    #[error("ChronicleCluster {cluster} has no pod {pod}; its pods: {}", list(.known))]
     NoPod {
-        /// As asked for.
+        /// Requested name.
         pod: String,
-        /// Of this cluster.
+        /// Name of the cluster.
         cluster: String,
-        /// Those that it has.
+        /// Pods of the cluster.
         known: Vec<String>,
     },
-    /// The person's rights do not allow it.
+    /// A right is missing.
     #[error("not allowed: {verb} {resource}{}: {message}", in_namespace(.namespace))]
     Forbidden {
-        /// Verb of the right that is missing.
+        /// Verb of the missing right.
         verb: String,
-        /// Resource that it is about.
+        /// Resource of the missing right.
         resource: String,
-        /// Where; `None`: a resource without namespaces.
+        /// Namespace; `None`: a cluster-scoped resource.
         namespace: Option<String>,
-        /// The API server's words.
+        /// Message of the API server.
         message: String,
     },
-    /// The API server refused or did not answer.
+    /// The API server rejected a request or did not respond.
     #[error("{action}: {why}")]
     ApiServer {
-        /// What was tried.
+        /// Action that failed.
         action: String,
-        /// Its words.
+        /// Cause.
         why: String,
     },
-    /// The nodes cannot be asked.
-    #[error("the nodes cannot be asked: {0}")]
+    /// The nodes cannot be reached.
+    #[error("cannot query the nodes: {0}")]
     Nodes(String),
-    /// What is asked for cannot be done now.
+    /// The request cannot be fulfilled now.
     #[error("{0}")]
     Refused(String),
-    /// It was not done in time; it may be yet.
+    /// The time limit passed. The action may still finish.
     #[error("{0}")]
     TimedOut(String),
-    /// A file or the terminal.
+    /// Reading or writing a file or the terminal failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was read or written.
+        /// Name of the file or stream.
         what: String,
-        /// Why it failed.
+        /// Cause.
         #[source]
         source: std::io::Error,
     },
 }
 
 impl Failure {
-    /// 1: it failed; 3: it was not done in time; 4: the rights do not allow it; 5: the cluster, or its definition, is not there. (2
-    /// is a wrong command line.)
+    /// Returns the exit code. 1: failure; 3: timeout; 4: a right is missing; 5: the cluster, pod or CRD does not exist. (2 is an invalid
+    /// command line.)
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::TimedOut(_) => 3,
@@ -91,7 +91,7 @@ impl Failure {
         }
     }
 
-    /// An answer of the API server to `verb` on `resource`.
+    /// Converts an error of the API server for `verb` on `resource`.
     pub(super) fn kube(verb: &str, resource: &str, namespace: Option<&str>, error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) if status.code == 403 => Self::Forbidden {
@@ -110,7 +110,7 @@ impl Failure {
         }
     }
 
-    /// What the operator's own code could not do with the person's rights.
+    /// Converts an error of the code that is shared with the operator.
     pub(super) fn reconcile(namespace: &str, error: ReconcileError) -> Self {
         match error {
             ReconcileError::Kube { action, source } => {
@@ -132,14 +132,14 @@ impl From<AdminError> for Failure {
     fn from(error: AdminError) -> Self {
         match error {
             AdminError::Refused { reason, message } => {
-                Self::Refused(format!("the cluster refuses: {reason}: {message}"))
+                Self::Refused(format!("the cluster rejected the request: {reason}: {message}"))
             }
             other => Self::Nodes(other.to_string()),
         }
     }
 }
 
-/// An error and what caused it, each said once.
+/// Returns an error with its causes, without duplicates.
 pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -172,23 +172,23 @@ fn hint(nearest: &Option<String>, known: &[String]) -> String {
     match (nearest, known) {
         (Some(nearest), _) => format!("; did you mean {nearest}?"),
         (None, []) => String::new(),
-        (None, some) => format!("; there are {}", some.iter().take(10).cloned().collect::<Vec<_>>().join(", ")),
+        (None, some) => format!("; found: {}", some.iter().take(10).cloned().collect::<Vec<_>>().join(", ")),
     }
 }
 
-/// The name that is most like what was asked for, if one is alike at all.
+/// Returns the name that is most similar to the requested one, if one is similar at all.
 pub(super) fn nearest(asked: &str, known: &[String]) -> Option<String> {
     if let Some(name) = known.iter().find(|name| name.starts_with(asked)) {
         return Some(name.clone());
     }
     let distances = known.iter().map(|name| (distance(asked, name), name));
     let (edits, name) = distances.min()?;
-    // Two letters out of place in a name of three are still a slip.
+    // Two wrong letters in a name of three still count as a typing error.
     let alike = edits * 3 <= asked.len().max(name.len()) * 2;
     alike.then(|| name.clone())
 }
 
-/// Letters to insert, delete or replace.
+/// Levenshtein distance.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_right_is_told_by_verb_and_resource() {
+    fn a_missing_right_is_reported_with_verb_and_resource() {
         let status = Status { code: 403, message: "no".into(), ..Status::default() };
         let failure = Failure::kube("get", "secrets", Some("shop"), kube::Error::Api(Box::new(status)));
         assert_eq!(failure.to_string(), "not allowed: get secrets in namespace shop: no");

@@ -1,5 +1,5 @@
-//! Byte streams to ports of pods, through the API server: a [`Connector`] like TCP's, so that TLS and gRPC go over it unchanged, and
-//! certificates are verified against the pod's own name.
+//! Connects to ports of pods with port-forwards of the API server: a [`Connector`] like that of TCP, so that TLS and gRPC work unchanged, and
+//! certificates are verified against the DNS name of the pod.
 
 use std::future::Future;
 use std::io;
@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use super::error::Failure;
 use crate::build::ordinal_of;
 
-/// Opens `POD.ANYTHING:PORT` for the pods of one cluster; every other address is refused.
+/// Returns a connector to addresses `POD.ANYTHING:PORT` of the pods of one cluster. It rejects every other address.
 pub(super) fn forwarding(client: Client, namespace: &str, cluster: &str) -> Connector {
     let (namespace, cluster): (Arc<str>, Arc<str>) = (namespace.into(), cluster.into());
     Arc::new(move |address| {
@@ -32,13 +32,14 @@ pub(super) fn forwarding(client: Client, namespace: &str, cluster: &str) -> Conn
             let forwarded = Forwarded::new(forwarder, port);
             forwarded
                 .map(|stream| Box::new(stream) as BoxedIo)
-                .ok_or_else(|| io::Error::other("no stream for the port"))
+                .ok_or_else(|| io::Error::other("the port-forward has no stream for the port"))
         })
     })
 }
 
 fn pod_and_port<'a>(cluster: &str, address: &'a str) -> io::Result<(&'a str, u16)> {
-    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, format!("{address}: is no pod of cluster {cluster}"));
+    let invalid =
+        || io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is not a pod of cluster {cluster}"));
     let (host, port) = address.rsplit_once(':').ok_or_else(invalid)?;
     let pod = host.split('.').next().unwrap_or_default();
     ordinal_of(cluster, pod).ok_or_else(invalid)?;
@@ -47,7 +48,7 @@ fn pod_and_port<'a>(cluster: &str, address: &'a str) -> io::Result<(&'a str, u16
 
 type PodError = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
 
-/// One stream. Ends with the words of the pod's machine when the port cannot be reached, which otherwise would be silence.
+/// One stream. If the port cannot be reached, it ends with the error of the kubelet; without that it would only end.
 struct Forwarded {
     stream: DuplexStream,
     error: Option<PodError>,
@@ -77,11 +78,11 @@ impl AsyncRead for Forwarded {
             return read;
         }
         if let Some(error) = &mut self.error
-            && let Poll::Ready(told) = error.as_mut().poll(cx)
+            && let Poll::Ready(failed) = error.as_mut().poll(cx)
         {
             self.error = None;
-            if let Some(told) = told {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionRefused, told.trim().to_owned())));
+            if let Some(message) = failed {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionRefused, message.trim().to_owned())));
             }
         }
         read

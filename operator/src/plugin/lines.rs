@@ -1,4 +1,4 @@
-//! Lines of logs: read with a bound, ordered by the time that Kubernetes has noted, from several pods at once.
+//! Reads log lines with Kubernetes timestamps, with bounded memory; and parses durations of flags.
 
 use std::io;
 use std::time::Duration;
@@ -6,18 +6,18 @@ use std::time::Duration;
 use futures::{AsyncBufRead, AsyncBufReadExt};
 use k8s_openapi::jiff::Timestamp;
 
-/// Longest line that is kept, in bytes; what is longer is cut.
+/// Maximum length of a line in bytes. Longer lines are cut.
 const LINE_BYTES_MAX: usize = 256 << 10;
 
-/// A line.
+/// A log line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Line {
-    /// When Kubernetes took it; the line before's, where it has none.
+    /// Timestamp; that of the line before if it has none.
     pub(super) at: Timestamp,
     pub(super) text: String,
 }
 
-/// Reads lines that begin with a time.
+/// Reads lines that begin with a timestamp.
 pub(super) struct Lines<R> {
     from: R,
     last: Timestamp,
@@ -28,7 +28,7 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
         Self { from, last: Timestamp::UNIX_EPOCH }
     }
 
-    /// The next line; `None`: the end. Dropping the future in the middle loses the part of the line that was read.
+    /// Returns the next line; `None`: the end. Not cancel-safe: dropping the future loses the part of the line that was read.
     pub(super) async fn next(&mut self) -> io::Result<Option<Line>> {
         let mut line = Vec::new();
         let mut ended = false;
@@ -60,7 +60,7 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
     }
 }
 
-/// `30s`, `5m`, `2h`, `1d`, or seconds.
+/// Parses `30s`, `5m`, `2h`, `1d`, or a number of seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let rule = || format!("{text:?}: must be a number with s, m, h or d, such as 90s");
     let (number, seconds) = match text.trim().split_at_checked(text.trim().len().saturating_sub(1)) {
@@ -93,10 +93,10 @@ mod tests {
     #[test]
     fn a_line_is_a_time_and_a_text_and_what_has_no_time_belongs_to_the_line_before() {
         let bytes = b"1970-01-01T00:00:05.123456789Z first line\n1970-01-01T00:00:06Z \n  at somewhere\r\nlast \xff";
-        let told: Vec<(i64, String)> = [(5, "first line"), (6, ""), (6, "  at somewhere"), (6, "last \u{fffd}")]
+        let expected: Vec<(i64, String)> = [(5, "first line"), (6, ""), (6, "  at somewhere"), (6, "last \u{fffd}")]
             .map(|(at, text)| (at, text.to_owned()))
             .to_vec();
-        assert_eq!(read(bytes), told);
+        assert_eq!(read(bytes), expected);
         assert_eq!(read(b""), []);
     }
 

@@ -1,4 +1,4 @@
-//! `logs`: what all pods of a cluster log, in the order in which Kubernetes took it, each line with its pod.
+//! `logs`: prints the logs of all pods of a cluster in the order of their timestamps, each line with its pod.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -20,30 +20,30 @@ use crate::build::{ordinal_of, pod_name};
 
 /// The container of a node.
 const CONTAINER: &str = "chronicle";
-/// Lines that wait to be printed while a cluster is followed; a line has 256 KiB at most.
+/// With `--follow`: capacity of the queue of lines to print. A line has at most 256 KiB.
 const WAITING_MAX: usize = 64;
-/// While it is followed: how often pods are looked for, and a log is tried again that has ended.
+/// With `--follow`: interval of checks for new pods, and of retries for a log that has ended.
 const AGAIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct LogsArgs {
     /// Name of the ChronicleCluster.
     pub(super) name: String,
-    /// Only this pod.
+    /// Only the log of this pod.
     pub(super) pod: Option<String>,
-    /// Go on with what is logged from now on, also of pods that are made anew.
+    /// Follow the logs, including those of recreated pods.
     #[arg(long, short = 'f')]
     pub(super) follow: bool,
-    /// Only what is younger, such as 10m.
+    /// Only lines newer than this, such as 10m.
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub(super) since: Option<Duration>,
-    /// Only so many lines of each pod, the newest.
+    /// Only this many of the newest lines of each pod.
     #[arg(long, value_name = "LINES")]
     pub(super) tail: Option<u32>,
-    /// The containers before, those that have ended.
+    /// Logs of the previous, terminated containers.
     #[arg(long, short = 'p', conflicts_with = "follow")]
     pub(super) previous: bool,
-    /// Each line with the time at which Kubernetes took it.
+    /// Print the timestamp of each line.
     #[arg(long)]
     pub(super) timestamps: bool,
 }
@@ -69,7 +69,7 @@ pub(super) async fn run(access: &Access, args: &LogsArgs, out: &mut (dyn Write +
     let chosen: Vec<String> = match &args.pod {
         None => pods,
         Some(pod) if pods.contains(pod) => vec![pod.clone()],
-        // It may be about to be made.
+        // The pod may be created later.
         Some(pod) if args.follow && ordinal_of(&args.name, pod).is_some() => vec![pod.clone()],
         Some(pod) => {
             return Err(Failure::NoPod { pod: pod.clone(), cluster: args.name.clone(), known: pods });
@@ -87,7 +87,7 @@ fn write(out: &mut (dyn Write + Send), args: &LogsArgs, width: usize, pod: &str,
     writeln!(out, "[{pod:<width$}] {at}{}", line.text).map_err(Failure::io("standard output"))
 }
 
-/// Several logs as one. Holds one line of each.
+/// Merges the logs. Keeps one line of each in memory.
 async fn merged(
     access: &Access,
     args: &LogsArgs,
@@ -110,7 +110,7 @@ async fn merged(
                 if logs.is_empty() && matches!(failure, Failure::Forbidden { .. }) {
                     return Err(failure);
                 }
-                // Others may have something to say all the same.
+                // Continue with the logs of the other pods.
                 eprintln!("kubectl chronicle: {failure}");
                 refused = Some(failure);
             }
@@ -137,7 +137,7 @@ async fn next<R: AsyncBufRead + Unpin>(lines: &mut Lines<R>, pod: &str) -> Resul
     lines.next().await.map_err(Failure::io(format!("log of {pod}")))
 }
 
-/// Several logs as they come, until the reader goes away or the process is interrupted.
+/// Prints the logs as lines arrive, until the reader closes the pipe or the process is interrupted.
 async fn follow(
     access: &Access,
     args: &LogsArgs,
@@ -146,7 +146,7 @@ async fn follow(
     out: &mut (dyn Write + Send),
 ) -> Result<(), Failure> {
     let (sender, mut lines) = mpsc::channel::<(String, Line)>(WAITING_MAX);
-    // Dropped, and with it what it runs, when this ends.
+    // Dropping the set cancels its tasks.
     let mut followers = JoinSet::new();
     let mut followed: BTreeSet<String> = BTreeSet::new();
     let mut pods = chosen;
@@ -158,7 +158,7 @@ async fn follow(
                 followers.spawn(follow_pod(client, namespace, pod, args.params(), sender.clone()));
             }
         }
-        // Neither branch loses anything when the other one is first.
+        // Both branches are cancel-safe.
         tokio::select! {
             Some((pod, line)) = lines.recv() => {
                 write(out, args, width, &pod, &line)?;
@@ -173,7 +173,7 @@ async fn follow(
                 }
             }
             _ = look.tick(), if args.pod.is_none() => {
-                // A look that fails is followed by another.
+                // A failed check is followed by another.
                 if let Ok(known) = access.pods(&args.name).await {
                     pods = known.keys().map(|ordinal| pod_name(&args.name, *ordinal)).collect();
                 }
@@ -182,7 +182,7 @@ async fn follow(
     }
 }
 
-/// One pod's log, over its restarts: after an end it goes on with what is younger than the last line.
+/// Follows the log of one pod across restarts: after its end, it continues with lines newer than the last one.
 async fn follow_pod(
     client: Client,
     namespace: String,
@@ -196,13 +196,13 @@ async fn follow_pod(
         match pods.log_stream(&pod, &params).await {
             Ok(stream) => {
                 let mut lines = Lines::new(stream);
-                // What is asked for again is exact to the second only: what was told already comes first.
-                let mut told = last;
+                // The API has a resolution of one second, so lines that were printed already come first.
+                let mut printed = last;
                 while let Ok(Some(line)) = lines.next().await {
-                    if told.is_some_and(|told| line.at <= told) {
+                    if printed.is_some_and(|printed| line.at <= printed) {
                         continue;
                     }
-                    told = None;
+                    printed = None;
                     last = Some(line.at);
                     if to.send((pod.clone(), line)).await.is_err() {
                         return Ok(());
@@ -213,7 +213,7 @@ async fn follow_pod(
                 let error = kube::Error::Api(status);
                 return Err(Failure::kube("get", &format!("pods/log of {pod}"), Some(&namespace), error));
             }
-            // It is not there, or its container does not run yet.
+            // The pod does not exist, or its container is not running yet.
             Err(_) => {}
         }
         if last.is_some() {

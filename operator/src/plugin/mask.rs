@@ -1,26 +1,26 @@
-//! Takes secrets out of what a bundle holds.
+//! Masks secrets in the content of a bundle.
 //!
-//! Secrets of Kubernetes are never asked for with their data. This is for the rest: somebody may have written a password where none
-//! belongs, such as into `spec.config`, a ConfigMap or a pod's environment.
+//! The data of Kubernetes Secrets is never requested. This masks passwords and keys in other places, such as `spec.config`, a ConfigMap or
+//! the environment of a pod.
 
 use serde_json::Value;
 
 /// Words in the name of a field whose value is a secret.
 const WORDS: [&str; 8] =
     ["password", "passphrase", "secret", "token", "credential", "authorization", "api-key", "private-key"];
-/// Fields of Kubernetes whose names only sound like it.
+/// Fields of Kubernetes whose names contain such a word and whose values are not secret.
 const HARMLESS: [&str; 5] =
     ["secretname", "secretnamespace", "secretkeyref", "imagepullsecrets", "serviceaccounttoken"];
-/// What stands for a secret.
+/// Replacement for a secret.
 const MASK: &str = "(masked)";
 /// Annotations that repeat whole objects.
 const COPIES: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
 
-/// An object without secrets, and without what only the API server needs.
+/// Returns an object with secrets masked, and without managed fields.
 pub(super) fn masked(object: Value) -> Value {
     match object {
         Value::Object(fields) => {
-            // An environment variable says what it is in a field of its own.
+            // The name of an environment variable is in another field than its value.
             let named = fields.get("name").and_then(Value::as_str).is_some_and(is_secret);
             let kept =
                 fields.into_iter().filter(|(name, _)| name != "managedFields" && !COPIES.contains(&name.as_str()));
@@ -41,7 +41,7 @@ pub(super) fn masked(object: Value) -> Value {
     }
 }
 
-/// A text, such as a configuration file, without secrets: values of fields that are one, private keys, passwords in addresses.
+/// Masks a text, such as a configuration file: values of secret fields, private keys, passwords in URLs.
 fn text_masked(text: &str) -> String {
     let mut lines = Vec::new();
     let mut in_key = false;
@@ -79,7 +79,7 @@ fn harmless(lower: &str) -> bool {
     HARMLESS.iter().any(|name| lower.contains(name))
 }
 
-/// Whether a field of this name holds a secret; the name of a file that holds one is none.
+/// Returns whether a field of this name has a secret value. The name of a file with a secret is not secret.
 fn is_secret(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     let plain = lower.replace('_', "-");
@@ -89,7 +89,7 @@ fn is_secret(name: &str) -> bool {
         && WORDS.iter().any(|word| plain.contains(word) || lower.contains(&word.replace('-', "")))
 }
 
-/// `scheme://user:password@host` without user and password.
+/// Masks user and password in `scheme://user:password@host`.
 fn without_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
     let authority = rest.split(['/', '?', '#', ' ', '"', '\'']).next().unwrap_or_default();

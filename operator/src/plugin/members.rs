@@ -1,4 +1,4 @@
-//! `members`: the nodes of a cluster, by their own word where they can be asked, and by what the operator reported last where not.
+//! `members`: lists the nodes of a cluster, as reported by the nodes if they can be reached, and from the last status otherwise.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -19,20 +19,20 @@ use crate::plan::ClusterView;
 pub(super) struct MembersArgs {
     /// Name of the ChronicleCluster.
     name: String,
-    /// Form of the answer.
+    /// Output format.
     #[arg(long, short = 'o', value_enum, default_value_t)]
     output: Format,
 }
 
-/// The answer.
+/// Output of the command.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Members {
     pub(super) namespace: String,
     pub(super) cluster: String,
-    /// A majority of the nodes said so just now; otherwise it is what the operator reported last.
+    /// Whether a majority of the voters reported this now; otherwise it is from the last status.
     pub(super) live: bool,
-    /// Why the nodes were not asked, or did not answer.
+    /// Why the nodes were not queried, or did not respond.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unreached: Option<String>,
     pub(super) members: Vec<Member>,
@@ -42,24 +42,24 @@ pub(super) struct Members {
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Member {
-    /// Its pod, and its own name.
+    /// Name of the node and of its pod.
     pub(super) name: String,
-    /// UUID; empty: a pod that is no member.
+    /// UUID; empty: a pod that is not a member.
     pub(super) node_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) role: Option<MemberRole>,
-    /// It leads the controller group.
+    /// Whether it leads the controller group.
     pub(super) leader: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) state: Option<MemberState>,
-    /// The leader hears from it.
+    /// Whether the leader receives heartbeats from it.
     pub(super) alive: bool,
     /// `Ready`, `NotReady`, `Terminating`, `Missing`.
     pub(super) pod: String,
-    /// When the pod was last seen ready, seconds since the Unix epoch; absent: it is now, or that is not known.
+    /// When the pod was last ready, in seconds since the Unix epoch; absent: it is ready now, or that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) last_ready_s: Option<i64>,
-    /// Machine of the pod.
+    /// Machine (Kubernetes node) of the pod.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) machine: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -68,23 +68,23 @@ pub(super) struct Member {
     pub(super) zone: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) volume: Option<Volume>,
-    /// What it makes of its configuration file, where it says that.
+    /// State of its configuration file, if its version reports it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) configuration: Option<Configuration>,
 }
 
-/// What a node makes of its configuration file.
+/// State of the configuration file of a node.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Configuration {
-    /// It has taken the file that the spec comes to.
+    /// Whether it has loaded the current file.
     pub(super) current: bool,
-    /// BLAKE3 digest of the newest file that it took.
+    /// BLAKE3 digest of the last file that it loaded.
     pub(super) file_digest: String,
-    /// Fields that it takes up when it is restarted.
+    /// Fields that need a restart.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) restart_fields: Vec<String>,
-    /// Why it does not take the file as it is now; empty: it does.
+    /// Why it rejects the current file; empty if it does not.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) error: String,
 }
@@ -196,7 +196,7 @@ fn with_objects(
     }
 }
 
-/// The table, and where it comes from.
+/// Formats the table and the source of its data.
 pub(super) fn text(members: &Members, wide: bool, now: Timestamp) -> String {
     let mut head = vec!["POD", "NODE-ID", "ROLE", "STATE", "ALIVE", "SEEN", "POD-STATE", "ZONE", "VOLUME"];
     if wide {
@@ -233,22 +233,27 @@ pub(super) fn text(members: &Members, wide: bool, now: Timestamp) -> String {
     };
     let rows: Vec<Vec<String>> = members.members.iter().map(row).collect();
     let from = match &members.unreached {
-        None => "Asked the nodes just now; SEEN of one that is not alive is when its pod was last ready.\n".to_owned(),
-        Some(why) => format!("As the operator reported last, because: {why}\n"),
+        None => {
+            "Asked the nodes just now. SEEN of a node that is not alive is when its pod was last ready.\n".to_owned()
+        }
+        Some(why) => format!("From the last status that the operator reported, because: {why}\n"),
     };
     let remarks: String = members.members.iter().filter_map(remark).map(|remark| format!("{remark}\n")).collect();
     format!("{}{remarks}{from}", table(&head, &rows))
 }
 
-/// What a node makes of its configuration file, when that is not what everybody hopes.
+/// Returns a remark if a node has not loaded the current configuration file completely.
 fn remark(member: &Member) -> Option<String> {
     let (name, known) = (&member.name, member.configuration.as_ref()?);
     if !known.error.is_empty() {
-        return Some(format!("{name} refuses its configuration file and goes on with what it had: {}", known.error));
+        return Some(format!(
+            "{name} rejects its configuration file and keeps its previous configuration: {}",
+            known.error
+        ));
     }
     if !known.current {
-        return Some(format!("{name} has not taken the configuration file that the spec comes to yet."));
+        return Some(format!("{name} has not loaded the current configuration file yet."));
     }
     let fields = known.restart_fields.join(", ");
-    (!fields.is_empty()).then(|| format!("{name} takes up {fields} when it is restarted."))
+    (!fields.is_empty()).then(|| format!("{name} needs a restart to apply {fields}."))
 }

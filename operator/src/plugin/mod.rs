@@ -1,19 +1,19 @@
-//! `kubectl chronicle`: what the operator does and sees, for people.
+//! `kubectl chronicle`: inspects clusters, and drains nodes.
 //!
-//! Promise: nothing but `drain` changes anything, and `drain` only has a node hand over what it leads. `plan` runs the operator's own
-//! reconciler behind a client that cannot write (`rehearse.rs`), so that what it says is what the operator would do.
+//! Promise: only `drain` changes anything, and it only transfers leadership. `plan` runs the reconciler of the operator with a client that
+//! cannot write (`dry_run.rs`), so that its output is what the operator would do.
 //!
 //! Invariants:
-//! - Nothing is read that the person's own rights do not allow; what is not allowed is said with its verb and resource.
-//! - Secrets are read for one thing only, to talk to the nodes as the operator does; nothing of them is printed or kept.
-//! - Whether something was asked of the nodes, or is what the operator wrote down last, is said beside it.
+//! - The plugin uses the rights of its user only. A missing right is reported with its verb and resource.
+//! - It reads Secrets only to connect to the nodes as the operator does. It never prints or stores their content.
+//! - The output distinguishes what the nodes reported now from what the operator reported last.
 //!
 //! ```text
 //! cli.rs       flags, exit codes
-//!   status.rs members.rs plan.rs drain.rs logs.rs bundle.rs    one command each; output.rs, logs/, mask.rs beside them
-//!     access.rs    API server, cluster, certificates
-//!       nodes.rs     the nodes, as the operator asks them
-//!         forward.rs   byte streams through the API server
+//!   status.rs members.rs plan.rs drain.rs logs.rs bundle.rs    one command each; output.rs, log_lines.rs, mask.rs, archive.rs help them
+//!     session.rs   API server, cluster, certificates
+//!       nodes.rs     calls to the nodes
+//!         forward.rs   port-forwards through the API server
 //! ```
 
 mod access;

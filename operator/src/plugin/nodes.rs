@@ -1,4 +1,4 @@
-//! The nodes, asked as the operator asks them, over a connector of the plugin's.
+//! Calls to nodes for the plugin: a subset of [`Admin`] and diagnostics, over a given connector.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,26 +10,26 @@ use tokio::time::timeout;
 use crate::admin::{Admin, AdminError, AdminResult, Nodes, Patience, Target, refused};
 use crate::plan::{CatchUp, ClusterView};
 
-/// Longest wait for all that a node knows of itself.
+/// Time limit for the diagnostics of a node.
 const DIAGNOSTICS_TIMEOUT: Duration = Duration::from_secs(60);
-/// Files by name.
+/// Contents of files by name.
 pub(super) type Files = BTreeMap<String, Vec<u8>>;
 
-/// What the plugin asks of nodes.
+/// Calls to the nodes of a cluster.
 pub(super) trait Ask: Send + Sync + 'static {
-    /// What a majority of the cluster says about itself.
+    /// Returns the state of the cluster, confirmed by a majority of the voters.
     fn observe<'a>(&'a self, target: &'a Target) -> AdminResult<'a, ClusterView>;
-    /// Whether these nodes have all records that any node has.
+    /// Compares the replicas on these nodes with those on all nodes.
     fn catch_up<'a>(&'a self, target: &'a Target, nodes: &'a [String]) -> AdminResult<'a, CatchUp>;
-    /// Has a node (UUID) hand over what it leads.
+    /// Starts to transfer the leadership of a node (UUID) to other nodes.
     fn drain<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()>;
-    /// Lets a node (UUID) lead again.
+    /// Allows a node (UUID) to lead again.
     fn undrain<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()>;
-    /// What a node at an address knows of itself: at most so many bytes of its log, and of everything.
+    /// Returns the diagnostics of the node at an address. `bytes_max` limits its log; all files have at most four times as many bytes.
     fn diagnostics<'a>(&'a self, target: &'a Target, address: &'a str, bytes_max: usize) -> AdminResult<'a, Files>;
 }
 
-/// Nodes behind a connector.
+/// Calls nodes over gRPC.
 pub(super) struct Reach(Nodes);
 
 impl Reach {
@@ -47,7 +47,7 @@ impl Reach {
         while let Some(part) = parts.try_next().await.map_err(|status| refused(ClientError::from(status)))? {
             bytes += part.data.len();
             if bytes > bytes_max.saturating_mul(4) {
-                return Err(AdminError::Failed(format!("the node sends more than {bytes} bytes")));
+                return Err(AdminError::Failed(format!("the diagnostics of the node exceed {bytes} bytes")));
             }
             files.entry(part.file).or_default().extend_from_slice(&part.data);
         }
@@ -76,7 +76,7 @@ impl Ask for Reach {
         Box::pin(async move {
             match timeout(DIAGNOSTICS_TIMEOUT, self.files(target, address, bytes_max)).await {
                 Ok(files) => files,
-                Err(_) => Err(AdminError::Failed(format!("no answer within {} s", DIAGNOSTICS_TIMEOUT.as_secs()))),
+                Err(_) => Err(AdminError::Failed(format!("no response within {} s", DIAGNOSTICS_TIMEOUT.as_secs()))),
             }
         })
     }

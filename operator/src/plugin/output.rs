@@ -1,4 +1,4 @@
-//! How answers look: tables as kubectl's, JSON and YAML for programs.
+//! Formats output: tables like those of kubectl, JSON and YAML.
 
 use std::io::Write;
 
@@ -8,21 +8,21 @@ use serde::Serialize;
 
 use super::error::Failure;
 
-/// Form of an answer.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(super) enum Format {
-    /// For people.
+    /// A table.
     #[default]
     Table,
-    /// For people with wide screens.
+    /// A table with more columns.
     Wide,
-    /// One object.
+    /// JSON.
     Json,
-    /// The same.
+    /// YAML.
     Yaml,
 }
 
-/// Writes an answer; `text` makes it for people.
+/// Writes the output of a command; `text` formats it as a table.
 pub(super) fn print(
     out: &mut dyn Write,
     format: Format,
@@ -38,7 +38,7 @@ pub(super) fn print(
     out.write_all(made.as_bytes()).and_then(|()| out.flush()).map_err(Failure::io("standard output"))
 }
 
-/// Columns as wide as their widest cell, three spaces apart. Cells come from elsewhere: what would move the cursor is left out.
+/// Formats a table. Columns are as wide as their widest cell. Control characters in cells are replaced, since cells are untrusted.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let clean = |cell: &str| -> String {
         let shown: String = cell.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -62,19 +62,19 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Names and values below one another; empty values are left out.
+/// Formats names and values, one pair per line, without empty values.
 pub(super) fn pairs(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 1;
     let shown = pairs.iter().filter(|(_, value)| !value.is_empty());
     shown.map(|(name, value)| format!("{:<width$}  {value}\n", format!("{name}:"))).collect()
 }
 
-/// A time as its distance from now, to one unit or two: `45s`, `12m`, `3h20m`, `5d`.
+/// Formats the age of a time: `45s`, `12m`, `3h20m`, `5d`.
 pub(super) fn age(then: Timestamp, now: Timestamp) -> String {
     span(now.as_second() - then.as_second())
 }
 
-/// So many seconds, in the same form.
+/// Formats seconds in the same form.
 pub(super) fn span(seconds: i64) -> String {
     let (sign, seconds) = if seconds < 0 { ("-", -seconds) } else { ("", seconds) };
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
@@ -87,7 +87,7 @@ pub(super) fn span(seconds: i64) -> String {
     }
 }
 
-/// Bytes in the largest binary unit that leaves a whole number or two digits behind the point.
+/// Formats bytes in the largest binary unit, as a whole number or with two decimals.
 pub(super) fn bytes(bytes: u64) -> String {
     let units = ["", "Ki", "Mi", "Gi", "Ti", "Pi"];
     let mut at = 0;

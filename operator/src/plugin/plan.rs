@@ -1,4 +1,4 @@
-//! `plan`: what the next reconcile would do, and why nothing happens.
+//! `plan`: shows what the next reconcile would do, and what it waits for.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -21,53 +21,53 @@ use crate::process::Metrics;
 pub(super) struct PlanArgs {
     /// Name of the ChronicleCluster.
     name: String,
-    /// Form of the answer.
+    /// Output format.
     #[arg(long, short = 'o', value_enum, default_value_t)]
     output: Format,
-    /// Namespace that the operator runs in. It stands in the NetworkPolicy that the operator makes.
+    /// Namespace that the operator runs in. It is part of the NetworkPolicy that the operator creates.
     #[arg(long, default_value = "chronicle-system", value_name = "NAMESPACE")]
     operator_namespace: String,
-    /// Domain of the Kubernetes cluster, as the operator was told.
+    /// DNS domain of the Kubernetes cluster, as configured for the operator.
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     cluster_domain: String,
 }
 
-/// Where an answer comes from.
+/// Source of the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Source {
-    /// The nodes were asked just now.
+    /// The nodes were queried now.
     Nodes,
-    /// No node runs, or none can be asked: the operator does not ask either.
+    /// No node is running or can be reached, neither from here nor by the operator.
     Nobody,
-    /// What the operator reported last.
+    /// The last status of the operator.
     Status,
 }
 
-/// The answer.
+/// Output of the command.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Plan {
     pub(super) namespace: String,
     pub(super) cluster: String,
     pub(super) source: Source,
-    /// Why the nodes were not asked, or did not answer.
+    /// Why the nodes were not queried, or did not respond.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unreached: Option<String>,
-    /// Reads that were not allowed: what rests on them is not known.
+    /// Reads that were not allowed; what depends on them is missing in the plan.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) denied: Vec<String>,
-    /// What would be done, by reconcile.
+    /// Changes, by reconcile.
     pub(super) reconciles: Vec<Vec<Change>>,
-    /// Why the reconcile would fail.
+    /// Why the last reconcile would fail.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) fails: Option<String>,
-    /// What is under way after that.
+    /// Operation in progress after that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) operation: Option<OperationStatus>,
-    /// What would be reported after that.
+    /// Conditions after that.
     pub(super) conditions: Vec<Condition>,
-    /// The operator has not reported about the newest spec.
+    /// Whether the operator has not processed the latest spec.
     pub(super) unseen: bool,
 }
 
@@ -84,7 +84,7 @@ pub(super) async fn run(access: &Access, args: &PlanArgs, out: &mut dyn Write) -
     print(out, args.output, &plan, |_| text(&plan))
 }
 
-/// Makes the plan; `context` makes the operator's surroundings.
+/// Makes the plan. `context` creates the context of the reconciler.
 pub(super) async fn make(
     access: &Access,
     name: &str,
@@ -95,18 +95,18 @@ pub(super) async fn make(
     Ok(judge(&access.namespace, cluster, rehearsal))
 }
 
-/// A reconcile that could not see what the operator sees is not shown; then the status is all that is known.
+/// Falls back to the last status if the dry run could not read what the operator reads.
 fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Plan {
     let status = cluster.status.clone().unwrap_or_default();
     let seen =
         |condition: ConditionType| condition_of(&status.conditions, condition).map(|known| known.status.as_str());
     let not_allowed = match &rehearsal.failed {
         Some(ReconcileError::Kube { action, source: kube::Error::Api(answer) }) if answer.is_forbidden() => {
-            Some(format!("you may not {action} in namespace {namespace}"))
+            Some(format!("you are not allowed to {action} in namespace {namespace}"))
         }
         _ => None,
     };
-    // Who reaches the nodes is the operator; that it cannot either is its own word.
+    // The dry run is valid without the nodes only if the operator cannot reach them either.
     let operator_reaches = seen(ConditionType::Quorate).is_some_and(|status| status != "Unknown");
     let blind = not_allowed.clone().or_else(|| rehearsal.unreached.clone().filter(|_| operator_reaches));
     let unseen = status.observed_generation != cluster.metadata.generation;
@@ -129,7 +129,7 @@ fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Pl
     let mut reconciles = rehearsal.passes;
     reconciles.iter_mut().for_each(|changes| tell_live(changes, &config_map_name(&common.cluster)));
     Plan {
-        // With nothing to write it has, since.
+        // If there is nothing to write, the operator has processed it concurrently.
         unseen: common.unseen && !reconciles.is_empty(),
         source: if rehearsal.reached { Source::Nodes } else { Source::Nobody },
         reconciles,
@@ -140,7 +140,7 @@ fn judge(namespace: &str, cluster: ChronicleCluster, rehearsal: Rehearsal) -> Pl
     }
 }
 
-/// A configuration file that changes without the pods' template holds nothing new that waits for a restart.
+/// A change of the configuration file without one of the pod template consists of live fields only.
 fn tell_live(changes: &mut [Change], file: &str) {
     if changes.iter().any(|change| change.resource == "statefulsets") {
         return;
@@ -149,26 +149,26 @@ fn tell_live(changes: &mut [Change], file: &str) {
     changes.iter_mut().filter(live).for_each(|change| change.detail.push_str(", takes effect without a restart"));
 }
 
-/// The plan for people.
+/// Formats the plan for people.
 pub(super) fn text(plan: &Plan) -> String {
     let mut text = format!("ChronicleCluster {}/{}\n", plan.namespace, plan.cluster);
     let why = plan.unreached.as_deref().unwrap_or_default();
     text.push_str(&match plan.source {
         Source::Nodes => "Asked the nodes just now.\n".to_owned(),
-        Source::Nobody if why.is_empty() => "No node runs that could be asked, or there is no certificate to ask with.\n".to_owned(),
-        Source::Nobody => format!("The nodes do not answer: {why}\n"),
+        Source::Nobody if why.is_empty() => "No node is running, or there is no certificate to connect with.\n".to_owned(),
+        Source::Nobody => format!("The nodes do not respond: {why}\n"),
         Source::Status => format!(
-            "The nodes were not asked: {why}\nWhat follows is what the operator reported last; what it would do next is not known here.\n"
+            "The nodes were not queried: {why}\nBelow is the last status that the operator reported. Its next step cannot be determined from here.\n"
         ),
     });
     if !plan.denied.is_empty() {
         text.push_str(&format!(
-            "You may not {}: the operator may see more than this plan does.\n",
+            "You are not allowed to {}: the operator may see more than this plan does.\n",
             plan.denied.join(", ")
         ));
     }
     if plan.unseen {
-        text.push_str("The operator has not reported about the newest spec yet: is it running?\n");
+        text.push_str("The operator has not processed the latest spec yet: is it running?\n");
     }
     text.push('\n');
     match (plan.source, plan.reconciles.as_slice()) {
@@ -176,21 +176,24 @@ pub(super) fn text(plan: &Plan) -> String {
         (_, []) => text.push_str("The next reconcile would change nothing.\n"),
         (_, passes) => {
             for (at, changes) in passes.iter().enumerate() {
-                text.push_str(if at == 0 { "The next reconcile would:\n" } else { "and the one after it:\n" });
+                text.push_str(if at == 0 { "The next reconcile would:\n" } else { "The one after it would:\n" });
                 changes.iter().for_each(|change| text.push_str(&format!("  {}\n", line(change))));
             }
         }
     }
     if let Some(why) = &plan.fails {
-        text.push_str(&format!("and would fail: {why}\n"));
+        text.push_str(&format!("The reconcile would fail: {why}\n"));
     }
     if let Some(operation) = &plan.operation {
         let target = if operation.target.is_empty() { "all nodes" } else { &operation.target };
-        text.push_str(&format!("\nUnder way: {:?} of {target}, at step {:?}.\n", operation.kind, operation.step));
+        text.push_str(&format!(
+            "\nRunning operation: {:?} of {target}, at step {:?}.\n",
+            operation.kind, operation.step
+        ));
     }
     let gates: Vec<String> = plan.conditions.iter().filter_map(gate).collect();
     if !gates.is_empty() {
-        text.push_str("\nIn the way, or waited for:\n");
+        text.push_str("\nBlocked or waiting:\n");
         gates.iter().for_each(|gate| text.push_str(&format!("  {gate}\n")));
         text.push_str("What each reason means: docs/operations/operator-conditions.md\n");
     }
@@ -201,13 +204,13 @@ fn line(change: &Change) -> String {
     let Change { verb, resource, name, detail } = change;
     let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
     match resource.as_str() {
-        "chronicleclusters" => format!("write into the ChronicleCluster{detail}"),
-        "node" => format!("have the cluster {verb} node {name}{detail}"),
+        "chronicleclusters" => format!("update the ChronicleCluster{detail}"),
+        "node" => format!("tell the cluster to {verb} node {name}{detail}"),
         resource => format!("{verb} {resource}/{name}{detail}"),
     }
 }
 
-/// A condition that is not as it should be, or that says what is waited for.
+/// Formats a condition that is not healthy, or that has a message about a wait.
 fn gate(condition: &Condition) -> Option<String> {
     let good = match condition.type_.as_str() {
         "Progressing" => matches!(condition.reason.as_str(), "Settled" | "Stopped") || condition.message.is_empty(),

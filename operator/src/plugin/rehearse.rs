@@ -1,10 +1,9 @@
-//! One reconcile without effects: the operator's own reconciler, behind a client that sends reads on and answers writes itself, and
-//! nodes that are asked but never told.
+//! Dry run of the reconciler of the operator: a client that forwards reads and records writes, and nodes that receive no commands.
 //!
 //! Invariants:
-//! - Nothing but GET ever leaves for the API server, whatever the reconciler does ([`stage`]).
-//! - What would change only the ChronicleCluster itself (its status, its finalizer) is taken as done and the reconciler runs again; at
-//!   the first change of anything else the rehearsal ends, since what follows rests on how the world answers.
+//! - Only GET requests reach the API server, whatever the reconciler does ([`read_only_client`]).
+//! - A change of the ChronicleCluster itself (status, finalizer) is simulated, and the reconciler runs again. The dry run ends at the first
+//!   change of another object, since the next step depends on its effect.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,49 +26,49 @@ use crate::controller::compare::difference;
 use crate::controller::{Context, ReconcileError};
 use crate::plan::{CatchUp, ClusterView};
 
-/// A reconcile that writes nothing but the resource's status is followed by another, so many times at most.
+/// Maximum number of reconciles in a dry run.
 const PASSES_MAX: usize = 8;
 
-/// Something that would be done.
+/// A change that a reconcile would make.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Change {
-    /// What is done: `create`, `change`, `delete`, or a command to the cluster.
+    /// `create`, `change`, `delete`, or a command to the cluster.
     pub(super) verb: String,
-    /// Kind in the plural; `node` for a command to the cluster.
+    /// Plural name of the kind; `node` for a command to the cluster.
     pub(super) resource: String,
     /// Name of the object or node.
     pub(super) name: String,
-    /// What changes, for people.
+    /// Human-readable description of the change.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) detail: String,
 }
 
-/// What came of a rehearsal.
+/// Result of a dry run.
 #[derive(Debug)]
 pub(super) struct Rehearsal {
-    /// What would be done, in order, by reconcile.
+    /// Changes in order, by reconcile.
     pub(super) passes: Vec<Vec<Change>>,
-    /// The resource as the last of them would leave it.
+    /// The resource after the last reconcile.
     pub(super) cluster: ChronicleCluster,
-    /// Why the last of them would fail.
+    /// Why the last reconcile would fail.
     pub(super) failed: Option<ReconcileError>,
-    /// Why the nodes did not answer.
+    /// Why the nodes did not respond.
     pub(super) unreached: Option<String>,
-    /// Whether they were asked at all, and did.
+    /// Whether the nodes were queried and responded.
     pub(super) reached: bool,
-    /// Reads that the person's rights do not allow, `VERB RESOURCE`.
+    /// Reads that were not allowed, `VERB RESOURCE`.
     pub(super) denied: BTreeSet<String>,
 }
 
-/// What is noted while it runs.
+/// Recording of a dry run.
 #[derive(Default)]
 struct Tape {
     changes: Mutex<Vec<Change>>,
-    /// The resource, once it was changed.
+    /// The resource after simulated changes.
     cluster: Mutex<Option<Value>>,
     denied: Mutex<BTreeSet<String>>,
     unreached: Mutex<Option<String>>,
-    /// Names of nodes by UUID, from their last answer.
+    /// Names of nodes by UUID, from the last view of the cluster.
     nodes: Mutex<BTreeMap<String, String>>,
 }
 
@@ -80,7 +79,7 @@ impl Tape {
     }
 }
 
-/// Rehearses. `context` makes the operator's surroundings from a client and nodes.
+/// Runs the reconciler dry. `context` creates its context from a client and the access to nodes.
 pub(super) async fn rehearse(
     client: Client,
     ask: Arc<dyn Ask>,
@@ -108,7 +107,7 @@ pub(super) async fn rehearse(
             break;
         }
     }
-    // Read again where nothing was to be written: the operator may have been faster, and has reported meanwhile.
+    // Read the resource again if there was nothing to write: the operator may have reported concurrently.
     let left = resources.get(&resource.name_any()).await.ok();
     let unreached = tape.unreached.lock().take();
     let reached = unreached.is_none() && !tape.nodes.lock().is_empty();
@@ -116,7 +115,7 @@ pub(super) async fn rehearse(
     Rehearsal { passes, cluster: left.unwrap_or_else(|| (*resource).clone()), failed, unreached, reached, denied }
 }
 
-/// A client that reads through another one and writes nothing.
+/// Returns a client that forwards reads to another one, and records writes.
 fn stage(client: Client, tape: Arc<Tape>, namespace: &str, cluster: &str) -> Client {
     let cluster: Arc<str> = cluster.into();
     let service = service_fn(move |request: Request<Body>| {
@@ -147,7 +146,7 @@ fn stage(client: Client, tape: Arc<Tape>, namespace: &str, cluster: &str) -> Cli
     Client::new(service, namespace)
 }
 
-/// Notes a write, and answers as the API server would.
+/// Records a write, and responds as the API server would.
 async fn write(
     client: &Client,
     tape: &Tape,
@@ -191,7 +190,7 @@ async fn write(
     match live {
         None => tape.note("create", &place.plural, name, ""),
         Some(_) if content.contains("apply") || parts.method == Method::PUT => {
-            // The hash of what was applied says that something differs, not what.
+            // The hash of the applied object says that something differs, and not what.
             let mut wanted = body.clone();
             wanted["metadata"]["annotations"].as_object_mut().and_then(|annotations| annotations.remove(APPLIED));
             let at = live.as_ref().and_then(|live| difference(&wanted, live)).unwrap_or_default();
@@ -216,11 +215,11 @@ fn reply(body: &Value) -> Response<Body> {
     Response::new(Body::from(serde_json::to_vec(body).unwrap_or_default()))
 }
 
-/// What a path of the API server is about.
+/// The object of a request path.
 struct Place {
     plural: String,
     name: Option<String>,
-    /// The path without what lies below the object, such as its status.
+    /// The path of the object, without a subresource.
     object: String,
 }
 
@@ -267,7 +266,7 @@ fn metadata(patch: &Value) -> String {
     changed.map(|name| format!("metadata.{name}")).collect::<Vec<_>>().join(", ")
 }
 
-/// What a status says that it did not say before: the operation in words, then each condition.
+/// Describes the change of a status: the operation, then each condition.
 fn reported(before: &Value, after: &Value) -> String {
     let (before, after): (ClusterStatus, ClusterStatus) = (
         serde_json::from_value(before.clone()).unwrap_or_default(),
@@ -276,13 +275,13 @@ fn reported(before: &Value, after: &Value) -> String {
     let mut said = Vec::new();
     let of = |target: &str| if target.is_empty() { "all nodes".to_owned() } else { target.to_owned() };
     match (&before.operation, &after.operation) {
-        (None, Some(new)) => said.push(format!("begin {:?} of {} at step {:?}", new.kind, of(&new.target), new.step)),
-        (Some(old), None) => said.push(format!("end {:?} of {}", old.kind, of(&old.target))),
+        (None, Some(new)) => said.push(format!("start {:?} of {} at step {:?}", new.kind, of(&new.target), new.step)),
+        (Some(old), None) => said.push(format!("finish {:?} of {}", old.kind, of(&old.target))),
         (Some(old), Some(new)) if old.kind != new.kind || old.target != new.target => {
-            said.push(format!("turn {:?} of {} into {:?} of {}", old.kind, of(&old.target), new.kind, of(&new.target)));
+            said.push(format!("change {:?} of {} to {:?} of {}", old.kind, of(&old.target), new.kind, of(&new.target)));
         }
         (Some(old), Some(new)) if old.step != new.step => {
-            said.push(format!("{:?} of {}: go on to step {:?}", new.kind, of(&new.target), new.step));
+            said.push(format!("{:?} of {}: advance to step {:?}", new.kind, of(&new.target), new.step));
         }
         _ => {}
     }
@@ -302,7 +301,7 @@ fn reported(before: &Value, after: &Value) -> String {
     if said.is_empty() { "status".into() } else { said.join("; ") }
 }
 
-/// The fields of a patch and their new values, on one line, cut to what a line holds. Conditions are only counted.
+/// Formats the fields of a patch and their new values on one line, cut to 160 characters. Lists are only counted.
 fn flat(patch: &Value) -> String {
     let mut fields = Vec::new();
     leaves("", patch, &mut fields);
@@ -324,7 +323,7 @@ fn leaves(path: &str, value: &Value, into: &mut Vec<String>) {
     }
 }
 
-/// Nodes that are asked and never told.
+/// Access to nodes that forwards reads and records commands.
 struct Stage {
     ask: Arc<dyn Ask>,
     tape: Arc<Tape>,
@@ -338,7 +337,7 @@ impl Stage {
     }
 }
 
-/// A reconcile of a cluster has nothing to do with topics and users.
+/// A reconcile of a cluster never calls these.
 fn elsewhere<'a, T: Send + 'a>() -> AdminResult<'a, T> {
     let refused = AdminError::Refused { reason: "UNSUPPORTED".into(), message: "not part of a plan".into() };
     Box::pin(std::future::ready(Err(refused)))
@@ -354,7 +353,7 @@ impl Admin for Stage {
                     self.tape.nodes.lock().extend(names);
                     *self.tape.unreached.lock() = None;
                 }
-                // A verdict of the nodes themselves.
+                // The nodes responded.
                 Err(AdminError::TwoClusters(_)) => {}
                 Err(error) => *self.tape.unreached.lock() = Some(error.to_string()),
             }
@@ -438,11 +437,14 @@ mod tests {
             let place = Place::of(path);
             (place.plural, place.name.unwrap_or_default(), place.object)
         };
-        let told = |plural: &str, name: &str, object: &str| (plural.to_owned(), name.to_owned(), object.to_owned());
-        assert_eq!(of("/api/v1/namespaces/ns/pods/log-0"), told("pods", "log-0", "/api/v1/namespaces/ns/pods/log-0"));
+        let expected = |plural: &str, name: &str, object: &str| (plural.to_owned(), name.to_owned(), object.to_owned());
+        assert_eq!(
+            of("/api/v1/namespaces/ns/pods/log-0"),
+            expected("pods", "log-0", "/api/v1/namespaces/ns/pods/log-0")
+        );
         let path = "/apis/chronicle.dev/v1alpha1/namespaces/ns/chronicleclusters/log";
-        assert_eq!(of(&format!("{path}/status")), told("chronicleclusters", "log", path));
-        assert_eq!(of("/api/v1/nodes/n1"), told("nodes", "n1", "/api/v1/nodes/n1"));
+        assert_eq!(of(&format!("{path}/status")), expected("chronicleclusters", "log", path));
+        assert_eq!(of("/api/v1/nodes/n1"), expected("nodes", "n1", "/api/v1/nodes/n1"));
         assert_eq!(of("/apis/apps/v1/namespaces/ns/statefulsets").0, "statefulsets");
         assert_eq!(of("/version").0, "");
     }

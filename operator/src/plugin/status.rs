@@ -1,4 +1,4 @@
-//! `status`: what the operator reports about clusters, and their volumes.
+//! `status`: shows the status of clusters and their volumes.
 
 use std::io::Write;
 
@@ -16,17 +16,17 @@ use crate::quantity;
 
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct StatusArgs {
-    /// Name of a ChronicleCluster. Without it: all of the namespace, in a table.
+    /// Name of a ChronicleCluster. Default: list all clusters of the namespace.
     name: Option<String>,
-    /// The clusters of all namespaces.
+    /// List the clusters of all namespaces.
     #[arg(long, short = 'A', conflicts_with = "name")]
     all_namespaces: bool,
-    /// Form of the answer.
+    /// Output format.
     #[arg(long, short = 'o', value_enum, default_value_t)]
     output: Format,
 }
 
-/// One volume.
+/// A volume of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Volume {
@@ -34,11 +34,11 @@ pub(super) struct Volume {
     pub(super) claim: String,
     /// `Bound`, `Pending` or `Lost`.
     pub(super) phase: String,
-    /// Bytes asked for.
+    /// Requested bytes.
     pub(super) requested_bytes: u64,
-    /// Bytes that it has; 0: not known.
+    /// Actual bytes; 0: not known.
     pub(super) capacity_bytes: u64,
-    /// Its class.
+    /// StorageClass.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) storage_class: String,
 }
@@ -60,11 +60,11 @@ impl Volume {
         }
     }
 
-    /// For a cell.
+    /// Formats the volume for a table cell.
     pub(super) fn text(&self) -> String {
         let size = if self.capacity_bytes > 0 { self.capacity_bytes } else { self.requested_bytes };
         let grows = self.capacity_bytes > 0 && self.capacity_bytes < self.requested_bytes;
-        let grows = if grows { format!(", {} asked for", bytes(self.requested_bytes)) } else { String::new() };
+        let grows = if grows { format!(", growing to {}", bytes(self.requested_bytes)) } else { String::new() };
         match self.phase.as_str() {
             "Bound" => format!("{}{grows}", bytes(size)),
             phase => format!("{} ({phase})", bytes(size)),
@@ -72,7 +72,7 @@ impl Volume {
     }
 }
 
-/// One cluster.
+/// Output of the command for one cluster.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct View {
@@ -80,11 +80,11 @@ pub(super) struct View {
     pub(super) name: String,
     pub(super) image: String,
     pub(super) replicas: i32,
-    /// As the operator wrote it.
+    /// Status as written by the operator.
     pub(super) status: ClusterStatus,
-    /// Its volumes, by number; `None`: they may not be looked at.
+    /// Volumes by ordinal; `None`: not allowed to list them.
     pub(super) volumes: Option<Vec<Volume>>,
-    /// The operator has not reported about the newest spec.
+    /// Whether the operator has not processed the latest spec.
     pub(super) unseen: bool,
     #[serde(skip)]
     age: String,
@@ -128,8 +128,8 @@ pub(super) async fn run(access: &Access, args: &StatusArgs, out: &mut dyn Write)
             views.push(View::of(&cluster, volumes(&within, &cluster.name_any()).await?, now));
         }
         return print(out, args.output, &views, |wide| match views.as_slice() {
-            [] if args.all_namespaces => "No ChronicleClusters.\n".into(),
-            [] => format!("No ChronicleClusters in namespace {}.\n", access.namespace),
+            [] if args.all_namespaces => "No ChronicleClusters found.\n".into(),
+            [] => format!("No ChronicleClusters found in namespace {}.\n", access.namespace),
             views => list(views, args.all_namespaces, wide),
         });
     };
@@ -138,7 +138,7 @@ pub(super) async fn run(access: &Access, args: &StatusArgs, out: &mut dyn Write)
     print(out, args.output, &view, |wide| text(&view, wide, now))
 }
 
-/// The volumes, unless they may not be looked at.
+/// Returns the volumes; `None`: not allowed to list them.
 pub(super) async fn volumes(access: &Access, cluster: &str) -> Result<Option<Vec<Volume>>, Failure> {
     match access.claims(cluster).await {
         Ok(claims) => Ok(Some(claims.values().map(Volume::of).collect())),
@@ -147,7 +147,7 @@ pub(super) async fn volumes(access: &Access, cluster: &str) -> Result<Option<Vec
     }
 }
 
-/// All clusters, one a line.
+/// Formats clusters as a table.
 pub(super) fn list(views: &[View], namespaces: bool, wide: bool) -> String {
     let mut head = vec![
         "NAME",
@@ -207,28 +207,28 @@ pub(super) fn list(views: &[View], namespaces: bool, wide: bool) -> String {
     table(&head, &views.iter().map(row).collect::<Vec<_>>())
 }
 
-/// How an operation is called.
+/// Describes an operation.
 pub(super) fn operation(operation: &OperationStatus, now: Timestamp) -> String {
     let target = if operation.target.is_empty() { "all nodes" } else { &operation.target };
     let since = operation.age_seconds(now).map(|age| format!(", for {}", span(age))).unwrap_or_default();
     format!("{:?} of {target}, at step {:?}{since}", operation.kind, operation.step)
 }
 
-/// One cluster, in full.
+/// Formats one cluster in full.
 pub(super) fn text(view: &View, wide: bool, now: Timestamp) -> String {
     let status = &view.status;
     let quorum = status.quorum.as_ref().map(|quorum| {
         format!(
-            "{} of {} voters alive, {} needed: {} more may be lost",
+            "{} of {} voters alive, {} needed; tolerates {} more failures",
             quorum.healthy, quorum.voters, quorum.needed, quorum.fault_tolerance
         )
     });
     let volumes = match &view.volumes {
-        None => "not yours to look at (list persistentvolumeclaims)".to_owned(),
+        None => "not allowed to list persistentvolumeclaims".to_owned(),
         Some(volumes) => format!("{} in {} volumes", bytes(view.capacity()), volumes.len()),
     };
     let ends = status.certificates.as_ref().and_then(|certificates| certificates.not_after_seconds);
-    let seen = if view.unseen { " (the newest spec is not reported about yet)" } else { "" };
+    let seen = if view.unseen { " (the operator has not processed the latest spec yet)" } else { "" };
     let mut text = pairs(&[
         ("Name", format!("{}/{}{seen}", view.namespace, view.name)),
         ("Image", view.image.clone()),
@@ -238,19 +238,19 @@ pub(super) fn text(view: &View, wide: bool, now: Timestamp) -> String {
         (
             "Nodes",
             format!(
-                "{} asked for, {} in the cluster, {} pods, {} ready",
+                "{} desired, {} in the cluster, {} pods, {} ready",
                 view.replicas,
                 status.size.unwrap_or(0),
                 status.replicas,
                 status.ready_replicas
             ),
         ),
-        ("Leader", status.leader.clone().unwrap_or_else(|| "none that answers".into())),
+        ("Leader", status.leader.clone().unwrap_or_else(|| "none that responds".into())),
         ("Quorum", quorum.unwrap_or_default()),
         ("Capacity", volumes),
         (
             "Certificates",
-            ends.map(|ends| format!("the first ends in {}", span(ends - now.as_second()))).unwrap_or_default(),
+            ends.map(|ends| format!("the first expires in {}", span(ends - now.as_second()))).unwrap_or_default(),
         ),
         ("Operation", status.operation.as_ref().map_or_else(|| "none".into(), |under_way| operation(under_way, now))),
     ]);

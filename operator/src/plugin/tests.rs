@@ -54,7 +54,7 @@ impl Ask for FakeAdmin {
     }
 }
 
-/// The made-up cluster as somebody sees it who is not the operator: what is asked of it stands in no record.
+/// Access to the simulated cluster without the checks for the operator: commands of the plugin need no recorded operation.
 fn nodes(world: &World) -> Arc<FakeAdmin> {
     Arc::new(FakeAdmin {
         cluster: world.cluster.clone(),
@@ -67,7 +67,7 @@ fn access(world: &World) -> Access {
     Access::for_tests(world.client(), NAMESPACE, nodes(world))
 }
 
-/// A client for which some requests are answered by `answer`, and the others by the world.
+/// Returns a client whose requests go to `answer` first, and to the fake API server if that returns nothing.
 fn client(world: &World, answer: impl Fn(&Method, &str) -> Option<Response<Body>> + Send + Sync + 'static) -> Client {
     let (inner, answer) = (world.client(), Arc::new(answer));
     let service = service_fn(move |request: Request<Body>| {
@@ -103,7 +103,7 @@ async fn pass(world: &World, context: &Context) {
     reconcile(Arc::new(resource), context.clone()).await.unwrap();
 }
 
-/// A cluster of three nodes at which nothing is to be done.
+/// A converged cluster of three nodes.
 async fn settled() -> World {
     let world = World::new();
     let resource = json!({
@@ -129,12 +129,12 @@ async fn settled() -> World {
 async fn planned(world: &World) -> Plan {
     let before = (world.objects.lock().clone(), world.cluster.lock().calls.clone());
     let plan = plan::make(&access(world), NAME, surroundings(world)).await.unwrap();
-    assert_eq!(*world.objects.lock(), before.0, "a plan has changed an object");
-    assert_eq!(world.cluster.lock().calls, before.1, "a plan has told the cluster something");
+    assert_eq!(*world.objects.lock(), before.0, "the plan changed an object");
+    assert_eq!(world.cluster.lock().calls, before.1, "the plan sent a command to the cluster");
     plan
 }
 
-fn told(plan: &Plan) -> Vec<String> {
+fn changes(plan: &Plan) -> Vec<String> {
     let of = |change: &super::rehearse::Change| {
         format!("{} {}/{} {}", change.verb, change.resource, change.name, change.detail)
     };
@@ -145,9 +145,9 @@ fn told(plan: &Plan) -> Vec<String> {
 async fn a_plan_of_a_settled_cluster_says_that_nothing_is_to_be_done() {
     let world = settled().await;
     let plan = planned(&world).await;
-    assert_eq!((plan.source, told(&plan)), (Source::Nodes, Vec::<String>::new()));
+    assert_eq!((plan.source, changes(&plan)), (Source::Nodes, Vec::<String>::new()));
     let text = plan::text(&plan);
-    assert!(text.contains("would change nothing") && !text.contains("In the way"), "{text}");
+    assert!(text.contains("would change nothing") && !text.contains("Blocked or waiting"), "{text}");
 }
 
 #[tokio::test]
@@ -155,27 +155,27 @@ async fn a_plan_follows_the_operator_step_by_step_without_a_write() {
     let world = settled().await;
     world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["image"] = "chronicle:1.1.0".into());
     let plan = planned(&world).await;
-    let told = told(&plan);
-    assert!(told.iter().any(|change| change.starts_with("change statefulsets/log spec.template")), "{told:?}");
+    let changes = changes(&plan);
+    assert!(changes.iter().any(|change| change.starts_with("change statefulsets/log spec.template")), "{changes:?}");
     assert!(
-        told.iter().any(|change| change.contains("begin Roll of log-") && change.contains("at step Drain")),
-        "{told:?}"
+        changes.iter().any(|change| change.contains("start Roll of log-") && change.contains("at step Drain")),
+        "{changes:?}"
     );
 
-    // What the operator then does is what the next plans say that it will.
+    // The next plans announce what the operator then does.
     let operator = world.operator();
-    for expected in ["drain node/log-", ": go on to step Pod", "delete pods/log-"] {
+    for expected in ["drain node/log-", ": advance to step Pod", "delete pods/log-"] {
         let mut found = false;
         for _ in 0..20 {
             let plan = planned(&world).await;
-            found = self::told(&plan).iter().any(|change| change.contains(expected));
+            found = self::changes(&plan).iter().any(|change| change.contains(expected));
             if found {
                 break;
             }
             pass(&world, &operator).await;
             world.tick();
         }
-        assert!(found, "no plan says {expected:?}");
+        assert!(found, "no plan contains {expected:?}");
     }
 }
 
@@ -195,23 +195,26 @@ async fn a_live_setting_is_planned_without_a_restart_and_waited_for() {
     pass(&world, &world.operator()).await;
     let shown = async || members::text(&members::gather(&access(&world), NAME).await.unwrap(), false, Timestamp::now());
     let before = shown().await;
-    let behind = "log-1 has not taken the configuration file that the spec comes to yet.";
+    let behind = "log-1 has not loaded the current configuration file yet.";
     assert!(before.contains(behind), "{before}");
     for _ in 0..100 {
         world.tick();
     }
     let after = shown().await;
-    assert!(!after.contains("configuration file"), "what is as it should be is not worth a line: {after}");
+    assert!(!after.contains("configuration file"), "an up-to-date node needs no remark: {after}");
     world.cluster.lock().nodes.values_mut().filter(|node| node.name == "log-1").for_each(|node| {
         node.configuration.as_mut().unwrap().restart_fields = vec!["listeners.data".into(), "node.name".into()];
     });
     let text = shown().await;
-    assert!(text.contains("log-1 takes up listeners.data, node.name when it is restarted."), "{text}");
+    assert!(text.contains("log-1 needs a restart to apply listeners.data, node.name."), "{text}");
     world.cluster.lock().nodes.values_mut().filter(|node| node.name == "log-1").for_each(|node| {
         node.configuration.as_mut().unwrap().error = "limits: no such field".into();
     });
     let text = shown().await;
-    assert!(text.contains("log-1 refuses its configuration file and goes on with what it had: limits: no"), "{text}");
+    assert!(
+        text.contains("log-1 rejects its configuration file and keeps its previous configuration: limits: no"),
+        "{text}"
+    );
 
     let both = json!({"limits": {"connections-max": 2000}, "partitions": {"queue-bytes-max": "32MiB"}});
     world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["config"] = both);
@@ -228,9 +231,9 @@ async fn a_plan_of_a_new_cluster_begins_at_the_beginning() {
     });
     world.put("chronicleclusters", resource);
     let plan = planned(&world).await;
-    let told = told(&plan);
-    assert_eq!(told[0], "change chronicleclusters/log metadata.finalizers");
-    assert!(told.iter().any(|change| change.starts_with("create services/log-nodes")), "{told:?}");
+    let changes = changes(&plan);
+    assert_eq!(changes[0], "change chronicleclusters/log metadata.finalizers");
+    assert!(changes.iter().any(|change| change.starts_with("create services/log-nodes")), "{changes:?}");
     assert!(plan.unseen);
 }
 
@@ -247,7 +250,7 @@ async fn a_plan_names_the_gate_that_holds_the_operator() {
         text.contains("Degraded True VersionGate: log-") && text.contains("major version cannot be changed"),
         "{text}"
     );
-    assert!(!told(&plan).iter().any(|change| change.contains("begin")), "{text}");
+    assert!(!changes(&plan).iter().any(|change| change.contains("start ")), "{text}");
     world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["reconciliation"] = "Paused".into());
     let text = plan::text(&planned(&world).await);
     assert!(text.contains("Progressing False Paused"), "{text}");
@@ -274,7 +277,10 @@ async fn a_plan_that_cannot_reach_the_nodes_does_not_guess() {
     let plan = planned(&world).await;
     assert_eq!((plan.source, plan.reconciles.len()), (Source::Status, 0));
     let text = plan::text(&plan);
-    assert!(text.contains("not asked: no majority") && text.contains("reported last"), "{text}");
+    assert!(
+        text.contains("not queried: no majority") && text.contains("last status that the operator reported"),
+        "{text}"
+    );
 
     world.cluster.lock().silent = 0;
     let without = client(&world, |_, uri| uri.contains("/secrets/").then(|| refused(403, "no secrets for you")));
@@ -282,11 +288,11 @@ async fn a_plan_that_cannot_reach_the_nodes_does_not_guess() {
     let plan = plan::make(&access, NAME, surroundings(&world)).await.unwrap();
     let text = plan::text(&plan);
     assert_eq!(plan.source, Source::Status);
-    assert!(text.contains("you may not get Secret log-node-tls") && text.contains("get secrets"), "{text}");
+    assert!(text.contains("you are not allowed to get Secret log-node-tls") && text.contains("get secrets"), "{text}");
 }
 
 #[tokio::test]
-async fn what_is_missing_is_told_apart() {
+async fn a_missing_crd_cluster_and_right_are_distinguished() {
     let world = settled().await;
     let failure = access(&world).cluster("lgo").await.unwrap_err();
     assert_eq!(failure.to_string(), "no ChronicleCluster lgo in namespace ns; did you mean log?");
@@ -322,7 +328,7 @@ async fn a_status_shows_conditions_members_and_capacity() {
     let text = status::text(&view, false, Timestamp::now());
     for part in [
         "3Gi in 3 volumes",
-        "3 of 3 voters alive, 2 needed: 1 more may be lost",
+        "3 of 3 voters alive, 2 needed; tolerates 1 more failures",
         "Settled",
         "log-2    Voter   Active",
         "Operation:",
@@ -334,7 +340,7 @@ async fn a_status_shows_conditions_members_and_capacity() {
 }
 
 #[tokio::test]
-async fn members_are_asked_and_otherwise_told_from_the_status() {
+async fn members_come_from_the_nodes_and_otherwise_from_the_status() {
     let world = settled().await;
     let told = members::gather(&access(&world), NAME).await.unwrap();
     assert!(told.live && told.members.len() == 3 && told.members.iter().filter(|member| member.leader).count() == 1);
@@ -345,7 +351,10 @@ async fn members_are_asked_and_otherwise_told_from_the_status() {
     let told = members::gather(&access(&world), NAME).await.unwrap();
     assert!(!told.live && told.members.len() == 3);
     let text = members::text(&told, true, Timestamp::now());
-    assert!(text.contains("As the operator reported last, because: the nodes cannot be asked: no majority"), "{text}");
+    assert!(
+        text.contains("From the last status that the operator reported, because: cannot query the nodes: no majority"),
+        "{text}"
+    );
 }
 
 fn drain_args(pod: &str) -> DrainArgs {
@@ -368,9 +377,9 @@ async fn a_leader_is_drained_and_then_may_go() {
     drain::run(&access(&world), &drain_args(&leader), &mut out).await.unwrap();
     task.abort();
     let text = String::from_utf8(out).unwrap();
-    assert!(text.contains(&format!("{leader} hands over what it leads\n")), "{text}");
+    assert!(text.contains(&format!("draining {leader}: transferring its leadership\n")), "{text}");
     assert!(
-        text.ends_with(&format!("the others have a majority without {leader}: it may be deleted or evicted now\n")),
+        text.ends_with(&format!("{leader} can be deleted or evicted now: the other nodes keep a majority\n")),
         "{text}"
     );
     assert_eq!(*world.writes.lock(), Vec::<String>::new());
@@ -386,9 +395,9 @@ async fn a_drain_says_why_it_does_not_begin_or_end() {
     let world = settled().await;
     let mut out = Vec::new();
     let failure = drain::run(&access(&world), &drain_args("log-7"), &mut out).await.unwrap_err();
-    assert_eq!(failure.to_string(), "log-7 is no pod of ChronicleCluster log: it has log-0, log-1, log-2");
+    assert_eq!(failure.to_string(), "ChronicleCluster log has no pod log-7; its pods: log-0, log-1, log-2");
 
-    // Nobody moves, so that the leader leads on.
+    // The simulated cluster does not advance, so the leader keeps its leadership.
     let leader = world.get("chronicleclusters", NAME).unwrap()["status"]["leader"].as_str().unwrap().to_owned();
     let failure = drain::run(&access(&world), &drain_args(&leader), &mut out).await.unwrap_err();
     assert!(
@@ -400,7 +409,7 @@ async fn a_drain_says_why_it_does_not_begin_or_end() {
     let operation = json!({"kind": "Roll", "step": "Drain", "target": leader});
     world.edit("chronicleclusters", NAME, |cluster| cluster["status"]["operation"] = operation);
     let failure = drain::run(&access(&world), &drain_args(&leader), &mut out).await.unwrap_err();
-    assert!(failure.to_string().contains("the operator is at Roll"), "{failure}");
+    assert!(failure.to_string().contains("the operator is running Roll"), "{failure}");
 }
 
 fn log_of(uri: &str) -> Option<Response<Body>> {

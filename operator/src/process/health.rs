@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics` by plain HTTP; no data.
+//! Serves `/livez`, `/readyz` and `/metrics` over plain HTTP.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
 
-/// Whether the process has reached the API server.
+/// Whether the process has connected to the API server.
 #[derive(Clone, Default)]
 pub(super) struct Ready(Arc<AtomicBool>);
 
@@ -24,12 +24,12 @@ impl Ready {
     }
 }
 
-/// Listens; serving begins with [`serve`].
+/// Binds the listener for [`serve`].
 pub(super) async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Serves until `stop`.
+/// Serves until `stop` is cancelled.
 pub(super) async fn serve(
     listener: TcpListener,
     metrics: Metrics,
@@ -43,7 +43,7 @@ pub(super) async fn serve(
             get(|State((_, ready)): State<(Metrics, Ready)>| async move {
                 match ready.0.load(Ordering::Relaxed) {
                     true => (StatusCode::OK, "ready\n"),
-                    false => (StatusCode::SERVICE_UNAVAILABLE, "not ready: the API server was not reached yet\n"),
+                    false => (StatusCode::SERVICE_UNAVAILABLE, "not ready: no connection to the API server yet\n"),
                 }
             }),
         )

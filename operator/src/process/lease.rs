@@ -1,8 +1,9 @@
-//! One process acts, the others stand by: a Lease of Kubernetes that its holder renews.
+//! Leader election with a Kubernetes Lease: the holder renews it, the other replicas stand by.
 //!
-//! Time is judged by each process's own clock, from when it first saw a state of the Lease, not by what is written in it: clocks of
-//! machines differ. The holder stops acting when it could not renew for [`LeaseSettings::renew_deadline`], which is less than the
-//! time after which another takes over. Should two act all the same, resource versions and UIDs keep them apart.
+//! Invariants:
+//! - Each process measures time with its own clock, from when it first saw a state of the Lease. It does not compare clocks.
+//! - The leader stops after [`LeaseSettings::renew_deadline`] without a renewal, which is less than the time after which another replica
+//!   takes over. Should two leaders overlap, resource versions and UID preconditions prevent conflicting writes.
 
 use std::time::Duration;
 
@@ -15,65 +16,65 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Which Lease, and in whose name.
+/// Settings of the leader election.
 #[derive(Debug, Clone)]
 pub struct LeaseSettings {
-    /// Its namespace.
+    /// Namespace of the Lease.
     pub namespace: String,
-    /// Its name.
+    /// Name of the Lease.
     pub name: String,
-    /// Who this process is; different for every one.
+    /// Identity of this process; unique among the replicas.
     pub identity: String,
-    /// Another process takes over when the Lease was not renewed for this long.
+    /// Time without a renewal after which another replica takes over.
     pub duration: Duration,
-    /// The holder stops acting when it could not renew it for this long; less than `duration`.
+    /// Time without a renewal after which the leader stops; less than `duration`.
     pub renew_deadline: Duration,
-    /// The holder renews it, and others look at it, this often.
+    /// Interval of renewals by the leader, and of checks by the others.
     pub period: Duration,
 }
 
-/// Whether this process acts.
+/// Role of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leadership {
-    /// Somebody else does, or nobody yet.
+    /// Another process is the leader, or there is none yet.
     StandingBy,
-    /// It does.
+    /// This process is the leader.
     Leading,
-    /// It did, and must not any more.
+    /// This process was the leader and must not act any more.
     Lost,
 }
 
-/// Takes the Lease when it is free, renews it, and says so in `state`. Ends when the Lease was lost, or with `stop`, when it is given
-/// back so that another process need not wait.
+/// Acquires the Lease when it is free, renews it, and publishes the role in `state`. Returns when the Lease is lost, or after `stop`; then
+/// it releases the Lease, so that another replica takes over at once.
 pub async fn hold(client: Client, settings: LeaseSettings, state: watch::Sender<Leadership>, stop: CancellationToken) {
     let api: Api<Lease> = Api::namespaced(client, &settings.namespace);
-    // The state of the Lease that was seen last, and when it was first seen.
+    // Last seen resource version of the Lease, and when it was first seen.
     let mut seen: Option<(String, Instant)> = None;
     let mut renewed: Option<Instant> = None;
     loop {
         let started = Instant::now();
-        // A call that hangs must not keep this process acting.
+        // A call that hangs must not extend the leadership.
         let attempt =
             timeout(settings.renew_deadline / 2, attempt(&api, &settings, &mut seen, renewed.is_some())).await;
         match attempt {
             Ok(Ok(true)) => {
                 if renewed.is_none() {
-                    tracing::info!(lease = settings.name, identity = settings.identity, "leading");
+                    tracing::info!(lease = settings.name, identity = settings.identity, "became leader");
                 }
                 renewed = Some(started);
                 state.send_replace(Leadership::Leading);
             }
             Ok(Ok(false)) if renewed.is_some() => {
-                tracing::warn!(lease = settings.name, "another process has taken the lease");
+                tracing::warn!(lease = settings.name, "lost the lease to another process");
                 state.send_replace(Leadership::Lost);
                 return;
             }
             Ok(Ok(false)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, lease = settings.name, "the lease could not be read or written"),
-            Err(_) => tracing::warn!(lease = settings.name, "no answer about the lease"),
+            Ok(Err(error)) => tracing::warn!(%error, lease = settings.name, "cannot read or renew the lease"),
+            Err(_) => tracing::warn!(lease = settings.name, "timeout while renewing the lease"),
         }
         if renewed.is_some_and(|at| at.elapsed() >= settings.renew_deadline) {
-            tracing::error!(lease = settings.name, "the lease could not be renewed in time");
+            tracing::error!(lease = settings.name, "the lease was not renewed before the deadline");
             state.send_replace(Leadership::Lost);
             return;
         }
@@ -86,11 +87,11 @@ pub async fn hold(client: Client, settings: LeaseSettings, state: watch::Sender<
     if renewed.is_some()
         && let Ok(Err(error)) = timeout(settings.period, give_back(&api, &settings)).await
     {
-        tracing::debug!(%error, "the lease was not given back");
+        tracing::debug!(%error, "cannot release the lease");
     }
 }
 
-/// Whether the Lease is this process's afterwards.
+/// Tries to acquire or renew the Lease. Returns whether this process holds it.
 async fn attempt(
     api: &Api<Lease>,
     settings: &LeaseSettings,
@@ -119,7 +120,7 @@ async fn attempt(
             Some((known, since)) if *known == version => *since,
             _ => seen.insert((version, Instant::now())).1,
         };
-        // Whoever held it and lost it does not fight for it.
+        // A former leader does not acquire the Lease again.
         if held || (!holder.is_empty() && since.elapsed() < settings.duration) {
             return Ok(false);
         }
@@ -129,7 +130,7 @@ async fn attempt(
     }
     spec.renew_time = Some(now);
     spec.lease_duration_seconds = i32::try_from(settings.duration.as_secs()).ok();
-    // With the resource version that was read: of two that try, one succeeds.
+    // With the resource version that was read: of two concurrent attempts one succeeds.
     written(api.replace(&settings.name, &PostParams::default(), &lease).await)
 }
 
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_leads_and_another_takes_over_at_once_when_the_lease_is_given_back() {
+    async fn another_process_takes_over_at_once_when_the_lease_is_released() {
         let world = World::new();
         let mut first = Candidate::new(&world, "first");
         first.becomes(Leadership::Leading).await;
@@ -198,15 +199,15 @@ mod tests {
         first.stop.cancel();
         first.task.await.unwrap();
         second.becomes(Leadership::Leading).await;
-        assert!(before.elapsed() < Duration::from_secs(5), "waited for a lease that was given back");
+        assert!(before.elapsed() < Duration::from_secs(5), "waited for a released lease");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_holder_that_cannot_renew_stops_before_another_may_take_over() {
+    async fn a_leader_that_cannot_renew_stops_before_another_may_take_over() {
         let (world, other) = (World::new(), World::new());
         let mut first = Candidate::new(&world, "first");
         first.becomes(Leadership::Leading).await;
-        // The second one sees the lease as it was; the first one's API server has gone.
+        // The second process sees a copy of the lease; the API server of the first one is gone.
         let lease = world.get("leases", "operator").unwrap();
         other.put("leases", lease);
         let mut second = Candidate::new(&other, "second");
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_holder_whose_lease_was_taken_does_not_fight_for_it() {
+    async fn a_leader_whose_lease_was_taken_does_not_acquire_it_again() {
         let world = World::new();
         let mut first = Candidate::new(&world, "first");
         first.becomes(Leadership::Leading).await;

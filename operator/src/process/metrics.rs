@@ -1,4 +1,4 @@
-//! What is counted. Labels have few values: kinds of resources and classes of errors.
+//! Metrics of the operator. Label values are bounded: kinds of resources and classes of errors.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
@@ -42,21 +42,21 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All at zero.
+    /// Creates the metrics, all zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("chronicle_operator");
         let (reconciliations, failures) = (Family::default(), Family::default());
         let seconds: Family<Kind, Histogram> =
             Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.005, 2.0, 14)));
         let leader = Gauge::default();
-        registry.register("reconciliations", "Passes over resources", reconciliations.clone());
-        registry.register("reconciliation_failures", "Passes that failed, by reason", failures.clone());
-        registry.register_with_unit("reconciliation", "Time that a pass takes", Unit::Seconds, seconds.clone());
-        registry.register("leader", "1 while this process acts, 0 while it stands by", leader.clone());
+        registry.register("reconciliations", "Reconciles of resources", reconciliations.clone());
+        registry.register("reconciliation_failures", "Reconciles that failed, by reason", failures.clone());
+        registry.register_with_unit("reconciliation", "Duration of a reconcile", Unit::Seconds, seconds.clone());
+        registry.register("leader", "1 while this process is the leader, 0 while it stands by", leader.clone());
         Self(Arc::new(Inner { registry, reconciliations, failures, seconds, leader }))
     }
 
-    /// A pass ended; `failure`: its reason.
+    /// Counts a reconcile. `failure` is the reason if it failed.
     pub fn reconciled(&self, kind: &'static str, took: Duration, failure: Option<&'static str>) {
         let label = Kind { kind };
         self.0.reconciliations.get_or_create(&label).inc();
@@ -66,12 +66,12 @@ impl Metrics {
         }
     }
 
-    /// Whether this process acts.
+    /// Sets whether this process is the leader.
     pub fn set_leader(&self, leads: bool) {
         self.0.leader.set(i64::from(leads));
     }
 
-    /// In the OpenMetrics text format.
+    /// Returns the metrics in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a String does not fail.

@@ -1,5 +1,5 @@
-//! The process around the reconcilers: who acts (`lease.rs`), what runs (`run.rs`), what is counted (`metrics.rs`), traced
-//! (`traces.rs`) and asked (`health.rs`).
+//! The process around the reconcilers: leader election (`lease.rs`), watches and workers (`run.rs`), metrics (`metrics.rs`), traces
+//! (`traces.rs`) and health endpoints (`health.rs`).
 
 mod health;
 mod lease;

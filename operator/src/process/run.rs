@@ -1,5 +1,9 @@
-//! Runs everything until it is told to stop, front to back: the reconcilers finish the pass that they are in, the Lease is given back,
-//! health is answered until the end.
+//! Runs the operator: leader election, watches, reconcile workers, and an ordered shutdown.
+//!
+//! Invariants:
+//! - Reconcilers run only while this process is the leader.
+//! - On shutdown the workers finish their current reconcile, then the Lease is released. The health endpoints respond until the end.
+//! - Memory is bounded by the number of resources: watches of owned objects keep nothing, and lists are paged.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -32,34 +36,34 @@ use crate::controller::{Context, PASS_TIMEOUT, ReconcileError, cluster, topic, u
 
 use super::{Metrics, SPANS};
 
-/// Objects in one answer of the API server: what arrives is held in memory at once, for every kind that is watched.
+/// Objects per page of a list: a page is in memory at once, for every watched kind.
 const PAGE: u32 = 50;
-/// A kind that the API server does not have is looked for again after this long.
+/// Interval of checks whether the CRD of an optional kind is installed.
 const KIND_PAUSE: Duration = Duration::from_secs(60);
-/// Reconcilers get this long to finish the pass that they are in.
+/// Time limit for reconciles in progress at shutdown.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// How the process runs.
+/// Settings of the process.
 #[derive(Debug, Clone)]
 pub struct RunSettings {
-    /// Namespaces that are looked after; empty: all.
+    /// Namespaces to watch; empty: all.
     pub namespaces: Vec<String>,
-    /// Resources of one kind that are reconciled at the same time.
+    /// Maximum number of resources of one kind that are reconciled concurrently.
     pub concurrency: u16,
-    /// Where health and metrics are served.
+    /// Listen address of health and metrics.
     pub health: SocketAddr,
-    /// What is the same for every cluster.
+    /// Settings that apply to all clusters.
     pub settings: Settings,
-    /// Who acts; `None`: this process, whoever else does.
+    /// Leader election; `None`: this process always is the leader.
     pub lease: Option<LeaseSettings>,
     /// Name of this process in events.
     pub instance: String,
 }
 
-/// Runs until `stop`, or until another process has taken over.
+/// Runs until `stop` is cancelled, or until another process has taken over.
 ///
 /// # Errors
-/// The health port cannot be listened on, or the Lease was lost: the process should end, and be started again.
+/// The health address is not available, or the Lease was lost: the process should exit and be restarted.
 pub async fn run(
     client: Client,
     admin: Arc<dyn Admin>,
@@ -69,10 +73,11 @@ pub async fn run(
     let metrics = Metrics::new();
     let ready = Ready::default();
     let tasks = TaskTracker::new();
-    // Outlives everything else, so that probes are answered while the rest stops.
+    // Cancelled last, so that probes succeed while the rest stops.
     let last = CancellationToken::new();
-    let listener =
-        health::bind(run.health).await.map_err(|error| anyhow::anyhow!("health address {}: {error}", run.health))?;
+    let listener = health::bind(run.health)
+        .await
+        .map_err(|error| anyhow::anyhow!("cannot listen on health address {}: {error}", run.health))?;
     tasks.spawn(health::serve(listener, metrics.clone(), ready.clone(), last.clone()));
 
     let version = tokio::select! {
@@ -80,7 +85,7 @@ pub async fn run(
         () = stop.cancelled() => None,
     };
     if let Some(version) = version {
-        tracing::info!(version, "reached the API server");
+        tracing::info!(version, "connected to the API server");
         ready.set();
     }
     let (leads, mut leadership) = watch::channel(Leadership::StandingBy);
@@ -114,15 +119,15 @@ pub async fn run(
         }
         reconcilers.close();
         tokio::select! {
-            () = stop.cancelled() => tracing::info!("stopping"),
+            () = stop.cancelled() => tracing::info!("shutting down"),
             _ = leadership.wait_for(|state| *state == Leadership::Lost) => lost = run.lease.is_some(),
         }
         end.cancel();
         metrics.set_leader(false);
-        // Who lost the Lease must not finish anything: another process acts by now.
+        // After losing the Lease no reconcile may continue: another process is the leader by now.
         let grace = if lost { Duration::ZERO } else { GRACE };
         if timeout(grace, reconcilers.wait()).await.is_err() {
-            tracing::warn!("a pass was cut off; it is resumed from what is recorded");
+            tracing::warn!("reconcile interrupted; it resumes from the recorded status");
         }
     }
     give_back.cancel();
@@ -132,12 +137,12 @@ pub async fn run(
     if lost { Err(anyhow::anyhow!("the lease was lost")) } else { Ok(()) }
 }
 
-/// Waits until the API server answers; says its version.
+/// Waits until the API server responds, and returns its version.
 async fn reach(client: &Client) -> String {
     loop {
         match client.apiserver_version().await {
             Ok(version) => return version.git_version,
-            Err(error) => tracing::warn!(%error, "the API server does not answer"),
+            Err(error) => tracing::warn!(%error, "cannot reach the API server"),
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
@@ -153,10 +158,10 @@ where
     }
 }
 
-/// A resource that cannot be read is skipped and does not stop the others.
+/// A resource that cannot be parsed is skipped and does not stop the others.
 type Guarded<K> = DeserializeGuard<K>;
 
-/// The resource in the same namespace that a label of an object names.
+/// Returns the resource in the same namespace that a label of an object names.
 fn named_by<T, K>(label: &'static str) -> impl Fn(PartialObjectMeta<T>) -> Option<ObjectRef<Guarded<K>>>
 where
     T: Resource,
@@ -174,7 +179,7 @@ async fn clusters(client: Client, scope: Option<String>, context: Context, concu
         .watches_stream(labelled::<Pod>(&client, scope, CLUSTER_LABEL), named_by(CLUSTER_LABEL))
         .watches_stream(labelled::<Secret>(&client, scope, CLUSTER_LABEL), named_by(CLUSTER_LABEL))
         .watches_stream(labelled::<PersistentVolumeClaim>(&client, scope, CLUSTER_LABEL), named_by(CLUSTER_LABEL));
-    // What a cluster consists of. A write of the operator's own brings one more pass, which finds everything as it should be.
+    // The owned objects. A write by the operator itself triggers one more reconcile, which finds no difference.
     for (group, version, kind, plural) in KINDS {
         let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
         let objects = optional(&client, scope, &context, resource.clone(), CLUSTER_LABEL);
@@ -201,7 +206,7 @@ async fn users(client: Client, scope: Option<String>, context: Context, concurre
     drive("ChronicleUser", controller, context, user::reconcile).await;
 }
 
-/// Changes of objects with a label. Only their metadata travels, and nothing is kept.
+/// Watches objects with a label. Transfers only metadata and stores nothing.
 fn labelled<K>(client: &Client, scope: Option<&String>, label: &str) -> impl Stream<Item = Touched<K>> + Send + use<K>
 where
     K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>
@@ -217,7 +222,7 @@ where
 
 type Touched<K> = Result<PartialObjectMeta<K>, watcher::Error>;
 
-/// The same for objects of a kind that the API server may not have; it is asked from time to time whether it has.
+/// Watches objects of an optional kind. Checks from time to time whether its CRD is installed.
 fn optional(
     client: &Client,
     scope: Option<&String>,
@@ -239,7 +244,7 @@ fn optional(
         .flat_map(move |()| watcher(api.clone(), labelled.clone()).default_backoff().touched_objects())
 }
 
-/// Whether objects of a group can be there.
+/// Returns whether the API server serves a group.
 fn serves(group: &str, available: Available) -> bool {
     match group {
         "cert-manager.io" => available.cert_manager,
@@ -248,7 +253,7 @@ fn serves(group: &str, available: Available) -> bool {
     }
 }
 
-/// A controller that is triggered by changes of the spec, annotations and finalizers, not by the status that it writes itself.
+/// Creates a controller that is triggered by changes of spec, annotations and finalizers, not by its own status writes.
 fn controller<K>(
     client: &Client,
     scope: Option<&String>,
@@ -266,7 +271,7 @@ where
 {
     let (reader, writer) = reflector::store();
     let watched = watcher(api_guarded::<K>(client, scope), watcher::Config::default().page_size(PAGE));
-    // The store of all resources is the one thing here that grows with them. Every pass reads its resource anew.
+    // This store grows with the number of resources, so it drops what it can. Every reconcile reads its resource again.
     let watched = watched.modify(|resource| resource.meta_mut().managed_fields = None);
     let changed = predicates::generation.combine(predicates::annotations).combine(predicates::finalizers);
     let stream = watched
@@ -290,7 +295,7 @@ where
     }
 }
 
-/// Runs a controller to its end; errors decide by their class when to try again.
+/// Runs a controller to its end. The class of an error decides on the delay of the retry.
 async fn drive<K, F, Fut>(kind: &'static str, controller: Controller<Guarded<K>>, context: Context, reconcile: F)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
@@ -304,7 +309,7 @@ where
             let resource = match &resource.0 {
                 Ok(resource) => Arc::new(resource.clone()),
                 Err(invalid) => {
-                    tracing::warn!(resource = key, error = %invalid.error, "cannot be read; waiting for a change");
+                    tracing::warn!(resource = key, error = %invalid.error, "cannot parse the resource; waiting for a change");
                     return Ok(Action::await_change());
                 }
             };
@@ -317,7 +322,7 @@ where
                 otel.status_description = Empty,
                 resource = key,
             );
-            // To break a pass off is as if the process had ended there: the next one goes on from what is recorded.
+            // A timeout is equivalent to the end of the process at this point: the next reconcile resumes from the recorded status.
             let pass = reconcile(resource, Context::clone(&context)).instrument(span.clone());
             let result = timeout(PASS_TIMEOUT, pass).await.unwrap_or(Err(ReconcileError::TimedOut));
             context.metrics().reconciled(kind, started.elapsed(), result.as_ref().err().map(ReconcileError::reason));
@@ -334,10 +339,10 @@ where
     let failed = move |resource: Arc<Guarded<K>>, error: &ReconcileError, context: Arc<Context>| {
         let key = key(kind, &*resource);
         let pause = error.pause(context.failed(&key));
-        let pause_ms = pause.as_millis() as u64;
+        let retry_in_ms = pause.as_millis() as u64;
         match error.is_transient() {
-            true => tracing::info!(resource = key, %error, pause_ms, "tried again later"),
-            false => tracing::warn!(resource = key, %error, pause_ms, "failed"),
+            true => tracing::info!(resource = key, %error, retry_in_ms, "reconcile failed; retrying"),
+            false => tracing::warn!(resource = key, %error, retry_in_ms, "reconcile failed"),
         }
         Action::requeue(pause)
     };
@@ -355,7 +360,7 @@ mod tests {
 
     /// Everything together: lease, watches, reconcilers, shutdown.
     #[tokio::test(start_paused = true)]
-    async fn the_process_brings_a_cluster_up_and_gives_its_lease_back() {
+    async fn the_process_brings_a_cluster_up_and_releases_its_lease() {
         let world = World::new();
         let spec = serde_json::json!({"image": "chronicle:1.0.0", "storage": {"size": "1Gi"}});
         let resource = serde_json::json!({
@@ -400,7 +405,7 @@ mod tests {
             tokio::time::sleep(second).await;
             seconds += 1;
         }
-        // What somebody deletes is made again at once, not at the next look at everything.
+        // A deleted object is recreated at once, not at the next poll.
         for (plural, name) in [("services", "log"), ("configmaps", "log-config"), ("certificates", "log-node")] {
             let before = world.get(plural, name).unwrap()["metadata"]["uid"].clone();
             world.delete(plural, name);

@@ -1,11 +1,11 @@
-//! OpenTelemetry traces of reconciles: a span per pass, below it one for each phase and each question to a cluster's nodes, which
-//! carry it on to their own spans.
+//! OpenTelemetry traces of reconciles: a span per reconcile, with a child span for each phase and each call to the nodes of a cluster,
+//! which propagate the trace.
 //!
-//! Configured by the standard variables alone. Without an endpoint (`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, `OTEL_EXPORTER_OTLP_ENDPOINT`)
-//! nothing is traced and nothing is paid. The SDK reads sampling (`OTEL_TRACES_SAMPLER`, default: everything), queue and batches
-//! (`OTEL_BSP_*`, bounded in spans: what does not fit is dropped), headers and the resource's attributes by itself.
+//! Only the standard environment variables configure it. Without an endpoint (`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`,
+//! `OTEL_EXPORTER_OTLP_ENDPOINT`) there are no spans and no cost. The SDK itself reads sampling (`OTEL_TRACES_SAMPLER`, default: everything), queue and batches
+//! (`OTEL_BSP_*`; the queue is bounded and drops spans when it is full), headers and attributes of the resource.
 //!
-//! Spans are those of `tracing` on the target [`SPANS`]. Phases are of level debug, so that log lines name the pass and not its parts.
+//! Spans are those of `tracing` on the target [`SPANS`]. Phases have the level debug, so that log lines name the reconcile and not its phases.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,33 +27,33 @@ use tracing_subscriber::registry::LookupSpan;
 pub const SPANS: &str = "chronicle_traces";
 /// Path of the signal where the endpoint is the one of all signals.
 const TRACES_PATH: &str = "v1/traces";
-/// The last spans are sent within this time, or not at all.
+/// Time limit for exporting the last spans at shutdown.
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// Why traces cannot be sent.
+/// Why tracing cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TracesError {
-    /// A standard variable has a value that it must not have.
+    /// An environment variable has an invalid value.
     #[error("{name}: {value}: {rule}")]
     Variable {
-        /// The variable.
+        /// Name of the variable.
         name: &'static str,
-        /// Its value.
+        /// Value of the variable.
         value: String,
-        /// What it must be.
+        /// Rule for the value.
         rule: &'static str,
     },
-    /// There is no exporter for what is configured.
-    #[error("endpoint of traces: {endpoint}: {source}")]
+    /// The exporter cannot be created.
+    #[error("trace endpoint {endpoint}: {source}")]
     Exporter {
-        /// The endpoint in force.
+        /// Configured endpoint.
         endpoint: String,
-        /// Why.
+        /// Cause.
         source: ExporterBuildError,
     },
 }
 
-/// Where spans go.
+/// Destination of spans.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Destination {
     endpoint: String,
@@ -61,9 +61,9 @@ struct Destination {
 }
 
 impl Destination {
-    /// `None`: traces are off.
+    /// Reads the environment variables; `None`: tracing is off.
     fn resolve(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, TracesError> {
-        // Set but empty is not set, says the standard.
+        // The standard treats an empty variable as unset.
         let variable =
             |name: &'static str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         let off = variable("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"));
@@ -95,18 +95,18 @@ impl Destination {
     }
 }
 
-/// The traces of this process, while it runs.
+/// Tracing of this process.
 #[derive(Debug)]
 pub struct Traces {
     provider: SdkTracerProvider,
 }
 
 impl Traces {
-    /// Starts what sends spans away, as the process's variables say; `None`: they name no endpoint. The exporter works on the
-    /// current tokio runtime. `instance`: name of this process.
+    /// Starts the exporter as the environment configures it, on the current tokio runtime; `None`: there is no endpoint. `instance` is the
+    /// name of this process.
     ///
     /// # Errors
-    /// A variable that does not parse, an endpoint that is none.
+    /// An invalid environment variable or endpoint.
     pub fn start(instance: &str) -> Result<Option<Self>, TracesError> {
         let destination = Destination::resolve(|name| std::env::var(name).ok())?;
         destination.map(|destination| Self::to(&destination, instance)).transpose()
@@ -118,7 +118,7 @@ impl Traces {
             true => {
                 let builder = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint);
                 match endpoint.starts_with("https://") {
-                    // Whom the system trusts, which `SSL_CERT_FILE` overrides.
+                    // Trusts the CAs of the system; `SSL_CERT_FILE` overrides them.
                     true => builder.with_tls_config(ClientTlsConfig::new().with_enabled_roots()).build(),
                     false => builder.build(),
                 }
@@ -134,7 +134,7 @@ impl Traces {
         Ok(Self { provider })
     }
 
-    /// The layer that turns spans of the target [`SPANS`] into those of OpenTelemetry.
+    /// Returns the layer that exports spans of the target [`SPANS`].
     pub fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
@@ -149,17 +149,17 @@ impl Traces {
             .with_filter(filter_fn(|metadata| metadata.target() == SPANS).with_max_level_hint(LevelFilter::DEBUG))
     }
 
-    /// Sends what is queued, for a few seconds at most, and stops.
+    /// Exports the queued spans, for five seconds at most, and stops.
     pub async fn shutdown(self) {
         let stopped = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
         if let Ok(Err(error)) = stopped {
-            tracing::warn!(%error, "the last spans were not sent");
+            tracing::warn!(%error, "cannot export the last spans");
         }
     }
 }
 
 fn resource(instance: &str) -> Resource {
-    // Reads the standard variables; what is added here wins over them, so the name is added only when they have none.
+    // The builder reads the environment. Attributes added here take precedence, so the name is added only if there is none.
     let named = std::env::var("OTEL_SERVICE_NAME").is_ok_and(|name| !name.is_empty())
         || std::env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|attributes| attributes.contains("service.name="));
     let mut attributes = vec![
@@ -172,7 +172,7 @@ fn resource(instance: &str) -> Resource {
     Resource::builder().with_attributes(attributes).build()
 }
 
-/// The exporter of OTLP, called on the process's runtime: the thread that gathers spans has none.
+/// The OTLP exporter on the tokio runtime of the process: the thread of the batch processor has none.
 #[derive(Debug)]
 struct Exporter {
     inner: Arc<opentelemetry_otlp::SpanExporter>,
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_pass_arrives_at_the_collector_with_its_phases_and_its_questions_to_nodes() {
+    async fn a_reconcile_is_exported_with_its_phases_and_its_calls_to_nodes() {
         let receiver = Receiver::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -250,8 +250,8 @@ mod tests {
         let destination = Destination { endpoint: format!("http://{address}"), grpc: true };
         let traces = Traces::to(&destination, "me").unwrap();
         let subscriber = tracing_subscriber::registry().with(traces.layer());
-        // While there is one subscriber in the process, a span that another test's thread comes to first is decided on by that thread's
-        // own, which is none, and stays off for everybody. With two, all are asked.
+        // With one subscriber in the process, the interest in a span is cached from the first thread that reaches it; a thread of another
+        // test has no subscriber and would disable the span. With two subscribers the interest is not cached.
         let _another = tracing::Dispatch::new(tracing_subscriber::registry());
         let world = World::new();
         world.put(

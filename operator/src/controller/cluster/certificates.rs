@@ -1,10 +1,15 @@
-//! Secrets with certificates: whether they are there, what nodes should trust, and who must have a new one.
+//! Reads the Secrets with certificates, computes the trusted CAs, and rotates a CA.
 //!
-//! A CA is followed by another in three steps, each seen to have happened before the next: nodes and operator trust both; the
-//! certificates are issued anew by the new one; nodes serve those, and the old one is no longer trusted.
+//! A rotation has three steps, and each starts only after the one before is confirmed:
+//! 1. Nodes, operator and clients trust the old and the new CA.
+//! 2. cert-manager reissues the certificates with the new CA, and the nodes serve them.
+//! 3. A day later the old CA is no longer trusted.
 //!
-//! Kubelets bring a changed Secret or ConfigMap to a pod within a minute or two. What clients trust is mounted in their pods just so, and
-//! nobody can look there: that a new CA is known everywhere is a matter of time ([`Settings::trust_settles_seconds`]).
+//! Kubelets update a mounted Secret or ConfigMap within two minutes. The operator cannot observe the mounts of client pods, so step 1 ends
+//! after a fixed time: [`Settings::trust_settles_seconds`].
+//!
+//! Neighbours: `build/certificates.rs` renders the objects, `x509.rs` parses certificates, `controller/user.rs` follows with the
+//! certificates of clients.
 //!
 //! [`Settings::trust_settles_seconds`]: crate::build::Settings::trust_settles_seconds
 
@@ -23,15 +28,15 @@ use crate::build::{Cluster, Settings, TrustInput, trust_bundle};
 use crate::controller::{Context, FIELD_MANAGER, ReconcileError};
 use crate::plan::ClusterView;
 
-/// A former CA is trusted for a day after its successor, so that clients have time to take their new certificates up.
+/// Seconds that a former CA stays trusted after the new one: one day, in which clients load their new certificates.
 const CA_OVERLAP_SECONDS: i64 = 86_400;
 
-/// A certificate is served by nodes so long after it was issued, at the latest; later something is wrong.
+/// Seconds within which nodes normally serve a new certificate. After that the condition CertificatesValid is false.
 const SERVED_AFTER_SECONDS: i64 = 180;
 
 type Live = BTreeMap<(String, String), DynamicObject>;
 
-/// What is known of a cluster's certificates.
+/// State of the certificates of a cluster.
 #[derive(Debug, Default)]
 pub struct Certificates {
     encrypted: bool,
@@ -39,22 +44,22 @@ pub struct Certificates {
     operator: Option<Secret>,
     ca: Option<Secret>,
     trusted: Option<String>,
-    /// When that was changed, in Unix seconds; 0: not known.
+    /// Last change of the trusted CAs, in Unix seconds; 0: not known.
     trusted_since: i64,
-    /// When this was, and nodes' certificate.
+    /// Last change of the trusted CAs or of the certificate of the nodes, in Unix seconds; 0: not known.
     changed_at: i64,
     now: i64,
     missing: Option<(&'static str, String)>,
-    /// Every node that is alive serves the certificate in the Secret. Not known: false.
+    /// Whether every node serves the certificate in the Secret; false if not known.
     served: bool,
     stale: Vec<String>,
 }
 
 impl Certificates {
-    /// Reads them.
+    /// Reads the Secrets and the trust ConfigMap.
     ///
     /// # Errors
-    /// The API server did not answer.
+    /// The API server did not respond.
     pub async fn read(
         context: &Context,
         cluster: &Cluster,
@@ -75,7 +80,7 @@ impl Certificates {
         }
         let map = live.get(&("ConfigMap".to_owned(), cluster.trust_config_map()));
         known.trusted = map.and_then(|map| map.data["data"]["ca.crt"].as_str().map(str::to_owned));
-        // The API server notes when fields were written last, and ours are written only when they change.
+        // The time in managedFields is that of our last change: an unchanged ConfigMap is not written.
         known.trusted_since = map.map_or(0, |map| written_at(&map.metadata, Some(FIELD_MANAGER)));
         let issued_at = known.node.as_ref().map_or(0, |secret| written_at(&secret.metadata, None));
         known.changed_at = known.trusted_since.max(issued_at);
@@ -92,7 +97,7 @@ impl Certificates {
                 None if !cert_manager => (
                     "CertManagerMissing",
                     format!(
-                        "cert-manager is not installed, so that nobody issues Secret {name}: install it, or name Secrets in \
+                        "cert-manager is not installed, so Secret {name} cannot be issued: install it, or provide certificates in \
                          spec.security.tls.secrets"
                     ),
                 ),
@@ -107,17 +112,17 @@ impl Certificates {
         Ok(known)
     }
 
-    /// Whether there is all that it takes to talk to the nodes.
+    /// Returns whether the operator can connect to the nodes.
     pub fn usable(&self) -> bool {
         !self.encrypted || self.missing.is_none()
     }
 
-    /// What is in the way of starting pods.
+    /// Returns why pods cannot start yet.
     pub fn not_ready(&self) -> Option<String> {
         self.missing.as_ref().map(|(_, why)| why.clone())
     }
 
-    /// What is in the way, as a condition's reason and message.
+    /// Returns the problem to report: reason and message of a condition.
     pub(super) fn trouble(&self, settings: &Settings) -> Option<(&'static str, String)> {
         if let Some((reason, why)) = &self.missing {
             return Some((reason, why.clone()));
@@ -125,18 +130,17 @@ impl Certificates {
         self.not_served().filter(|_| !self.settling(settings)).map(|why| ("NotServedYet", why))
     }
 
-    /// Which nodes do not serve the newest certificate; `None`: all do, or are not known to.
+    /// Returns a message with the nodes that still serve a previous certificate; `None`: there are none, or that is not known.
     pub(super) fn not_served(&self) -> Option<String> {
-        (!self.stale.is_empty())
-            .then(|| format!("nodes serve an older certificate than the newest: {}", self.stale.join(", ")))
+        (!self.stale.is_empty()).then(|| format!("nodes still serve a previous certificate: {}", self.stale.join(", ")))
     }
 
-    /// Whether there are any.
+    /// Returns whether the cluster uses TLS.
     pub fn encrypted(&self) -> bool {
         self.encrypted
     }
 
-    /// Compares what nodes serve with what they should.
+    /// Compares the certificates that nodes serve with the one in the Secret.
     pub fn judge(&mut self, view: Option<&ClusterView>) {
         let serial = self.node.as_ref().and_then(|secret| text(secret, "tls.crt")).and_then(|pem| serial(&pem));
         let (Some(serial), Some(view)) = (serial, view) else { return };
@@ -150,7 +154,7 @@ impl Certificates {
         self.served = self.stale.is_empty() && all_known && view.nodes.iter().all(|node| node.alive);
     }
 
-    /// PEM text of the CAs that nodes should trust.
+    /// Returns the PEM text of the CAs that nodes should trust.
     pub fn trust(&self) -> Option<String> {
         let of = |secret: &Option<Secret>, key: &str| secret.as_ref().and_then(|secret| text(secret, key));
         let current: Vec<String> = [of(&self.ca, "tls.crt"), of(&self.node, "ca.crt"), of(&self.operator, "ca.crt")]
@@ -163,12 +167,12 @@ impl Certificates {
         trust_bundle(&TrustInput { settled, current, trusted: self.trusted.clone() })
     }
 
-    /// Whom to ask, and how.
+    /// Returns how to connect to the nodes.
     pub fn target(&self, cluster: &Cluster, pods: i32) -> Target {
         let tls = self.encrypted.then(|| {
             let of = |key: &str| self.operator.as_ref().and_then(|secret| text(secret, key)).unwrap_or_default();
             TlsMaterial {
-                // What nodes trust the operator trusts, too, so that it can talk to both while one CA follows another.
+                // The operator trusts the same CAs as the nodes, so that it can connect to all of them during a rotation.
                 ca: self.trust().unwrap_or_default().into_bytes(),
                 certificate: of("tls.crt").into_bytes(),
                 key: of("tls.key").into_bytes(),
@@ -177,7 +181,7 @@ impl Certificates {
         Target { nodes: super::addresses(cluster, pods), tls }
     }
 
-    /// Whether a change is on its way to pods and nodes, and not so old that something else must be wrong.
+    /// Returns whether a change is being distributed to pods and nodes, and is within its normal time.
     pub(super) fn settling(&self, settings: &Settings) -> bool {
         let another = match (&self.ca, &self.node) {
             (Some(ca), Some(node)) => {
@@ -190,10 +194,10 @@ impl Certificates {
             && self.now - self.changed_at < settings.trust_settles_seconds + SERVED_AFTER_SECONDS
     }
 
-    /// Has certificates of a former CA issued anew, once the new one is trusted everywhere. Says what is under way; `None`: nothing.
+    /// Requests new certificates from a new CA, once it is trusted everywhere. Returns the progress of the rotation; `None`: there is none.
     ///
     /// # Errors
-    /// The API server refused or did not answer.
+    /// The API server rejected the request or did not respond.
     pub(super) async fn renew(
         &self,
         context: &Context,
@@ -219,20 +223,20 @@ impl Certificates {
         }
         let known_for = self.now - self.trusted_since;
         if !trusted.contains(ca.trim()) || known_for < context.settings().trust_settles_seconds {
-            return Ok(Some("the new certificate authority is being made known to nodes and clients".into()));
+            return Ok(Some("distributing the new CA to nodes and clients".into()));
         }
         for name in outdated {
             let name = format!("{}-{name}", cluster.name);
             let Some(certificate) = live.get(&("Certificate".to_owned(), name.clone())) else { continue };
             if reissue(context, &cluster.namespace, certificate).await? {
-                tracing::info!(certificate = name, "issued anew by the new CA");
+                tracing::info!(certificate = name, "requested a certificate from the new CA");
             }
         }
-        Ok(Some("certificates are being issued by the new certificate authority".into()))
+        Ok(Some("reissuing certificates with the new CA".into()))
     }
 }
 
-/// When an object's fields were written last, by one manager or anybody, in Unix seconds; 0: not known.
+/// Returns the time of the last write to the fields of an object, by one manager or any, in Unix seconds; 0: not known.
 fn written_at(metadata: &ObjectMeta, manager: Option<&str>) -> i64 {
     let entries = metadata.managed_fields.iter().flatten();
     let wanted = entries.filter(|entry| manager.is_none() || entry.manager.as_deref() == manager);
@@ -240,10 +244,10 @@ fn written_at(metadata: &ObjectMeta, manager: Option<&str>) -> i64 {
     written.or_else(|| metadata.creation_timestamp.as_ref().map(|time| time.0.as_second())).unwrap_or(0)
 }
 
-/// How to reach the nodes of a cluster, for topics and users. `None`: not yet.
+/// Returns how to connect to the nodes of a cluster, for topics and users. `None`: certificates are missing.
 ///
 /// # Errors
-/// The API server did not answer.
+/// The API server did not respond.
 pub async fn operator_target(
     context: &Context,
     cluster: &Cluster,
@@ -260,8 +264,7 @@ pub async fn operator_target(
     Ok(certificates.usable().then(|| certificates.target(cluster, size)))
 }
 
-/// Asks cert-manager to issue a certificate anew, as its own command line tool does: by the condition `Issuing`. Says whether it was
-/// not asked before.
+/// Requests a reissue from cert-manager, as `cmctl renew` does: with the condition `Issuing`. Returns false if a request is pending.
 pub(in crate::controller) async fn reissue(
     context: &Context,
     namespace: &str,
@@ -289,10 +292,10 @@ pub(in crate::controller) async fn reissue(
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
     let name = certificate.name_any();
     let patched = api.patch_status(&name, &params, &Patch::Merge(patch)).await;
-    patched.map(|_| true).map_err(ReconcileError::kube(format!("have Certificate {name} issued anew")))
+    patched.map(|_| true).map_err(ReconcileError::kube(format!("reissue Certificate {name}")))
 }
 
-/// Why a Secret of cert-manager is not there yet, as a reason and in words: those of its issuer, if that is in the way.
+/// Returns why cert-manager has not issued a Secret yet: reason and message of a condition, from the issuer if that is not ready.
 async fn pending(
     context: &Context,
     cluster: &Cluster,
@@ -316,13 +319,13 @@ async fn pending(
             match api.get_opt(&name).await {
                 Ok(None) => {
                     let why = format!(
-                        "there is no {kind} {name} to issue Secret {secret}: create it, or correct \
-                                       spec.security.tls.issuerRef in a new cluster"
+                        "{kind} {name}, which should issue Secret {secret}, does not exist: create it, or create a new cluster with \
+                         another spec.security.tls.issuerRef"
                     );
                     return Ok(("IssuerMissing", why));
                 }
                 Ok(found) => found,
-                // Not ours to see: cert-manager's words about the certificate must do.
+                // No right to read the issuer: report the message of the Certificate instead.
                 Err(kube::Error::Api(status)) if status.is_forbidden() => None,
                 Err(error) => return Err(ReconcileError::kube(format!("get {kind} {name}"))(error)),
             }
@@ -332,9 +335,10 @@ async fn pending(
         let conditions = object.data["status"]["conditions"].as_array()?;
         conditions.iter().find(|condition| condition["type"] == "Ready").cloned()
     };
-    let words = |condition: &serde_json::Value| condition["message"].as_str().unwrap_or("no reason given").to_owned();
+    let words =
+        |condition: &serde_json::Value| condition["message"].as_str().unwrap_or("no reason reported").to_owned();
     if let Some(condition) = issuer.as_ref().and_then(ready).filter(|condition| condition["status"] == "False") {
-        let why = format!("{kind} {name}, which is to issue Secret {secret}, is not ready: {}", words(&condition));
+        let why = format!("{kind} {name}, which should issue Secret {secret}, is not ready: {}", words(&condition));
         return Ok(("IssuerNotReady", why));
     }
     let of = |object: &&DynamicObject| object.data["spec"]["secretName"] == secret;

@@ -1,4 +1,4 @@
-//! The end of a cluster. Objects go with their owner; data stays unless the policy says otherwise.
+//! Deletes a cluster. Kubernetes deletes the owned objects; claims stay unless `spec.storage.retention.whenDeleted` is `Delete`.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::controller::{Context, ReconcileError, is_conflict, is_not_found};
 
 const POLL: Duration = Duration::from_secs(2);
 
-/// One pass over a cluster that is being deleted. With `Retain` nothing is waited for: Kubernetes removes what the cluster
-/// owns, and claims have no owner. With `Delete`: the StatefulSet, then its pods, then the claims, then the resource.
+/// Reconciles a cluster that is being deleted. With `Retain` it removes the finalizer at once: Kubernetes deletes the owned objects, and
+/// claims have no owner. With `Delete` it deletes the StatefulSet, waits for the pods, deletes the claims, and then removes the finalizer.
 pub(super) async fn delete(
     context: &Context,
     api: &Api<ChronicleCluster>,

@@ -1,7 +1,12 @@
-//! Reconciles a ChronicleCluster: reads → validate → certificates → build → apply → observe → plan → one step → status.
+//! Reconciles a ChronicleCluster: validate, read the inputs, apply the objects, plan, execute one step, write the status.
 //!
-//! `certificates.rs` knows Secrets and trust, `observe.rs` looks at pods, claims and nodes, `steps.rs` carries a step out,
-//! `status.rs` says what came of it, `delete.rs` ends a cluster.
+//! Invariants:
+//! - All inputs are read from the API server and the nodes before the first write.
+//! - One reconcile executes at most one step of the plan. An operation is recorded in the status before its first step.
+//! - While `spec.reconciliation` is `Paused`, only the status is written.
+//!
+//! Neighbours: `observe.rs` reads pods, claims and machines, `rotation.rs` reads certificates and rotates CAs, `steps.rs` executes a step,
+//! `report.rs` builds the status, `delete.rs` handles deletion.
 
 mod certificates;
 mod delete;
@@ -36,24 +41,24 @@ use crate::process::SPANS;
 use observe::Look;
 use status::Outcome;
 
-/// After something was done, look again.
+/// Delay after a step.
 const AGAIN: Duration = Duration::from_millis(50);
-/// While an operation waits for something that no watch tells of.
+/// Poll interval while an operation waits for nodes, for which there is no watch.
 const POLL: Duration = Duration::from_secs(1);
-/// While something is not as it should be and nothing is under way.
+/// Poll interval while the cluster has not converged and no operation is in progress.
 const UNSETTLED: Duration = Duration::from_secs(5);
-/// When all is well: for what no watch tells of.
+/// Poll interval of a converged cluster.
 const SETTLED: Duration = Duration::from_secs(60);
 
-/// One pass.
+/// Reconciles one cluster.
 ///
 /// # Errors
-/// What failed; [`super::ReconcileError::pause`] says when to try again.
+/// The failure; [`super::ReconcileError::pause`] has the delay of the retry.
 pub async fn reconcile(resource: Arc<ChronicleCluster>, context: Context) -> Result<Action, ReconcileError> {
     let namespace = resource.namespace().unwrap_or_default();
     let api: Api<ChronicleCluster> = Api::namespaced(context.client(), &namespace);
     let name = resource.name_any();
-    // The cache may not hold yet what was written a moment ago.
+    // The cache may lag behind the last write.
     let Some(resource) = api.get_opt(&name).await.map_err(ReconcileError::kube("get the ChronicleCluster"))? else {
         return Ok(Action::await_change());
     };
@@ -67,7 +72,7 @@ pub async fn reconcile(resource: Arc<ChronicleCluster>, context: Context) -> Res
     Pass { context: &context, api: &api, resource: &resource }.run().await
 }
 
-/// Adds our finalizer to an object that has not changed since it was read.
+/// Adds the finalizer, unless the object has changed since it was read.
 pub(super) async fn add_finalizer<K>(api: &Api<K>, resource: &K) -> Result<(), ReconcileError>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
@@ -77,7 +82,7 @@ where
     set_finalizers(api, resource, &finalizers).await
 }
 
-/// Takes our finalizer away.
+/// Removes the finalizer, unless the object has changed since it was read.
 pub(super) async fn remove_finalizer<K>(api: &Api<K>, resource: &K) -> Result<(), ReconcileError>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
@@ -109,7 +114,7 @@ struct Pass<'a> {
     resource: &'a ChronicleCluster,
 }
 
-/// What was looked at in a pass.
+/// Everything that a reconcile reads before it writes.
 struct Seen {
     live: BTreeMap<(String, String), DynamicObject>,
     certificates: Certificates,
@@ -117,7 +122,7 @@ struct Seen {
     observed: Observed,
 }
 
-/// A phase of a pass in its trace.
+/// The trace span of a phase of a reconcile.
 macro_rules! span {
     ($name:literal) => {
         tracing::debug_span!(target: SPANS, $name)
@@ -133,7 +138,7 @@ impl Pass<'_> {
         let mut outcome = Outcome::new(self.resource, self.context.now());
         let result = self.steps(&mut outcome).await;
         if outcome.stale {
-            // The resource was written in this pass; its status is for the next one.
+            // The resource was changed in this reconcile. The next one writes the status.
             return result;
         }
         if let Err(error) = &result {
@@ -183,7 +188,7 @@ impl Pass<'_> {
             };
             outcome.rotation = apply.instrument(span!("apply")).await?.or_else(|| certificates.not_served());
         }
-        // No watch tells of what nodes serve and trust.
+        // There is no watch for what nodes serve and trust.
         let hurry = match (certificates.settling(self.context.settings()), &outcome.rotation) {
             (true, _) => Some(POLL),
             (false, Some(_)) => Some(UNSETTLED),
@@ -200,7 +205,7 @@ impl Pass<'_> {
         if let Step::GrowClaim { ordinal } = step {
             match steps::grow(self.context, &cluster, ordinal).await {
                 Ok(()) => return Ok(self.done(outcome, &ask, &step, &observed, hurry)),
-                // Everything else goes on.
+                // A volume that cannot grow blocks nothing else.
                 Err(error) => outcome.growth_failed(&error),
             }
             observed.claims.values_mut().for_each(|claim| claim.requested = ask.storage_bytes);
@@ -223,7 +228,7 @@ impl Pass<'_> {
         Ok(self.done(outcome, &ask, &step, &observed, hurry))
     }
 
-    /// Everything that is only read.
+    /// Reads the inputs.
     async fn look(
         &self,
         outcome: &mut Outcome,
@@ -264,7 +269,7 @@ impl Pass<'_> {
         let busy = outcome.status.operation.is_some();
         let pause = match step {
             step if step.acts() => {
-                // Twice as long each time that it seems to have had no effect: up to some seconds.
+                // Doubles with every repetition of the same step, which had no visible effect: up to 6.4 s.
                 let times = self.context.repeated(&format!("ChronicleCluster/{}", self.key()), format!("{step:?}"));
                 AGAIN * (1 << times.min(7))
             }
@@ -310,8 +315,8 @@ impl Pass<'_> {
         Some(self.context.admin().observe(target).await)
     }
 
-    /// The objects, and the template of the StatefulSet. How many pods it runs is the plan's.
-    #[allow(clippy::too_many_arguments, reason = "everything that was read in this pass")]
+    /// Applies the objects and the template of the StatefulSet. The plan decides on the number of pods.
+    #[allow(clippy::too_many_arguments, reason = "the inputs of this reconcile")]
     async fn apply(
         &self,
         cluster: &Cluster,
@@ -336,8 +341,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Takes the request for a replacement back once the operation is recorded, and when its pod needs none: it must not hold for
-    /// something that happens to the pod later.
+    /// Removes the request for a replacement once the operation is recorded, or if the pod needs none. It must not apply to a later failure
+    /// of the pod. Returns whether it was removed.
     async fn clear_request(&self, memory: &Memory, observed: &Observed) -> Result<bool, ReconcileError> {
         let Some(asked) = self.resource.annotations().get(REPLACE) else { return Ok(false) };
         let ordinal = ordinal_of(&self.resource.name_any(), asked);
@@ -347,14 +352,14 @@ impl Pass<'_> {
             operation.is_some_and(|operation| operation.kind == OperationKind::Replace && operation.target == *asked);
         let needless = match pod {
             Some(pod) => pod.ready,
-            // A pod that is being made again is waited for.
+            // The pod is being recreated.
             None => ordinal.is_none_or(|ordinal| ordinal >= memory.size.unwrap_or(0)),
         };
         if !begun && !needless {
             return Ok(false);
         }
         if !begun {
-            let note = format!("{asked} is ready, or not a pod of this cluster: its node is not replaced");
+            let note = format!("{asked} is ready or is not a pod of this cluster: not replacing its node");
             self.context.event(self.resource, EventKind::Warning, "ReplacementNotNeeded", &note).await;
         }
         let patch = json!({"metadata": {
@@ -362,12 +367,12 @@ impl Pass<'_> {
         }});
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let patched = self.api.patch(&self.resource.name_any(), &params, &Patch::Merge(patch)).await;
-        patched.map_err(ReconcileError::kube("take the request for a replacement back"))?;
+        patched.map_err(ReconcileError::kube("remove the replace annotation"))?;
         Ok(true)
     }
 
-    /// Asks whether those nodes have everything that an operation rests on: the one that was replaced, or all but the one that is
-    /// about to be.
+    /// Compares the replicas of the nodes that the operation depends on: the restarted node, or all nodes but the one that is restarted
+    /// next.
     async fn catch_up(&self, memory: &Memory, observed: &mut Observed, target: &Target) {
         let Some(operation) = memory.operation.as_ref().filter(|_| observed.cluster.is_some()) else { return };
         let cluster = self.resource.name_any();
@@ -387,13 +392,13 @@ impl Pass<'_> {
         observed.catch_up = match self.context.admin().catch_up(target, &nodes).await {
             Ok(known) => known,
             Err(error) => {
-                tracing::debug!(%error, target = operation.target, "no comparison");
+                tracing::debug!(%error, target = operation.target, "cannot compare the replicas");
                 CatchUp::Unknown
             }
         };
     }
 
-    /// Events: operations that begin and end, and what needs a person, once each.
+    /// Records events: start and end of operations, and what needs a person, once each.
     async fn announce(&self, memory: &Memory, step: &Step, outcome: &Outcome) {
         let target = |operation: &crate::api::OperationStatus| match operation.target.as_str() {
             "" => "all nodes".to_owned(),
@@ -417,7 +422,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Writes the status if it has changed, unless the resource has changed since it was read.
+    /// Writes the status if it has changed, unless the resource was changed since it was read.
     async fn write_status(&self, outcome: &Outcome) -> Result<(), ReconcileError> {
         let before = self.resource.status.clone().unwrap_or_default();
         if outcome.status == before {
@@ -438,7 +443,7 @@ fn observed_pods(observed: &Observed) -> i32 {
     observed.set.as_ref().map_or(0, |set| set.replicas)
 }
 
-/// Addresses of the pods that a cluster may have.
+/// Returns names and addresses of the first `pods` pods of a cluster.
 pub(super) fn addresses(cluster: &Cluster, pods: i32) -> Vec<(String, String)> {
     let pods = (0..pods).map(|ordinal| pod_name(&cluster.name, ordinal));
     pods.map(|pod| (pod.clone(), cluster.pod_address(&pod))).collect()

@@ -1,4 +1,4 @@
-//! What there is: StatefulSet, pods, claims and their machines, past every cache.
+//! Reads the state of Kubernetes: StatefulSet, pods, claims and their machines, from the API server and not from a cache.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ use crate::controller::{Context, ReconcileError, is_not_found};
 use crate::plan::{CatchUp, ClaimView, Machine, Observed, PodView, SetView};
 use crate::quantity;
 
-/// What was looked at.
+/// Observed state of the Kubernetes objects of a cluster.
 pub(super) struct Look {
-    /// What decisions rest on.
+    /// Input of the planner, without the state of the nodes.
     pub(super) observed: Observed,
-    /// Why claims get no volume, as a condition's reason and message.
+    /// Why a claim gets no volume: reason and message of a condition.
     pub(super) unbound: Option<(&'static str, String)>,
 }
 
-/// Looks at everything but the cluster's own word.
+/// Reads the Kubernetes objects of a cluster.
 pub(super) async fn observe(
     context: &Context,
     cluster: &Cluster,
@@ -48,7 +48,7 @@ pub(super) async fn observe(
             let mut view = pod_view(&pod);
             if !view.ready {
                 view.machine = machine(context, &pod).await?;
-                // What does not answer may still run.
+                // A pod on an unreachable machine may still be running.
                 view.running |= view.machine == Machine::Silent;
                 view.running &= view.machine != Machine::Gone;
             }
@@ -70,7 +70,7 @@ pub(super) async fn observe(
     Ok(Look { observed, unbound })
 }
 
-/// Why a claim that waits for its volume will not get one.
+/// Returns why a pending claim cannot get a volume.
 async fn no_class(
     context: &Context,
     claim: &PersistentVolumeClaim,
@@ -82,19 +82,19 @@ async fn no_class(
         (Some("Pending"), None) => Ok(Some((
             "StorageClassMissing",
             format!(
-                "claim {name} names no storage class and Kubernetes has no default one: annotate a class with \
-                 storageclass.kubernetes.io/is-default-class=true, or create the cluster anew with spec.storage.storageClassName"
+                "PersistentVolumeClaim {name} has no storage class and there is no default StorageClass: annotate one with \
+                 storageclass.kubernetes.io/is-default-class=true, or recreate the cluster with spec.storage.storageClassName"
             ),
         ))),
-        // Empty: bound to a volume that somebody makes by hand.
+        // An empty class: the claim waits for a volume that is created by hand.
         (Some("Pending"), Some(class)) if !class.is_empty() => {
             let classes: Api<StorageClass> = Api::all(context.client());
             match classes.get_metadata_opt(class).await {
                 Ok(None) => Ok(Some((
                     "StorageClassMissing",
                     format!(
-                        "claim {name} asks for storage class {class}, which does not exist: create it, or create the cluster anew \
-                         with another spec.storage.storageClassName"
+                        "PersistentVolumeClaim {name} requests StorageClass {class}, which does not exist: create it, or recreate the \
+                         cluster with another spec.storage.storageClassName"
                     ),
                 ))),
                 Ok(Some(_)) => Ok(None),
@@ -117,7 +117,7 @@ fn set_view(set: &DynamicObject) -> SetView {
     }
 }
 
-/// A pod as Kubernetes shows it. A container counts as running unless it is known not to run.
+/// Converts a pod. A container counts as running unless it is known not to run.
 fn pod_view(pod: &Pod) -> PodView {
     let status = pod.status.clone().unwrap_or_default();
     let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
@@ -135,9 +135,12 @@ fn pod_view(pod: &Pod) -> PodView {
         }
         (Some(state), _) if state.terminated.is_some() => {
             let ended = state.terminated.clone().unwrap_or_default();
-            (false, format!("the container ended with {}: {}", ended.exit_code, ended.message.unwrap_or_default()))
+            (
+                false,
+                format!("the container exited with code {}: {}", ended.exit_code, ended.message.unwrap_or_default()),
+            )
         }
-        // Pending before its machine has looked at it: nothing runs. Otherwise nobody knows.
+        // Pending without a container state: nothing runs yet. In any other phase it may be running.
         _ => (status.phase.as_deref() != Some("Pending"), String::new()),
     };
     let since = ready.filter(|_| !is_ready).and_then(|condition| condition.last_transition_time.clone());
@@ -166,14 +169,14 @@ fn created(pod: &Pod) -> Option<Timestamp> {
     pod.metadata.creation_timestamp.as_ref().map(|time| time.0)
 }
 
-/// The machine of a pod that is not ready.
+/// Returns the state of the machine of a pod that is not ready.
 async fn machine(context: &Context, pod: &Pod) -> Result<Machine, ReconcileError> {
     let Some(name) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { return Ok(Machine::Unassigned) };
     let nodes: Api<Node> = Api::all(context.client());
     let node = match nodes.get(&name).await {
         Ok(node) => node,
         Err(error) if is_not_found(&error) => return Ok(Machine::Gone),
-        // Not ours to see, when the operator is confined to namespaces: nothing is concluded.
+        // The operator has no right to read Nodes when it is confined to namespaces: the state is unknown.
         Err(kube::Error::Api(status)) if status.is_forbidden() => return Ok(Machine::Present),
         Err(error) => return Err(ReconcileError::kube(format!("get Node {name}"))(error)),
     };
@@ -205,7 +208,7 @@ fn claim_view(claim: &PersistentVolumeClaim) -> ClaimView {
     }
 }
 
-/// Whether a claim's volume lies on a machine that was taken out of the Kubernetes cluster.
+/// Returns whether the volume of a claim is deleted, or on a machine that was deleted from the Kubernetes cluster.
 async fn volume_lost(context: &Context, claim: &PersistentVolumeClaim) -> Result<bool, ReconcileError> {
     let Some(name) = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()) else { return Ok(false) };
     let volumes: Api<PersistentVolume> = Api::all(context.client());

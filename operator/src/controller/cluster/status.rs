@@ -1,4 +1,6 @@
-//! What is reported. Starts from the status of before, so that what could not be looked at stays as it was known.
+//! Builds the status of a cluster: fields and conditions.
+//!
+//! Invariant: it starts from the previous status, so that what was not observed keeps its last known value.
 
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
@@ -13,27 +15,27 @@ use crate::build::{Cluster, Settings};
 use crate::controller::ReconcileError;
 use crate::plan::{Ask, ClusterView, Observed, PENDING, REFUSED, Step, outdated, pending, refusal, untaken};
 
-/// A failure that may pass is told of when it has happened so many times in a row.
+/// A transient failure is reported after this many consecutive failures.
 const NEWS_AFTER: u32 = 4;
 
-/// A node that is rolled may be silent for so long, from the begin of its drain, before something is wrong with it.
+/// Seconds from the start of its drain in which a node that is rolled may be dead without the condition Degraded.
 const RESTART_SECONDS: i64 = 180;
 
-/// What the definition takes: so many versions, each of so many characters.
+/// Limit of the CRD: number of versions, and characters of each.
 const VERSIONS_MAX: usize = 64;
 
 /// The status under construction.
 pub(super) struct Outcome {
     pub(super) status: ClusterStatus,
-    /// The resource has changed since it was read.
+    /// Whether the resource was changed in this reconcile.
     pub(super) stale: bool,
-    /// What is under way with certificates.
+    /// Progress of a rotation of certificates.
     pub(super) rotation: Option<String>,
-    /// Why claims get no volume.
+    /// Why a claim gets no volume.
     pub(super) unbound: Option<(&'static str, String)>,
     generation: Option<i64>,
     now: Timestamp,
-    /// Why the cluster's word is not known.
+    /// Why the state of the cluster is not known.
     silence: String,
     growth: Option<String>,
     two_clusters: Option<String>,
@@ -53,12 +55,12 @@ impl Outcome {
         set_condition(&mut self.status.conditions, kind, holds, reason, message, self.generation, self.now);
     }
 
-    /// Whether people have not been told of this yet.
+    /// Returns whether Degraded does not have this reason yet.
     pub(super) fn is_news(&self, reason: &str) -> bool {
         condition_of(&self.status.conditions, ConditionType::Degraded).is_none_or(|known| known.reason != reason)
     }
 
-    /// Whether this is not what has stopped everything before. Asked before [`Outcome::conclude`].
+    /// Returns whether Progressing does not have this reason yet. To be called before [`Outcome::conclude`].
     pub(super) fn is_new_block(&self, reason: &str) -> bool {
         condition_of(&self.status.conditions, ConditionType::Progressing).is_none_or(|known| known.reason != reason)
     }
@@ -68,13 +70,13 @@ impl Outcome {
         self.set(ConditionType::Degraded, Some(true), "InvalidSpec", why);
     }
 
-    /// `attempt`: the number of this failure in a row, from 1.
+    /// Reports a failure. `attempt` counts consecutive failures from 1.
     pub(super) fn failed(&mut self, error: &ReconcileError, attempt: u32) {
         match error.is_transient() {
             false => self.set(ConditionType::Degraded, Some(true), error.reason(), error.to_string()),
-            // What passes by itself is no news, unless it does not pass.
+            // A transient failure is reported only if it lasts.
             true if attempt >= NEWS_AFTER => {
-                let why = format!("{error}; tried again until it works");
+                let why = format!("{error}; retrying");
                 self.set(ConditionType::Progressing, Some(true), error.reason(), why);
             }
             true => {}
@@ -97,7 +99,7 @@ impl Outcome {
 
     pub(super) fn answered(&mut self, answer: Option<Result<ClusterView, AdminError>>) -> Option<ClusterView> {
         match answer {
-            None => self.silence = "no node runs, or there is no certificate to ask with".into(),
+            None => self.silence = "no node is running, or the operator has no certificate to connect with".into(),
             Some(Err(error)) => {
                 if let AdminError::TwoClusters(_) = &error {
                     self.two_clusters = Some(error.to_string());
@@ -152,7 +154,7 @@ impl Outcome {
                 version: node.version.clone(),
                 zone: node.zone.clone(),
             };
-            // Names are the keys of the list. While a node takes the place of another one of its name, the new one is shown.
+            // Names are the keys of the list. While a node replaces another one of its name, the list has the new node.
             match members.iter_mut().find(|known| known.name == member.name) {
                 Some(known) if node.alive || !known.alive => *known = member,
                 Some(_) => {}
@@ -185,10 +187,10 @@ impl Outcome {
             return;
         };
         let (holds, reason, why) = match (&view.leader, view.offline) {
-            (None, _) => (false, "NoLeader", "the controller group has no leader that answers".to_owned()),
+            (None, _) => (false, "NoLeader", "the controller group has no leader that responds".to_owned()),
             (_, 0) => (true, "Quorate", String::new()),
             (_, offline) => {
-                (false, "PartitionsOffline", format!("{offline} partitions have no majority of their replicas"))
+                (false, "PartitionsOffline", format!("{offline} partitions have no majority of live replicas"))
             }
         };
         self.set(ConditionType::Quorate, Some(holds), reason, why.clone());
@@ -222,10 +224,10 @@ impl Outcome {
         }
     }
 
-    /// The conditions that follow from the step.
+    /// Sets the conditions that follow from the step.
     pub(super) fn conclude(&mut self, ask: &Ask, step: &Step, observed: &Observed) {
         if let Some(why) = self.growth.take() {
-            let why = format!("{why}; the storage class must allow volumes to grow");
+            let why = format!("{why}; the StorageClass needs allowVolumeExpansion: true");
             self.set(ConditionType::StorageHealthy, Some(false), "GrowthRefused", why);
         }
         self.up_to_date(ask, observed);
@@ -257,10 +259,10 @@ impl Outcome {
         }
         let outdated = observed.pods.iter().filter(|(ordinal, pod)| outdated(ask, observed, **ordinal, pod)).count();
         if outdated > 0 {
-            let why = format!("{outdated} of {} pods do not run what the spec says yet", observed.pods.len());
+            let why = format!("{outdated} of {} pods do not match the spec yet", observed.pods.len());
             return self.set(ConditionType::UpToDate, Some(false), "RollPending", why);
         }
-        // Pods of the right template may not have taken the file.
+        // Up-to-date pods may not have loaded the file.
         if observed.cluster.is_none() && !observed.pods.is_empty() {
             let why = self.silence.clone();
             return self.set(ConditionType::UpToDate, None, "ClusterUnknown", why);
@@ -271,7 +273,7 @@ impl Outcome {
         }
     }
 
-    /// The node that a roll restarts just now: it is silent because it was told to.
+    /// Returns the node that a roll is restarting now: its missing heartbeats are expected.
     fn restarting(&self, observed: &Observed) -> Option<&str> {
         let operation = self.status.operation.as_ref().filter(|operation| operation.kind == OperationKind::Roll)?;
         let is_young = operation.age_seconds(observed.now)? < RESTART_SECONDS;
@@ -282,7 +284,7 @@ impl Outcome {
         if let Some(why) = self.two_clusters.take() {
             return self.set(ConditionType::Degraded, Some(true), "TwoClusters", why);
         }
-        // Nodes that are missing are more urgent than a file that is refused.
+        // Dead nodes are more urgent than a rejected file.
         if let Step::Blocked { reason, message } = step
             && *reason != REFUSED
         {
@@ -299,10 +301,13 @@ impl Outcome {
                 if !dead.is_empty() && dead.iter().all(|name| Some(*name) == restarting) {
                     self.set(ConditionType::Degraded, Some(false), "AsExpected", "");
                 } else if !dead.is_empty() {
-                    let why = format!("the cluster does not hear from {}", dead.join(", "));
+                    let why = format!("no heartbeat from {}", dead.join(", "));
                     self.set(ConditionType::Degraded, Some(true), "NodesDead", why);
                 } else if view.under_replicated > 0 {
-                    let why = format!("{} partitions have a replica that is not alive", view.under_replicated);
+                    let why = format!(
+                        "{} partitions are under-replicated: a replica is on a node that is not alive",
+                        view.under_replicated
+                    );
                     self.set(ConditionType::Degraded, Some(true), "UnderReplicated", why);
                 } else if let Some(why) = refusal(ask, observed) {
                     self.set(ConditionType::Degraded, Some(true), REFUSED, why);

@@ -1,5 +1,6 @@
-//! Carries a step of the plan out: one call to the API server or to the cluster. Every call names what it means by UID, so that
-//! a second attempt, or one on old news, does nothing.
+//! Executes a step of the plan: one call to the API server or to the cluster.
+//!
+//! Invariant: every deletion has the UID as a precondition, so that a repeated step, or one on stale state, has no effect.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +24,7 @@ pub(super) async fn carry_out(
     target: &Target,
     step: &Step,
 ) -> Result<(), ReconcileError> {
-    tracing::info!(cluster = %cluster.name, namespace = %cluster.namespace, ?step, "step");
+    tracing::info!(cluster = %cluster.name, namespace = %cluster.namespace, ?step, "executing a step");
     match step {
         Step::ApplySet { replicas } => {
             let mut set = desired.stateful_set.clone();
@@ -89,7 +90,7 @@ pub(super) async fn carry_out(
     }
 }
 
-/// Asks for a claim as large as the spec says.
+/// Raises the requested size of a claim to that of the spec.
 pub(super) async fn grow(context: &Context, cluster: &Cluster, ordinal: i32) -> Result<(), ReconcileError> {
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client(), &cluster.namespace);
     let name = claim_name(&cluster.name, ordinal);
@@ -102,11 +103,11 @@ fn ours() -> PatchParams {
     PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() }
 }
 
-/// What is gone, or not what was looked at any more, is for the next look.
+/// Treats deleted and concurrently changed objects as success: the next reconcile reads them again.
 fn ignore_gone(result: Result<(), kube::Error>, action: String) -> Result<(), ReconcileError> {
     match result {
         Err(error) if is_not_found(&error) || is_conflict(&error) => {
-            tracing::debug!(action, %error, "changed in the meantime");
+            tracing::debug!(action, %error, "the object has changed since it was read");
             Ok(())
         }
         other => other.map_err(ReconcileError::kube(action)),

@@ -39,7 +39,7 @@ fn edit(world: &World, change: impl FnOnce(&mut Value)) {
     world.edit("chronicleclusters", NAME, |resource| change(&mut resource["spec"]));
 }
 
-/// One pass of an operator.
+/// Runs one reconcile.
 async fn pass(world: &World, context: &Context) -> Result<(), ReconcileError> {
     let Some(resource) = world.get("chronicleclusters", NAME) else { return Ok(()) };
     let resource: ChronicleCluster = serde_json::from_value(resource).unwrap();
@@ -58,7 +58,7 @@ fn condition(world: &World, kind: &str) -> (String, String) {
     (text("status"), text("reason"))
 }
 
-/// Passes and moments until `done`; an operator that died is followed by another one.
+/// Alternates reconciles and ticks until `done`. A new operator follows one that died.
 async fn until(world: &World, what: &str, done: impl Fn(&World) -> bool) {
     let mut operator = world.operator();
     for _ in 0..600 {
@@ -72,10 +72,10 @@ async fn until(world: &World, what: &str, done: impl Fn(&World) -> bool) {
         world.tick();
     }
     let status = serde_json::to_string_pretty(&status(world)).unwrap();
-    panic!("not {what} after 600 passes; pods {:?}; status {status}", world.names("pods"));
+    panic!("not {what} after 600 reconciles; pods {:?}; status {status}", world.names("pods"));
 }
 
-/// The status is about the spec of now.
+/// Returns whether the status describes the latest spec.
 fn up_to_date(world: &World) -> bool {
     let resource = world.get("chronicleclusters", NAME).unwrap();
     resource["status"]["observedGeneration"] == resource["metadata"]["generation"]
@@ -104,7 +104,7 @@ async fn a_cluster_is_created_and_reports_what_it_is() {
     let world = world(3);
     settle(&world, 3).await;
     let status = status(&world);
-    assert_eq!(status["clusterId"], "made-up");
+    assert_eq!(status["clusterId"], "simulated");
     assert_eq!((&status["size"], &status["readyReplicas"]), (&json!(3), &json!(3)));
     assert_eq!(status["quorum"], json!({"voters": 3, "healthy": 3, "needed": 2, "faultTolerance": 1}));
     for (kind, holds) in
@@ -114,7 +114,7 @@ async fn a_cluster_is_created_and_reports_what_it_is() {
     }
     assert_eq!(world.names("services"), ["log", "log-nodes"]);
     let config = world.get("configmaps", "log-config").unwrap()["data"]["chronicle.yaml"].as_str().unwrap().to_owned();
-    assert!(config.contains("bootstrap-expect: 99"), "a cluster that exists is never founded again: {config}");
+    assert!(config.contains("bootstrap-expect: 99"), "an existing cluster must not bootstrap again: {config}");
 }
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn nodes_join_one_by_one_and_leave_with_their_volumes() {
 }
 
 #[tokio::test]
-async fn a_volume_that_was_kept_is_in_the_way_and_says_so() {
+async fn a_kept_volume_blocks_scaling_up_and_the_message_has_the_command() {
     let world = World::new();
     let mut kept = spec(4);
     kept["storage"]["retention"] = json!({"whenScaled": "Retain"});
@@ -171,16 +171,16 @@ async fn a_roll_takes_the_leader_last() {
     let leader = status(&world)["leader"].as_str().unwrap().to_owned();
     world.writes.lock().clear();
     edit(&world, |spec| spec["image"] = "chronicle:1.1.0".into());
-    let told = Mutex::new(BTreeSet::new());
+    let reported = Mutex::new(BTreeSet::new());
     until(&world, "rolled", |world| {
-        told.lock().insert(condition(world, "Degraded"));
+        reported.lock().insert(condition(world, "Degraded"));
         world.images() == ["chronicle:1.1.0"; 3] && settled(world, 3)
     })
     .await;
-    let told = told.into_inner();
+    let reported = reported.into_inner();
     assert!(
-        told.iter().all(|(degraded, _)| degraded == "False"),
-        "a restart that is wanted is told as a fault: {told:?}"
+        reported.iter().all(|(degraded, _)| degraded == "False"),
+        "a planned restart is reported as Degraded: {reported:?}"
     );
     let deleted: Vec<String> =
         world.writes.lock().iter().filter(|write| write.starts_with("DELETE pods/")).cloned().collect();
@@ -203,7 +203,7 @@ fn deleted_pods(world: &World) -> usize {
 }
 
 #[tokio::test]
-async fn a_live_setting_reaches_the_nodes_without_a_restart_and_is_waited_for() {
+async fn a_live_setting_reaches_the_nodes_without_a_restart() {
     let world = world(3);
     settle(&world, 3).await;
     let (before, template) = (uids(&world), world.get("statefulsets", NAME).unwrap()["spec"]["template"].clone());
@@ -217,10 +217,14 @@ async fn a_live_setting_reaches_the_nodes_without_a_restart_and_is_waited_for() 
     assert_eq!(condition(&world, "UpToDate"), ("False".into(), "ConfigurationPending".into()));
     assert_eq!(condition(&world, "Progressing"), ("True".into(), "ConfigurationPending".into()));
     assert_eq!(condition(&world, "Degraded").0, "False");
-    assert!(status(&world).to_string().contains("as it is now: log-0, log-1, log-2;"), "{}", status(&world));
+    assert!(
+        status(&world).to_string().contains("current configuration file: log-0, log-1, log-2;"),
+        "{}",
+        status(&world)
+    );
     let resource: ChronicleCluster = serde_json::from_value(world.get("chronicleclusters", NAME).unwrap()).unwrap();
     let again = format!("{:?}", reconcile(Arc::new(resource), operator.clone()).await.unwrap());
-    assert!(again.contains("5s"), "no watch tells of what nodes have read: {again}");
+    assert!(again.contains("5s"), "there is no watch for the files that nodes have loaded: {again}");
     settle(&world, 3).await;
     assert_eq!((uids(&world), &world.get("statefulsets", NAME).unwrap()["spec"]["template"]), (before, &template));
     world.writes.lock().clear();
@@ -232,7 +236,7 @@ async fn a_live_setting_reaches_the_nodes_without_a_restart_and_is_waited_for() 
 }
 
 #[tokio::test]
-async fn nodes_of_a_version_that_does_not_say_what_it_read_are_not_waited_for() {
+async fn the_operator_does_not_wait_for_nodes_that_do_not_report_their_file() {
     let world = world(3);
     world.mute.store(true, Ordering::Relaxed);
     settle(&world, 3).await;
@@ -244,7 +248,7 @@ async fn nodes_of_a_version_that_does_not_say_what_it_read_are_not_waited_for() 
 }
 
 #[tokio::test]
-async fn the_word_of_a_cluster_that_does_not_answer_is_not_taken_for_granted() {
+async fn an_unreachable_cluster_is_not_up_to_date() {
     let world = world(3);
     settle(&world, 3).await;
     configure(&world, json!({"limits": {"connections-max": 1000}}));
@@ -257,16 +261,16 @@ async fn the_word_of_a_cluster_that_does_not_answer_is_not_taken_for_granted() {
 }
 
 #[tokio::test]
-async fn a_setting_that_is_refused_is_told_once_and_restarts_nobody() {
+async fn a_rejected_setting_is_reported_once_and_restarts_no_node() {
     let world = world(3);
     settle(&world, 3).await;
     let before = uids(&world);
     configure(&world, json!({"limits": {"connections-max": NONSENSE}}));
     let refused = ("True".to_owned(), "ConfigurationRefused".to_owned());
-    until(&world, "told", |world| condition(world, "Degraded") == refused).await;
+    until(&world, "reported", |world| condition(world, "Degraded") == refused).await;
     assert_eq!(condition(&world, "UpToDate"), ("False".into(), "ConfigurationRefused".into()));
-    assert!(status(&world).to_string().contains("log-0 refuses") && status(&world).to_string().contains(NONSENSE));
-    // With a field beside it that waits for a restart.
+    assert!(status(&world).to_string().contains("log-0 rejects") && status(&world).to_string().contains(NONSENSE));
+    // Together with a field that needs a restart.
     configure(&world, json!({"limits": {"connections-max": NONSENSE}, "partitions": {"queue-bytes-max": "32MiB"}}));
     world.writes.lock().clear();
     let operator = world.operator();
@@ -277,9 +281,9 @@ async fn a_setting_that_is_refused_is_told_once_and_restarts_nobody() {
     assert_eq!((deleted_pods(&world), uids(&world)), (0, before.clone()));
     assert_eq!(condition(&world, "Progressing"), ("False".into(), "ConfigurationRefused".into()));
     assert_eq!(condition(&world, "Available").0, "True");
-    let told = world.events.lock().iter().filter(|reason| *reason == "ConfigurationRefused").count();
-    assert_eq!(told, 1, "{:?}", world.events.lock());
-    // A node that is missing is more urgent, also when there is more that the refusal stops.
+    let events = world.events.lock().iter().filter(|reason| *reason == "ConfigurationRefused").count();
+    assert_eq!(events, 1, "{:?}", world.events.lock());
+    // A dead node is more urgent, also if the rejection blocks further operations.
     configure(&world, json!({"limits": {"connections-max": NONSENSE}}));
     edit(&world, |spec| spec["replicas"] = 4.into());
     world.edit("pods", "log-2", |pod| pod["metadata"]["annotations"]["stuck"] = "yes".into());
@@ -289,23 +293,23 @@ async fn a_setting_that_is_refused_is_told_once_and_restarts_nobody() {
     }
     assert_eq!(condition(&world, "Degraded").1, "NodesDead");
     assert_eq!(condition(&world, "Progressing").1, "ConfigurationRefused");
-    let told = world.events.lock().iter().filter(|reason| *reason == "ConfigurationRefused").count();
-    assert_eq!(told, 1, "{:?}", world.events.lock());
+    let events = world.events.lock().iter().filter(|reason| *reason == "ConfigurationRefused").count();
+    assert_eq!(events, 1, "{:?}", world.events.lock());
     edit(&world, |spec| spec["replicas"] = 3.into());
     world.edit("pods", "log-2", |pod| drop(pod["metadata"]["annotations"].as_object_mut().unwrap().remove("stuck")));
 
     configure(&world, json!({"limits": {"connections-max": 1000}, "partitions": {"queue-bytes-max": "32MiB"}}));
     settle(&world, 3).await;
-    assert!(uids(&world).iter().all(|uid| !before.contains(uid)), "what waits for a restart is rolled now");
+    assert!(uids(&world).iter().all(|uid| !before.contains(uid)), "fields that need a restart are rolled out now");
 }
 
 #[tokio::test]
-async fn a_value_that_does_not_start_is_tried_on_one_pod_at_most_and_a_correction_mends_it() {
+async fn a_value_that_prevents_a_start_reaches_one_pod_at_most_and_can_be_corrected() {
     let world = world(3);
     settle(&world, 3).await;
     let before = uids(&world);
     configure(&world, json!({"partitions": {"queue-bytes-max": NONSENSE}}));
-    until(&world, "tried", |world| uids(world) != before).await;
+    until(&world, "restarted", |world| uids(world) != before).await;
     let operator = world.operator();
     for _ in 0..200 {
         let _ = pass(&world, &operator).await;
@@ -316,7 +320,7 @@ async fn a_value_that_does_not_start_is_tried_on_one_pod_at_most_and_a_correctio
         let nodes = &world.cluster.lock().nodes;
         nodes.values().filter(|node| node.configuration.as_ref().is_some_and(|known| !known.error.is_empty())).count()
     };
-    assert!(refuses(&world) >= 2, "the others have read it by now");
+    assert!(refuses(&world) >= 2, "the others have loaded it by now");
     assert_eq!(condition(&world, "Quorate").0, "True");
     configure(&world, json!({"partitions": {"queue-bytes-max": "32MiB"}}));
     settle(&world, 3).await;
@@ -324,7 +328,7 @@ async fn a_value_that_does_not_start_is_tried_on_one_pod_at_most_and_a_correctio
 }
 
 #[tokio::test]
-async fn the_next_version_is_rolled_out_over_nodes_that_do_not_know_its_fields() {
+async fn the_next_version_is_rolled_out_over_nodes_that_reject_its_fields() {
     let world = world(3);
     settle(&world, 3).await;
     edit(&world, |spec| {
@@ -337,13 +341,13 @@ async fn the_next_version_is_rolled_out_over_nodes_that_do_not_know_its_fields()
     }
     let refuses =
         |node: &crate::admin::fake::FakeNode| node.configuration.as_ref().is_some_and(|known| !known.error.is_empty());
-    assert!(world.cluster.lock().nodes.values().all(refuses), "kubelets were faster than the operator");
+    assert!(world.cluster.lock().nodes.values().all(refuses), "the nodes have read the new file before the roll");
     settle(&world, 3).await;
     assert_eq!(world.images(), ["chronicle:1.1.0"; 3]);
 }
 
 #[tokio::test]
-async fn nodes_that_cannot_take_a_live_setting_are_restarted_one_by_one_once_each() {
+async fn nodes_that_cannot_apply_a_live_setting_are_restarted_once_each() {
     let world = world(3);
     settle(&world, 3).await;
     let before = uids(&world);
@@ -356,7 +360,7 @@ async fn nodes_that_cannot_take_a_live_setting_are_restarted_one_by_one_once_eac
 }
 
 #[tokio::test]
-async fn an_image_that_does_not_start_stops_the_roll_at_one_pod_and_a_correction_mends_it() {
+async fn an_image_that_does_not_start_stops_the_roll_at_one_pod_and_can_be_corrected() {
     let world = world(3);
     settle(&world, 3).await;
     world.broken_images.lock().insert("chronicle:broken".into());
@@ -369,14 +373,14 @@ async fn an_image_that_does_not_start_stops_the_roll_at_one_pod_and_a_correction
     }
     assert_eq!(world.images().iter().filter(|image| *image == "chronicle:broken").count(), 1);
     assert_eq!(condition(&world, "Quorate").0, "True");
-    until(&world, "told", |world| condition(world, "Degraded") == ("True".into(), "NodesDead".into())).await;
+    until(&world, "reported", |world| condition(world, "Degraded") == ("True".into(), "NodesDead".into())).await;
     edit(&world, |spec| spec["image"] = "chronicle:1.1.0".into());
     settle(&world, 3).await;
     assert_eq!(world.images(), ["chronicle:1.1.0"; 3]);
 }
 
 #[tokio::test]
-async fn a_cluster_that_never_started_is_mended_by_a_correction() {
+async fn a_cluster_that_never_started_can_be_corrected() {
     let world = World::new();
     world.broken_images.lock().insert("chronicle:broken".into());
     let mut broken = spec(3);
@@ -406,7 +410,7 @@ async fn volumes_grow_even_while_no_node_runs() {
             })
     };
     until(&world, "grown", grown).await;
-    assert_eq!(world.names("pods").len(), 3, "pods outlive the StatefulSet that is made again");
+    assert_eq!(world.names("pods").len(), 3, "pods survive the recreation of the StatefulSet");
 }
 
 #[tokio::test]
@@ -437,7 +441,7 @@ async fn all_nodes_stop_and_start_again_with_their_data() {
 }
 
 #[tokio::test]
-async fn a_paused_cluster_is_left_alone_and_reported() {
+async fn a_paused_cluster_is_only_reported() {
     let world = world(3);
     settle(&world, 3).await;
     edit(&world, |spec| {
@@ -458,7 +462,7 @@ async fn a_paused_cluster_is_left_alone_and_reported() {
 }
 
 #[tokio::test]
-async fn drift_is_put_right_and_foreign_objects_are_left_alone() {
+async fn drift_is_corrected_and_foreign_objects_are_left_alone() {
     let world = world(3);
     settle(&world, 3).await;
     world.edit("services", "log-nodes", |service| service["spec"]["publishNotReadyAddresses"] = false.into());
@@ -483,7 +487,7 @@ async fn drift_is_put_right_and_foreign_objects_are_left_alone() {
 }
 
 #[tokio::test]
-async fn a_port_that_somebody_renumbered_is_put_right_without_a_new_service() {
+async fn a_renumbered_port_is_corrected_without_a_new_service() {
     let world = world(3);
     settle(&world, 3).await;
     let before = world.get("services", "log").unwrap();
@@ -505,7 +509,7 @@ async fn a_port_that_somebody_renumbered_is_put_right_without_a_new_service() {
 }
 
 #[tokio::test]
-async fn what_somebody_added_to_the_pod_template_goes_and_no_pod_is_restarted() {
+async fn additions_to_the_pod_template_are_removed_without_a_restart() {
     let world = world(3);
     settle(&world, 3).await;
     world.edit("statefulsets", NAME, |set| {
@@ -521,19 +525,23 @@ async fn what_somebody_added_to_the_pod_template_goes_and_no_pod_is_restarted() 
     let set = world.get("statefulsets", NAME).unwrap();
     assert_eq!(set["spec"]["template"]["spec"]["containers"].as_array().unwrap().len(), 1);
     let writes = world.writes.lock().clone();
-    assert_eq!(writes, ["PATCH statefulsets/log ", "PATCH statefulsets/log "], "an apply, and what it leaves");
+    assert_eq!(
+        writes,
+        ["PATCH statefulsets/log ", "PATCH statefulsets/log "],
+        "an apply, and the overwrite of what it keeps"
+    );
 }
 
 #[tokio::test]
-async fn what_a_webhook_changes_in_every_write_is_not_written_for_ever() {
+async fn a_webhook_that_reverts_every_write_does_not_cause_endless_writes() {
     let world = world(3);
     *world.webhook.lock() = Some(|plural, object| {
         if plural == "configmaps" && object["metadata"]["name"] == "log-config" {
             object["data"]["chronicle.yaml"] = "mine".into();
         }
     });
-    // What nodes read is not what the spec says.
-    until(&world, "told", |world| condition(world, "UpToDate") == ("False".into(), "ConfigurationPending".into()))
+    // The file that nodes read does not match the spec.
+    until(&world, "reported", |world| condition(world, "UpToDate") == ("False".into(), "ConfigurationPending".into()))
         .await;
     for _ in 0..100 {
         world.tick();
@@ -554,7 +562,7 @@ async fn what_a_webhook_changes_in_every_write_is_not_written_for_ever() {
 }
 
 #[tokio::test]
-async fn what_is_no_longer_asked_for_is_removed() {
+async fn objects_that_are_no_longer_desired_are_deleted() {
     let world = world(3);
     settle(&world, 3).await;
     assert_eq!(world.names("networkpolicies"), ["log"]);
@@ -564,7 +572,7 @@ async fn what_is_no_longer_asked_for_is_removed() {
 }
 
 #[tokio::test]
-async fn a_deleted_cluster_leaves_its_data_and_a_new_one_takes_it_up() {
+async fn a_deleted_cluster_keeps_its_data_and_a_new_one_uses_it() {
     let world = world(3);
     settle(&world, 3).await;
     let before: Vec<String> = world.cluster.lock().nodes.keys().cloned().collect();
@@ -578,7 +586,7 @@ async fn a_deleted_cluster_leaves_its_data_and_a_new_one_takes_it_up() {
 }
 
 #[tokio::test]
-async fn a_deleted_cluster_takes_its_data_along_when_asked_to() {
+async fn a_deleted_cluster_deletes_its_data_if_the_policy_says_so() {
     let world = world(3);
     settle(&world, 3).await;
     edit(&world, |spec| spec["storage"]["retention"] = json!({"whenDeleted": "Delete"}));
@@ -590,7 +598,7 @@ async fn a_deleted_cluster_takes_its_data_along_when_asked_to() {
 }
 
 #[tokio::test]
-async fn a_spec_that_makes_no_sense_waits_for_an_edit_and_touches_nothing() {
+async fn an_invalid_spec_waits_for_an_edit_and_changes_nothing() {
     let world = World::new();
     let mut wrong = spec(3);
     wrong["config"] = json!({"listeners": {"data": "0.0.0.0:1"}});
@@ -617,7 +625,7 @@ async fn a_disk_that_was_deleted_with_its_pod_is_replaced_by_an_empty_one() {
 }
 
 #[tokio::test]
-async fn a_lost_node_is_replaced_when_a_person_says_so() {
+async fn a_lost_node_is_replaced_on_request() {
     let world = world(3);
     settle(&world, 3).await;
     let old = world.get("persistentvolumeclaims", "data-log-2").unwrap()["metadata"]["uid"].clone();
@@ -631,7 +639,7 @@ async fn a_lost_node_is_replaced_when_a_person_says_so() {
     assert_eq!(
         world.get("persistentvolumeclaims", "data-log-2").unwrap()["metadata"]["uid"],
         old,
-        "nobody asked for it"
+        "there was no request"
     );
     world.edit("chronicleclusters", NAME, |resource| {
         resource["metadata"]["annotations"] = json!({"chronicle.dev/replace": "log-2"});
@@ -640,11 +648,11 @@ async fn a_lost_node_is_replaced_when_a_person_says_so() {
     assert_ne!(world.get("persistentvolumeclaims", "data-log-2").unwrap()["metadata"]["uid"], old);
     let asked =
         world.get("chronicleclusters", NAME).unwrap()["metadata"]["annotations"]["chronicle.dev/replace"].clone();
-    assert!(asked.is_null(), "the request would hold for the next time, too");
+    assert!(asked.is_null(), "the request would also apply to the next failure");
 }
 
 #[tokio::test]
-async fn a_request_to_replace_a_node_that_is_well_is_taken_back() {
+async fn a_request_to_replace_a_healthy_node_is_removed() {
     let world = world(3);
     settle(&world, 3).await;
     world.edit("chronicleclusters", NAME, |resource| {
@@ -657,7 +665,7 @@ async fn a_request_to_replace_a_node_that_is_well_is_taken_back() {
 }
 
 #[tokio::test]
-async fn nodes_of_another_cluster_than_before_stop_everything() {
+async fn nodes_of_another_cluster_than_before_block_everything() {
     let world = world(3);
     settle(&world, 3).await;
     world.edit("chronicleclusters", NAME, |resource| resource["status"]["clusterId"] = "another".into());
@@ -679,7 +687,7 @@ async fn a_version_two_minors_ahead_is_not_rolled_out() {
 }
 
 #[tokio::test]
-async fn an_image_with_another_version_than_said_stops_the_roll_at_one_pod() {
+async fn an_image_with_another_version_than_the_spec_stops_the_roll_at_one_pod() {
     let world = world(3);
     settle(&world, 3).await;
     edit(&world, |spec| {
@@ -702,27 +710,27 @@ async fn a_new_certificate_authority_is_trusted_before_it_signs_and_the_former_o
     let (old, new) = (pem("T0xE"), pem("TkVX"));
     let trust = |world: &World| world.get("configmaps", "log-trust").unwrap()["data"]["ca.crt"].clone();
     assert_eq!(trust(&world), old);
-    // What a person does: cert-manager makes another one.
+    // As a person does: cert-manager then issues a new CA.
     *world.ca.lock() = "TkVX".into();
     world.delete("secrets", "log-ca");
     let began = world.seconds.load(Ordering::Relaxed);
     until(&world, "trusted", |world| trust(world) == format!("{old}{new}")).await;
-    // The world panics when a node does not trust what others are about to serve.
+    // The fake panics if a node does not trust a CA that is about to sign.
     until(&world, "signed", |world| {
         world.issued_by("log-node-tls") == new && world.issued_by("log-operator-tls") == new
     })
     .await;
     until(&world, "at rest", |world| condition(world, "CertificatesValid") == ("True".into(), "Valid".into())).await;
     let took = world.seconds.load(Ordering::Relaxed) - began;
-    assert!(took >= 150, "after {took} s there are clients that do not trust it yet");
+    assert!(took >= 150, "after {took} s some clients do not trust it yet");
     let operator = world.operator();
     for _ in 0..10 {
         pass(&world, &operator).await.unwrap();
         world.tick();
     }
-    assert_eq!(trust(&world), format!("{old}{new}"), "the made-up nodes do not say what they serve");
+    assert_eq!(trust(&world), format!("{old}{new}"), "the simulated nodes do not report what they serve");
     assert_eq!(world.images().len(), 3);
-    assert!(settled(&world, 3), "a change of certificates restarts nobody");
+    assert!(settled(&world, 3), "a rotation restarts no node");
 }
 
 #[tokio::test]
@@ -733,7 +741,7 @@ async fn an_issuer_that_is_missing_or_not_ready_is_named() {
     create(&world, given);
     world.no_certificates.store(true, Ordering::Relaxed);
     let certificates = |world: &World| condition(world, "CertificatesValid");
-    until(&world, "said", |world| certificates(world) == ("False".into(), "IssuerMissing".into())).await;
+    until(&world, "reported", |world| certificates(world) == ("False".into(), "IssuerMissing".into())).await;
     let not_ready = json!({"conditions": [{"type": "Ready", "status": "False", "message": "the vault is sealed"}]});
     world.put(
         "issuers",
@@ -741,7 +749,7 @@ async fn an_issuer_that_is_missing_or_not_ready_is_named() {
             "apiVersion": "cert-manager.io/v1", "kind": "Issuer", "metadata": {"name": "corporate"}, "status": not_ready,
         }),
     );
-    until(&world, "said", |world| certificates(world) == ("False".into(), "IssuerNotReady".into())).await;
+    until(&world, "reported", |world| certificates(world) == ("False".into(), "IssuerNotReady".into())).await;
     assert!(status(&world).to_string().contains("the vault is sealed"));
     world.edit("issuers", "corporate", |issuer| issuer["status"] = json!({}));
     world.no_certificates.store(false, Ordering::Relaxed);
@@ -757,14 +765,14 @@ async fn a_storage_class_that_does_not_exist_is_named() {
         claim["status"] = json!({"phase": "Pending"});
     });
     let storage = |world: &World| condition(world, "StorageHealthy");
-    until(&world, "said", |world| storage(world) == ("False".into(), "StorageClassMissing".into())).await;
-    assert!(status(&world).to_string().contains("asks for storage class fast"));
+    until(&world, "reported", |world| storage(world) == ("False".into(), "StorageClassMissing".into())).await;
+    assert!(status(&world).to_string().contains("requests StorageClass fast"));
     world.put("storageclasses", json!({"metadata": {"name": "fast"}}));
-    until(&world, "said", |world| storage(world) == ("True".into(), "Healthy".into())).await;
+    until(&world, "reported", |world| storage(world) == ("True".into(), "Healthy".into())).await;
 }
 
 #[tokio::test]
-async fn what_has_no_effect_is_done_again_ever_more_slowly() {
+async fn a_step_without_effect_is_repeated_with_back_off() {
     let world = world(3);
     settle(&world, 3).await;
     world.broken_images.lock().insert("chronicle:broken".into());
@@ -773,7 +781,7 @@ async fn what_has_no_effect_is_done_again_ever_more_slowly() {
     world.tick();
     edit(&world, |spec| spec["image"] = "chronicle:1.1.0".into());
     let operator = world.operator();
-    // The pod is told to go and does not: nothing else happens meanwhile.
+    // The deletion of the pod has no effect.
     world.forbidden.lock().insert("404 pods".into());
     let mut pauses = Vec::new();
     for _ in 0..12 {
@@ -784,7 +792,7 @@ async fn what_has_no_effect_is_done_again_ever_more_slowly() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_goes_on_refusing_is_reported() {
+async fn an_api_server_that_keeps_failing_is_reported() {
     let world = world(3);
     settle(&world, 3).await;
     let operator = world.operator();
@@ -801,7 +809,7 @@ async fn an_api_server_that_goes_on_refusing_is_reported() {
     settle(&world, 3).await;
 }
 
-/// What a change comes to.
+/// The state after a change.
 #[derive(Debug, PartialEq)]
 struct End {
     pods: Vec<String>,
@@ -811,7 +819,7 @@ struct End {
     removed: usize,
 }
 
-/// Makes a change to a world of its own and waits for its end; the operator dies after the given number of changing calls.
+/// Makes a change in a copy of `start` and waits for its end. The operator dies after `dies_after` effective calls.
 async fn unfold_from(
     start: &World,
     change: &dyn Fn(&World),
@@ -835,7 +843,7 @@ async fn unfold_from(
     (end, world)
 }
 
-/// Kills the operator after every single call that the change takes; whoever follows must come to the same end.
+/// Kills the operator after each single call of the change. Its successor must reach the same final state.
 async fn killed_anywhere(start: &World, what: &str, change: &dyn Fn(&World), done: &dyn Fn(&World) -> bool) -> World {
     let (end, after) = unfold_from(start, change, done, usize::MAX).await;
     let calls = after.calls.load(Ordering::Relaxed);
@@ -909,8 +917,7 @@ fn happening() -> impl Strategy<Value = Happening> {
     ]
 }
 
-/// Whatever happens in whatever order, what the operator promises holds (the world panics otherwise), and when things calm down
-/// the cluster becomes what the spec says.
+/// Runs disturbances in any order. The invariants hold (the fake panics otherwise), and afterwards the cluster converges to its spec.
 async fn unfold(happenings: Vec<Happening>) {
     let world = world(3);
     settle(&world, 3).await;
@@ -932,7 +939,7 @@ async fn unfold(happenings: Vec<Happening>) {
             Happening::Silence(reads) => world.cluster.lock().silent = reads,
             Happening::Refuse(calls) => world.refusals.store(calls, Ordering::Relaxed),
             Happening::LoseDisk(ordinal) => {
-                // One disk at a time, of a cluster that is whole: more would lose the cluster, which no operator can help.
+                // One disk at a time, of a healthy cluster: losing more would lose the cluster.
                 let whole = {
                     let cluster = world.cluster.lock();
                     let members = cluster.nodes.values().filter(|node| !node.removed);
@@ -976,10 +983,10 @@ async fn unfold(happenings: Vec<Happening>) {
 }
 
 #[tokio::test]
-async fn nobody_is_removed_while_the_others_would_be_no_majority() {
+async fn no_node_is_removed_while_the_others_would_lose_the_majority() {
     let world = world(3);
     settle(&world, 3).await;
-    // A node that has lost its disk does not come back with this; two of three are left.
+    // A node that has lost its disk does not start with this configuration; two of three are left.
     configure(&world, json!({"limits": {"connections-max": NONSENSE}}));
     world.delete("persistentvolumeclaims", "data-log-0");
     world.delete("pods", "log-0");
@@ -992,7 +999,7 @@ async fn nobody_is_removed_while_the_others_would_be_no_majority() {
 }
 
 #[tokio::test]
-async fn one_who_dies_between_the_record_of_a_removal_and_its_begin_stops_it() {
+async fn a_node_that_dies_before_a_recorded_removal_starts_stops_it() {
     for ticks in 0..4 {
         let world = world(3);
         settle(&world, 3).await;
@@ -1021,7 +1028,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_promises_hold_and_the_cluster_becomes_what_the_spec_says(
+    fn after_any_disturbances_the_cluster_converges_and_the_invariants_held(
         happenings in proptest::collection::vec(happening(), 1..14)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -44,7 +44,7 @@ fn only_what_differs_is_changed() {
 }
 
 #[test]
-fn what_cannot_be_changed_is_said() {
+fn an_impossible_change_is_reported() {
     let fewer = drift(&topic(serde_json::json!({"partitions": 1})), &there(2));
     assert!(matches!(fewer, Drift::Impossible(why) if why.contains("cannot have fewer")));
     let other = drift(&topic(serde_json::json!({"replicationFactor": 5})), &there(1));
@@ -56,7 +56,7 @@ async fn with_cluster() -> World {
     let spec = serde_json::json!({"image": "chronicle:1.0.0", "storage": {"size": "1Gi"}});
     let cluster = serde_json::json!({
         "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "c"}, "spec": spec,
-        "status": {"clusterId": "made-up", "readyReplicas": 3, "replicas": 3, "size": 3},
+        "status": {"clusterId": "simulated", "readyReplicas": 3, "replicas": 3, "size": 3},
     });
     world.put("chronicleclusters", cluster);
     world.ready_certificates("c");
@@ -94,7 +94,7 @@ fn not(reason: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn a_topic_is_made_changed_and_deleted_as_its_policy_says() {
+async fn a_topic_is_created_altered_and_deleted_as_its_policy_says() {
     let world = with_cluster().await;
     create(&world, "orders", serde_json::json!({"partitions": 2, "deletionPolicy": "Delete"}));
     assert_eq!(settle(&world, "orders").await, ok("InSync"));
@@ -108,7 +108,7 @@ async fn a_topic_is_made_changed_and_deleted_as_its_policy_says() {
     assert_eq!(
         (world.writes.lock().len(), world.cluster.lock().calls.len()),
         (0, calls),
-        "all is well, and still written"
+        "a converged topic is written"
     );
     world.delete("chronicletopics", "orders");
     settle(&world, "orders").await;
@@ -127,21 +127,21 @@ async fn records_outlive_the_resource_unless_it_says_otherwise() {
 }
 
 #[tokio::test]
-async fn a_topic_of_somebody_else_is_refused_watched_or_taken_over() {
+async fn an_existing_topic_is_rejected_observed_or_adopted() {
     let world = with_cluster().await;
     world.cluster.lock().topics.insert("orders".into(), there(3));
     create(&world, "orders", serde_json::json!({"partitions": 5, "deletionPolicy": "Delete"}));
     assert_eq!(settle(&world, "orders").await, not("TopicExists"));
     world.edit("chronicletopics", "orders", |resource| resource["spec"]["managementPolicy"] = "Observe".into());
     assert_eq!(settle(&world, "orders").await, not("Drifted"));
-    assert_eq!(world.cluster.lock().topics["orders"].partitions, 3, "what is only watched is not changed");
+    assert_eq!(world.cluster.lock().topics["orders"].partitions, 3, "an observed topic must not change");
     world.edit("chronicletopics", "orders", |resource| resource["spec"]["managementPolicy"] = "Adopt".into());
     assert_eq!(settle(&world, "orders").await, ok("InSync"));
     assert_eq!(world.cluster.lock().topics["orders"].partitions, 5);
 }
 
 #[tokio::test]
-async fn what_is_not_owned_is_never_deleted() {
+async fn a_topic_that_is_not_owned_is_never_deleted() {
     let world = with_cluster().await;
     world.cluster.lock().topics.insert("orders".into(), there(3));
     create(&world, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
@@ -162,7 +162,7 @@ async fn two_resources_do_not_share_a_topic() {
 }
 
 #[tokio::test]
-async fn an_operator_killed_after_any_call_leaves_a_topic_that_the_next_one_knows_as_its_own() {
+async fn an_operator_killed_after_any_call_leaves_a_topic_that_the_next_one_manages() {
     for dies_after in 1..8 {
         let world = with_cluster().await;
         world.dies_after.store(dies_after, Ordering::Relaxed);
@@ -175,7 +175,7 @@ async fn an_operator_killed_after_any_call_leaves_a_topic_that_the_next_one_know
 }
 
 #[tokio::test]
-async fn a_topic_of_a_cluster_that_is_gone_does_not_hold_up_its_resource() {
+async fn a_deleted_cluster_does_not_block_the_deletion_of_a_topic() {
     let world = with_cluster().await;
     create(&world, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
     settle(&world, "orders").await;
@@ -186,7 +186,7 @@ async fn a_topic_of_a_cluster_that_is_gone_does_not_hold_up_its_resource() {
 }
 
 #[tokio::test]
-async fn a_deletion_that_cannot_be_done_says_why_and_how_to_go_without() {
+async fn a_blocked_deletion_reports_why_and_how_to_skip_it() {
     let world = with_cluster().await;
     create(&world, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
     settle(&world, "orders").await;
@@ -197,7 +197,7 @@ async fn a_deletion_that_cannot_be_done_says_why_and_how_to_go_without() {
     let ready = &resource["status"]["conditions"][0];
     assert_eq!(ready["reason"], "DeletionWaits", "{ready}");
     let message = ready["message"].as_str().unwrap();
-    assert!(message.contains("no node that serves") && message.contains("deletionPolicy to Retain"), "{message}");
+    assert!(message.contains("no ready node") && message.contains("deletionPolicy to Retain"), "{message}");
     world.edit("chronicletopics", "orders", |topic| topic["spec"]["deletionPolicy"] = "Retain".into());
     settle(&world, "orders").await;
     assert!(world.get("chronicletopics", "orders").is_none());

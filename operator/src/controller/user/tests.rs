@@ -36,7 +36,7 @@ fn with_cluster() -> World {
     let cluster = json!({
         "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "c"},
         "spec": {"image": "chronicle:1.0.0", "storage": {"size": "1Gi"}},
-        "status": {"clusterId": "made-up", "readyReplicas": 3, "replicas": 3, "size": 3},
+        "status": {"clusterId": "simulated", "readyReplicas": 3, "replicas": 3, "size": 3},
     });
     world.put("chronicleclusters", cluster);
     world.ready_certificates("c");
@@ -100,11 +100,11 @@ async fn a_user_gets_a_certificate_rules_and_quotas_and_loses_them_with_its_reso
     world.delete("chronicleusers", "shop");
     settle(&world, "shop").await;
     assert!(world.names("chronicleusers").is_empty() && world.cluster.lock().rules.is_empty());
-    assert!(world.get("secrets", "shop-chronicle-user").is_none(), "a certificate outlives its user");
+    assert!(world.get("secrets", "shop-chronicle-user").is_none(), "the certificate of a deleted user remains");
 }
 
 #[tokio::test]
-async fn the_operators_own_name_is_for_nobody_and_a_name_is_for_one() {
+async fn the_principal_of_the_operator_is_reserved_and_a_principal_has_one_user() {
     let world = with_cluster();
     create(&world, "evil", json!({"principal": "chronicle-operator"}));
     assert_eq!(settle(&world, "evil").await, ("False".into(), "PrincipalReserved".into()));
@@ -116,7 +116,7 @@ async fn the_operators_own_name_is_for_nobody_and_a_name_is_for_one() {
 }
 
 #[tokio::test]
-async fn rules_of_somebody_else_are_refused_watched_or_taken_over() {
+async fn existing_rules_are_rejected_observed_or_adopted() {
     let world = with_cluster();
     let foreign = v1::Acl { principal: "shop".into(), name: "other".into(), ..v1::Acl::default() };
     world.cluster.lock().rules.push(foreign.clone());
@@ -131,7 +131,7 @@ async fn rules_of_somebody_else_are_refused_watched_or_taken_over() {
 }
 
 #[tokio::test]
-async fn an_operator_killed_after_any_call_is_followed_by_one_that_comes_to_the_same_rules() {
+async fn an_operator_killed_after_any_call_is_followed_by_one_that_reaches_the_same_rules() {
     for dies_after in 1..12 {
         let world = with_cluster();
         world.dies_after.store(dies_after, Ordering::Relaxed);
@@ -151,7 +151,7 @@ async fn certificates_follow_the_nodes_to_another_authority_once_each() {
     let old = issued("early");
     *world.ca.lock() = "TkVX".into();
     create(&world, "late", json!({}));
-    // The first pass has it made.
+    // The first reconcile requests the certificate.
     settle(&world, "late").await;
     world.writes.lock().clear();
     assert_eq!(settle(&world, "late").await, ("Unknown".into(), "CertificatePending".into()));
@@ -170,7 +170,7 @@ async fn certificates_follow_the_nodes_to_another_authority_once_each() {
 }
 
 #[tokio::test]
-async fn the_certificate_of_a_deleted_user_goes_before_its_secret_which_would_come_back() {
+async fn the_certificate_of_a_deleted_user_is_deleted_before_its_secret() {
     let world = with_cluster();
     create(&world, "shop", json!({}));
     settle(&world, "shop").await;
