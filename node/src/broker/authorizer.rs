@@ -2,7 +2,7 @@
 //! users from the configuration, the audit trail and the counts.
 //!
 //! The index over the rules is made again by the first question after they have changed: a rule is in force on a node as soon
-//! as the node has applied it. `broker/access.rs` and `groups/access.rs` say what each call needs.
+//! as the node has applied it. `broker/for_caller.rs` and `groups/for_caller.rs` say what each call needs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

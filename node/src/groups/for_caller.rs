@@ -1,4 +1,4 @@
-//! Consumer groups as one caller sees them: what each call needs. The way in for every listener; see `broker/access.rs`.
+//! Consumer groups as one caller sees them: what each call needs. The way in for every listener; see `broker/for_caller.rs`.
 
 use super::{
     Commit, CommittedOffset, GroupDescription, GroupSummary, Groups, Heartbeat, Membership, Partitions, Reset,

@@ -1,7 +1,7 @@
 //! Who is at the other end of a connection: TLS, certificates, and what they say.
 //!
 //! Promise: who is not proved by a certificate of the cluster's CA is anonymous to clients' APIs and nobody to peers. What a
-//! principal may do is asked for in `broker/access.rs` and `groups/access.rs`, and answered here.
+//! principal may do is asked for in `broker/for_caller.rs` and `groups/for_caller.rs`, and answered here.
 //!
 //! - `identity.rs`: the name that a certificate gives, and the rules that make a principal of it;
 //! - `nodes.rs`: which nodes a certificate may speak for;
