@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -25,7 +27,9 @@ use super::front::{Routes, is_grpc};
 use super::grpc::status;
 use super::http::problem::Problem;
 use super::outflow::{Stalls, Verdict};
+use super::port::{ConnectionLimits, Ending, Protocol};
 use super::sniff::{Prefixed, Version, sniff};
+use crate::config::LimitsConfig;
 use crate::host::net;
 use crate::host::net::Socket;
 use crate::identity::PeerCertificate;
@@ -71,18 +75,40 @@ where
     }
 }
 
-/// How connections are told to end.
-#[derive(Clone)]
-pub(crate) struct Ending {
-    /// Finish what was accepted, then close.
-    pub(crate) drain: CancellationToken,
-    /// Close now.
-    pub(crate) kill: CancellationToken,
+/// The protocol of the data port: gRPC and HTTP/JSON over HTTP/1.1 and HTTP/2, and other nodes.
+pub(crate) struct DataPort {
+    routes: Routes,
+    builders: Builders,
+}
+
+impl DataPort {
+    /// `tasks`: where the requests of HTTP/2 connections run.
+    pub(crate) fn new(routes: Routes, tasks: &TaskTracker) -> Self {
+        let header_timeout = Duration::from_millis(routes.context().config().limits.header_timeout_ms);
+        Self { routes, builders: Builders::new(header_timeout, tasks) }
+    }
+}
+
+impl Protocol for DataPort {
+    fn limits(&self, limits: &LimitsConfig) -> ConnectionLimits {
+        ConnectionLimits {
+            all: ("limits.connections-max", limits.connections_max),
+            per_address: ("limits.connections-per-address-max", limits.connections_per_address_max),
+        }
+    }
+
+    fn serve<'a>(&'a self, socket: Socket, address: SocketAddr, ending: &'a Ending) -> BoxFuture<'a, ()> {
+        self.builders.serve(socket, address, &self.routes, ending).boxed()
+    }
+
+    fn refuse<'a>(&'a self, socket: Socket, error: &'a ApiError) -> BoxFuture<'a, ()> {
+        self.builders.refuse(socket, self.routes.context().tls.as_deref(), error).boxed()
+    }
 }
 
 /// Both versions' settings.
 #[derive(Clone)]
-pub(crate) struct Builders {
+struct Builders {
     http1: http1::Builder,
     http2: http2::Builder<Tracked>,
     header_timeout: Duration,
@@ -91,7 +117,7 @@ pub(crate) struct Builders {
 impl Builders {
     /// `header_timeout` bounds the wait for a whole request header, and so the time that an idle HTTP/1 connection is
     /// kept. An idle HTTP/2 connection is pinged as often, and closed when it does not answer in that time.
-    pub(crate) fn new(header_timeout: Duration, tasks: &TaskTracker) -> Self {
+    fn new(header_timeout: Duration, tasks: &TaskTracker) -> Self {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
@@ -113,7 +139,7 @@ impl Builders {
     }
 
     /// Serves one connection to its end.
-    pub(crate) async fn serve(&self, socket: Socket, address: SocketAddr, routes: &Routes, ending: &Ending) {
+    async fn serve(&self, socket: Socket, address: SocketAddr, routes: &Routes, ending: &Ending) {
         let context = routes.context();
         let begin = async {
             tokio::select! {
@@ -218,7 +244,7 @@ impl Builders {
     }
 
     /// Tells a client that is over the connection limit so, in its protocol, and closes.
-    pub(crate) async fn refuse(&self, socket: Socket, tls: Option<&Tls>, error: &ApiError) {
+    async fn refuse(&self, socket: Socket, tls: Option<&Tls>, error: &ApiError) {
         let refusal = async {
             let socket = match tls {
                 None => socket,

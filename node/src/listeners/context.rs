@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Services;
 use crate::broker::{Broker, Route};
 use crate::config::Config;
 use crate::groups::Groups;
@@ -43,6 +44,34 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// The context of ports that serve these, with its metrics registered.
+    pub(crate) fn new(services: Services) -> Self {
+        let Services { broker, groups, peers, tls, metrics } = services;
+        let limits = &broker.config().limits;
+        let budget = Budget::new("limits.in-flight-bytes-max", limits.in_flight_bytes_max);
+        let shares = Shares::new(budget.clone(), "limits.principal-bytes-max", limits.principal_bytes_max);
+        let (gauge, live) = (budget.clone(), broker.live().clone());
+        metrics.register_collector(move |samples| {
+            let used = gauge.used() as f64;
+            samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
+            let help = "Most of in_flight_bytes: limits.in-flight-bytes-max";
+            samples.gauge("in_flight_bytes_limit", help, gauge.max() as f64);
+            let help = "Most of connections_open: limits.connections-max";
+            samples.gauge("connections_limit", help, live.now().limits.connections_max as f64);
+        });
+        let (lagging, live) = (groups.clone(), broker.live().clone());
+        metrics.register_collector(move |samples| {
+            for lag in lagging.lags(live.now().metrics.groups_max) {
+                let labels = [("group", lag.group), ("topic", lag.topic)];
+                let help = "Records that a consumer group has not consumed, by the node that coordinates it";
+                samples.gauge_of("group_lag_records", help, &labels, lag.records as f64);
+                let help = "Age of the oldest record that a consumer group has not consumed";
+                samples.gauge_of("group_lag_seconds", help, &labels, lag.age_ms as f64 / 1000.0);
+            }
+        });
+        Self { broker, groups, metrics, budget, shares, peers, tls, stopping: CancellationToken::new() }
+    }
+
     /// What is configured now.
     pub(crate) fn config(&self) -> Arc<Config> {
         self.broker.config()

@@ -26,36 +26,29 @@ mod ops;
 mod outflow;
 mod pace;
 mod places;
+mod port;
 mod sniff;
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::ops::{OpsServer, Probe};
 
-use self::connection::{Builders, Ending};
+use self::connection::DataPort;
 use self::context::Context;
 use self::front::Routes;
-use self::places::{Place, Places, TooMany};
+use self::port::{Ending, Port};
 use crate::broker::Broker;
 use crate::groups::Groups;
-use crate::host::net::{Acceptor, BindError, Socket};
+use crate::host::net::{Acceptor, BindError};
 use crate::peers::PeerServer;
 use crate::security::Tls;
-use crate::security::budget::{Budget, Shares};
 use crate::telemetry::Metrics;
-
-/// Connections over the limit that are told so at a time; beyond them they are closed without a word.
-const REFUSALS_MAX: usize = 64;
-/// Wait after a failed accept: running out of file descriptors passes when connections close.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// Listens on the data port; returns the address in force.
 ///
@@ -82,11 +75,12 @@ pub struct Services {
     pub metrics: Metrics,
 }
 
-/// The data port: bound, and serving once [`Server::serve`] runs.
+/// The ports of a node, bound, and serving once [`Server::serve`] runs.
 pub struct Server {
-    acceptor: Acceptor,
-    address: SocketAddr,
-    routes: Routes,
+    ports: Vec<Port>,
+    context: Context,
+    /// Connections, and the requests of HTTP/2 connections.
+    tasks: TaskTracker,
 }
 
 impl Server {
@@ -101,90 +95,25 @@ impl Server {
 
     /// As [`Server::bind`], on a port that was bound before the broker started.
     pub fn new(acceptor: Acceptor, address: SocketAddr, services: Services) -> Self {
-        let Services { broker, groups, peers, tls, metrics } = services;
-        let limits = &broker.config().limits;
-        let budget = Budget::new("limits.in-flight-bytes-max", limits.in_flight_bytes_max);
-        let shares = Shares::new(budget.clone(), "limits.principal-bytes-max", limits.principal_bytes_max);
-        let (gauge, live) = (budget.clone(), broker.live().clone());
-        metrics.register_collector(move |samples| {
-            let used = gauge.used() as f64;
-            samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
-            let help = "Most of in_flight_bytes: limits.in-flight-bytes-max";
-            samples.gauge("in_flight_bytes_limit", help, gauge.max() as f64);
-            let help = "Most of connections_open: limits.connections-max";
-            samples.gauge("connections_limit", help, live.now().limits.connections_max as f64);
-        });
-        let (lagging, live) = (groups.clone(), broker.live().clone());
-        metrics.register_collector(move |samples| {
-            for lag in lagging.lags(live.now().metrics.groups_max) {
-                let labels = [("group", lag.group), ("topic", lag.topic)];
-                let help = "Records that a consumer group has not consumed, by the node that coordinates it";
-                samples.gauge_of("group_lag_records", help, &labels, lag.records as f64);
-                let help = "Age of the oldest record that a consumer group has not consumed";
-                samples.gauge_of("group_lag_seconds", help, &labels, lag.age_ms as f64 / 1000.0);
-            }
-        });
-        let context =
-            Context { broker, groups, metrics, budget, shares, peers, tls, stopping: CancellationToken::new() };
-        Self { acceptor, address, routes: Routes::new(context) }
+        let context = Context::new(services);
+        let tasks = TaskTracker::new();
+        let protocol = Arc::new(DataPort::new(Routes::new(context.clone()), &tasks));
+        Self { ports: vec![Port { acceptor, address, protocol }], context, tasks }
     }
 
-    /// The address in force; the port is the real one when the configuration says 0.
+    /// The address of the data port; the port is the real one when the configuration says 0.
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.ports[0].address
     }
 
     /// Serves until `shutdown`: then accepts no more, ends streams and long polls, finishes accepted requests for at most
     /// `limits.shutdown-grace-ms`, and closes what is left. Returns when every connection and task has ended.
     pub async fn serve(self, shutdown: CancellationToken) {
-        let Self { acceptor, routes, .. } = self;
-        let context = routes.context().clone();
-        let tasks = TaskTracker::new();
-        let builders =
-            Arc::new(Builders::new(Duration::from_millis(context.config().limits.header_timeout_ms), &tasks));
+        let Self { ports, context, tasks } = self;
         let ending = Ending { drain: context.stopping.clone(), kill: CancellationToken::new() };
-        let places = Places::default();
-        let mut changes = context.broker.live().changes();
-        context.resize();
-        let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
-        // Dropping the accept loses nothing: an accepted connection is returned by the poll that took it.
-        loop {
-            let (socket, address) = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                // It lives as long as the broker, which is in the context.
-                Ok(()) = changes.changed() => {
-                    context.resize();
-                    continue;
-                }
-                accepted = accept(&acceptor) => accepted,
-            };
-            let (builders, metrics) = (builders.clone(), &context.metrics);
-            let error = match places.take(address.ip(), &context.config().limits) {
-                Ok(place) => {
-                    let open = Open::new(metrics, place);
-                    let (routes, ending) = (routes.clone(), ending.clone());
-                    tasks.spawn(async move {
-                        builders.serve(socket, address, &routes, &ending).await;
-                        drop(open);
-                    });
-                    continue;
-                }
-                Err(TooMany { cause, error }) => {
-                    metrics.connection_refused(cause);
-                    error
-                }
-            };
-            if let Ok(permit) = refusals.clone().try_acquire_owned() {
-                let (kill, tls) = (ending.kill.clone(), context.tls.clone());
-                tasks.spawn(async move {
-                    let refusing = builders.refuse(socket, tls.as_deref(), &error);
-                    let _ = kill.run_until_cancelled(refusing).await;
-                    drop(permit);
-                });
-            }
-        }
-        drop(acceptor);
+        let resizing = resize(&context, &shutdown);
+        let serving = ports.into_iter().map(|port| port.accept_until(&shutdown, &context, &tasks, &ending));
+        tokio::join!(resizing, futures::future::join_all(serving));
         ending.drain.cancel();
         tasks.close();
         let grace_ms = context.config().limits.shutdown_grace_ms;
@@ -197,36 +126,17 @@ impl Server {
     }
 }
 
-/// The next connection; failures are logged and waited out.
-async fn accept(acceptor: &Acceptor) -> (Socket, SocketAddr) {
+/// Keeps the byte budgets at what is configured, until `shutdown`.
+async fn resize(context: &Context, shutdown: &CancellationToken) {
+    let mut changes = context.broker.live().changes();
+    context.resize();
     loop {
-        match acceptor.accept().await {
-            Ok(accepted) => return accepted,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_RETRY).await;
-            }
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            // The sender lives as long as the broker, which is in the context.
+            Ok(()) = changes.changed() => context.resize(),
         }
-    }
-}
-
-/// A place under the connection limit, and its count.
-struct Open {
-    metrics: Metrics,
-    _place: Place,
-}
-
-impl Open {
-    fn new(metrics: &Metrics, place: Place) -> Self {
-        metrics.connection_opened();
-        Self { metrics: metrics.clone(), _place: place }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.metrics.connection_closed();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Places for connections, under a limit of the node and one of each address.
+//! Places for connections, under a limit of the port and one of each address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::config::LimitsConfig;
+use super::port::ConnectionLimits;
 use crate::model::{ApiError, Reason};
 
 /// All places. Cheap to clone.
@@ -46,18 +46,17 @@ impl Places {
     ///
     /// # Errors
     /// TOO_MANY_CONNECTIONS when there is none.
-    pub(super) fn take(&self, address: IpAddr, limits: &LimitsConfig) -> Result<Place, TooMany> {
-        let LimitsConfig { connections_max: max, connections_per_address_max: per_address_max, .. } = limits;
+    pub(super) fn take(&self, address: IpAddr, limits: &ConnectionLimits) -> Result<Place, TooMany> {
+        let ConnectionLimits { all: (field, max), per_address: (address_field, per_address_max) } = *limits;
         // An IPv4 client is the same one over a socket for both families.
         let address = address.to_canonical();
         let mut taken = self.0.taken.lock();
-        if taken.all >= *max {
-            return Err(too_many("connection_limit", "limits.connections-max", "", *max));
+        if taken.all >= max {
+            return Err(too_many("connection_limit", field, "", max));
         }
         let of_address = taken.by_address.get(&address).copied().unwrap_or(0);
-        if of_address >= *per_address_max {
-            let field = "limits.connections-per-address-max";
-            return Err(too_many("address_limit", field, " from this address", *per_address_max));
+        if of_address >= per_address_max {
+            return Err(too_many("address_limit", address_field, " from this address", per_address_max));
         }
         taken.all += 1;
         taken.by_address.insert(address, of_address + 1);
@@ -91,7 +90,7 @@ mod tests {
     #[test]
     fn one_address_cannot_have_every_place_and_all_come_back() {
         let places = Places::default();
-        let limits = LimitsConfig { connections_max: 3, connections_per_address_max: 2, ..LimitsConfig::default() };
+        let limits = ConnectionLimits { all: ("all", 3), per_address: ("each", 2) };
         let [ann, ben]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
         let held =
             [places.take(ann, &limits).unwrap(), places.take("::ffff:10.0.0.1".parse().unwrap(), &limits).unwrap()];
