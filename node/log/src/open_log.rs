@@ -166,8 +166,8 @@ impl OpenLog {
         }
     }
 
-    /// The log is open: `state` is what recovery found. Recovered entries count as acknowledged from now on, so that the journal
-    /// is to vouch for them as if the log had gone idle.
+    /// The log is open: `state` is what recovery found. Recovered entries count as acknowledged from now on, so that their
+    /// durable mark goes to the journal, as if the log had gone idle.
     pub(crate) fn start(self: &Arc<Self>, recovered: LogState) {
         let mut state = self.lock();
         *state = recovered;

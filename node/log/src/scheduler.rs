@@ -192,7 +192,7 @@ impl Scheduler {
         }
     }
 
-    /// Queues the removal of a log's clean mark before the log is written to, with a durable mark that vouches for what is there.
+    /// Queues the removal of a log's clean mark before the log is written to, with a durable mark for the entries on disk.
     fn remove_clean_mark(&self, job: &mut Job) {
         let Some(end) = job.clean_mark_end() else { return };
         let id = job.log.id();

@@ -137,8 +137,8 @@ impl Store {
         }
     }
 
-    /// Adds a log to the open ones, once the background work of a handle that was dropped is done. The log's files belong to the caller
-    /// until [`Self::unclaim`].
+    /// Adds a log to the open ones, once the background work of a handle that was dropped is done. The log's files belong to the
+    /// caller until [`Self::unclaim`].
     fn claim(&self, id: LogId, config: LogConfig) -> Result<Arc<OpenLog>, LogError> {
         let context = &self.context;
         let durable = self.durable_dirs.lock().contains(&id);

@@ -5,8 +5,8 @@
 //!
 //! Neighbours: survey and scan are those of `recover.rs`. Names no open log.
 //!
-//! Promise: at every step a crash leaves a log that is as it was, whose open fails with [`LogError::Damaged`], or that is cut. The journal's
-//! durable mark is what holds this together: it is *raised* first to the highest index that may have been acknowledged, so that
+//! Promise: at every step a crash leaves a log that is as it was, whose open fails with [`LogError::Damaged`], or that is cut.
+//! The journal's durable mark ensures this: it is *raised* first to the highest index that may have been acknowledged, so that
 //! no open in between takes the missing entries for a torn write, and lowered to the new end last. A second attempt
 //! continues where the first stopped.
 
@@ -170,7 +170,8 @@ fn intact_below(dir: &LogDir, found: &FoundSegment, contents: &Contents, limit: 
     Ok(intact)
 }
 
-/// Moves the segments of the plan into a quarantine folder, and shortens the last one that stays. Returns the folder, if there was anything to do.
+/// Moves the segments of the plan into a quarantine folder, and shortens the last one that stays. Returns the folder, if there
+/// was anything to do.
 fn quarantine(dir: &LogDir, found: &[FoundSegment], plan: &Plan) -> Result<Option<PathBuf>, LogError> {
     let disk = dir.disk();
     let folder = dir.path().join(UNFINISHED);
