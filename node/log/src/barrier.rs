@@ -1,5 +1,8 @@
 //! A small pool of threads that flush many files at once.
 //!
+//! Promise: [`FlushPool::flush`] returns after every target was flushed or failed, with the results in the order of the targets.
+//! Neighbours: `round.rs` uses it. Names no log.
+//!
 //! File systems merge the journal commits of concurrent flushes, so that eight threads flush a thousand files several times
 //! faster than one.
 
@@ -71,7 +74,7 @@ struct Board {
     posted: Condvar,
 }
 
-/// The pool; its owner works along with the threads.
+/// The pool; its owner flushes along with the threads.
 pub(crate) struct FlushPool {
     board: Arc<Board>,
     threads: Vec<JoinHandle<()>>,
@@ -141,7 +144,7 @@ impl Drop for FlushPool {
         self.board.work.lock().stop = true;
         self.board.posted.notify_all();
         for thread in self.threads.drain(..) {
-            // A panic there was printed when it happened, and its results are missing already.
+            // The panic hook has reported a panic of the thread.
             let _ = thread.join();
         }
     }

@@ -1,4 +1,4 @@
-//! Time, behind a seam that a simulation can steer.
+//! The clock of a store, which a simulation can replace. Imports nothing of the crate.
 
 use std::{
     fmt,

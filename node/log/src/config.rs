@@ -1,4 +1,4 @@
-//! Settings of a store and of one log.
+//! Settings of a store and of one log. Neighbours: the node fills them; nothing here reads a file.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Barrier {
     /// `fdatasync` per file; one `syncfs` instead when many files are dirty *and* the data directory is the root of a
-    /// volume of its own (on a shared volume `syncfs` would also wait for everybody else's data).
+    /// volume of its own (on a shared volume `syncfs` would also wait for the data of other programs).
     #[default]
     Auto,
     /// Always `fdatasync` per file.
@@ -25,16 +25,16 @@ pub enum Barrier {
 /// Called when a driven store gets something to do; see [`Threads::Driven`].
 pub type OnWork = Arc<dyn Fn() + Send + Sync>;
 
-/// Who does a store's work.
+/// Which threads do a store's work.
 #[derive(Clone, Default)]
 pub enum Threads {
-    /// Threads of the store's own.
+    /// The store's own threads.
     #[default]
     Own,
-    /// No threads: [`crate::Store::drive`] works on the caller's thread, for deterministic simulation. Calls that wait (such as
-    /// [`crate::Log::flush`] or [`crate::Log::truncate_after`]) drive by themselves.
+    /// None: [`crate::Store::drive`] works on the caller's thread, for deterministic simulation. Calls that wait (such as
+    /// [`crate::Log::flush`] or [`crate::Log::truncate_after`]) drive the store themselves.
     Driven {
-        /// Called when work was queued, maybe under a lock of the store: it must do no more than wake whoever drives.
+        /// Called when work was queued, maybe under a lock of the store: it must do no more than wake the driving thread.
         on_work: Option<OnWork>,
     },
 }
@@ -90,8 +90,8 @@ pub struct StoreConfig {
     /// Put an entry in the sparse index for every so many bytes of segment. Smaller: shorter scans per lookup, larger
     /// indexes (32 bytes an entry). Default: 4096.
     pub index_interval_bytes: u64,
-    /// Bytes of recent entries kept in memory, for the whole store. Entries that are not flushed yet are kept whatever
-    /// this says. Default: 64 MiB.
+    /// Bytes of recent entries kept in memory, for the whole store. Entries that are not flushed yet are kept
+    /// beyond this limit. Default: 64 MiB.
     pub tail_cache_bytes: u64,
     /// Bytes that may be appended and not yet flushed, for the whole store; appends above it are refused as
     /// [`LogError::Overloaded`]. One append larger than this is accepted when nothing else waits. Default: 64 MiB.
@@ -105,13 +105,13 @@ pub struct StoreConfig {
     /// Sealed segment files, and maps of their indexes, kept open for reading. Default: 512.
     pub open_segments: usize,
     /// How long a log or the journal stays idle before its durable mark is written to the journal: the window in which damage
-    /// to the very last acknowledged group cannot be told from a torn write. Default: 500 ms.
+    /// to the very last acknowledged group looks like a torn write. Default: 500 ms.
     pub idle_mark_delay: Duration,
     /// Longest time that a lazy journal record waits. Default: 1 s.
     pub journal_lazy_delay: Duration,
     /// Rewrite the journal once it is larger than this and mostly dead, in bytes. Default: 4 MiB.
     pub journal_rewrite_bytes: u64,
-    /// Who does the work. Default: [`Threads::Own`].
+    /// Which threads do the work. Default: [`Threads::Own`].
     pub threads: Threads,
     /// The identity that the directory gets when it is made; without effect on one that exists. Default: `None`, a random one.
     pub new_node_id: Option<Uuid>,

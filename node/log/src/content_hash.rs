@@ -1,4 +1,4 @@
-//! The content hash: what a run of entries says, equal on every replica that holds them.
+//! The content hash of a run of entries, equal on every replica that holds them.
 //!
 //! BLAKE3 over, for each entry in order, its index, term, leader, base offset, timestamp, record count, kind and payload length
 //! (56 bytes), then its payload; see `docs/disk-format.md`. It leaves out what only one replica knows: durable marks, the chain,
@@ -10,8 +10,8 @@ use crate::{
     frame::FrameHeader,
 };
 
-/// Hashes a run of entries, one after the other. Over the entries of one sealed segment it comes to what
-/// [`crate::SegmentInfo::content_hash`] says, over those of a range to [`crate::Log::digest`].
+/// Hashes a run of entries, one after the other. Over the entries of one sealed segment it equals
+/// [`crate::SegmentInfo::content_hash`], over those of a range [`crate::Log::digest`].
 #[derive(Debug, Clone)]
 pub struct ContentHash {
     hasher: blake3::Hasher,
@@ -29,7 +29,7 @@ impl Default for ContentHash {
 }
 
 impl ContentHash {
-    /// The hash of no entries yet.
+    /// A hash that no entry was added to.
     pub fn new() -> Self {
         Self { hasher: blake3::Hasher::new(), buffer: Vec::new() }
     }

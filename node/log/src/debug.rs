@@ -1,7 +1,9 @@
-//! Looking into one segment file without a store: for people, after something went wrong.
+//! Inspection of one segment file without a store, after something went wrong.
 //!
 //! [`SegmentFile::open`] reads what it can of the header; iterating gives every frame, and every stretch that is no frame, in file
-//! order; [`SegmentFile::footer`] and [`SegmentFile::check_index`] judge the rest. Nothing here writes, and no bytes make it panic.
+//! order; [`SegmentFile::footer`] and [`SegmentFile::check_index`] judge the rest.
+//!
+//! Promise: nothing here writes, and no bytes make it panic. Names no store, log or lock.
 
 use std::{
     io,
@@ -30,7 +32,7 @@ pub struct SegmentFile {
     footer: Option<Footer>,
 }
 
-/// What a segment's header says.
+/// The header of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeaderInfo {
     /// The log it belongs to.
@@ -47,7 +49,7 @@ pub struct HeaderInfo {
     pub durable_mark: u64,
 }
 
-/// What a segment's footer says.
+/// The footer of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FooterInfo {
     /// First index.
@@ -102,7 +104,7 @@ pub enum Stretch {
     Frame {
         /// Where it starts.
         position: u64,
-        /// What it says.
+        /// Its fields.
         frame: FrameInfo,
     },
     /// Bytes that are no frame, up to the next one or the end.
@@ -116,7 +118,7 @@ pub enum Stretch {
     },
 }
 
-/// What checking the frames, footer and index of a segment against one another came to: nothing, or a list of problems.
+/// The problems that [`SegmentFile::verify`] found in a segment, one line each; empty if there are none.
 pub type Problems = Vec<String>;
 
 impl SegmentFile {
@@ -235,10 +237,10 @@ impl SegmentFile {
             && problems.is_empty()
         {
             if footer.contents != contents {
-                problems.push(format!("footer: says {:?}, but the frames say {contents:?}", footer.contents));
+                problems.push(format!("footer: it has {:?}, but the frames have {contents:?}", footer.contents));
             }
             if footer.hash != hasher.finalize() {
-                problems.push("footer: its hash is not that of the frames".to_owned());
+                problems.push("footer: its hash does not match the frames".to_owned());
             }
         }
         if let Err(reason) = self.check_index(disk) {

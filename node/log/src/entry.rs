@@ -1,4 +1,4 @@
-//! What a log stores: raft entries that carry records or a control payload.
+//! What a log stores: raft entries that carry records or a control payload. Imports nothing of the crate.
 
 use bytes::Bytes;
 

@@ -1,9 +1,11 @@
 //! What can go wrong in the engine, precisely.
 //!
+//! Invariant: `LogError` is `Clone` and cheap to clone, because one failed flush answers many appends.
+//!
 //! Callers act on the variant, people read the message: every message names the thing (path, log, field), the value that
-//! was found and the rule it broke. Errors are cheap to clone because one failed flush answers many appends.
+//! was found and the rule it broke.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, str::FromStr, sync::Arc};
 
 use crate::LogId;
 
@@ -12,7 +14,7 @@ use crate::LogId;
 #[non_exhaustive]
 pub enum LogError {
     /// Another process (or another [`crate::Store`] in this one) holds the data directory.
-    #[error("data directory {path:?} is in use by another process: its LOCK file is held")]
+    #[error("data directory {path:?} is in use by another process, which holds its LOCK file")]
     Locked {
         /// The data directory.
         path: PathBuf,
@@ -20,7 +22,7 @@ pub enum LogError {
     /// The data was written by a newer release than this one.
     #[error("{path:?} has format version {found}, newer than the newest this release reads ({supported})")]
     NewerFormat {
-        /// The file that says so.
+        /// The file with that version.
         path: PathBuf,
         /// Version found.
         found: u32,
@@ -117,7 +119,7 @@ pub enum LogError {
         rule: &'static str,
     },
     /// More bytes wait for the disk than allowed. Nothing was written; retry after some appends completed.
-    #[error("{pending} bytes wait to be flushed, {limit} are allowed: retry later")]
+    #[error("{pending} bytes are waiting for a flush, the limit is {limit}: retry later")]
     Overloaded {
         /// Bytes waiting.
         pending: u64,
@@ -134,7 +136,7 @@ pub enum LogError {
     #[error("the log is closed")]
     Closed,
     /// The log is open already; a log has one owner.
-    #[error("log {0} is open already")]
+    #[error("log {0} is already open")]
     AlreadyOpen(LogId),
     /// The operation needs a closed log.
     #[error("log {0} is open; close it first")]
@@ -188,5 +190,13 @@ impl LogError {
             Self::Failed(inner) => inner.root(),
             other => other,
         }
+    }
+}
+
+impl FromStr for LogId {
+    type Err = LogError;
+
+    fn from_str(text: &str) -> Result<Self, LogError> {
+        Self::from_name(text).ok_or_else(|| LogError::InvalidName(text.to_owned()))
     }
 }

@@ -1,4 +1,4 @@
-//! One entry on disk: a frame that says everything about itself.
+//! One entry on disk: a frame that can be checked and read by itself.
 //!
 //! Layout (little-endian; see `docs/disk-format.md`):
 //!
@@ -22,7 +22,9 @@
 //!
 //! Both CRCs start from a seed made of the log's identity and the segment's base index, so that stale bytes, bytes of
 //! another log and frames quoted inside payloads never parse. The header has a CRC of its own so that a reader may jump
-//! over a frame, and say which entry is damaged, without trusting its payload.
+//! over a frame, and name the entry that is damaged, without trusting its payload.
+//!
+//! Neighbours: `writer.rs` encodes, `reader.rs` decodes. Reads and writes no file.
 
 use bytes::Bytes;
 
@@ -64,19 +66,19 @@ pub(crate) struct FrameHeader {
 /// Why bytes are not a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FrameError {
-    #[error("{have} bytes are left, a frame header has {FRAME_HEADER}")]
+    #[error("a frame header takes {FRAME_HEADER} bytes, only {have} are left")]
     ShortHeader { have: u64 },
     #[error("the header's checksum does not match")]
     HeaderCrc,
-    #[error("a frame of {need} bytes does not fit into the {have} that are left")]
+    #[error("a frame takes {need} bytes, only {have} are left")]
     ShortPayload { need: u64, have: u64 },
     #[error("the frame's checksum does not match")]
     Crc,
-    #[error("entry {found} stands where entry {expected} was expected")]
+    #[error("expected entry {expected}, found entry {found}")]
     Index { expected: u64, found: u64 },
-    #[error("base offset {found} stands where {expected} was expected")]
+    #[error("expected base offset {expected}, found {found}")]
     Offset { expected: u64, found: u64 },
-    #[error("the checksum of the previous frame is {expected:#010x}, this frame names {found:#010x}")]
+    #[error("the previous frame has checksum {expected:#010x}, this frame expects {found:#010x}")]
     Chain { expected: u32, found: u32 },
     #[error("frame version {0} is newer than the newest known, {VERSION}")]
     Version(u8),
@@ -85,7 +87,8 @@ pub(crate) enum FrameError {
 }
 
 impl FrameError {
-    /// Whether the bytes are what somebody wrote: intact, but not understood by this release. Such a frame is never cut off.
+    /// Whether the frame is intact but written by a newer release: this one does not know its version or kind. Such a frame is
+    /// never cut off.
     pub(crate) fn is_foreign(self) -> bool {
         matches!(self, Self::Version(_) | Self::Kind(_))
     }
@@ -194,7 +197,7 @@ impl FrameHeader {
     }
 }
 
-/// What the next frame of a log must say.
+/// What the next frame of a log must contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Expect {
     pub(crate) index: u64,

@@ -1,21 +1,29 @@
 //! The name of a log.
+//!
+//! Invariant: one log has one spelling. Neighbours: parsing with an error is in `error.rs`. Imports nothing of the crate.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use uuid::Uuid;
-
-use crate::LogError;
 
 /// Names one log: a partition of a topic. Its text form, `<uuid>-<partition>`, is also the name of its directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LogId {
-    /// The topic. Never reused, so that a directory of a deleted topic cannot be taken for that of a new one.
+    /// The topic. Never reused, so that a new topic never finds the directory of a deleted one.
     pub topic: Uuid,
     /// Partition number within the topic, from 0.
     pub partition: u32,
 }
 
 impl LogId {
+    /// The log with this name. `None` for any other spelling than the one that [`fmt::Display`] writes: one log must not have two
+    /// directories.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        let (topic, partition) = name.rsplit_once('-')?;
+        let id = Self { topic: Uuid::try_parse(topic).ok()?, partition: partition.parse().ok()? };
+        (id.to_string() == name).then_some(id)
+    }
+
     /// The identity as it enters checksums and headers: 16 bytes of topic, then the partition, little-endian.
     pub(crate) fn to_bytes(self) -> [u8; 20] {
         let mut bytes = [0; 20];
@@ -31,23 +39,10 @@ impl fmt::Display for LogId {
     }
 }
 
-impl FromStr for LogId {
-    type Err = LogError;
-
-    fn from_str(text: &str) -> Result<Self, LogError> {
-        let parse = || {
-            let (topic, partition) = text.rsplit_once('-')?;
-            let id = Self { topic: Uuid::try_parse(topic).ok()?, partition: partition.parse().ok()? };
-            // Only the canonical spelling is a name: one log must not have two directories.
-            (id.to_string() == text).then_some(id)
-        };
-        parse().ok_or_else(|| LogError::InvalidName(text.to_owned()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LogError;
 
     #[test]
     fn text_form_round_trips() {

@@ -7,6 +7,8 @@
 //! - An index is derived: a missing, stale or damaged file is rebuilt from the segment, never trusted.
 //! - An index file never changes once it has its name (it is written aside and renamed), so it may be mapped.
 //! - Every entry's position is the start of a frame; the first entry, if any, is the segment's first frame.
+//!
+//! Neighbours: `segments.rs` and `sealed_files.rs` hold indexes, `log/read.rs` looks up in them. Names no segment file.
 
 use std::{
     io::{self, IoSlice},
@@ -51,7 +53,7 @@ impl IndexBuilder {
         Self { interval, last: None, max_timestamp: i64::MIN }
     }
 
-    /// Goes on where another builder stopped.
+    /// Continues where another builder stopped.
     pub(crate) fn resume(interval: u64, last: Option<u64>, max_timestamp: i64) -> Self {
         Self { interval, last, max_timestamp }
     }

@@ -1,4 +1,4 @@
-//! The meta journal: small facts of every log (votes, marks) in one file per store.
+//! The meta journal: small values of every log (votes, marks) in one file per store.
 //!
 //! Promise: a record is durable when its `done` fires, and a round's records are durable before anything that the round
 //! writes to segments (the scheduler flushes the journal first), so a vote precedes later appends.
@@ -9,7 +9,8 @@
 //! - The map in memory is ahead of the file by at most what is queued.
 //! - A file is never rewritten in place: the live records go to a new file, which replaces the old by rename.
 //!
-//! [`Journal`] is shared; [`JournalFile`] belongs to the flush scheduler.
+//! Neighbours: every part of the store holds the [`Journal`]; the [`JournalFile`] belongs to the flush scheduler. Names no log
+//! state and no thread; the values of the engine's own keys are in `marks.rs`.
 
 use std::{
     io::{self, IoSlice},
@@ -24,9 +25,10 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::{
-    Done, LogError, LogId, answer,
+    Done, LogError, LogId,
     bytes_le::{align8, get_u32, get_u64, put_u32, put_u64},
     disk::{Disk, DiskFile, OpenMode, write_all_at},
+    done::complete,
 };
 
 const MAGIC: &[u8; 8] = b"CHRNLJNL";
@@ -39,7 +41,7 @@ pub const MAX_JOURNAL_VALUE: usize = 64 << 10;
 /// Most bytes that may wait for a flush.
 const MAX_QUEUED: usize = 16 << 20;
 
-/// Whose key it is.
+/// The owner of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Space {
     /// Put by the caller of the store.
@@ -67,7 +69,7 @@ enum Record {
     Put(Key, Bytes),
     Remove(Key),
     RemoveLog(LogId),
-    /// Says only how much was durable.
+    /// Carries only the durable mark that every record has.
     Mark,
 }
 
@@ -162,7 +164,7 @@ fn file_name(sequence: u64) -> String {
 
 #[derive(Default)]
 struct State {
-    /// Boxes, not `Bytes`: a few of these stay for every log there is, however long it sleeps.
+    /// Boxes, not `Bytes`: a few of these stay in memory for every log, open or closed.
     map: HashMap<Key, Box<[u8]>>,
     live_bytes: u64,
     queue: Vec<Record>,
@@ -182,7 +184,7 @@ impl std::fmt::Debug for Journal {
 }
 
 impl State {
-    /// Every live record, in an order, so that the same history gives the same bytes.
+    /// Encodes every live record, ordered by key, so that the same history gives the same bytes.
     fn encode_live(&self, seed: u32, out: &mut Vec<u8>) {
         let mut keys: Vec<_> = self.map.iter().collect();
         keys.sort_unstable_by_key(|(key, _)| **key);
@@ -219,7 +221,7 @@ impl State {
     }
 }
 
-/// The shared side: what is known, and what waits for the disk.
+/// The side that every part of the store uses: the values, and what waits for the disk.
 pub(crate) struct Journal {
     state: Mutex<State>,
 }
@@ -291,7 +293,7 @@ impl Journal {
         (state.urgent, state.due)
     }
 
-    /// Accepts nothing more, unless something waits for a flush still. Returns whether it is closed.
+    /// Closes the journal to further records, unless some still wait for a flush. Returns whether it is closed.
     pub(crate) fn close_if_empty(&self) -> bool {
         let mut state = self.state.lock();
         if state.failed.is_none() && !state.queue.is_empty() {
@@ -319,7 +321,7 @@ pub(crate) struct JournalFile {
     end: u64,
     /// Everything before this is on disk.
     durable: u64,
-    /// Records were flushed that no later record vouches for yet.
+    /// Records were flushed whose durability no later record carries yet.
     unconfirmed: bool,
     rewrite_bytes: u64,
 }
@@ -460,7 +462,7 @@ impl JournalFile {
                 }
             }
         }
-        // Blocks reach the disk in any order: a record after the bad one may vouch for it.
+        // Blocks reach the disk in any order: a record after the bad one may carry a mark that covers it.
         let mut ahead = at + 8;
         while bad.is_some() && ahead + RECORD_HEADER <= bytes.len() {
             match Record::decode(&bytes.slice(ahead..), seed) {
@@ -490,8 +492,7 @@ impl JournalFile {
         Ok(Self { disk, dir, node, sequence, path, file, end, durable: 0, unconfirmed: true, rewrite_bytes })
     }
 
-    /// Flushes everything queued and answers it. The error, if any, has been given to every `done` as well.
-    /// Returns whether anything was flushed.
+    /// Flushes everything queued and calls each `done`, with the error if there is one. Returns whether anything was flushed.
     /// When the volume is full the records stay queued and are due again at `retry_at`.
     pub(crate) fn flush(&mut self, journal: &Journal, retry_at: Duration) -> Result<bool, LogError> {
         let (queue, queued_bytes, dones) = {
@@ -517,7 +518,7 @@ impl JournalFile {
             Ok(()) => self.unconfirmed = queue.iter().any(|record| !matches!(record, Record::Mark)),
             Err(LogError::NoSpace { .. }) => {
                 // Nothing was synced and `end` did not move: the records go first into the next flush, which writes
-                // over whatever part of them got there. Their callers hear now that they are not durable.
+                // over whatever part of them got there. Their callers learn now that they are not durable.
                 let mut state = journal.state.lock();
                 state.queued_bytes += queued_bytes;
                 let newer = std::mem::replace(&mut state.queue, queue);
@@ -527,7 +528,7 @@ impl JournalFile {
             Err(error) => journal.state.lock().failed = Some(error.clone()),
         }
         for done in dones {
-            answer(done, result.clone());
+            complete(done, result.clone());
         }
         if let Err(error) = &result
             && !matches!(error, LogError::NoSpace { .. })
@@ -535,7 +536,7 @@ impl JournalFile {
             // What was queued in the meantime will never be flushed.
             let late = std::mem::take(&mut journal.state.lock().dones);
             for done in late {
-                answer(done, Err(error.sticky()));
+                complete(done, Err(error.sticky()));
             }
         }
         result.map(|()| true)
@@ -559,12 +560,12 @@ impl JournalFile {
         Ok(())
     }
 
-    /// Whether records were flushed that no later record vouches for.
+    /// Whether records were flushed whose durability no later record carries.
     pub(crate) fn unconfirmed(&self) -> bool {
         self.unconfirmed
     }
 
-    /// Queues a record that vouches for everything flushed so far.
+    /// Queues a mark: a record that carries how much is durable now.
     pub(crate) fn confirm(&mut self, journal: &Journal, now: Duration) {
         self.unconfirmed = false;
         let mut state = journal.state.lock();

@@ -1,4 +1,4 @@
-//! Counters of a store: plain atomics, read by whoever exports them.
+//! Counters of a store: plain atomics. Every part of the store adds to them; the node exports them. Imports nothing of the crate.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},

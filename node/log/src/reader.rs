@@ -2,6 +2,8 @@
 //!
 //! One `pread` fetches a chunk into one buffer, frames are checked in place and payloads are slices of that buffer: no
 //! byte is copied after it left the page cache. Recovery, sealing, reads and debugging all walk with this.
+//!
+//! Promise: a frame is returned only if both of its checksums match; no bytes make it panic. Names no segment header and no log.
 
 use std::{io, sync::Arc};
 
@@ -21,7 +23,7 @@ pub(crate) struct Found {
     pub(crate) payload: Bytes,
 }
 
-/// Why a walk cannot go on.
+/// Why a walk stopped.
 #[derive(Debug)]
 pub(crate) enum Stop {
     Bad(FrameError),
@@ -91,7 +93,7 @@ impl FrameReader {
         let (need, seed, left) = (FRAME_HEADER + header.payload_len, self.seed, self.end - self.position);
         let bytes = self.fill(need).map_err(Stop::Io)?;
         if bytes.len() < need {
-            // The file is shorter than its range: somebody cut it.
+            // The file is shorter than its range: it was cut during the walk.
             return Err(Stop::Bad(FrameError::ShortPayload { need: need as u64, have: left.min(bytes.len() as u64) }));
         }
         header.check(bytes, seed).map_err(Stop::Bad)?;

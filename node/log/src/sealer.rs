@@ -1,191 +1,113 @@
-//! The sealer: one thread that finishes segments nobody writes to any more.
+//! The sealer: finishes segments that no writer touches any more.
 //!
 //! It reads a segment back from the disk and checks every frame (a scrub for free) while hashing it, then writes index and
 //! footer. A footer promises that everything before it is on disk, so the segment is synced first. Writers are never
 //! held up: the footer is written under the log's `seal_lock`, which only changes such as truncations take.
+//!
+//! Invariant: each segment that comes out of the queue ends its count in the log's state, whatever came of the seal.
+//!
+//! Neighbours: `workers.rs` runs it, on its own thread or step by step. Names no writer and no journal.
 
-use std::{collections::VecDeque, sync::Arc};
-
-use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
 
 use crate::{
-    ContentHash, LogError, OnWork,
-    disk::{DiskFile, write_all_at},
-    frame::seed,
-    index::{IndexOwner, SparseIndex, write_index},
-    log::{LogInner, Phase},
-    segment::{Contents, Footer, index_path, segment_name, walk},
-    shared::Shared,
+    ContentHash, LogError,
+    index::SparseIndex,
+    open_log::{OpenLog, Queues},
+    open_logs::OpenLogs,
+    queue::NextSeal,
+    segment::Footer,
 };
 
-#[derive(Default)]
-struct Waiting {
-    segments: VecDeque<(Arc<LogInner>, u64)>,
-    stop: bool,
+/// Seals the segments of one store.
+#[derive(Debug, Clone)]
+pub(crate) struct Sealer {
+    queues: Arc<Queues>,
+    logs: Arc<OpenLogs>,
 }
 
-/// Segments that wait to be sealed. Bounded by the segments that exist: each is queued once.
-pub(crate) struct SealQueue {
-    waiting: Mutex<Waiting>,
-    changed: Condvar,
-    on_work: Option<OnWork>,
-}
-
-impl std::fmt::Debug for SealQueue {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SealQueue").finish_non_exhaustive()
-    }
-}
-
-impl SealQueue {
-    pub(crate) fn new(on_work: Option<OnWork>) -> Self {
-        Self { waiting: Mutex::default(), changed: Condvar::new(), on_work }
+impl Sealer {
+    pub(crate) fn new(queues: Arc<Queues>, logs: Arc<OpenLogs>) -> Self {
+        Self { queues, logs }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.waiting.lock().segments.is_empty()
-    }
-
-    /// Adds the segment with this base index. Whoever adds it has counted it in the log's `sealing`.
-    pub(crate) fn push(&self, log: Arc<LogInner>, base_index: u64) {
-        self.waiting.lock().segments.push_back((log, base_index));
-        match &self.on_work {
-            Some(on_work) => on_work(),
-            None => drop(self.changed.notify_one()),
-        }
-    }
-
-    pub(crate) fn stop(&self) {
-        self.waiting.lock().stop = true;
-        self.changed.notify_all();
-    }
-
-    /// Seals until told to stop. What still waits then is sealed after the next start.
-    pub(crate) fn run(&self, shared: &Shared) {
-        loop {
-            let mut waiting = self.waiting.lock();
-            while waiting.segments.is_empty() && !waiting.stop {
-                self.changed.wait(&mut waiting);
+    /// The sealer's thread: seals until the queue is stopped. What still waits then is sealed after the next start.
+    pub(crate) fn run(&self) {
+        while let Some(next) = self.queues.seals.wait() {
+            match next {
+                NextSeal::Seal((log, base_index)) => self.seal(&log, base_index),
+                NextSeal::GiveUp((log, _)) => self.end(&log),
             }
-            let stop = waiting.stop;
-            let Some((log, base_index)) = waiting.segments.pop_front() else { return };
-            drop(waiting);
-            if !stop {
-                settle(&log, seal(shared, &log, base_index));
-            }
-            finish(&log);
         }
     }
 
     /// Seals the segment that has waited longest. Returns whether there was one.
-    pub(crate) fn drive(&self, shared: &Shared) -> bool {
-        let next = self.waiting.lock().segments.pop_front();
-        let Some((log, base_index)) = next else { return false };
-        settle(&log, seal(shared, &log, base_index));
-        finish(&log);
+    pub(crate) fn seal_one(&self) -> bool {
+        let Some((log, base_index)) = self.queues.seals.pop() else { return false };
+        self.seal(&log, base_index);
         true
     }
 
     /// Gives up what waits; it is sealed after the next start.
-    pub(crate) fn drain(&self) {
-        let waiting = std::mem::take(&mut self.waiting.lock().segments);
-        for (log, _) in waiting {
-            finish(&log);
+    pub(crate) fn give_up(&self) {
+        for (log, _) in self.queues.seals.drain() {
+            self.end(&log);
         }
+    }
+
+    fn seal(&self, log: &Arc<OpenLog>, base_index: u64) {
+        match seal(log, base_index) {
+            Ok(()) => {}
+            Err(error @ LogError::Damaged { .. }) => {
+                log.metrics().damage_found.add(1);
+                log.fail(error);
+            }
+            Err(LogError::Failed(error)) => log.fail((*error).clone()),
+            // Not fatal: the segment is complete and is sealed after the next start.
+            Err(error) => tracing::warn!(log = %log.id(), %error, "cannot seal a segment"),
+        }
+        self.end(log);
+    }
+
+    fn end(&self, log: &Arc<OpenLog>) {
+        let mut state = log.lock();
+        state.seal_ended();
+        self.logs.remove_if_idle(log, state);
     }
 }
 
-fn finish(log: &Arc<LogInner>) {
-    let mut state = log.state.lock();
-    state.sealing -= 1;
-    log.rest_if_done(state);
-}
-
-fn settle(log: &LogInner, result: Result<(), LogError>) {
-    match result {
-        Ok(()) => {}
-        Err(error @ LogError::Damaged { .. }) => {
-            log.shared.metrics.damage_found.add(1);
-            log.fail(error);
-        }
-        Err(LogError::Failed(error)) => log.fail((*error).clone()),
-        // Not written is no harm: the segment is complete and is sealed after the next start.
-        Err(error) => tracing::warn!(log = %log.id, %error, "cannot seal a segment"),
-    }
-}
-
-/// Ends a segment with its footer, durably. Its frames are on disk, and the caller holds the `seal_lock`.
-pub(crate) fn write_footer(log: &LogInner, file: &dyn DiskFile, footer: &Footer) -> Result<(), LogError> {
-    let Contents { base_index, data_len, .. } = footer.contents;
-    let path = log.dir.join(segment_name(base_index));
-    let io = |action| {
-        let path = path.clone();
-        move |error| LogError::io(path, action, error)
-    };
-    let bytes = footer.encode(seed(log.id, base_index));
-    // Remains of a footer that an earlier crash tore go first: a footer is found from the end of the file.
-    if file.len().map_err(io("read the segment"))? > data_len {
-        file.set_len(data_len).map_err(io("cut an old footer"))?;
-    }
-    write_all_at(file, data_len, &mut [std::io::IoSlice::new(&bytes)]).map_err(io("write the footer"))?;
-    file.sync_data().map_err(|error| LogError::io(&path, "flush the segment", error).sticky())
-}
-
-fn seal(shared: &Shared, log: &Arc<LogInner>, base_index: u64) -> Result<(), LogError> {
-    let path = log.dir.join(segment_name(base_index));
-    let io = |action| {
-        let path = path.clone();
-        move |error| LogError::io(path, action, error)
-    };
-    // A failed flush is never retried: it stops the log.
-    let sync_failed = |error| LogError::io(&path, "flush the segment", error).sticky();
-    let open = || {
-        let state = log.state.lock();
-        let at = state.segments.binary_search_by_key(&base_index, |segment| segment.contents.base_index).ok()?;
-        let active = state.last_is_active && at + 1 == state.segments.len();
-        match &state.segments[at].phase {
-            Phase::Open { file, .. } if !active => Some((file.clone(), state.segments[at].contents)),
-            _ => None,
-        }
-    };
+fn seal(log: &OpenLog, base_index: u64) -> Result<(), LogError> {
+    let dir = &log.dir;
+    let unsealed = || log.lock().segments().unsealed(base_index);
     // Truncated away since it was queued: nothing to do.
-    let Some((file, contents)) = open() else { return Ok(()) };
-    file.sync_data().map_err(sync_failed)?;
+    let Some((file, contents)) = unsealed() else { return Ok(()) };
+    // A failed flush is never retried: it stops the log.
+    file.sync_data().map_err(|error| dir.segment_error(base_index, "flush the segment")(error).sticky())?;
 
-    let seed = seed(log.id, base_index);
-    let header = log.read_header(&*file, base_index)?;
+    let header = dir.read_header(&*file, base_index)?;
     let mut hasher = ContentHash::new();
-    let interval = shared.config.index_interval_bytes;
-    let walked =
-        walk(&file, &header, seed, contents.data_len, interval, |header, payload| hasher.update_frame(header, payload))
-            .map_err(io("read the segment"))?;
+    let walked = dir.walk(&file, &header, contents.data_len, |header, payload| hasher.update_frame(header, payload))?;
 
-    let _seal = log.seal_lock.lock();
-    if open().is_none_or(|(_, now)| now != contents) {
+    let _seal = log.lock_seals();
+    if unsealed().is_none_or(|(_, now)| now != contents) {
         return Ok(());
     }
+    let damaged = |position, index, reason: &dyn ToString| {
+        Err(LogError::damaged(dir.segment_path(base_index), position, Some(index), reason.to_string()))
+    };
     if let Some(bad) = walked.bad {
         let at = &walked.contents;
-        return Err(LogError::damaged(&path, at.data_len, Some(at.next_index), bad));
+        return damaged(at.data_len, at.next_index, &bad);
     }
     if walked.contents != contents {
-        return Err(LogError::damaged(&path, 0, Some(base_index), "its frames are not the ones that were written"));
+        return damaged(0, base_index, &"its frames are not the ones that were written");
     }
-    let owner = IndexOwner { seed, data_len: contents.data_len, last_crc: contents.last_crc };
     let index = SparseIndex::Memory(walked.index);
-    write_index(&*shared.disk, &index_path(&log.dir, base_index), owner, &index).map_err(io("write the index"))?;
+    dir.write_index(&contents, &index).map_err(dir.segment_error(base_index, "write the index"))?;
     let footer = Footer { contents, hash: hasher.finalize() };
-    write_footer(log, &*file, &footer)?;
+    dir.write_footer(&*file, &footer)?;
 
-    let mut state = log.state.lock();
-    if let Ok(at) = state.segments.binary_search_by_key(&base_index, |segment| segment.contents.base_index) {
-        state.segments[at].phase = Phase::Sealed { hash: footer.hash };
-        // In memory mode this may come before the flush interval is over. Segments are sealed in order.
-        if at.checked_sub(1).is_none_or(|before| matches!(state.segments[before].phase, Phase::Sealed { .. })) {
-            state.durable_next = state.durable_next.max(contents.next_index);
-        }
-    }
-    drop(state);
-    shared.metrics.sealed_segments.add(1);
+    log.lock().sealed(base_index, footer.hash);
+    log.metrics().sealed_segments.add(1);
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! One segment file: header, frames and, once sealed, a footer.
 //!
-//! This module knows the bytes of header and footer and how to walk a whole segment; it holds no state. See
-//! `docs/disk-format.md` for the fields.
+//! The bytes of header and footer, and the walk over a whole segment. See `docs/disk-format.md` for the fields.
+//!
+//! Neighbours: `log_dir.rs` adds the directory, `writer.rs` the encoding of frames. Holds no state and names no log.
 
 use std::{
     io,
@@ -55,7 +56,7 @@ pub(crate) struct SegmentHeader {
     pub(crate) id: LogId,
     pub(crate) base_index: u64,
     pub(crate) base_offset: u64,
-    /// CRC of the last frame before this segment: the chain goes on through it.
+    /// CRC of the last frame before this segment: the hash chain continues through it.
     pub(crate) prev_crc: u32,
     pub(crate) created_ms: i64,
     /// Every entry below this index was on disk when the segment was created.
@@ -71,7 +72,7 @@ pub(crate) enum HeaderError {
     Magic,
     #[error("the segment header's checksum does not match")]
     Crc,
-    #[error("it says it is segment {base_index} of log {id}")]
+    #[error("the header names segment {base_index} of log {id}")]
     Misplaced { id: LogId, base_index: u64 },
     #[error("segment version {0} is newer than the newest known, {SEGMENT_VERSION}")]
     Version(u32),
@@ -120,7 +121,7 @@ impl SegmentHeader {
     }
 }
 
-/// What is known of the frames of a segment, whether sealed or not.
+/// A summary of the frames of a segment, whether sealed or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Contents {
     pub(crate) base_index: u64,
@@ -253,7 +254,7 @@ impl Footer {
 /// Outcome of walking a segment's frames from the first on.
 #[derive(Debug)]
 pub(crate) struct Walk {
-    /// What the valid frames say.
+    /// What the valid frames hold.
     pub(crate) contents: Contents,
     /// Index entries of the valid frames.
     pub(crate) index: Vec<IndexEntry>,

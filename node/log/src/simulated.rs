@@ -1,12 +1,11 @@
-//! Chance from a seed and clocks of the simulation, for all that a thread does. Only with the feature `simulated`, which
-//! nothing that ships turns on: a program that links this draws its chance here. It lives in this crate because no other may
-//! hold `unsafe` code.
+//! Deterministic random numbers and clocks for a thread. Only with the feature `simulated`, which no shipped program enables.
+//! It lives in this crate because no other may hold `unsafe` code; nothing else of the crate uses it.
 //!
-//! Whatever wants random numbers on Linux asks `getrandom` for its seed: `rand`, `uuid`, and the standard library for the
-//! order of its hash tables. The one here takes the place of the C library's; a thread that was seeded gets a sequence of its
-//! seed, all others get what the system gives.
+//! On Linux, `rand`, `uuid` and the standard library (for the order of its hash tables) take their seeds from `getrandom`. The
+//! function here replaces the C library's: a thread that was seeded gets a sequence from its seed, every other thread gets
+//! random bytes from the kernel.
 //!
-//! Likewise with `clock_gettime`: HTTP answers carry a date, and libraries look at the time for reasons of their own.
+//! `clock_gettime` is replaced in the same way: HTTP responses carry a date, and libraries read the time on their own.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -16,13 +15,13 @@ thread_local! {
     static CLOCK: Cell<Option<Duration>> = const { Cell::new(None) };
 }
 
-/// Chance of this thread follows `seed` from now on. To be called before anything else on a fresh thread: generators that have
-/// their seed keep it.
+/// Derives this thread's random numbers from `seed` from now on. Call it before anything else on a fresh thread: generators that
+/// already have a seed keep it.
 pub fn seed_thread(seed: u64) {
     STATE.set(Some(seed));
 }
 
-/// All clocks of this thread stand at this time since the Unix epoch until they are set again.
+/// Sets all clocks of this thread to this time since the Unix epoch; they stand still until they are set again.
 pub fn set_clocks(now: Duration) {
     CLOCK.set(Some(now));
 }

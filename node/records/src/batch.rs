@@ -1,28 +1,11 @@
 //! Whole batches: checking one that came from outside, and walking several that lie end to end.
+//!
+//! Neighbours: `record.rs` parses the records, `compression.rs` unpacks them, `limits.rs` bounds both. Writes no batch.
 
 use bytes::Bytes;
 
 use crate::header::{ATTRIBUTES_AT, HEADER_LEN};
-use crate::{BatchError, BatchHeader, Compression, compression, parse_header, record};
-
-/// What one batch may cost. Decompression and walking stop as soon as a limit is passed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Largest batch as it is sent and stored, in bytes including its header. Default: 16 MiB.
-    pub max_batch_bytes: usize,
-    /// Largest size in bytes of the records of a compressed batch once unpacked. This is the memory that checking or
-    /// reading one batch may take; zstd needs as much again for its window (it reserves up to 128 MiB of addresses, as the
-    /// frame asks, but touches no more of them than it unpacks). Default: 64 MiB.
-    pub max_decompressed_bytes: usize,
-    /// Most records in a batch. Default: 1,000,000.
-    pub max_records: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { max_batch_bytes: 16 << 20, max_decompressed_bytes: 64 << 20, max_records: 1_000_000 }
-    }
-}
+use crate::{BatchError, BatchHeader, Compression, Limits, compression, parse_header, record};
 
 /// Checks that `bytes` are exactly one sound batch, down to every record, and returns its header.
 ///
@@ -37,7 +20,7 @@ pub fn check(bytes: &[u8], limits: &Limits) -> Result<BatchHeader, BatchError> {
         return Err(BatchError::TooLarge { what: "batch", bytes: bytes.len(), limit: limits.max_batch_bytes });
     }
     let header = check_shallow(bytes)?;
-    let count = checked_count(&header, limits)?;
+    let count = limits.record_count(&header)?;
     let packed = &bytes[HEADER_LEN..];
     if header.compression == Compression::None {
         record::walk(packed, count, &header)?;
@@ -67,16 +50,6 @@ pub fn check_shallow(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
         return Err(BatchError::Crc { expected: header.crc, actual });
     }
     Ok(header)
-}
-
-/// The record count of `header`, held against `limits`.
-pub(crate) fn checked_count(header: &BatchHeader, limits: &Limits) -> Result<usize, BatchError> {
-    // At least 1 by `parse_header`.
-    let count = header.record_count as usize;
-    if count > limits.max_records {
-        return Err(BatchError::TooManyRecords { count, limit: limits.max_records });
-    }
-    Ok(count)
 }
 
 /// Walks batches that lie end to end, without copying: each item is a batch's header and its bytes, a slice of `bytes`.

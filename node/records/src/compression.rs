@@ -6,78 +6,22 @@
 //!   or of trailing bytes (some stop, some go on, some fail), so that anything else would read differently by client.
 //!
 //! gzip and zstd are here; the framings that Kafka puts around snappy and lz4 have files of their own.
+//!
+//! Neighbours: `batch.rs` and `record.rs` unpack, `builder.rs` packs. Names no header field and no record.
 
 mod lz4;
 mod snappy;
+mod unpack;
 
-use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 
 use bytes::{BufMut, BytesMut};
 
-use crate::BatchError;
-
-/// How the records of a batch are packed. The numbers are those of the batch attributes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[repr(u8)]
-pub enum Compression {
-    /// Not at all.
-    #[default]
-    None = 0,
-    /// gzip (RFC 1952).
-    Gzip = 1,
-    /// Snappy: written in the block framing of snappy-java, read in that or raw.
-    Snappy = 2,
-    /// LZ4 frame format.
-    Lz4 = 3,
-    /// Zstandard (RFC 8878).
-    Zstd = 4,
-}
-
-impl Compression {
-    /// The codec with this number in the batch attributes.
-    pub(crate) fn from_bits(bits: u8) -> Result<Self, BatchError> {
-        Ok(match bits {
-            0 => Self::None,
-            1 => Self::Gzip,
-            2 => Self::Snappy,
-            3 => Self::Lz4,
-            4 => Self::Zstd,
-            other => return Err(BatchError::UnknownCompression(other)),
-        })
-    }
-}
-
-impl fmt::Display for Compression {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Gzip => "gzip",
-            Self::Snappy => "snappy",
-            Self::Lz4 => "lz4",
-            Self::Zstd => "zstd",
-        })
-    }
-}
-
-/// What the compressed records of one batch usually unpack to, relative to their size: the first guess for the buffer.
-const EXPECTED_RATIO: usize = 4;
+use self::unpack::{Failure, expect_end, read_limited};
+use crate::{BatchError, Compression};
 
 /// First four bytes of a Zstandard frame (little-endian 0xFD2FB528).
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-
-/// Why unpacking failed, before the codec's name is added.
-enum Failure {
-    /// The output passed the limit.
-    Limit,
-    Corrupt(String),
-}
-
-impl Failure {
-    fn corrupt(reason: impl fmt::Display) -> Self {
-        Self::Corrupt(reason.to_string())
-    }
-}
 
 /// Unpacks `packed` into at most `limit` bytes.
 pub(crate) fn decompress(codec: Compression, packed: &[u8], limit: usize) -> Result<Vec<u8>, BatchError> {
@@ -142,42 +86,4 @@ fn unzstd(packed: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
     expect_end(packed.get(frame..).unwrap_or_default())?;
     let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(Failure::corrupt)?;
     read_limited(&mut decoder, packed.len(), limit)
-}
-
-/// Reads a decoder to its end, but not past `limit` bytes.
-fn read_limited(mut decoder: impl Read, packed_len: usize, limit: usize) -> Result<Vec<u8>, Failure> {
-    // One byte more than allowed tells "exactly the limit" from "more".
-    let most = limit.saturating_add(1);
-    let mut out = unpack_buffer(packed_len, most);
-    while out.len() <= limit {
-        reserve_within(&mut out, 1, most);
-        let room = out.capacity() - out.len();
-        let read = decoder.by_ref().take(room as u64).read_to_end(&mut out).map_err(Failure::corrupt)?;
-        if read == 0 {
-            return Ok(out);
-        }
-    }
-    Err(Failure::Limit)
-}
-
-/// A buffer for what `packed_len` bytes usually unpack to, of at most `most` bytes.
-fn unpack_buffer(packed_len: usize, most: usize) -> Vec<u8> {
-    Vec::with_capacity(packed_len.saturating_mul(EXPECTED_RATIO).min(most))
-}
-
-/// Makes room for `more` bytes, doubling like `Vec` does, but not past `most` in all unless `more` itself asks for it.
-fn reserve_within(out: &mut Vec<u8>, more: usize, most: usize) {
-    let needed = out.len() + more;
-    if needed > out.capacity() {
-        let target = out.capacity().saturating_mul(2).min(most).max(needed);
-        out.reserve_exact(target - out.len());
-    }
-}
-
-/// Refuses bytes behind the end of the compressed stream.
-fn expect_end(rest: &[u8]) -> Result<(), Failure> {
-    if rest.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::Corrupt(format!("{} bytes follow the end of the compressed data: nothing may", rest.len())))
 }

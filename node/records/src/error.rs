@@ -1,7 +1,9 @@
 //! Why a batch is refused.
 //!
-//! [`BatchError`] speaks of the batch and its header, [`RecordError`] of one record inside it. Every message names the
-//! field, the value found and the rule it breaks, so that it can be handed to a client as it is.
+//! [`BatchError`] is about the batch and its header, [`RecordError`] about one record inside it. Every message names the
+//! field, the value found and the rule it breaks, so that it can be sent to a client as it is.
+//!
+//! Neighbours: every file of the crate. Imports only the names of the codecs (`codec.rs`).
 
 use crate::Compression;
 
@@ -10,7 +12,7 @@ use crate::Compression;
 #[non_exhaustive]
 pub enum BatchError {
     /// The bytes end before the thing that they should hold.
-    #[error("{what} takes {needed} bytes, {actual} are there")]
+    #[error("{what} needs {needed} bytes, found {actual}")]
     TooShort {
         /// What was being read.
         what: &'static str,
@@ -22,7 +24,7 @@ pub enum BatchError {
     /// The length of the batch contradicts the format or the bytes around it.
     #[error("batch length is {value}: {rule}")]
     Length {
-        /// The length field (bytes after it), or the bytes handed in, as `rule` says.
+        /// The length field (bytes after it), or the number of bytes given, as `rule` explains.
         value: i64,
         /// The rule that it breaks.
         rule: &'static str,
@@ -100,7 +102,7 @@ pub enum BatchError {
         error: RecordError,
     },
     /// There are bytes behind the last record.
-    #[error("{bytes} bytes follow the last of {count} records: nothing may")]
+    #[error("{bytes} bytes follow the last of {count} records: none are allowed")]
     Leftover {
         /// Bytes (uncompressed) behind the last record.
         bytes: usize,
@@ -114,7 +116,7 @@ pub enum BatchError {
 #[non_exhaustive]
 pub enum RecordError {
     /// The bytes end before the field that they should hold.
-    #[error("{field} takes {needed} bytes, {actual} are left")]
+    #[error("{field} needs {needed} bytes, {actual} are left")]
     TooShort {
         /// The field being read.
         field: &'static str,
@@ -124,7 +126,7 @@ pub enum RecordError {
         actual: usize,
     },
     /// A variable-length integer does not end, or does not fit its type.
-    #[error("{field} is no varint of at most {bits} bits")]
+    #[error("{field} is not a varint of at most {bits} bits")]
     Varint {
         /// The field being read.
         field: &'static str,
@@ -142,13 +144,13 @@ pub enum RecordError {
         rule: &'static str,
     },
     /// A record header's name is not text.
-    #[error("header name is no UTF-8 from its byte {valid_up_to} on")]
+    #[error("header name is not valid UTF-8 at byte {valid_up_to}")]
     HeaderName {
         /// Length in bytes of the valid part.
         valid_up_to: usize,
     },
     /// There are bytes in the record behind its last header.
-    #[error("{bytes} bytes of the record follow its last header: nothing may")]
+    #[error("{bytes} bytes of the record follow its last header: none are allowed")]
     Leftover {
         /// Bytes behind the last header.
         bytes: usize,

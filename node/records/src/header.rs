@@ -2,6 +2,8 @@
 //!
 //! Positions of the fields are in the crate documentation. Only [`parse_header`] turns header bytes into numbers;
 //! `builder.rs` is the only writer of a whole header.
+//!
+//! Neighbours: all of the crate reads headers through here. Reads no record and unpacks nothing.
 
 use crate::{BatchError, Compression};
 
@@ -118,7 +120,7 @@ pub fn parse_header(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
         leader_epoch: i32::from_be_bytes(field(header, LEADER_EPOCH_AT)),
         crc: u32::from_be_bytes(field(header, CRC_AT)),
         attributes,
-        compression: Compression::from_bits((attributes & COMPRESSION_MASK) as u8)?,
+        compression: compression(attributes)?,
         timestamp_type_log_append: attributes & LOG_APPEND_BIT != 0,
         is_transactional: attributes & TRANSACTIONAL_BIT != 0,
         is_control: attributes & CONTROL_BIT != 0,
@@ -151,6 +153,12 @@ pub fn patch(batch: &mut [u8], base_offset: i64, leader_epoch: i32) {
 /// Writes one header field.
 pub(crate) fn put<const N: usize>(batch: &mut [u8], at: usize, bytes: [u8; N]) {
     batch[at..at + N].copy_from_slice(&bytes);
+}
+
+/// The codec that the attributes name.
+fn compression(attributes: u16) -> Result<Compression, BatchError> {
+    let bits = (attributes & COMPRESSION_MASK) as u8;
+    Compression::from_bits(bits).ok_or(BatchError::UnknownCompression(bits))
 }
 
 fn field<const N: usize>(header: &[u8; HEADER_LEN], at: usize) -> [u8; N] {

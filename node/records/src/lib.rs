@@ -63,15 +63,18 @@
 
 mod batch;
 mod builder;
+mod codec;
 mod compression;
 mod error;
 mod header;
+mod limits;
 mod record;
 mod varint;
 
-pub use batch::{Limits, Split, check, check_shallow, split};
+pub use batch::{Split, check, check_shallow, split};
 pub use builder::BatchBuilder;
-pub use compression::Compression;
+pub use codec::Compression;
 pub use error::{BatchError, RecordError};
 pub use header::{BatchHeader, HEADER_LEN, parse_header, patch};
+pub use limits::Limits;
 pub use record::{MAX_RECORD_HEADERS, Record, Records, records};

@@ -2,6 +2,8 @@
 //!
 //! Rules say which operation on which paths fails, when and how. The first rule that matches and is due decides.
 //!
+//! Knows only `disk/mod.rs` of the crate.
+//!
 //! ```
 //! # use std::sync::Arc;
 //! # use chronicle_log::disk::{Fault, FaultRule, FaultyDisk, MemoryDisk, Operation, Trigger};
@@ -117,7 +119,7 @@ impl FaultRule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FaultId(u64);
 
-/// A disk whose operations fail as its rules say; clones share the rules.
+/// A disk whose operations fail by its rules; clones share the rules.
 #[derive(Debug, Clone)]
 pub struct FaultyDisk {
     inner: Arc<dyn Disk>,

@@ -3,6 +3,8 @@
 //! [`MemoryDisk::crash`] forgets, keeps or tears everything that was not synced, at random from a seed: each 512-byte
 //! sector of each write survives or not on its own, in any order, as on a real disk behind a page cache; each change of
 //! a directory survives or not on its own.
+//!
+//! Invariant: the same history and the same seed give the same outcome. Knows only `disk/mod.rs` of the crate.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,7 +25,7 @@ const SECTOR: u64 = 512;
 #[derive(Debug, Clone)]
 pub struct MemoryDisk {
     state: Arc<Mutex<State>>,
-    /// Dead once the epoch is another.
+    /// The handle fails once the file system has another epoch.
     mounted: Option<u64>,
 }
 
@@ -120,7 +122,7 @@ impl MemoryDisk {
         Self { state: Arc::new(Mutex::new(state)), mounted: None }
     }
 
-    /// Loses power: everything unsynced is lost, kept or torn as `seed` says, locks are released, and every open handle
+    /// Loses power: everything unsynced is lost, kept or torn as `seed` decides, locks are released, and every open handle
     /// fails from now on. The same history and seed give the same outcome.
     pub fn crash(&self, seed: u64) {
         self.state.lock().crash(seed);
@@ -600,7 +602,7 @@ impl DirLock for MemoryLock {}
 impl Drop for MemoryLock {
     fn drop(&mut self) {
         let mut state = self.state.lock();
-        // A lock from before a crash was released by the crash; somebody else may hold it now.
+        // A crash releases the locks from before it; another owner may hold this one now.
         if state.epoch == self.epoch {
             state.locks.remove(&self.path);
         }

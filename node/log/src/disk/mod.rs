@@ -1,4 +1,4 @@
-//! The one door to the disk.
+//! The interface to the disk: the only way in which the engine touches files.
 //!
 //! Everything the engine does to files goes through [`Disk`], so that the same engine runs on the real file system
 //! ([`RealDisk`]), on one that can lose power ([`MemoryDisk`]) and on one that fails on demand ([`FaultyDisk`]).
@@ -9,6 +9,8 @@
 //! - a rename within one directory replaces its target atomically;
 //! - a rename into another directory is durable once both directories are; before that a crash may leave the name in
 //!   either or, when only the new directory was synced, in both.
+//!
+//! Imports nothing of the crate.
 
 mod faulty;
 mod memory;
@@ -64,7 +66,7 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// Takes an exclusive lock on a file, creating it. Held until the returned value is dropped.
-    /// `ErrorKind::WouldBlock` when somebody else holds it.
+    /// `ErrorKind::WouldBlock` when another process holds it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirLock>>;
     /// The volume that a directory lies on.
     fn volume(&self, dir: &Path) -> io::Result<Arc<dyn Volume>>;
@@ -87,7 +89,7 @@ pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
         Ok(self.len()? == 0)
     }
     /// Asks for the file's clean pages to leave the page cache, so that the next read sees the disk. Only a hint, and slow
-    /// for whoever reads the file just then.
+    /// for other readers of the file at that moment.
     fn forget_cached(&self) -> io::Result<()> {
         Ok(())
     }
@@ -112,7 +114,7 @@ pub trait Volume: fmt::Debug + Send + Sync + 'static {
     fn free_bytes(&self) -> io::Result<u64>;
     /// Size of the volume in bytes.
     fn size_bytes(&self) -> io::Result<u64>;
-    /// Whether the directory is the root of the volume, so that nobody else's data lies on it.
+    /// Whether the directory is the root of the volume, so that the volume holds no other data.
     fn is_dedicated(&self) -> bool;
 }
 

@@ -1,4 +1,7 @@
 //! The operating system's file system, through rustix.
+//!
+//! Promise: keeps the rules in `disk/mod.rs`, which is all of the crate that it knows. One of the two files with `unsafe` code: it
+//! maps index files.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -134,7 +137,7 @@ impl DiskFile for RealFile {
 
     fn map(&self) -> io::Result<Box<dyn FileMap>> {
         // SAFETY: the engine maps only index files, which it writes under a temporary name and never changes or
-        // shortens after the rename that gives them their name (a replacement is a new file). Somebody else who
+        // shortens after the rename that gives them their name (a replacement is a new file). Another process that
         // shortens such a file could make a read fault; the data directory is locked and owned by this process.
         let map = unsafe { memmap2::Mmap::map(&self.0)? };
         Ok(Box::new(RealMap(map)))

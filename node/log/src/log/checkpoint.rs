@@ -1,4 +1,7 @@
 //! A small file beside the segments for the owner's own state, replaced atomically.
+//!
+//! Neighbours: it shares the log's directory and `seal_lock` with the other operations, and nothing else. Never interprets
+//! the bytes.
 
 use std::io::IoSlice;
 
@@ -22,12 +25,12 @@ impl Log {
     /// # Errors
     /// [`LogError::NoSpace`], [`LogError::Io`] and the like; the old checkpoint stays.
     pub fn save_checkpoint(&self, bytes: &[u8]) -> Result<(), LogError> {
-        let inner = &self.inner;
+        let dir = &self.log.dir;
         // One at a time: two writers would share the temporary file.
-        let _seal = inner.seal_lock.lock();
-        let disk = &inner.shared.disk;
-        let path = inner.dir.join(NAME);
-        let aside = inner.dir.join(format!("{NAME}.tmp"));
+        let _seal = self.log.lock_seals();
+        let disk = dir.disk();
+        let path = dir.path().join(NAME);
+        let aside = dir.path().join(format!("{NAME}.tmp"));
         let io = |action| {
             let path = path.clone();
             move |error| LogError::io(path, action, error)
@@ -36,15 +39,15 @@ impl Log {
         header[..8].copy_from_slice(MAGIC);
         put_u32(&mut header, 8, VERSION);
         put_u64(&mut header, 16, bytes.len() as u64);
-        let crc = crc(&header, bytes, inner.id.to_bytes());
+        let crc = crc(&header, bytes, dir.id().to_bytes());
         put_u32(&mut header, 12, crc);
         let file = disk.open(&aside, OpenMode::Truncate).map_err(io("create the checkpoint"))?;
         write_all_at(&*file, 0, &mut [IoSlice::new(&header), IoSlice::new(bytes)])
             .map_err(io("write the checkpoint"))?;
         file.sync_data().map_err(io("flush the checkpoint"))?;
         disk.rename(&aside, &path).map_err(io("rename the checkpoint"))?;
-        disk.sync_dir(&inner.dir).map_err(io("flush the directory of the checkpoint"))?;
-        inner.make_dir_durable()
+        disk.sync_dir(dir.path()).map_err(io("flush the directory of the checkpoint"))?;
+        dir.make_durable()
     }
 
     /// The newest checkpoint, `None` if none was ever saved.
@@ -52,10 +55,10 @@ impl Log {
     /// # Errors
     /// [`LogError::Damaged`] when its bytes do not match their checksum, [`LogError::NewerFormat`].
     pub fn load_checkpoint(&self) -> Result<Option<Bytes>, LogError> {
-        let inner = &self.inner;
-        let path = inner.dir.join(NAME);
+        let dir = &self.log.dir;
+        let path = dir.path().join(NAME);
         let io = |error| LogError::io(path.clone(), "read the checkpoint", error);
-        let file = match inner.shared.disk.open(&path, OpenMode::Read) {
+        let file = match dir.disk().open(&path, OpenMode::Read) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io(error)),
@@ -69,7 +72,7 @@ impl Log {
         if get_u64(&bytes, 16) != (bytes.len() - HEADER) as u64 {
             return damaged("the checkpoint's length does not match its header");
         }
-        if get_u32(&bytes, 12) != crc(&bytes[..HEADER], &bytes[HEADER..], inner.id.to_bytes()) {
+        if get_u32(&bytes, 12) != crc(&bytes[..HEADER], &bytes[HEADER..], dir.id().to_bytes()) {
             return damaged("the checkpoint's checksum does not match");
         }
         if get_u32(&bytes, 8) != VERSION {

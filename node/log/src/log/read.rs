@@ -1,19 +1,24 @@
 //! Reading: by raft index, by record offset, by time.
 //!
 //! Recent entries come from memory, others from segment files. A segment is read without any lock held, so that a
-//! truncation may pull the bytes away underneath; the generation tells, and the read starts again.
+//! truncation may remove the bytes during the read. The generation shows that, and the read starts again.
+//!
+//! Neighbours: `verify.rs` reads with the same plans. Names no writer and no queue.
 
 use std::sync::Arc;
 
-use super::{Log, LogInner, Phase, State};
+use parking_lot::MutexGuard;
+
+use super::Log;
 use crate::{
     EntryKind, LogError, StoredEntry,
     disk::DiskFile,
-    files::SealedSegment,
-    frame::{self, Expect, frame_len},
+    frame::{Expect, FRAME_HEADER, FrameHeader, frame_len},
     index::{IndexEntry, SparseIndex},
     reader::{FrameReader, Stop},
-    segment::{Contents, SEGMENT_HEADER, segment_name},
+    segment::{Contents, SEGMENT_HEADER},
+    segments::Phase,
+    state::LogState,
 };
 
 /// Most bytes fetched from a file at once.
@@ -43,8 +48,11 @@ pub(super) enum Lookup {
 pub(super) struct Plan {
     file: Arc<dyn DiskFile>,
     contents: Contents,
+    /// File positions.
     start: u64,
     end: u64,
+    /// First index that is not wanted.
+    stop: u64,
     generation: u64,
 }
 
@@ -73,7 +81,7 @@ impl Log {
     /// [`LogError::Compacted`] below the first entry, [`LogError::Damaged`] when stored bytes fail their checksum.
     pub fn read(&self, from: u64, to_exclusive: u64, max_bytes: usize) -> Result<Vec<StoredEntry>, LogError> {
         loop {
-            match self.inner.try_read(from, to_exclusive, max_bytes) {
+            match self.try_read(from, to_exclusive, max_bytes) {
                 Ok(entries) => return Ok(entries),
                 Err(Interrupted::Again) => {}
                 Err(Interrupted::Failed(error)) => return Err(error),
@@ -89,9 +97,9 @@ impl Log {
     pub fn read_at_offset(&self, offset: u64, max_index: u64, max_bytes: usize) -> Result<Vec<StoredEntry>, LogError> {
         let end = max_index.saturating_add(1);
         loop {
-            let Some(from) = retry(|| self.inner.locate_offset(offset))? else { return Ok(Vec::new()) };
+            let Some(from) = retry(|| self.locate_offset(offset))? else { return Ok(Vec::new()) };
             match self.read_data(from, end, max_bytes) {
-                // Deleted between the two steps: the first step will say so.
+                // Deleted between the two steps: locating the offset again reports it.
                 Err(LogError::Compacted { .. }) => {}
                 other => return other,
             }
@@ -129,7 +137,7 @@ impl Log {
     pub fn entry_for_time(&self, timestamp_ms: i64, max_index: u64) -> Result<Option<StoredEntry>, LogError> {
         let end = max_index.saturating_add(1);
         'again: loop {
-            let Some(mut at) = retry(|| self.inner.locate_time(timestamp_ms))? else { return Ok(None) };
+            let Some(mut at) = retry(|| self.locate_time(timestamp_ms))? else { return Ok(None) };
             while at < end {
                 let entries = match self.read(at, end, 256 << 10) {
                     Ok(entries) => entries,
@@ -160,14 +168,15 @@ fn retry<T>(mut attempt: impl FnMut() -> Result<T, Interrupted>) -> Result<T, Lo
     }
 }
 
-impl LogInner {
+impl Log {
     fn try_read(&self, from: u64, to: u64, max_bytes: usize) -> Result<Vec<StoredEntry>, Interrupted> {
         let mut found: Vec<StoredEntry> = Vec::new();
         let (mut at, mut budget) = (from, max_bytes);
         let mut generation = None;
+        let metrics = self.log.metrics();
         loop {
-            let state = self.state.lock();
-            if *generation.get_or_insert(state.generation) != state.generation {
+            let state = self.log.lock();
+            if *generation.get_or_insert(state.generation()) != state.generation() {
                 return Err(Interrupted::Again);
             }
             if at < state.first_index() {
@@ -176,14 +185,13 @@ impl LogInner {
                 }
                 return Err(LogError::Compacted { first: state.first_index() }.into());
             }
-            let end = to.min(state.next_index);
+            let end = to.min(state.next_index());
             if at >= end {
                 return Ok(found);
             }
-            if at >= state.tail_first() {
-                let before = found.len();
-                let start = (at - state.tail_first()) as usize;
-                for stored in state.tail.range(start..(end - state.tail_first()) as usize) {
+            let before = found.len();
+            if at >= state.tail().first_index() {
+                for stored in state.tail().range(at..end) {
                     let cost = cost(stored);
                     if !found.is_empty() && cost > budget {
                         break;
@@ -191,32 +199,35 @@ impl LogInner {
                     budget = budget.saturating_sub(cost);
                     found.push(stored.clone());
                 }
-                self.shared.metrics.cache_hits.add((found.len() - before) as u64);
+                metrics.cache_hits.add((found.len() - before) as u64);
                 return Ok(found);
             }
-            let segment = segment_of(&state, |contents| contents.base_index <= at);
-            let stop = end.min(state.segments[segment].contents.next_index);
-            let plan = self.plan(state, segment, Lookup::Index(at), stop)?;
-            let before = found.len();
-            let go_on = self.collect(&plan, &mut at, stop, &mut budget, &mut found)?;
-            self.shared.metrics.cache_misses.add((found.len() - before) as u64);
+            let plan = self.plan(state, |contents| contents.base_index <= at, Lookup::Index(at), end)?;
+            let go_on = self.collect(&plan, &mut at, &mut budget, &mut found)?;
+            metrics.cache_misses.add((found.len() - before) as u64);
             if !go_on {
                 return Ok(found);
             }
         }
     }
 
-    /// Looks up where to start reading in a segment, and where it is certainly enough for entries below `stop`.
+    /// Looks up where to start reading in the last segment for which `at_or_before` holds, and where it is certainly enough for
+    /// its entries below `stop`. The caller has checked that the log stores what it looks for.
     pub(super) fn plan(
         &self,
-        state: parking_lot::MutexGuard<'_, State>,
-        segment: usize,
+        state: MutexGuard<'_, LogState>,
+        at_or_before: impl Fn(&Contents) -> bool,
         lookup: Lookup,
         stop: u64,
     ) -> Result<Plan, Interrupted> {
-        let generation = state.generation;
-        let contents = state.segments[segment].contents;
-        let source = match &state.segments[segment].phase {
+        let generation = state.generation();
+        let Some(segment) = state.segments().floor(at_or_before) else {
+            let next = state.next_index();
+            return Err(LogError::NotStored { index: state.first_index(), next }.into());
+        };
+        let contents = segment.contents;
+        let stop = stop.min(contents.next_index);
+        let source = match &segment.phase {
             Phase::Open { file, index, .. } => {
                 Source::Open(file.clone(), look_up(index, lookup), index.ceiling_position(stop))
             }
@@ -226,32 +237,28 @@ impl LogInner {
         let (file, start, end) = match source {
             Source::Open(file, start, end) => (file, start, end),
             Source::Sealed => {
-                let sealed = self.sealed(&contents).map_err(|error| self.explain(error, generation))?;
+                let sealed = self.log.context.sealed_files.get(&self.log.dir, &contents);
+                let sealed = sealed.map_err(|error| self.explain(error, generation))?;
                 (sealed.file.clone(), look_up(&sealed.index, lookup), sealed.index.ceiling_position(stop))
             }
         };
         let start = start.map_or(SEGMENT_HEADER as u64, |entry| entry.position);
-        Ok(Plan { file, contents, start, end: end.unwrap_or(contents.data_len), generation })
+        Ok(Plan { file, contents, start, end: end.unwrap_or(contents.data_len), stop, generation })
     }
 
-    fn sealed(&self, contents: &Contents) -> Result<Arc<SealedSegment>, LogError> {
-        self.shared.files.get(&self.shared, self.id, &self.dir, contents)
-    }
-
-    /// Reads frames into `found` from index `at` up to `stop`. Returns false when the budget is used up.
+    /// Reads frames into `found` from index `at` up to the plan's `stop`. Returns false when the budget is used up.
     pub(super) fn collect(
         &self,
         plan: &Plan,
         at: &mut u64,
-        stop: u64,
         budget: &mut usize,
         found: &mut Vec<StoredEntry>,
     ) -> Result<bool, Interrupted> {
-        let slack = self.shared.config.index_interval_bytes as usize + frame::FRAME_HEADER;
+        let slack = self.log.dir.index_interval() as usize + FRAME_HEADER;
         let chunk = budget.saturating_add(slack).min(MAX_CHUNK);
         let mut reader = self.frames(plan, chunk);
         let mut expect: Option<Expect> = None;
-        while *at < stop {
+        while *at < plan.stop {
             let position = reader.position();
             let bad = |reason: &dyn ToString| self.damaged(plan, position, *at, reason.to_string());
             let header = match reader.peek() {
@@ -268,7 +275,7 @@ impl LogInner {
                 continue;
             }
             if header.index > *at {
-                return Err(bad(&format!("entry {} stands where entry {at} was expected", header.index)));
+                return Err(bad(&format!("expected entry {at}, found entry {}", header.index)));
             }
             let cost = header.frame_len() as usize;
             if !found.is_empty() && cost > *budget {
@@ -283,47 +290,44 @@ impl LogInner {
     }
 
     fn frames(&self, plan: &Plan, chunk: usize) -> FrameReader {
-        let seed = frame::seed(self.id, plan.contents.base_index);
+        let seed = self.log.dir.seed(plan.contents.base_index);
         FrameReader::new(plan.file.clone(), seed, plan.start, plan.end, chunk)
     }
 
     /// Index of the data entry that contains `offset`; `None` at or after the end.
     fn locate_offset(&self, offset: u64) -> Result<Option<u64>, Interrupted> {
-        let state = self.state.lock();
-        let (earliest, next) = (state.start_offset(), state.next_offset);
+        let state = self.log.lock();
+        let (earliest, next) = (state.start_offset(), state.next_offset());
         if offset < earliest {
             return Err(LogError::OffsetOutOfRange { offset, earliest, next }.into());
         }
         if offset >= next {
             return Ok(None);
         }
-        if state.tail.front().is_some_and(|first| first.base_offset <= offset) {
-            // Of entries with the same base offset the last carries the records.
-            let at = state.tail.partition_point(|stored| stored.base_offset <= offset) - 1;
-            return Ok(Some(state.tail[at].entry.index));
+        if let Some(stored) = state.tail().floor_offset(offset) {
+            return Ok(Some(stored.entry.index));
         }
-        let segment = segment_of(&state, |contents| contents.base_offset <= offset);
-        let stop = state.segments[segment].contents.next_index;
-        let plan = self.plan(state, segment, Lookup::Offset(offset), stop)?;
+        let plan = self.plan(state, |contents| contents.base_offset <= offset, Lookup::Offset(offset), u64::MAX)?;
         self.find(&plan, |header| offset < header.next_offset())
     }
 
     /// Index from which to look for an entry at or after a time; `None` if there is no such entry.
     fn locate_time(&self, timestamp: i64) -> Result<Option<u64>, Interrupted> {
-        let state = self.state.lock();
-        match state.segments.iter().position(|segment| segment.contents.max_timestamp >= timestamp) {
-            Some(segment) => {
-                let stop = state.segments[segment].contents.next_index;
-                let plan = self.plan(state, segment, Lookup::Time(timestamp), stop)?;
+        let state = self.log.lock();
+        let found = state.segments().iter().find(|segment| segment.contents.max_timestamp >= timestamp);
+        match found.map(|segment| segment.contents.base_index) {
+            Some(base_index) => {
+                let this = |contents: &Contents| contents.base_index <= base_index;
+                let plan = self.plan(state, this, Lookup::Time(timestamp), u64::MAX)?;
                 self.find(&plan, |_| true)
             }
-            None if state.written_next < state.next_index => Ok(Some(state.written_next)),
+            None if state.written_next() < state.next_index() => Ok(Some(state.written_next())),
             None => Ok(None),
         }
     }
 
     /// Index of the first frame of a plan for which `wanted` holds, looking at headers only.
-    fn find(&self, plan: &Plan, wanted: impl Fn(&frame::FrameHeader) -> bool) -> Result<Option<u64>, Interrupted> {
+    fn find(&self, plan: &Plan, wanted: impl Fn(&FrameHeader) -> bool) -> Result<Option<u64>, Interrupted> {
         let mut reader = self.frames(plan, 16 << 10);
         let mut expected = plan.contents.base_index;
         loop {
@@ -344,31 +348,26 @@ impl LogInner {
         match stop {
             Stop::Bad(error) => self.damaged(plan, position, index, error.to_string()),
             Stop::Io(error) => {
-                let path = self.dir.join(segment_name(plan.contents.base_index));
-                self.explain(LogError::io(path, "read the segment", error), plan.generation)
+                let error = self.log.dir.segment_error(plan.contents.base_index, "read the segment")(error);
+                self.explain(error, plan.generation)
             }
         }
     }
 
     fn damaged(&self, plan: &Plan, position: u64, index: u64, reason: String) -> Interrupted {
-        let path = self.dir.join(segment_name(plan.contents.base_index));
+        let path = self.log.dir.segment_path(plan.contents.base_index);
         self.explain(LogError::damaged(path, position, Some(index), reason), plan.generation)
     }
 
     /// An error while reading: real, unless the log was changed, or the segment deleted, underneath.
     pub(super) fn explain(&self, error: LogError, generation: u64) -> Interrupted {
-        if self.state.lock().generation != generation {
+        if self.log.lock().generation() != generation {
             return Interrupted::Again;
         }
         if matches!(error, LogError::Damaged { .. }) {
-            self.shared.metrics.damage_found.add(1);
-            tracing::error!(log = %self.id, %error, "damage found");
+            self.log.metrics().damage_found.add(1);
+            tracing::error!(log = %self.id(), %error, "damage found");
         }
         Interrupted::Failed(error)
     }
-}
-
-/// The last segment for which `at_or_before` holds. The first always qualifies: callers checked the log's start.
-pub(super) fn segment_of(state: &State, at_or_before: impl Fn(&Contents) -> bool) -> usize {
-    state.segments.partition_point(|segment| at_or_before(&segment.contents)).saturating_sub(1)
 }

@@ -1,18 +1,20 @@
 //! Checking what is stored against itself (scrub) and for comparison with other replicas (digest).
 //!
-//! Both read files from end to end without a lock, as reads do: a truncation or deletion underneath shows in the log's
-//! generation, and the work starts again.
+//! Both read files from end to end without a lock, as reads do: the log's generation shows a truncation or deletion during the
+//! work, which then starts again.
+//!
+//! Neighbours: plans and the retry are those of `read.rs`. Names no writer and no queue.
 
 use super::{
-    Log, LogInner, Phase, Segment,
-    read::{Interrupted, Lookup, segment_of},
+    Log,
+    read::{Interrupted, Lookup},
 };
 use crate::{
     ContentHash, LogError,
     disk::OpenMode,
-    frame::{self, frame_len},
-    sealer::write_footer,
-    segment::{Contents, FOOTER, Footer, SCAN_CHUNK, segment_name, walk},
+    frame::frame_len,
+    segment::{Contents, FOOTER, Footer, SCAN_CHUNK},
+    segments::{Phase, Segment},
 };
 
 impl Log {
@@ -26,18 +28,16 @@ impl Log {
     /// # Errors
     /// [`LogError::Damaged`] with the first bad place; [`LogError::Io`].
     pub fn scrub(&self, base_index: u64, progress: &mut dyn FnMut(u64)) -> Result<(), LogError> {
-        let inner = &self.inner;
         loop {
             let (contents, hash, generation) = {
-                let state = inner.state.lock();
-                let found = state.segments.binary_search_by_key(&base_index, |segment| segment.contents.base_index);
-                match found.map(|at| &state.segments[at]) {
-                    Ok(Segment { contents, phase: Phase::Sealed { hash } }) => (*contents, *hash, state.generation),
+                let state = self.log.lock();
+                match state.segments().starting_at(base_index) {
+                    Some(Segment { contents, phase: Phase::Sealed { hash } }) => (*contents, *hash, state.generation()),
                     _ => return Ok(()),
                 }
             };
-            let Err(error) = inner.scrub(&contents, hash, progress) else { return Ok(()) };
-            match inner.explain(error, generation) {
+            let Err(error) = self.scrub_once(&contents, hash, progress) else { return Ok(()) };
+            match self.explain(error, generation) {
                 Interrupted::Again => {}
                 Interrupted::Failed(error) => return Err(error),
             }
@@ -51,17 +51,17 @@ impl Log {
     /// [`LogError::Compacted`] below the first entry, [`LogError::NotStored`] above the last, [`LogError::Damaged`].
     pub fn digest(&self, from: u64, to_exclusive: u64) -> Result<[u8; 32], LogError> {
         let unwritten = {
-            let state = self.inner.state.lock();
-            if to_exclusive > state.next_index {
-                return Err(LogError::NotStored { index: to_exclusive - 1, next: state.next_index });
+            let state = self.log.lock();
+            if to_exclusive > state.next_index() {
+                return Err(LogError::NotStored { index: to_exclusive - 1, next: state.next_index() });
             }
-            to_exclusive > state.written_next
+            to_exclusive > state.written_next()
         };
         if unwritten {
             self.flush()?;
         }
         loop {
-            match self.inner.digest(from, to_exclusive) {
+            match self.digest_once(from, to_exclusive) {
                 Ok(hash) => return Ok(hash),
                 Err(Interrupted::Again) => {}
                 Err(Interrupted::Failed(error)) => return Err(error),
@@ -72,49 +72,45 @@ impl Log {
     /// How many bytes of segment files the entries `from_index..to_index` take, about: for progress. Entries that are not
     /// stored count nothing. Reads no file.
     pub fn bytes_between(&self, from_index: u64, to_index: u64) -> u64 {
-        let state = self.inner.state.lock();
-        let stored = state.segments.iter().map(|Segment { contents, .. }| {
+        let state = self.log.lock();
+        let stored = state.segments().iter().map(|Segment { contents, .. }| {
             let entries = contents.next_index - contents.base_index;
             let (from, to) = (from_index.max(contents.base_index), to_index.min(contents.next_index));
             let within = u128::from(to.saturating_sub(from)) * u128::from(contents.data_len);
             // As if all of a segment's entries had the same size.
             u64::try_from(within / u128::from(entries.max(1))).unwrap_or(u64::MAX)
         });
-        let first = state.tail_first();
-        let (from, to) = (from_index.max(state.written_next).max(first), to_index.min(state.next_index));
-        let waiting = if from < to { (from - first) as usize..(to - first) as usize } else { 0..0 };
-        let waiting = state.tail.range(waiting).map(|stored| frame_len(stored.entry.payload.len()));
+        let first = state.tail().first_index();
+        let (from, to) = (from_index.max(state.written_next()).max(first), to_index.min(state.next_index()));
+        let waiting = state.tail().range(if from < to { from..to } else { first..first });
+        let waiting = waiting.map(|stored| frame_len(stored.entry.payload.len()));
         stored.chain(waiting).sum()
     }
 }
 
-impl LogInner {
-    fn scrub(&self, contents: &Contents, hash: [u8; 32], progress: &mut dyn FnMut(u64)) -> Result<(), LogError> {
+impl Log {
+    fn scrub_once(&self, contents: &Contents, hash: [u8; 32], progress: &mut dyn FnMut(u64)) -> Result<(), LogError> {
         let base_index = contents.base_index;
-        let path = self.dir.join(segment_name(base_index));
-        let io = |action| {
-            let path = path.clone();
-            move |error| LogError::io(path, action, error)
+        let dir = &self.log.dir;
+        let io = |action| dir.segment_error(base_index, action);
+        let damaged = |position, index, reason: &str| {
+            Err(LogError::damaged(dir.segment_path(base_index), position, Some(index), reason))
         };
-        let damaged = |position, index, reason: &str| Err(LogError::damaged(&path, position, Some(index), reason));
-        let file = self.shared.disk.open(&path, OpenMode::Read).map_err(io("open the segment"))?;
+        let file = dir.open_segment(base_index, OpenMode::Read)?;
         file.forget_cached().map_err(io("drop the segment from the page cache"))?;
-        let header = self.read_header(&*file, base_index)?;
-        if header.id != self.id || header.base_index != base_index || header.base_offset != contents.base_offset {
+        let header = dir.read_header(&*file, base_index)?;
+        if header.id != dir.id() || header.base_index != base_index || header.base_offset != contents.base_offset {
             return damaged(0, base_index, "its header is not the one that was written");
         }
-        let seed = frame::seed(self.id, base_index);
         let mut hasher = ContentHash::new();
         let mut read = 0;
-        let interval = self.shared.config.index_interval_bytes;
-        let walked = walk(&file, &header, seed, contents.data_len, interval, |header, payload| {
+        let walked = dir.walk(&file, &header, contents.data_len, |header, payload| {
             hasher.update_frame(header, payload);
             read += header.frame_len();
             if read >= SCAN_CHUNK as u64 {
                 progress(std::mem::take(&mut read));
             }
-        });
-        let walked = walked.map_err(io("read the segment"))?;
+        })?;
         if let Some(bad) = walked.bad {
             return damaged(walked.contents.data_len, walked.contents.next_index, &bad.to_string());
         }
@@ -122,59 +118,53 @@ impl LogInner {
             return damaged(0, base_index, "its frames are not the ones that were written");
         }
         let file_len = file.len().map_err(io("read the segment"))?;
-        let footer = Footer::read(&*file, file_len, seed).map_err(io("read the segment's footer"))?;
+        let footer = Footer::read(&*file, file_len, dir.seed(base_index)).map_err(io("read the segment's footer"))?;
         if hasher.finalize() != hash {
             return damaged(contents.data_len, base_index, "the content hash does not match the frames");
         }
         let written = Footer { contents: *contents, hash };
         if footer != Some(written) {
-            tracing::warn!(?path, "the footer was damaged; writing it again");
-            self.shared.metrics.damage_found.add(1);
+            tracing::warn!(path = ?dir.segment_path(base_index), "the footer was damaged; writing it again");
+            self.log.metrics().damage_found.add(1);
             self.restore_footer(&written)?;
         }
         progress(read + FOOTER as u64);
-        // Nobody asked for these bytes: leave the cache to what is read.
+        // No client asked for these bytes: leave the page cache to reads that clients do.
         file.forget_cached().map_err(io("drop the segment from the page cache"))
     }
 
     /// Writes the footer of a sealed segment again, unless the segment is gone.
     fn restore_footer(&self, footer: &Footer) -> Result<(), LogError> {
-        let _seal = self.seal_lock.lock();
-        let Contents { base_index, .. } = footer.contents;
-        let is_there = {
-            let state = self.state.lock();
-            let found = state.segments.binary_search_by_key(&base_index, |segment| segment.contents.base_index);
-            found.is_ok_and(|at| state.segments[at].contents == footer.contents)
-        };
+        let log = &self.log;
+        let _seal = log.lock_seals();
+        let base_index = footer.contents.base_index;
+        let is_there =
+            log.lock().segments().starting_at(base_index).is_some_and(|found| found.contents == footer.contents);
         if !is_there {
             return Ok(());
         }
-        let path = self.dir.join(segment_name(base_index));
-        let file = self.shared.disk.open(&path, OpenMode::Write);
-        let file = file.map_err(|error| LogError::io(&path, "open the segment", error))?;
-        write_footer(self, &*file, footer).inspect_err(|error| self.fail(error.root().clone()))
+        let file = log.dir.open_segment(base_index, OpenMode::Write)?;
+        log.dir.write_footer(&*file, footer).inspect_err(|error| log.fail(error.root().clone()))
     }
 
-    fn digest(&self, from: u64, to: u64) -> Result<[u8; 32], Interrupted> {
+    fn digest_once(&self, from: u64, to: u64) -> Result<[u8; 32], Interrupted> {
         let mut hasher = ContentHash::new();
         let mut generation = None;
         let mut at = from;
         let mut found = Vec::new();
         while at < to {
-            let state = self.state.lock();
-            if *generation.get_or_insert(state.generation) != state.generation {
+            let state = self.log.lock();
+            if *generation.get_or_insert(state.generation()) != state.generation() {
                 return Err(Interrupted::Again);
             }
             if at < state.first_index() {
                 return Err(LogError::Compacted { first: state.first_index() }.into());
             }
-            if to > state.written_next {
-                return Err(LogError::NotStored { index: to - 1, next: state.written_next }.into());
+            if to > state.written_next() {
+                return Err(LogError::NotStored { index: to - 1, next: state.written_next() }.into());
             }
-            let segment = segment_of(&state, |contents| contents.base_index <= at);
-            let stop = to.min(state.segments[segment].contents.next_index);
-            let plan = self.plan(state, segment, Lookup::Index(at), stop)?;
-            self.collect(&plan, &mut at, stop, &mut SCAN_CHUNK.clone(), &mut found)?;
+            let plan = self.plan(state, |contents| contents.base_index <= at, Lookup::Index(at), to)?;
+            self.collect(&plan, &mut at, &mut SCAN_CHUNK.clone(), &mut found)?;
             for stored in found.drain(..) {
                 hasher.update(&stored);
             }

@@ -1,4 +1,6 @@
-//! What every [`Disk`] must do, run against each of them.
+//! What every [`Disk`] must do, run against each of them; and the order of imports among the crates' files.
+
+mod imports;
 
 use std::{io, io::IoSlice, path::Path, sync::Arc};
 

@@ -20,7 +20,7 @@ use lz4_flex::block::{decompress_into, decompress_into_with_dict};
 use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
 use twox_hash::XxHash32;
 
-use super::{Failure, expect_end, reserve_within, unpack_buffer};
+use super::unpack::{Failure, expect_end, reserve_within, unpack_buffer};
 
 const MAGIC: u32 = 0x184D_2204;
 /// FLG bits 6 and 7: the format version, of which there is one.
@@ -120,7 +120,7 @@ fn append_block(block: &[u8], frame: &Frame, limit: usize, out: &mut Vec<u8>) ->
     }
 }
 
-/// What the frame header says.
+/// The fields of the frame header.
 struct Frame {
     linked: bool,
     block_checksums: bool,
@@ -144,7 +144,7 @@ impl Frame {
             return Err(Failure::Corrupt(format!("FLG is {flg:#04x}: version must be 01 and reserved bits 0")));
         }
         if flg & DICTIONARY_BIT != 0 {
-            return Err(Failure::corrupt("the frame needs a dictionary: none is known"));
+            return Err(Failure::corrupt("the frame needs a dictionary: dictionaries are not supported"));
         }
         let max_block = match (bd & BD_RESERVED_MASK, bd >> 4) {
             (0, size @ 4..=7) => (64 * 1024) << (2 * (size - 4)),

@@ -3,13 +3,13 @@
 //! The Java client writes the framing of snappy-java ("xerial"), which is not the official Snappy framing: a header of
 //! the magic `\x82SNAPPY\0`, a version and the lowest compatible version (big-endian `i32` each), then blocks, each a
 //! big-endian `i32` length and that many bytes of raw Snappy. Some clients send one raw Snappy block without any
-//! framing; Kafka takes both, told apart by the magic. Source: snappy-java, `SnappyOutputStream` and `SnappyCodec`.
+//! framing; Kafka takes both and distinguishes them by the magic. Source: snappy-java, `SnappyOutputStream` and `SnappyCodec`.
 
 use std::io;
 
 use bytes::{BufMut, BytesMut};
 
-use super::{Failure, reserve_within, unpack_buffer};
+use super::unpack::{Failure, reserve_within, unpack_buffer};
 
 const MAGIC: &[u8; 8] = b"\x82SNAPPY\0";
 /// Magic and two versions.

@@ -1,7 +1,10 @@
 //! Encoding entries into segment files.
 //!
-//! The [`Writer`] is the only one that appends to a log's files. It does not sync: it remembers what is to be synced, and
-//! the scheduler's barrier does so for all logs of a round at once.
+//! Invariant: the [`Writer`] of a log is the only one that appends to its files, and there is one. It does not sync: it
+//! remembers what is to be synced, and the barrier of the round does so for all logs at once.
+//!
+//! Neighbours: `state.rs` keeps the writer while no one uses it; a round (`round.rs`) or a change (`log/change.rs`) takes it
+//! out. Names no lock, no queue and no journal.
 
 use std::{
     io::IoSlice,
@@ -12,13 +15,13 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{LogInner, Phase, Segment, State};
 use crate::{
-    EntryKind, LogError, LogId, StoredEntry,
-    disk::{Disk, DiskFile, OpenMode, write_all_at},
-    frame::{Expect, FrameHeader, encode_header, frame_len, seed},
-    index::{IndexBuilder, IndexEntry, SparseIndex},
-    segment::{Contents, SEGMENT_HEADER, SegmentHeader, segment_name},
+    EntryKind, LogError, StoredEntry,
+    disk::{DiskFile, OpenMode, write_all_at},
+    frame::{Expect, FrameHeader, encode_header, frame_len},
+    index::{IndexBuilder, IndexEntry},
+    log_dir::LogDir,
+    segment::{Contents, SEGMENT_HEADER, SegmentHeader},
 };
 
 /// Payloads up to this many bytes are copied beside their header: cheaper than one more slice for the kernel.
@@ -28,41 +31,40 @@ const COPY_BELOW: usize = 512;
 #[derive(Debug)]
 pub(crate) struct Writer {
     /// The segment being written; `None`: the next entry starts one.
-    pub(crate) active: Option<Active>,
-    /// What the next frame will say of its place.
-    pub(crate) expect: Expect,
+    active: Option<ActiveSegment>,
+    /// Index, offset and previous checksum of the next frame.
+    expect: Expect,
     /// Files written to and not synced, with their paths.
-    pub(crate) unsynced: Vec<(Arc<dyn DiskFile>, PathBuf)>,
+    unsynced: Vec<(Arc<dyn DiskFile>, PathBuf)>,
     /// The directory has new names that are not synced.
-    pub(crate) names_unsynced: bool,
-    /// The journal says that the log was closed cleanly: to be taken back before anything is written.
-    pub(crate) clean_mark: bool,
+    names_unsynced: bool,
+    /// The journal has a clean mark, which must be removed before anything is written.
+    clean_mark: bool,
 }
 
 /// The segment being written.
 #[derive(Debug)]
-pub(crate) struct Active {
-    pub(crate) file: Arc<dyn DiskFile>,
-    pub(crate) path: PathBuf,
-    pub(crate) contents: Contents,
-    pub(crate) builder: IndexBuilder,
+pub(crate) struct ActiveSegment {
+    file: Arc<dyn DiskFile>,
+    path: PathBuf,
+    contents: Contents,
+    builder: IndexBuilder,
 }
 
 /// What a round added to one segment.
-pub(crate) struct Piece {
+pub(crate) struct WrittenSegment {
     /// The file, when the segment is new.
-    new_file: Option<Arc<dyn DiskFile>>,
-    contents: Contents,
-    index: Vec<IndexEntry>,
+    pub(crate) new_file: Option<Arc<dyn DiskFile>>,
+    /// What the segment holds now.
+    pub(crate) contents: Contents,
+    /// Index entries of the new frames.
+    pub(crate) index: Vec<IndexEntry>,
 }
 
-/// Everything about its surroundings that writing needs.
+/// What a round needs beside the entries.
 pub(crate) struct WriteContext<'a> {
-    pub(crate) disk: &'a dyn Disk,
-    pub(crate) dir: &'a Path,
-    pub(crate) id: LogId,
+    pub(crate) dir: &'a LogDir,
     pub(crate) segment_bytes: u64,
-    pub(crate) index_interval: u64,
     pub(crate) now_ms: i64,
     /// Goes into every frame: all entries below are on disk.
     pub(crate) durable_next: u64,
@@ -122,10 +124,77 @@ impl Batch {
     }
 }
 
+impl ActiveSegment {
+    /// Continues a segment that has `contents`; `last` is the position of its last index entry.
+    pub(crate) fn resume(dir: &LogDir, file: Arc<dyn DiskFile>, contents: Contents, last: Option<u64>) -> Self {
+        let builder = IndexBuilder::resume(dir.index_interval(), last, contents.max_timestamp);
+        Self { file, path: dir.segment_path(contents.base_index), contents, builder }
+    }
+}
+
 impl Writer {
-    /// A writer of an empty log at a place.
-    pub(crate) fn idle(expect: Expect) -> Self {
-        Self { active: None, expect, unsynced: Vec::new(), names_unsynced: false, clean_mark: false }
+    /// A writer that continues at `expect`: in `active`, or with a new segment. `clean_mark`: the journal has a clean mark.
+    pub(crate) fn new(active: Option<ActiveSegment>, expect: Expect, clean_mark: bool) -> Self {
+        Self { active, expect, unsynced: Vec::new(), names_unsynced: false, clean_mark }
+    }
+
+    /// Index, offset and previous checksum of the next frame.
+    pub(crate) fn expect(&self) -> Expect {
+        self.expect
+    }
+
+    /// Whether the journal has a clean mark, which must be removed before a write.
+    pub(crate) fn has_clean_mark(&self) -> bool {
+        self.clean_mark
+    }
+
+    /// The clean mark was removed from the journal.
+    pub(crate) fn clean_mark_removed(&mut self) {
+        self.clean_mark = false;
+    }
+
+    /// Ends the active segment, if it has entries. Returns whether it did.
+    pub(crate) fn finish_segment(&mut self) -> bool {
+        self.active.take_if(|active| !active.contents.is_empty()).is_some()
+    }
+
+    /// Lets go of the active segment, whose file is about to change.
+    pub(crate) fn release_segment(&mut self) {
+        self.active = None;
+    }
+
+    /// Continues at `expect` after a truncation: in `active`, or with a new segment.
+    pub(crate) fn resume(&mut self, active: Option<ActiveSegment>, expect: Expect) {
+        self.active = active;
+        self.expect = expect;
+    }
+
+    /// Continues with an empty log at `expect`.
+    pub(crate) fn reset(&mut self, expect: Expect) {
+        self.active = None;
+        self.clean_mark = false;
+        self.expect = expect;
+        self.unsynced.clear();
+    }
+
+    /// Whether a file was written to and not synced.
+    pub(crate) fn has_unsynced(&self) -> bool {
+        !self.unsynced.is_empty()
+    }
+
+    /// Takes the files that are to be synced, with their paths.
+    pub(crate) fn take_unsynced(&mut self) -> impl Iterator<Item = (Arc<dyn DiskFile>, PathBuf)> + '_ {
+        self.unsynced.drain(..)
+    }
+
+    /// Whether the directory has new names that are to be synced. They count as synced then.
+    pub(crate) fn take_names_unsynced(&mut self) -> bool {
+        std::mem::take(&mut self.names_unsynced)
+    }
+
+    /// Gives up what is not synced, after a failure that stops the log.
+    pub(crate) fn discard_unsynced(&mut self) {
+        self.unsynced.clear();
     }
 
     /// Writes entries, starting segments where needed. On an error, what is on disk beyond the old end is garbage that
@@ -134,12 +203,12 @@ impl Writer {
         &mut self,
         context: &WriteContext<'_>,
         entries: &[StoredEntry],
-    ) -> Result<Vec<Piece>, LogError> {
-        let mut pieces: Vec<Piece> = Vec::new();
+    ) -> Result<Vec<WrittenSegment>, LogError> {
+        let mut written: Vec<WrittenSegment> = Vec::new();
         let mut batch = Batch::default();
         // Where the batch starts in the active file.
         let mut start = self.active.as_ref().map_or(0, |active| active.contents.data_len);
-        let mut segment_seed = self.active.as_ref().map_or(0, |active| seed(context.id, active.contents.base_index));
+        let mut seed = self.active.as_ref().map_or(0, |active| context.dir.seed(active.contents.base_index));
         for stored in entries {
             let len = frame_len(stored.entry.payload.len());
             let full = self.active.as_ref().is_some_and(|active| {
@@ -154,22 +223,22 @@ impl Writer {
                     let (active, header) = self.create(context)?;
                     batch.put(&header);
                     start = 0;
-                    segment_seed = seed(context.id, active.contents.base_index);
+                    seed = context.dir.seed(active.contents.base_index);
                     let (file, path) = (active.file.clone(), active.path.clone());
                     self.unsynced.push((file.clone(), path));
                     self.names_unsynced = true;
-                    pieces.push(Piece { new_file: Some(file), contents: active.contents, index: Vec::new() });
+                    written.push(WrittenSegment { new_file: Some(file), contents: active.contents, index: Vec::new() });
                     self.active.insert(active)
                 }
             };
-            if pieces.is_empty() {
-                pieces.push(Piece { new_file: None, contents: active.contents, index: Vec::new() });
+            if written.is_empty() {
+                written.push(WrittenSegment { new_file: None, contents: active.contents, index: Vec::new() });
                 if !self.unsynced.iter().any(|(file, _)| Arc::ptr_eq(file, &active.file)) {
                     self.unsynced.push((active.file.clone(), active.path.clone()));
                 }
             }
             let prev_crc = active.contents.last_crc;
-            let (header, crc) = encode_header(stored, context.durable_next, prev_crc, segment_seed);
+            let (header, crc) = encode_header(stored, context.durable_next, prev_crc, seed);
             batch.put_frame(&header, &stored.entry.payload);
             let position = active.contents.data_len;
             let entry = &stored.entry;
@@ -189,9 +258,9 @@ impl Writer {
                 prev_crc,
             });
             self.expect = active.contents.expect();
-            if let Some(piece) = pieces.last_mut() {
-                piece.contents = active.contents;
-                piece.index.extend(noted);
+            if let Some(last) = written.last_mut() {
+                last.contents = active.contents;
+                last.index.extend(noted);
             }
         }
         if let Some(active) = &self.active
@@ -199,19 +268,20 @@ impl Writer {
         {
             batch.write(&*active.file, &active.path, start)?;
         }
-        Ok(pieces)
+        Ok(written)
     }
 
     /// Creates the file of the next segment. Its header is written with its first frames.
-    fn create(&self, context: &WriteContext<'_>) -> Result<(Active, [u8; SEGMENT_HEADER]), LogError> {
+    fn create(&self, context: &WriteContext<'_>) -> Result<(ActiveSegment, [u8; SEGMENT_HEADER]), LogError> {
         let Expect { index, offset, prev_crc } = self.expect;
-        let path = context.dir.join(segment_name(index));
+        let path = context.dir.segment_path(index);
         let file = context
-            .disk
+            .dir
+            .disk()
             .open(&path, OpenMode::CreateNew)
             .map_err(|error| LogError::io(&path, "create the segment", error))?;
         let header = SegmentHeader {
-            id: context.id,
+            id: context.dir.id(),
             base_index: index,
             base_offset: offset,
             prev_crc,
@@ -219,45 +289,7 @@ impl Writer {
             durable_mark: context.durable_next,
         };
         let contents = Contents::empty(index, offset, prev_crc);
-        let builder = IndexBuilder::new(context.index_interval);
-        Ok((Active { file, path, contents, builder }, header.encode()))
-    }
-}
-
-impl State {
-    /// Takes over what a round wrote.
-    pub(crate) fn apply_pieces(&mut self, pieces: Vec<Piece>) {
-        for piece in pieces {
-            self.written_next = piece.contents.next_index;
-            match (piece.new_file, self.segments.back_mut()) {
-                (None, Some(last)) => {
-                    last.contents = piece.contents;
-                    if let Phase::Open { index: SparseIndex::Memory(entries), .. } = &mut last.phase {
-                        entries.extend(piece.index);
-                    }
-                }
-                (Some(file), _) => {
-                    let index = SparseIndex::Memory(piece.index);
-                    let phase = Phase::Open { file, index, seal_queued: false };
-                    self.segments.push_back(Segment { contents: piece.contents, phase });
-                    self.last_is_active = true;
-                }
-                (None, None) => unreachable!("a round adds to a segment that exists"),
-            }
-        }
-    }
-}
-
-impl LogInner {
-    pub(crate) fn write_context(&self, durable_next: u64) -> WriteContext<'_> {
-        WriteContext {
-            disk: &*self.shared.disk,
-            dir: &self.dir,
-            id: self.id,
-            segment_bytes: self.segment_bytes(),
-            index_interval: self.shared.config.index_interval_bytes,
-            now_ms: self.shared.config.clock.wall_ms(),
-            durable_next,
-        }
+        let builder = IndexBuilder::new(context.dir.index_interval());
+        Ok((ActiveSegment { file, path, contents, builder }, header.encode()))
     }
 }
