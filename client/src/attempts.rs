@@ -1,20 +1,24 @@
-//! The way from one attempt to the next: which node, and after what pause.
+//! The attempts at one thing: which node comes next, and after what pause.
 //!
-//! Calls, producers and consumers each hold an [`Attempts`]: they ask it for a route, and tell it how the attempt went. It
-//! follows redirects at once, turns to another node when one fails, has the resolver ask the cluster again, and pauses when
-//! that leads nowhere new.
+//! Each call, producer and consumer holds an [`Attempts`]. It asks for a route, and reports how the attempt went.
+//!
+//! Promise: a redirect is followed at once; after a failure another node is tried and the metadata is refreshed; when that
+//! brings no new node, there is a growing pause. At most [`HOPS_MAX`] attempts follow each other without a pause.
+//!
+//! Stands on `resolver.rs` (the choice) and `backoff.rs` (the pauses). It sends nothing and does not decide whether a request may
+//! be repeated; `retry.rs`, consumers and producers do.
 
 use std::time::Duration;
 
+use crate::address::{Address, parse_address};
+use crate::backoff::Backoff;
 use crate::config::RetryConfig;
 use crate::error::{ClientError, ErrorKind};
-use crate::nodes::{Address, check_address};
 use crate::resolver::{Resolver, Route, Target};
-use crate::retry::Backoff;
 
-/// Attempts in a row without a pause between them, as redirects and failures lead from node to node.
+/// Most attempts in a row without a pause, while redirects and failures lead from node to node.
 const HOPS_MAX: u32 = 5;
-/// Refusals in a row of a topic or partition that the cluster is known to have: after these they are believed.
+/// How many times in a row a node may deny a topic or partition that the metadata has. After that the refusal is final.
 const DOUBTS_MAX: u32 = 10;
 
 /// Attempts at one thing.
@@ -24,26 +28,26 @@ pub(crate) struct Attempts {
     backoff: Backoff,
     /// Nodes that failed since the last success.
     tried: Vec<Address>,
-    /// Where a node sent a request that concerns no partition.
-    named: Option<Address>,
-    /// The leader itself must be asked next.
+    /// The node that a redirect named for a request that concerns no partition.
+    redirected_to: Option<Address>,
+    /// The next attempt must go to the leader.
     ask_leader: bool,
     hops: u32,
     doubts: u32,
     turn: usize,
-    /// What the last attempt came to that was answered, if it failed.
+    /// The error of the last attempt that a node answered or refused, if it failed.
     last: Option<ClientError>,
 }
 
 impl Attempts {
     pub(crate) fn new(resolver: Resolver, target: Target, retry: RetryConfig) -> Self {
-        let turn = resolver.turn();
+        let turn = resolver.next_turn();
         Self {
             resolver,
             target,
             backoff: Backoff::new(retry),
             tried: Vec::new(),
-            named: None,
+            redirected_to: None,
             ask_leader: false,
             hops: 0,
             doubts: 0,
@@ -54,7 +58,7 @@ impl Attempts {
 
     /// A node for the next attempt. May wait for metadata; cancellation-safe.
     pub(crate) async fn route(&mut self) -> Route {
-        if let Some(address) = self.named.take() {
+        if let Some(address) = self.redirected_to.take() {
             return self.resolver.route_to(&address);
         }
         self.resolver.route(&self.target, &self.tried, self.ask_leader, self.turn).await
@@ -62,19 +66,19 @@ impl Attempts {
 
     /// An attempt succeeded.
     pub(crate) fn succeeded(&mut self, route: &Route) {
-        route.node.answered();
-        self.resolver.favour(&route.address);
+        route.used.note_answer();
+        self.resolver.prefer(&route.address);
         self.progressed();
     }
 
-    /// Something came of an attempt that goes on.
+    /// An attempt that is still running made progress.
     pub(crate) fn progressed(&mut self) {
         self.backoff.reset();
         self.tried.clear();
         (self.hops, self.doubts, self.ask_leader, self.last) = (0, 0, false, None);
     }
 
-    /// The error as it should be taken: one that may only say that the node is behind becomes retryable.
+    /// The error as the caller should treat it. A refusal becomes retryable when the node may just be behind.
     pub(crate) fn judge(&mut self, route: &Route, mut error: ClientError) -> ClientError {
         if error.kind != ErrorKind::Rejected {
             return error.at(&route.address);
@@ -82,13 +86,13 @@ impl Attempts {
         let is_missing = matches!(error.reason.as_str(), "UNKNOWN_TOPIC" | "UNKNOWN_PARTITION");
         let doubtful = match &self.target {
             Target::Any => false,
-            // The records or the order of them are at fault, not the node.
+            // Any other refusal is about the records or their order, not about the node.
             Target::Leader(_) => is_missing && self.doubts < DOUBTS_MAX && self.resolver.may_be_behind(&self.target),
-            // Behind the leader, or ahead of it with its retention: the end and the beginning are the leader's to tell, and
-            // who believed them of anybody else could skip records.
-            Target::Reader(_) if !route.is_authority && error.reason == "OFFSET_OUT_OF_RANGE" => true,
-            // It may not have the replica any more. Without a leader that can be reached, the second answer is believed.
-            Target::Reader(_) if !route.is_authority => self.doubts < 2,
+            // The replica is behind the leader, or ahead of it with its retention. Only the leader knows the range of offsets;
+            // a reader that believed another replica could skip records.
+            Target::Reader(_) if !route.is_authoritative && error.reason == "OFFSET_OUT_OF_RANGE" => true,
+            // The node may have lost its replica. When no leader can be reached, the second refusal is final.
+            Target::Reader(_) if !route.is_authoritative => self.doubts < 2,
             Target::Reader(_) => is_missing && self.doubts < DOUBTS_MAX && self.resolver.may_be_behind(&self.target),
         };
         if doubtful {
@@ -99,8 +103,8 @@ impl Attempts {
         error
     }
 
-    /// An attempt failed with an error that asks for another (as [`Self::judge`] gave it). Gives the pause before it. Waits
-    /// for metadata where another node may be known by then; cancellation-safe.
+    /// An attempt failed with a retryable error (from [`Self::judge`]). Returns the pause before the next attempt. May wait for
+    /// metadata to learn of another node; cancellation-safe.
     pub(crate) async fn failed(&mut self, route: &Route, error: &ClientError) -> Duration {
         let was_leader_asked = std::mem::take(&mut self.ask_leader);
         self.turn = self.turn.wrapping_add(1);
@@ -108,25 +112,26 @@ impl Attempts {
         match &error.kind {
             ErrorKind::Redirect { leader } => {
                 let leader = leader.as_deref().filter(|leader| **leader != *route.address);
-                match leader.filter(|leader| check_address(leader).is_ok()).map(Address::from) {
+                match leader.filter(|leader| parse_address(leader).is_ok()).map(Address::from) {
                     Some(leader) => {
-                        self.resolver.hint(&self.target, &leader);
-                        // Nobody but the leader will do, even if he was hard to reach just now.
+                        self.resolver.set_hint(&self.target, &leader);
+                        // Only the leader will do, even if connecting to it has just failed.
                         self.ask_leader = true;
-                        let is_reachable = !self.resolver.is_passed_over(&leader);
+                        let is_reachable = !self.resolver.is_avoided(&leader);
                         if matches!(self.target, Target::Any) {
-                            self.named = Some(leader);
+                            self.redirected_to = Some(leader);
                         }
                         if is_reachable && self.hop() {
                             return Duration::ZERO;
                         }
                     }
-                    None => self.resolver.unhint(&self.target, &route.address),
+                    None => self.resolver.clear_hint(&self.target, &route.address),
                 }
             }
             ErrorKind::Transport { sent } => {
-                self.resolver.unhint(&self.target, &route.address);
-                // A broken connection to the leader does not make another node better; one that cannot be had does.
+                self.resolver.clear_hint(&self.target, &route.address);
+                // When an open connection to the leader breaks, no other node is a better choice. When it cannot be
+                // established, another one is.
                 if !sent || !matches!(self.target, Target::Leader(_)) {
                     self.tried.push(route.address.clone());
                 }
@@ -134,7 +139,7 @@ impl Attempts {
             _ => {}
         }
         let refused = !matches!(error.kind, ErrorKind::Transport { .. });
-        if refused && matches!(self.target, Target::Reader(_)) && !route.is_authority && !was_leader_asked {
+        if refused && matches!(self.target, Target::Reader(_)) && !route.is_authoritative && !was_leader_asked {
             self.ask_leader = true;
             if self.hop() {
                 return Duration::ZERO;
@@ -145,44 +150,44 @@ impl Attempts {
                 return Duration::ZERO;
             }
         } else {
-            // When nobody answers, the attempt after the pause finds that out again.
-            let _ = self.resolver.refresh(route.refreshes, Some(&route.address)).await;
+            // When no node answers, the attempt after the pause reports it.
+            let _ = self.resolver.refresh_after(route).await;
             if self.leads_elsewhere(route) && self.hop() {
                 return Duration::ZERO;
             }
         }
         self.hops = 0;
         if self.tried.len() > 1 {
-            // Everybody gets another chance after the pause, but for the last.
+            // After the pause every node may be tried again, except the one that failed last.
             self.tried.drain(..self.tried.len() - 1);
         }
         self.backoff.pause()
     }
 
-    /// An attempt failed that concerned no node in particular. Gives the pause before the next one.
-    pub(crate) fn failed_nowhere(&mut self, error: &ClientError) -> Duration {
+    /// An attempt failed before it had a node. Returns the pause before the next one.
+    pub(crate) fn failed_without_node(&mut self, error: &ClientError) -> Duration {
         self.remember(error);
         self.backoff.pause()
     }
 
-    /// What to say when there will be no further attempt: the error, or the one of an earlier attempt if this one had no
-    /// answer, and who could not be reached.
+    /// The error to return when there is no further attempt. If this attempt timed out and an earlier one had an answer, it is that
+    /// answer. Names the leader if it could not be reached.
     pub(crate) fn give_up(&self, route: Option<&Route>, mut error: ClientError) -> ClientError {
-        if let Some(last) = self.last.as_ref().filter(|_| is_unanswered(&error)) {
-            error = ClientError { message: format!("{}; after that: {}", last.message, error.message), ..last.clone() };
+        if let Some(last) = self.last.as_ref().filter(|_| is_timeout(&error)) {
+            error = ClientError { message: format!("{}; then: {}", last.message, error.message), ..last.clone() };
         }
         if let Some(route) = route
             && let Some((leader, why)) = self.resolver.unreachable_leader(&self.target)
             && leader != route.address
         {
-            error.message = format!("{}; the leader {leader} could not be reached: {why}", error.message);
+            error.message = format!("{}; cannot reach the leader {leader}: {why}", error.message);
         }
         error
     }
 
-    /// That an attempt had no answer in time says less than what an earlier one was told.
+    /// Keeps the error for [`Self::give_up`], unless it is a timeout: that says less than an earlier answer.
     fn remember(&mut self, error: &ClientError) {
-        if !is_unanswered(error) {
+        if !is_timeout(error) {
             self.last = Some(error.clone());
         }
     }
@@ -195,10 +200,10 @@ impl Attempts {
     /// Whether the next attempt would go to another node, and one that has not just failed.
     fn leads_elsewhere(&self, route: &Route) -> bool {
         let next = self.resolver.choose(&self.target, &self.tried, self.ask_leader, self.turn);
-        next.address != route.address && !self.resolver.is_passed_over(&next.address)
+        next.address != route.address && !self.resolver.is_avoided(&next.address)
     }
 }
 
-fn is_unanswered(error: &ClientError) -> bool {
+fn is_timeout(error: &ClientError) -> bool {
     error.reason == "DEADLINE_EXCEEDED"
 }

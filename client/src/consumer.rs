@@ -1,12 +1,15 @@
-//! The records of a partition from a position on, across reconnects.
+//! The consumer: the records of a partition from a position on, across reconnects.
 //!
-//! Invariant: `position` is the offset after the last record handed out by the node and taken from the stream; a stream
-//! that breaks is opened again there, on whichever replica, and records below it are dropped, so none is missed or given
-//! twice: an offset is the same record everywhere. A start at the end or at a time is turned into an offset, by the leader,
-//! before the first stream opens; otherwise a reconnect would jump over what came between, and a follower that is behind
-//! would take its own end for the end.
+//! Promise: no record is missed or returned twice.
 //!
-//! What a follower refuses is asked of the leader before it is believed (`attempts.rs`).
+//! Invariant: `position` is the offset after the last record taken from a stream. When a stream breaks, the next one opens there,
+//! on any replica, and records below it are dropped; an offset is the same record on every replica. A start at the end or at a
+//! time is resolved to an offset, by the leader, before the first stream opens. Otherwise a reconnect would skip the records
+//! in between, and a follower that is behind would take its own end for the end of the log.
+//!
+//! When a follower refuses a read, the leader is asked before the refusal is final (`attempts.rs`).
+//!
+//! Stands on `connection.rs`. It does not name the client or consumer groups.
 
 use std::collections::VecDeque;
 
@@ -15,54 +18,19 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Streaming;
 
 use crate::attempts::Attempts;
-use crate::client::Client;
+use crate::config::ConsumerConfig;
+use crate::connection::Connection;
 use crate::error::{ClientError, ErrorKind};
 use crate::record::{Partition, Position, StoredRecord};
 use crate::resolver::{Route, Target};
 
-/// A reader at the end hears nothing while all is well. After this many times the client's `suspect_after` it asks whether its
-/// node is still there.
+/// A reader at the end of the log receives nothing while all is well. After this many times the client's `suspect_after` it
+/// checks whether its node is still alive.
 const IDLE_SUSPICION: u32 = 5;
 
-/// How to read a partition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConsumerConfig {
-    /// Where to start. Default: earliest.
-    pub from: Position,
-    /// Stop before this offset (exclusive); `None`: follow the log for ever. Default: `None`.
-    pub until_offset: Option<i64>,
-    /// Soft limit on the bytes of records in one answer of the node; 0: the node's default. Default: 0.
-    pub max_bytes: u32,
-}
-
-impl Default for ConsumerConfig {
-    fn default() -> Self {
-        Self { from: Position::Earliest, until_offset: None, max_bytes: 0 }
-    }
-}
-
-impl ConsumerConfig {
-    /// From this position on, for ever.
-    pub fn from(position: Position) -> Self {
-        Self { from: position, ..Self::default() }
-    }
-
-    /// From this offset (inclusive) on, for ever.
-    pub fn from_offset(offset: i64) -> Self {
-        Self::from(Position::Offset(offset))
-    }
-
-    /// Stopping before this offset (exclusive).
-    #[must_use]
-    pub fn until(mut self, offset: i64) -> Self {
-        self.until_offset = Some(offset);
-        self
-    }
-}
-
-/// Reads one partition. Holds at most one answer of the node, plus what HTTP/2 flow control lets it send ahead.
+/// Reads one partition. Buffers at most one response of the node, plus what HTTP/2 flow control lets it send ahead.
 pub struct Consumer {
-    client: Client,
+    connection: Connection,
     partition: Partition,
     config: ConsumerConfig,
     position: Position,
@@ -70,29 +38,29 @@ pub struct Consumer {
     records: VecDeque<StoredRecord>,
     target: Target,
     attempts: Attempts,
-    /// Where the stream is, or the attempt to open one failed.
+    /// The node that the stream, or the failed attempt to open one, went to.
     route: Option<Route>,
-    /// Since when the stream is open.
+    /// When the stream was opened.
     opened: Instant,
-    /// When the current run of failures gives up; `None` while all is well.
+    /// When the current run of failures ends with an error; `None` while all is well.
     give_up: Option<Instant>,
-    /// Streams in a row that the node ended in good order without an answer.
+    /// Streams in a row that the node closed without an error and without a response.
     empty_ends: u32,
 }
 
-/// What a stream gave.
+/// What a stream returned.
 enum Received {
     Answer(v1::ConsumeResponse),
-    /// The node ended the stream in good order: `until_offset` is reached, or the node is stopping.
+    /// The node closed the stream without an error: `until_offset` is reached, or the node is stopping.
     End,
 }
 
 impl Consumer {
-    pub(crate) fn new(client: Client, partition: Partition, config: ConsumerConfig) -> Self {
+    pub(crate) fn new(connection: Connection, partition: Partition, config: ConsumerConfig) -> Self {
         let target = Target::Reader(partition.clone());
         Self {
-            attempts: client.attempts(target.clone()),
-            client,
+            attempts: connection.attempts(target.clone()),
+            connection,
             partition,
             position: config.from,
             config,
@@ -108,11 +76,11 @@ impl Consumer {
 
     /// The next record; `None` after the last one before `until_offset`. Waits at the end of the log.
     ///
-    /// Cancellation-safe: a record is only lost to the caller once it was returned.
+    /// Cancellation-safe: dropping the future loses no record.
     ///
     /// # Errors
-    /// `OFFSET_OUT_OF_RANGE` when retention passed the position; other refusals; or the last failure once reconnecting
-    /// has failed for the client's request timeout. Calling again tries again from the same place.
+    /// `OFFSET_OUT_OF_RANGE` when retention has passed the position; other refusals; or the last failure once reconnecting
+    /// has failed for the client's request timeout. The next call tries again from the same position.
     pub async fn next(&mut self) -> Result<Option<StoredRecord>, ClientError> {
         while self.records.is_empty() {
             if !self.fill().await? {
@@ -122,7 +90,7 @@ impl Consumer {
         Ok(self.records.pop_front())
     }
 
-    /// All records that are at hand, waiting until there is one; empty after the last one before `until_offset`.
+    /// All buffered records; waits until there is one. Empty after the last one before `until_offset`.
     ///
     /// # Errors
     /// As [`Self::next`].
@@ -142,7 +110,7 @@ impl Consumer {
         })
     }
 
-    /// Takes one answer from the node, (re)opening the stream as needed. False: the end was reached.
+    /// Takes one response from the node, and opens a stream if there is none. False: the end was reached.
     async fn fill(&mut self) -> Result<bool, ClientError> {
         self.find_start().await?;
         loop {
@@ -165,8 +133,8 @@ impl Consumer {
                 Ok(Received::End) => {
                     self.close();
                     self.empty_ends += 1;
-                    // Offsets up to the end may hold no records any more. A second stream that ends at once tells that
-                    // apart from a node that is stopping.
+                    // Either the last offsets before the end have no records any more, or the node is stopping. If the next
+                    // stream ends at once too, it is the former.
                     if self.config.until_offset.is_some() && self.empty_ends == 2 {
                         self.empty_ends = 0;
                         return Ok(false);
@@ -174,7 +142,7 @@ impl Consumer {
                     ClientError::new(
                         ErrorKind::Transport { sent: true },
                         "CONNECTION_LOST",
-                        "the node ended the stream",
+                        "the node closed the stream",
                     )
                 }
                 Err(error) => {
@@ -186,31 +154,31 @@ impl Consumer {
         }
     }
 
-    /// Drops the stream. One that stood for a while, though nothing came, was no failure: what follows is counted anew.
+    /// Drops the stream. If it was open for a while it was not a failure, even if nothing came: the backoff starts over.
     fn close(&mut self) {
-        if self.stream.take().is_some() && self.opened.elapsed() >= self.client.config().suspect_after {
+        if self.stream.take().is_some() && self.opened.elapsed() >= self.connection.config().suspect_after {
             self.give_up = None;
             self.attempts.progressed();
         }
     }
 
-    /// Waits before the next attempt, or hands the error back when it is final or the time is up.
+    /// Waits before the next attempt, or returns the error when it is final or the time is up.
     async fn pause_after(&mut self, error: ClientError) -> Result<(), ClientError> {
         let Some(route) = &self.route else { return Err(error) };
         let mut error = self.attempts.judge(route, error);
         if let (false, Position::Offset(asked)) = (error.is_retryable(), self.position)
-            && self.client.is_refuted(&self.partition, asked, &error).await?
+            && self.connection.is_in_range_at_leader(&self.partition, asked, &error).await?
         {
             error.kind = ErrorKind::Retryable;
         }
         if !error.is_retryable() {
             return Err(error);
         }
-        let timeout = self.client.config().request_timeout;
+        let timeout = self.connection.config().request_timeout;
         let give_up = *self.give_up.get_or_insert_with(|| Instant::now() + timeout);
         match timeout_at(give_up, self.attempts.failed(route, &error)).await {
             Ok(pause) if Instant::now() + pause < give_up => {
-                tracing::debug!(%error, partition = %self.partition, position = ?self.position, "reading again");
+                tracing::debug!(%error, partition = %self.partition, position = ?self.position, "reconnecting the consumer");
                 sleep(pause).await;
                 Ok(())
             }
@@ -221,16 +189,16 @@ impl Consumer {
         }
     }
 
-    /// Turns a start that depends on the state of the log into an offset.
+    /// Resolves a start at the end or at a time to an offset.
     async fn find_start(&mut self) -> Result<(), ClientError> {
-        // Kept as soon as it is known, for the case that the stream does not open.
+        // The offset is stored before the stream opens, so that a retry starts at the same one.
         match self.position {
             Position::Latest => {
-                let offsets = self.client.list_offsets(&self.partition, None).await?;
+                let offsets = self.connection.list_offsets(&self.partition, None).await?;
                 self.position = Position::Offset(offsets.next);
             }
             Position::Timestamp(time) => {
-                let offsets = self.client.list_offsets(&self.partition, Some(time)).await?;
+                let offsets = self.connection.list_offsets(&self.partition, Some(time)).await?;
                 self.position = Position::Offset(offsets.at_timestamp.map_or(offsets.next, |found| found.offset));
             }
             Position::Offset(_) | Position::Earliest => {}
@@ -238,7 +206,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// The stream stays in `self` while waiting, so that dropping the future loses nothing.
+    /// The next response. The stream stays in `self` while waiting, so that dropping the future loses nothing.
     async fn receive(&mut self) -> Result<Received, ClientError> {
         if self.stream.is_none() {
             let stream = self.open().await?;
@@ -248,23 +216,23 @@ impl Consumer {
         let (Some(stream), Some(route)) = (&mut self.stream, &self.route) else {
             return Err(ClientError::new(ErrorKind::Transport { sent: false }, "CONNECTION_LOST", "no stream is open"));
         };
-        let silence = self.client.config().suspect_after * IDLE_SUSPICION;
+        let silence = self.connection.config().suspect_after * IDLE_SUSPICION;
         // An answer is taken only by the branch that completes.
         tokio::select! {
             answer = stream.message() => Ok(answer?.map_or(Received::End, Received::Answer)),
-            () = self.client.resolver().superseded(&self.target, route, silence) => {
-                let why = "the node is not alive any more, or does not hold the partition";
+            () = self.connection.resolver().until_superseded(&self.target, route, silence) => {
+                let why = "the node is down, or has no replica of the partition any more";
                 Err(ClientError::new(ErrorKind::Transport { sent: true }, "CONNECTION_LOST", why))
             }
         }
     }
 
     async fn open(&mut self) -> Result<Streaming<v1::ConsumeResponse>, ClientError> {
-        let config = self.client.config();
+        let config = self.connection.config();
         let until = Instant::now() + config.request_timeout;
         let late = |why: &str| ClientError::new(ErrorKind::Transport { sent: true }, "DEADLINE_EXCEEDED", why);
         let route = timeout_at(until, self.attempts.route()).await;
-        let route = self.route.insert(route.map_err(|_| late("no node said where the partition is"))?);
+        let route = self.route.insert(route.map_err(|_| late("no node answered the metadata request"))?);
         let request = v1::ConsumeStreamRequest {
             partition: Some((&self.partition).into()),
             from: Some(self.position.into()),
@@ -272,15 +240,16 @@ impl Consumer {
             raw_batches: false,
             until_offset: self.config.until_offset,
         };
-        // A follower that lets wait is left for another replica; the leader, when another leads.
-        let patient_until = if route.is_authority { until } else { until.min(Instant::now() + config.suspect_after) };
-        let mut log = self.client.log(route.channel());
+        // A slow follower is abandoned for another replica. A slow leader is abandoned only when another node leads.
+        let patient_until =
+            if route.is_authoritative { until } else { until.min(Instant::now() + config.suspect_after) };
+        let mut log = self.connection.log(route.channel());
         tokio::select! {
             opened = timeout_at(patient_until, log.consume_stream(request)) => {
-                Ok(opened.map_err(|_| late("the stream did not open"))??.into_inner())
+                Ok(opened.map_err(|_| late("the stream did not open in time"))??.into_inner())
             }
-            () = self.client.resolver().superseded(&self.target, route, config.suspect_after) => {
-                Err(late("the stream did not open, and the node is not alive any more"))
+            () = self.connection.resolver().until_superseded(&self.target, route, config.suspect_after) => {
+                Err(late("the stream did not open, and the node is down or has no replica of the partition any more"))
             }
         }
     }

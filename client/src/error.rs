@@ -1,8 +1,11 @@
-//! One error for every call, which says what the caller may do next.
+//! The error of every call. Its kind says what the caller may do next.
 //!
-//! A node's own errors carry a `google.rpc.ErrorInfo` (domain `chronicle.dev`) or come as a `StreamError`; both are
-//! decoded by [`from_reason`]. Everything else was made on the way: by this process, by the connection or by a proxy.
-//! Then all that is known is whether the request was handed to the network at all.
+//! A node's own errors carry a `google.rpc.ErrorInfo` (domain `chronicle.dev`) or come as a `StreamError`; [`from_reason`]
+//! decodes both. Every other error was made by this process, by the connection or by a proxy. Then the client only knows
+//! whether the request was handed to the network at all.
+//!
+//! Promise: [`ClientError::not_accepted`] is true only when no node carried the request out. Names no other file of the
+//! crate.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -16,23 +19,23 @@ use tonic_types::StatusExt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Not accepted, and never will be as it stands.
+    /// Not accepted, and the same request will never be accepted.
     Rejected,
     /// Not accepted; the same request may succeed later. The client has already retried within the deadline.
     Retryable,
-    /// Not accepted here; another node leads the partition.
+    /// Not accepted by this node; another one leads the partition.
     Redirect {
         /// `HOST:PORT` of the leader, if the node knew it.
         leader: Option<String>,
     },
-    /// The append, or the change, may or may not have happened. Only an idempotent producer may repeat it.
+    /// The append, or the change, may or may not have happened. Only an idempotent producer may repeat the append.
     OutcomeUnknown,
-    /// The connection failed, or something between here and the node answered.
+    /// The connection failed, or a proxy answered instead of a node.
     Transport {
         /// False: the request certainly did not reach a node.
         sent: bool,
     },
-    /// The node cannot go on with the data asked for, or has a defect; somebody has to look.
+    /// The node found corrupt data or has a bug. An operator has to look at it; do not retry.
     Fatal,
 }
 
@@ -41,12 +44,12 @@ pub enum ErrorKind {
 pub struct ClientError {
     /// What to do next.
     pub kind: ErrorKind,
-    /// What happened: a reason of docs/errors.md, or for errors made on the way `UNREACHABLE`, `CONNECTION_LOST`,
+    /// What happened: a reason of docs/errors.md, or for errors that no node made `UNREACHABLE`, `CONNECTION_LOST`,
     /// `DEADLINE_EXCEEDED`, `INVALID_ARGUMENT`, `PRODUCER_CLOSED` or the name of a gRPC code.
     pub reason: String,
-    /// For a person; one line.
+    /// Text for people; one line.
     pub message: String,
-    /// For a program: values by name, as docs/errors.md lists them for the reason.
+    /// Values for programs, by name, as docs/errors.md lists them for the reason.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -59,13 +62,13 @@ impl ClientError {
         Self::new(ErrorKind::Rejected, "INVALID_ARGUMENT", format!("{field}: {value}: {rule}"))
     }
 
-    /// Whether the request was certainly not accepted, so that repeating it cannot do it twice.
+    /// Whether the request was certainly not accepted, so that a retry cannot carry it out twice.
     pub fn not_accepted(&self) -> bool {
         !matches!(self.kind, ErrorKind::OutcomeUnknown | ErrorKind::Transport { sent: true } | ErrorKind::Fatal)
     }
 
-    /// Whether the same request may succeed when it is sent again (which for an append may do it twice unless
-    /// [`Self::not_accepted`]).
+    /// Whether the same request may succeed when it is sent again. An append that is sent again may be stored twice unless
+    /// [`Self::not_accepted`].
     pub fn is_retryable(&self) -> bool {
         !matches!(self.kind, ErrorKind::Rejected | ErrorKind::Fatal)
     }
@@ -75,18 +78,18 @@ impl ClientError {
         self.metadata.get(name)?.parse().ok()
     }
 
-    /// The same error for an append that may have happened: `OUTCOME_UNKNOWN` with the old reason as `cause`.
+    /// The same error for a request that may have been carried out: `OUTCOME_UNKNOWN` with the old reason as `cause`.
     pub(crate) fn into_unknown(mut self) -> Self {
         if self.kind == ErrorKind::OutcomeUnknown {
             return self;
         }
-        self.message = format!("it may or may not have happened: {self}");
+        self.message = format!("the request may or may not have been carried out: {self}");
         self.metadata.insert("cause".into(), std::mem::replace(&mut self.reason, "OUTCOME_UNKNOWN".into()));
         self.kind = ErrorKind::OutcomeUnknown;
         self
     }
 
-    /// The same error, saying which node was asked; a refusal speaks for itself.
+    /// The same error, naming the node that was asked. A final refusal does not depend on the node, so it stays as it is.
     pub(crate) fn at(mut self, address: &str) -> Self {
         if self.is_retryable() {
             self.message = format!("{} (at {address})", self.message);
@@ -94,7 +97,7 @@ impl ClientError {
         self
     }
 
-    /// The same error after retries ended at a deadline.
+    /// The same error, saying that retries ended at a deadline.
     pub(crate) fn after_deadline(mut self, deadline: std::time::Duration) -> Self {
         self.message = format!("gave up after {} ms: {}", deadline.as_millis(), self.message);
         self
@@ -128,7 +131,7 @@ impl From<Status> for ClientError {
             return Self::new(ErrorKind::Transport { sent: false }, "CONNECTION_LOST", message);
         }
         let kind = match status.code() {
-            // Answers of the gRPC layer about the request itself.
+            // The gRPC layer refused the request itself.
             Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
@@ -139,7 +142,7 @@ impl From<Status> for ClientError {
             | Code::Unimplemented => ErrorKind::Rejected,
             Code::ResourceExhausted | Code::Aborted => ErrorKind::Retryable,
             Code::DataLoss => ErrorKind::Fatal,
-            // The connection broke, a proxy gave up, a handler died: the request may have been carried out.
+            // The connection broke, a proxy gave up or a handler died: the request may have been carried out.
             Code::Ok
             | Code::Cancelled
             | Code::Unknown
@@ -154,7 +157,7 @@ impl From<Status> for ClientError {
     }
 }
 
-/// An error that a node made, by its reason and gRPC code.
+/// The error that a node made, from its reason and gRPC code.
 fn from_reason(code: Code, reason: &str, message: String, metadata: BTreeMap<String, String>) -> ClientError {
     let kind = match reason {
         "OUTCOME_UNKNOWN" => ErrorKind::OutcomeUnknown,
@@ -176,7 +179,7 @@ fn connect_failed(status: &Status) -> bool {
     causes(status).any(|cause| cause.is::<tonic::ConnectError>())
 }
 
-/// An HTTP/2 connection of hyper calls a request canceled when it closed before it took the request.
+/// Hyper calls a request canceled when the HTTP/2 connection closed before it took the request.
 fn never_sent(status: &Status) -> bool {
     causes(status).any(|cause| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled))
 }
@@ -185,7 +188,7 @@ fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
     std::iter::successors(status.source(), |error: &&(dyn Error + 'static)| (*error).source())
 }
 
-/// The innermost cause: "connection refused" rather than "transport error".
+/// The innermost cause: "connection refused" instead of "transport error".
 fn root_cause(status: &Status) -> String {
     match causes(status).last() {
         Some(cause) => cause.to_string(),

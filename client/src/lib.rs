@@ -1,27 +1,36 @@
 //! The Rust client of Chronicle.
 //!
-//! Promise: a call answers within its deadline, and its error says whether the node took the request
-//! ([`ErrorKind`]). Nothing is repeated that could happen twice: reads and requests that were not accepted are retried
-//! with growing, jittered pauses; an append whose outcome is open is repeated only when it carries a producer id and
-//! sequence, which make the repetition harmless.
+//! Promise: a call ends within its deadline, and its error says whether a node took the request ([`ErrorKind`]). The client
+//! never repeats a request that could then be carried out twice. It retries reads, and requests that were not accepted, with
+//! exponential backoff and jitter. It repeats an append whose outcome is unknown only when the append carries a producer id and
+//! sequence, which let the node recognise the duplicate.
 //!
-//! - [`Client`] (`client.rs`, `cluster.rs`, `access.rs`, `node.rs`): the calls of `chronicle.v1`, each with retries inside a
-//!   deadline.
-//! - [`Producer`] (`producer/`): ordered, batched, pipelined appends to one partition, exactly once by default.
-//! - [`Consumer`] (`consumer.rs`): the records of a partition from a position on, across reconnects.
-//! - [`GroupConsumer`] (`group.rs`): topics shared out among the members of a consumer group, with remembered offsets.
+//! - [`Client`]: the calls of `chronicle.v1`, each with retries inside a deadline.
+//! - [`Producer`]: ordered, batched, pipelined appends to one partition, exactly once by default.
+//! - [`Consumer`]: the records of a partition from a position on, across reconnects.
+//! - [`GroupConsumer`]: topics as a member of a consumer group, with committed offsets.
 //!
-//! Where the application has an OpenTelemetry span active, calls carry it to the node, and records to whoever reads them
-//! ([`trace`]).
+//! Appends go to the leader of the partition and reads to its followers, wherever they are at the time. After a failover, an
+//! idempotent producer continues exactly where it was. While the application has an OpenTelemetry span active, calls and
+//! records carry it ([`trace`]).
 //!
-//! Appends go to the leader of the partition and reads to its followers, wherever they are at the time; after a fail-over,
-//! an idempotent producer goes on exactly where it was.
+//! The files form floors, and each names only files of lower floors:
 //!
-//! Below them: `retry.rs` (what is repeated, and when), `attempts.rs` (from one attempt to the next: redirects, other nodes,
-//! pauses), `resolver.rs` (which node a request goes to; how it finds out), `metadata.rs` (what it believes), `nodes.rs`
-//! (connections, and which addresses fail), `connect.rs` (the one seam to the network, replaceable by a simulation), `tls.rs`
-//! (encryption on top of it),
-//! `error.rs` (status and stream errors decoded).
+//! ```text
+//! calls/                            the calls of chronicle.v1, one file per gRPC service
+//! client                            the handle of the application
+//! group/                            members of consumer groups
+//! producer/, consumer               one partition each
+//! connection                        calls with deadline, shared by all of the above
+//! retry                             retries of one call
+//! attempts                          from one attempt to the next: redirects, other nodes, pauses
+//! resolver, backoff                 the node for an attempt; the pause before it
+//! metadata_cache                    asks the nodes who leads
+//! channels, metadata                connections and their health; leaders and replicas as last received
+//! config, address, trace/           configuration; HOST:PORT; OpenTelemetry
+//! tls                               encrypts what a connector opens
+//! error, record, connector          status decoded; records and positions; the one way to the network
+//! ```
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), chronicle_client::ClientError> {
@@ -38,18 +47,20 @@
 //! ```
 #![forbid(unsafe_code)]
 
-mod access;
+mod address;
 mod attempts;
+mod backoff;
+mod calls;
+mod channels;
 mod client;
-mod cluster;
 mod config;
-mod connect;
+mod connection;
+mod connector;
 mod consumer;
 mod error;
 mod group;
 mod metadata;
-mod node;
-mod nodes;
+mod metadata_cache;
 mod producer;
 mod record;
 mod resolver;
@@ -59,11 +70,11 @@ pub mod trace;
 
 pub use chronicle_proto::v1;
 pub use client::Client;
-pub use config::{ClientConfig, ReadFrom, RetryConfig};
-pub use connect::{BoxedIo, Connector, Io, tcp_connector};
-pub use consumer::{Consumer, ConsumerConfig};
+pub use config::{ClientConfig, ConsumerConfig, GroupConfig, GroupStart, ProducerConfig, ReadFrom, RetryConfig};
+pub use connector::{BoxedIo, Connector, Io, tcp_connector};
+pub use consumer::Consumer;
 pub use error::{ClientError, ErrorKind};
-pub use group::{GroupConfig, GroupConsumer, GroupRecord, GroupStart};
-pub use producer::{Delivery, Producer, ProducerConfig};
+pub use group::{GroupConsumer, GroupRecord};
+pub use producer::{Delivery, Producer};
 pub use record::{Compression, Partition, Position, Record, StoredRecord};
 pub use tls::{Pem, TlsConfig, tls_connector};

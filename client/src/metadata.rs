@@ -1,24 +1,27 @@
-//! What the client believes about the cluster: nodes, and where the partitions of the topics in use are.
+//! Metadata of the cluster as last received: nodes, and the leaders and replicas of the partitions in use.
 //!
 //! Answers come from any node, and a node may be behind. Rules of [`Metadata::merge`]:
-//! - Of two answers about one partition, the one with the higher term counts; a topic created anew (another id) starts over.
-//! - Without a term (0) the answering node names who would lead; that counts when the leader known so far is not alive.
-//! - A redirect counts ([`Metadata::hint`]) until an answer says something else than what the redirect corrected.
+//! - Of two answers about one partition, the one with the higher term wins. A topic that was deleted and created again (with
+//!   another id) starts over.
+//! - Without a term (0) the answering node names the designated leader of a dormant partition. It replaces the known leader
+//!   only when that one is not alive.
+//! - A redirect ([`Metadata::set_hint`]) stays in force until an answer has another leader than the one that it corrected, or
+//!   a higher term.
 //!
-//! No I/O: `resolver.rs` asks and decides.
+//! Plain data without I/O. Names only `address.rs`; `metadata_cache.rs` above it asks the nodes.
 
 use std::collections::{HashMap, HashSet};
 
 use chronicle_proto::v1;
 
-use crate::nodes::{Address, check_address};
+use crate::address::{Address, parse_address};
 
-/// Nodes and partitions as last heard.
+/// Nodes and partitions as last received.
 #[derive(Debug, Default)]
 pub(crate) struct Metadata {
     servers: HashMap<String, Server>,
     topics: HashMap<String, Topic>,
-    /// Topics that were asked for and that the answering node does not know.
+    /// Topics that were asked for and do not exist on the answering node.
     unknown: HashSet<String>,
 }
 
@@ -39,25 +42,26 @@ struct Partition {
     leader: Option<Address>,
     term: u64,
     replicas: Vec<Address>,
-    /// Where the leader sent us instead.
+    /// The leader that a redirect named.
     hint: Option<Address>,
 }
 
-/// Whether a partition is known.
+/// What the metadata says about a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lookup {
+    /// It exists.
     Known,
-    /// The cluster was asked and has no such topic or partition.
+    /// A node was asked and has no such topic or partition.
     Missing,
-    /// Nobody was asked yet.
+    /// No node was asked about the topic yet.
     NotAsked,
 }
 
 impl Metadata {
-    /// Takes an answer in. Gives the addresses that became leaders of something, which were not before.
+    /// Merges an answer. Returns the addresses of new leaders.
     pub(crate) fn merge(&mut self, answer: v1::GetMetadataResponse) -> Vec<Address> {
         self.merge_servers(answer.servers);
-        let mut risen = Vec::new();
+        let mut new_leaders = Vec::new();
         for name in answer.unknown {
             self.topics.remove(&name);
             self.unknown.insert(name);
@@ -71,36 +75,36 @@ impl Metadata {
             if known.id != topic.id {
                 *known = Topic { id: topic.id, partitions: HashMap::new() };
             }
-            for heard in topic.partitions {
+            for update in topic.partitions {
                 let address = |id: &String| self.servers.get(id).map(|server| server.address.clone());
-                let partition = known.partitions.entry(heard.partition).or_default();
-                partition.replicas = heard.replicas.iter().filter_map(address).collect();
-                let leader = address(&heard.leader);
+                let partition = known.partitions.entry(update.partition).or_default();
+                partition.replicas = update.replicas.iter().filter_map(address).collect();
+                let leader = address(&update.leader);
                 let was_alive = partition.leader.as_ref().is_some_and(|leader| {
                     self.servers.values().any(|server| server.alive && server.address == *leader)
                 });
-                let counts = match heard.term {
+                let wins = match update.term {
                     0 => partition.term == 0 || !was_alive,
                     term => term >= partition.term,
                 };
-                if counts && leader.is_some() && (partition.leader != leader || heard.term > partition.term) {
-                    risen.extend(leader.clone());
+                if wins && leader.is_some() && (partition.leader != leader || update.term > partition.term) {
+                    new_leaders.extend(leader.clone());
                     partition.leader = leader;
-                    partition.term = heard.term.max(partition.term);
+                    partition.term = update.term.max(partition.term);
                     partition.hint = None;
                 }
             }
         }
-        risen
+        new_leaders
     }
 
-    /// Takes the nodes in.
+    /// Replaces the nodes.
     pub(crate) fn merge_servers(&mut self, servers: Vec<v1::Server>) {
         if servers.is_empty() {
             return;
         }
         let usable =
-            |server: &v1::Server| server.state() != v1::ServerState::Removed && check_address(&server.address).is_ok();
+            |server: &v1::Server| server.state() != v1::ServerState::Removed && parse_address(&server.address).is_ok();
         self.servers = servers
             .into_iter()
             .filter(usable)
@@ -133,14 +137,14 @@ impl Metadata {
         partition.hint.as_ref().or(partition.leader.as_ref())
     }
 
-    /// The node to send appends to, and the term of the last leader heard of: they tell whether leadership moved, even if it
-    /// came back.
+    /// The node to send appends to, and the last known term. Comparing them shows that leadership moved, even when it has come
+    /// back to the same node.
     pub(crate) fn leadership(&self, topic: &str, partition: i32) -> (Option<Address>, u64) {
         let term = self.partition(topic, partition).map_or(0, |partition| partition.term);
         (self.leader(topic, partition).cloned(), term)
     }
 
-    /// Live nodes with a replica that do not lead, the preferred leader first.
+    /// Live nodes with a replica that are not the leader, the preferred leader first.
     pub(crate) fn followers(&self, topic: &str, partition: i32) -> Vec<Address> {
         let leader = self.leader(topic, partition);
         let replicas = self.partition(topic, partition).map_or(&[][..], |partition| &partition.replicas);
@@ -158,27 +162,27 @@ impl Metadata {
         self.servers.values().find(|server| *server.address == *address).map(|server| server.alive)
     }
 
-    /// Addresses of all nodes, those that are alive first, otherwise in a fixed order.
+    /// Addresses of all nodes: live ones first, then by address.
     pub(crate) fn addresses(&self) -> Vec<Address> {
         let mut servers: Vec<&Server> = self.servers.values().collect();
         servers.sort_by(|a, b| b.alive.cmp(&a.alive).then_with(|| a.address.cmp(&b.address)));
         servers.into_iter().map(|server| server.address.clone()).collect()
     }
 
-    /// Number of nodes known.
-    pub(crate) fn size(&self) -> usize {
+    /// Number of known nodes.
+    pub(crate) fn node_count(&self) -> usize {
         self.servers.len()
     }
 
-    /// A node said that this one leads.
-    pub(crate) fn hint(&mut self, topic: &str, partition: i32, leader: &Address) {
+    /// A node's redirect named this leader.
+    pub(crate) fn set_hint(&mut self, topic: &str, partition: i32, leader: &Address) {
         if let Some(known) = self.topics.get_mut(topic).and_then(|topic| topic.partitions.get_mut(&partition)) {
             known.hint = (known.leader.as_ref() != Some(leader)).then(|| leader.clone());
         }
     }
 
-    /// The node that a redirect led to does not lead or does not answer.
-    pub(crate) fn unhint(&mut self, topic: &str, partition: i32, address: &str) {
+    /// The node that a redirect named is not the leader, or does not answer.
+    pub(crate) fn clear_hint(&mut self, topic: &str, partition: i32, address: &str) {
         if let Some(known) = self.topics.get_mut(topic).and_then(|topic| topic.partitions.get_mut(&partition))
             && known.hint.as_deref() == Some(address)
         {
@@ -186,7 +190,7 @@ impl Metadata {
         }
     }
 
-    /// Whether a redirect leads to this address.
+    /// Whether a redirect names this address.
     pub(crate) fn is_hinted(&self, address: &str) -> bool {
         let mut partitions = self.topics.values().flat_map(|topic| topic.partitions.values());
         partitions.any(|partition| partition.hint.as_deref() == Some(address))
@@ -228,11 +232,11 @@ mod tests {
         metadata.merge(answer("a", "2", 6, &[]));
         assert_eq!(leader(&metadata), "n2:1");
         metadata.merge(answer("b", "0", 1, &[]));
-        assert_eq!(leader(&metadata), "n0:1", "a topic created anew starts over");
+        assert_eq!(leader(&metadata), "n0:1", "a topic that was created again starts over");
     }
 
     #[test]
-    fn who_would_lead_counts_only_when_the_leader_is_not_alive() {
+    fn a_designated_leader_counts_only_when_the_leader_is_not_alive() {
         let mut metadata = Metadata::default();
         metadata.merge(answer("a", "1", 5, &[]));
         metadata.merge(answer("a", "0", 0, &[]));
@@ -240,25 +244,25 @@ mod tests {
         metadata.merge(answer("a", "0", 0, &[1]));
         assert_eq!(leader(&metadata), "n0:1");
         metadata.merge(answer("a", "1", 4, &[]));
-        assert_eq!(leader(&metadata), "n0:1", "an old term is still old");
+        assert_eq!(leader(&metadata), "n0:1", "an older term does not win");
         metadata.merge(answer("a", "", 7, &[]));
-        assert_eq!(leader(&metadata), "n0:1", "no leader is no news");
+        assert_eq!(leader(&metadata), "n0:1", "an answer without a leader changes nothing");
     }
 
     #[test]
-    fn a_redirect_counts_until_there_is_newer_news() {
+    fn a_redirect_stays_until_an_answer_names_another_leader() {
         let mut metadata = Metadata::default();
         metadata.merge(answer("a", "0", 5, &[]));
-        metadata.hint("t", 0, &"n1:1".into());
+        metadata.set_hint("t", 0, &"n1:1".into());
         assert_eq!((leader(&metadata), metadata.is_hinted("n1:1")), ("n1:1", true));
         metadata.merge(answer("a", "0", 5, &[]));
-        assert_eq!(leader(&metadata), "n1:1", "what the redirect corrected is no news");
+        assert_eq!(leader(&metadata), "n1:1", "the leader that the redirect corrected does not come back");
         metadata.merge(answer("a", "2", 6, &[]));
         assert_eq!(leader(&metadata), "n2:1");
-        metadata.hint("t", 0, &"n1:1".into());
-        metadata.unhint("t", 0, "n0:1");
+        metadata.set_hint("t", 0, &"n1:1".into());
+        metadata.clear_hint("t", 0, "n0:1");
         assert_eq!(leader(&metadata), "n1:1");
-        metadata.unhint("t", 0, "n1:1");
+        metadata.clear_hint("t", 0, "n1:1");
         assert_eq!(leader(&metadata), "n2:1");
     }
 
@@ -279,7 +283,7 @@ mod tests {
         metadata.merge(answer("a", "1", 5, &[]));
         assert_eq!((metadata.lookup("t", 0), metadata.lookup("t", 1)), (Lookup::Known, Lookup::Missing));
         metadata.merge(v1::GetMetadataResponse { unknown: vec!["t".into()], ..Default::default() });
-        assert_eq!((metadata.lookup("t", 0), metadata.size()), (Lookup::Missing, 3));
+        assert_eq!((metadata.lookup("t", 0), metadata.node_count()), (Lookup::Missing, 3));
         metadata.forget("t");
         assert_eq!(metadata.lookup("t", 0), Lookup::NotAsked);
     }
@@ -291,6 +295,6 @@ mod tests {
         broken.servers[1].address = "nowhere".into();
         broken.servers[2].state = v1::ServerState::Removed.into();
         metadata.merge(broken);
-        assert_eq!((leader(&metadata), metadata.size()), ("", 1));
+        assert_eq!((leader(&metadata), metadata.node_count()), ("", 1));
     }
 }

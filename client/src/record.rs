@@ -1,4 +1,6 @@
-//! Records, partitions and positions as users of the client name them; the wire messages are in [`crate::v1`].
+//! Records, partitions and positions of the public interface, and their conversion to wire messages.
+//!
+//! Names no other file of the crate; the wire messages are those of `chronicle-proto`.
 
 use bytes::Bytes;
 use chronicle_proto::v1;
@@ -21,7 +23,7 @@ impl Partition {
         Self { topic: topic.into(), partition }
     }
 
-    /// The topic that is meant.
+    /// The topic's name, with the default filled in.
     pub(crate) fn topic_name(&self) -> &str {
         if self.topic.is_empty() { "default" } else { &self.topic }
     }
@@ -52,9 +54,9 @@ pub struct Record {
     pub key: Option<Bytes>,
     /// `None`: a null value (a tombstone for compaction).
     pub value: Option<Bytes>,
-    /// In order; names may repeat.
+    /// Headers in order; names may repeat.
     pub headers: Vec<(String, Option<Bytes>)>,
-    /// Milliseconds since the Unix epoch; `None`: the node sets the time of arrival.
+    /// Milliseconds since the Unix epoch; `None`: the node sets its own time when the record arrives.
     pub timestamp_ms: Option<i64>,
 }
 
@@ -69,14 +71,14 @@ impl Record {
         Self { key: Some(key.into()), ..Self::value(value) }
     }
 
-    /// With one more header.
+    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
         self.headers.push((name.into(), Some(value.into())));
         self
     }
 
-    /// Bytes of key, value and headers.
+    /// Size of key, value and headers in bytes.
     pub fn payload_bytes(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len));
         self.key.as_ref().map_or(0, Bytes::len) + self.value.as_ref().map_or(0, Bytes::len) + headers.sum::<usize>()
@@ -103,7 +105,7 @@ pub enum Position {
     Timestamp(i64),
     /// The first retained record.
     Earliest,
-    /// The end: only what is appended from now on.
+    /// The end: only records that are appended from now on.
     Latest,
 }
 
@@ -123,7 +125,7 @@ impl From<Position> for v1::Position {
 /// How the node stores the records of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compression {
-    /// As they are.
+    /// Not compressed.
     #[default]
     None,
     /// gzip.

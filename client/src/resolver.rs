@@ -1,49 +1,27 @@
-//! Which node a request goes to.
+//! The resolver: chooses the node for each attempt of a request, and decides when to abandon a node that is silent.
 //!
-//! The resolver learns nodes and partitions by `Cluster.GetMetadata`, for the topics in use only: when a topic is used first,
-//! when an attempt went wrong (`attempts.rs` says so), and every `metadata_max_age` while it is used. One refresh is in
-//! flight for everybody, and refreshes keep a distance. A cluster whose nodes do not know the call is used through the
-//! configured addresses alone.
+//! Appends go to the leader, reads to followers in turn, anything else to a node that answered before. When the best choice
+//! is avoided or was tried already, the next best one is taken; there is always one, if only a configured address.
 //!
-//! Invariants:
-//! - A refresh asks several nodes, the next one when the last has failed or lets wait, and takes the first answer: one silent
-//!   node delays nobody for long.
-//! - The configured addresses are a choice at all times, because those that nodes advertise may not be reachable from here.
+//! Stands on `metadata_cache.rs` (who leads, who is alive) and its channels. It keeps no record of attempts and makes no
+//! pauses; `attempts.rs` does.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use chronicle_proto::v1;
-use chronicle_proto::v1::cluster_client::ClusterClient;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use parking_lot::Mutex;
-use tokio::sync::Notify;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tonic::Code;
+use tokio::time::sleep;
 use tonic::transport::Channel;
 
+use crate::address::Address;
+use crate::channels::TrackedChannel;
 use crate::config::{ClientConfig, ReadFrom};
-use crate::error::{ClientError, ErrorKind};
-use crate::metadata::{Lookup, Metadata};
-use crate::nodes::{Address, Nodes, Use, check_address};
+use crate::error::ClientError;
+use crate::metadata::Lookup;
+use crate::metadata_cache::{CacheState, MetadataCache};
 use crate::record::Partition;
 
-/// While one node lets a refresh wait this long, the next is asked too.
-const HEDGE_AFTER: Duration = Duration::from_millis(200);
-/// Distance between refreshes; doubled with each one that fails, up to the maximum.
-const DISTANCE_MIN: Duration = Duration::from_millis(20);
-const DISTANCE_MAX: Duration = Duration::from_secs(1);
-/// A topic that was not used for this many times `metadata_max_age` is no longer asked for.
-const TOPIC_IDLE_AGES: u32 = 10;
-/// A new topic may be known to one node and not yet to another: how often others are asked, and how long between.
-const MISSING_ASKS: u32 = 3;
-const MISSING_PAUSE: Duration = Duration::from_millis(30);
-
-/// What a request is about: decides which nodes can take it.
+/// What a request is about. Decides which nodes can take it.
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
     /// Any node.
@@ -63,177 +41,69 @@ impl Target {
     }
 }
 
-/// A node for one attempt.
+/// The node for one attempt.
 #[derive(Clone)]
 pub(crate) struct Route {
     pub(crate) address: Address,
-    pub(crate) node: Use,
-    /// What this node says about the partition is final: it leads, or nothing better is known.
-    pub(crate) is_authority: bool,
-    /// Who was believed to lead when the route was chosen, and in which term.
+    pub(crate) used: TrackedChannel,
+    /// The node's word about the partition is final: it is the leader, or no better node is known.
+    pub(crate) is_authoritative: bool,
+    /// The leader and its term as known when the route was chosen.
     leadership: (Option<Address>, u64),
-    /// Refreshes ended before the route was chosen.
-    pub(crate) refreshes: u64,
+    /// Metadata refreshes that had ended when the route was chosen.
+    refreshes: u64,
 }
 
 impl Route {
     pub(crate) fn channel(&self) -> Channel {
-        self.node.channel.clone()
+        self.used.channel.clone()
     }
 }
 
-/// Chooses nodes. Clones share what they know.
+/// Chooses nodes. Clones share one metadata cache.
 #[derive(Clone)]
 pub(crate) struct Resolver {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    config: Arc<ClientConfig>,
-    bootstrap: Vec<Address>,
-    nodes: Nodes,
-    state: Mutex<State>,
-    /// Held by the one refresh in flight.
-    refreshing: tokio::sync::Mutex<Pace>,
-    /// What is known is old: asks the background task for a refresh.
-    wanted: Arc<Notify>,
-    turns: AtomicUsize,
-    background: Mutex<Option<AbortHandle>>,
-}
-
-#[derive(Default)]
-struct State {
-    metadata: Metadata,
-    /// Topics in use, and when they were last.
-    used: HashMap<String, Instant>,
-    /// Refreshes that ended, well or not.
-    refreshes: u64,
-    refreshed: Option<Instant>,
-    /// The nodes do not know GetMetadata.
-    is_older: bool,
-    /// A node that answered: the first choice when any will do.
-    favourite: Option<Address>,
-}
-
-/// Keeps refreshes at a distance.
-#[derive(Default)]
-struct Pace {
-    ended: Option<Instant>,
-    distance: Duration,
-    last_failure: Option<ClientError>,
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        if let Some(task) = self.background.get_mut().take() {
-            task.abort();
-        }
-    }
+    cache: Arc<MetadataCache>,
+    turns: Arc<AtomicUsize>,
 }
 
 impl Resolver {
+    /// # Errors
+    /// `INVALID_ARGUMENT` when a configured address is not `HOST:PORT`, or when there is none.
     pub(crate) fn new(config: Arc<ClientConfig>) -> Result<Self, ClientError> {
-        let mut bootstrap: Vec<Address> = Vec::new();
-        for server in &config.servers {
-            check_address(server)?;
-            if !bootstrap.iter().any(|known| **known == **server) {
-                bootstrap.push(server.as_str().into());
-            }
-        }
-        if bootstrap.is_empty() {
-            return Err(ClientError::invalid("servers", "none", "must be one HOST:PORT or more"));
-        }
-        let shared = Arc::new(Shared {
-            nodes: Nodes::new(config.clone()),
-            config,
-            bootstrap,
-            state: Mutex::default(),
-            refreshing: tokio::sync::Mutex::default(),
-            wanted: Arc::default(),
-            turns: AtomicUsize::new(0),
-            background: Mutex::default(),
-        });
-        let task = tokio::spawn(refresh_when_wanted(Arc::downgrade(&shared), shared.wanted.clone()));
-        *shared.background.lock() = Some(task.abort_handle());
-        Ok(Self { shared })
+        Ok(Self { cache: MetadataCache::start(config)?, turns: Arc::default() })
     }
 
-    /// The next turn in the round of followers: readers that begin together spread out.
-    pub(crate) fn turn(&self) -> usize {
-        self.shared.turns.fetch_add(1, Ordering::Relaxed)
+    /// The next turn in the round of followers, so that readers that start together spread over them.
+    pub(crate) fn next_turn(&self) -> usize {
+        self.turns.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A node for an attempt. `tried`: addresses to pass over when there are others. `leader`: ask the leader itself, however
-    /// hard it is to reach. `turn`: number of the reader's attempt.
+    /// A node for an attempt; waits for metadata that is missing. `tried`: addresses to avoid when there are others.
+    /// `leader`: take the leader even if it is avoided. `turn`: number of the reader's attempt.
     pub(crate) async fn route(&self, target: &Target, tried: &[Address], leader: bool, turn: usize) -> Route {
-        if let Some((topic, partition)) = target.partition() {
-            self.learn(topic, partition).await;
-        } else {
-            self.note_use(None);
+        match target.partition() {
+            Some((topic, partition)) => self.cache.ensure_known(topic, partition).await,
+            None => self.cache.note_use(None),
         }
         self.choose(target, tried, leader, turn)
     }
 
-    /// The route to one address, which a node has named for a request that any node may get.
+    /// The route to one address, which a node has named for a request that any node can take.
     pub(crate) fn route_to(&self, address: &Address) -> Route {
-        let refreshes = self.shared.state.lock().refreshes;
-        let node = self.shared.nodes.get(address);
-        Route { address: address.clone(), node, is_authority: true, leadership: (None, 0), refreshes }
+        let refreshes = self.cache.state().refreshes;
+        let used = self.cache.channels().get(address);
+        Route { address: address.clone(), used, is_authoritative: true, leadership: (None, 0), refreshes }
     }
 
-    /// Makes sure that the partition was asked for.
-    async fn learn(&self, topic: &str, partition: i32) {
-        self.note_use(Some(topic));
-        for ask in 0.. {
-            let (lookup, refreshes, nodes) = {
-                let state = self.shared.state.lock();
-                if state.is_older {
-                    return;
-                }
-                (state.metadata.lookup(topic, partition), state.refreshes, state.metadata.size())
-            };
-            let mut not_first = None;
-            match lookup {
-                Lookup::Known => return,
-                Lookup::NotAsked if ask == 0 => {}
-                Lookup::Missing if ask == 0 || (ask < MISSING_ASKS && nodes > 1) => {
-                    if ask > 0 {
-                        sleep(MISSING_PAUSE).await;
-                    }
-                    // The node that answered last is the one that does not know: another comes first.
-                    not_first = self.shared.state.lock().favourite.take();
-                }
-                _ => return,
-            }
-            if self.refresh(refreshes, not_first.as_ref()).await.is_err() {
-                return;
-            }
-        }
-    }
-
-    fn note_use(&self, topic: Option<&str>) {
-        let now = Instant::now();
-        let mut state = self.shared.state.lock();
-        if let Some(topic) = topic {
-            match state.used.get_mut(topic) {
-                Some(used) => *used = now,
-                None => drop(state.used.insert(topic.to_owned(), now)),
-            }
-        }
-        let max_age = self.shared.config.metadata_max_age;
-        if state.refreshed.is_none_or(|refreshed| now >= refreshed + max_age) {
-            self.shared.wanted.notify_one();
-        }
-    }
-
-    /// As [`Self::route`], by what is known.
+    /// As [`Self::route`], with the metadata at hand.
     pub(crate) fn choose(&self, target: &Target, tried: &[Address], leader: bool, turn: usize) -> Route {
-        let shared = &self.shared;
-        let state = shared.state.lock();
-        let (leadership, readers) = match target.partition().filter(|_| !state.is_older) {
+        let channels = self.cache.channels();
+        let state = self.cache.state();
+        let (leadership, readers) = match target.partition().filter(|_| !state.is_unsupported) {
             None => ((None, 0), Vec::new()),
             Some((topic, partition)) => {
-                let reads = matches!(target, Target::Reader(_)) && shared.config.read_from == ReadFrom::Followers;
+                let reads = matches!(target, Target::Reader(_)) && self.cache.config().read_from == ReadFrom::Followers;
                 let mut readers =
                     if reads && !leader { state.metadata.followers(topic, partition) } else { Vec::new() };
                 let count = readers.len().max(1);
@@ -241,111 +111,110 @@ impl Resolver {
                 (state.metadata.leadership(topic, partition), readers)
             }
         };
-        let believed = leadership.0.as_ref();
-        let is_good = |address: &Address| !tried.contains(address) && !shared.nodes.is_passed_over(address);
-        let leads = |address: &Address| leader || is_good(address);
+        let known_leader = leadership.0.as_ref();
+        let is_good = |address: &Address| !tried.contains(address) && !channels.is_avoided(address);
+        let may_take_leader = |address: &Address| leader || is_good(address);
         let address = readers
             .into_iter()
             .find(is_good)
-            .or_else(|| believed.cloned().filter(leads))
-            .unwrap_or_else(|| self.fallback(&state, tried, believed));
-        let (refreshes, is_alone) = (state.refreshes, state.metadata.size() <= 1);
+            .or_else(|| known_leader.cloned().filter(may_take_leader))
+            .unwrap_or_else(|| self.fallback(&state, tried, known_leader));
+        let (refreshes, is_alone) = (state.refreshes, state.metadata.node_count() <= 1);
         drop(state);
-        // The only node, perhaps under another address than its own; or nothing better is known.
-        let is_authority = is_alone || believed.is_none_or(|leader| *leader == address);
-        Route { node: shared.nodes.get(&address), address, is_authority, leadership, refreshes }
+        // The only node, perhaps at another address than its advertised one; or no leader is known.
+        let is_authoritative = is_alone || known_leader.is_none_or(|leader| *leader == address);
+        Route { used: channels.get(&address), address, is_authoritative, leadership, refreshes }
     }
 
-    /// Any node: one that answered before, a configured address, or one that is known.
-    fn fallback(&self, state: &State, tried: &[Address], leader: Option<&Address>) -> Address {
-        let choices = self.shared.choices(state);
-        let nodes = &self.shared.nodes;
+    /// Any node: one that answered before, a configured address, or a known node.
+    fn fallback(&self, state: &CacheState, tried: &[Address], leader: Option<&Address>) -> Address {
+        let choices = self.cache.choices(state);
         let is_new = |address: &&Address| !tried.contains(address);
-        let good = choices.iter().find(|address| is_new(address) && !nodes.is_passed_over(address));
+        let good = choices.iter().find(|address| is_new(address) && !self.cache.channels().is_avoided(address));
         let new = || choices.iter().find(is_new);
-        good.or_else(new).or(leader).unwrap_or(&self.shared.bootstrap[0]).clone()
+        good.or_else(new).or(leader).unwrap_or(&self.cache.bootstrap()[0]).clone()
     }
 
-    /// A node said who leads.
-    pub(crate) fn hint(&self, target: &Target, leader: &Address) {
+    /// A node's redirect named this leader.
+    pub(crate) fn set_hint(&self, target: &Target, leader: &Address) {
         if let Some((topic, partition)) = target.partition() {
-            self.shared.state.lock().metadata.hint(topic, partition, leader);
-            // What else it led may have moved too.
-            self.shared.wanted.notify_one();
+            self.cache.state().metadata.set_hint(topic, partition, leader);
+            // Other partitions that the old leader had may have moved too.
+            self.cache.want_refresh();
         }
     }
 
-    /// The node at this address does not lead, or does not answer.
-    pub(crate) fn unhint(&self, target: &Target, address: &str) {
+    /// The node at this address is not the leader, or does not answer.
+    pub(crate) fn clear_hint(&self, target: &Target, address: &str) {
         if let Some((topic, partition)) = target.partition() {
-            self.shared.state.lock().metadata.unhint(topic, partition, address);
+            self.cache.state().metadata.clear_hint(topic, partition, address);
         }
     }
 
-    /// The node at this address answered a request.
-    pub(crate) fn favour(&self, address: &Address) {
-        let mut state = self.shared.state.lock();
-        if state.favourite.as_ref() != Some(address) {
-            state.favourite = Some(address.clone());
+    /// The node at this address answered a request: it becomes the first choice where any node will do.
+    pub(crate) fn prefer(&self, address: &Address) {
+        let mut state = self.cache.state();
+        if state.preferred.as_ref() != Some(address) {
+            state.preferred = Some(address.clone());
         }
     }
 
-    /// After this silence a node is suspected.
+    /// The silence after which a node is suspected to be down.
     pub(crate) fn suspect_after(&self) -> Duration {
-        self.shared.config.suspect_after
+        self.cache.config().suspect_after
     }
 
-    /// Whether there is more than one address to ask.
+    /// Whether more than one address is known.
     pub(crate) fn has_choice(&self) -> bool {
-        self.shared.bootstrap.len() > 1 || self.shared.state.lock().metadata.size() > 1
+        self.cache.bootstrap().len() > 1 || self.cache.state().metadata.node_count() > 1
     }
 
-    pub(crate) fn is_passed_over(&self, address: &str) -> bool {
-        self.shared.nodes.is_passed_over(address)
+    pub(crate) fn is_avoided(&self, address: &str) -> bool {
+        self.cache.channels().is_avoided(address)
     }
 
-    /// Whether the cluster, as last heard, has the partition and more than one node, so that one node that says otherwise may
-    /// just be behind.
+    /// Whether the metadata has the partition and more than one node. Then a node that does not know the partition may just be
+    /// behind.
     pub(crate) fn may_be_behind(&self, target: &Target) -> bool {
-        let state = self.shared.state.lock();
-        !state.is_older
-            && state.metadata.size() > 1
+        let state = self.cache.state();
+        !state.is_unsupported
+            && state.metadata.node_count() > 1
             && target.partition().is_some_and(|(topic, n)| state.metadata.lookup(topic, n) == Lookup::Known)
     }
 
-    /// The believed leader and why it could not be connected to.
+    /// The known leader and why connecting to it failed.
     pub(crate) fn unreachable_leader(&self, target: &Target) -> Option<(Address, String)> {
         let (topic, partition) = target.partition()?;
-        let leader = self.shared.state.lock().metadata.leader(topic, partition)?.clone();
-        self.shared.nodes.failure(&leader).map(|why| (leader, why))
+        let leader = self.cache.state().metadata.leader(topic, partition)?.clone();
+        self.cache.channels().failure(&leader).map(|why| (leader, why))
     }
 
-    /// One round of suspicion about a node that lets a request wait: asks another node, and says whether the route should be
-    /// given up, because somebody else leads now, or (for a reader) because the node is not alive or lost its replica.
+    /// Asks another node about one that leaves a request unanswered. True: abandon the route, because another node leads now, or
+    /// (for a reader) because the node is not alive or lost its replica.
     ///
-    /// `silence`: how long the node has been silent; what was heard in the second half of that is fresh enough.
+    /// `silence`: how long the node has been silent. Metadata that was refreshed in the second half of that time is used as it is.
     pub(crate) async fn is_superseded(&self, target: &Target, route: &Route, silence: Duration) -> bool {
         let Some((topic, partition)) = target.partition() else { return false };
-        // A stream that is open uses the topic too.
-        self.note_use(Some(topic));
-        let (is_older, refreshes, fresh) = {
-            let state = self.shared.state.lock();
+        // An open stream uses the topic too.
+        self.cache.note_use(Some(topic));
+        let (is_unsupported, refreshes, fresh) = {
+            let state = self.cache.state();
             let fresh = state.refreshed.is_some_and(|at| at.elapsed() < silence / 2);
-            (state.is_older, state.refreshes, fresh)
+            (state.is_unsupported, state.refreshes, fresh)
         };
-        if is_older {
+        if is_unsupported {
             return false;
         }
         if !fresh {
-            if self.shared.is_only_choice(&route.address) {
-                // Its connection is the one that is silent; behind a service, another may lead to another node.
-                self.shared.nodes.renew(&route.address);
+            if self.cache.is_only_choice(&route.address) {
+                // The suspect's own connection is silent. If the address is a service, a new one may lead to another node.
+                self.cache.channels().renew(&route.address);
             }
-            if self.refresh(refreshes, Some(&route.address)).await.is_err() {
+            if self.cache.refresh(refreshes, Some(&route.address)).await.is_err() {
                 return false;
             }
         }
-        let state = self.shared.state.lock();
+        let state = self.cache.state();
         let metadata = &state.metadata;
         let superseded = if matches!(target, Target::Leader(_)) {
             let leadership = metadata.leadership(topic, partition);
@@ -357,14 +226,13 @@ impl Resolver {
         };
         drop(state);
         if superseded {
-            self.shared.nodes.renew(&route.address);
+            self.cache.channels().renew(&route.address);
         }
         superseded
     }
 
-    /// Waits until a node that lets a request wait should be given up; for ever when it should not. Looks each time that it
-    /// was silent for so long.
-    pub(crate) async fn superseded(&self, target: &Target, route: &Route, silence: Duration) {
+    /// Waits until a silent node should be abandoned; for ever when it should not. Checks once per `silence`.
+    pub(crate) async fn until_superseded(&self, target: &Target, route: &Route, silence: Duration) {
         if matches!(target, Target::Any) {
             return std::future::pending().await;
         }
@@ -376,169 +244,8 @@ impl Resolver {
         }
     }
 
-    /// Asks the cluster again, unless somebody has since `seen` refreshes had ended. `not_first`: an address that is asked
-    /// last, for it is suspected.
-    pub(crate) async fn refresh(&self, seen: u64, not_first: Option<&Address>) -> Result<(), ClientError> {
-        self.shared.refresh(seen, not_first).await
-    }
-}
-
-impl Shared {
-    /// Every address, the likeliest to answer first.
-    fn choices(&self, state: &State) -> Vec<Address> {
-        let known = state.metadata.addresses();
-        let mut choices: Vec<Address> = Vec::with_capacity(known.len() + self.bootstrap.len() + 1);
-        let dead = |address: &Address| state.metadata.is_alive(address) == Some(false);
-        for address in state.favourite.iter().chain(&self.bootstrap).chain(&known) {
-            if !choices.contains(address) {
-                choices.push(address.clone());
-            }
-        }
-        choices.sort_by_key(|address| (dead(address), self.nodes.is_passed_over(address)));
-        choices
-    }
-
-    fn is_only_choice(&self, address: &Address) -> bool {
-        let known = self.state.lock().metadata.addresses();
-        self.bootstrap.iter().chain(&known).all(|choice| choice == address)
-    }
-
-    /// Cancellation-safe: whoever waits next takes over.
-    async fn refresh(self: &Arc<Self>, seen: u64, not_first: Option<&Address>) -> Result<(), ClientError> {
-        let mut pace = self.refreshing.lock().await;
-        {
-            let state = self.state.lock();
-            if state.refreshes > seen {
-                return pace.last_failure.clone().map_or(Ok(()), Err);
-            }
-            // Nodes that do not know the question need not be asked at every failure, only now and then.
-            if state.is_older && state.refreshed.is_some_and(|at| at.elapsed() < self.config.metadata_max_age) {
-                return Ok(());
-            }
-        }
-        if let Some(ended) = pace.ended {
-            sleep_until(ended + pace.distance).await;
-        }
-        let topics = self.topics();
-        let limit = self.config.connect_timeout.max(self.config.suspect_after);
-        let answer = timeout(limit, self.ask(topics, not_first)).await.unwrap_or_else(|_| {
-            let why = format!("no node said within {} ms where partitions are", limit.as_millis());
-            Err(ClientError::new(ErrorKind::Transport { sent: false }, "DEADLINE_EXCEEDED", why))
-        });
-        let now = Instant::now();
-        let mut state = self.state.lock();
-        state.refreshes += 1;
-        pace.ended = Some(now);
-        match answer {
-            Ok(answer) => {
-                pace.distance = DISTANCE_MIN;
-                pace.last_failure = None;
-                state.refreshed = Some(now);
-                state.is_older = answer.is_none();
-                if let Some((from, answer)) = answer {
-                    state.favourite.get_or_insert(from);
-                    let risen = state.metadata.merge(answer);
-                    risen.iter().for_each(|address| self.nodes.forgive(address));
-                    let is_used = |address: &str| {
-                        self.bootstrap.iter().any(|seed| **seed == *address)
-                            || state.metadata.is_alive(address).is_some()
-                            || state.metadata.is_hinted(address)
-                    };
-                    self.nodes.retain(is_used);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                pace.distance = (pace.distance * 2).clamp(DISTANCE_MIN, DISTANCE_MAX);
-                pace.last_failure = Some(error.clone());
-                tracing::debug!(%error, "no node answers where partitions are");
-                Err(error)
-            }
-        }
-    }
-
-    /// Topics in use.
-    fn topics(&self) -> Vec<String> {
-        let now = Instant::now();
-        let idle = self.config.metadata_max_age.saturating_mul(TOPIC_IDLE_AGES);
-        let mut state = self.state.lock();
-        let State { used, metadata, .. } = &mut *state;
-        used.retain(|topic, at| {
-            let keep = *at + idle > now;
-            if !keep {
-                metadata.forget(topic);
-            }
-            keep
-        });
-        used.keys().cloned().collect()
-    }
-
-    /// The first answer of several nodes; `None` when the nodes do not know the question.
-    async fn ask(
-        &self,
-        topics: Vec<String>,
-        not_first: Option<&Address>,
-    ) -> Result<Option<(Address, v1::GetMetadataResponse)>, ClientError> {
-        let mut choices = self.choices(&self.state.lock());
-        choices.sort_by_key(|address| Some(address) == not_first);
-        let mut choices = choices.into_iter();
-        let mut asking = FuturesUnordered::new();
-        let mut is_older = false;
-        let mut failure = None;
-        loop {
-            if let Some(address) = choices.next() {
-                asking.push(self.ask_one(address, topics.clone()));
-            } else if asking.is_empty() {
-                return match failure {
-                    _ if is_older => Ok(None),
-                    Some(error) => Err(error),
-                    None => Err(ClientError::new(ErrorKind::Transport { sent: false }, "UNREACHABLE", "no node known")),
-                };
-            }
-            let more = choices.len() > 0;
-            // Both branches are cancellation-safe: an answer is taken only by the branch that completes.
-            tokio::select! {
-                Some((address, answer)) = asking.next() => match answer {
-                    Ok(answer) => return Ok(Some((address, answer))),
-                    Err(status) if status.code() == Code::Unimplemented => is_older = true,
-                    Err(status) => failure = Some(ClientError::from(status).at(&address)),
-                },
-                () = sleep(HEDGE_AFTER), if more => {}
-            }
-        }
-    }
-
-    async fn ask_one(
-        &self,
-        address: Address,
-        topics: Vec<String>,
-    ) -> (Address, Result<v1::GetMetadataResponse, tonic::Status>) {
-        let node = self.nodes.get(&address);
-        let mut cluster =
-            ClusterClient::new(node.channel.clone()).max_decoding_message_size(self.config.answer_bytes_max);
-        let answer = if topics.is_empty() {
-            // An empty list would mean all topics.
-            cluster.get_servers(v1::GetServersRequest {}).await.map(|answer| {
-                let v1::GetServersResponse { servers, cluster_id } = answer.into_inner();
-                v1::GetMetadataResponse { servers, cluster_id, ..Default::default() }
-            })
-        } else {
-            cluster.get_metadata(v1::GetMetadataRequest { topics }).await.map(tonic::Response::into_inner)
-        };
-        if answer.is_ok() {
-            node.answered();
-        }
-        (address, answer)
-    }
-}
-
-/// Refreshes whenever somebody wants it, so that nobody has to wait for what is merely old. Ends with the resolver.
-async fn refresh_when_wanted(shared: Weak<Shared>, wanted: Arc<Notify>) {
-    loop {
-        wanted.notified().await;
-        let Some(shared) = shared.upgrade() else { return };
-        let refreshes = shared.state.lock().refreshes;
-        // A failure is told to whoever needs an answer.
-        let _ = shared.refresh(refreshes, None).await;
+    /// Refreshes the metadata, unless a refresh has ended since the route was chosen. Asks the route's node last.
+    pub(crate) async fn refresh_after(&self, route: &Route) -> Result<(), ClientError> {
+        self.cache.refresh(route.refreshes, Some(&route.address)).await
     }
 }

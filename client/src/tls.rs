@@ -1,9 +1,12 @@
-//! TLS on the way to the nodes: a [`Connector`] around another one.
+//! TLS: a [`Connector`] that encrypts the connections of another one.
 //!
 //! Invariants:
-//! - Nobody but a server whose certificate is of the given CAs and valid for the host of the address is talked to.
-//! - Files are looked at for every new connection, so that renewed certificates need no restart; while they cannot be used
-//!   (half written, say), those that worked last are.
+//! - The client talks only to a server whose certificate is issued by one of the given CAs and valid for the host of the
+//!   address.
+//! - Files are read for every new connection, so that renewed certificates need no restart. While they are invalid (half
+//!   written, for example), the last valid ones stay in use.
+//!
+//! Names only `connector.rs`; it does not know what runs over the connection.
 
 use std::fmt;
 use std::io;
@@ -20,9 +23,9 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 
-use crate::connect::{BoxedIo, Connector};
+use crate::connector::{BoxedIo, Connector};
 
-/// PEM text, or where it is.
+/// PEM text, or the file that holds it.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Pem {
     /// A file, read again for every new connection.
@@ -60,12 +63,12 @@ impl Pem {
     }
 }
 
-/// How a client encrypts its connections, and how it proves who it is.
+/// How a client encrypts its connections and authenticates itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsConfig {
     /// Certificates of the CAs that nodes are verified against.
     pub ca: Pem,
-    /// The client's certificate, with what leads from it to the CA, and its private key; `None`: it is anonymous.
+    /// The client's certificate chain (without the CA) and its private key; `None`: the client is anonymous.
     pub identity: Option<(Pem, Pem)>,
     /// Name that the nodes' certificates must be valid for; `None`: the host in each node's address.
     pub server_name: Option<String>,
@@ -77,14 +80,14 @@ impl TlsConfig {
         Self { ca: ca.into(), identity: None, server_name: None }
     }
 
-    /// With a certificate and its private key.
+    /// Sets the client's certificate and its private key.
     #[must_use]
     pub fn identity(mut self, certificate: impl Into<Pem>, key: impl Into<Pem>) -> Self {
         self.identity = Some((certificate.into(), key.into()));
         self
     }
 
-    /// With one name for all nodes.
+    /// Sets one name that the certificates of all nodes must be valid for.
     #[must_use]
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
@@ -100,7 +103,7 @@ impl TlsConfig {
     }
 }
 
-/// What was read.
+/// PEM texts as read.
 #[derive(PartialEq, Eq)]
 struct Contents {
     ca: Vec<u8>,
@@ -129,12 +132,12 @@ impl Contents {
                 let key = PrivateKeyDer::from_pem_slice(key)
                     .map_err(|error| invalid(format!("key: must hold a private key in PEM form: {error}")))?;
                 let certified = CertifiedKey::from_der(chain, key, &provider)
-                    .map_err(|error| invalid(format!("key: does not go with the certificate: {error}")))?;
+                    .map_err(|error| invalid(format!("key: does not match the certificate: {error}")))?;
                 builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
             }
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        // A resumed session would go by certificates of before.
+        // A resumed session would skip the check of the current certificates.
         config.resumption = Resumption::disabled();
         Ok(Arc::new(config))
     }
@@ -155,11 +158,11 @@ fn host_of(address: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
-/// The last contents that could be used, and what was made of them.
+/// The last valid contents, and the configuration made from them.
 type Working = Mutex<Option<(Contents, Arc<ClientConfig>)>>;
 
-/// Encrypts what another connector opens. A connection fails with an error that names what cannot be read or used, or why the
-/// node is not believed.
+/// Encrypts the connections that another connector opens. A connection fails with an error that names the file that cannot be
+/// read or used, or the reason why the node's certificate is not trusted.
 pub fn tls_connector(plain: Connector, tls: TlsConfig) -> Connector {
     let shared = Arc::new((tls, Working::default()));
     Arc::new(move |address| {
@@ -170,8 +173,8 @@ pub fn tls_connector(plain: Connector, tls: TlsConfig) -> Connector {
             let host = tls.server_name.as_deref().unwrap_or_else(|| host_of(&address));
             let name = ServerName::try_from(host.to_owned()).map_err(invalid)?;
             let stream = TlsConnector::from(config).connect(name, connecting.await?).await;
-            let stream =
-                stream.map_err(|error| io::Error::new(error.kind(), format!("TLS with {address}: {error}")))?;
+            let stream = stream
+                .map_err(|error| io::Error::new(error.kind(), format!("TLS handshake with {address}: {error}")))?;
             Ok(Box::new(stream) as BoxedIo)
         })
     })

@@ -1,8 +1,10 @@
-//! Ordered appends to one partition: batched, pipelined, and by default each stored exactly once.
+//! The producer: ordered appends to one partition, batched, pipelined, and by default each stored exactly once.
 //!
 //! `send` puts a record into a buffer bounded in bytes and returns a [`Delivery`], the future of its offset. One task
-//! (`worker.rs`) owns everything behind the buffer: it forms requests, sends them over a `ProduceStream`, matches answers,
-//! reconnects and repeats. What must be repeated, renumbered or given up is decided in `window.rs`, free of any I/O.
+//! (`worker.rs`) owns everything behind the buffer: it forms requests, sends them over a `ProduceStream`, matches responses,
+//! reconnects and retries. `window.rs` decides, without I/O, which requests to repeat, renumber or fail.
+//!
+//! Stands on `connection.rs`. It does not name the client.
 
 mod window;
 mod worker;
@@ -17,67 +19,24 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::client::Client;
+use crate::config::ProducerConfig;
+use crate::connection::Connection;
 use crate::error::{ClientError, ErrorKind};
-use crate::record::{Compression, Partition, Record};
-use crate::trace::Sending;
+use crate::record::{Partition, Record};
+use crate::trace::SendSpan;
 use window::Item;
 use worker::{Command, Worker};
 
-/// What a buffered record weighs besides key, value and headers, in bytes: its share of the queues.
+/// Bytes that a buffered record takes besides key, value and headers: its share of the queues.
 const RECORD_OVERHEAD: usize = 160;
-
-/// How a producer batches and waits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProducerConfig {
-    /// Repeat appends whose outcome is open under a producer id and sequence, so that each record is stored once. Without
-    /// it such appends end as `OUTCOME_UNKNOWN`, and one request is in flight at a time, to keep the order. Default: true.
-    pub idempotent: bool,
-    /// How the node stores the batches. Default: none.
-    pub compression: Compression,
-    /// Records of one request. Default: 10000.
-    pub batch_records_max: usize,
-    /// Bytes of one request, as stored; a larger record goes alone, and it is the node that judges it.
-    /// Default: 1 MiB.
-    pub batch_bytes_max: usize,
-    /// Wait this long for more records before sending a request that is not full. At zero, requests still grow while
-    /// as many as allowed are in flight. Default: 0.
-    pub linger: Duration,
-    /// Requests sent and not answered yet. A node must remember as many per producer to recognise repetitions; the Kafka
-    /// protocol promises 5. Default: 5.
-    pub in_flight_max: usize,
-    /// Largest item (one `send`) in bytes; more is refused here, because a node ends the whole stream when it is sent a
-    /// message above its limit (`limits.request-bytes-max`, 8 MiB by default). Default: 8 MiB less 64 KiB.
-    pub item_bytes_max: usize,
-    /// Bytes of records accepted and not answered yet; above it `send` waits. Default: 32 MiB.
-    pub buffer_bytes_max: usize,
-    /// How long a record may stay unanswered, retries included. Default: 60 s.
-    pub delivery_timeout: Duration,
-}
-
-impl Default for ProducerConfig {
-    fn default() -> Self {
-        Self {
-            idempotent: true,
-            compression: Compression::None,
-            batch_records_max: 10_000,
-            batch_bytes_max: 1 << 20,
-            linger: Duration::ZERO,
-            in_flight_max: 5,
-            item_bytes_max: (8 << 20) - (64 << 10),
-            buffer_bytes_max: 32 << 20,
-            delivery_timeout: Duration::from_secs(60),
-        }
-    }
-}
 
 /// Appends to one partition in the order of the calls to [`Producer::send`].
 ///
-/// A record that the node rejects fails alone; those after it go on. When an append's outcome cannot be found out any
-/// more, order and uniqueness cannot be promised for what follows: the producer then fails as a whole, and says so on
-/// every later call.
+/// A record that the node rejects fails alone; later records are not affected. When the outcome of an append can no longer be
+/// determined, the producer cannot guarantee order and uniqueness for later records. It then fails as a whole, and every later
+/// call returns that error.
 ///
-/// Dropping a producer stops it at once; [`Producer::close`] finishes first.
+/// Dropping a producer stops it at once; [`Producer::close`] waits for outstanding records first.
 #[derive(Debug)]
 pub struct Producer {
     partition: Partition,
@@ -91,12 +50,12 @@ pub struct Producer {
 }
 
 impl Producer {
-    pub(crate) fn start(client: Client, partition: Partition, config: ProducerConfig) -> Self {
-        // The channel itself has no bound: everything in it holds permits of the buffer, which has one in bytes.
+    pub(crate) fn start(connection: Connection, partition: Partition, config: ProducerConfig) -> Self {
+        // The channel is unbounded, but everything in it holds permits of the buffer, which is bounded in bytes.
         let (commands, receiver) = mpsc::unbounded_channel();
         let buffer_bytes_max = u32::try_from(config.buffer_bytes_max.max(1)).unwrap_or(u32::MAX);
         let failure = Arc::new(OnceLock::new());
-        let worker = Worker::new(client, partition.clone(), config.clone(), receiver, failure.clone());
+        let worker = Worker::new(connection, partition.clone(), config.clone(), receiver, failure.clone());
         Self {
             partition,
             commands,
@@ -109,9 +68,9 @@ impl Producer {
         }
     }
 
-    /// Accepts one record; waits while the buffer is full. The delivery gives its offset.
+    /// Accepts one record; waits while the buffer is full. The delivery resolves to its offset.
     ///
-    /// Cancellation-safe: a cancelled call has accepted nothing.
+    /// Cancellation-safe: a cancelled call has not accepted the record.
     ///
     /// # Errors
     /// When the record is too large or the producer has failed.
@@ -120,7 +79,7 @@ impl Producer {
     }
 
     /// Accepts records that are stored together, all or none, without gaps; waits while the buffer is full. The delivery
-    /// gives the offset of the first.
+    /// resolves to the offset of the first.
     ///
     /// # Errors
     /// When `records` is empty or too large, or the producer has failed.
@@ -128,7 +87,8 @@ impl Producer {
         self.accept(records, None).await
     }
 
-    /// As [`Self::send_batch`], stored only if the expectation holds; else the delivery fails with `VERSION_CONFLICT`.
+    /// As [`Self::send_batch`], but stores the records only if the expectation holds; otherwise the delivery fails with
+    /// `VERSION_CONFLICT`.
     ///
     /// # Errors
     /// When `records` is empty or too large, or the producer has failed.
@@ -146,16 +106,16 @@ impl Producer {
         expectation: Option<v1::Expectation>,
     ) -> Result<Delivery, ClientError> {
         if records.is_empty() {
-            return Err(ClientError::invalid("records", "0 records", "must be one or more"));
+            return Err(ClientError::invalid("records", 0, "must be at least one"));
         }
-        let trace = Sending::start(&self.partition, &mut records);
+        let span = SendSpan::start(&self.partition, &mut records);
         let payload: usize = records.iter().map(Record::payload_bytes).sum();
         if payload > self.item_bytes_max {
-            let message = format!("the record has {payload} bytes; the producer takes at most {}", self.item_bytes_max);
+            let message = format!("{payload} bytes exceed the producer's item_bytes_max of {}", self.item_bytes_max);
             return Err(ClientError::new(ErrorKind::Rejected, "RECORD_TOO_LARGE", message));
         }
-        let weight = u32::try_from(payload + records.len() * RECORD_OVERHEAD).unwrap_or(u32::MAX);
-        let room = self.buffer.clone().acquire_many_owned(weight.min(self.buffer_bytes_max));
+        let size = u32::try_from(payload + records.len() * RECORD_OVERHEAD).unwrap_or(u32::MAX);
+        let room = self.buffer.clone().acquire_many_owned(size.min(self.buffer_bytes_max));
         let permit = room.await.map_err(|_| self.closed())?;
         let (reply, answer) = oneshot::channel();
         let item = Item {
@@ -164,7 +124,7 @@ impl Producer {
             expectation,
             expires: Instant::now() + self.delivery_timeout,
             reply,
-            trace,
+            span,
             _permit: Some(permit),
             number: 0,
         };
@@ -172,7 +132,7 @@ impl Producer {
         Ok(Delivery { answer, failure: self.failure.clone() })
     }
 
-    /// Waits until everything accepted so far is answered.
+    /// Waits until every record accepted so far is answered.
     ///
     /// # Errors
     /// The first failure of a record since the last flush.
@@ -213,10 +173,10 @@ fn closed(failure: &OnceLock<ClientError>) -> ClientError {
     failure
         .get()
         .cloned()
-        .unwrap_or_else(|| ClientError::new(ErrorKind::Rejected, "PRODUCER_CLOSED", "the producer was closed"))
+        .unwrap_or_else(|| ClientError::new(ErrorKind::Rejected, "PRODUCER_CLOSED", "the producer is closed"))
 }
 
-/// The future of a record's offset (of the first record's, for a batch). Dropping it does not take the record back.
+/// The future of a record's offset (for a batch: of the first record's). Dropping it does not cancel the append.
 #[derive(Debug)]
 pub struct Delivery {
     answer: oneshot::Receiver<Result<i64, ClientError>>,
@@ -227,7 +187,7 @@ impl Future for Delivery {
     type Output = Result<i64, ClientError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // Unanswered, because the producer was dropped: whether the record was sent is not known here.
+        // The producer was dropped without an answer: it is unknown whether the record was sent.
         Pin::new(&mut self.answer)
             .poll(context)
             .map(|answer| answer.unwrap_or_else(|_| Err(closed(&self.failure).into_unknown())))

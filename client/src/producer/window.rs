@@ -1,18 +1,20 @@
-//! Which requests are on their way, and what becomes of each when answers are errors or do not come at all.
+//! The window: the requests in flight, and what happens to each when a response is an error or does not come.
 //!
-//! Requests form a queue in sequence order; the first `sent` of them went out on the current stream, in order, and are
-//! answered in order. A success leaves the queue. After the first failure nothing more is sent until the stream has
-//! answered everything in flight (or broke); then [`Window::settle`] sorts the rest.
+//! Requests form a queue in sequence order. The first `sent` of them were sent on the current stream, in order, and are
+//! answered in order. A request that succeeded leaves the queue. After the first failure nothing more is sent until the
+//! stream has answered everything in flight (or broke); then [`Window::settle`] decides about the rest.
 //!
 //! What makes repetition and renumbering safe for an idempotent producer:
 //! - The node accepts a sequence only directly after the one before. So after a request that was certainly not accepted
-//!   (and never open before), nothing later in that stream was accepted either.
-//! - `open` marks a request that may have been stored by an attempt without an answer. It keeps its sequence for ever. A
-//!   refusal of it proves nothing about the earlier attempt, so it ends the producer.
-//! - While a request is open, nothing that is not open is sent: a node remembers only so many requests of a producer, and
-//!   one that is repeated must not have left its memory.
-//! - When a request is given up, those behind it move up by its sequences. Only requests that are not open may move. Requests
-//!   that succeeded keep their place: a gap that they leave between those that are left is not closed.
+//!   (and whose outcome was never unknown before), the node accepted nothing later in that stream either.
+//! - `outcome_unknown` marks a request that may have been stored by an attempt without an answer. It keeps its sequence for
+//!   ever. A refusal of it proves nothing about the earlier attempt, so it fails the producer.
+//! - While such a request is in the queue, only such requests are sent. A node remembers a limited number of requests per
+//!   producer, and a repeated request must still be among them.
+//! - When a request is failed, the sequences of those behind it are lowered to close the gap. Only requests whose outcome is
+//!   known may be renumbered. Requests that succeeded keep their sequences, and a gap that they leave is not closed.
+//!
+//! Pure state without I/O. Names neither the task nor the connection.
 
 use std::collections::VecDeque;
 
@@ -21,34 +23,34 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use crate::error::{ClientError, ErrorKind};
-use crate::trace::{self, Sending};
+use crate::trace::{self, SendSpan};
 
-/// Upper bound of what a stored record weighs besides key, value and headers, in bytes: attributes and six varints.
+/// Most bytes that a stored record takes besides key, value and headers: attributes and six varints.
 const STORED_RECORD_OVERHEAD: usize = 36;
 /// The same for one header.
 const STORED_HEADER_OVERHEAD: usize = 10;
 /// Header of a stored batch, in bytes.
 const STORED_BATCH_OVERHEAD: usize = 61;
 
-/// What one call handed over: it is stored as a whole, or not.
+/// The records of one call, stored as a whole or not at all.
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) records: Vec<v1::Record>,
     pub(super) payload_bytes: usize,
     pub(super) expectation: Option<v1::Expectation>,
-    /// When the caller stops waiting.
+    /// When the delivery timeout ends.
     pub(super) expires: Instant,
     pub(super) reply: oneshot::Sender<Result<i64, ClientError>>,
-    /// Its span; `None` when none was active where it was handed over.
-    pub(super) trace: Option<Box<Sending>>,
-    /// Its share of the buffer, given back when it is answered.
+    /// Its span; `None` when no span was active in the caller.
+    pub(super) span: Option<Box<SendSpan>>,
+    /// Its share of the buffer, released when it is answered.
     pub(super) _permit: Option<OwnedSemaphorePermit>,
     /// Position among all items of this producer.
     pub(super) number: u64,
 }
 
 impl Item {
-    /// Bytes that it takes in a stored batch, at most.
+    /// Most bytes that it takes in a stored batch.
     fn stored_bytes(&self) -> usize {
         let headers: usize = self.records.iter().map(|record| record.headers.len()).sum();
         self.payload_bytes + self.records.len() * STORED_RECORD_OVERHEAD + headers * STORED_HEADER_OVERHEAD
@@ -59,35 +61,37 @@ impl Item {
     }
 
     fn answer(self, result: Result<i64, ClientError>) {
-        if let Some(trace) = &self.trace {
-            trace.answered(result.as_ref().err());
+        if let Some(span) = &self.span {
+            span.answered(result.as_ref().err());
         }
-        // Nobody may be waiting for it any more.
+        // The caller may have dropped its delivery.
         let _ = self.reply.send(result);
     }
 }
 
-/// Some items on their way as one request.
+/// Items that are sent as one request.
 #[derive(Debug)]
 struct Request {
     items: Vec<Item>,
     count: i32,
     sequence: i32,
-    open: bool,
+    /// An attempt without an answer may have stored it.
+    outcome_unknown: bool,
     failure: Option<ClientError>,
 }
 
 impl Request {
     fn of(items: Vec<Item>, sequence: i32) -> Self {
         let count = items.iter().map(Item::count).sum();
-        Self { items, count, sequence, open: false, failure: None }
+        Self { items, count, sequence, outcome_unknown: false, failure: None }
     }
 
-    /// Takes the place of `freed` sequences before it.
-    fn move_up(&mut self, freed: i32) -> Result<(), Stuck> {
-        if freed > 0 && self.open {
-            let message = format!("sequence {} may be stored and cannot change", self.sequence);
-            return Err(Stuck(ClientError::new(ErrorKind::OutcomeUnknown, "OUTCOME_UNKNOWN", message)));
+    /// Lowers the sequence by the number of sequences that failed requests before it have freed.
+    fn renumber(&mut self, freed: i32) -> Result<(), ProducerFailed> {
+        if freed > 0 && self.outcome_unknown {
+            let message =
+                format!("the request with sequence {} may be stored, so it cannot be renumbered", self.sequence);
+            return Err(ProducerFailed(ClientError::new(ErrorKind::OutcomeUnknown, "OUTCOME_UNKNOWN", message)));
         }
         self.sequence = retreat(self.sequence, freed);
         Ok(())
@@ -100,12 +104,12 @@ impl Request {
     }
 }
 
-/// A request to put on the stream.
+/// A request to send.
 #[derive(Debug)]
-pub(super) struct Next {
+pub(super) struct NextRequest {
     pub(super) records: Vec<v1::Record>,
     pub(super) expectation: Option<v1::Expectation>,
-    /// Of the first record.
+    /// Sequence of the first record.
     pub(super) sequence: i32,
     pub(super) trace: Option<v1::TraceContext>,
 }
@@ -118,31 +122,31 @@ pub(super) struct Limits {
     pub(super) in_flight: usize,
 }
 
-/// Everything accepted and not answered.
+/// Every item that is accepted and not answered.
 #[derive(Debug)]
 pub(super) struct Window {
     idempotent: bool,
     limits: Limits,
-    /// Items that no request has taken yet.
+    /// Items that are in no request yet.
     queue: VecDeque<Item>,
     requests: VecDeque<Request>,
-    /// Requests that are out on the current stream: the first ones.
+    /// How many of the requests, from the first, were sent on the current stream.
     sent: usize,
-    /// Of those, the first ones that were answered (with an error, for they are still here).
+    /// How many of those, from the first, were answered (with an error, or they would not be in the queue).
     answered: usize,
     next_sequence: i32,
     next_number: u64,
-    /// The first failure that a caller was told of since it was last asked for.
+    /// The first error returned to a caller since the last [`Self::take_failure`].
     first_failure: Option<ClientError>,
 }
 
-/// The producer cannot go on: the outcome of something can no longer be found out.
+/// The producer has failed: the outcome of an append can no longer be determined, or a node refused the producer.
 #[derive(Debug)]
-pub(super) struct Stuck(pub(super) ClientError);
+pub(super) struct ProducerFailed(pub(super) ClientError);
 
 impl Window {
     pub(super) fn new(idempotent: bool, limits: Limits) -> Self {
-        // Without sequences, order can only be kept by waiting for each answer.
+        // Without sequences, waiting for each answer is the only way to keep the order.
         let in_flight = if idempotent { limits.in_flight.max(1) } else { 1 };
         Self {
             idempotent,
@@ -167,7 +171,7 @@ impl Window {
         self.requests.is_empty() && self.queue.is_empty()
     }
 
-    /// Number that the next item gets.
+    /// Number of the next item.
     pub(super) fn end(&self) -> u64 {
         self.next_number
     }
@@ -178,7 +182,7 @@ impl Window {
         front.map_or(self.next_number, |item| item.number)
     }
 
-    /// The first failure that a caller was told of since the last call.
+    /// The first error returned to a caller since the last call.
     pub(super) fn take_failure(&mut self) -> Option<ClientError> {
         self.first_failure.take()
     }
@@ -187,12 +191,12 @@ impl Window {
         self.sent - self.answered
     }
 
-    /// A request failed; nothing may be sent before [`Self::settle`].
+    /// Whether a request failed: nothing may be sent before [`Self::settle`].
     pub(super) fn is_draining(&self) -> bool {
         self.answered > 0
     }
 
-    /// Whether a full request could be formed from the queue.
+    /// Whether the queue fills a request.
     pub(super) fn has_full_request(&self) -> bool {
         let (mut records, mut bytes) = (0, STORED_BATCH_OVERHEAD);
         self.queue.iter().any(|item| {
@@ -202,7 +206,7 @@ impl Window {
         })
     }
 
-    /// Whether requests wait that were formed before.
+    /// Whether a request is formed and not sent yet.
     pub(super) fn has_formed_request(&self) -> bool {
         self.sent < self.requests.len()
     }
@@ -217,13 +221,13 @@ impl Window {
         front.map(|item| item.expires)
     }
 
-    /// The next request to put on the stream; `None` when nothing may or can be sent now.
-    pub(super) fn next(&mut self) -> Option<Next> {
+    /// The next request to send; `None` when there is none or it may not be sent now.
+    pub(super) fn next(&mut self) -> Option<NextRequest> {
         if self.is_draining() || self.sent >= self.limits.in_flight {
             return None;
         }
-        // The open ones are the first ones.
-        let repairing = self.requests.front().is_some_and(|request| request.open);
+        // Requests with an unknown outcome come first.
+        let repairing = self.requests.front().is_some_and(|request| request.outcome_unknown);
         if !self.has_formed_request() {
             if repairing {
                 return None;
@@ -231,7 +235,7 @@ impl Window {
             self.form()?;
         }
         let request = self.requests.get(self.sent)?;
-        if repairing && !request.open {
+        if repairing && !request.outcome_unknown {
             return None;
         }
         self.sent += 1;
@@ -240,8 +244,8 @@ impl Window {
             records.extend(item.records.iter().cloned());
         }
         let expectation = request.items.first().and_then(|item| item.expectation.clone());
-        let trace = trace::of_request(request.items.iter().filter_map(|item| item.trace.as_deref()));
-        Some(Next { records, expectation, sequence: request.sequence, trace })
+        let trace = trace::of_request(request.items.iter().filter_map(|item| item.span.as_deref()));
+        Some(NextRequest { records, expectation, sequence: request.sequence, trace })
     }
 
     fn form(&mut self) -> Option<()> {
@@ -289,10 +293,10 @@ impl Window {
         true
     }
 
-    /// Sorts what the stream left behind. Called when everything in flight is answered, or when the stream broke: then
-    /// what is unanswered may have been stored. Afterwards nothing is in flight. Answers the last failure that asks for a
-    /// pause before the next attempt.
-    pub(super) fn settle(&mut self) -> Result<Option<ClientError>, Stuck> {
+    /// Decides about the requests that are left when everything in flight is answered, or when the stream broke; in the latter
+    /// case requests without an answer may have been stored. Afterwards nothing is in flight. Returns the last retryable
+    /// failure: there must be a pause before the next attempt.
+    pub(super) fn settle(&mut self) -> Result<Option<ClientError>, ProducerFailed> {
         let sent = std::mem::take(&mut self.sent);
         self.answered = 0;
         let mut left = std::mem::take(&mut self.requests);
@@ -300,21 +304,21 @@ impl Window {
         for request in left.iter_mut().take(sent) {
             let certain = request.failure.as_ref().is_some_and(ClientError::not_accepted);
             if !certain && !gap {
-                request.open = true;
+                request.outcome_unknown = true;
             }
-            gap |= self.idempotent && certain && !request.open;
+            gap |= self.idempotent && certain && !request.outcome_unknown;
         }
-        // A refusal for its sequence is a consequence only when something before it was not stored.
+        // OUT_OF_ORDER_SEQUENCE follows from an earlier failure only if there is one.
         let mut after_failure = false;
         let mut wait = None;
-        // Sequences of requests that were given up.
+        // Number of sequences of failed requests.
         let mut freed = 0;
         while let Some(mut request) = left.pop_front() {
             let failure = request.failure.take();
-            if let Err(stuck) = request.move_up(freed) {
+            if let Err(failed) = request.renumber(freed) {
                 self.requests.push_back(request);
                 self.requests.append(&mut left);
-                return Err(stuck);
+                return Err(failed);
             }
             match self.verdict(&request, failure.as_ref(), after_failure) {
                 Verdict::Keep => {
@@ -337,10 +341,10 @@ impl Window {
                     self.report(&error);
                     request.fail(&error);
                 }
-                Verdict::Stuck(error) => {
+                Verdict::FailProducer(error) => {
                     self.requests.push_back(request);
                     self.requests.append(&mut left);
-                    return Err(Stuck(error));
+                    return Err(ProducerFailed(error));
                 }
             }
         }
@@ -350,9 +354,9 @@ impl Window {
 
     fn verdict(&self, request: &Request, failure: Option<&ClientError>, after_failure: bool) -> Verdict {
         let Some(error) = failure else {
-            // Unanswered, or not sent at all.
-            return match request.open && !self.idempotent {
-                true => Verdict::Fail(lost().into_unknown()),
+            // Not answered, or not sent at all.
+            return match request.outcome_unknown && !self.idempotent {
+                true => Verdict::Fail(stream_broke().into_unknown()),
                 false => Verdict::Keep,
             };
         };
@@ -361,13 +365,13 @@ impl Window {
             match () {
                 () if error.is_retryable() => Verdict::Keep,
                 () if error.reason == "OUT_OF_ORDER_SEQUENCE" && after_failure => Verdict::Keep,
-                () if order || request.open => Verdict::Stuck(error.clone()),
+                () if order || request.outcome_unknown => Verdict::FailProducer(error.clone()),
                 () if request.items.len() > 1 => Verdict::Split,
                 () => Verdict::Fail(error.clone()),
             }
         } else {
             match () {
-                () if request.open => Verdict::Fail(error.clone().into_unknown()),
+                () if request.outcome_unknown => Verdict::Fail(error.clone().into_unknown()),
                 () if error.is_retryable() => Verdict::Keep,
                 () if request.items.len() > 1 => Verdict::Split,
                 () => Verdict::Fail(error.clone()),
@@ -375,37 +379,40 @@ impl Window {
         }
     }
 
-    /// Gives up what has expired. Nothing may be in flight. `last`: why nothing came of it.
-    pub(super) fn expire(&mut self, now: Instant, last: Option<&ClientError>) -> Result<(), Stuck> {
+    /// Fails the items that have expired. Nothing may be in flight. `last`: the error of the last attempt.
+    pub(super) fn expire(&mut self, now: Instant, last: Option<&ClientError>) -> Result<(), ProducerFailed> {
         debug_assert_eq!(self.sent, 0, "expire is for requests that are not in flight");
         if self.expires().is_none_or(|expires| expires > now) {
             return Ok(());
         }
         let error = match last {
-            Some(last) => ClientError { message: format!("not delivered in time: {}", last.message), ..last.clone() },
-            None => ClientError::new(ErrorKind::Retryable, "DEADLINE_EXCEEDED", "not delivered in time"),
+            Some(last) => ClientError { message: format!("delivery timeout: {}", last.message), ..last.clone() },
+            None => ClientError::new(ErrorKind::Retryable, "DEADLINE_EXCEEDED", "delivery timeout"),
         };
         let is_expired = |request: &Request| request.items.iter().any(|item| item.expires <= now);
-        if self.requests.iter().any(|request| request.open && is_expired(request)) {
-            return Err(Stuck(error));
+        if self.requests.iter().any(|request| request.outcome_unknown && is_expired(request)) {
+            return Err(ProducerFailed(error));
         }
-        // Not open, so certainly not stored: that nothing is known about the last attempt does not matter.
+        // The requests that fail here are certainly not stored, even if the outcome of the last attempt is unknown.
         let error = if error.not_accepted() { error } else { ClientError { kind: ErrorKind::Retryable, ..error } };
         self.report(&error);
         let mut freed = 0;
         let mut left = std::mem::take(&mut self.requests);
         while let Some(mut request) = left.pop_front() {
-            if let Err(stuck) = request.move_up(freed) {
+            if let Err(failed) = request.renumber(freed) {
                 self.requests.push_back(request);
                 self.requests.append(&mut left);
-                return Err(stuck);
+                return Err(failed);
             }
             let (expired, kept): (Vec<Item>, Vec<Item>) =
-                request.items.into_iter().partition(|item| !request.open && item.expires <= now);
+                request.items.into_iter().partition(|item| !request.outcome_unknown && item.expires <= now);
             freed = advance(freed, expired.iter().map(Item::count).sum());
             expired.into_iter().for_each(|item| item.answer(Err(error.clone())));
             if !kept.is_empty() {
-                self.requests.push_back(Request { open: request.open, ..Request::of(kept, request.sequence) });
+                self.requests.push_back(Request {
+                    outcome_unknown: request.outcome_unknown,
+                    ..Request::of(kept, request.sequence)
+                });
             }
         }
         while let Some(item) = self.queue.pop_front_if(|item| item.expires <= now) {
@@ -415,18 +422,19 @@ impl Window {
         Ok(())
     }
 
-    /// Fails everything: what may have been stored as unknown, the rest as not accepted.
+    /// Fails every item: as `OUTCOME_UNKNOWN` if it may have been stored, otherwise as not accepted.
     pub(super) fn abandon(&mut self, error: &ClientError) {
         self.report(error);
         let unknown = error.clone().into_unknown();
         let refused = ClientError {
             kind: ErrorKind::Rejected,
-            message: format!("not accepted, because the producer failed before: {}", error.message),
+            message: format!("not accepted, because the producer has failed: {}", error.message),
             ..error.clone()
         };
         for (place, request) in std::mem::take(&mut self.requests).into_iter().enumerate() {
             let in_flight = place < self.sent && request.failure.is_none();
-            request_outcome(request, in_flight, &unknown, &refused);
+            let may_be_stored = request.outcome_unknown || in_flight;
+            request.fail(if may_be_stored { &unknown } else { &refused });
         }
         for item in std::mem::take(&mut self.queue) {
             item.answer(Err(refused.clone()));
@@ -439,19 +447,19 @@ impl Window {
     }
 }
 
-fn request_outcome(request: Request, in_flight: bool, unknown: &ClientError, refused: &ClientError) {
-    let open = request.open || in_flight;
-    request.fail(if open { unknown } else { refused });
-}
-
+/// What happens to a request that is left.
 enum Verdict {
+    /// It is sent again.
     Keep,
+    /// Each of its items is sent again as a request of its own, to find the one that the node rejects.
     Split,
+    /// Its items fail with this error.
     Fail(ClientError),
-    Stuck(ClientError),
+    /// The producer fails with this error.
+    FailProducer(ClientError),
 }
 
-/// Sequences wrap after 2147483647.
+/// Sequences wrap around after 2147483647.
 fn advance(sequence: i32, count: i32) -> i32 {
     sequence.wrapping_add(count) & i32::MAX
 }
@@ -460,6 +468,10 @@ fn retreat(sequence: i32, count: i32) -> i32 {
     sequence.wrapping_sub(count) & i32::MAX
 }
 
-fn lost() -> ClientError {
-    ClientError::new(ErrorKind::Transport { sent: true }, "CONNECTION_LOST", "the stream broke before the answer")
+fn stream_broke() -> ClientError {
+    ClientError::new(
+        ErrorKind::Transport { sent: true },
+        "CONNECTION_LOST",
+        "the stream broke before the node answered",
+    )
 }

@@ -1,8 +1,10 @@
-//! The task behind a producer: owns the window and the stream, and takes the stream to wherever the leader is.
+//! The producer's task: owns the window and the stream, and opens the stream to the current leader.
 //!
-//! A stream goes on while its answers are successes and rejections of single records. Anything that another node, or the
-//! same one later, may answer differently ends it, once everything in flight is answered; so does silence, when another node
-//! says that somebody else leads now. The next stream begins with what the window then has to repeat, in order.
+//! A stream stays open while its responses are successes and rejections of single records. A retryable error ends it, once
+//! everything in flight is answered; so does silence, when another node leads by then. The next stream starts with the
+//! requests that the window repeats, in order.
+//!
+//! Stands on `window.rs` and `connection.rs`. It does not name the producer's handle; commands reach it through a channel.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,43 +17,45 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::ProducerConfig;
-use super::window::{Item, Limits, Next, Stuck, Window};
+use super::window::{Item, Limits, NextRequest, ProducerFailed, Window};
 use crate::attempts::Attempts;
-use crate::client::Client;
+use crate::config::ProducerConfig;
+use crate::connection::Connection;
 use crate::error::{ClientError, ErrorKind};
 use crate::record::Partition;
 use crate::resolver::{Route, Target};
 
-/// Commands taken from the channel at once.
+/// Most commands taken from the channel at once.
 const COMMANDS_AT_ONCE: usize = 1024;
 
+/// Commands of the producer's handle.
 pub(super) enum Command {
     Append(Item),
     Flush(oneshot::Sender<Result<(), ClientError>>),
 }
 
+/// The task's state.
 pub(super) struct Worker {
-    client: Client,
+    connection: Connection,
     partition: Partition,
     config: ProducerConfig,
     commands: mpsc::UnboundedReceiver<Command>,
     failure: Arc<OnceLock<ClientError>>,
     window: Window,
-    /// Who waits until every item below a number is answered.
+    /// Callers that wait until every item below a number is answered.
     flushes: Vec<(u64, oneshot::Sender<Result<(), ClientError>>)>,
     identity: Option<v1::InitProducerResponse>,
     attempts: Attempts,
-    /// Where the stream is, or the attempt to open one failed.
+    /// The node that the stream, or the failed attempt to open one, went to.
     route: Option<Route>,
-    /// No producer handle is left.
+    /// The producer's handle is gone.
     closed: bool,
-    /// When queued items stop waiting for company.
+    /// When queued items stop waiting for more.
     linger_until: Option<Instant>,
     incoming: Vec<Command>,
 }
 
-/// A stream of requests to the node and of answers back.
+/// A stream of requests to the node and of responses back.
 struct Stream {
     requests: mpsc::Sender<v1::ProduceRequest>,
     answers: Streaming<v1::ProduceStreamResponse>,
@@ -59,7 +63,7 @@ struct Stream {
 
 impl Worker {
     pub(super) fn new(
-        client: Client,
+        connection: Connection,
         partition: Partition,
         config: ProducerConfig,
         commands: mpsc::UnboundedReceiver<Command>,
@@ -72,9 +76,9 @@ impl Worker {
         };
         Self {
             window: Window::new(config.idempotent, limits),
-            attempts: client.attempts(Target::Leader(partition.clone())),
+            attempts: connection.attempts(Target::Leader(partition.clone())),
             route: None,
-            client,
+            connection,
             partition,
             config,
             commands,
@@ -89,10 +93,10 @@ impl Worker {
 
     /// Runs until the producer is closed and everything is answered, or the producer fails.
     pub(super) async fn run(mut self) {
-        if let Err(Stuck(error)) = self.serve().await {
+        if let Err(ProducerFailed(error)) = self.serve().await {
             tracing::warn!(%error, partition = %self.partition, "the producer failed");
             let _ = self.failure.set(error.clone());
-            // Nothing new gets in; what is in the channel was never sent.
+            // The channel takes no new commands; those in it were never sent.
             self.commands.close();
             while let Ok(command) = self.commands.try_recv() {
                 self.take(command);
@@ -102,26 +106,25 @@ impl Worker {
         }
     }
 
-    async fn serve(&mut self) -> Result<(), Stuck> {
+    async fn serve(&mut self) -> Result<(), ProducerFailed> {
         loop {
             self.answer_flushes();
             if self.window.is_empty() {
                 if self.closed {
                     return Ok(());
                 }
-                // Cancellation-safe, and nothing else is waited for.
                 self.receive().await;
                 continue;
             }
             let lost = match self.open().await {
                 Ok(mut stream) => self.drive(&mut stream).await?,
                 Err(error) if error.is_retryable() => Some(error),
-                Err(error) => return Err(Stuck(error)),
+                Err(error) => return Err(ProducerFailed(error)),
             };
             if let Some(error) = lost.as_ref().filter(|error| !error.is_retryable()) {
-                // The node refused the stream as a whole; with one request in flight that one is to blame.
+                // The node refused the whole stream. If one request is in flight, that one caused it.
                 if self.window.in_flight() != 1 {
-                    return Err(Stuck(error.clone()));
+                    return Err(ProducerFailed(error.clone()));
                 }
                 self.window.fail(error.clone());
             }
@@ -132,7 +135,7 @@ impl Worker {
         }
     }
 
-    /// Takes what callers sent, waiting until there is something.
+    /// Takes commands, waiting until there is one. Cancellation-safe.
     async fn receive(&mut self) {
         if self.commands.recv_many(&mut self.incoming, COMMANDS_AT_ONCE).await == 0 {
             self.closed = true;
@@ -153,7 +156,7 @@ impl Worker {
                 self.window.push(item);
             }
             Command::Flush(reply) => {
-                // Whoever waits does not want to linger.
+                // A caller that flushes does not want to linger.
                 self.linger_until = None;
                 self.flushes.push((self.window.end(), reply));
             }
@@ -170,31 +173,31 @@ impl Worker {
 
     async fn open(&mut self) -> Result<Stream, ClientError> {
         self.route = None;
-        let limit = Instant::now() + self.client.config().request_timeout;
+        let limit = Instant::now() + self.connection.config().request_timeout;
         let until = self.window.expires().map_or(limit, |expires| expires.min(limit));
-        // Nothing is sent before the stream stands: a failure up to here leaves no outcome open.
+        // No record is sent before the stream is open, so a failure up to then leaves no unknown outcome.
         let late = |why: &str| ClientError::new(ErrorKind::Transport { sent: false }, "DEADLINE_EXCEEDED", why);
         if self.config.idempotent && self.identity.is_none() {
             let left = until.saturating_duration_since(Instant::now());
-            self.identity = Some(self.client.init_producer_within(left).await?);
+            self.identity = Some(self.connection.init_producer(left).await?);
         }
         let route = timeout_at(until, self.attempts.route()).await;
-        let route = self.route.insert(route.map_err(|_| late("no node said where the partition is"))?).clone();
+        let route = self.route.insert(route.map_err(|_| late("no node answered the metadata request"))?).clone();
         let (requests, outgoing) = mpsc::channel(self.config.in_flight_max.max(1));
-        let mut log = self.client.log(route.channel());
-        let (resolver, target) = (self.client.resolver(), Target::Leader(self.partition.clone()));
+        let mut log = self.connection.log(route.channel());
+        let (resolver, target) = (self.connection.resolver(), Target::Leader(self.partition.clone()));
         let opened = tokio::select! {
             opened = log.produce_stream(ReceiverStream::new(outgoing)) => opened.map_err(ClientError::from),
-            () = resolver.superseded(&target, &route, resolver.suspect_after()) => {
-                let why = "does not answer, and another node leads now";
+            () = resolver.until_superseded(&target, &route, resolver.suspect_after()) => {
+                let why = "the node does not answer, and another node leads the partition now";
                 Err(ClientError::new(ErrorKind::Transport { sent: false }, "CONNECTION_LOST", why))
             }
-            () = sleep_until(until) => Err(late("the stream did not open")),
+            () = sleep_until(until) => Err(late("the stream did not open in time")),
         };
         match opened {
             Ok(answers) => {
-                // Not yet progress: whether the node leads is only known from its answers.
-                route.node.answered();
+                // Not progress yet: only a response shows that the node is the leader.
+                route.used.note_answer();
                 Ok(Stream { requests, answers: answers.into_inner() })
             }
             Err(error) => Err(self.judge(error)),
@@ -202,11 +205,11 @@ impl Worker {
     }
 
     /// Sends and receives on one stream until it breaks (the error) or is no longer needed (`None`).
-    async fn drive(&mut self, stream: &mut Stream) -> Result<Option<ClientError>, Stuck> {
-        let suspect_after = self.client.config().suspect_after;
-        // Since requests are in flight: when the node has been silent for too long.
+    async fn drive(&mut self, stream: &mut Stream) -> Result<Option<ClientError>, ProducerFailed> {
+        let suspect_after = self.connection.config().suspect_after;
+        // While requests are in flight: when the node has been silent for too long.
         let mut silent: Option<Instant> = None;
-        // Then: whether another node leads.
+        // After that: the check whether another node leads.
         let mut suspicion: Option<BoxFuture<'static, bool>> = None;
         loop {
             self.answer_flushes();
@@ -217,8 +220,8 @@ impl Worker {
                 return Ok(Some(error));
             }
             if !self.send_ready(stream) {
-                // The outgoing half is gone; the incoming half knows why.
-                let lost = stream.answers.message().await.err().map_or_else(ended, ClientError::from);
+                // The sending half is closed; the receiving half has the reason.
+                let lost = stream.answers.message().await.err().map_or_else(stream_closed, ClientError::from);
                 return Ok(Some(self.judge(lost)));
             }
             if self.window.is_empty() && self.closed {
@@ -231,8 +234,8 @@ impl Worker {
             }
             let lingering = self.linger_until.filter(|_| self.window.has_queued());
             let expires = self.window.expires();
-            // All branches are cancellation-safe: an answer or a command is taken only by the branch that completes, and a
-            // suspicion is kept.
+            // All branches are cancellation-safe: a response or a command is taken only by the branch that completes, and the
+            // suspicion stays in its variable.
             tokio::select! {
                 answer = stream.answers.message() => {
                     (silent, suspicion) = (None, None);
@@ -242,22 +245,22 @@ impl Worker {
                                 return Ok(Some(error));
                             }
                         }
-                        Ok(None) => return Ok(Some(self.judge(ended()))),
+                        Ok(None) => return Ok(Some(self.judge(stream_closed()))),
                         Err(status) => return Ok(Some(self.judge(status.into()))),
                     }
                 },
                 () = self.receive(), if !self.closed => {}
-                () = until(lingering), if lingering.is_some() => self.linger_until = None,
-                () = until(expires), if expires.is_some() => {
+                () = sleep_until_some(lingering), if lingering.is_some() => self.linger_until = None,
+                () = sleep_until_some(expires), if expires.is_some() => {
                     let why = "no answer within the delivery timeout";
                     let error = ClientError::new(ErrorKind::Transport { sent: true }, "DEADLINE_EXCEEDED", why);
                     return Ok(Some(self.judge(error)));
                 }
-                () = until(silent), if suspicion.is_none() && silent.is_some() => suspicion = self.suspect(suspect_after),
-                is_superseded = asked(&mut suspicion), if suspicion.is_some() => {
+                () = sleep_until_some(silent), if suspicion.is_none() && silent.is_some() => suspicion = self.suspect(suspect_after),
+                is_superseded = result_of(&mut suspicion), if suspicion.is_some() => {
                     (silent, suspicion) = (None, None);
                     if is_superseded {
-                        let why = "the node does not answer, and another one leads now";
+                        let why = "the node does not answer, and another node leads the partition now";
                         let error = ClientError::new(ErrorKind::Transport { sent: true }, "CONNECTION_LOST", why);
                         return Ok(Some(self.judge(error)));
                     }
@@ -266,9 +269,9 @@ impl Worker {
         }
     }
 
-    /// Asks another node whether the one that is silent should be given up.
+    /// Starts to ask another node whether the silent one should be abandoned.
     fn suspect(&self, silence: Duration) -> Option<BoxFuture<'static, bool>> {
-        let (resolver, route) = (self.client.resolver().clone(), self.route.clone()?);
+        let (resolver, route) = (self.connection.resolver().clone(), self.route.clone()?);
         let target = Target::Leader(self.partition.clone());
         Some(Box::pin(async move { resolver.is_superseded(&target, &route, silence).await }))
     }
@@ -280,7 +283,7 @@ impl Worker {
         }
     }
 
-    /// Puts everything on the stream that may be sent now. False: the stream takes no more.
+    /// Sends every request that may be sent now. False: the stream is closed.
     fn send_ready(&mut self, stream: &Stream) -> bool {
         loop {
             let ready = self.window.has_formed_request()
@@ -290,7 +293,7 @@ impl Worker {
             if !ready {
                 return true;
             }
-            let Some(Next { records, expectation, sequence, trace }) = self.window.next() else { return true };
+            let Some(NextRequest { records, expectation, sequence, trace }) = self.window.next() else { return true };
             let request = v1::ProduceRequest {
                 partition: Some((&self.partition).into()),
                 records,
@@ -304,14 +307,14 @@ impl Worker {
                 expectation,
                 trace,
             };
-            // Never full: the channel holds as many requests as may be in flight.
+            // The channel is never full: it has room for all requests that may be in flight.
             if stream.requests.try_send(request).is_err() {
                 return false;
             }
         }
     }
 
-    /// Matches an answer to its request. An error means that the stream cannot be trusted further.
+    /// Matches a response to its request. An error means that the stream is out of step and must be closed.
     fn accept(&mut self, answer: v1::ProduceStreamResponse) -> Option<ClientError> {
         let matched = match answer.result {
             Some(Answer::Ok(ok)) => {
@@ -324,18 +327,18 @@ impl Worker {
             }
             None => false,
         };
-        let message = "the node sent an answer that belongs to no request";
+        let message = "the node sent a response that matches no request";
         (!matched).then(|| ClientError::new(ErrorKind::Transport { sent: true }, "CONNECTION_LOST", message))
     }
 
-    /// Waits before the next attempt and gives up what has expired. Nothing may be in flight.
-    async fn pause(&mut self, error: &ClientError) -> Result<(), Stuck> {
+    /// Waits before the next attempt and fails the items that have expired. Nothing may be in flight.
+    async fn pause(&mut self, error: &ClientError) -> Result<(), ProducerFailed> {
         let Some(expires) = self.window.expires() else { return Ok(()) };
         let pause = match &self.route {
             Some(route) => timeout_at(expires, self.attempts.failed(route, error)).await.unwrap_or_default(),
-            None => self.attempts.failed_nowhere(error),
+            None => self.attempts.failed_without_node(error),
         };
-        tracing::debug!(%error, partition = %self.partition, pause_ms = pause.as_millis(), "sending again");
+        tracing::debug!(%error, partition = %self.partition, pause_ms = pause.as_millis(), "retrying appends");
         let now = Instant::now();
         if !pause.is_zero() {
             sleep_until(expires.max(now).min(now + pause)).await;
@@ -349,22 +352,22 @@ impl Worker {
     }
 }
 
-/// At this time; never for `None`.
-async fn until(time: Option<Instant>) {
+/// Sleeps until this time; for ever when there is none.
+async fn sleep_until_some(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
         None => std::future::pending().await,
     }
 }
 
-/// What the suspicion comes to; never without one.
-async fn asked(suspicion: &mut Option<BoxFuture<'static, bool>>) -> bool {
+/// The result of the check; never completes without one.
+async fn result_of(suspicion: &mut Option<BoxFuture<'static, bool>>) -> bool {
     match suspicion {
         Some(suspicion) => suspicion.await,
         None => std::future::pending().await,
     }
 }
 
-fn ended() -> ClientError {
-    ClientError::new(ErrorKind::Transport { sent: true }, "CONNECTION_LOST", "the node ended the stream")
+fn stream_closed() -> ClientError {
+    ClientError::new(ErrorKind::Transport { sent: true }, "CONNECTION_LOST", "the node closed the stream")
 }

@@ -1,24 +1,24 @@
-//! W3C Trace Context, level 1: the texts `traceparent` and `tracestate` to a span context and back.
+//! W3C Trace Context, level 1: conversion of `traceparent` and `tracestate` to a span context and back.
 //!
-//! Source of the format: <https://www.w3.org/TR/trace-context/>. What is malformed is ignored, never refused: a trace must not
+//! Source of the format: <https://www.w3.org/TR/trace-context/>. Malformed values are ignored, never refused: a trace must not
 //! decide whether a request is served.
 
 use std::str::FromStr;
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
-/// Name of the header, of HTTP and of records, that says which span something is a part of.
+/// Name of the header, of HTTP requests and of records, that identifies the parent span.
 pub const TRACEPARENT: &str = "traceparent";
-/// Name of the header that carries what vendors add.
+/// Name of the header with vendor-specific data.
 pub const TRACESTATE: &str = "tracestate";
 
 /// Bytes of a `traceparent` of version 00.
 const TRACEPARENT_BYTES: usize = 55;
-/// A longer `tracestate` is left out, in bytes: what every party must be able to pass on.
+/// A longer `tracestate` is left out, in bytes. The standard requires every party to propagate at least this much.
 const TRACESTATE_BYTES_MAX: usize = 512;
 
-/// The remote span that a `traceparent` names; `None` when the text is malformed. A `tracestate` that is malformed or too
-/// long counts as empty.
+/// The remote span that a `traceparent` identifies; `None` when the text is malformed. A `tracestate` that is malformed or too
+/// long is treated as empty.
 pub fn parse(traceparent: &str, tracestate: &str) -> Option<SpanContext> {
     let bytes = traceparent.as_bytes();
     let parts = [(2, 35), (35, 52), (52, TRACEPARENT_BYTES)];
@@ -26,7 +26,7 @@ pub fn parse(traceparent: &str, tracestate: &str) -> Option<SpanContext> {
         return None;
     }
     let version = hex(&traceparent[..2])?;
-    // A later version may have more fields behind these, set off by a dash.
+    // A later version may have more fields after these, separated by a dash.
     let fits = match bytes.get(TRACEPARENT_BYTES) {
         None => true,
         Some(next) => version > 0 && *next == b'-',
@@ -37,7 +37,7 @@ pub fn parse(traceparent: &str, tracestate: &str) -> Option<SpanContext> {
     let [trace_id, span_id, flags] = parts.map(|(at, end)| &traceparent[at + 1..end]);
     let trace_id = TraceId::from(hex(trace_id)?);
     let span_id = SpanId::from(u64::try_from(hex(span_id)?).ok()?);
-    // The other bits mean nothing to us.
+    // The other bits are not used.
     let flags = TraceFlags::new(u8::try_from(hex(flags)?).ok()?) & TraceFlags::SAMPLED;
     let state = match tracestate {
         "" => TraceState::default(),
@@ -54,13 +54,13 @@ pub fn traceparent(context: &SpanContext) -> String {
     format!("00-{}-{}-{:02x}", context.trace_id(), context.span_id(), flags.to_u8())
 }
 
-/// The `tracestate` of a span; `None` when there is none that would be passed on.
+/// The `tracestate` of a span; `None` when it is empty or too long to be propagated.
 pub fn tracestate(context: &SpanContext) -> Option<String> {
     let text = context.trace_state().header();
     (!text.is_empty() && text.len() <= TRACESTATE_BYTES_MAX).then_some(text)
 }
 
-/// Digits in lower case only, as the standard asks.
+/// Parses hexadecimal digits; lower case only, as the standard requires.
 fn hex(text: &str) -> Option<u128> {
     let is_lower_hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     is_lower_hex.then(|| u128::from_str_radix(text, 16).ok())?
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_texts_name_no_span() {
+    fn malformed_texts_identify_no_span() {
         let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
         for text in [
             String::new(),
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_state_that_cannot_be_passed_on_is_left_out() {
+    fn a_trace_state_that_is_malformed_or_too_long_is_left_out() {
         let long = format!("a={}", "x".repeat(600));
         for state in ["no equals sign", long.as_str()] {
             assert_eq!(tracestate(&parse(TEXT, state).unwrap()), None);

@@ -1,6 +1,4 @@
-//! What every [`Disk`] must do, run against each of them; and the order of imports among the crates' files.
-
-mod imports;
+//! What every [`Disk`] must do, run against each of them.
 
 use std::{io, io::IoSlice, path::Path, sync::Arc};
 

@@ -1,19 +1,21 @@
-//! OpenTelemetry: the span that is active in the application goes with calls and records, and comes back from records.
+//! OpenTelemetry: calls and records carry the application's active span, and readers get it back from records.
 //!
-//! Nothing has to be switched on. Where no span is active, nothing is added to anything. Where one is (of the
-//! `opentelemetry` API, or of `tracing` through `tracing-opentelemetry`):
+//! There is nothing to enable. While no span is active, nothing is added. While one is active (of the `opentelemetry` API, or
+//! of `tracing` through `tracing-opentelemetry`):
 //!
-//! - every call carries it as `traceparent` and `tracestate` in its metadata;
-//! - what a [`Producer`](crate::Producer) is handed gets a span `send <topic>` from then until it is answered, if the active span
-//!   is sampled, by the application's global tracer provider. The record carries that span as the headers `traceparent` and
-//!   `tracestate`, unless it has a `traceparent` already, and the request to the node does;
-//! - [`context_of`] gives the reader of a record the context of the one who wrote it, and [`process`] begins a span there.
+//! - every call of `chronicle.v1.Log` carries it as `traceparent` and `tracestate` in its metadata;
+//! - a [`Producer`](crate::Producer) starts a span `send <topic>` for each `send`, if the active span is sampled, with the
+//!   application's global tracer provider. The span ends when the node has answered. Records carry it as the headers
+//!   `traceparent` and `tracestate`, unless they have a `traceparent` already, and so does the request to the node;
+//! - [`context_of`] returns the context of the writer of a record, and [`process`] starts a span in it.
 //!
-//! A request holds the records of many calls. The node's spans belong to the first sampled one of them; the `send` spans of
+//! A request has the records of many calls. The node's spans belong to the first sampled one of them; the `send` spans of
 //! the others are linked to it.
 
+// Stands on `record.rs`, `error.rs` and `w3c.rs`; names nothing that sends.
 pub mod w3c;
 
+use chronicle_proto::v1;
 use opentelemetry::trace::{Link, SpanContext, SpanKind, Status, TraceContextExt, Tracer};
 use opentelemetry::{Context, KeyValue, global};
 use tonic::metadata::MetadataValue;
@@ -21,12 +23,11 @@ use tonic::{Request, Status as GrpcStatus};
 
 use crate::error::ClientError;
 use crate::record::{Partition, Record, StoredRecord};
-use crate::v1;
 
 /// Name of the tracer that makes the spans of this crate.
 const TRACER: &str = "chronicle-client";
 
-/// The context that a record was written in, for spans of whoever reads it: empty unless the record carries one.
+/// The context in which a record was written, as parent of the reader's spans. Empty unless the record carries one.
 pub fn context_of(record: &StoredRecord) -> Context {
     let header = |name: &str| {
         let found = record.headers.iter().rev().find(|header| header.key == name)?;
@@ -40,8 +41,9 @@ pub fn context_of(record: &StoredRecord) -> Context {
     }
 }
 
-/// Begins a span `process <topic>` for the work on a record: in the trace of whoever wrote it, and linked to the span that is
-/// active here. It ends with the last clone of the context. A record that carries no context gets a child of the active span.
+/// Starts a span `process <topic>` for the work on a record, in the trace of the record's writer and linked to the span that is
+/// active here. It ends when the last clone of the context is dropped. For a record without a context, it is a child of the
+/// active span.
 pub fn process(partition: &Partition, record: &StoredRecord) -> Context {
     let parent = context_of(record);
     let active = active();
@@ -75,7 +77,7 @@ fn active() -> Option<SpanContext> {
     })
 }
 
-/// Puts a span into the metadata of a request.
+/// Writes a span into the metadata of a request.
 pub fn inject(metadata: &mut tonic::metadata::MetadataMap, context: &SpanContext) {
     if let Ok(value) = MetadataValue::try_from(w3c::traceparent(context)) {
         metadata.insert(w3c::TRACEPARENT, value);
@@ -85,7 +87,7 @@ pub fn inject(metadata: &mut tonic::metadata::MetadataMap, context: &SpanContext
     }
 }
 
-/// Interceptor: the active span goes with every call.
+/// Interceptor that adds the active span to a call.
 pub(crate) fn with_active_span(mut request: Request<()>) -> Result<Request<()>, GrpcStatus> {
     if let Some(context) = active() {
         inject(request.metadata_mut(), &context);
@@ -93,18 +95,18 @@ pub(crate) fn with_active_span(mut request: Request<()>) -> Result<Request<()>, 
     Ok(request)
 }
 
-/// What the interceptor is called through.
+/// The type of the interceptor.
 pub(crate) type Interceptor = fn(Request<()>) -> Result<Request<()>, GrpcStatus>;
 
-/// The trace of one handed-over item, until it is answered.
+/// The span of the records of one `send`, until they are answered.
 #[derive(Debug)]
-pub(crate) struct Sending {
-    /// With the item's own span, if it is sampled: that ends when this is dropped.
+pub(crate) struct SendSpan {
+    /// Has the `send` span if the caller's span is sampled; it ends when this is dropped.
     context: Context,
 }
 
-impl Sending {
-    /// Begins the span of an item and puts it into its records. `None`: no span is active here.
+impl SendSpan {
+    /// Starts the span and writes it into the records. `None`: no span is active here.
     pub(crate) fn start(partition: &Partition, records: &mut [Record]) -> Option<Box<Self>> {
         let active = active()?;
         if !active.is_sampled() {
@@ -119,7 +121,7 @@ impl Sending {
         let own = context.span().span_context().clone();
         let (traceparent, tracestate) = (w3c::traceparent(&own), w3c::tracestate(&own));
         for record in records {
-            // Whoever passes a record on may have a reason to keep its first context.
+            // An application that forwards a record may want to keep its original context.
             if record.headers.iter().any(|(name, _)| name == w3c::TRACEPARENT) {
                 continue;
             }
@@ -131,7 +133,7 @@ impl Sending {
         Some(Box::new(Self { context }))
     }
 
-    /// The item was answered.
+    /// The node answered.
     pub(crate) fn answered(&self, error: Option<&ClientError>) {
         if let Some(error) = error {
             self.context.span().set_status(Status::error(error.to_string()));
@@ -139,9 +141,9 @@ impl Sending {
     }
 }
 
-/// What a request that holds these items tells the node: the first sampled one, else the first. The others are linked to it.
-pub(crate) fn of_request<'a>(items: impl Iterator<Item = &'a Sending> + Clone) -> Option<v1::TraceContext> {
-    let sampled = |sending: &&Sending| sending.context.span().span_context().is_sampled();
+/// The trace context of a request with these spans: the first sampled one, else the first. The others are linked to it.
+pub(crate) fn of_request<'a>(items: impl Iterator<Item = &'a SendSpan> + Clone) -> Option<v1::TraceContext> {
+    let sampled = |sending: &&SendSpan| sending.context.span().span_context().is_sampled();
     let chosen = items.clone().find(sampled).or_else(|| items.clone().next())?;
     let context = chosen.context.span().span_context().clone();
     for other in items.filter(sampled).filter(|other| !std::ptr::eq(*other, chosen)) {
@@ -160,13 +162,13 @@ mod tests {
     const SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     const QUIET: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
 
-    /// Sends a record while this span is active; the application has no tracer provider. Answers the record's headers and the
+    /// Sends a record while this span is active; the application has no tracer provider. Returns the record's headers and the
     /// request's span.
     fn sent(active: Option<&str>, record: Record) -> (Vec<(String, String)>, Option<String>) {
         let remote = active.map(|text| w3c::parse(text, "a=b").unwrap());
         let _active = remote.map(|remote| Context::new().with_remote_span_context(remote).attach());
         let mut records = [record];
-        let sending = Sending::start(&Partition::new("t", 0), &mut records);
+        let sending = SendSpan::start(&Partition::new("t", 0), &mut records);
         let request = of_request(sending.iter().map(|sending| &**sending));
         let text = |value: Option<bytes::Bytes>| String::from_utf8(value.unwrap().to_vec()).unwrap();
         let headers = records[0].headers.clone().into_iter().map(|(name, value)| (name, text(value))).collect();
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unsampled_span_tells_the_node_to_leave_the_request_alone_and_adds_nothing_to_records() {
+    fn an_unsampled_span_goes_with_the_request_and_adds_nothing_to_records() {
         assert_eq!(sent(Some(QUIET), Record::value("x")), (Vec::new(), Some(QUIET.to_owned())));
     }
 
@@ -197,9 +199,9 @@ mod tests {
     }
 
     #[test]
-    fn of_many_items_the_first_sampled_one_is_told() {
+    fn of_many_items_the_first_sampled_one_goes_with_the_request() {
         let sending =
-            |text| Sending { context: Context::new().with_remote_span_context(w3c::parse(text, "").unwrap()) };
+            |text| SendSpan { context: Context::new().with_remote_span_context(w3c::parse(text, "").unwrap()) };
         let other = SAMPLED.replace("00f067aa0ba902b7", "00f067aa0ba902b8");
         let items = [sending(QUIET), sending(SAMPLED), sending(&other)];
         assert_eq!(of_request(items.iter()).unwrap().traceparent, SAMPLED);
@@ -208,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_gets_the_context_back_and_nothing_from_headers_that_are_none() {
+    fn a_reader_gets_the_context_back_and_nothing_from_malformed_headers() {
         let record = |value: Option<&'static str>| StoredRecord {
             headers: vec![v1::Header { key: "traceparent".into(), value: value.map(Into::into) }],
             ..StoredRecord::default()

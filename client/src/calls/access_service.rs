@@ -1,4 +1,6 @@
-//! The calls of `chronicle.v1.Access`: rules and quotas.
+//! The calls of `chronicle.v1.Access`: ACLs and quotas.
+//!
+//! Methods of [`Client`], each with retries. Stands on `client.rs`.
 
 use std::time::Duration;
 
@@ -12,86 +14,88 @@ use crate::resolver::Target;
 use crate::retry::Repeat;
 
 impl Client {
-    /// Adds rules, all or none (1 to 500); answers those that were not there.
+    /// Adds ACL rules, all or none (1 to 500). Returns those that did not exist before.
     ///
     /// # Errors
-    /// `INVALID_REQUEST`, `PERMISSION_DENIED`, `OVERLOADED` at the limits of rules; `OUTCOME_UNKNOWN` when they may be there.
+    /// `INVALID_REQUEST`, `PERMISSION_DENIED`, `OVERLOADED` at the limit on the number of rules; `OUTCOME_UNKNOWN` when
+    /// they may have been added.
     pub async fn create_acls(&self, acls: Vec<v1::Acl>) -> Result<Vec<v1::Acl>, ClientError> {
         let request = v1::CreateAclsRequest { acls };
-        // A rule is there once, however often it is added.
-        let answer = self.call(Target::Any, Repeat::Always, true, Duration::ZERO, |channel| {
+        // Adding a rule is idempotent.
+        let answer = self.connection().call(Target::Any, Repeat::Always, true, Duration::ZERO, |channel| {
             let (mut access, request) = (self.access(channel), request.clone());
             async move { access.create_acls(request).await }
         });
         Ok(answer.await?.created)
     }
 
-    /// Takes away the rules that any of the filters (1 to 500) means; answers them. An empty filter means every rule.
+    /// Deletes the rules that any of the filters (1 to 500) matches, and returns them. An empty filter matches every rule.
     ///
     /// # Errors
-    /// `INVALID_REQUEST`, `PERMISSION_DENIED`; `OUTCOME_UNKNOWN` when they may be gone.
+    /// `INVALID_REQUEST`, `PERMISSION_DENIED`; `OUTCOME_UNKNOWN` when they may have been deleted.
     pub async fn delete_acls(&self, filters: Vec<v1::AclFilter>) -> Result<Vec<v1::Acl>, ClientError> {
         let request = v1::DeleteAclsRequest { filters };
-        // Repeated, the answer would not name what the first attempt took away.
-        let answer = self.call(Target::Any, Repeat::NotAccepted, true, Duration::ZERO, |channel| {
+        // A repeated request would not return the rules that the first attempt deleted.
+        let answer = self.connection().call(Target::Any, Repeat::NotAccepted, true, Duration::ZERO, |channel| {
             let (mut access, request) = (self.access(channel), request.clone());
             async move { access.delete_acls(request).await }
         });
         Ok(answer.await?.deleted)
     }
 
-    /// The rules that a filter means, in order.
+    /// The rules that a filter matches, in order.
     ///
     /// # Errors
     /// `PERMISSION_DENIED`; when no node answers within the deadline.
     pub async fn list_acls(&self, filter: v1::AclFilter) -> Result<Vec<v1::Acl>, ClientError> {
         let request = v1::ListAclsRequest { filter: Some(filter) };
-        let answer = self.call(Target::Any, Repeat::Always, false, Duration::ZERO, |channel| {
+        let answer = self.connection().call(Target::Any, Repeat::Always, false, Duration::ZERO, |channel| {
             let (mut access, request) = (self.access(channel), request.clone());
             async move { access.list_acls(request).await }
         });
         Ok(answer.await?.acls)
     }
 
-    /// Sets what a principal may do on each node, per second; `None`: every principal without a quota of its own.
+    /// Sets the quota of a principal, per node and second; `None`: the default quota, of every principal without its own.
     ///
     /// # Errors
-    /// `INVALID_REQUEST`, `PERMISSION_DENIED`; `OUTCOME_UNKNOWN` when it may be set.
+    /// `INVALID_REQUEST`, `PERMISSION_DENIED`; `OUTCOME_UNKNOWN` when it may have been set.
     pub async fn set_quota(&self, principal: Option<String>, quota: v1::Quota) -> Result<(), ClientError> {
         let request = v1::SetQuotaRequest { principal, quota: Some(quota) };
-        let answer = self.call(Target::Any, Repeat::Always, true, Duration::ZERO, |channel| {
+        let answer = self.connection().call(Target::Any, Repeat::Always, true, Duration::ZERO, |channel| {
             let (mut access, request) = (self.access(channel), request.clone());
             async move { access.set_quota(request).await }
         });
         answer.await.map(|_| ())
     }
 
-    /// Removes the quota of a principal; `None`: the default one.
+    /// Deletes the quota of a principal; `None`: the default quota.
     ///
     /// # Errors
-    /// `PERMISSION_DENIED`; `OUTCOME_UNKNOWN` when it may be gone.
+    /// `PERMISSION_DENIED`; `OUTCOME_UNKNOWN` when it may have been deleted.
     pub async fn delete_quota(&self, principal: Option<String>) -> Result<(), ClientError> {
         let request = v1::DeleteQuotaRequest { principal };
-        let answer = self.call(Target::Any, Repeat::Always, true, Duration::ZERO, |channel| {
+        let answer = self.connection().call(Target::Any, Repeat::Always, true, Duration::ZERO, |channel| {
             let (mut access, request) = (self.access(channel), request.clone());
             async move { access.delete_quota(request).await }
         });
         answer.await.map(|_| ())
     }
 
-    /// The default quota, and those of principals.
+    /// The default quota and the quotas of principals.
     ///
     /// # Errors
     /// `PERMISSION_DENIED`; when no node answers within the deadline.
     pub async fn list_quotas(&self) -> Result<v1::ListQuotasResponse, ClientError> {
-        self.call(Target::Any, Repeat::Always, false, Duration::ZERO, |channel| {
-            let mut access = self.access(channel);
-            async move { access.list_quotas(v1::ListQuotasRequest {}).await }
-        })
-        .await
+        self.connection()
+            .call(Target::Any, Repeat::Always, false, Duration::ZERO, |channel| {
+                let mut access = self.access(channel);
+                async move { access.list_quotas(v1::ListQuotasRequest {}).await }
+            })
+            .await
     }
 
     fn access(&self, channel: Channel) -> AccessClient<Channel> {
-        AccessClient::new(channel).max_decoding_message_size(self.config().answer_bytes_max)
+        AccessClient::new(channel).max_decoding_message_size(self.connection().config().answer_bytes_max)
     }
 }

@@ -1,4 +1,6 @@
-//! The calls to one node about itself: they go to the address given and nowhere else, once.
+//! The calls of `chronicle.v1.Node`: logging and diagnostics of one node.
+//!
+//! Methods of [`Client`]. Each goes to the given address only, and is not retried. Stands on `client.rs`.
 
 use chronicle_proto::v1;
 use chronicle_proto::v1::node_client::NodeClient;
@@ -6,12 +8,12 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
+use crate::address::parse_address;
 use crate::client::Client;
 use crate::error::{ClientError, ErrorKind};
-use crate::nodes::check_address;
 
 impl Client {
-    /// What a node (`HOST:PORT`) logs.
+    /// The log filter of a node (`HOST:PORT`).
     ///
     /// # Errors
     /// When the node does not answer within the deadline.
@@ -20,7 +22,7 @@ impl Client {
         self.once(address, node.get_log_filter(v1::GetLogFilterRequest {})).await
     }
 
-    /// Changes what a node (`HOST:PORT`) logs.
+    /// Changes the log filter of a node (`HOST:PORT`).
     ///
     /// # Errors
     /// `INVALID_REQUEST` when the filter does not parse; when the node does not answer within the deadline.
@@ -33,11 +35,11 @@ impl Client {
         self.once(address, node.set_log_filter(request)).await
     }
 
-    /// What support needs to know of a node (`HOST:PORT`), as parts of files.
+    /// The diagnostics bundle of a node (`HOST:PORT`), as a stream of parts of files.
     ///
     /// # Errors
-    /// When the stream cannot be opened within the deadline; errors of the open stream come as gRPC statuses, which convert
-    /// into [`ClientError`].
+    /// When the stream cannot be opened within the deadline. Errors of the open stream are gRPC statuses, which convert into
+    /// [`ClientError`].
     pub async fn diagnostics(
         &self,
         address: &str,
@@ -48,9 +50,9 @@ impl Client {
     }
 
     fn node(&self, address: &str) -> Result<NodeClient<Channel>, ClientError> {
-        check_address(address)?;
-        let channel = self.channel_to(address);
-        Ok(NodeClient::new(channel).max_decoding_message_size(self.config().answer_bytes_max))
+        parse_address(address)?;
+        let channel = self.connection().channel_to(address);
+        Ok(NodeClient::new(channel).max_decoding_message_size(self.connection().config().answer_bytes_max))
     }
 
     async fn once<T>(
@@ -58,7 +60,7 @@ impl Client {
         address: &str,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, ClientError> {
-        let limit = self.config().request_timeout;
+        let limit = self.connection().config().request_timeout;
         match timeout(limit, call).await {
             Ok(answer) => Ok(answer?.into_inner()),
             Err(_) => {

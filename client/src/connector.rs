@@ -1,4 +1,7 @@
-//! The one seam to the network: a closure that opens a byte stream to an address.
+//! The connector: a closure that opens a byte stream to an address.
+//!
+//! All network traffic of the client goes through it, so a test or a simulation can replace the network. Names no other
+//! file of the crate.
 
 use std::io;
 use std::sync::Arc;
@@ -18,7 +21,7 @@ pub type BoxedIo = Box<dyn Io>;
 /// Opens a connection to `HOST:PORT`.
 pub type Connector = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<BoxedIo>> + Send + Sync>;
 
-/// Connects over TCP without Nagle's delay.
+/// Connects over TCP with `TCP_NODELAY` set.
 pub fn tcp_connector() -> Connector {
     Arc::new(|address| {
         Box::pin(async move {
