@@ -16,24 +16,25 @@
 //!         forward.rs   port-forwards through the API server
 //! ```
 
-mod access;
 mod archive;
 mod bundle;
 mod cli;
 mod drain;
+mod dry_run;
+mod duration;
 mod error;
 mod forward;
-mod lines;
+mod log_lines;
 mod logs;
 mod mask;
 mod members;
 mod nodes;
 mod output;
 mod plan;
-mod rehearse;
+mod session;
 mod status;
 #[cfg(test)]
 mod tests;
 
-pub use cli::Cli;
-pub use error::Failure;
+pub use cli::PluginCli;
+pub use error::PluginError;
