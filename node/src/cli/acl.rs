@@ -1,4 +1,4 @@
-//! `chronicle acl`: who may do what.
+//! `chronicle acl`: adds, removes and lists access rules.
 
 use chronicle_client::{Client, v1};
 use chronicle_node::security::{Action, Effect, PatternKind, ResourceKind, acl};
@@ -10,19 +10,19 @@ use super::output::{Table, print};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AclCommand {
-    /// Add a rule for each operation that is named.
+    /// Add one rule per operation.
     Add(AddArgs),
-    /// Take rules away: those that everything which is given applies to.
+    /// Remove the rules that match every given option.
     Remove(RemoveArgs),
-    /// List rules: those that everything which is given applies to.
+    /// List the rules that match every given option.
     List(FilterArgs),
 }
 
-/// What a rule is about: one of these.
+/// The resource of a rule: one of these.
 #[derive(Debug, Args, Default)]
 #[group(multiple = false)]
 pub(super) struct ResourceArgs {
-    /// A topic; "*" for every one, and with a * at the end every topic whose name begins so.
+    /// A topic; "*" for every topic; a name that ends in * for every topic with that prefix.
     #[arg(long, value_name = "NAME")]
     topic: Option<String>,
     /// A consumer group; "*" as for topics.
@@ -35,22 +35,22 @@ pub(super) struct ResourceArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct AddArgs {
-    /// Who, as a certificate says it (such as spiffe://prod/ns/shop/sa/orders); "*" for anyone.
+    /// Principal of the client certificate, such as spiffe://prod/ns/shop/sa/orders; "*" for every client.
     #[arg(long, value_name = "NAME")]
     principal: String,
     #[command(flatten)]
     resource: ResourceArgs,
-    /// What may be done: read, write, create, delete, alter, describe, admin, all; several separated by commas.
+    /// Operations: read, write, create, delete, alter, describe, admin, all; several separated by commas.
     #[arg(long, short = 'p', value_name = "NAME", value_delimiter = ',', required = true, value_parser = action)]
     operation: Vec<Action>,
-    /// It may not be done, whatever other rules say.
+    /// Deny the operations; overrides every allowing rule.
     #[arg(long)]
     deny: bool,
 }
 
 #[derive(Debug, Args, Default)]
 pub(super) struct FilterArgs {
-    /// Only rules of exactly this principal; "*": rules for anyone.
+    /// Only rules of exactly this principal; "*": rules for every client.
     #[arg(long, value_name = "NAME")]
     principal: Option<String>,
     #[command(flatten)]
@@ -70,7 +70,7 @@ pub(super) struct FilterArgs {
 pub(super) struct RemoveArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Take every rule of the cluster away; needed when nothing else is given.
+    /// Remove every rule of the cluster; needed when no other option is given.
     #[arg(long)]
     all: bool,
 }
@@ -97,7 +97,7 @@ fn operation_of(action: Action) -> v1::AclOperation {
 }
 
 impl ResourceArgs {
-    /// Kind, pattern and name; `None`: nothing was given.
+    /// Returns kind, pattern and name; `None` when no resource was given.
     fn resolve(self) -> Option<(v1::ResourceKind, v1::PatternKind, String)> {
         let (kind, name) = match self {
             Self { topic: Some(name), .. } => (v1::ResourceKind::Topic, name),
@@ -140,9 +140,9 @@ pub(super) async fn run(global: &Global, command: AclCommand) -> anyhow::Result<
             let everything = filter == v1::AclFilter::default();
             anyhow::ensure!(
                 args.all || !everything,
-                "nothing says which rules: give a principal, a resource, or --all"
+                "which rules to remove: must be given as a principal, a resource or another filter, or --all"
             );
-            anyhow::ensure!(!args.all || everything, "--all: takes every rule; give it alone");
+            anyhow::ensure!(!args.all || everything, "--all: removes every rule: must be given alone");
             show(global, client.delete_acls(vec![filter]).await?)
         }
         AclCommand::List(args) => show(global, client.list_acls(args.resolve()).await?),
@@ -153,7 +153,7 @@ async fn add(global: &Global, client: &Client, args: AddArgs) -> anyhow::Result<
     let AddArgs { principal, resource, operation, deny } = args;
     let resource = resource.resolve();
     let (kind, pattern, name) =
-        resource.ok_or_else(|| anyhow::anyhow!("nothing says about what: give --topic, --group or --cluster"))?;
+        resource.ok_or_else(|| anyhow::anyhow!("resource: missing: must be given as --topic, --group or --cluster"))?;
     let effect = if deny { v1::AclEffect::Deny } else { v1::AclEffect::Allow };
     let rule = |action: Action| v1::Acl {
         principal: principal.clone(),
@@ -176,7 +176,7 @@ struct RuleView {
     name: String,
 }
 
-/// A value that a newer node may send.
+/// Shown for a value that only newer versions define.
 const UNKNOWN: &str = "unknown";
 
 impl From<v1::Acl> for RuleView {

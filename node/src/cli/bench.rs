@@ -33,31 +33,31 @@ pub(super) struct ProduceArgs {
     /// Topic to append to; created when missing.
     #[arg(long, short = 't', value_name = "TOPIC", default_value = "bench")]
     topic: String,
-    /// Partitions of the topic when it is created; producers are spread over them.
+    /// Partitions of a created topic; producers are spread over them.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=10_000))]
     partitions: i32,
-    /// Concurrent producers, each with a connection of its own.
+    /// Concurrent producers, each with its own connection.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     producers: u32,
     /// Bytes of each record's value.
     #[arg(long, value_name = "BYTES", default_value = "1KiB", value_parser = parse::size)]
     record_size: usize,
-    /// Records in all; without --count and --duration: for 10 s.
+    /// Records in total. Default without --duration: as many as fit in 10 s.
     #[arg(long, value_name = "N", conflicts_with = "duration")]
     count: Option<u64>,
-    /// For how long.
+    /// Duration, such as 30s.
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     duration: Option<Duration>,
     /// unary: one request at a time per producer; stream: pipelined on a ProduceStream, idempotent.
     #[arg(long, value_enum, default_value = "stream", hide_possible_values = true)]
     mode: Mode,
-    /// Records of one request.
+    /// Records per request.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     batch: u32,
-    /// With --mode stream: requests of one producer that wait for their answer.
+    /// With --mode stream: unacknowledged requests per producer.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=256))]
     in_flight: u32,
-    /// How the node stores the records.
+    /// Compression of the stored records.
     #[arg(long, value_enum, default_value = "none")]
     compression: CompressionArg,
 }
@@ -70,10 +70,10 @@ pub(super) struct ConsumeArgs {
     /// Partition to read (0-based).
     #[arg(long, short = 'p', value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..))]
     partition: i32,
-    /// Stop after this many records; without it: at the end that the log has now.
+    /// Most records to read. Default: up to the end that the log has at the start.
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-    /// Bytes of one answer, at most; 0: the node's default.
+    /// Most bytes of one response; 0: the node's default.
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     max_bytes: u32,
 }
@@ -93,7 +93,7 @@ struct Report {
     seconds: f64,
     records_per_second: f64,
     megabytes_per_second: f64,
-    /// From handing a request over to its acknowledgement, in microseconds; absent for reads.
+    /// Time from sending a request to its acknowledgement, in microseconds; absent for reads.
     #[serde(skip_serializing_if = "Option::is_none")]
     latency_us: Option<Latency>,
     errors: u64,
@@ -150,14 +150,14 @@ fn micros(us: u64) -> String {
     if us < 10_000 { format!("{us} us") } else { format!("{:.1} ms", us as f64 / 1000.0) }
 }
 
-/// How many records are still to be appended, and until when; shared by all producers.
+/// Records still to append and the deadline; shared by all producers.
 struct Work {
     left: AtomicU64,
     until: Option<Instant>,
 }
 
 impl Work {
-    /// Takes up to `records` of the work; `None`: all done.
+    /// Takes up to `records` records; `None` when all are taken or the deadline has passed.
     fn take(&self, records: u64) -> Option<u64> {
         if self.until.is_some_and(|until| Instant::now() >= until) {
             return None;
@@ -174,7 +174,7 @@ impl Work {
     }
 }
 
-/// What one producer did.
+/// Totals of one producer.
 struct Outcome {
     records: u64,
     errors: u64,
@@ -302,7 +302,7 @@ async fn unary(client: &Client, partition: &Partition, args: &ProduceArgs, work:
 async fn stream(client: &Client, partition: Partition, args: &ProduceArgs, work: &Work, value: &Bytes) -> Outcome {
     let mut outcome = Outcome::new();
     let batch_records_max = args.batch as usize;
-    // Every call to send_batch fills a request, so that requests have the size asked for.
+    // Every call to send_batch fills one request, so requests have the requested size.
     let config = ProducerConfig {
         compression: args.compression.into(),
         batch_records_max,
@@ -359,7 +359,7 @@ async fn consume(global: &Global, args: ConsumeArgs) -> anyhow::Result<Report> {
     let mut stop = std::pin::pin!(signal::stop_requested());
     let started = Instant::now();
     while records < wanted {
-        // Reading is cancellation-safe, and the signal ends it anyway.
+        // Reading is cancellation-safe, and the signal ends it in any case.
         let batch = tokio::select! {
             stopped = &mut stop => { stopped?; break }
             batch = consumer.next_batch() => batch?,

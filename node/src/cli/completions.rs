@@ -1,4 +1,4 @@
-//! `chronicle completions`.
+//! `chronicle completions`: prints a completion script for a shell.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 #[derive(Debug, Args)]
 pub(super) struct CompletionsArgs {
-    /// For which shell.
+    /// Shell that the script is for.
     #[arg(value_enum)]
     shell: Shell,
 }

@@ -1,4 +1,5 @@
-//! `chronicle config`: the effective configuration, and the options by which a node takes its configuration.
+//! `chronicle config`: prints the effective configuration. Also the options that name the sources of a node's
+//! configuration.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use clap::Args;
 use super::Global;
 use super::output::Format;
 
-/// Where configuration comes from; later wins: defaults, file, environment, `--set`.
+/// Sources of the configuration; later ones override: defaults, file, environment, `--set`.
 #[derive(Debug, Clone, Args)]
 pub(super) struct ConfigSource {
     /// YAML file; see `chronicle config --sample`.
@@ -21,12 +22,13 @@ pub(super) struct ConfigSource {
 }
 
 impl ConfigSource {
-    /// The effective configuration; `last` are settings that win over everything, as `field=value`. Not validated.
+    /// Loads the effective configuration. `last` are settings that override everything, as `field=value`. Does not
+    /// validate.
     pub(super) fn load(&self, last: Vec<String>) -> anyhow::Result<Config> {
         Ok(config::load(&self.sources(last))?)
     }
 
-    /// The sources; `last` as in [`ConfigSource::load`].
+    /// Returns the sources; `last` as in [`ConfigSource::load`].
     pub(super) fn sources(&self, last: Vec<String>) -> Sources {
         let settings = self.settings.iter().cloned().chain(last).collect();
         Sources { file: self.config.clone(), settings, ..Sources::from_environment() }
@@ -37,7 +39,7 @@ impl ConfigSource {
 pub(super) struct ConfigArgs {
     #[command(flatten)]
     source: ConfigSource,
-    /// Print the defaults with their documentation instead.
+    /// Print every field with its default and documentation instead.
     #[arg(long)]
     sample: bool,
 }
@@ -50,7 +52,7 @@ pub(super) fn run(global: &Global, args: &ConfigArgs) -> anyhow::Result<()> {
     }
     let config = args.source.load(Vec::new())?;
     config.validate()?;
-    // YAML is the table of a tree.
+    // A tree has no table: people get YAML.
     let text = match global.output {
         Format::Table | Format::Yaml => serde_yaml::to_string(&config)?,
         Format::Json => serde_json::to_string_pretty(&config)? + "\n",

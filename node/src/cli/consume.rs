@@ -1,4 +1,4 @@
-//! `chronicle consume`: read records and print them.
+//! `chronicle consume`: reads records and prints them.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
@@ -22,36 +22,37 @@ pub(super) struct ConsumeArgs {
     /// Topic to read.
     #[arg(long, short = 't', value_name = "TOPIC", default_value = "default")]
     topic: String,
-    /// Read as a member of this consumer group until Ctrl-C or --max: partitions are shared with the other members, and
-    /// the group remembers what was printed. --from (earliest or latest) is where it starts the first time.
+    /// Consumer group to read as a member of, until Ctrl-C or --max. The members share the partitions, and the group
+    /// stores the offsets of printed records. --from (earliest or latest) applies to partitions without a stored
+    /// offset.
     #[arg(long, short = 'g', value_name = "GROUP", conflicts_with_all = ["partition", "to"])]
     group: Option<String>,
     /// Partition (0-based).
     #[arg(long, short = 'p', value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..))]
     partition: i32,
-    /// Start: earliest, latest, an offset, @MILLISECONDS or a time such as 2026-11-21T10:00:00Z.
+    /// Start position: earliest, latest, an offset, @MILLISECONDS or a time such as 2026-11-21T10:00:00Z.
     #[arg(long, value_name = "POSITION", default_value = "earliest", value_parser = parse::position)]
     from: Position,
-    /// Stop before this offset (exclusive). Waits for records up to it.
+    /// End offset (exclusive); waits until the records before it exist.
     #[arg(long, value_name = "OFFSET", value_parser = clap::value_parser!(i64).range(0..))]
     to: Option<i64>,
-    /// Stop after this many records.
+    /// Most records to print.
     #[arg(long, short = 'n', value_name = "N")]
     max: Option<u64>,
-    /// At the end, wait for more. Without it (and without --to), stop at the end that the log has now.
+    /// Wait for new records at the end of the log. Default without --to: stop at the end that the log has at the start.
     #[arg(long, short = 'F')]
     follow: bool,
-    /// What to print of each record: value: the value and a line feed; key-value: key, separator, value, line feed;
-    /// json: one object a line; raw: the value, then --delimiter. Default: value, or json with --output json.
+    /// Format of each record. value: the value and a line feed; key-value: key, separator, value, line feed; json: one
+    /// object a line; raw: the value, then --delimiter. Default: value, or json with --output json.
     #[arg(long, value_enum, hide_possible_values = true)]
     format: Option<RecordFormat>,
-    /// Between key and value with --format key-value (escapes such as \t are known).
+    /// Separator between key and value with --format key-value; escapes such as \t are allowed.
     #[arg(long, value_name = "TEXT", default_value = "\\t", value_parser = parse::separator)]
     separator: parse::Bytes,
-    /// After each value with --format raw (such as \0).
+    /// Delimiter after each value with --format raw, such as \0.
     #[arg(long, value_name = "TEXT", default_value = "", value_parser = parse::delimiter)]
     delimiter: parse::Bytes,
-    /// How keys and values stand in JSON: base64, or text, where bytes that are not UTF-8 become {"base64": "..."}.
+    /// Encoding of keys and values in JSON: base64, or text, where bytes that are not UTF-8 become {"base64": "..."}.
     #[arg(long, value_enum, default_value = "base64", hide_possible_values = true)]
     encoding: Encoding,
 }
@@ -88,7 +89,7 @@ pub(super) async fn run(global: &Global, args: ConsumeArgs) -> anyhow::Result<()
         stopped = &mut stop => stopped?,
         copied = copy(&client, partition, &args, format, &mut out) => copied?,
     }
-    // What was printed before Ctrl-C is whole records.
+    // Only whole records were printed before Ctrl-C.
     out.flush()?;
     Ok(())
 }
@@ -99,7 +100,8 @@ impl ConsumeArgs {
     }
 }
 
-/// Prints what the group assigns to this process. A record counts as consumed once it is written and flushed.
+/// Prints the records of the partitions that the group assigns to this process. A record counts as consumed once it is
+/// written and flushed.
 async fn copy_group(
     client: &Client,
     group: &str,
@@ -113,7 +115,7 @@ async fn copy_group(
         Position::Latest => GroupStart::Latest,
         Position::Offset(_) | Position::Timestamp(_) => {
             anyhow::bail!(
-                "--from: with --group it is earliest or latest; `chronicle group reset` sets the offsets of a group"
+                "--from: must be earliest or latest with --group; `chronicle group reset` sets the offsets of a group"
             );
         }
     };
@@ -123,7 +125,7 @@ async fn copy_group(
     let mut left = args.max.unwrap_or(u64::MAX);
     let mut result = Ok(());
     while left > 0 {
-        // Nothing more is printed once stop was asked for; the record that is not taken belongs to the next reader.
+        // Nothing more is printed once the stop is requested; the next reader receives the record that is not taken.
         let record = tokio::select! {
             biased;
             stopped = &mut stop => { result = stopped.map_err(Into::into); break }
@@ -136,7 +138,7 @@ async fn copy_group(
             Err(error) => Err(error.into()),
         };
         if let Err(error) = written {
-            // What could not be written was not consumed: it is left to the next reader.
+            // A record that could not be written does not count as consumed: the next reader receives it.
             consumer.leave().await?;
             return Err(error);
         }
@@ -157,7 +159,7 @@ async fn copy(
     if !args.follow && args.to.is_none() {
         let offsets = client.list_offsets(&partition, None).await?;
         let start = match args.from {
-            // Beyond the end is an error that the node describes; see below.
+            // Beyond the end: the node returns an error with the reason; see below.
             Position::Offset(offset) if offset > offsets.next => None,
             Position::Offset(offset) => Some(offset),
             Position::Latest => Some(offsets.next),
@@ -224,7 +226,7 @@ fn write_record(
 /// A record as one JSON line. Absent: no key, a null value.
 #[derive(Debug, Serialize)]
 struct RecordView {
-    /// Of a group's record, which may be from any partition.
+    /// Set for a group's record, which may be from any partition.
     #[serde(skip_serializing_if = "Option::is_none")]
     partition: Option<i32>,
     offset: i64,

@@ -1,4 +1,4 @@
-//! `chronicle group`: list, describe, reset, delete consumer groups.
+//! `chronicle group`: lists, describes, resets and deletes consumer groups.
 
 use chronicle_client::v1::reset_offsets_request::To;
 use chronicle_client::{Client, Position, v1};
@@ -11,13 +11,13 @@ use super::parse;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum GroupCommand {
-    /// List the groups that the node knows of.
+    /// List the consumer groups known to the node.
     List,
     /// Show members, assignment, offsets and lag of a group.
     Describe(NameArgs),
     /// Set the offsets of a group that has no members.
     Reset(ResetArgs),
-    /// Forget a group that has no members.
+    /// Delete a group that has no members, with its offsets.
     Delete(NameArgs),
 }
 
@@ -33,13 +33,13 @@ pub(super) struct ResetArgs {
     name: String,
     /// Topic to reset.
     topic: String,
-    /// Only this partition (0-based); may be given several times.
+    /// Only this partition (0-based); repeat for several.
     #[arg(long, short = 'p', value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     partition: Vec<i32>,
-    /// Where to: earliest, latest, an offset, @MILLISECONDS or a time such as 2026-11-21T10:00:00Z.
+    /// New position: earliest, latest, an offset, @MILLISECONDS or a time such as 2026-11-21T10:00:00Z.
     #[arg(long, value_name = "POSITION", value_parser = parse::position)]
     to: Position,
-    /// Show what would be set, and set nothing.
+    /// Show the new offsets without setting them.
     #[arg(long)]
     dry_run: bool,
 }
@@ -90,7 +90,7 @@ struct MemberView {
     topics: Vec<String>,
 }
 
-/// Absent values are not known, or nothing was committed.
+/// An absent value is unknown, or no offset was committed.
 #[derive(Debug, Serialize)]
 struct LagView {
     topic: String,
@@ -199,7 +199,7 @@ async fn reset(global: &Global, client: &Client, args: ResetArgs) -> anyhow::Res
         table
     })?;
     if args.dry_run {
-        eprintln!("nothing was set: --dry-run");
+        eprintln!("--dry-run: no offset was set");
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ impl Histogram {
         self.max
     }
 
-    /// The value that this share (0 to 1) of all values does not exceed; 0 when there are none.
+    /// Returns the value that this share (0 to 1) of all values does not exceed; 0 when there are no values.
     pub(super) fn quantile(&self, share: f64) -> u64 {
         let wanted = ((self.total as f64 * share).ceil() as u64).max(1);
         let mut seen = 0;

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use chronicle_client::Record;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 
-/// Longest line or largest file, in bytes. A node accepts less (`limits.request-bytes-max`); this only keeps a file without
-/// line ends from filling memory.
+/// Longest line or largest file, in bytes. A node accepts less (`limits.request-bytes-max`); this limit only keeps a
+/// file without line ends from filling memory.
 const RECORD_BYTES_MAX: usize = 64 << 20;
 
-/// A record and where it came from.
+/// A record and its source in the input.
 #[derive(Debug)]
 pub(super) struct Sourced {
     pub(super) record: Record,
@@ -45,13 +45,13 @@ pub(super) enum Input {
 }
 
 impl Input {
-    /// Each file one record; `keyed`: its path as given is the key.
+    /// Reads each file as one record. With `keyed`, the path as given is the record's key.
     pub(super) fn files(paths: Vec<PathBuf>, keyed: bool) -> Self {
         Self::Files { paths: paths.into(), keyed }
     }
 
-    /// Each line of a file, or of standard input, one record, without its line feed. With a separator, what stands before
-    /// its first occurrence is the key.
+    /// Reads each line of a file, or of standard input, as one record, without its line feed. With a separator, the
+    /// text before its first occurrence is the key.
     pub(super) async fn lines(path: Option<&Path>, key_separator: Option<Vec<u8>>) -> anyhow::Result<Self> {
         let reader: Box<dyn AsyncBufRead + Send + Unpin> = match path {
             Some(path) => {
@@ -63,7 +63,7 @@ impl Input {
         Ok(Self::Lines { reader, key_separator, line: 0 })
     }
 
-    /// Bytes of input, when they can be known beforehand.
+    /// Bytes of input; `None` when the size is not known beforehand.
     pub(super) async fn size(&self) -> Option<u64> {
         let Self::Files { paths, .. } = self else { return None };
         let mut size = 0;
@@ -73,7 +73,7 @@ impl Input {
         Some(size)
     }
 
-    /// The next record; `None` at the end. Not cancellation-safe: what was read of a line would be lost.
+    /// The next record; `None` at the end. Not cancellation-safe: the part of a line read so far would be lost.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<Sourced>> {
         match self {
             Self::Files { paths, keyed } => {
@@ -117,7 +117,7 @@ async fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A line without its line feed, and the bytes that it took.
+/// Returns a line without its line feed, and the bytes read for it.
 async fn read_line(
     reader: &mut (dyn AsyncBufRead + Send + Unpin),
     number: u64,

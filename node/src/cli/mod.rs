@@ -1,8 +1,9 @@
 //! The command line: arguments in, one command out.
 //!
-//! Each command lives in its own file and answers `anyhow::Result`; here an error becomes one line on standard error and an
-//! exit code: 0 done, 1 failed, 2 wrong usage. Data goes to standard output (`output.rs` writes it in the form asked
-//! for), everything else to standard error. A reader that goes away ends a command quietly.
+//! Each command is in its own file and returns `anyhow::Result`. This file turns an error into one line on standard
+//! error and an exit code: 0 done, 1 failed, 2 wrong usage. Data goes to standard output (`output.rs` writes it in the
+//! requested format), everything else to standard error. When the reader of the output closes it, the command ends with
+//! exit code 0 and no message.
 
 mod acl;
 mod bench;
@@ -50,7 +51,7 @@ pub(crate) struct Cli {
 /// Options that every command takes.
 #[derive(Debug, Clone, Args)]
 struct Global {
-    /// Node to talk to.
+    /// Address of a node.
     #[arg(
         long,
         global = true,
@@ -60,7 +61,7 @@ struct Global {
         help_heading = "Global options"
     )]
     server: String,
-    /// Form of printed data: table for people, json or yaml for programs.
+    /// Output format: table for people, json or yaml for programs.
     #[arg(
         long,
         short = 'o',
@@ -72,7 +73,7 @@ struct Global {
         help_heading = "Global options"
     )]
     output: Format,
-    /// Give up a call to the node after this long, retries included (such as 30s or 500ms).
+    /// Timeout of each call to the node, retries included, such as 30s or 500ms.
     #[arg(
         long,
         global = true,
@@ -86,22 +87,22 @@ struct Global {
     encryption: Encryption,
 }
 
-/// How connections are encrypted: not at all without `--ca`.
+/// TLS options of connections to nodes: plaintext without `--ca`.
 #[derive(Debug, Clone, Default, Args)]
 struct Encryption {
-    /// Talk TLS, and believe nodes whose certificate is of these CAs (PEM).
+    /// CA certificates (PEM) that node certificates are verified against; turns TLS on.
     #[arg(long, global = true, value_name = "FILE", env = "CHRONICLE_CA", help_heading = "Global options")]
     ca: Option<PathBuf>,
-    /// Show this certificate (PEM); needs --ca and --key.
+    /// Client certificate (PEM); needs --ca and --key.
     #[arg(long, global = true, value_name = "FILE", env = "CHRONICLE_CERT", help_heading = "Global options")]
     cert: Option<PathBuf>,
-    /// Private key of the certificate (PEM).
+    /// Private key (PEM) of the client certificate.
     #[arg(long, global = true, value_name = "FILE", env = "CHRONICLE_KEY", help_heading = "Global options")]
     key: Option<PathBuf>,
 }
 
 impl Encryption {
-    /// Applies it to a client's configuration.
+    /// Adds the TLS options to a client's configuration.
     fn apply(&self, config: ClientConfig) -> anyhow::Result<ClientConfig> {
         let identity = match (&self.cert, &self.key) {
             (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
@@ -118,7 +119,7 @@ impl Encryption {
 }
 
 impl Global {
-    /// A client of the node; must be called inside the runtime.
+    /// Returns a client of the node. Must be called inside the runtime.
     fn client(&self) -> anyhow::Result<Client> {
         let config = self.encryption.apply(ClientConfig::new(&self.server).request_timeout(self.timeout))?;
         Ok(Client::connect(config)?)
@@ -127,7 +128,8 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run one node or a small cluster on this machine, ready for use: loopback only, data in a folder, topic `default`.
+    /// Run one node or a small cluster on this machine for development: loopback only, data in a folder, topic
+    /// `default`.
     Dev(dev::DevArgs),
     /// Run a node from its configuration.
     Node(node::NodeArgs),
@@ -144,22 +146,22 @@ enum Command {
     /// List, describe, reset and delete consumer groups.
     #[command(subcommand)]
     Group(group::GroupCommand),
-    /// Say who may do what.
+    /// Add, remove and list access rules (ACLs).
     #[command(subcommand)]
     Acl(acl::AclCommand),
-    /// Say how much a principal may do.
+    /// Set, remove and list quotas of principals.
     #[command(subcommand)]
     Quota(quota::QuotaCommand),
     /// Measure appends or reads.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
-    /// Look into a node: its files, its log, what support needs to know.
+    /// Inspect a node: segment files, log level, support bundle.
     #[command(subcommand)]
     Debug(debug::DebugCommand),
-    /// Make certificates: an authority for development, nodes, clients, the operator.
+    /// Make certificates: a development CA, nodes, clients, the operator.
     #[command(subcommand)]
     Cert(cert::CertCommand),
-    /// Print the configuration in force, or a documented sample.
+    /// Print the effective configuration, or a documented sample.
     Config(config::ConfigArgs),
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
@@ -168,16 +170,15 @@ enum Command {
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime failed")
-        .and_then(|runtime| {
-            let result = runtime.block_on(run(cli));
-            // A read of standard input that nobody waits for must not keep the process.
-            runtime.shutdown_background();
-            result
-        });
+    let result =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime").and_then(
+            |runtime| {
+                let result = runtime.block_on(run(cli));
+                // An unfinished read of standard input must not keep the process alive.
+                runtime.shutdown_background();
+                result
+            },
+        );
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -208,7 +209,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// The chain of causes on one line, without those that the error before has quoted already.
+/// Returns the chain of causes on one line, without causes that the text before them contains already.
 fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -220,7 +221,7 @@ fn one_line(error: &anyhow::Error) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whoever read our output has seen enough.
+/// Whether the reader of the output has closed it.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }

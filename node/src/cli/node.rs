@@ -1,4 +1,4 @@
-//! `chronicle node`: a node from its configuration.
+//! `chronicle node`: runs a node from its configuration.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub(super) struct NodeArgs {
     /// Data directory (node.data-dir).
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
-    /// Be killed when the process of this number ends, which must be the one that starts this.
+    /// Pid of the process that starts this node; the node is killed when that process ends.
     #[arg(long, value_name = "PID", hide = true)]
     die_with_parent: Option<i32>,
 }
@@ -42,13 +42,13 @@ pub(super) async fn run(args: NodeArgs) -> anyhow::Result<()> {
     serve::run(config, reload).await
 }
 
-/// Whether a node may run with this.
+/// Checks that a node may run with this configuration.
 fn check(config: &Config) -> anyhow::Result<()> {
     config.validate()?;
     ensure!(
         config.security.tls.mode != TlsMode::Unset,
-        "security.tls.mode: unset: must be enabled (with cert-file, key-file and ca-file; `chronicle cert` makes them) or \
-         disabled (plaintext: whoever reaches {} reads and writes everything)",
+        "security.tls.mode: unset: must be enabled (with cert-file, key-file and ca-file; see `chronicle cert`) or \
+         disabled (plaintext: any client that can connect to {} can read and write everything)",
         config.listeners.data
     );
     Ok(())
@@ -57,8 +57,8 @@ fn check(config: &Config) -> anyhow::Result<()> {
 /// Asks the kernel to kill this process when its parent (strictly: the thread that started it) ends.
 fn die_with(parent: i32) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("--die-with-parent")?;
-    // It may have ended before the kernel was asked.
+    // The parent may have ended before the call.
     let still_there = Pid::from_raw(parent).is_some_and(|parent| getppid() == Some(parent));
-    ensure!(still_there, "--die-with-parent: {parent}: is not the process that started this node, or has ended");
+    ensure!(still_there, "--die-with-parent: {parent}: must be the running process that started this node");
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use clap::ValueEnum;
 use serde::Serialize;
 
-/// Form of printed data.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
     /// Aligned columns for people.
@@ -86,7 +86,7 @@ fn is_number(cell: &str) -> bool {
         && digits.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | ','))
 }
 
-/// Prints `data`, or for people `table`.
+/// Prints `data` as JSON or YAML, or `table` in the table format.
 pub(super) fn print<T: Serialize>(format: Format, data: &T, table: impl FnOnce() -> Table) -> anyhow::Result<()> {
     write(&mut io::stdout().lock(), format, data, table)
 }

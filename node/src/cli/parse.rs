@@ -1,4 +1,4 @@
-//! Values of arguments: durations, sizes, escapes, positions, headers.
+//! Parsers of argument values: durations, sizes, escapes, positions, headers.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
     usize::try_from(bytes(text)?).ok().filter(|size| *size > 0).ok_or_else(|| "must be at least 1".into())
 }
 
-/// Where to start reading: `earliest`, `latest`, an offset, `@` and milliseconds, or an RFC 3339 time.
+/// Parses a start position: `earliest`, `latest`, an offset, `@` and milliseconds, or an RFC 3339 time.
 pub(super) fn position(text: &str) -> Result<Position, String> {
     const RULE: &str = "must be earliest, latest, an offset, @MILLISECONDS or a time such as 2026-11-21T10:00:00Z";
     match text {
@@ -121,7 +121,7 @@ pub(super) fn delimiter(text: &str) -> Result<Bytes, String> {
     escaped(text).map(Bytes)
 }
 
-/// Bytes given as an argument; a type of its own, because clap takes a `Vec` for a repeated argument.
+/// Bytes given as an argument; a separate type, because clap takes a `Vec` for a repeated argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Bytes(pub(super) Vec<u8>);
 

@@ -1,7 +1,7 @@
 //! `chronicle produce`: append lines or files.
 //!
-//! One task reads the input and hands records to the producer, whose buffer pushes back; a second one takes the
-//! acknowledgements in order, prints them and counts.
+//! One task reads the input and sends records to the producer, whose bounded buffer applies back-pressure. A second
+//! task receives the acknowledgements in order, prints them and counts.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use super::input::{Input, Source};
 use super::output::{Format, Table, human_bytes, print, thousands};
 use super::{parse, signal};
 
-/// Acknowledgements on their way to the printer; the records behind them are bounded in bytes by the producer's buffer.
+/// Acknowledgements queued for the printer. The producer's buffer bounds the bytes of their records.
 const ACKNOWLEDGEMENTS: usize = 65_536;
 
 #[derive(Debug, Args)]
@@ -33,37 +33,37 @@ pub(super) struct ProduceArgs {
     /// Partition (0-based).
     #[arg(long, short = 'p', value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..))]
     partition: i32,
-    /// Append each of these files as one record. Without --file and --lines: each line of standard input.
+    /// Append each of these files as one record. Default without --file and --lines: each line of standard input.
     #[arg(long, short = 'f', value_name = "FILE", num_args = 1..)]
     file: Vec<PathBuf>,
     /// Append each line of this file as one record.
     #[arg(long, value_name = "FILE")]
     lines: Option<PathBuf>,
-    /// With --file: the path, as given, is the record's key.
+    /// With --file: use the path, as given, as the record's key.
     #[arg(long, requires = "file")]
     keyed: bool,
-    /// Lines are KEY, this separator, VALUE (escapes such as \t are known).
+    /// Separator between key and value of each line; escapes such as \t are allowed.
     #[arg(long, value_name = "TEXT", value_parser = parse::separator, conflicts_with = "file")]
     key_separator: Option<parse::Bytes>,
     /// Header of every record; may be repeated.
     #[arg(long = "header", short = 'H', value_name = "NAME=VALUE", value_parser = parse::header)]
     headers: Vec<(String, String)>,
-    /// How the node stores the records.
+    /// Compression of the stored records.
     #[arg(long, value_enum, default_value = "none")]
     compression: CompressionArg,
-    /// Append only if the first record gets this offset, and the others follow without gaps.
+    /// Append only if the first record gets this offset and the others follow without gaps.
     #[arg(long, value_name = "OFFSET", value_parser = clap::value_parser!(i64).range(0..))]
     expect_next: Option<i64>,
-    /// Records of one request, at most.
+    /// Most records of one request.
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     batch: u32,
-    /// Bytes of one request, at most.
+    /// Most bytes of one request.
     #[arg(long, value_name = "BYTES", default_value = "1MiB", value_parser = parse::size)]
     batch_bytes: usize,
-    /// Wait this long for more records before sending a request that is not full.
+    /// Longest wait for more records before a request that is not full is sent.
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = parse::duration)]
     linger: Duration,
-    /// Never repeat an append whose outcome is unknown; it then fails.
+    /// Do not retry an append whose outcome is unknown; it fails instead.
     #[arg(long)]
     no_idempotence: bool,
     /// Print the offset of every record as it is acknowledged (with --output json: one JSON object a line).
@@ -95,19 +95,19 @@ impl From<CompressionArg> for Compression {
     }
 }
 
-/// What was acknowledged.
+/// Totals of the acknowledged records.
 #[derive(Debug, Default, Serialize)]
 struct Summary {
     topic: String,
     partition: i32,
     /// Acknowledged records.
     records: u64,
-    /// Their keys, values and headers.
+    /// Bytes of their keys, values and headers.
     bytes: u64,
     first_offset: Option<i64>,
     last_offset: Option<i64>,
     duration_ms: u64,
-    /// The input was not read to its end, because of a signal.
+    /// A signal ended reading before the end of the input.
     interrupted: bool,
 }
 
@@ -150,8 +150,8 @@ pub(super) async fn run(global: &Global, args: ProduceArgs) -> anyhow::Result<()
     let each = args.each.then_some(global.output);
     let printer = tokio::spawn(acknowledge(receiver, each, progress.clone()));
     let read = append_all(&producer, &args, input, acknowledgements).await;
-    // The printer has seen every delivery first, so its error comes before the one of closing.
-    let (mut summary, acknowledged) = printer.await.context("the printer failed")?;
+    // The printer handles every delivery first, so its error takes precedence over the error of closing.
+    let (mut summary, acknowledged) = printer.await.context("printing acknowledgements")?;
     let closed = producer.close().await;
     progress.finish_and_clear();
 
@@ -174,11 +174,11 @@ pub(super) async fn run(global: &Global, args: ProduceArgs) -> anyhow::Result<()
 enum Read {
     All,
     Interrupted,
-    /// The printer met an error and says so itself.
+    /// The printer has failed and returns the error itself.
     Refused,
 }
 
-/// Hands every record of the input to the producer. Dropping the sender at the end tells the printer to finish.
+/// Sends every record of the input to the producer. Dropping `acknowledgements` at the end lets the printer finish.
 async fn append_all(
     producer: &Producer,
     args: &ProduceArgs,
@@ -190,7 +190,7 @@ async fn append_all(
     let mut expected = args.expect_next;
     let mut stop = std::pin::pin!(signal::stop_requested());
     loop {
-        // Both dropped branches end the reading, so that a half-read line does not matter.
+        // Both other branches end the reading, so losing a half-read line does not matter.
         let sourced = tokio::select! {
             stopped = &mut stop => { stopped?; return Ok(Read::Interrupted) }
             () = acknowledgements.closed() => return Ok(Read::Refused),
@@ -216,7 +216,7 @@ async fn append_all(
             delivery = sending => match delivery {
                 Ok(delivery) => delivery,
                 Err(error) if acknowledgements.is_closed() => {
-                    tracing::debug!(%error, "the producer has failed");
+                    tracing::debug!(%error, "producer failed");
                     return Ok(Read::Refused);
                 }
                 Err(error) => return Err(anyhow::Error::new(error).context(sourced.source.to_string())),
@@ -229,7 +229,7 @@ async fn append_all(
     }
 }
 
-/// Takes acknowledgements in order until the first error; answers what was acknowledged before it.
+/// Receives acknowledgements in order until the first error. Returns the totals of those before it.
 async fn acknowledge(
     mut sent: mpsc::Receiver<Sent>,
     each: Option<Format>,
@@ -260,7 +260,7 @@ fn failed(source: &Source, error: ClientError) -> anyhow::Error {
 }
 
 fn print_each(format: Format, offset: i64, source: &Source) -> io::Result<()> {
-    // Standard output is line buffered: whoever reads along sees each acknowledgement at once.
+    // Standard output is line buffered: its reader sees each acknowledgement at once.
     let mut out = io::stdout().lock();
     if format == Format::Table {
         return writeln!(out, "{offset}\t{source}");

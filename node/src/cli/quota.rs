@@ -1,4 +1,4 @@
-//! `chronicle quota`: how much a principal may do.
+//! `chronicle quota`: rate limits of principals.
 
 use chronicle_client::{Client, v1};
 use clap::{Args, Subcommand};
@@ -10,9 +10,9 @@ use super::parse;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum QuotaCommand {
-    /// Set the quota of a principal, or the default one; what is not given is not bounded.
+    /// Set the quota of a principal, or the default quota; a rate that is not given is unlimited.
     Set(SetArgs),
-    /// Remove the quota of a principal, or the default one.
+    /// Remove the quota of a principal, or the default quota.
     Remove(WhoArgs),
     /// List all quotas.
     List,
@@ -21,10 +21,10 @@ pub(super) enum QuotaCommand {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct WhoArgs {
-    /// Of this principal.
+    /// The principal.
     #[arg(long, value_name = "NAME")]
     principal: Option<String>,
-    /// Of every principal without a quota of its own.
+    /// The default quota, of every principal without its own.
     #[arg(long)]
     default: bool,
 }
@@ -62,7 +62,7 @@ pub(super) async fn run(global: &Global, command: QuotaCommand) -> anyhow::Resul
     }
 }
 
-/// A principal that is absent is everybody without a quota of their own; a rate that is absent is not bounded.
+/// No principal: the default quota, of every principal without its own. No rate: unlimited.
 #[derive(Debug, Serialize)]
 struct QuotaView {
     principal: Option<String>,

@@ -1,4 +1,4 @@
-//! A node from start to stop, for `node` and `dev`.
+//! Runs a node from start to stop, for `node` and `dev`.
 
 use chronicle_node::config::Config;
 use chronicle_node::config::live::Reload;
@@ -11,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::signal;
 
-/// Serves until SIGINT or SIGTERM, then stops in good order; says on standard output when requests are accepted. At SIGHUP it
-/// looks at the configuration file again, where `reload` names one.
+/// Serves until SIGINT or SIGTERM, then stops gracefully. Prints a line on standard output when the node accepts
+/// requests. On SIGHUP it checks the configuration file again, where `reload` names one.
 pub(super) async fn run(config: Config, reload: Option<Reload>) -> anyhow::Result<()> {
-    // What it makes is the data of others: nobody's but the owner's to change, and of the group to read.
+    // The node's files contain data of its clients: the owner may write them, the group may read them, no other user
+    // has access.
     rustix::process::umask(Mode::WGRP | Mode::RWXO);
     let traces = Traces::start(&config.telemetry.traces, &config.node.name)?;
     logging::init(&config.log, traces.as_ref())?;
@@ -31,7 +32,7 @@ async fn until_stopped(config: Config, reload: Option<Reload>) -> anyhow::Result
     }
     let stop = CancellationToken::new();
     let mut node = tokio::spawn(runtime::run(config, reload, stop.clone(), announce));
-    // Nothing is lost when the signal comes first: the node is waited for below.
+    // Nothing is lost when the signal comes first: the node is awaited below.
     tokio::select! {
         ended = &mut node => return Ok(ended??),
         requested = signal::stop_requested() => requested?,
@@ -40,15 +41,15 @@ async fn until_stopped(config: Config, reload: Option<Reload>) -> anyhow::Result
     Ok(node.await??)
 }
 
-/// How the line begins that says that requests are accepted.
+/// Beginning of the line that a node prints when it accepts requests.
 const ANNOUNCEMENT: &str = "chronicle serves on ";
 
-/// Whether this line of a node's standard output says that it serves.
+/// Whether this line of a node's standard output announces that it accepts requests.
 pub(super) fn is_announcement(line: &str) -> bool {
     line.starts_with(ANNOUNCEMENT)
 }
 
-/// One line on standard output; whoever started the node may have closed it.
+/// Prints one line on standard output, which the parent process may have closed.
 fn announce(serving: &Serving) {
     use std::io::Write;
     let Serving { data, ops, data_dir } = serving;

@@ -37,10 +37,10 @@ pub(super) struct CreateArgs {
     /// Number of partitions.
     #[arg(long, short = 'p', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=10_000))]
     partitions: i32,
-    /// Replicas of each partition; 0: the cluster's default.
+    /// Replicas of each partition; 0: the default of the cluster.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=100))]
     replication_factor: i32,
-    /// Succeed without a change when the topic exists.
+    /// Succeed without a change when the topic exists already.
     #[arg(long)]
     if_not_exists: bool,
     #[command(flatten)]
@@ -51,7 +51,7 @@ pub(super) struct CreateArgs {
 pub(super) struct AlterArgs {
     /// Name of the topic.
     name: String,
-    /// New number of partitions; it never shrinks.
+    /// New number of partitions; cannot be reduced.
     #[arg(long, short = 'p', value_name = "N", value_parser = clap::value_parser!(i32).range(1..=10_000))]
     partitions: Option<i32>,
     #[command(flatten)]
@@ -62,29 +62,29 @@ pub(super) struct AlterArgs {
 pub(super) struct DeleteArgs {
     /// Name of the topic.
     name: String,
-    /// Succeed when there is no such topic.
+    /// Succeed when the topic does not exist.
     #[arg(long)]
     if_exists: bool,
 }
 
 #[derive(Debug, Args)]
 struct SettingsArgs {
-    /// Delete the oldest segments while a partition is larger than this (such as 10GiB, or unlimited).
+    /// Size beyond which a partition's oldest segments are deleted, such as 10GiB, or unlimited.
     #[arg(long, value_name = "BYTES", value_parser = parse::retention_bytes, allow_hyphen_values = true)]
     retention_size: Option<i64>,
-    /// Delete segments whose newest record is older than this (such as 7d, or forever).
+    /// Age of a segment's newest record beyond which it is deleted, such as 7d, or forever.
     #[arg(long, value_name = "TIME", value_parser = parse::retention_ms, allow_hyphen_values = true)]
     retention: Option<i64>,
-    /// Start a new segment past this size.
+    /// Size at which a new segment is started.
     #[arg(long, value_name = "BYTES", value_parser = parse::bytes)]
     segment_size: Option<i64>,
     /// Largest stored batch of one request.
     #[arg(long, value_name = "BYTES", value_parser = parse::bytes_i32)]
     max_message_size: Option<i32>,
-    /// What an acknowledgement means: fsync (on disk on a majority) or memory (flushed within the flush interval).
+    /// When an append is acknowledged: fsync (on disk on a majority) or memory (flushed within the flush interval).
     #[arg(long, value_enum)]
     durability: Option<Durability>,
-    /// With durability memory: flush at least this often (milliseconds).
+    /// With durability memory: longest time between flushes, in milliseconds.
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(i32).range(1..))]
     flush_interval_ms: Option<i32>,
 }
@@ -213,7 +213,7 @@ struct PartitionView {
     term: i64,
     leader: String,
     state: String,
-    /// UUIDs of nodes, the preferred leader first.
+    /// UUIDs of the nodes, the preferred leader first.
     replicas: Vec<String>,
 }
 
@@ -246,7 +246,7 @@ async fn create(global: &Global, client: &Client, args: CreateArgs) -> anyhow::R
     let view = TopicView::from(answer.topic.unwrap_or_default());
     print(global.output, &view, || view.pairs())?;
     if !answer.created {
-        eprintln!("topic {} was there already", view.name);
+        eprintln!("topic {}: exists already, not changed", view.name);
     }
     Ok(())
 }

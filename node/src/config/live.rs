@@ -1,10 +1,11 @@
-//! The configuration in force, and how it changes while the node runs.
+//! The current configuration, and its reload while the node runs.
 //!
-//! [`Live`] holds it. Whoever needs a field asks when it needs it and keeps nothing, so that the fields of `live-fields.txt` take
-//! effect as soon as they change; all others stay as they were when the node started. [`Reload`] looks at the file again: what is
-//! whole and valid is taken, anything else is refused as a whole and said.
+//! [`Live`] holds the current configuration. Code reads a field from it whenever it needs the field and keeps no copy,
+//! so that changes of the fields in `live-fields.txt` take effect at once; all other fields keep the values that the
+//! node started with. [`Reload`] checks the file for changes: a complete and valid file is applied, any other file is
+//! rejected as a whole and the error is logged and reported.
 //!
-//! `live-fields.txt` is a contract: the operator restarts nodes for changes of any other field.
+//! `live-fields.txt` is a contract with the operator, which restarts nodes for changes of any other field.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,22 +25,22 @@ pub fn live_fields() -> impl Iterator<Item = &'static str> {
     LIVE_FIELDS.lines()
 }
 
-/// What became of the configuration file since the node started.
+/// State of the configuration file since the node started.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FileReport {
-    /// BLAKE3 of the newest file that was taken, hexadecimal; empty: no file is looked at.
+    /// BLAKE3 of the file that was applied last, hexadecimal; empty: no file is watched.
     pub digest: String,
-    /// Fields whose value in that file waits for a restart.
+    /// Fields whose value in that file takes effect only after a restart.
     pub restart_fields: Vec<String>,
-    /// Why the file as it is now is not taken; empty: it is.
+    /// Why the current file is rejected; empty: it is applied.
     pub error: String,
-    /// Times that a changed file was taken.
+    /// Number of changed files that were applied.
     pub taken: u64,
-    /// Times that a changed file was refused.
+    /// Number of changed files that were rejected.
     pub refused: u64,
 }
 
-/// The configuration in force. Cheap to clone; all clones are one.
+/// The current configuration. Cheap to clone; all clones share one state.
 #[derive(Debug, Clone)]
 pub struct Live {
     now: Arc<watch::Sender<Arc<Config>>>,
@@ -47,33 +48,34 @@ pub struct Live {
 }
 
 impl Live {
-    /// In force is this, which was checked.
+    /// Starts with this configuration, which must be validated.
     pub fn new(config: Arc<Config>) -> Self {
         Self { now: Arc::new(watch::Sender::new(config)), report: Arc::default() }
     }
 
-    /// What is in force now: to be asked again rather than kept.
+    /// Returns the current configuration. Call it again rather than keep the result.
     pub fn now(&self) -> Arc<Config> {
         self.now.borrow().clone()
     }
 
-    /// Every change from now on.
+    /// Returns a receiver of every change from now on.
     pub fn changes(&self) -> watch::Receiver<Arc<Config>> {
         self.now.subscribe()
     }
 
-    /// What became of the file.
+    /// Returns the state of the configuration file.
     pub fn report(&self) -> FileReport {
         self.report.lock().clone()
     }
 
-    /// As if the file said this.
+    /// Applies a configuration as if it were in the file.
     #[cfg(test)]
     pub(crate) fn set(&self, config: Config) {
         self.now.send_replace(Arc::new(config));
     }
 
-    /// Waits for as long as a field says, in milliseconds; also when it is changed meanwhile. 0: until it says something else.
+    /// Waits for the time in a field, in milliseconds, counted from the call; a change of the field applies to a wait
+    /// in progress. 0: waits until the field changes.
     pub(crate) async fn pause(&self, field: impl Fn(&Config) -> u64) {
         let mut changes = self.changes();
         let began = Instant::now();
@@ -88,13 +90,13 @@ impl Live {
         }
     }
 
-    /// Takes the live fields of a checked configuration. `started` is what the file said when the node started.
+    /// Applies the live fields of a validated configuration. `started` is the configuration that the node started with.
     fn take(&self, started: &Config, wanted: &Config, digest: String) {
         let now = self.now();
         let merged = merge(&now, started, wanted);
-        // In force first: whoever reads the digest may rely on it.
+        // Applied before the digest changes: a reader of the digest may rely on the fields.
         if !merged.changed.is_empty() {
-            tracing::info!(fields = ?merged.changed, "changes of the configuration file are in force");
+            tracing::info!(fields = ?merged.changed, "configuration file changes applied");
             self.now.send_replace(Arc::new(merged.config));
         }
         let mut report = self.report.lock();
@@ -105,7 +107,7 @@ impl Live {
         report.error = String::new();
         report.restart_fields = merged.waiting;
         if !report.restart_fields.is_empty() {
-            tracing::warn!(fields = ?report.restart_fields, "the configuration file has changes that wait for a restart");
+            tracing::warn!(fields = ?report.restart_fields, "configuration file changes need a restart");
         }
     }
 
@@ -113,22 +115,23 @@ impl Live {
         let mut report = self.report.lock();
         if report.error != error {
             report.refused += 1;
-            tracing::error!(error, "the configuration file is refused; what was in force stays so");
+            tracing::error!(error, "configuration file rejected, previous settings stay in effect");
             report.error = error;
         }
     }
 }
 
-/// One configuration changed by another.
+/// The result of [`merge`].
 struct Merged {
     config: Config,
-    /// Live fields that are other than before.
+    /// Live fields that have changed.
     changed: Vec<String>,
-    /// Fields that wait for a restart.
+    /// Fields that take effect only after a restart.
     waiting: Vec<String>,
 }
 
-/// `now` with the live fields of `wanted`. Where they break a rule without a field that waits for a restart, they wait with it.
+/// Returns `now` with the live fields of `wanted`. When these are valid only together with a field that needs a
+/// restart, all of them wait for the restart.
 fn merge(now: &Config, started: &Config, wanted: &Config) -> Merged {
     let tree = |config: &Config| serde_json::to_value(config).unwrap_or_default();
     let (mut merged, started, wanted) = (tree(now), tree(started), tree(wanted));
@@ -160,16 +163,16 @@ fn config(tree: Value) -> Option<Config> {
     config.validate().is_ok().then_some(config)
 }
 
-/// From the text of the file to a checked configuration, all other sources included; or what is wrong with it.
+/// Makes a validated configuration of the file's text and all other sources, or returns the error as text.
 pub type Loader = Box<dyn Fn(&str) -> Result<Config, String> + Send + Sync>;
 
-/// The configuration file, looked at again and again.
+/// Watches the configuration file.
 pub struct Reload {
     /// The file.
     pub file: PathBuf,
-    /// Makes a configuration of its text.
+    /// Loads a configuration from its text.
     pub load: Loader,
-    /// Look now, instead of when it is time.
+    /// Triggers a check at once.
     pub now: Arc<tokio::sync::Notify>,
 }
 
@@ -180,8 +183,8 @@ impl std::fmt::Debug for Reload {
 }
 
 impl Reload {
-    /// Looks at the file every `node.config-reload-ms`, and when it is told to. `started` is what the node was started with.
-    /// Dropping it loses nothing.
+    /// Checks the file every `node.config-reload-ms` and on every notification of `now`. `started` is the configuration
+    /// that the node started with. Never returns; safe to cancel.
     pub(crate) async fn watch(self, started: Config, live: Live) {
         let mut known = None;
         loop {

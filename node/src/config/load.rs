@@ -1,8 +1,8 @@
-//! From files, environment and flags to one checked [`Config`].
+//! Loads a [`Config`] from files, environment and flags.
 //!
-//! Every layer is first compared with the tree of defaults: a key that is not in it is refused, sizes become numbers, and
-//! text from the environment or a flag takes the type of its field. So an error names the key, the value, the place where it
-//! was found and the rule. figment lays the layers over one another and fills the struct.
+//! Every layer is first compared with the tree of defaults: unknown keys are rejected, sizes are converted to numbers,
+//! and text from the environment or a flag is converted to the type of its field. So an error contains the key, the
+//! value, its source and the rule. figment merges the layers and fills the struct.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use figment::{Error, Figment, Metadata, Profile, Provider};
 
 use super::Config;
 
-/// Prefix of the environment variables that belong to us.
+/// Prefix of Chronicle's environment variables.
 const PREFIX: &str = "CHRONICLE_";
-/// Variables with the prefix that are read elsewhere.
+/// Variables with the prefix that are not configuration fields.
 const OTHER_VARIABLES: [&str; 5] =
     ["CHRONICLE_CONFIG", "CHRONICLE_SERVER", "CHRONICLE_CA", "CHRONICLE_CERT", "CHRONICLE_KEY"];
 
-/// Where configuration comes from; later fields win.
+/// Sources of the configuration; later fields override earlier ones.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     /// A YAML file.
@@ -31,7 +31,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The environment of this process and nothing else. Variables that are not UTF-8 are ignored.
+    /// Returns the environment of this process as the only source. Variables that are not UTF-8 are ignored.
     pub fn from_environment() -> Self {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -40,14 +40,14 @@ impl Sources {
     }
 }
 
-/// A configuration that cannot be used: what is wrong, where it was found.
+/// Why a configuration cannot be loaded: the field, its source and the rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     /// Path of the field, levels joined by dots; empty when a whole source cannot be read.
     pub key: String,
-    /// The value, as far as it can be shown.
+    /// The value, cut when it is long; empty when it cannot be shown.
     pub value: String,
-    /// The file, variable or flag.
+    /// The file, environment variable or flag.
     pub origin: String,
     /// The rule that it breaks.
     pub rule: String,
@@ -75,7 +75,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Reads the sources over the defaults. The result is well typed but not checked: see [`Config::validate`].
+/// Reads the sources and merges them over the defaults. Does not check ranges and relations: see [`Config::validate`].
 ///
 /// # Errors
 /// A file that cannot be read or is not YAML, an unknown key in any source, a value of the wrong type.
@@ -87,7 +87,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
     load_text(sources, sources.file.as_ref().map(read).transpose()?.as_deref())
 }
 
-/// As [`load`], with this as what the file holds.
+/// As [`load`], with `text` as the content of the file.
 ///
 /// # Errors
 /// As [`load`].
@@ -106,7 +106,7 @@ pub fn load_text(sources: &Sources, text: Option<&str>) -> Result<Config, Config
     figment.extract().map_err(|error| type_error(&figment, &error))
 }
 
-/// Paths of all fields, levels joined by dots.
+/// Returns the paths of all fields, levels joined by dots.
 pub fn field_paths() -> Vec<String> {
     let mut paths = Vec::new();
     collect_paths("", &defaults(), &mut paths);
@@ -123,11 +123,11 @@ fn collect_paths(prefix: &str, tree: &Dict, paths: &mut Vec<String>) {
 }
 
 fn defaults() -> Dict {
-    // The defaults serialise into plain maps, texts and numbers; a test holds that.
+    // The defaults serialise into plain maps, texts and numbers; a test checks that.
     Value::serialize(Config::default()).ok().and_then(Value::into_dict).unwrap_or_default()
 }
 
-/// One source, checked against the tree.
+/// One source, checked against the tree of defaults.
 struct Layer {
     origin: String,
     values: Dict,
@@ -146,12 +146,13 @@ impl Provider for Layer {
 fn file_layer(path: &Path, text: &str, defaults: &Dict) -> Result<Layer, ConfigError> {
     let origin = path.display().to_string();
     let values: Option<Dict> =
-        serde_yaml::from_str(text).map_err(|error| ConfigError::source(&origin, format!("is not valid: {error}")))?;
+        serde_yaml::from_str(text).map_err(|error| ConfigError::source(&origin, format!("must be YAML: {error}")))?;
     let values = typed("", values.unwrap_or_default(), defaults, defaults, &origin)?;
     Ok(Layer { origin, values })
 }
 
-/// A YAML tree with every key known and every size a number. `tree` is the part of `root` under `prefix`.
+/// Returns a YAML tree in which every key is known and every size is a number. `tree` is the part of `root` under
+/// `prefix`.
 fn typed(prefix: &str, values: Dict, tree: &Dict, root: &Dict, origin: &str) -> Result<Dict, ConfigError> {
     let typed_entry = |(name, value): (String, Value)| {
         let path = format!("{prefix}{name}");
@@ -160,10 +161,10 @@ fn typed(prefix: &str, values: Dict, tree: &Dict, root: &Dict, origin: &str) -> 
             (Value::Dict(_, inner), Value::Dict(_, values)) => {
                 Value::from(typed(&format!("{path}."), values, inner, root, origin)?)
             }
-            // A group that is written but left empty.
+            // A group without any field.
             (Value::Dict(..), Value::Empty(..)) => Value::from(Dict::new()),
             (Value::Dict(..), other) => {
-                return Err(ConfigError::new(&path, show(&other), origin, "is a group of fields, not a value"));
+                return Err(ConfigError::new(&path, show(&other), origin, "must be a group of fields, not a value"));
             }
             (Value::Array(..), Value::Array(_, elements)) => {
                 if let Some(other) = elements.iter().find(|element| !matches!(element, Value::String(..))) {
@@ -213,11 +214,11 @@ fn environment_layers(environment: &[(String, String)], defaults: &Dict) -> Resu
     Ok(layers)
 }
 
-/// What Kubernetes and Docker put into the environment for services whose names begin with "chronicle", such as
-/// `CHRONICLE_SERVICE_HOST`, `CHRONICLE_0_PORT=tcp://10.0.0.1:7400` and `CHRONICLE_PORT_7400_TCP_ADDR`. Two underscores join
-/// the levels of a field, so that a mistyped field is not taken for a service.
+/// Whether a variable is one that Kubernetes and Docker set for services whose names begin with "chronicle", such as
+/// `CHRONICLE_SERVICE_HOST`, `CHRONICLE_0_PORT=tcp://10.0.0.1:7400` and `CHRONICLE_PORT_7400_TCP_ADDR`. Two underscores
+/// join the levels of a field, so a mistyped field does not look like such a variable.
 fn is_service_variable(rest: &str, value: &str) -> bool {
-    // With the separator in front, a service named just "chronicle" looks like any other.
+    // With the separator prepended, a service named just "chronicle" looks like any other.
     let rest = format!("_{rest}");
     if rest[1..].contains("__") {
         return false;
@@ -256,7 +257,7 @@ fn leaf<'a>(tree: &'a Dict, path: &str) -> Option<&'a Value> {
     }
 }
 
-/// A text as the type that the field has; the elements of a list are separated by commas.
+/// Converts a text to the type of its field; commas separate the elements of a list.
 fn from_text(path: &str, text: &str, default: &Value, origin: &str) -> Result<Value, ConfigError> {
     let number = match default {
         Value::Num(..) if path.contains("bytes") => {
@@ -284,7 +285,7 @@ fn from_text(path: &str, text: &str, default: &Value, origin: &str) -> Result<Va
         .map_err(|rule| ConfigError::new(path, show_text(text), origin, rule))
 }
 
-/// A number of bytes, optionally with a binary unit.
+/// Parses a number of bytes, optionally with a binary unit.
 fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -312,7 +313,7 @@ fn unknown(path: &str, tree: &Dict, origin: &str) -> ConfigError {
     let names = level.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let group = path.split('.').take(known).collect::<Vec<_>>().join(".");
     let place = if group.is_empty() { "known groups are".to_owned() } else { format!("{group} has") };
-    ConfigError::new(path, "", origin, format!("there is no such field; {place} {names}"))
+    ConfigError::new(path, "", origin, format!("unknown field; {place} {names}"))
 }
 
 fn type_error(figment: &Figment, error: &Error) -> ConfigError {

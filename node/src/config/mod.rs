@@ -1,11 +1,12 @@
-//! The one configuration tree of a node.
+//! The configuration of a node.
 //!
-//! Every field says what it trades and its default. Values come, later over earlier, from the defaults, a YAML file,
-//! the environment (`CHRONICLE_` and the path of the field, levels joined by `__`) and flags. Unknown keys are refused,
-//! and everything is checked before anything is opened.
+//! The documentation of every field contains its trade-off and its default. Values come from the defaults, a YAML file,
+//! the environment (`CHRONICLE_` and the path of the field, levels joined by `__`) and flags; later sources override
+//! earlier ones. Unknown keys are rejected, and everything is validated before the node opens anything.
 //!
-//! `load.rs` reads the layers, `validate.rs` checks ranges and relations, `live.rs` is what is in force and changes while the
-//! node runs, `sample.yaml` is the tree with its documentation; docs/configuration.md contains it.
+//! `load.rs` reads the layers, `validate.rs` checks ranges and relations, `live.rs` holds the current configuration and
+//! reloads it while the node runs. `sample.yaml` contains every field with its documentation; docs/configuration.md
+//! includes it.
 
 pub mod live;
 mod load;
@@ -31,29 +32,29 @@ pub const SAMPLE: &str = include_str!("sample.yaml");
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// Who this node is.
+    /// Identity of the node.
     pub node: NodeConfig,
-    /// Which cluster it is part of, and how it finds it.
+    /// Its cluster, and how it finds other nodes.
     pub cluster: ClusterConfig,
-    /// Where it listens.
+    /// Addresses that it listens on.
     pub listeners: ListenersConfig,
-    /// How it stores.
+    /// Storage.
     pub storage: StorageConfig,
-    /// How partitions live.
+    /// Partitions.
     pub partitions: PartitionsConfig,
-    /// Whom it talks to, and how it proves who it is.
+    /// TLS and authorization.
     pub security: SecurityConfig,
-    /// What it refuses.
+    /// Limits.
     pub limits: LimitsConfig,
-    /// What it says.
+    /// Logging.
     pub log: LogConfig,
-    /// What it measures.
+    /// Metrics.
     pub metrics: MetricsConfig,
-    /// What it sends to others about itself.
+    /// Traces.
     pub telemetry: TelemetryConfig,
 }
 
-/// Who this node is.
+/// Identity of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NodeConfig {
@@ -61,11 +62,13 @@ pub struct NodeConfig {
     pub name: String,
     /// Data directory, created when missing. One process at a time. Default: `data`.
     pub data_dir: PathBuf,
-    /// `HOST:PORT` that clients are told to use; empty: the data listener's address. Default: empty.
+    /// `HOST:PORT` that clients and other nodes receive as this node's address; empty: the data listener's address.
+    /// Default: empty.
     pub advertised_address: String,
     /// Create this topic (one partition, default settings) when it is missing; empty: none. Default: `default`.
     pub default_topic: String,
-    /// How often the configuration file is looked at for changes, in milliseconds; 0: only at SIGHUP. Default: 10000.
+    /// Interval between checks of the configuration file for changes, in milliseconds; 0: only on SIGHUP. Default:
+    /// 10000.
     pub config_reload_ms: u64,
 }
 
@@ -81,25 +84,25 @@ impl Default for NodeConfig {
     }
 }
 
-/// How a node finds the addresses of others.
+/// How a node finds the addresses of other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiscoveryKind {
     /// The addresses in `cluster.seeds`.
     #[default]
     Static,
-    /// What `cluster.dns-name` resolves to, asked again while the node looks for its cluster.
+    /// The addresses that `cluster.dns-name` resolves to; resolved again while the node looks for its cluster.
     Dns,
-    /// Gossip (chitchat) among the addresses in `cluster.seeds` and whoever they know.
+    /// Gossip (chitchat), starting with the addresses in `cluster.seeds`.
     Gossip,
 }
 
-/// Which cluster a node is part of, how it finds it, and how it watches its peers.
+/// The node's cluster, how it finds other nodes, and how it monitors its peers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ClusterConfig {
-    /// Found a cluster once this many nodes without one are seen, this one included. The same on every node.
-    /// Default: 1: a node alone is its own cluster.
+    /// Number of nodes without a cluster, this one included, that bootstrap a new cluster once they see one another.
+    /// The same on every node. Default: 1: a single node is its own cluster.
     pub bootstrap_expect: u32,
     /// How addresses of other nodes are found. Default: `static`.
     pub discovery: DiscoveryKind,
@@ -111,33 +114,36 @@ pub struct ClusterConfig {
     pub dns_name: String,
     /// With `gossip`: UDP address to gossip on. Default: `0.0.0.0:7401`.
     pub gossip_listen: SocketAddr,
-    /// With `gossip`: `HOST:PORT` that others gossip to; empty: the listening address. Default: empty.
+    /// With `gossip`: `HOST:PORT` that other nodes send gossip to; empty: the listening address. Default: empty.
     pub gossip_address: String,
-    /// With `gossip`: nodes that say another name are not listened to. Default: `chronicle`.
+    /// With `gossip`: name of the gossip cluster; messages of nodes with another name are ignored. Default:
+    /// `chronicle`.
     pub gossip_name: String,
     /// Failure domain (zone, rack); replicas of a partition are spread over zones. Empty: none. Default: empty.
     pub zone: String,
-    /// Members of the controller group that vote: 1, 3, 5 or 7; other nodes follow it. Default: 5.
+    /// Voters of the controller group: 1, 3, 5 or 7; all other nodes are learners. Default: 5.
     pub voters: u32,
-    /// Replicas of a topic that does not say; fewer while the cluster has fewer nodes. Default: 3.
+    /// Replication factor of topics that do not set one; fewer replicas while the cluster has fewer nodes. Default: 3.
     pub replication_factor: u32,
-    /// A node says this often that it is alive, in milliseconds. Default: 100.
+    /// Interval between heartbeats of a node, in milliseconds. Default: 100.
     pub beat_interval_ms: u64,
-    /// A peer that was not heard for this long is suspected, and its leaderships are taken over, in milliseconds. Shorter:
-    /// faster fail-over, more false alarms on starved machines. Default: 500.
+    /// Time without a heartbeat after which a peer is suspected and other nodes take over its leaderships, in
+    /// milliseconds. Shorter: faster fail-over, more false alarms on overloaded machines. Default: 500.
     pub suspect_after_ms: u64,
-    /// A leader without an answer from a majority for this long accepts nothing more, and a follower without word from a
-    /// leader that seems alive asks for an election, in milliseconds. Default: 2000.
+    /// Time after which a leader without responses from a majority stops accepting appends, and a follower without
+    /// messages from a leader whose node seems alive starts an election, in milliseconds. Default: 2000.
     pub election_timeout_ms: u64,
-    /// Replace a node that is dead for this long by moving its replicas elsewhere, in milliseconds. 0: never. Default: 0.
+    /// Time after which the replicas of a dead node are moved to other nodes, in milliseconds. 0: never. Default: 0.
     pub replace_dead_after_ms: u64,
-    /// Partitions whose replicas move at the same time, in the whole cluster. Default: 4.
+    /// Partitions whose replicas may move at the same time, in the whole cluster. Default: 4.
     pub moves_max: u32,
-    /// Bytes per second that one node sends to replicas that are behind. 0: no bound. Default: 0.
+    /// Bytes per second that one node sends to replicas that catch up. 0: unlimited. Default: 0.
     pub fill_bytes_per_second: u64,
-    /// Bytes of raft messages under way to one peer. More: more throughput on long lines, more memory. Default: 16 MiB.
+    /// Bytes of raft messages in flight to one peer. More: more throughput on links with high latency, more memory.
+    /// Default: 16 MiB.
     pub peer_window_bytes: u64,
-    /// Re-read every sealed segment about this often and check its hashes, in milliseconds. 0: never. Default: 7 days.
+    /// Interval in which every sealed segment is read again and its hashes are verified, in milliseconds,
+    /// approximately. 0: never. Default: 7 days.
     pub scrub_interval_ms: u64,
 }
 
@@ -166,13 +172,13 @@ impl Default for ClusterConfig {
     }
 }
 
-/// Where the node listens.
+/// Addresses that the node listens on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ListenersConfig {
-    /// gRPC and HTTP/JSON. Default: `127.0.0.1:7400`.
+    /// Address of gRPC and HTTP/JSON. Default: `127.0.0.1:7400`.
     pub data: SocketAddr,
-    /// Health and metrics; no data. Default: `127.0.0.1:9644`.
+    /// Address of health and metrics; no data. Default: `127.0.0.1:9644`.
     pub ops: SocketAddr,
 }
 
@@ -191,29 +197,29 @@ pub enum BarrierKind {
     Auto,
     /// `fdatasync` of each file on a small pool.
     Fdatasync,
-    /// One `syncfs` of the volume; also waits for whatever else is dirty there.
+    /// One `syncfs` of the volume; also waits for all other dirty data on it.
     Syncfs,
 }
 
-/// How the node stores.
+/// Storage of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct StorageConfig {
     /// How a round of writes is made durable. Default: `auto`.
     pub barrier: BarrierKind,
-    /// Threads that flush files of one round side by side. More: shorter rounds over many partitions. Default: 16.
+    /// Threads that flush the files of one round in parallel. More: shorter rounds over many partitions. Default: 16.
     pub flush_threads: usize,
     /// One index entry per this many bytes of segment. Smaller: less scanning per read, larger index. Default: 4096.
     pub index_interval_bytes: u64,
-    /// Most recent entries kept in memory, all partitions together. Default: 64 MiB.
+    /// Bytes of recent entries kept in memory, all partitions together. Default: 64 MiB.
     pub tail_cache_bytes: u64,
     /// Bytes accepted and not flushed yet, all partitions together; above it appends wait. Default: 64 MiB.
     pub pending_bytes_max: u64,
-    /// Refuse appends while the volume has fewer free bytes than this, so that the node can still write what it must.
+    /// Free bytes of the volume below which appends are rejected, so that the node can still write its own state.
     /// Default: 64 MiB.
     pub reserve_bytes: u64,
-    /// Wait this long at the start for another process to leave the data directory, in milliseconds: the predecessor of a
-    /// pod that was deleted by force may still run. 0: end at once. Default: 0.
+    /// Longest wait at the start for another process to release the data directory, in milliseconds: the predecessor of
+    /// a force-deleted pod may still run. 0: fail at once. Default: 0.
     pub lock_wait_ms: u64,
 }
 
@@ -231,7 +237,7 @@ impl Default for StorageConfig {
     }
 }
 
-/// How partitions live.
+/// Lifecycle and limits of partitions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PartitionsConfig {
@@ -241,13 +247,13 @@ pub struct PartitionsConfig {
     pub entries_in_flight_max: usize,
     /// Bytes that wait in one partition's queue; above it appends wait. Default: 16 MiB.
     pub queue_bytes_max: usize,
-    /// Put a partition that nobody used for this long to sleep, in milliseconds. Default: 60000.
+    /// Idle time after which a partition becomes dormant, in milliseconds. Default: 60000.
     pub idle_ms: u64,
-    /// How often retention looks for segments to delete, in milliseconds. Default: 30000.
+    /// Interval between checks for segments to delete, in milliseconds. Default: 30000.
     pub retention_check_ms: u64,
-    /// Keys whose versions one partition remembers for expected-version appends. Default: 10000000.
+    /// Keys whose versions one partition stores for expected-version appends. Default: 10000000.
     pub versioned_keys_max: usize,
-    /// Idempotent producers that one partition remembers; beyond it the one idle for longest is forgotten.
+    /// Idempotent producers whose state one partition stores; beyond that it evicts the producer idle for longest.
     /// Default: 10000.
     pub producers_max: usize,
 }
@@ -270,24 +276,25 @@ impl Default for PartitionsConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TlsMode {
-    /// Nothing was decided: `chronicle node` does not start, `chronicle dev` takes `disabled`.
+    /// Not set: `chronicle node` does not start, `chronicle dev` uses `disabled`.
     #[default]
     Unset,
-    /// Plaintext: whoever reaches the port reads and writes everything, and may pose as a node.
+    /// Plaintext: any client that can connect can read and write everything, and can impersonate a node.
     Disabled,
     /// TLS for clients, mutual TLS between nodes.
     Enabled,
 }
 
-/// Whether clients of the data port show a certificate. Nodes always do.
+/// Whether clients of the data port must send a certificate. Nodes always must.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClientAuth {
-    /// They are not asked for one: every client is anonymous.
+    /// The node does not request one: every client is anonymous.
     Off,
-    /// A client with one is known by it, a client without is anonymous; one that cannot be verified is refused.
+    /// A client with a certificate has the principal in it, a client without is anonymous. A certificate that cannot be
+    /// verified is rejected.
     Optional,
-    /// A client without one is refused.
+    /// A client without a certificate is rejected.
     #[default]
     Required,
 }
@@ -296,21 +303,21 @@ pub enum ClientAuth {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TlsConfig {
-    /// Whether the data port is encrypted. Must be said for `chronicle node`. Default: `unset`.
+    /// Whether the data port is encrypted. Must be set for `chronicle node`. Default: `unset`.
     pub mode: TlsMode,
-    /// The node's certificate and what leads from it to the CA, PEM. Default: empty.
+    /// The node's certificate and its chain to the CA, PEM. Default: empty.
     pub cert_file: PathBuf,
     /// Its private key, PEM. Default: empty.
     pub key_file: PathBuf,
-    /// Certificates of the CAs that clients and other nodes are verified against, PEM. Several while one follows another.
+    /// Certificates of the CAs that clients and other nodes are verified against, PEM. Several CAs during a rotation.
     /// Default: empty.
     pub ca_file: PathBuf,
-    /// Whether clients show a certificate. Default: `required`.
+    /// Whether clients must send a certificate. Default: `required`.
     pub client_auth: ClientAuth,
-    /// Name that other nodes' certificates must be valid for; empty: the host in a node's address. For nodes that are found by
-    /// addresses which no certificate can hold. Default: empty.
+    /// Name that other nodes' certificates must be valid for; empty: the host in a node's address. For nodes whose
+    /// addresses cannot be in a certificate. Default: empty.
     pub peer_server_name: String,
-    /// How often the files are looked at for changes, in milliseconds. Default: 10000.
+    /// Interval between checks of the files for changes, in milliseconds. Default: 10000.
     pub reload_ms: u64,
 }
 
@@ -328,7 +335,7 @@ impl Default for TlsConfig {
     }
 }
 
-/// Which certificates are nodes'.
+/// Which certificates are valid for nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PeersConfig {
@@ -338,38 +345,38 @@ pub struct PeersConfig {
     pub allowed_names: Vec<String>,
 }
 
-/// Whom the node talks to, and how it proves who it is.
+/// TLS and authorization of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SecurityConfig {
     /// TLS of the data port.
     pub tls: TlsConfig,
-    /// Which certificates are nodes'.
+    /// Which certificates are valid for nodes.
     pub peers: PeersConfig,
-    /// From the name in a client's certificate to its principal: `REGEX -> REPLACEMENT`, the first that matches all of the
-    /// name wins. Default: none.
+    /// Rules that map the name in a client's certificate to its principal: `REGEX -> REPLACEMENT`; the first that
+    /// matches the whole name applies. Default: none.
     pub principal_rules: Vec<String>,
-    /// Who may do what.
+    /// Authorization.
     pub authorization: AuthorizationConfig,
 }
 
-/// Who may do what. The rules themselves are agreed on by the cluster: `chronicle acl`.
+/// Authorization. The rules themselves are in the cluster's metadata: `chronicle acl`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AuthorizationConfig {
-    /// Refuse what no rule allows. Otherwise everybody may do everything. The same on every node. Default: false.
+    /// Deny what no rule allows. When false, every client may do everything. The same on every node. Default: false.
     pub enabled: bool,
-    /// Principals that may do everything, whatever the rules say: those who make the first rules. Default: none.
+    /// Principals that may do everything, regardless of the rules, for example to add the first rules. Default: none.
     pub super_users: Vec<String>,
 }
 
-/// What the node refuses.
+/// Limits of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LimitsConfig {
-    /// Open connections on the data port; one more is answered `TOO_MANY_CONNECTIONS` and closed. Default: 4096.
+    /// Open connections on the data port; a further one receives `TOO_MANY_CONNECTIONS` and is closed. Default: 4096.
     pub connections_max: usize,
-    /// Of these, from one address; one more is answered `TOO_MANY_CONNECTIONS` and closed. Default: 1024.
+    /// Of these, from one address; a further one receives `TOO_MANY_CONNECTIONS` and is closed. Default: 1024.
     pub connections_per_address_max: usize,
     /// Largest request body or gRPC message, in bytes. Default: 8 MiB.
     pub request_bytes_max: usize,
@@ -379,24 +386,25 @@ pub struct LimitsConfig {
     pub principal_bytes_max: usize,
     /// Of these, of one connection. Default: 64 MiB.
     pub connection_bytes_max: usize,
-    /// Requests of one ProduceStream that may wait for their answer. Default: 256.
+    /// Requests of one ProduceStream without a response. Default: 256.
     pub stream_window_max: usize,
-    /// Largest answer to one read, in bytes. Default: 4 MiB.
+    /// Largest response to one read, in bytes. Default: 4 MiB.
     pub fetch_bytes_max: usize,
     /// Longest wait of a long poll, in milliseconds. Default: 60000.
     pub wait_ms_max: u64,
-    /// Close a stream whose reader takes nothing for this long, in milliseconds. Default: 60000.
+    /// Time after which a stream is closed whose client reads nothing, in milliseconds. Default: 60000.
     pub slow_reader_ms: u64,
-    /// Close a connection that has not sent a complete request header after this long, in milliseconds. Default: 10000.
+    /// Time after which a connection is closed that has not sent a complete request header, in milliseconds. Default:
+    /// 10000.
     pub header_timeout_ms: u64,
-    /// Refuse a request body or gRPC message that has begun when neither its end nor 64 KiB of it come for this long, in
-    /// milliseconds. Default: 30000.
+    /// Time after which a request body or gRPC message that has begun is rejected when neither its end nor 64 KiB of it
+    /// arrive, in milliseconds. Default: 30000.
     pub body_timeout_ms: u64,
-    /// Close a connection that has carried no request for this long, in milliseconds. 0: never. Default: 600000.
+    /// Time after which a connection without requests is closed, in milliseconds. 0: never. Default: 600000.
     pub idle_ms: u64,
-    /// Finish accepted work for at most this long when stopping, in milliseconds. Default: 10000.
+    /// Longest time to finish accepted requests when stopping, in milliseconds. Default: 10000.
     pub shutdown_grace_ms: u64,
-    /// Topics of the cluster. Default: 10000.
+    /// Topics in the cluster. Default: 10000.
     pub topics_max: usize,
     /// Largest decompressed size of one batch, in bytes. Default: 64 MiB.
     pub decompressed_bytes_max: usize,
@@ -428,18 +436,18 @@ impl Default for LimitsConfig {
     }
 }
 
-/// Form of the node's own log lines (standard error).
+/// Format of the node's log lines (standard error).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// What the node says about itself.
+/// Logging of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LogConfig {
@@ -447,7 +455,7 @@ pub struct LogConfig {
     pub filter: String,
     /// Default: `text`.
     pub format: LogFormat,
-    /// Newest log lines that are kept in memory for `chronicle debug bundle`, in bytes. 0: none. Default: 1 MiB.
+    /// Bytes of the newest log lines kept in memory for `chronicle debug bundle`. 0: none. Default: 1 MiB.
     pub memory_bytes: usize,
 }
 
@@ -457,15 +465,15 @@ impl Default for LogConfig {
     }
 }
 
-/// What the node measures beyond what costs nothing.
+/// Metrics with a cost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MetricsConfig {
-    /// Topics with series of their own; the others share the label value `other`. 0: all share it. Default: 100.
+    /// Topics with their own series; the others share the label value `other`. 0: all share it. Default: 100.
     pub topics_max: usize,
-    /// Pairs of consumer group and topic with series of their own; the others share the label value `other`. Default: 100.
+    /// Pairs of consumer group and topic with their own series; the others share the label value `other`. Default: 100.
     pub groups_max: usize,
-    /// The lag of consumer groups is measured this often, in milliseconds. 0: never. Default: 15000.
+    /// Interval between measurements of consumer group lag, in milliseconds. 0: never. Default: 15000.
     pub lag_interval_ms: u64,
 }
 

@@ -1,8 +1,8 @@
-//! What the node sends to others about itself.
+//! Configuration of OpenTelemetry traces.
 
 use serde::{Deserialize, Serialize};
 
-/// What the node sends to others about itself.
+/// Telemetry that the node exports.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TelemetryConfig {
@@ -10,7 +10,7 @@ pub struct TelemetryConfig {
     pub traces: TracesConfig,
 }
 
-/// How spans travel.
+/// Protocol of the exporter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TracesProtocol {
@@ -21,7 +21,7 @@ pub enum TracesProtocol {
     Http,
 }
 
-/// A share, from 0 to 1: checked by `Config::validate`, so that it is a number.
+/// A share, from 0 to 1; `Config::validate` checks the range.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Ratio(f64);
@@ -29,7 +29,7 @@ pub struct Ratio(f64);
 impl Eq for Ratio {}
 
 impl Ratio {
-    /// The number.
+    /// Returns the number.
     pub fn get(self) -> f64 {
         self.0
     }
@@ -41,25 +41,26 @@ impl From<f64> for Ratio {
     }
 }
 
-/// OpenTelemetry traces. The standard `OTEL_*` variables of the environment win over these fields.
+/// OpenTelemetry traces. The standard `OTEL_*` environment variables override these fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TracesConfig {
     /// `http://HOST:PORT` of a collector, or, with gRPC, `https://`. Empty: no traces. Default: empty.
     pub endpoint: String,
-    /// Default: `grpc`.
+    /// Protocol of the exporter. Default: `grpc`.
     pub protocol: TracesProtocol,
-    /// Share of the requests that begin a trace here. One that comes from a trace is traced when that is. Default: 0.01.
+    /// Share of the requests without a parent span that are traced. A request with a parent span is traced when the
+    /// parent is sampled. Default: 0.01.
     pub sampling_ratio: Ratio,
-    /// Spans that wait to be sent; further ones are dropped. A span takes about 1 KiB. Default: 4096.
+    /// Spans queued for export; further ones are dropped. A span takes about 1 KiB. Default: 4096.
     pub queue_spans_max: usize,
-    /// Spans of one message to the collector. Default: 512.
+    /// Most spans of one message to the collector. Default: 512.
     pub batch_spans_max: usize,
-    /// Send what there is this often, in milliseconds. Default: 5000.
+    /// Interval between exports, in milliseconds. Default: 5000.
     pub interval_ms: u64,
-    /// Give up a message to the collector after this long, in milliseconds. Default: 10000.
+    /// Timeout of one message to the collector, in milliseconds. Default: 10000.
     pub export_timeout_ms: u64,
-    /// Send what is left for at most this long when stopping, in milliseconds. Default: 3000.
+    /// Longest time to export queued spans when stopping, in milliseconds. Default: 3000.
     pub shutdown_ms: u64,
 }
 

@@ -62,12 +62,12 @@ fn the_documentation_contains_the_sample() {
     let text = std::fs::read_to_string(path).unwrap();
     assert!(
         text.contains(&format!("```yaml\n{SAMPLE}```")),
-        "docs/configuration.md does not hold sample.yaml as it is"
+        "docs/configuration.md does not contain sample.yaml unchanged"
     );
     let live: String = live::live_fields().map(|path| format!("{path}\n")).collect();
     assert!(
         text.contains(&format!("```text\n{live}```")),
-        "docs/configuration.md does not hold live-fields.txt as it is"
+        "docs/configuration.md does not contain live-fields.txt unchanged"
     );
 }
 
@@ -133,7 +133,7 @@ fn what_is_written_is_read_back_the_same() {
 #[test]
 fn unknown_keys_are_refused_in_every_layer() {
     let error = from_file("storage:\n  barier: auto\n").unwrap_err();
-    assert!(error.starts_with("storage.barier (from FILE): there is no such field; storage has barrier,"), "{error}");
+    assert!(error.starts_with("storage.barier (from FILE): unknown field; storage has barrier,"), "{error}");
     let error = from_environment(&[("CHRONICLE_STORAGE__BARIER", "auto")]).unwrap_err();
     assert!(error.contains("storage.barier (from environment variable CHRONICLE_STORAGE__BARIER)"), "{error}");
     let error = from_environment(&[("CHRONICLE_DATA_DIR", "/x")]).unwrap_err();
@@ -144,7 +144,7 @@ fn unknown_keys_are_refused_in_every_layer() {
         "{error}"
     );
     let error = from_settings(&["storage=1"]).unwrap_err();
-    assert!(error.starts_with("storage (from --set): there is no such field"), "{error}");
+    assert!(error.starts_with("storage (from --set): unknown field"), "{error}");
 }
 
 #[test]
@@ -160,10 +160,10 @@ fn errors_name_key_value_origin_and_rule() {
             from_file("limits: {connections-max: [1]}"),
             "limits.connections-max (from FILE): must be a number, not a list",
         ),
-        (from_file("limits: 7"), "limits: 7 (from FILE): is a group of fields"),
+        (from_file("limits: 7"), "limits: 7 (from FILE): must be a group of fields"),
         (from_file("node: {name: 7}"), "node.name (from FILE): must be a text; put it in quotes"),
-        (from_file("node: ["), "FILE: is not valid: "),
-        (from_file("a\0b"), "FILE: is not valid: "),
+        (from_file("node: ["), "FILE: must be YAML: "),
+        (from_file("a\0b"), "FILE: must be YAML: "),
         (
             from_environment(&[("CHRONICLE_STORAGE__BARRIER", "fsync")]),
             "storage.barrier: fsync (from environment variable CHRONICLE_STORAGE__BARRIER): unknown variant",

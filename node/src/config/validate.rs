@@ -1,4 +1,4 @@
-//! Ranges and relations that the types cannot say. Checked before anything is opened.
+//! Validates ranges and relations that the types cannot express, before the node opens anything.
 
 use super::{ClusterConfig, Config, DiscoveryKind, SecurityConfig, TlsMode, TracesConfig, TracesProtocol};
 use crate::identity::{ANYONE, NodeRules, Principal, PrincipalRules, is_server_name};
@@ -12,7 +12,7 @@ pub struct InvalidConfig {
     pub field: &'static str,
     /// Its value.
     pub value: String,
-    /// What it must be.
+    /// The rule that it breaks.
     pub rule: String,
 }
 
@@ -154,7 +154,7 @@ fn validate_security(security: &SecurityConfig) -> Result<(), InvalidConfig> {
             TlsMode::Enabled => {
                 rule(field, file.display(), named, "must name a file when security.tls.mode is enabled")?
             }
-            // Who names files believes that they are used.
+            // Rejected because a user who sets the files would assume that TLS is on.
             _ => rule(field, file.display(), !named, "must be empty unless security.tls.mode is enabled")?,
         }
     }
@@ -169,7 +169,7 @@ fn validate_security(security: &SecurityConfig) -> Result<(), InvalidConfig> {
         rule("security.principal-rules", text, false, &why)?;
     }
     for user in &authorization.super_users {
-        // Everyone and nobody are no users: that would be `enabled: false` in other words.
+        // `*` and `anonymous` are not users: with one of them as super-user, authorization would have no effect.
         let named = Principal::new(user).is_ok() && user != ANYONE;
         rule("security.authorization.super-users", user, named, "each must be the name of one principal")?;
     }
@@ -189,7 +189,7 @@ fn positive(field: &'static str, value: u64) -> Result<(), InvalidConfig> {
     rule(field, value, value > 0, "must be at least 1")
 }
 
-/// Both ends are allowed.
+/// Both bounds are inclusive.
 fn range(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), InvalidConfig> {
     rule(field, value, (min..=max).contains(&value), &format!("must be from {min} to {max}"))
 }

@@ -1,11 +1,11 @@
-//! Addresses from DNS: what a headless Service of Kubernetes answers.
+//! Addresses from DNS, such as those of a headless Service of Kubernetes.
 //!
-//! `NAME:PORT` is looked up as A and AAAA records and gets the port; `_SERVICE._tcp.NAME` as SRV records (RFC 2782), which
-//! bring the port, and their targets as A and AAAA records. A name that does not exist, or has no records, is an empty
-//! answer: a headless Service without pods is just that. Time-outs and refusals are errors. Truncated answers are asked
-//! for again by TCP (hickory-resolver does it).
+//! `NAME:PORT` is looked up as A and AAAA records and gets the port; `_SERVICE._tcp.NAME` as SRV records (RFC 2782),
+//! which bring the port, and their targets as A and AAAA records. A name that does not exist, or has no records, gives
+//! an empty result: a headless Service without pods looks like that. Time-outs and refusals are errors.
+//! hickory-resolver repeats truncated queries over TCP.
 //!
-//! End the name with a dot to keep the search list of resolv.conf out.
+//! A name that ends with a dot is not completed with the search list of resolv.conf.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +22,7 @@ use hickory_resolver::proto::rr::RData;
 
 use super::{ADDRESSES_MAX, Discovery, DiscoveryError, split_host_port};
 
-/// Wait for one answer of a name server at most this long; the caller asks again anyway.
+/// Longest wait for one answer of a name server; the caller repeats the look-up anyway.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Targets of SRV records that are looked up at the same time.
@@ -40,7 +40,7 @@ enum Wanted {
 }
 
 impl DnsDiscovery {
-    /// Asks the name servers of the system (`/etc/resolv.conf`; `/etc/hosts` comes first).
+    /// Uses the name servers of the system (`/etc/resolv.conf`), after `/etc/hosts`.
     ///
     /// # Errors
     /// When `name` is neither `NAME:PORT` nor `_SERVICE._tcp.NAME`, or the system's configuration cannot be read.
@@ -50,7 +50,7 @@ impl DnsDiscovery {
         Self::build(name, config, options)
     }
 
-    /// Asks these name servers, by UDP and, for long answers, TCP, with no search list.
+    /// Uses these name servers, over UDP and, for long answers, TCP, without a search list.
     ///
     /// # Errors
     /// When `name` is neither `NAME:PORT` nor `_SERVICE._tcp.NAME`.
@@ -72,7 +72,7 @@ impl DnsDiscovery {
             let (host, port) = split_host_port(name).ok_or_else(|| refuse("must be NAME:PORT".into()))?;
             Wanted::Hosts { name: host.to_owned(), port }
         };
-        // Pods come and go: what was true a second ago is worth nothing.
+        // No caching: pods change from one second to the next.
         options.cache_size = 0;
         options.positive_max_ttl = Some(Duration::ZERO);
         options.negative_max_ttl = Some(Duration::ZERO);
@@ -86,13 +86,13 @@ impl DnsDiscovery {
         Ok(Self { wanted, resolver })
     }
 
-    /// The addresses of one host; none when it has none.
+    /// Returns the addresses of one host; empty when it has none.
     async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, DiscoveryError> {
         match self.resolver.lookup_ip(name).await {
             Ok(found) => return Ok(found.iter().take(ADDRESSES_MAX).collect()),
             Err(error) => no_records(name, error)?,
         }
-        // The resolver reports the A records' fate only. "None" must not hide that the AAAA records are unknown.
+        // The resolver reports only the error of the A query. "No records" must not hide that the AAAA query failed.
         match self.resolver.ipv6_lookup(name).await {
             Ok(found) => Ok(found.answers().iter().filter_map(|record| record.data.ip_addr()).collect()),
             Err(error) => no_records(name, error).map(|()| Vec::new()),
@@ -112,7 +112,7 @@ impl DnsDiscovery {
             .answers()
             .iter()
             .filter_map(|record| match &record.data {
-                // The target "." says that there is no such service.
+                // The target "." means that the service does not exist.
                 RData::SRV(service) if !service.target.is_root() && service.port > 0 => {
                     Some((service.target.to_utf8(), service.port))
                 }
@@ -131,7 +131,7 @@ impl DnsDiscovery {
                 Err(error) => failed = Some(error),
             }
         }
-        // Some names missing is usual while pods start; only when nothing is known at all it is an error.
+        // Some names are usually missing while pods start: an error only when no address was found.
         match failed {
             Some(error) if found.is_empty() => Err(error),
             _ => Ok(found),
@@ -142,7 +142,7 @@ impl DnsDiscovery {
 impl Discovery for DnsDiscovery {
     fn lookup(&self) -> BoxFuture<'_, Result<Vec<String>, DiscoveryError>> {
         Box::pin(async {
-            // Name servers rotate their answers: sorted, the order is stable.
+            // Sorted, because name servers rotate their answers.
             let found = match &self.wanted {
                 Wanted::Hosts { name, port } => self.hosts(name, *port).await?,
                 Wanted::Service { name } => self.service(name).await?,
@@ -152,7 +152,7 @@ impl Discovery for DnsDiscovery {
     }
 }
 
-/// `Ok` when the answer was that there are no such records.
+/// Returns `Ok` when the answer was that no such records exist.
 fn no_records(name: &str, error: NetError) -> Result<(), DiscoveryError> {
     if error.is_no_records_found() {
         return Ok(());

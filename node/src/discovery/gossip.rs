@@ -1,9 +1,9 @@
-//! Addresses by gossip (chitchat: scuttlebutt over UDP, with a phi-accrual failure detector), for places without a name
-//! service.
+//! Addresses by gossip (chitchat: scuttlebutt over UDP, with a phi-accrual failure detector), for environments without
+//! a name service.
 //!
-//! A member is (node UUID, boot, gossip address); it publishes its data address under [`DATA_ADDRESS`]. Members that the
-//! failure detector holds for dead are left out, and so is this node. Nodes that gossip under another name are not listened
-//! to. What gossip says is only ever used as an address to ask: it decides nothing.
+//! A member is (node UUID, boot, gossip address); it publishes its data address under [`DATA_ADDRESS`]. Members that
+//! the failure detector considers dead are left out, and so is this node. Messages of nodes with another gossip name
+//! are ignored. An address from gossip is only a hint where a node may be: no decision depends on gossip.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,23 +18,23 @@ use super::{Announced, Discovery, DiscoveryError, distinct, split_host_port};
 /// Key of a member's `HOST:PORT` for data.
 const DATA_ADDRESS: &str = "data-address";
 
-/// A node says something to a few others this often. A node is known everywhere after a few of these.
+/// Interval in which a node sends gossip to a few others. All nodes know a new node after a few intervals.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// How to gossip.
+/// Options of gossip.
 #[derive(Debug, Clone)]
 pub struct GossipOptions {
-    /// Nodes that say another name are not listened to.
+    /// Name of the gossip cluster; messages of nodes with another name are ignored.
     pub name: String,
     /// UDP address to bind.
     pub listen: SocketAddr,
-    /// Where others send to.
+    /// Address that other nodes send to.
     pub advertised: SocketAddr,
-    /// `HOST:PORT` to begin with; names are resolved again once a minute.
+    /// Initial `HOST:PORT` addresses; names are resolved again once a minute.
     pub seeds: Vec<String>,
 }
 
-/// Addresses of the members that gossip knows.
+/// Addresses of the live members, by gossip.
 pub struct GossipDiscovery {
     /// `None` after the shutdown.
     gossip: Mutex<Option<ChitchatHandle>>,
@@ -42,7 +42,7 @@ pub struct GossipDiscovery {
 }
 
 impl GossipDiscovery {
-    /// Binds the port and begins to gossip, in a task of its own that ends with `shutdown`.
+    /// Binds the port and starts gossip in a dedicated task, which ends with `shutdown`.
     ///
     /// # Errors
     /// When the port cannot be bound.
@@ -80,9 +80,9 @@ impl Discovery for GossipDiscovery {
     fn lookup(&self) -> BoxFuture<'_, Result<Vec<String>, DiscoveryError>> {
         Box::pin(async {
             let gossip = self.gossip.lock().await;
-            let gossip = gossip.as_ref().ok_or_else(|| DiscoveryError::GossipStopped("it was shut down".into()))?;
+            let gossip = gossip.as_ref().ok_or_else(|| DiscoveryError::GossipStopped("shut down".into()))?;
             if let Some(ended) = futures::FutureExt::now_or_never(gossip.termination_watcher()) {
-                let why = ended.err().map_or_else(|| "its task has ended".to_owned(), |error| format!("{error:#}"));
+                let why = ended.err().map_or_else(|| "the task has ended".to_owned(), |error| format!("{error:#}"));
                 return Err(DiscoveryError::GossipStopped(why));
             }
             let known = gossip.chitchat();
@@ -104,7 +104,7 @@ impl Discovery for GossipDiscovery {
             if let Some(gossip) = self.gossip.lock().await.take()
                 && let Err(error) = gossip.shutdown().await
             {
-                tracing::warn!("gossip ended with an error: {error:#}");
+                tracing::warn!(error = format!("{error:#}"), "gossip ended with an error");
             }
         })
     }

@@ -1,12 +1,11 @@
-//! Finds addresses at which nodes may be reached. Nothing more: who is there, and what to make of it, is asked and decided
-//! in `membership/`.
+//! Finds addresses at which nodes may be reached, and nothing else: `membership/` contacts them and decides.
 //!
-//! - An answer is a guess: addresses may be stale, half of them missing, this node's own among them.
-//! - "Nobody" is an empty list. An error means that it could not be found out.
-//! - Nothing is remembered between look-ups, since pods come and go.
-//! - An answer has no duplicates, the same order for the same facts, and at most [`ADDRESSES_MAX`] addresses.
+//! - A result is a hint: addresses may be stale or missing, and this node's own may be among them.
+//! - An empty list means that no address exists. An error means that the look-up failed.
+//! - Nothing is cached between look-ups, since pods come and go.
+//! - A result has no duplicates, the same order for the same addresses, and at most [`ADDRESSES_MAX`] addresses.
 //!
-//! `static_list.rs` repeats the configured seeds, `dns.rs` resolves a name, `gossip.rs` asks around by UDP.
+//! `static_list.rs` returns the configured seeds, `dns.rs` resolves a name, `gossip.rs` gossips over UDP.
 
 mod dns;
 mod gossip;
@@ -27,18 +26,18 @@ pub use static_list::StaticDiscovery;
 
 use crate::config::{ClusterConfig, DiscoveryKind};
 
-/// Most addresses that one look-up returns; what is beyond is left out. Ten times the largest cluster that we have in mind.
+/// Most addresses that one look-up returns; further ones are left out. Ten times the largest supported cluster.
 pub const ADDRESSES_MAX: usize = 1000;
 
 /// A source of addresses.
 pub trait Discovery: Send + Sync {
-    /// The addresses, each `HOST:PORT`, that are known now. May be dropped at any time.
+    /// Returns the addresses, each `HOST:PORT`, that are known now. Safe to cancel.
     ///
     /// # Errors
-    /// When it could not be found out whether there are any.
+    /// When the look-up failed, so that it is unknown whether there are addresses.
     fn lookup(&self) -> BoxFuture<'_, Result<Vec<String>, DiscoveryError>>;
 
-    /// Ends what runs in the background, and waits for it. After it `lookup` may know nothing.
+    /// Stops background tasks and waits for their end. `lookup` may fail afterwards.
     fn shutdown(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
@@ -47,8 +46,8 @@ pub trait Discovery: Send + Sync {
 /// Why addresses could not be found.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoveryError {
-    /// The configured name is not one.
-    #[error("{name:?} is not a name to look up: {why}")]
+    /// The configured name is not valid.
+    #[error("cluster.dns-name: {name:?}: {why}")]
     Name {
         /// As configured.
         name: String,
@@ -56,17 +55,17 @@ pub enum DiscoveryError {
         why: String,
     },
     /// The system's resolver configuration could not be read.
-    #[error("the configuration of the system's resolver could not be read: {0}")]
+    #[error("read the resolver configuration of the system: {0}")]
     System(String),
     /// No answer, or one that does not say whether there are records.
-    #[error("looking up {name} failed: {why}")]
+    #[error("look up {name}: {why}")]
     Lookup {
         /// What was looked up.
         name: String,
         /// From the name server, or a time-out.
         why: String,
     },
-    /// An address to gossip on does not work.
+    /// A gossip address cannot be used.
     #[error("gossip address {address:?}: {why}")]
     GossipAddress {
         /// As configured.
@@ -74,26 +73,26 @@ pub enum DiscoveryError {
         /// What is wrong.
         why: String,
     },
-    /// The task that gossips has ended.
+    /// The gossip task has ended.
     #[error("gossip has stopped: {0}")]
     GossipStopped(String),
 }
 
-/// What a source tells about the node that it runs on.
+/// The node's own address, which a source publishes to other nodes.
 #[derive(Debug, Clone)]
 pub struct Announced {
     /// UUID of the node's data directory.
     pub node_id: Uuid,
     /// New with every start of the process.
     pub boot: u64,
-    /// `HOST:PORT` of the data port, as others reach it.
+    /// `HOST:PORT` at which other nodes reach the data port.
     pub address: String,
 }
 
-/// The source that the configuration asks for. Must be called within a tokio runtime; `shutdown` it when done.
+/// Returns the configured source. Must be called within a tokio runtime; call `shutdown` when done.
 ///
 /// # Errors
-/// When the configured name or address cannot be used, or the gossip port not be bound.
+/// When the configured name or address cannot be used, or the gossip port cannot be bound.
 pub async fn from_config(config: &ClusterConfig, own: &Announced) -> Result<Arc<dyn Discovery>, DiscoveryError> {
     Ok(match config.discovery {
         DiscoveryKind::Static => Arc::new(StaticDiscovery::new(config.seeds.clone())),
@@ -110,8 +109,8 @@ pub async fn from_config(config: &ClusterConfig, own: &Announced) -> Result<Arc<
     })
 }
 
-/// Where others gossip to: what is configured, else where we listen, else, when that is every interface, the host of the
-/// data address.
+/// Returns the address that other nodes send gossip to: the configured one, else the listening address, else, when that
+/// is every interface, the host of the data address.
 async fn advertised_gossip(config: &ClusterConfig, own: &Announced) -> Result<SocketAddr, DiscoveryError> {
     let listen = config.gossip_listen;
     let wanted = if !config.gossip_address.is_empty() {
@@ -128,10 +127,10 @@ async fn advertised_gossip(config: &ClusterConfig, own: &Announced) -> Result<So
     found.sort_unstable();
     // A socket of one family does not reach the other.
     found.retain(|address| address.is_ipv4() == listen.is_ipv4() && !address.ip().is_unspecified());
-    found.first().copied().ok_or_else(|| refuse("others cannot reach it; set cluster.gossip-address".into()))
+    found.first().copied().ok_or_else(|| refuse("other nodes cannot reach it: set cluster.gossip-address".into()))
 }
 
-/// Host and port of `HOST:PORT`. The host keeps the brackets of an IPv6 address.
+/// Splits `HOST:PORT` into host and port. The host keeps the brackets of an IPv6 address.
 fn split_host_port(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let port = port.parse().ok().filter(|port| *port > 0)?;
@@ -140,7 +139,7 @@ fn split_host_port(text: &str) -> Option<(&str, u16)> {
     plain.then_some((host, port))
 }
 
-/// The first of each, at most [`ADDRESSES_MAX`], in the order given.
+/// Removes duplicates and keeps the order; at most [`ADDRESSES_MAX`].
 fn distinct(addresses: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut known = HashSet::new();
     addresses.into_iter().filter(|address| known.insert(address.clone())).take(ADDRESSES_MAX).collect()

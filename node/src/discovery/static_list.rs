@@ -1,10 +1,10 @@
-//! The configured list, as it stands. Names in it are resolved by whoever connects.
+//! The configured list, unchanged. The connecting code resolves names in it.
 
 use futures::future::BoxFuture;
 
 use super::{Discovery, DiscoveryError, distinct};
 
-/// Always the same addresses.
+/// Always returns the same addresses.
 #[derive(Debug)]
 pub struct StaticDiscovery {
     addresses: Vec<String>,

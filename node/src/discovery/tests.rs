@@ -1,4 +1,4 @@
-//! What the configuration leads to.
+//! Tests of the source chosen by the configuration.
 
 use super::*;
 

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use chronicle_log::{Done, LogError, LogId, Store};
 use tokio::sync::oneshot;
 
-/// Starts something at once; what is returned waits until it is on disk. What was started takes effect even when nobody waits.
+/// Starts a write at once. The returned future waits until it is on disk; the write takes effect even when the future
+/// is dropped.
 pub(crate) fn flushed(
     start: impl FnOnce(Done) -> Result<(), LogError>,
 ) -> impl Future<Output = Result<(), LogError>> + Send {
@@ -18,7 +19,7 @@ pub(crate) fn flushed(
     }
 }
 
-/// Puts a value into the journal, as [`flushed`].
+/// Writes a value to the journal, as [`flushed`].
 pub(crate) fn journal(
     store: &Store,
     id: LogId,

@@ -1,9 +1,10 @@
-//! What a node takes from the machine that it runs on: its data directory, the network, runtimes, threads for calls that
-//! block, and the wall clock.
+//! The node's interface to the machine: data directory, network, runtimes, threads for blocking calls, and the wall
+//! clock.
 //!
-//! [`Host`] is handed to the node when it starts. What is needed far down and everywhere (blocking calls, the wall clock)
-//! belongs to the thread instead: [`simulate`] makes a thread one on which nothing depends on the machine. Time as such comes
-//! from tokio; chance comes from `getrandom`, which a simulation replaces as a whole, hash tables included.
+//! The node receives a [`Host`] when it starts. Blocking calls and the wall clock, which every layer needs, are per
+//! thread instead: [`simulate`] replaces them on a thread, so that nothing on it depends on the machine. Timers come
+//! from tokio. Random numbers come from `getrandom`, which a simulation replaces completely, including the seeds of
+//! hash tables.
 
 pub(crate) mod flushed;
 pub mod net;
@@ -21,27 +22,27 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-/// Opens a data directory with these settings; may change those that say who does the store's work and what time it is.
+/// Opens a data directory with these settings. May replace the settings for the store's threads and clock.
 pub type OpenStore = Arc<dyn Fn(&Path, StoreConfig) -> Result<Arc<Store>, LogError> + Send + Sync>;
 
-/// See the module.
+/// The machine that a node runs on.
 #[derive(Clone)]
 pub struct Host {
     /// Opens the data directory.
     pub open_store: OpenStore,
     /// Opens connections to other nodes.
     pub connector: Connector,
-    /// Where consensus and liveness run; `None`: on runtimes of their own, which nothing else can starve.
+    /// Runtime of consensus and liveness; `None`: each has a dedicated runtime, which no other work can starve.
     pub runtime: Option<Handle>,
 }
 
 impl Host {
-    /// The real machine.
+    /// Returns the real machine.
     pub fn system() -> Self {
         Self::with_disk(Arc::new(RealDisk))
     }
 
-    /// The real machine with another disk: one that fails on purpose.
+    /// Returns the real machine with another disk, such as one that injects failures.
     pub fn with_disk(disk: Arc<dyn Disk>) -> Self {
         Self {
             open_store: Arc::new(move |dir, config| Store::open(disk.clone(), dir, config)),
@@ -51,12 +52,12 @@ impl Host {
     }
 }
 
-/// What a simulated thread has in place of the machine.
+/// Replaces the machine on a simulated thread.
 #[derive(Debug, Clone, Copy)]
 pub struct Simulated {
     /// Time since the Unix epoch.
     pub since_epoch: fn() -> Duration,
-    /// How long the next blocking call takes before it has its effect.
+    /// Delay before the next blocking call has its effect.
     pub blocking_delay: fn() -> Duration,
 }
 
@@ -64,13 +65,14 @@ thread_local! {
     static SIMULATED: Cell<Option<Simulated>> = const { Cell::new(None) };
 }
 
-/// From now on, nodes on this thread take wall clock and blocking calls from `simulated`. All of a simulated node runs on one
-/// thread.
+/// Makes nodes on this thread use `simulated` for wall clock and blocking calls from now on. A simulated node runs
+/// completely on one thread.
 pub fn simulate(simulated: Simulated) {
     SIMULATED.set(Some(simulated));
 }
 
-/// Runs a call that blocks where it starves nobody. It runs to its end even when the handle is dropped.
+/// Runs a blocking call on a thread where it starves no other task. The call runs to its end even when the handle is
+/// dropped.
 pub(crate) fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     match SIMULATED.get() {
         None => tokio::task::spawn_blocking(call),
@@ -81,7 +83,7 @@ pub(crate) fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'sta
     }
 }
 
-/// Wall-clock time in milliseconds since the Unix epoch: the default timestamp of records.
+/// Returns wall-clock time in milliseconds since the Unix epoch: the default timestamp of records.
 pub(crate) fn now_ms() -> i64 {
     let since = match SIMULATED.get() {
         None => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
@@ -90,12 +92,12 @@ pub(crate) fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// A UUID of version 7: never the same twice, in the order of time.
+/// Returns a unique UUID of version 7, ordered by time.
 pub(crate) fn new_uuid() -> Uuid {
     match SIMULATED.get() {
         None => Uuid::now_v7(),
         Some(simulated) => {
-            // The counter of `now_v7` is the process's.
+            // Not `now_v7`: its counter is global to the process, so results would depend on other threads.
             let mut random = [0; 10];
             rand::rng().fill_bytes(&mut random);
             let ms = (simulated.since_epoch)().as_millis() as u64;
@@ -104,7 +106,7 @@ pub(crate) fn new_uuid() -> Uuid {
     }
 }
 
-/// A duration between half of it and one and a half.
+/// Returns a random duration between 0.5 and 1.5 times `duration`.
 pub(crate) fn jitter(duration: Duration) -> Duration {
     duration.mul_f64(rand::rng().random_range(0.5..1.5))
 }

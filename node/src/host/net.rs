@@ -1,6 +1,6 @@
-//! The one place that touches sockets: bind, accept, connect.
+//! The only code that uses sockets: bind, accept, connect.
 //!
-//! Everything else in the node sees [`Acceptor`] and [`Socket`], so that a simulation can put its own network here.
+//! All other code of the node uses [`Acceptor`] and [`Socket`], so that a simulation can provide its own network.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsStream;
 
-/// A port that cannot be listened on.
+/// The node cannot listen on a port.
 #[derive(Debug, thiserror::Error)]
 #[error("{field}: {address}: cannot listen: {source}")]
 pub struct BindError {
@@ -25,32 +25,32 @@ pub struct BindError {
     pub source: io::Error,
 }
 
-/// A listening port that is not the operating system's.
+/// A listening port of a simulated network.
 pub trait Listen: Send + Sync + 'static {
-    /// The next connection, and where it comes from. Cancellation safe.
+    /// Returns the next connection and the address of its peer. Cancellation safe.
     fn accept(&self) -> BoxFuture<'_, io::Result<(BoxedIo, SocketAddr)>>;
-    /// The address in force.
+    /// Returns the local address.
     ///
     /// # Errors
-    /// As the network says.
+    /// As reported by the network.
     fn local_addr(&self) -> io::Result<SocketAddr>;
 }
 
 /// A connected byte stream.
 pub enum Socket {
-    /// The operating system's.
+    /// A socket of the operating system.
     System(tokio::net::TcpStream),
-    /// Another network's.
+    /// A socket of a simulated network.
     Other(BoxedIo),
-    /// One of the others, encrypted; the handshake is done.
+    /// One of the others with TLS on top, after the handshake.
     Tls(Box<TlsStream<Socket>>),
 }
 
 /// A listening port.
 pub enum Acceptor {
-    /// The operating system's.
+    /// A port of the operating system.
     System(tokio::net::TcpListener),
-    /// Another network's.
+    /// A port of a simulated network.
     Other(Box<dyn Listen>),
 }
 
@@ -64,15 +64,15 @@ impl Acceptor {
     /// Listens on `address`; port 0 picks a free one.
     ///
     /// # Errors
-    /// As the operating system says: the address is taken, is not this host's, or needs a privilege.
+    /// As reported by the operating system: the address is in use, is not this host's, or needs a privilege.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         tokio::net::TcpListener::bind(address).await.map(Self::System)
     }
 
-    /// The address in force.
+    /// Returns the local address.
     ///
     /// # Errors
-    /// As the operating system says.
+    /// As reported by the operating system.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Self::System(listener) => listener.local_addr(),
@@ -80,15 +80,15 @@ impl Acceptor {
         }
     }
 
-    /// The next connection, with Nagle's algorithm off. Cancellation safe.
+    /// Returns the next connection, with Nagle's algorithm off. Cancellation safe.
     ///
     /// # Errors
-    /// As the operating system says; running out of file descriptors is one that passes.
+    /// As reported by the operating system. Running out of file descriptors is temporary.
     pub async fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
         match self {
             Self::System(listener) => {
                 let (socket, peer) = listener.accept().await?;
-                // Fails only when the peer is gone already, which the first read tells as well.
+                // Fails only when the peer has closed the connection already, which the first read reports as well.
                 let _ = socket.set_nodelay(true);
                 Ok((Socket::System(socket), peer))
             }
@@ -100,27 +100,27 @@ impl Acceptor {
 /// Opens a connection, with Nagle's algorithm off.
 ///
 /// # Errors
-/// As the operating system says.
+/// As reported by the operating system.
 pub async fn connect(address: SocketAddr) -> io::Result<Socket> {
     let socket = tokio::net::TcpStream::connect(address).await?;
     socket.set_nodelay(true)?;
     Ok(Socket::System(socket))
 }
 
-/// A connection on its way from one runtime to another.
+/// A connection that is being moved from one runtime to another.
 pub enum Released {
-    /// The operating system's, of no runtime.
+    /// A socket of the operating system, registered with no runtime.
     System(std::net::TcpStream),
-    /// Another network's, which knows no runtimes.
+    /// A socket of a simulated network, which does not depend on a runtime.
     Other(BoxedIo),
-    /// What TLS knows of a connection, apart from the connection itself.
+    /// The TLS session of a connection, and separately the connection itself.
     Tls(Box<TlsStream<Socket>>, Box<Released>),
 }
 
-/// Gives a connection to the runtime that the caller runs on.
+/// Registers a connection with the runtime that the caller runs on.
 ///
 /// # Errors
-/// As the operating system says.
+/// As reported by the operating system.
 pub fn adopt(socket: Released) -> io::Result<Socket> {
     match socket {
         Released::System(socket) => tokio::net::TcpStream::from_std(socket).map(Socket::System),
@@ -132,10 +132,10 @@ pub fn adopt(socket: Released) -> io::Result<Socket> {
     }
 }
 
-/// Takes a connection away from the runtime that accepted it; see [`adopt`].
+/// Deregisters a connection from the runtime that accepted it; see [`adopt`].
 ///
 /// # Errors
-/// As the operating system says.
+/// As reported by the operating system.
 pub fn release(socket: Socket) -> io::Result<Released> {
     match socket {
         Socket::System(socket) => socket.into_std().map(Released::System),

@@ -1,4 +1,4 @@
-//! Who a certificate says that somebody is: principals of clients, and the nodes that a peer may speak for.
+//! Identities in certificates: principals of clients, and the nodes that a peer's certificate is valid for.
 //!
 //! Pure: a certificate that TLS has verified goes in, a name or an error comes out. What a principal may do is decided far above
 //! (`broker/authorizer.rs`); how certificates are loaded and checked is in `security/`.

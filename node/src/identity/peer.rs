@@ -1,12 +1,13 @@
-//! Which nodes a certificate may speak for.
+//! Decides which nodes a peer's certificate is valid for.
 //!
-//! A peer must hold a certificate of the cluster's CA, which TLS has verified, *and* the identity of the node that it claims to
-//! be: `security.peers.allowed-names` says how an identity looks, and without it
+//! A peer must have a certificate of the cluster's CA, which TLS has verified, *and* that certificate must contain the
+//! identity of the node that the peer claims to be. `security.peers.allowed-names` defines how an identity looks.
+//! Without it:
 //!
-//! - a certificate with `chronicle://` URIs (those of `chronicle cert`) speaks for the nodes that are named in them,
-//!   `chronicle://node/NAME`, and for nobody else: clients' certificates are not nodes';
-//! - any other must be a server's certificate that is valid for the host in the node's address. That is what cert-manager and
-//!   other issuers give to a pod; nodes that share one certificate can pose as one another.
+//! - a certificate with `chronicle://` URIs (made by `chronicle cert`) is valid for the nodes named in them,
+//!   `chronicle://node/NAME`, and for no other node: a client's certificate is not valid for a node;
+//! - any other certificate must be a server certificate that is valid for the host in the node's address. cert-manager
+//!   and other issuers make such certificates for pods. Nodes that share one certificate can impersonate one another.
 
 use regex::Regex;
 use rustls::client::verify_server_name;
@@ -15,23 +16,23 @@ use rustls::server::ParsedCertificate;
 
 use super::principal::{CertificateNames, IdentityError};
 
-/// How the URI begins that names a node in certificates of `chronicle cert`.
+/// Beginning of the URI that names a node in certificates of `chronicle cert`.
 pub const NODE_URI: &str = "chronicle://node/";
-/// How every URI begins in certificates of `chronicle cert`.
+/// Beginning of every URI in certificates of `chronicle cert`.
 const OWN_URI: &str = "chronicle://";
 
-/// Whether a text is a name that a certificate can be checked against: a DNS name or an IP address.
+/// Whether a certificate can be checked against this name: a DNS name or an IP address.
 pub fn is_server_name(text: &str) -> bool {
     ServerName::try_from(text).is_ok()
 }
 
-/// The host in `HOST:PORT`, without the brackets of an IPv6 address.
+/// Returns the host in `HOST:PORT`, without the brackets of an IPv6 address.
 pub(crate) fn host_of(address: &str) -> &str {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
-/// Who somebody says to be. What is not known is empty.
+/// The node that a peer claims to be. Unknown parts are empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NodeClaim<'a> {
     /// Name of the node.
@@ -48,16 +49,16 @@ pub struct PeerCertificate {
 }
 
 impl PeerCertificate {
-    /// Reads a certificate that was verified.
+    /// Reads a verified certificate.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The certificate cannot be read.
     pub fn new(der: CertificateDer<'static>) -> Result<Self, IdentityError> {
         let names = CertificateNames::read(&der)?;
         Ok(Self { der, names })
     }
 
-    /// What it says, for people.
+    /// Returns its identity for messages.
     pub fn describe(&self) -> &str {
         self.names.identity().unwrap_or("no name")
     }
@@ -67,39 +68,39 @@ impl PeerCertificate {
         names.uris.iter().chain(&names.dns).chain(&names.emails).map(String::as_str)
     }
 
-    /// It is valid for a host by the rules of TLS, wildcards included.
+    /// Whether it is valid for a host by the rules of TLS, wildcards included.
     fn is_valid_for(&self, host: &str) -> bool {
         let Ok(name) = ServerName::try_from(host) else { return false };
         ParsedCertificate::try_from(&self.der).is_ok_and(|parsed| verify_server_name(&parsed, &name).is_ok())
     }
 }
 
-/// How the identity of a node looks; see the module.
+/// Rules for the identity of a node; see the file's header.
 #[derive(Debug, Clone, Default)]
 pub struct NodeRules {
     allowed: Vec<String>,
-    /// Stands for the host of every node; empty: each has its own.
+    /// Expected in place of the host of every node; empty: each node's own host.
     server_name: String,
 }
 
 impl NodeRules {
-    /// Rules of the configuration: `security.peers.allowed-names` and `security.tls.peer-server-name`.
+    /// Makes the rules from `security.peers.allowed-names` and `security.tls.peer-server-name`.
     ///
     /// # Errors
-    /// A pattern and what is wrong with it.
+    /// The pattern and the rule that it breaks.
     pub fn new(allowed: &[String], server_name: &str) -> Result<Self, (String, String)> {
         for pattern in allowed {
             if !["{name}", "{host}"].iter().any(|part| pattern.contains(part)) {
                 return Err((
                     pattern.clone(),
-                    "must contain {name} or {host}: else any node could pose as any other".into(),
+                    "must contain {name} or {host}: otherwise any node could impersonate any other".into(),
                 ));
             }
         }
         Ok(Self { allowed: allowed.to_vec(), server_name: server_name.to_owned() })
     }
 
-    /// Whether the certificate may speak for the node; the error says why not.
+    /// Checks that the certificate is valid for the claimed node; the error contains the reason.
     pub fn judge(&self, certificate: &PeerCertificate, claim: NodeClaim<'_>) -> Result<(), String> {
         let host = match self.server_name.as_str() {
             "" => host_of(claim.address),
@@ -113,7 +114,7 @@ impl NodeRules {
             return match self.allowed.iter().any(matches) {
                 true => Ok(()),
                 false => Err(format!(
-                    "security.peers.allowed-names has no pattern that lets the certificate of {:?} speak for {}",
+                    "no pattern of security.peers.allowed-names allows the certificate of {:?} for {}",
                     certificate.describe(),
                     shown(claim)
                 )),
@@ -125,13 +126,13 @@ impl NodeRules {
             return match nodes.any(|name| claim.name.is_empty() || name == claim.name) {
                 true => Ok(()),
                 false => {
-                    Err(format!("the certificate is of {:?}: it must name {}", certificate.describe(), shown(claim)))
+                    Err(format!("the certificate is of {:?}: must be of {}", certificate.describe(), shown(claim)))
                 }
             };
         }
         if !certificate.names.server_auth {
             return Err(format!(
-                "the certificate of {:?} is a client's: a node's must be usable by a server",
+                "the certificate of {:?} is a client's: must allow server authentication (extended key usage)",
                 certificate.describe()
             ));
         }
@@ -146,7 +147,7 @@ impl NodeRules {
     }
 }
 
-/// A claim as an error may show it.
+/// Returns the claim as text for an error.
 fn shown(claim: NodeClaim<'_>) -> String {
     match claim {
         NodeClaim { name: "", address: "" } => "a node".into(),
@@ -155,7 +156,7 @@ fn shown(claim: NodeClaim<'_>) -> String {
     }
 }
 
-/// What is not known matches anything but a slash.
+/// Compiles a pattern. An unknown name or host matches any text without a slash.
 fn pattern_regex(pattern: &str, name: &str, host: &str) -> Option<Regex> {
     const ANYTHING: &str = "[^/]*";
     let known = |text: &str| if text.is_empty() { ANYTHING.to_owned() } else { regex::escape(text) };

@@ -1,12 +1,12 @@
-//! Who a certificate says that somebody is.
+//! Reads the identity in a certificate and maps it to a principal.
 //!
-//! Pure: bytes of a certificate that the TLS layer has verified go in, a [`Principal`] comes out. Nothing here decides what a
-//! principal may do (`broker/`), or which node it may speak for (`nodes.rs`).
+//! Pure: bytes of a certificate that the TLS layer has verified go in, a [`Principal`] comes out. Other files decide
+//! what a principal may do (`broker/`) and which node a certificate is valid for (`peer.rs`).
 //!
 //! Invariants:
-//! - A certificate yields one identity or an error, never a panic, whatever its bytes are.
-//! - An identity is printable text without spaces at its ends, and never the word for nobody ([`ANONYMOUS`]).
-//! - Only a URI SAN yields an identity that looks like a URI: a common name cannot pose as a SPIFFE id.
+//! - A certificate yields one identity or an error and never panics, whatever its bytes are.
+//! - An identity is printable text without spaces at its ends, and never the name of anonymous clients ([`ANONYMOUS`]).
+//! - Only a URI SAN yields an identity that looks like a URI: a common name cannot imitate a SPIFFE id.
 //!
 //! SPIFFE ids: <https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md>; names in certificates: RFC 5280,
 //! section 4.2.1.6.
@@ -18,23 +18,23 @@ use regex::Regex;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// How a client without a certificate is called where a name must be shown. No certificate yields it.
+/// Name shown for a client without a certificate. No certificate yields this identity.
 pub const ANONYMOUS: &str = "anonymous";
 
-/// Longest identity, in bytes: a SPIFFE id may have 2048.
+/// Longest identity, in bytes: the length limit of a SPIFFE id.
 const IDENTITY_BYTES_MAX: usize = 2048;
-/// Names of one certificate that are looked at; one with more is refused.
+/// Most names in one certificate; one with more is rejected.
 const NAMES_MAX: usize = 1000;
 
-/// Who a client is, once its certificate was verified and the mapping rules applied. Cheap to clone.
+/// The name of an authenticated client, after the mapping rules. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Principal(Arc<str>);
 
 impl Principal {
-    /// A principal of this name.
+    /// Returns the principal of this name.
     ///
     /// # Errors
-    /// [`IdentityError::Unusable`] when the name is empty, too long, not printable, or the word for nobody.
+    /// [`IdentityError::Unusable`] when the name is empty, too long, not printable, or [`ANONYMOUS`].
     pub fn new(name: &str) -> Result<Self, IdentityError> {
         let unusable = |rule| Err(IdentityError::Unusable { name: shown(name), rule });
         if name.is_empty() || name.trim() != name {
@@ -47,12 +47,12 @@ impl Principal {
             return unusable("must not contain control characters");
         }
         if name.eq_ignore_ascii_case(ANONYMOUS) {
-            return unusable("is the word for clients without a certificate");
+            return unusable("must not be the name of clients without a certificate");
         }
         Ok(Self(name.into()))
     }
 
-    /// Its name.
+    /// Returns its name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -64,17 +64,19 @@ impl fmt::Display for Principal {
     }
 }
 
-/// Why a certificate names nobody.
+/// Why a certificate yields no principal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    /// It cannot be read.
+    /// The certificate cannot be read.
     #[error("the certificate cannot be read: {0}")]
     Malformed(String),
-    /// More than one SPIFFE id, which the standard forbids: it would be a matter of chance who is meant.
+    /// More than one SPIFFE id, which the standard forbids: the identity would be ambiguous.
     #[error("the certificate has {0} SPIFFE ids: must have one")]
     SeveralSpiffeIds(usize),
     /// It has neither URI, DNS name, email address nor common name.
-    #[error("the certificate names nobody: must have a SPIFFE id, a DNS name, an email address or a common name")]
+    #[error(
+        "unauthenticated: the client certificate has no principal: must have a SPIFFE id, a DNS name, an email address or a common name"
+    )]
     Nameless,
     /// A name that cannot be used.
     #[error("identity {name:?}: {rule}")]
@@ -86,7 +88,7 @@ pub enum IdentityError {
     },
 }
 
-/// What a certificate says, as far as anybody here asks.
+/// The names in a certificate, and whether a server may use it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CertificateNames {
     /// URI SANs, in their order.
@@ -97,11 +99,11 @@ pub struct CertificateNames {
     pub emails: Vec<String>,
     /// The first common name of the subject.
     pub common_name: Option<String>,
-    /// It may be used by a server: its extended key usage says so, or there is none.
+    /// Whether a server may use it: its extended key usage allows that, or is absent.
     pub server_auth: bool,
 }
 
-/// What a certificate says about itself for people: which one it is, and how long it lives.
+/// Serial number and validity of a certificate, for logs and metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateFacts {
     /// Serial number, hexadecimal.
@@ -112,10 +114,10 @@ pub struct CertificateFacts {
     pub not_after_s: i64,
 }
 
-/// What a node says of its data port.
+/// Encryption of a node's data port, as the node reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Encryption {
-    /// Serial number of the certificate that it serves, hexadecimal; empty: it speaks plaintext.
+    /// Serial number of its certificate, hexadecimal; empty: plaintext.
     pub certificate_serial: String,
     /// Until when the certificate is valid, in seconds since the Unix epoch.
     pub certificate_not_after_s: i64,
@@ -168,8 +170,8 @@ impl CertificateNames {
         Ok(names)
     }
 
-    /// The identity before any rule: the SPIFFE id (or the id that `chronicle cert` gives to a node), else the first DNS
-    /// name, else the first email address, else the common name.
+    /// Returns the identity before any mapping rule: the SPIFFE id (or the id that `chronicle cert` gives to a node),
+    /// else the first DNS name, else the first email address, else the common name.
     ///
     /// # Errors
     /// [`IdentityError::SeveralSpiffeIds`], [`IdentityError::Nameless`], [`IdentityError::Unusable`].
@@ -204,26 +206,27 @@ impl CertificateFacts {
     }
 }
 
-/// URI schemes do not depend on case (RFC 3986, section 3.1).
+/// Compares without case, as RFC 3986, section 3.1 says.
 fn has_scheme(uri: &str, scheme: &str) -> bool {
     uri.split_once("://").is_some_and(|(found, _)| found.eq_ignore_ascii_case(scheme))
 }
 
-/// A hostile name as an error may show it.
+/// Returns a name, cut to a length that an error may contain.
 fn shown(name: &str) -> String {
     name.chars().take(100).collect()
 }
 
-/// From the identity of a certificate to the name that ACLs use: ordered rules, the first that matches the whole identity
-/// wins; without a match it stays as it is.
+/// Ordered rules that map the identity in a certificate to the principal that ACLs use. The first rule that matches the
+/// whole identity applies; without a match the identity is the principal.
 #[derive(Debug, Clone, Default)]
 pub struct PrincipalRules(Vec<(Regex, String)>);
 
 impl PrincipalRules {
-    /// Rules of the form `REGEX -> REPLACEMENT`, where `$1` or `${name}` in the replacement stands for a group.
+    /// Compiles rules of the form `REGEX -> REPLACEMENT`, where `$1` or `${name}` in the replacement stands for a
+    /// group.
     ///
     /// # Errors
-    /// The rule and what is wrong with it.
+    /// The rule and the reason why it is not valid.
     pub fn new<S: AsRef<str>>(rules: &[S]) -> Result<Self, (String, String)> {
         let rule = |text: &str| -> Result<(Regex, String), String> {
             let (pattern, replacement) = text.split_once(" -> ").ok_or("must be REGEX -> REPLACEMENT")?;
@@ -238,21 +241,21 @@ impl PrincipalRules {
         rules.map(|text| rule(text).map_err(|why| (text.to_owned(), why))).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The principal of a verified certificate in DER form.
+    /// Returns the principal of a verified certificate in DER form.
     ///
     /// # Errors
-    /// The certificate names nobody, or a rule makes an unusable name of it.
+    /// The certificate has no identity, or a rule maps it to an unusable name.
     pub fn principal(&self, der: &[u8]) -> Result<Principal, IdentityError> {
         let names = CertificateNames::read(der)?;
         self.apply(names.identity()?)
     }
 
-    /// The principal of an identity.
+    /// Returns the principal of an identity.
     ///
     /// # Errors
     /// [`IdentityError::Unusable`].
     pub fn apply(&self, identity: &str) -> Result<Principal, IdentityError> {
-        // What no principal may be called is refused before a rule can hide it.
+        // An identity that is no valid principal is rejected before a rule can map it to a valid one.
         let plain = Principal::new(identity)?;
         let Some((regex, replacement)) = self.0.iter().find(|(regex, _)| regex.is_match(identity)) else {
             return Ok(plain);
@@ -261,7 +264,7 @@ impl PrincipalRules {
     }
 }
 
-/// An error of the regex crate without the picture of where it is.
+/// Returns an error of the regex crate without its multi-line excerpt of the pattern.
 fn one_line(error: &regex::Error) -> String {
     error.to_string().lines().last().unwrap_or_default().trim().trim_start_matches("error: ").to_owned()
 }

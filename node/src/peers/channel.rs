@@ -1,4 +1,4 @@
-//! Connections to a peer: a channel that says its purpose first, and requests that say who calls whom.
+//! Makes channels to a peer, which begin with a preface, and adds caller and callee to requests.
 
 use std::io;
 use std::time::Duration;
@@ -14,17 +14,17 @@ use uuid::Uuid;
 
 use super::protocol::{MESSAGE_BYTES_MAX, Purpose, WINDOW_BYTES};
 
-/// Wait for a connection.
+/// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Who this node is, once it is part of a cluster.
+/// Identity of this node, once it is a member of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Me {
     /// The cluster.
     pub cluster: Uuid,
     /// Raft id.
     pub node: u64,
-    /// This start of the process.
+    /// Random number of this start of the process.
     pub boot: u64,
 }
 
@@ -35,7 +35,7 @@ pub(super) fn client(channel: Channel) -> Client {
     PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(usize::MAX)
 }
 
-/// Puts caller and callee into a request's metadata.
+/// Adds caller and callee to a request's metadata.
 pub(super) fn address<T>(request: &mut tonic::Request<T>, me: Me, to: u64) {
     let metadata = request.metadata_mut();
     let cluster = MetadataValue::try_from(me.cluster.to_string()).expect("a UUID is ASCII");
@@ -45,9 +45,9 @@ pub(super) fn address<T>(request: &mut tonic::Request<T>, me: Me, to: u64) {
     metadata.insert("chronicle-to", MetadataValue::from(to));
 }
 
-/// A channel that says its purpose first.
+/// Returns a channel whose connections begin with the preface of `purpose`. Connects on first use.
 pub(super) fn channel(address: &str, purpose: Purpose, connector: Connector) -> Result<Channel, String> {
-    let uri: Uri = format!("http://{address}").parse().map_err(|e| format!("{address}: no HOST:PORT: {e}"))?;
+    let uri: Uri = format!("http://{address}").parse().map_err(|e| format!("{address}: must be HOST:PORT: {e}"))?;
     let target = address.to_owned();
     let connect = service_fn(move |_: Uri| {
         let connecting = connector(target.clone());

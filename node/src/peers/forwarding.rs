@@ -1,11 +1,11 @@
-//! Requests of clients on their way to another node, on a connection of their own: they must not stand in the way of raft's.
+//! Forwards requests of clients to another node, on a dedicated connection, so that they do not delay raft messages.
 //!
 //! Invariants:
-//! - Appends under way to one peer are bounded in bytes; one more waits.
-//! - Reads under way to one peer are bounded in number, and each in bytes; one more waits too, unless it is one that waits for
-//!   records: those are refused, so that they never fill the way for long.
-//! - Both together stay below the streams that an HTTP/2 connection of the peer takes at a time (200): no request waits
-//!   unseen.
+//! - Appends in flight to one peer are bounded in bytes; further ones wait.
+//! - Reads in flight to one peer are bounded in number, and each in bytes; further ones wait. Long polls are rejected
+//!   instead, so that they do not occupy the connection for long.
+//! - Both together stay below the peer's limit of concurrent HTTP/2 streams on a connection (200): no request waits
+//!   inside HTTP/2.
 
 use std::error::Error;
 use std::time::Duration;
@@ -18,32 +18,32 @@ use tonic::{Code, Request, Status};
 
 use super::channel::Client;
 
-/// Largest answer that a forwarded read asks for, in bytes (soft, as every limit of a read).
+/// Largest response that a forwarded read requests, in bytes (soft, as every limit of a read).
 pub(crate) const READ_BYTES_MAX: usize = 256 << 10;
-/// Forwarded reads under way to one peer: 24 MiB of answers, about.
+/// Most forwarded reads in flight to one peer: about 24 MiB of responses.
 const READS_MAX: usize = 96;
-/// Of them, as many are kept free of reads that wait for records.
+/// Of these, the number reserved for reads that are not long polls.
 const READS_KEPT: usize = 32;
-/// Smallest place that a forwarded append takes in the bound in bytes.
+/// Least bytes that a forwarded append takes of the bound in bytes.
 const APPEND_BYTES_MIN: usize = 256 << 10;
-/// Forwarded appends under way to one peer, however large the bound in bytes.
+/// Most forwarded appends in flight to one peer, however large the bound in bytes.
 const APPENDS_MAX: usize = 96;
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ForwardError {
-    /// The other node has done nothing.
+    /// The other node has not processed the request.
     #[error("not forwarded: {0}")]
     NotSent(String),
-    /// This node has as many requests under way to the other one as it may.
-    #[error("as many requests as may be are under way to the node that leads")]
+    /// This node has reached its limit of requests in flight to the other node.
+    #[error("too many requests are in flight to the leader")]
     Busy,
-    /// The other node may have done what it was asked for, or may still do it.
-    #[error("no answer of the node that leads: {0}")]
+    /// Outcome unknown: the other node may have processed the request, or may still do so.
+    #[error("no response from the leader: {0}")]
     NoAnswer(String),
 }
 
-/// The way of forwarded requests to one peer.
+/// Forwards requests to one peer.
 pub(super) struct Forwarding {
     address: String,
     client: Client,
@@ -69,7 +69,7 @@ impl Forwarding {
         self.address.clone()
     }
 
-    /// Sends a request with `addressed` metadata, when there is room, and waits for the answer.
+    /// Sends a request with `addressed` metadata, once there is room, and waits for the response.
     pub(super) async fn forward(
         &self,
         request: &proto::ForwardRequest,
@@ -79,7 +79,7 @@ impl Forwarding {
         let until = Instant::now() + patience;
         let _room = tokio::time::timeout_at(until, self.room(request)).await.map_err(|_| ForwardError::Busy)??;
         let mut client = self.client.clone();
-        // Dropping the call resets its stream, which drops the work on the other side.
+        // Dropping the call resets its stream, which cancels the request on the other node.
         match tokio::time::timeout_at(until, client.forward(addressed(request.clone()))).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(no_answer(&status)),
@@ -103,7 +103,7 @@ impl Forwarding {
     }
 }
 
-/// What a status means: the peer's own refusals come before it does anything.
+/// Classifies a status: the peer's own rejections come before it processes the request.
 fn no_answer(status: &Status) -> ForwardError {
     let connect_failed = || causes(status).any(|cause| cause.is::<tonic::ConnectError>());
     match status.code() {
@@ -138,7 +138,7 @@ mod tests {
         Forwarding::new("127.0.0.1:1".into(), client(channel), append_bytes_max)
     }
 
-    /// A peer that takes everything and answers nothing.
+    /// A peer that accepts every request and never responds.
     fn silent() -> Connector {
         Arc::new(|_| {
             let (io, other) = tokio::io::duplex(1 << 20);

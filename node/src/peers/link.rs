@@ -1,4 +1,4 @@
-//! The exchange stream to one peer: questions out, answers in, matched by id.
+//! The exchange stream to one peer: sends requests, receives responses, and matches them by id.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::channel::{Me, address, channel, client};
 use super::protocol::{Purpose, wire_id};
 
-/// Frames that wait for the connection.
+/// Frames queued for the connection.
 const QUEUE_MAX: usize = 4096;
 /// First and longest pause between attempts to connect.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// The exchange with one peer. Dropping it ends it; open questions get no answer.
+/// The exchange stream to one peer. Dropping it ends the stream; pending requests get no response.
 pub(super) struct Link {
     address: String,
     shared: Arc<Shared>,
@@ -37,7 +37,7 @@ struct Shared {
     pending: Mutex<Pending>,
     window: Arc<Semaphore>,
     window_bytes: usize,
-    /// The last attempt to connect failed: questions are refused until one succeeds.
+    /// The last attempt to connect failed: requests fail at once until an attempt succeeds.
     down: AtomicBool,
 }
 
@@ -74,7 +74,7 @@ impl Link {
         &self.address
     }
 
-    /// Sends a question and waits for its answer.
+    /// Sends a request and waits for its response.
     pub(super) async fn ask(&self, group: LogId, message: Message) -> Result<Message, String> {
         if self.shared.down.load(Ordering::Relaxed) {
             return Err(format!("{}: no connection", self.address));
@@ -82,7 +82,7 @@ impl Link {
         let group = wire_id(group);
         let mut frame = RaftFrame { id: 0, group: Some(group), message: Some(message) };
         let bytes = frame.encoded_len().min(self.shared.window_bytes);
-        // Held until the answer: what is under way to a peer is bounded.
+        // Held until the response, to bound the bytes in flight to a peer.
         let _room = self.shared.window.clone().acquire_many_owned(bytes as u32).await.map_err(|e| e.to_string())?;
         let (sender, answer) = oneshot::channel();
         let id = {
@@ -93,10 +93,10 @@ impl Link {
             id
         };
         frame.id = id;
-        // A caller that goes away must not leave its place behind.
+        // Removes the pending request also when the caller is cancelled.
         let _open = Open { shared: &self.shared, id };
-        self.queue.send(frame).await.map_err(|_| "the link has ended".to_owned())?;
-        answer.await.map_err(|_| format!("{}: the connection broke", self.address))
+        self.queue.send(frame).await.map_err(|_| "the exchange stream is closed".to_owned())?;
+        answer.await.map_err(|_| format!("{}: the connection was lost", self.address))
     }
 }
 
@@ -111,7 +111,7 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Keeps the stream open and hands answers to those who wait for them.
+/// Keeps the stream open and delivers responses to their waiters.
 async fn run(
     me: Me,
     to: u64,
@@ -126,9 +126,9 @@ async fn run(
             Ok(()) => return,
             Err(error) => error,
         };
-        tracing::debug!(node = to, address = at, error, "exchange with a peer broke");
+        tracing::debug!(node = to, address = at, error, "exchange stream failed");
         shared.down.store(true, Ordering::Relaxed);
-        // Frames that were not sent belong to questions that are answered "broken" here.
+        // The requests of frames that were not sent fail here.
         while queue.try_recv().is_ok() {}
         shared.pending.lock().open.clear();
         tokio::time::sleep(pause).await;
@@ -136,7 +136,7 @@ async fn run(
     }
 }
 
-/// One connection from its opening to its end. `Ok`: the link is dropped.
+/// Runs one connection until it ends. `Ok`: the link was dropped.
 async fn exchange(
     me: Me,
     to: u64,
@@ -150,14 +150,14 @@ async fn exchange(
     let (frames, outgoing) = mpsc::channel(64);
     let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
     address(&mut request, me, to);
-    // The peer answers the headers before the first frame, so that this tells whether it is there.
+    // The peer responds to the headers before the first frame, so this shows whether the peer is reachable.
     let mut answers = client.exchange(request).await.map_err(|status| status.to_string())?.into_inner();
     shared.down.store(false, Ordering::Relaxed);
     *pause = PAUSE_MIN;
     loop {
         tokio::select! {
             frame = queue.recv() => match frame {
-                Some(frame) => frames.send(frame).await.map_err(|_| "the stream ended".to_owned())?,
+                Some(frame) => frames.send(frame).await.map_err(|_| "the stream has ended".to_owned())?,
                 None => return Ok(()),
             },
             answer = answers.message() => match answer.map_err(|status| status.to_string())? {

@@ -1,12 +1,12 @@
-//! Who is alive: beats between nodes, on a thread of their own.
+//! Failure detector: heartbeats between nodes, on a dedicated thread.
 //!
-//! Every peer is sent a beat per interval and answers each. Whatever else arrives from a peer counts as well. A peer that was
-//! not heard for `suspect_after` is suspected; one whose process is gone (connection refused) already after
-//! [`REFUSED_AFTER`]. A node that was itself not running (stopped, starved) does not hold the time that it missed against its
-//! peers.
+//! A node sends each peer a heartbeat per interval, and the peer responds. Any other message from a peer counts as
+//! well. A peer without a message for `suspect_after` is suspected; a peer whose process has ended (connection refused)
+//! already after [`REFUSED_AFTER`]. Time during which this node itself did not run (stopped, starved) does not count
+//! against its peers.
 //!
-//! Every pair of nodes has a beat stream whatever else it has to say, so this is also where a node learns that it was removed
-//! while it could not hear the decision: its peers refuse its beats by that name.
+//! Every pair of nodes always has a heartbeat stream. So this is also where a node finds out that it was removed while
+//! it was not connected: its peers reject its heartbeats with that reason.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,34 +29,34 @@ use super::repeats::Repeats;
 use crate::identity::Encryption;
 use crate::security::Tls;
 
-/// A peer whose port refuses connections is suspected after this much silence. No leader may trust a lease for longer: see
-/// `raft::LEASE_READ`.
+/// Time without a message after which a peer whose port refuses connections is suspected. No leader may rely on a lease
+/// for longer: see `raft::LEASE_READ`.
 pub(crate) const REFUSED_AFTER: Duration = Duration::from_millis(200);
 
-/// Which of a peer's beats are answered when it is sent beats anyway.
+/// A peer that receives this node's own heartbeats gets a response to one in this many of its heartbeats.
 const ANSWER_EVERY: u64 = 5;
 
-/// How peers are watched.
+/// Settings of the failure detector.
 #[derive(Debug, Clone, Copy)]
 pub struct LivenessConfig {
-    /// Between two beats.
+    /// Interval between heartbeats.
     pub interval: Duration,
-    /// Silence after which a peer is suspected.
+    /// Time without a message after which a peer is suspected.
     pub suspect_after: Duration,
     /// Random, new with every start of the process.
     pub boot: u64,
 }
 
-/// Who is alive.
+/// The failure detector: knows which peers are alive.
 pub struct Liveness {
     config: LivenessConfig,
     tls: Option<Arc<Tls>>,
     runtime: Handle,
     peers: Mutex<HashMap<u64, Peer>>,
     changed: watch::Sender<u64>,
-    /// What this node says of itself.
+    /// This node should lead nothing at present; sent in its heartbeats.
     unfit: AtomicBool,
-    /// Why the cluster is done with this node, once a peer has said so.
+    /// Why this node was removed from the cluster, once a peer has reported it.
     removed: watch::Sender<Option<String>>,
     watching: Mutex<HashMap<u64, (String, CancellationToken)>>,
     tasks: TaskTracker,
@@ -66,24 +66,24 @@ pub struct Liveness {
 #[derive(Debug, Clone)]
 struct Peer {
     last_heard: Option<Instant>,
-    /// Since when its port refuses connections.
+    /// Its port refuses connections.
     refused: bool,
     boot: u64,
     alive: bool,
-    /// This node's own beats have a stream to it.
+    /// This node's own heartbeats have a stream to it.
     beating: bool,
-    /// It should lead nothing for the moment.
+    /// It reports that it should lead nothing at present.
     unfit: bool,
-    /// What it said last of its data port; `None`: nothing yet.
+    /// Encryption of its data port, as last reported; `None`: not reported yet.
     encryption: Option<Encryption>,
-    /// When it was last found dead.
+    /// When it was last suspected.
     dead_since: Option<Instant>,
-    /// When it was first watched.
+    /// When it was first monitored.
     since: Instant,
 }
 
 impl Liveness {
-    /// Beats run on `runtime`, and tell peers which certificate `tls` serves.
+    /// Starts the failure detector on `runtime`. Heartbeats contain the certificate of `tls`.
     pub fn new(config: LivenessConfig, tls: Option<Arc<Tls>>, runtime: Handle) -> Arc<Self> {
         let liveness = Arc::new(Self {
             config,
@@ -102,37 +102,37 @@ impl Liveness {
         liveness
     }
 
-    /// This process's number.
+    /// Returns the random number of this process, which its heartbeats contain.
     pub fn boot(&self) -> u64 {
         self.config.boot
     }
 
-    /// Where beats are served.
+    /// Returns the runtime that serves heartbeats.
     pub fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    /// The peer was heard from within the suspicion time. False for one that never was.
+    /// Whether a message from the peer arrived within the suspicion time. False if none ever arrived.
     pub fn alive(&self, node: u64) -> bool {
         self.peers.lock().get(&node).is_some_and(|peer| peer.alive)
     }
 
-    /// The peer says that it should lead nothing for the moment.
+    /// Whether the peer reports that it should lead nothing at present.
     pub fn unfit(&self, node: u64) -> bool {
         self.peers.lock().get(&node).is_some_and(|peer| peer.unfit)
     }
 
-    /// Tells peers whether this node should lead nothing for the moment.
+    /// Sets whether this node should lead nothing at present. Heartbeats report it to peers.
     pub fn set_unfit(&self, unfit: bool) {
         self.unfit.store(unfit, Ordering::Relaxed);
     }
 
-    /// This node should lead nothing for the moment.
+    /// Whether this node should lead nothing at present.
     pub fn is_unfit(&self) -> bool {
         self.unfit.load(Ordering::Relaxed)
     }
 
-    /// What this node says of itself.
+    /// Returns a heartbeat of this node.
     pub(super) fn own_beat(&self, sequence: u64) -> BeatMessage {
         let Encryption { certificate_serial, certificate_not_after_s } = self.own_encryption();
         BeatMessage {
@@ -145,18 +145,18 @@ impl Liveness {
         }
     }
 
-    /// How this node's data port is encrypted.
+    /// Returns the encryption of this node's data port.
     pub fn own_encryption(&self) -> Encryption {
         self.tls.as_ref().map(|tls| Encryption::from(tls.served())).unwrap_or_default()
     }
 
-    /// How a peer's data port is encrypted, as it said last; `None`: it has said nothing yet.
+    /// Returns the encryption of a peer's data port, as last reported; `None`: not reported yet.
     pub fn encryption(&self, node: u64) -> Option<Encryption> {
         self.peers.lock().get(&node).and_then(|peer| peer.encryption.clone())
     }
 
-    /// The answer to a beat. A peer that gets this node's own beats needs only so many answers as tell it that its stream is
-    /// not stuck: one in five.
+    /// Returns the response to a heartbeat, if one is due. A peer that receives this node's own heartbeats needs
+    /// responses only to detect that its stream is stuck: one in five.
     pub(super) fn answer(&self, node: u64, sequence: u64) -> Option<BeatMessage> {
         let beating = self.peers.lock().get(&node).is_some_and(|peer| peer.beating);
         (!beating || sequence.is_multiple_of(ANSWER_EVERY)).then(|| self.own_beat(sequence))
@@ -168,12 +168,12 @@ impl Liveness {
         }
     }
 
-    /// The start of the peer's process that was last heard of; 0: none.
+    /// Returns the number of the peer's process in its last heartbeat; 0: none.
     pub fn boot_of(&self, node: u64) -> u64 {
         self.peers.lock().get(&node).map(|peer| peer.boot).unwrap_or(0)
     }
 
-    /// For how long the peer has been dead, in milliseconds; 0: it is alive.
+    /// Returns for how long the peer has been dead, in milliseconds; 0: it is alive.
     pub fn dead_for_ms(&self, node: u64) -> u64 {
         let peers = self.peers.lock();
         let Some(peer) = peers.get(&node) else { return 0 };
@@ -183,18 +183,18 @@ impl Liveness {
         }
     }
 
-    /// Counts up whenever a peer dies, comes back or restarts.
+    /// Returns a counter that increases whenever a peer dies, comes back or restarts.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Why this node is a member no longer, once a peer has said that it was removed; `None` until then. Final: a peer says
-    /// so of what the cluster has agreed on, and a removed node is never taken back.
+    /// Returns why this node was removed, once a peer has reported its removal; `None` until then. Final: the peer
+    /// reports committed metadata, and a removed node is never admitted again.
     pub fn removed(&self) -> watch::Receiver<Option<String>> {
         self.removed.subscribe()
     }
 
-    /// Why a beat stream has no answers, and what that says of this node.
+    /// Classifies the error of a heartbeat stream, and records when it says that this node was removed.
     fn silence(&self, status: &tonic::Status) -> Silence {
         if let Some(why) = removal(status) {
             self.removed.send_if_modified(|removed| {
@@ -209,7 +209,7 @@ impl Liveness {
         }
     }
 
-    /// Something arrived from the peer.
+    /// Records that a message from the peer arrived.
     pub fn heard(&self, node: u64) {
         let mut peers = self.peers.lock();
         if let Some(peer) = peers.get_mut(&node) {
@@ -218,7 +218,7 @@ impl Liveness {
         }
     }
 
-    /// A beat arrived from this process of the peer.
+    /// Records a heartbeat from the peer.
     pub(super) fn beat(&self, node: u64, beat: &BeatMessage) {
         let boot = beat.boot;
         let mut peers = self.peers.lock();
@@ -250,7 +250,7 @@ impl Liveness {
         }
     }
 
-    /// The peer says that it stops: no need to wait for silence.
+    /// Records that the peer stops: it counts as dead at once.
     pub(super) fn left(&self, node: u64) {
         let mut peers = self.peers.lock();
         let Some(peer) = peers.get_mut(&node) else { return };
@@ -264,7 +264,7 @@ impl Liveness {
         self.changed.send_modify(|version| *version += 1);
     }
 
-    /// Watches these peers, and no others.
+    /// Monitors these peers and no others.
     pub(super) fn watch(self: &Arc<Self>, me: Me, addresses: HashMap<u64, String>, connector: Connector) {
         if self.stop.is_cancelled() {
             return;
@@ -299,46 +299,46 @@ impl Liveness {
         }
     }
 
-    /// Ends all watching.
+    /// Stops all monitoring.
     pub(super) fn close(&self) {
         self.stop.cancel();
         self.tasks.close();
     }
 
-    /// Sends beats to one peer for ever.
+    /// Sends heartbeats to one peer. Does not end.
     async fn beats(&self, me: Me, node: u64, at: String, connector: Connector) {
         let mut tick = interval(self.config.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let told = Repeats::default();
+        let logged = Repeats::default();
         loop {
             tick.tick().await;
             let ended = self.stream(me, node, &at, &connector).await;
             self.set_beating(node, false);
             match ended {
                 Ok(()) => {}
-                Err(Silence::Refused(why)) if told.is_news(&why) => {
+                Err(Silence::Refused(why)) if logged.is_news(&why) => {
                     tracing::warn!(node, address = at, why, "this node is refused");
                 }
                 Err(Silence::Refused(_)) => {}
                 Err(Silence::Broken(error)) => {
-                    // The kernel answers for a port that nobody listens on: the process is gone.
+                    // The kernel refuses connections to a closed port: the process has ended.
                     if error.contains("refused") {
                         self.refused(node);
                     }
-                    tracing::debug!(node, address = at, error, "no beats");
+                    tracing::debug!(node, address = at, error, "heartbeat stream ended");
                 }
             }
         }
     }
 
-    /// One beat stream from its opening to its end.
+    /// Runs one heartbeat stream until it ends.
     async fn stream(&self, me: Me, node: u64, at: &str, connector: &Connector) -> Result<(), Silence> {
         let mut client = client(channel(at, Purpose::Liveness, connector.clone()).map_err(Silence::Broken)?);
         let (beats, outgoing) = mpsc::channel(4);
         let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
         address(&mut request, me, node);
         let opening = timeout(self.config.suspect_after, client.beat(request)).await;
-        let answers = opening.map_err(|_| Silence::Broken("no answer in time".into()))?;
+        let answers = opening.map_err(|_| Silence::Broken("no response in time".into()))?;
         let mut answers = answers.map_err(|status| self.silence(&status))?.into_inner();
         self.set_beating(node, true);
         let mut tick = interval(self.config.interval);
@@ -348,13 +348,14 @@ impl Liveness {
         loop {
             tokio::select! {
                 _ = tick.tick() => {
-                    // A connection into nowhere is given up, so that a new one can find the way.
+                    // A connection without responses is closed, so that a new one may reach the peer.
                     if last_answer.elapsed() > 4 * self.config.suspect_after {
-                        return Err(Silence::Broken("no answer on an open connection".into()));
+                        return Err(Silence::Broken("no response on an open connection".into()));
                     }
                     sequence += 1;
                     let beat = self.own_beat(sequence);
-                    // A full queue means that the peer reads nothing: the next beat says as much.
+                    // A full queue means that the peer reads nothing: dropping this heartbeat is harmless, the next one
+                    // repeats its content.
                     let _ = beats.try_send(beat);
                 }
                 answer = answers.message() => match answer.map_err(|status| self.silence(&status))? {
@@ -369,7 +370,7 @@ impl Liveness {
         }
     }
 
-    /// Finds peers that have fallen silent.
+    /// Suspects peers without a message for too long.
     async fn sweep(&self) {
         let every = self.config.interval;
         let mut tick = interval(every);
@@ -409,9 +410,9 @@ impl Liveness {
     }
 }
 
-/// Why a peer answers no beats.
+/// Why a heartbeat stream has ended.
 enum Silence {
-    /// It will not have this node.
+    /// The peer rejects this node.
     Refused(String),
     Broken(String),
 }
@@ -432,7 +433,7 @@ impl Peer {
     }
 }
 
-/// A status with what caused it: tonic hides a refused connection in its source.
+/// Returns a status with its causes: tonic reports a refused connection only in the source.
 fn causes(status: &tonic::Status) -> String {
     let mut text = status.to_string();
     let mut source = std::error::Error::source(status);

@@ -1,20 +1,23 @@
-//! The way to other nodes: messages of raft groups, calls between nodes, and who is alive.
+//! Communication with other nodes: messages of raft groups, calls between nodes, and failure detection.
 //!
-//! A node keeps up to four connections to each peer, all to the peer's one data port, told apart by their first bytes
-//! ([`Purpose`]): the *exchange* stream that carries the messages of all groups, a channel for *calls* (commands, log
-//! transfer), the *beat* stream, and a channel for clients' requests that are *forwarded*. The listener hands such connections
-//! over to the runtime that they belong to: consensus or liveness, neither of which the API can starve, or that of the API.
+//! A node keeps up to four connections to each peer, all to the peer's data port, distinguished by their first bytes
+//! ([`Purpose`]): the *exchange* stream with the messages of all groups, a channel for *calls* (commands, log
+//! transfer), the *heartbeat* stream, and a channel for *forwarded* requests of clients. The listener moves such a
+//! connection to its runtime: consensus or liveness, neither of which the API can starve, or that of the API.
 //!
 //! Invariants:
-//! - Raft messages under way to one peer are bounded in bytes (`cluster.peer-window-bytes`), and so are forwarded requests.
-//! - A call reaches the node that it was meant for, of this cluster, or is refused by name (see `peer.proto`).
+//! - Raft messages in flight to one peer are bounded in bytes (`cluster.peer-window-bytes`), and so are forwarded
+//!   requests.
+//! - A call reaches the node and cluster that it is addressed to, or is rejected with a reason (see `peer.proto`).
 //! - Liveness is a property of nodes: groups have no timers of their own.
 //!
-//! - `transport.rs`: who the peers are, and the connections to them; `channel.rs`, `link.rs`, `forwarding.rs`: the kinds of these;
-//! - `service.rs`: the receiving side; `liveness.rs`: beats; `protocol.rs`: what both ends agree on.
+//! - `transport.rs`: the list of peers and the connections to them; `channel.rs`, `link.rs`, `forwarding.rs`: the kinds
+//!   of these;
+//! - `service.rs`: the receiving side; `liveness.rs`: heartbeats; `protocol.rs`: versions and prefaces; `repeats.rs`:
+//!   limits repeated log lines.
 //!
-//! Never names raft, partitions or the controller: what they answer comes in by [`Handler`]. Neighbours: `listeners/` accepts;
-//! `raft/` and `cluster/` ask.
+//! Never names raft, partitions or the controller: they serve requests through [`Handler`]. Neighbours: `listeners/`
+//! accepts; `raft/` and `cluster/` send requests.
 
 mod channel;
 mod forwarding;

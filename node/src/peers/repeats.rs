@@ -1,4 +1,5 @@
-//! Refusals between nodes in the log: each once, and again only after a while, however often a node tries.
+//! Limits log lines about rejections between nodes: each is logged once, and again only after a pause, however often a
+//! node retries.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,17 +7,17 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// A refusal that goes on is logged again after this long.
+/// Pause before the same rejection is logged again.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// Different refusals that are remembered; while there are so many, others are not logged.
+/// Most different rejections that are stored; while that many are stored, new ones are not logged.
 const REMEMBERED_MAX: usize = 64;
 
-/// The refusals that were logged lately.
+/// The rejections that were logged lately.
 #[derive(Debug, Default)]
 pub(super) struct Repeats(Mutex<HashMap<String, Instant>>);
 
 impl Repeats {
-    /// Whether this should be logged now.
+    /// Whether this text should be logged now; records it as logged then.
     pub(super) fn is_news(&self, text: &str) -> bool {
         let now = Instant::now();
         let mut logged = self.0.lock();
@@ -34,7 +35,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_is_told_once_and_again_after_a_while() {
+    async fn a_rejection_is_logged_once_and_again_after_a_pause() {
         let logged = Repeats::default();
         assert!(logged.is_news("a"));
         assert!(logged.is_news("b"));

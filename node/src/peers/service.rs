@@ -1,4 +1,4 @@
-//! The receiving side: `chronicle.internal.v1.Peer` on connections that the listener hands over.
+//! The receiving side: serves `chronicle.internal.v1.Peer` on connections from the listener.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,35 +28,35 @@ use super::transport::Peers;
 use crate::identity::{NodeClaim, PeerCertificate};
 use crate::telemetry::traces;
 
-/// What the node does with what its peers say. `from`: the caller's raft id.
+/// Handles the requests of peers. `from`: the caller's raft id.
 pub trait Handler: Send + Sync + 'static {
-    /// A message to the replica of a group.
+    /// Handles a message to the replica of a group.
     fn raft(&self, from: u64, group: LogId, message: Message) -> BoxFuture<'static, Message>;
-    /// Why this caller is refused, if it is: it was removed from the cluster.
+    /// Returns why this caller is rejected, if it was removed from the cluster.
     fn refusal(&self, from: u64) -> Option<String>;
-    /// Who is there.
+    /// Responds to a join probe.
     fn hello(&self, request: proto::HelloRequest) -> proto::HelloResponse;
-    /// First phase of founding.
+    /// First phase of bootstrapping a cluster.
     fn promise(&self, request: proto::PromiseRequest) -> BoxFuture<'static, Result<proto::PromiseResponse, Status>>;
-    /// Second phase of founding.
+    /// Second phase of bootstrapping a cluster.
     fn found(&self, request: proto::FoundRequest) -> BoxFuture<'static, Result<proto::FoundResponse, Status>>;
-    /// A node wants to be a member.
+    /// Handles the request of a node to become a member.
     fn join(&self, request: proto::JoinRequest) -> BoxFuture<'static, Result<proto::JoinResponse, Status>>;
-    /// A controller command.
+    /// Executes a controller command.
     fn command(&self, request: proto::CommandRequest) -> BoxFuture<'static, Result<proto::CommandResponse, Status>>;
-    /// Entries of a log.
+    /// Returns entries of a log.
     fn pull(&self, from: u64, request: proto::PullRequest) -> BoxFuture<'static, Result<PullStream, Status>>;
-    /// A question about a group.
+    /// Handles a request about a group.
     fn group(
         &self,
         from: u64,
         request: proto::GroupRequest,
     ) -> BoxFuture<'static, Result<proto::GroupResponse, Status>>;
-    /// A client's request that this node is to answer, and no other.
+    /// Handles a client's request, which must not be forwarded again.
     fn forwarded(&self, request: proto::ForwardRequest) -> BoxFuture<'static, proto::ForwardResponse>;
 }
 
-/// Answers to a pull.
+/// Responses to a pull.
 pub type PullStream = BoxStream<'static, Result<proto::PullResponse, Status>>;
 
 /// Serves connections of peers.
@@ -66,32 +66,32 @@ pub struct PeerServer {
     handler: Arc<dyn Handler>,
     consensus: Handle,
     stop: CancellationToken,
-    told: Arc<Repeats>,
-    /// Who is at the other end of this connection; `None`: it is not encrypted.
+    logged: Arc<Repeats>,
+    /// Certificate of this connection's peer; `None`: plaintext.
     certificate: Option<Arc<PeerCertificate>>,
-    /// For whom it was last found to speak: raft id, and version of what is known of the peers.
+    /// The node that it was last found valid for: raft id, and version of the list of peers.
     approved: Arc<Mutex<Option<(u64, u64)>>>,
 }
 
 impl PeerServer {
-    /// Groups are served on `consensus`; everything ends with `stop`.
+    /// Serves groups on `consensus`; ends with `stop`.
     pub fn new(peers: Arc<Peers>, handler: Arc<dyn Handler>, consensus: Handle, stop: CancellationToken) -> Self {
-        let (told, approved) = (Arc::default(), Arc::default());
-        Self { peers, handler, consensus, stop, told, certificate: None, approved }
+        let (logged, approved) = (Arc::default(), Arc::default());
+        Self { peers, handler, consensus, stop, logged, certificate: None, approved }
     }
 
-    /// Where raft messages and calls are served.
+    /// Returns the runtime that serves raft messages and calls.
     pub fn consensus(&self) -> &Handle {
         &self.consensus
     }
 
-    /// Where beats are served.
+    /// Returns the runtime that serves heartbeats.
     pub fn liveness(&self) -> &Handle {
         self.peers.liveness().runtime()
     }
 
-    /// Serves one connection, whose preface has been read, to its end. With TLS on, all that comes over it must come from a
-    /// node for which `certificate` may speak.
+    /// Serves one connection, whose preface has been read, to its end. With TLS on, every request on it must come from
+    /// a node that `certificate` is valid for.
     pub async fn serve<I>(mut self, io: I, certificate: Option<Arc<PeerCertificate>>)
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -110,18 +110,18 @@ impl PeerServer {
             .keep_alive_timeout(Duration::from_secs(5))
             .serve_connection(TokioIo::new(io), TowerToHyperService::new(routes.prepare()));
         if let Some(Err(error)) = stop.run_until_cancelled(connection).await {
-            tracing::debug!(%error, "a peer's connection ended");
+            tracing::debug!(%error, "connection of a peer ended with an error");
         }
     }
 
-    /// Says in the log that a node was refused, unless it was said just now.
+    /// Logs that a node is rejected, unless the same line was logged lately.
     pub(crate) fn refused(&self, why: &str) {
-        if self.told.is_news(why) {
+        if self.logged.is_news(why) {
             tracing::warn!(why, "a node is refused");
         }
     }
 
-    /// Who calls, when it may.
+    /// Checks a request and returns the caller's raft id.
     fn caller<T>(&self, request: &Request<T>) -> Result<u64, Status> {
         self.judge(request).inspect_err(|status| {
             if is_refusal(status) {
@@ -142,8 +142,9 @@ impl PeerServer {
             text(name)?.parse::<u64>().map_err(|_| Status::invalid_argument(format!("{name}: must be a number")))
         };
         let me = self.peers.me().ok_or_else(|| Status::unavailable("this node is not part of a cluster yet"))?;
-        let cluster: Uuid =
-            text("chronicle-cluster")?.parse().map_err(|_| Status::invalid_argument("chronicle-cluster: no UUID"))?;
+        let cluster: Uuid = text("chronicle-cluster")?
+            .parse()
+            .map_err(|_| Status::invalid_argument("chronicle-cluster: must be a UUID"))?;
         if cluster != me.cluster {
             return Err(Status::failed_precondition(format!(
                 "FOREIGN_CLUSTER: the caller is of cluster {cluster}, this node of {}",
@@ -152,7 +153,10 @@ impl PeerServer {
         }
         let to = number("chronicle-to")?;
         if to != me.node {
-            return Err(Status::failed_precondition(format!("WRONG_NODE: node {to} was meant, this is {}", me.node)));
+            return Err(Status::failed_precondition(format!(
+                "WRONG_NODE: the request is for node {to}, this is node {}",
+                me.node
+            )));
         }
         let from = number("chronicle-from")?;
         let boot = number("chronicle-boot")?;
@@ -161,39 +165,40 @@ impl PeerServer {
         }
         self.identified(from)?;
         let liveness = self.peers.liveness();
-        // Two processes with one identity are one too many; a restart is believed once the old process is gone, or answers
-        // beats at its address under the new number.
+        // Two processes must not share one identity. A restarted process is accepted once the old process is dead, or
+        // once the process at its address responds to heartbeats with the new number.
         if liveness.alive(from) && liveness.boot_of(from) != boot {
             return Err(Status::unavailable(format!("DUPLICATE: another process of node {from} is alive")));
         }
         Ok(from)
     }
 
-    /// The certificate of this connection must be that of the node that the caller says to be.
+    /// Checks that the certificate of this connection is valid for the caller.
     fn identified(&self, from: u64) -> Result<(), Status> {
         let Some(certificate) = &self.certificate else { return Ok(()) };
         let version = self.peers.version();
         if *self.approved.lock() == Some((from, version)) {
             return Ok(());
         }
-        // It may have been taken in a moment ago: it tries again.
+        // The caller may have been admitted a moment ago: it retries.
         let known = self.peers.known_as(from);
-        let known = known.ok_or_else(|| Status::unavailable(format!("node {from} is not known here yet")))?;
+        let known = known
+            .ok_or_else(|| Status::unavailable(format!("node {from} is not in this node's list of members yet")))?;
         self.judged(certificate, NodeClaim { name: &known.name, address: &known.address })?;
         *self.approved.lock() = Some((from, version));
         Ok(())
     }
 
-    /// The certificate of this connection must be that of the node that a caller without a raft id says to be.
+    /// Checks that the certificate of this connection is valid for the name and address of a caller without a raft id.
     fn claimed(&self, name: &str, address: &str) -> Result<(), Status> {
         let Some(certificate) = &self.certificate else { return Ok(()) };
         if name.is_empty() || address.is_empty() {
-            return Err(Status::invalid_argument("name, address: empty: a node must say who it is"));
+            return Err(Status::invalid_argument("name, address: empty: must be given"));
         }
         self.judged(certificate, NodeClaim { name, address })
     }
 
-    /// The certificate of this connection must be that of one of these nodes.
+    /// Checks that the certificate of this connection is valid for one of these nodes.
     fn one_of(&self, founders: &[proto::Founder]) -> Result<(), Status> {
         let claims = founders.iter().map(|founder| self.claimed(&founder.name, &founder.address));
         let first = claims.reduce(|found, next| if found.is_ok() { found } else { next });
@@ -228,7 +233,7 @@ impl Peer for PeerServer {
                 let proto::RaftFrame { id, group, message: Some(message) } = frame else { continue };
                 let Ok(group) = group_id(group) else { continue };
                 let (handler, answers) = (handler.clone(), answers.clone());
-                // Bounded by the sender's window: it holds room for each question until it is answered.
+                // Bounded by the sender's window, which each request occupies until its response.
                 runtime.spawn(async move {
                     let message = Some(handler.raft(from, group, message).await);
                     let _ = answers.send(Ok(proto::RaftFrame { id, group: None, message })).await;
@@ -253,14 +258,14 @@ impl Peer for PeerServer {
             loop {
                 let beat = tokio::select! {
                     () = stop.cancelled() => {
-                        // A good-bye is worth more than silence.
+                        // A heartbeat with `leaving` lets the peer react at once instead of waiting for a timeout.
                         let _ = answers.try_send(Ok(proto::BeatMessage { leaving: true, ..Default::default() }));
                         return;
                     }
                     beat = beats.message() => beat,
                 };
                 let Ok(Some(beat)) = beat else { return };
-                // It may have been removed since the stream was opened, and may be the last to know.
+                // The caller may have been removed since the stream was opened, without having received the decision.
                 if let Some(why) = handler.refusal(from) {
                     let _ = answers.send(Err(removed(&why))).await;
                     return;
@@ -330,7 +335,7 @@ impl Peer for PeerServer {
         request: Request<proto::ForwardRequest>,
     ) -> Result<Response<proto::ForwardResponse>, Status> {
         self.caller(&request)?;
-        // Only what is a part of a trace already: the node that the client has asked decides for the others.
+        // Traced only as part of an existing trace: the node that received the client's request decides about sampling.
         let parent = traces::parent_of(request.metadata().as_ref());
         let trace = match parent {
             Some(parent) => traces::Request::begin(Some(parent), || Some("Peer/Forward".into())),

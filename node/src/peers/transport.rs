@@ -1,4 +1,4 @@
-//! The connections of this node to its peers, and who these are.
+//! The list of this node's peers and the connections to them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +22,7 @@ use crate::identity::{NodeClaim, PeerCertificate};
 use crate::security::{NodeNames, Tls};
 use crate::telemetry::traces;
 
-/// Who a peer is, and where.
+/// Name and address of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
     /// Name.
@@ -31,27 +31,27 @@ pub struct Known {
     pub address: String,
 }
 
-/// Why a question to a peer has no answer.
+/// Why a request to a peer has no response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
-    /// Nothing was sent, or it may not have arrived.
+    /// The request was not sent, or may not have arrived.
     #[error("node {0} cannot be reached: {1}")]
     Unreachable(u64, String),
     /// The peer has no running replica of the group.
-    #[error("node {0} refuses: {1}")]
+    #[error("node {0} rejected the request: {1}")]
     Refused(u64, String),
-    /// No answer in time.
-    #[error("node {0} did not answer within {1} ms")]
+    /// No response in time.
+    #[error("node {0} did not respond within {1} ms")]
     Timeout(u64, u64),
 }
 
-/// The way to other nodes.
+/// Connections to other nodes.
 pub struct Peers {
     me: OnceLock<Me>,
     known: RwLock<HashMap<u64, Known>>,
     /// Counts changes of `known`.
     version: AtomicU64,
-    /// The same by address, for who connects.
+    /// Names of peers by address, for verifying certificates on connect.
     names: NodeNames,
     tls: Option<Arc<Tls>>,
     links: RwLock<HashMap<u64, Arc<Link>>>,
@@ -64,7 +64,7 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Links live on `runtime`, the one of consensus. With `tls`, connections are encrypted on top of what `connector` opens.
+    /// Runs links on `runtime`, the consensus runtime. With `tls`, connections of `connector` are encrypted.
     pub fn new(
         connector: Connector,
         tls: Option<Arc<Tls>>,
@@ -93,22 +93,23 @@ impl Peers {
         })
     }
 
-    /// This node is part of a cluster from now on; later calls change nothing.
+    /// Sets this node's identity, once it is a member of a cluster. Later calls have no effect.
     pub fn identify(&self, me: Me) {
         self.me.get_or_init(|| me);
     }
 
-    /// Who this node is, if it is part of a cluster.
+    /// Returns this node's identity, if it is a member of a cluster.
     pub fn me(&self) -> Option<Me> {
         self.me.get().copied()
     }
 
-    /// Who is alive.
+    /// Returns the failure detector.
     pub fn liveness(&self) -> &Arc<Liveness> {
         &self.liveness
     }
 
-    /// Who and where peers are. Links to nodes that moved are opened anew, those to nodes that are gone end.
+    /// Sets the names and addresses of the peers. Closes connections to nodes that were removed or whose address has
+    /// changed; the latter are opened again on use.
     pub fn set_known(&self, nodes: &BTreeMap<u64, Known>) {
         let Some(me) = self.me() else { return };
         let others: HashMap<u64, Known> =
@@ -126,37 +127,37 @@ impl Peers {
         self.liveness.watch(me, wanted, self.connector.clone());
     }
 
-    /// The node is one of the peers.
+    /// Whether the node is one of the peers.
     pub fn knows(&self, node: u64) -> bool {
         self.known.read().contains_key(&node)
     }
 
-    /// Where peers are, as far as this node knows.
+    /// Returns the known addresses of the peers.
     pub fn known(&self) -> Vec<String> {
         self.known.read().values().map(|known| known.address.clone()).collect()
     }
 
-    /// Address of a peer, if it is known.
+    /// Returns the address of a peer, if known.
     pub fn address(&self, node: u64) -> Option<String> {
         self.known.read().get(&node).map(|known| known.address.clone())
     }
 
-    /// Who a peer is, if it is known.
+    /// Returns name and address of a peer, if known.
     pub fn known_as(&self, node: u64) -> Option<Known> {
         self.known.read().get(&node).cloned()
     }
 
-    /// Changes whenever what [`Peers::known_as`] answers does.
+    /// Returns a number that changes whenever the result of [`Peers::known_as`] does.
     pub(super) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Whether a peer's certificate may speak for a node; without TLS there is none to ask about.
+    /// Checks that a peer's certificate is valid for the claimed node; always succeeds without TLS.
     pub(super) fn judge(&self, certificate: &PeerCertificate, claim: NodeClaim<'_>) -> Result<(), String> {
         self.tls.as_ref().map_or(Ok(()), |tls| tls.judge(certificate, claim))
     }
 
-    /// Asks a peer's replica of a group.
+    /// Sends a request to a peer's replica of a group and waits for the response.
     ///
     /// # Errors
     /// See [`AskError`].
@@ -187,7 +188,7 @@ impl Peers {
         Ok(link.clone())
     }
 
-    /// A client for calls to a peer. Connects when it is used.
+    /// Returns a client for calls to a peer. Connects on first use.
     ///
     /// # Errors
     /// [`AskError::Unreachable`] when its address is not known.
@@ -205,7 +206,7 @@ impl Peers {
         Ok(client(channel))
     }
 
-    /// Has another node answer a client's request, within `patience`.
+    /// Forwards a client's request to another node and returns its response, within `patience`.
     ///
     /// # Errors
     /// See [`ForwardError`].
@@ -216,7 +217,7 @@ impl Peers {
         patience: Duration,
     ) -> Result<proto::ForwardResponse, ForwardError> {
         let open = self.forwarding(to).map_err(|e| ForwardError::NotSent(e.to_string()))?;
-        // In the trace of the client's request, if it has one.
+        // As part of the trace of the client's request, if it has one.
         let addressed = |request| {
             let mut request = self.request(to, request);
             if let Some(span) = traces::current() {
@@ -240,15 +241,15 @@ impl Peers {
         Ok(forwarding.entry(to).or_insert_with(new).clone())
     }
 
-    /// A client for a node at an address, whoever it is. Connects when it is used.
+    /// Returns a client for the node at an address, whichever node that is. Connects on first use.
     ///
     /// # Errors
-    /// A text when the address is none.
+    /// A text when the address is not valid.
     pub fn dial(&self, address: &str) -> Result<Client, String> {
         channel(address, Purpose::Consensus, self.connector.clone()).map(client)
     }
 
-    /// A request that says who calls and who is meant; see `peer.proto`.
+    /// Returns a request with caller and callee in its metadata; see `peer.proto`.
     pub fn request<T>(&self, to: u64, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
         if let Some(me) = self.me() {
@@ -257,7 +258,7 @@ impl Peers {
         request
     }
 
-    /// Ends every link.
+    /// Closes every connection.
     pub fn close(&self) {
         self.links.write().clear();
         self.calls.write().clear();

@@ -1,25 +1,25 @@
-//! When a group last had contact with a leader or a candidate: what elections go by.
+//! Tracks when a group last had contact with a leader or a candidate. Elections depend on it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long a candidate that got this node's vote, or was asked to take over, is left alone. An election takes two flushes
-/// on each side; a slow disk may need this long for them.
+/// Time for which this node starts no election after it granted its vote or after a leadership transfer was requested.
+/// An election takes two flushes on each side; a slow disk may need this long for them.
 const ELECTION_GRACE: Duration = Duration::from_millis(500);
 
-/// What this node has heard of the group's leaders and candidates.
+/// Last contacts with the group's leaders and candidates.
 pub(super) struct LeaderContact {
-    /// The node has reason to think that the leader is gone; until a leader is heard again.
+    /// The node considers the leader failed. Reset by the next message from a leader.
     pub(super) leader_lost: AtomicBool,
-    /// Another replica wants a leader, and cannot be it because it lacks entries that are here.
+    /// Another replica has requested a pre-vote and cannot win, because it lacks entries that this replica has.
     pub(super) leader_wanted: AtomicBool,
-    /// When a leader was last heard, in milliseconds since `started`; 0: never.
+    /// When a message from a leader last arrived, in milliseconds since `started`; 0: never.
     pub(super) leader_ms: AtomicU64,
-    /// When another node was last helped to become the leader, likewise.
+    /// When this node last granted a vote or saw a transfer to another node, likewise.
     candidate_ms: AtomicU64,
-    /// The last term in which this node led and handed leadership over.
+    /// The last term in which this node led and transferred leadership.
     pub(super) resigned: AtomicU64,
     started: Instant,
 }
@@ -37,14 +37,14 @@ impl LeaderContact {
     }
 
     pub(super) fn now_ms(&self) -> u64 {
-        // From 1, so that 0 is never.
+        // Starts at 1, because 0 means never.
         self.started.elapsed().as_millis() as u64 + 1
     }
 
     pub(super) fn leader(&self) {
         self.leader_ms.store(self.now_ms(), Ordering::Relaxed);
         self.leader_lost.store(false, Ordering::Relaxed);
-        // The election is over.
+        // The election has ended.
         self.candidate_ms.store(0, Ordering::Relaxed);
     }
 

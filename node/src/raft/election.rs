@@ -1,9 +1,11 @@
-//! How leaders of a group come and go: elections, hand-over, and when a leader counts as gone.
+//! Elections, leadership transfers, and detection of a failed leader.
 //!
-//! A follower grants a vote against a leader's lease only when it has reason to think that the leader is gone
-//! ([`Group::leader_gone`]), and nobody campaigns before a majority says that it would vote for it (pre-vote, Raft
-//! dissertation, section 9.6) or while somebody else has just got this node's vote: a campaign of its own would undo that
-//! election before it is through.
+//! Invariants:
+//! - A follower grants a vote against a leader's lease only when it considers the leader failed
+//!   ([`Group::leader_gone`]).
+//! - A replica becomes a candidate only after a majority has granted a pre-vote (Raft dissertation, section 9.6), and
+//!   not while another candidate has just got this node's vote: its own election would invalidate that one before it
+//!   completes.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -21,42 +23,44 @@ use super::group::{Group, GroupError};
 use super::machine::Machine;
 use super::wire;
 
-/// Longest wait for the next leader to have everything.
+/// Longest wait for the next leader to have every entry.
 const TRANSFER_PATIENCE: Duration = Duration::from_millis(500);
-/// Longest wait for the answers of a pre-vote.
+/// Longest wait for the responses to a pre-vote.
 const PRE_VOTE_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long votes are waited for before this replica may stand again: longer than a message and a flush take both ways, short
-/// beside what a fail-over takes.
+/// Longest wait for votes before this replica may start another election: longer than a message and a flush take both
+/// ways, short compared with a fail-over.
 const VOTE_PATIENCE: Duration = Duration::from_millis(200);
 
 impl<M: Machine> Group<M> {
-    /// The node thinks that the leader is gone.
+    /// Marks the leader as failed.
     pub fn lose_leader(&self) {
         self.heard.leader_lost.store(true, Ordering::Relaxed);
     }
 
-    /// No leader was heard for the election timeout, or it is known to be gone.
+    /// Whether no message from a leader arrived for the election timeout, or the leader is marked as failed.
     pub fn leader_gone(&self) -> bool {
         self.heard.leader_lost.load(Ordering::Relaxed) || self.silent_for() > self.election_timeout
     }
 
-    /// Since this was last asked: another replica wanted to lead, and was refused because its log is shorter than this one.
+    /// Whether, since the last call, another replica requested a pre-vote and was rejected because its log is shorter
+    /// than this one.
     pub fn take_leader_wanted(&self) -> bool {
         self.heard.leader_wanted.swap(false, Ordering::Relaxed)
     }
 
-    /// How long no leader was heard.
+    /// Returns the time since the last message from a leader.
     pub fn silent_for(&self) -> Duration {
-        // Heard by another thread since the clock was read: not silent at all.
+        // Saturates: another thread may have recorded a later message since the clock was read.
         Duration::from_millis(self.heard.now_ms().saturating_sub(self.heard.leader_ms.load(Ordering::Relaxed)))
     }
 
-    /// Whether a leader was ever heard since the group started.
+    /// Whether a message from a leader has arrived since the group started.
     pub fn heard_leader(&self) -> bool {
         self.heard.leader_ms.load(Ordering::Relaxed) > 0
     }
 
-    /// Another node stands for election with this node's help, or has just been asked to: it must be left alone.
+    /// Whether another node is a candidate with this node's vote, or was just requested to take over: this node must
+    /// not start an election then.
     pub fn election_under_way(&self) -> bool {
         self.heard.election_under_way()
     }
@@ -73,7 +77,7 @@ impl<M: Machine> Group<M> {
         let gone = if !vote.committed || leader == from {
             true
         } else if leader == self.node {
-            // This node leads, or did when it stopped.
+            // This node leads, or led when it stopped.
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
             let acked = metrics.last_quorum_acked.map(|at| at.elapsed());
@@ -90,7 +94,7 @@ impl<M: Machine> Group<M> {
             let vote = Some(wire::vote_out(&vote));
             return Ok(proto::VoteResponse { vote, last: last.as_ref().map(wire::position_out), granted });
         }
-        // The lease of a leader that is known to be gone binds nobody.
+        // The lease of a failed leader does not restrict votes.
         request.leadership_transfer |= gone;
         let response = self.raft.vote(request).await.map_err(|e| e.to_string())?;
         if response.vote_granted {
@@ -99,7 +103,8 @@ impl<M: Machine> Group<M> {
         Ok(wire::voted_out(&response))
     }
 
-    /// Enough voters are alive for somebody to be elected. Without them thousands of groups would ask in vain.
+    /// Whether enough voters are alive for an election to succeed. Without this check, thousands of groups would send
+    /// useless requests.
     fn majority_alive(&self) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -109,11 +114,11 @@ impl<M: Machine> Group<M> {
         })
     }
 
-    /// Asks the voters whether they would elect this node, and stands for election if a majority would. Answers whether it
-    /// did, once somebody leads or the votes have had 200 ms to arrive; who leads then shows in [`Group::roles`].
+    /// Requests a pre-vote from the voters, and starts an election if a majority grants it. Returns whether it started
+    /// one, once a leader is known or 200 ms have passed; [`Group::roles`] shows the result.
     ///
-    /// One at a time: a second election would make void the votes that are on their way for the first. Whoever calls
-    /// meanwhile hears `false` at once.
+    /// One at a time: a second election would invalidate the votes in flight for the first. A concurrent call returns
+    /// `false` at once.
     ///
     /// # Errors
     /// When the group has stopped.
@@ -158,7 +163,7 @@ impl<M: Machine> Group<M> {
                         granted.insert(id);
                     }
                     Ok(_) => {}
-                    Err(error) => tracing::debug!(group = %self.id, %error, "no pre-vote"),
+                    Err(error) => tracing::debug!(group = %self.id, %error, "pre-vote failed"),
                 }
                 if enough(&granted) {
                     break;
@@ -170,19 +175,19 @@ impl<M: Machine> Group<M> {
         }
         let now = self.raft.with_raft_state(|state| *state.vote_ref()).await.map_err(|e| self.fatal(e))?;
         if now != vote || self.election_under_way() {
-            // Somebody else was faster.
+            // Another replica was faster.
             return Ok(false);
         }
         self.metrics.election();
         self.raft.trigger().elect(false).await.map_err(|e| self.fatal(e))?;
         let term = vote.leader_id.term;
         let decided = self.raft.wait(Some(VOTE_PATIENCE));
-        // No votes in time is an outcome, too.
+        // A timeout is an expected outcome.
         let _ = decided.metrics(|m| m.current_term > term && m.current_leader.is_some(), "election").await;
         Ok(true)
     }
 
-    /// Answers a leader that hands leadership over, to this node or to another.
+    /// Handles a leader's request to transfer leadership, to this node or to another.
     pub(super) async fn take_over(&self, request: proto::TransferRequest) -> Message {
         let from = match wire::vote_in(request.from) {
             Ok(vote) => vote,
@@ -201,12 +206,14 @@ impl<M: Machine> Group<M> {
         }
     }
 
-    /// Hands leadership to another voter and waits until it leads. Nothing may be proposed meanwhile.
+    /// Transfers leadership to another voter and waits until that voter leads. The caller must not propose during the
+    /// transfer.
     ///
     /// # Errors
-    /// When it does not lead within the election timeout; somebody else may, or an election follows.
+    /// When the voter does not lead within the election timeout. Another node may lead then, or an election follows.
     pub async fn transfer(&self, to: u64) -> Result<(), GroupError> {
-        // openraft lets go of a leadership that it hands over whatever comes of it: the other one must be able to take it.
+        // openraft gives up leadership whether or not the transfer succeeds, so the target must be able to take over
+        // first.
         let until = Instant::now() + TRANSFER_PATIENCE;
         let term = loop {
             let status = self.status();
@@ -216,7 +223,7 @@ impl<M: Machine> Group<M> {
                 break status.term;
             }
             if !able || Instant::now() >= until {
-                let reason = format!("transfer to node {to}: it does not vote, is not alive, or is behind");
+                let reason = format!("transfer to node {to}: must be a voter, alive and caught up");
                 return Err(GroupError::Raft { group: self.id, reason });
             }
             tokio::time::sleep(Duration::from_millis(5)).await;

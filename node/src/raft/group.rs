@@ -1,7 +1,7 @@
-//! One raft group on this node: start it, lead it, propose to it, change its members, checkpoint it, stop it.
+//! One raft group on this node: start, propose, change members, checkpoint, stop.
 //!
-//! Groups have no timers: `trigger`s come from the node (`partition::upkeep`), which knows who is alive. How leaders come and
-//! go is in `election.rs`.
+//! Groups have no timers: the node triggers heartbeats and elections (`partition::upkeep`), because it knows which
+//! nodes are alive. Elections and leadership transfers are in `election.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,21 +26,22 @@ use super::wire;
 use crate::model::PartitionError;
 use crate::telemetry::RaftMetrics;
 
-/// A leader that a majority answered this lately may serve a linearizable read without asking again. Shorter than the
-/// silence after which anybody may be elected against it: see `peers::liveness::REFUSED_AFTER`.
+/// Time since the last responses of a majority within which a leader may serve a linearizable read without another
+/// round. Shorter than the time without messages from the leader after which another replica may be elected: see
+/// `peers::liveness::REFUSED_AFTER`.
 pub(crate) const LEASE_READ: Duration = Duration::from_millis(100);
-/// Longer than any leader goes without an answer before the node steps in.
+/// Longer than the time without responses after which the node itself acts on a leader.
 const NO_LEASE_END_MS: u64 = 24 * 3600 * 1000;
-/// How often a leader says that it leads.
+/// Interval between heartbeats of a leader.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// Why a group cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum GroupError {
-    /// The log failed: the group stops and is started again from what is on disk.
+    /// The log failed: the group stops and is restarted from the data on disk.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// openraft stopped, or refused to start.
+    /// openraft stopped or did not start.
     #[error("raft group {group}: {reason}")]
     Raft {
         /// Which.
@@ -48,20 +49,20 @@ pub enum GroupError {
         /// Why.
         reason: String,
     },
-    /// This node does not lead.
-    #[error("raft group {group}: this node does not lead")]
+    /// This node is not the leader.
+    #[error("raft group {group}: this node is not the leader")]
     NotLeader {
         /// Which.
         group: LogId,
         /// Raft id of the leader, if it is known.
         leader: Option<u64>,
     },
-    /// This node did not become the leader in time.
-    #[error("raft group {group}: no leadership after {waited_ms} ms")]
+    /// No majority confirmed this node's leadership in time.
+    #[error("raft group {group}: leadership not confirmed within {waited_ms} ms")]
     NoLeader {
         /// Which.
         group: LogId,
-        /// How long it was waited for, in milliseconds.
+        /// Length of the wait, in milliseconds.
         waited_ms: u64,
     },
 }
@@ -77,12 +78,13 @@ impl From<GroupError> for PartitionError {
     }
 }
 
-/// What became of a proposal that did not commit here.
+/// Outcome of a proposal that did not commit here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProposeError {
-    /// Nothing was appended: this node does not lead in the term asked for. Raft id of the leader, if it is known.
+    /// Not accepted, nothing was appended: this node is not the leader in the requested term. Raft id of the leader, if
+    /// known.
     NotAccepted(Option<u64>, String),
-    /// Appended here, but it may or may not have committed.
+    /// Outcome unknown: appended here, and the entry may have committed.
     Unknown(String),
 }
 
@@ -95,17 +97,17 @@ impl fmt::Display for ProposeError {
     }
 }
 
-/// The answer of the machine, or why there is none.
+/// The response of the machine, or the error.
 pub type ProposeResult = Result<Bytes, ProposeError>;
 
-/// A view of a group for people and metrics.
+/// The state of a group, for metrics and diagnostics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupStatus {
     /// Current term.
     pub term: u64,
-    /// Raft id of the leader that this node knows.
+    /// Raft id of the leader, as known to this node.
     pub leader: Option<u64>,
-    /// This node leads.
+    /// Whether this node leads.
     pub is_leader: bool,
     /// Last raft index in the log.
     pub last: Option<u64>,
@@ -113,26 +115,26 @@ pub struct GroupStatus {
     pub applied: Option<u64>,
     /// Last raft index that the checkpoint covers.
     pub checkpoint: Option<u64>,
-    /// Voters; while they change, the old and the new ones.
+    /// Voters; during a change of membership, the old and the new ones.
     pub voters: BTreeSet<u64>,
     /// Replicas without a vote.
     pub learners: BTreeSet<u64>,
-    /// The membership is changing.
+    /// Whether the membership is changing (joint consensus).
     pub joint: bool,
-    /// The membership is committed.
+    /// Whether the membership is committed.
     pub membership_committed: bool,
     /// Raft index of the membership's entry.
     pub membership_index: u64,
-    /// On the leader: the last index that each other replica is known to hold.
+    /// On the leader: the last index known to be stored on each other replica.
     pub matched: BTreeMap<u64, Option<u64>>,
 }
 
-/// Who leads a group, as this node knows.
+/// Role of this node in a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// This node leads in this term.
     Leader(LeaderTerm),
-    /// Another node leads, or nobody that is known.
+    /// Another node leads, or no leader is known.
     Follower {
         /// Raft id of the leader.
         leader: Option<u64>,
@@ -147,7 +149,7 @@ pub struct Roles {
 }
 
 impl Roles {
-    /// The role now.
+    /// Returns the current role.
     pub fn now(&self) -> Role {
         let metrics = self.rx.borrow_watched();
         let vote = &metrics.vote;
@@ -158,7 +160,7 @@ impl Roles {
         }
     }
 
-    /// Waits until the role is not `from` any more. `None`: the group has stopped.
+    /// Waits until the role differs from `from` and returns it. `None`: the group has stopped. Safe to cancel.
     pub async fn other(&mut self, from: Role) -> Option<Role> {
         loop {
             let now = self.now();
@@ -170,7 +172,7 @@ impl Roles {
     }
 }
 
-/// What a group starts from.
+/// Arguments of [`Group::start`].
 pub struct Start {
     /// The data directory.
     pub store: Arc<Store>,
@@ -180,14 +182,14 @@ pub struct Start {
     pub id: LogId,
     /// This node's raft id.
     pub node: u64,
-    /// The way to the other replicas.
+    /// Transport to the other replicas.
     pub transport: Arc<dyn Transport>,
-    /// Who votes in a group that is new, the same on every one of them. `None`: this replica was added later and learns the
-    /// members from its log.
+    /// Voters of a new group, the same on each of them. `None`: this replica was added later and reads the members from
+    /// its log.
     pub founders: Option<BTreeMap<u64, Member>>,
-    /// A leader without an answer from a majority for this long accepts nothing more.
+    /// Time without responses from a majority after which a leader stops accepting proposals.
     pub election_timeout: Duration,
-    /// What is counted of it.
+    /// Metrics of raft groups.
     pub metrics: RaftMetrics,
 }
 
@@ -202,19 +204,19 @@ pub struct Group<M: Machine> {
     pub(super) election_timeout: Duration,
     pub(super) metrics: RaftMetrics,
     pub(super) heard: LeaderContact,
-    /// Held while this replica stands for election.
+    /// Held while this replica is a candidate.
     pub(super) campaigning: tokio::sync::Mutex<()>,
     checkpointing: tokio::sync::Mutex<()>,
 }
 
-/// How long a start may wait for leadership.
-const LEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for openraft to take a checkpoint or purge.
+const OPENRAFT_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl<M: Machine> Group<M> {
-    /// Starts the group on the current runtime, as a follower. The machine is restored from the log's checkpoint first.
+    /// Restores the machine from the log's checkpoint, then starts the group on the current runtime, as a follower.
     ///
     /// # Errors
-    /// When the log or its checkpoint cannot be read, or openraft refuses what is stored.
+    /// When the log or its checkpoint cannot be read, or openraft rejects the stored state.
     pub async fn start(start: Start, machine: M) -> Result<Self, GroupError> {
         let Start { store, log, id, node, transport, founders, election_timeout, metrics } = start;
         let storage = LogStorage::open(store, log.clone(), id, metrics.clone())
@@ -227,9 +229,9 @@ impl<M: Machine> Group<M> {
         if let Some(founders) = founders
             && storage.is_new()
         {
-            // The first entry is written before raft starts. openraft's own `initialize` journals a vote beside it, and a
-            // crash between the two would leave a group that counts as initialised and has no voter. Every founder writes
-            // the same entry, so that no message is needed.
+            // The first entry is written before raft starts. openraft's own `initialize` journals a vote beside it, and
+            // a crash between the two would leave a group that counts as initialised and has no voter. Every initial
+            // member writes the same entry, so that no message is needed.
             let voters: BTreeSet<u64> = founders.keys().copied().collect();
             let membership = RaftMembership::new(vec![voters], founders).map_err(|e| failed(e.to_string()))?;
             storage.append_first(membership).await.map_err(|e| failed(e.to_string()))?;
@@ -238,25 +240,26 @@ impl<M: Machine> Group<M> {
             .map_err(|e| failed(e.to_string()))?;
         let config = Config {
             cluster_name: id.to_string(),
-            // The node drives heartbeats and elections: an idle group costs no wake-up.
+            // The node triggers heartbeats and elections: an idle group causes no wake-ups.
             enable_tick: false,
             enable_heartbeat: false,
             enable_elect: false,
-            // Its own pre-vote knows who is alive.
+            // `campaign` has its own pre-vote, which takes into account which nodes are alive.
             enable_pre_vote: Some(false),
             heartbeat_interval: HEARTBEAT.as_millis() as u64,
-            // The upper bound is openraft's lease, which must not end by itself: it is checked entry by entry, and one that
-            // is refused between two that are not would leave a gap in the offsets that the sequencer has given. Whether a
-            // majority still answers is the node's to see (`quorum_silent`), and so is whether a leader is gone.
+            // The upper bound is openraft's lease, which must not expire: openraft checks it for each entry, and an
+            // entry rejected between two accepted ones would leave a gap in the offsets that the sequencer has
+            // assigned. The node itself checks whether a majority still responds (`quorum_silent`) and whether a leader
+            // has failed.
             election_timeout_min: NO_LEASE_END_MS - 1,
             election_timeout_max: NO_LEASE_END_MS,
-            // A node that starts again wins its leadership anew, in a new term.
+            // A restarted node must win a new election, in a new term.
             enable_leader_restore: Some(false),
             // Checkpoints are taken when segments roll; purging follows retention.
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,
-            // A follower whose last, acknowledged entry was damaged while its node was down takes it for a torn write and
-            // cuts it; the leader then sends it again.
+            // When the last, acknowledged entry of a follower was damaged while its node was down, the follower treats
+            // it as a torn write and truncates it; the leader then sends it again.
             allow_log_reversion: Some(true),
             api_channel_size: Some(1024),
             notification_channel_size: Some(1024),
@@ -266,7 +269,8 @@ impl<M: Machine> Group<M> {
         let network =
             Network { transport: transport.clone(), group: id, metrics: metrics.clone(), traced: storage.traced() };
         let raft = Raft::new(node, config, network, storage, machine).await.map_err(|e| failed(e.to_string()))?;
-        // `status` is told by the group's task, which has begun when it answers; before that it knows no log and no members.
+        // The group's task publishes `status`. Its response here shows that it has started; before that, `status` has
+        // no log and no members.
         raft.with_raft_state(|_| ()).await.map_err(|e| failed(e.to_string()))?;
         Ok(Self {
             raft,
@@ -283,22 +287,22 @@ impl<M: Machine> Group<M> {
         })
     }
 
-    /// Identity of the group's log.
+    /// Returns the id of the group's log.
     pub fn id(&self) -> LogId {
         self.id
     }
 
-    /// Follows the role of this node in the group.
+    /// Returns a watch of this node's role in the group.
     pub fn roles(&self) -> Roles {
         Roles { rx: self.raft.server_metrics() }
     }
 
-    /// The current term.
+    /// Returns the current term.
     pub fn term(&self) -> u64 {
         self.raft.metrics().borrow_watched().current_term
     }
 
-    /// This node leads and no majority has answered it for the election timeout.
+    /// Whether this node leads and has had no responses from a majority for the election timeout.
     pub fn quorum_silent(&self) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -307,23 +311,23 @@ impl<M: Machine> Group<M> {
             && metrics.last_quorum_acked.is_some_and(|at| at.elapsed() > self.election_timeout)
     }
 
-    /// Position of the last entry of the log.
+    /// Returns the position of the last entry of the log.
     pub async fn last_position(&self) -> Option<proto::LogPosition> {
         let last = self.raft.with_raft_state(|state| state.log_ids.last().copied()).await.ok()?;
         last.as_ref().map(wire::position_out)
     }
 
-    /// First index that raft may read: what is before it belongs to the state machine, or is gone.
+    /// Returns the first index that raft may read. Entries before it are covered by the checkpoint or deleted.
     pub fn first_index(&self) -> u64 {
         self.raft.metrics().borrow_watched().purged.map(|id| id.index + 1).unwrap_or(0)
     }
 
-    /// Position of the entry before [`Group::first_index`].
+    /// Returns the position of the entry before [`Group::first_index`].
     pub fn purged_position(&self) -> Option<proto::LogPosition> {
         self.raft.metrics().borrow_watched().purged.as_ref().map(wire::position_out)
     }
 
-    /// Answers a message of another replica.
+    /// Handles a request of another replica and returns the response.
     pub async fn handle(&self, from: u64, message: Message) -> Message {
         let refuse = |why: String| Message::Refused(why);
         match message {
@@ -334,9 +338,9 @@ impl<M: Machine> Group<M> {
                     Err(why) => return refuse(why),
                 };
                 let traced = self.storage.traced();
-                let told = if traces.is_empty() { Vec::new() } else { traced.received(&traces) };
+                let indexes = if traces.is_empty() { Vec::new() } else { traced.received(&traces) };
                 let answer = self.raft.append_entries(request).await;
-                traced.forget(&told);
+                traced.remove(&indexes);
                 match answer {
                     Ok(response) => {
                         if !matches!(response, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
@@ -357,30 +361,31 @@ impl<M: Machine> Group<M> {
                 let theirs = wire::vote_in(request.vote);
                 let applied = self.status().applied;
                 match self.raft.with_raft_state(|state| *state.vote_ref()).await {
-                    // Only what is applied here is known to be the same there. An old leader is told that it is one.
+                    // Only entries applied here are known to be the same on the leader. The vote in the response shows
+                    // a former leader that it is one.
                     Ok(vote) if applied >= wanted || theirs.is_ok_and(|theirs| theirs < vote) => {
                         Message::SnapshotDone(proto::SnapshotResponse { vote: Some(wire::vote_out(&vote)) })
                     }
-                    Ok(_) => refuse("the log must be filled first".into()),
+                    Ok(_) => refuse("the log must catch up first".into()),
                     Err(error) => refuse(error.to_string()),
                 }
             }
-            _ => refuse("not a question".into()),
+            _ => refuse("message: must be a request".into()),
         }
     }
 
-    /// Says to the other replicas that this node leads. Does nothing on a follower, in a group of one, and
-    /// after leadership was handed over: should nobody have taken it, the others have to notice.
+    /// Sends heartbeats to the other replicas. Does nothing on a follower, in a group of one, and after a leadership
+    /// transfer: if the new leader does not take over, the other replicas must notice the missing heartbeats.
     pub async fn heartbeat(&self) {
         if self.heard.has_resigned(self.status().term) {
             return;
         }
-        // A group that has stopped says so elsewhere.
+        // `failure` reports a group that has stopped.
         let _ = self.raft.trigger().heartbeat().await;
     }
 
-    /// Waits until everything that was committed when this was called is applied here, on the leader: what is read then is
-    /// linearizable. Answers that raft index.
+    /// On the leader, waits until every entry committed at the time of the call is applied, so that a read after it is
+    /// linearizable. Returns that raft index.
     ///
     /// # Errors
     /// [`GroupError::NotLeader`], or no majority within the election timeout.
@@ -399,7 +404,7 @@ impl<M: Machine> Group<M> {
     /// Waits until this node, which has won an election, has applied everything that was in its log when it won.
     ///
     /// # Errors
-    /// When the group failed, or another node leads by then.
+    /// When the group has failed, or another node leads after the wait.
     pub async fn settle(&self, term: LeaderTerm) -> Result<(), GroupError> {
         self.read_index().await?;
         match self.roles().now() {
@@ -408,15 +413,16 @@ impl<M: Machine> Group<M> {
         }
     }
 
-    /// Adds a replica without a vote. Answers once that is committed, not once it has caught up.
+    /// Adds a learner. Returns once the change is committed, which may be before the learner has caught up.
     ///
     /// # Errors
-    /// When this node does not lead, or another change is under way.
+    /// When this node does not lead, or another change of membership is in progress.
     pub async fn add_learner(&self, id: u64, member: Member) -> Result<(), GroupError> {
         self.raft.add_learner(id, member, false).await.map(|_| ()).map_err(|e| self.change_error(e))
     }
 
-    /// Makes exactly these replicas, which are members already, the voters, by joint consensus. Others are removed.
+    /// Makes exactly these replicas, which must be members already, the voters, by joint consensus. Removes all other
+    /// replicas.
     ///
     /// # Errors
     /// As [`Group::add_learner`].
@@ -424,7 +430,7 @@ impl<M: Machine> Group<M> {
         self.raft.change_membership(voters, false).await.map(|_| ()).map_err(|e| self.change_error(e))
     }
 
-    /// As [`Group::change_voters`], where those who lose their vote stay as learners.
+    /// As [`Group::change_voters`], but voters that lose their vote stay as learners.
     ///
     /// # Errors
     /// As [`Group::add_learner`].
@@ -432,7 +438,7 @@ impl<M: Machine> Group<M> {
         self.raft.change_membership(voters, true).await.map(|_| ()).map_err(|e| self.change_error(e))
     }
 
-    /// Removes replicas that have no vote.
+    /// Removes learners.
     ///
     /// # Errors
     /// As [`Group::add_learner`].
@@ -452,8 +458,8 @@ impl<M: Machine> Group<M> {
     }
 
     /// Proposes an entry pinned to `leader`: it is appended in that term or not at all. `done` is called exactly once
-    /// or, when the group stops, dropped; it must be cheap. Returns once the proposal is queued, so that calls made one
-    /// after the other are appended in that order.
+    /// or, when the group stops, dropped; it must be cheap. Returns once the proposal is queued, so that the entries of
+    /// consecutive calls are appended in the order of the calls.
     ///
     /// # Errors
     /// When the group has stopped; nothing was appended.
@@ -500,14 +506,14 @@ impl<M: Machine> Group<M> {
     /// # Errors
     /// When the group has stopped or the checkpoint cannot be written.
     pub async fn checkpoint(&self) -> Result<(), GroupError> {
-        // openraft forgets a request that comes while one is under way.
+        // openraft drops a request for a checkpoint while another is in progress.
         let _one = self.checkpointing.lock().await;
         let applied = self.status().applied;
         if applied.is_none() || self.status().checkpoint >= applied {
             return Ok(());
         }
         self.raft.trigger().snapshot().await.map_err(|e| self.fatal(e))?;
-        let wait = self.raft.wait(Some(LEAD_TIMEOUT));
+        let wait = self.raft.wait(Some(OPENRAFT_TIMEOUT));
         wait.metrics(|m| m.snapshot.map(|id| id.index) >= applied, "checkpoint").await.map(|_| ()).map_err(|e| {
             match self.log.failure() {
                 Some(error) => GroupError::Log(error),
@@ -516,7 +522,8 @@ impl<M: Machine> Group<M> {
         })
     }
 
-    /// Takes a checkpoint when the log has rolled since the last one, so that a start replays at most about a segment.
+    /// Takes a checkpoint when the log has rolled since the last one, so that a start replays about one segment at
+    /// most.
     ///
     /// # Errors
     /// As [`Group::checkpoint`].
@@ -529,21 +536,21 @@ impl<M: Machine> Group<M> {
         Ok(())
     }
 
-    /// Moves raft's low-water mark: entries up to `index` (inclusive) may go once this returns. A checkpoint must cover
-    /// them.
+    /// Moves raft's low-water mark: entries up to `index` (inclusive) may be deleted once this returns. A checkpoint
+    /// must cover them.
     ///
     /// # Errors
     /// When the group has stopped.
     pub async fn purge(&self, index: u64) -> Result<(), GroupError> {
         self.raft.trigger().purge_log(index).await.map_err(|e| self.fatal(e))?;
-        let wait = self.raft.wait(Some(LEAD_TIMEOUT));
+        let wait = self.raft.wait(Some(OPENRAFT_TIMEOUT));
         wait.metrics(|m| m.purged.map(|id| id.index) >= Some(index), "purge")
             .await
             .map(|_| ())
             .map_err(|e| GroupError::Raft { group: self.id, reason: format!("purge up to {index}: {e}") })
     }
 
-    /// Why the group has stopped, if it has.
+    /// Returns why the group has stopped, if it has.
     pub fn failure(&self) -> Option<GroupError> {
         if let Some(error) = self.log.failure() {
             return Some(GroupError::Log(error));
@@ -553,7 +560,7 @@ impl<M: Machine> Group<M> {
         Some(self.fatal(stopped))
     }
 
-    /// What the group looks like now.
+    /// Returns the current state of the group.
     pub fn status(&self) -> GroupStatus {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -575,10 +582,10 @@ impl<M: Machine> Group<M> {
         }
     }
 
-    /// Stops the group's tasks and waits for them. Proposals without an answer get none.
+    /// Stops the group's tasks and waits for their end. Pending proposals get no response.
     pub async fn shutdown(&self) {
         if let Err(error) = self.raft.shutdown().await {
-            tracing::warn!(group = %self.id, %error, "raft group did not stop cleanly");
+            tracing::warn!(group = %self.id, %error, "cannot stop raft group cleanly");
         }
     }
 
@@ -586,14 +593,14 @@ impl<M: Machine> Group<M> {
     /// nothing to replay.
     pub async fn close(&self, failed: bool) {
         if !failed && let Err(error) = self.checkpoint().await {
-            tracing::warn!(group = %self.id, %error, "no checkpoint at close: the next start reads more");
+            tracing::warn!(group = %self.id, %error, "cannot write checkpoint at close, the next start replays more");
         }
         self.shutdown().await;
         let log = self.log.clone();
         match crate::host::blocking(move || log.close()).await {
-            Ok(Ok(())) => tracing::debug!(group = %self.id, "group is closed"),
-            Ok(Err(error)) => tracing::warn!(group = %self.id, %error, "log did not close cleanly"),
-            Err(error) => tracing::error!(group = %self.id, %error, "closing the log panicked"),
+            Ok(Ok(())) => tracing::debug!(group = %self.id, "raft group closed"),
+            Ok(Err(error)) => tracing::warn!(group = %self.id, %error, "cannot close log cleanly"),
+            Err(error) => tracing::error!(group = %self.id, %error, "close of log panicked"),
         }
     }
 

@@ -1,4 +1,4 @@
-//! A group's state machine: applies committed entries, and keeps its small state as the log's checkpoint.
+//! A group's state machine: applies committed entries, and saves its small state as the log's checkpoint.
 //!
 //! The records themselves are never copied into the machine: a committed entry is readable in the log. A machine holds
 //! only what must be derived from the entries (a producer table, topics), so that its snapshot is small and cheap.
@@ -29,25 +29,25 @@ pub struct Committed<'a> {
     pub data: Option<&'a Proposal>,
 }
 
-/// What a group does with its committed entries. Must be deterministic: the same entries give the same state on every
-/// replica.
+/// Applies a group's committed entries. Must be deterministic: the same entries give the same state on every replica.
 pub trait Machine: Send + 'static {
-    /// Applies the next entry and answers its proposer.
+    /// Applies the next entry and returns the response for its proposer.
     ///
     /// # Errors
-    /// A text that says which entry breaks which rule: the replica stops, since its log is not what a leader wrote.
+    /// A text that names the entry and the rule that it breaks. The replica stops, since its log differs from what a
+    /// leader wrote.
     fn apply(&mut self, entry: &Committed<'_>) -> Result<Bytes, String>;
 
     /// Called after a run of entries up to `index` (inclusive) was applied.
     fn applied(&mut self, index: u64);
 
-    /// The state as bytes, for [`Machine::restore`].
+    /// Returns the state as bytes, for [`Machine::restore`].
     fn save(&self) -> Vec<u8>;
 
     /// Replaces the state by one that covers entries up to `applied_index` (inclusive).
     ///
     /// # Errors
-    /// A text that says what is wrong with the bytes.
+    /// A text that says why the bytes are not valid.
     fn restore(&mut self, bytes: &[u8], applied_index: Option<u64>) -> Result<(), String>;
 }
 
@@ -91,7 +91,7 @@ fn decode_checkpoint(bytes: &Bytes) -> io::Result<(SnapshotMeta, Bytes)> {
     Ok((meta, bytes.slice(4 + length..)))
 }
 
-/// The raft index that a checkpoint covers (inclusive); `None` when it covers nothing, or cannot be read.
+/// Returns the raft index that a checkpoint covers (inclusive); `None` when it covers nothing, or cannot be read.
 pub(crate) fn checkpoint_index(bytes: &Bytes) -> Option<u64> {
     decode_checkpoint(bytes).ok()?.0.last_log_id.map(|id| id.index)
 }
@@ -148,7 +148,7 @@ impl<M: Machine> MachineStore<M> {
         Ok(meta)
     }
 
-    /// The state as a checkpoint, with raft's description of it.
+    /// Returns the state as a checkpoint, with raft's metadata of it.
     fn capture(&self) -> (SnapshotMeta, Bytes) {
         let inner = self.inner.lock();
         let meta = SnapshotMeta { last_log_id: inner.last_applied, last_membership: inner.membership.clone() };
@@ -187,10 +187,10 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for MachineStore<M> {
                     }
                 };
                 let answer = inner.machine.apply(&Committed { data }).map_err(|e| {
-                    io::Error::new(io::ErrorKind::InvalidData, format!("raft index {index} cannot be applied: {e}"))
+                    io::Error::new(io::ErrorKind::InvalidData, format!("apply raft index {index}: {e}"))
                 })?;
                 inner.last_applied = Some(entry.log_id);
-                // Readers may see the entry before its producer is answered, never after.
+                // Readers may see the entry before its producer has the response, never later.
                 inner.machine.applied(index);
                 answer
             };
@@ -215,7 +215,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for MachineStore<M> {
         if found != *meta {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("snapshot: its content is at {found}, its description says {meta}"),
+                format!("snapshot: content at {found}: must be at {meta}, as in its metadata"),
             ));
         }
         let log = self.log.clone();

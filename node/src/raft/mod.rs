@@ -1,8 +1,8 @@
 //! Consensus: openraft over `chronicle-log`.
 //!
 //! Promise: nothing outside this folder names an openraft type, so that it can be upgraded or replaced in one place.
-//! What the rest of the node sees is [`Group`] (one raft group on this node), [`Machine`] (what a group does with its
-//! committed entries) and [`Proposal`].
+//! The rest of the node uses [`Group`] (one raft group on this node), [`Machine`] (applies a group's committed entries)
+//! and [`Proposal`].
 //!
 //! Neighbours: `partition/` and `controller/` above; `chronicle-log` below.
 

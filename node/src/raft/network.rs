@@ -1,7 +1,8 @@
-//! openraft's network on the node's way to its peers.
+//! openraft's network on top of [`Transport`].
 //!
-//! A group asks through a [`Transport`]; how questions travel is not its business. A snapshot is never sent: a follower that
-//! is so far behind is told so, and fills its log on its own (see `partition::fill`).
+//! A group sends requests through a [`Transport`] and does not depend on how they are transmitted. Snapshots are never
+//! sent: a follower that is that far behind receives a request to catch up, and copies entries into its log by itself
+//! (see `partition::fill`).
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,25 +21,25 @@ use openraft::raft::{
 use openraft::{AnyError, OptionalSend};
 use tokio::time::Instant;
 
-use super::traced::{TOLD_MAX, Traced, encode};
+use super::traced::{SENT_MAX, Traced, encode};
 use super::types::{Member, RaftVote, Snapshot, TypeConfig};
 use super::wire;
 use crate::peers::{AskError, Peers};
 use crate::telemetry::traces::Open;
 use crate::telemetry::{RaftMetrics, Stage};
 
-/// Longest wait for the answer to an append: a peer that is alive and this slow is asked again.
+/// Longest wait for the response to an append. An append to a slow peer that is alive is retried after it.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for a heartbeat's answer.
+/// Longest wait for the response to a heartbeat.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for a vote.
 const VOTE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pause before a peer that cannot be reached, or is filling its log, is tried again.
+/// Pause before a retry with a peer that cannot be reached or is catching up.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// How a group reaches the other replicas.
+/// Sends requests of a group to the other replicas.
 pub trait Transport: Send + Sync + 'static {
-    /// Asks the replica on another node.
+    /// Sends a request to the replica on another node and waits for the response.
     fn ask(
         &self,
         to: u64,
@@ -47,7 +48,7 @@ pub trait Transport: Send + Sync + 'static {
         timeout: Duration,
     ) -> BoxFuture<'_, Result<Message, AskError>>;
 
-    /// The node was heard lately.
+    /// Whether the node is alive, by its heartbeats.
     fn alive(&self, node: u64) -> bool;
 }
 
@@ -75,7 +76,7 @@ pub(super) struct Network {
     pub(super) traced: Arc<Traced>,
 }
 
-/// The way of one group to one peer.
+/// Sends the requests of one group to one peer.
 pub(super) struct Client {
     transport: Arc<dyn Transport>,
     group: LogId,
@@ -114,8 +115,8 @@ impl Client {
 }
 
 impl Client {
-    /// Spans for the sampled requests in a message, which it tells the receiver of. None, and without an allocation, while
-    /// nothing is sampled.
+    /// Begins spans for the sampled requests in a message and adds their ids to the message. Empty, and without an
+    /// allocation, while no request is sampled.
     fn begin_spans(&self, message: &mut proto::AppendRequest) -> Vec<Open> {
         let mut spans = Vec::new();
         if self.traced.is_empty() {
@@ -125,7 +126,7 @@ impl Client {
             let Some(entry) = self.traced.get(entry.index).map(|traced| (entry.index, traced.trace)) else { continue };
             let (index, trace) = entry;
             for parent in trace.parents() {
-                if spans.len() == TOLD_MAX {
+                if spans.len() == SENT_MAX {
                     return spans;
                 }
                 let Some(span) = Open::call(parent, "replicate", self.to) else { continue };
@@ -137,9 +138,9 @@ impl Client {
     }
 }
 
-/// An answer that is not one to the question asked.
-fn confused(what: impl ToString) -> RPCError<TypeConfig> {
-    RPCError::Network(NetworkError::new(&AnyError::error(format!("answer of a peer: {}", what.to_string()))))
+/// The error for a response that does not fit the request.
+fn mismatched(what: impl ToString) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::new(&AnyError::error(format!("response of a peer: {}", what.to_string()))))
 }
 
 impl RaftNetworkV2<TypeConfig> for Client {
@@ -163,8 +164,8 @@ impl RaftNetworkV2<TypeConfig> for Client {
             self.metrics.stage(Stage::Replicate, began.elapsed());
         }
         match answer {
-            Message::AppendDone(done) => wire::append_done_in(done).map_err(confused),
-            _ => Err(confused("not to an append")),
+            Message::AppendDone(done) => wire::append_done_in(done).map_err(mismatched),
+            _ => Err(mismatched("does not belong to an append")),
         }
     }
 
@@ -174,8 +175,8 @@ impl RaftNetworkV2<TypeConfig> for Client {
         _option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         match self.ask(Message::Vote(wire::ask_vote_out(&rpc)), VOTE_TIMEOUT).await? {
-            Message::VoteDone(done) => wire::voted_in(done).map_err(confused),
-            _ => Err(confused("not to a vote")),
+            Message::VoteDone(done) => wire::voted_in(done).map_err(mismatched),
+            _ => Err(mismatched("does not belong to a vote")),
         }
     }
 
@@ -192,10 +193,10 @@ impl RaftNetworkV2<TypeConfig> for Client {
         };
         match self.ask(Message::Snapshot(request), APPEND_TIMEOUT).await.map_err(StreamingError::from)? {
             Message::SnapshotDone(done) => {
-                let vote = wire::vote_in(done.vote).map_err(|e| StreamingError::from(confused(e)))?;
+                let vote = wire::vote_in(done.vote).map_err(|e| StreamingError::from(mismatched(e)))?;
                 Ok(SnapshotResponse::new(vote))
             }
-            _ => Err(StreamingError::from(confused("not to a snapshot"))),
+            _ => Err(StreamingError::from(mismatched("does not belong to a snapshot"))),
         }
     }
 
@@ -211,8 +212,8 @@ impl RaftNetworkV2<TypeConfig> for Client {
         };
         match self.ask(Message::Transfer(message), VOTE_TIMEOUT).await? {
             Message::TransferDone(done) if done.error.is_empty() => Ok(Ok(())),
-            Message::TransferDone(done) => Err(confused(done.error)),
-            _ => Err(confused("not to a transfer")),
+            Message::TransferDone(done) => Err(mismatched(done.error)),
+            _ => Err(mismatched("does not belong to a transfer")),
         }
     }
 

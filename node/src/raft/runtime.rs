@@ -14,10 +14,10 @@ use openraft::OptionalSend;
 use openraft::async_runtime::{AsyncRuntime, Instant};
 use openraft::impls::TokioRuntime;
 
-/// Shortest wait that tokio's timer can tell from none.
+/// Shortest wait that tokio's timer can measure.
 const TIMER_RESOLUTION: Duration = Duration::from_millis(1);
 
-/// See the module.
+/// Tokio with short sleeps replaced by a yield; see the file's header.
 #[derive(Debug)]
 pub(super) struct ConsensusRuntime(TokioRuntime);
 

@@ -29,13 +29,14 @@ use crate::telemetry::{RaftMetrics, Stage};
 const KEY_VOTE: u8 = 1;
 /// Raft's purge mark: the position before the first entry that raft may read; see [`encode_position`].
 pub(crate) const KEY_PURGED: u8 = 2;
-/// One byte: 0 nothing, 1 the replica must fill its log because it is behind, 2 because it was damaged.
+/// One byte: 0 none, 1 the replica must catch up by copying entries because it is behind, 2 because its log was
+/// damaged.
 pub(crate) const KEY_FILL: u8 = 3;
 
-/// Bytes that one read hands to openraft; an entry larger than this comes alone.
+/// Most bytes that one read returns to openraft; a larger entry is returned alone.
 const READ_BYTES: usize = 4 << 20;
 
-/// The log of one group as openraft sees it. Clones share one state.
+/// The log of one group, as openraft's storage. Clones share one state.
 #[derive(Clone)]
 pub(super) struct LogStorage {
     shared: Arc<Shared>,
@@ -47,12 +48,12 @@ struct Shared {
     id: LogId,
     metrics: RaftMetrics,
     marks: Mutex<Marks>,
-    /// Damage that a read has found: openraft makes a text of it.
+    /// Damage found by a read. Kept here because openraft converts errors to text.
     damage: Mutex<Option<LogError>>,
     traced: Arc<Traced>,
 }
 
-/// What the journal holds for this group, as last written.
+/// The group's values in the journal, as last written.
 struct Marks {
     vote: Option<RaftVote>,
     purged: Option<RaftLogId>,
@@ -75,7 +76,7 @@ impl LogStorage {
         })
     }
 
-    /// Nothing was ever stored for this group.
+    /// Whether nothing was ever stored for this group.
     pub(super) fn is_new(&self) -> bool {
         let position = self.shared.log.position();
         position.last.is_none() && position.next_index == 0 && self.shared.marks.lock().purged.is_none()
@@ -87,28 +88,29 @@ impl LogStorage {
         flushed(|done| self.shared.log.append(vec![to_entry(entry)], done).map(drop)).await.map_err(to_io)
     }
 
-    /// Damage that raft has met by reading, if any.
+    /// Returns the damage that a read of raft has found, if any.
     pub(super) fn damage(&self) -> Option<LogError> {
         self.shared.damage.lock().clone()
     }
 
-    /// Entries on their way that carry sampled requests.
+    /// Returns the table of entries in flight that contain sampled requests.
     pub(super) fn traced(&self) -> Arc<Traced> {
         self.shared.traced.clone()
     }
 
-    /// The sampled requests of an entry that is about to be appended: of a proposal of this node, or as another node told.
+    /// Returns the sampled requests of an entry that is about to be appended: from a proposal of this node, or from the
+    /// leader's message.
     fn sampled(&self, entry: &RaftEntry) -> Option<Sampled> {
         let index = entry.log_id.index;
         match &entry.payload {
             EntryPayload::Normal(Proposal { trace: Some(trace), .. }) => {
                 Some(Sampled { index, trace: trace.clone(), is_own: true })
             }
-            _ => self.shared.traced.take(index).map(|told| Sampled { index, trace: told.trace, is_own: false }),
+            _ => self.shared.traced.take(index).map(|entry| Sampled { index, trace: entry.trace, is_own: false }),
         }
     }
 
-    /// First index that raft may read.
+    /// Returns the first index that raft may read.
     fn first_index(&self) -> u64 {
         let purged = self.shared.marks.lock().purged.map(|id| id.index + 1).unwrap_or(0);
         purged.max(self.shared.log.position().first_index)
@@ -140,7 +142,7 @@ impl RaftLogReader<TypeConfig> for LogStorage {
     ) -> Result<Vec<RaftEntry>, io::Error> {
         let (from, to) = bounds(&range);
         let mut entries = self.read(from, to, READ_BYTES)?;
-        // openraft expects the whole range here; the streaming calls below are the bounded ones.
+        // openraft expects the whole range here; the streaming calls below are bounded.
         while let Some(last) = entries.last() {
             let next = last.log_id.index + 1;
             let more = self.read(next, to, READ_BYTES)?;
@@ -174,7 +176,7 @@ impl RaftLogReader<TypeConfig> for LogStorage {
 struct Sampled {
     index: u64,
     trace: Arc<EntryTrace>,
-    /// Proposed here, and not told by another node.
+    /// Proposed on this node, not received from the leader.
     is_own: bool,
 }
 
@@ -240,12 +242,12 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        // Empty, and without an allocation, while nothing is sampled.
+        // Empty, and without an allocation, while no request is sampled.
         let mut sampled = Vec::new();
         let look = |entry: &RaftEntry| sampled.extend(self.sampled(entry));
         let entries: Vec<Entry> = entries.into_iter().inspect(look).map(to_entry).collect();
         if let Some(first) = entries.first() {
-            // A log that holds nothing may begin anywhere; one that does, only goes on.
+            // An empty log may begin at any index; any other log must be continued without a gap.
             let position = self.shared.log.position();
             if position.last.is_none() && first.index > position.next_index {
                 let (log, index) = (self.shared.log.clone(), first.index);
@@ -305,8 +307,8 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         let position = self.shared.log.position();
         let next = position.last.map(|last| last.index + 1).unwrap_or(position.first_index);
         if next <= upto.index {
-            // A snapshot is ahead of the log: the log goes on behind it. The machine that installed the snapshot has
-            // set the offset; what is left here is only a log that ends too early.
+            // A snapshot is ahead of the log: the log continues after it. The machine that installed the snapshot has
+            // set the offset; only the log ends too early here.
             let log = self.shared.log.clone();
             let next_offset = position.next_offset;
             blocking(move || log.reset(upto.index + 1, next_offset)).await?;
@@ -315,14 +317,14 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
     }
 }
 
-/// Runs a rare call that waits for the disk away from the consensus threads.
+/// Runs a rare call that waits for the disk on a thread outside the consensus runtime.
 pub(super) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, LogError> + Send + 'static,
 ) -> io::Result<T> {
     crate::host::blocking(call).await.map_err(io::Error::other)?.map_err(to_io)
 }
 
-/// Keeps the typed error inside.
+/// Wraps the error so that its type is kept.
 pub(super) fn to_io(error: LogError) -> io::Error {
     io::Error::other(error)
 }
@@ -341,7 +343,7 @@ fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
     (from, to)
 }
 
-/// An entry of raft as the log stores it.
+/// Converts a raft entry to the log's form.
 pub(super) fn to_entry(entry: RaftEntry) -> Entry {
     let id = entry.log_id;
     let (kind, record_count, max_timestamp, payload) = match entry.payload {
@@ -366,10 +368,10 @@ fn from_stored(stored: StoredEntry) -> io::Result<RaftEntry> {
         .map_err(|why| io::Error::new(io::ErrorKind::InvalidData, format!("raft index {index}: {why}")))
 }
 
-/// An entry of the log as raft's.
+/// Converts a log entry to raft's form.
 ///
 /// # Errors
-/// This version does not understand it.
+/// This version does not know the entry's kind or content.
 pub(super) fn from_entry(entry: Entry) -> Result<RaftEntry, String> {
     let payload = match entry.kind {
         EntryKind::Blank => EntryPayload::Blank,
@@ -380,12 +382,12 @@ pub(super) fn from_entry(entry: Entry) -> Result<RaftEntry, String> {
             trace: None,
         }),
         EntryKind::Membership => EntryPayload::Membership(MembershipRecord::decode(&entry.payload)?),
-        EntryKind::Config => return Err("kind: config entries are not known to this version".into()),
+        EntryKind::Config => return Err("kind: config entries are not supported by this version".into()),
     };
     Ok(RaftEntry { log_id: log_id(entry.term, entry.leader, entry.index), payload })
 }
 
-/// A log position for the journal: term, leader, index, each as `u64` little-endian.
+/// Encodes a log position for the journal: term, leader, index, each as `u64` little-endian.
 pub(crate) fn encode_position(term: u64, leader: u64, index: u64) -> Bytes {
     let mut out = BytesMut::with_capacity(24);
     out.put_u64_le(term);

@@ -1,4 +1,5 @@
-//! openraft's own storage suite on the real engine, and a group's life: start, propose, restart, checkpoint, purge.
+//! openraft's own storage suite on the real engine, and the lifecycle of a group: start, propose, restart, checkpoint,
+//! purge.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,11 +26,11 @@ use crate::peers::AskError;
 const LOG: LogId = LogId { topic: Uuid::from_u128(7), partition: 3 };
 
 /// A node without peers.
-struct Nobody;
+struct NoPeers;
 
-impl Transport for Nobody {
+impl Transport for NoPeers {
     fn ask(&self, to: u64, _: LogId, _: Message, _: Duration) -> BoxFuture<'_, Result<Message, AskError>> {
-        Box::pin(async move { Err(AskError::Unreachable(to, "there is nobody".into())) })
+        Box::pin(async move { Err(AskError::Unreachable(to, "no peers".into())) })
     }
 
     fn alive(&self, _: u64) -> bool {
@@ -37,7 +38,7 @@ impl Transport for Nobody {
     }
 }
 
-/// Remembers the payloads that were applied.
+/// Stores the payloads that were applied.
 #[derive(Default)]
 struct Journal {
     lines: Vec<String>,
@@ -84,13 +85,13 @@ async fn the_storage_adapter_passes_openrafts_own_suite_on_the_real_engine() {
     Suite::test_all(Builder).await.unwrap();
 }
 
-/// Node 2 would vote for anybody, and is never heard of again when it is asked to.
+/// Node 2 grants every pre-vote and never responds to a vote request.
 #[derive(Default)]
-struct Promises {
+struct GrantsPreVotes {
     asked: AtomicU64,
 }
 
-impl Transport for Promises {
+impl Transport for GrantsPreVotes {
     fn ask(&self, _: u64, _: LogId, message: Message, timeout: Duration) -> BoxFuture<'_, Result<Message, AskError>> {
         Box::pin(async move {
             match message {
@@ -102,7 +103,7 @@ impl Transport for Promises {
                     tokio::time::sleep(timeout).await;
                     Err(AskError::Timeout(2, timeout.as_millis() as u64))
                 }
-                _ => Err(AskError::Unreachable(2, "only votes are asked for".into())),
+                _ => Err(AskError::Unreachable(2, "only vote requests are expected".into())),
             }
         })
     }
@@ -135,7 +136,7 @@ async fn group(store: &Arc<Store>) -> (Group<Journal>, Arc<chronicle_log::Log>) 
         log: log.clone(),
         id: LOG,
         node: 1,
-        transport: Arc::new(Nobody),
+        transport: Arc::new(NoPeers),
         founders: Some(BTreeMap::from([(1, Member::default())])),
         election_timeout: Duration::from_secs(1),
         metrics: Default::default(),
@@ -207,7 +208,7 @@ async fn purging_lets_segments_go_and_the_group_starts_from_its_checkpoint() {
     first.checkpoint().await.unwrap();
     let keep = log.retention_index(Some(8192), None, u64::MAX).expect("more than two segments are there");
     first.purge(keep - 1).await.unwrap();
-    // Segments are sealed in the background; only sealed ones go.
+    // Segments are sealed in the background; only sealed ones are deleted.
     while log.delete_before(keep).unwrap().segments == 0 {
         tokio::task::yield_now().await;
     }
@@ -231,7 +232,7 @@ async fn purging_lets_segments_go_and_the_group_starts_from_its_checkpoint() {
 async fn a_group_that_has_started_knows_its_members_and_its_log() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let (group, log) = of_two(&store, Arc::new(Nobody)).await;
+    let (group, log) = of_two(&store, Arc::new(NoPeers)).await;
     let status = group.status();
     assert_eq!(status.voters, BTreeSet::from([1, 2]));
     assert_eq!((status.last, status.applied), (Some(0), None), "the members' entry is there and not committed");
@@ -244,13 +245,13 @@ async fn a_group_that_has_started_knows_its_members_and_its_log() {
 async fn a_second_campaign_does_not_make_void_the_votes_of_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let transport = Arc::new(Promises::default());
+    let transport = Arc::new(GrantsPreVotes::default());
     let (group, log) = of_two(&store, transport.clone()).await;
     let stood = tokio::join!(group.campaign(), group.campaign(), group.campaign());
     let stood = [stood.0.unwrap(), stood.1.unwrap(), stood.2.unwrap()];
     assert_eq!(stood, [true, false, false]);
     assert_eq!((group.status().term, transport.asked.load(Ordering::Relaxed)), (1, 1));
-    // The votes have not come in time: it may stand again.
+    // The votes have not arrived in time: it may start another election.
     assert!(group.campaign().await.unwrap());
     assert_eq!(group.status().term, 2);
     group.shutdown().await;
@@ -259,10 +260,10 @@ async fn a_second_campaign_does_not_make_void_the_votes_of_the_first() {
 }
 
 #[tokio::test]
-async fn a_replica_hears_that_a_leader_is_wanted_from_one_that_lacks_what_it_has() {
+async fn a_pre_vote_of_a_replica_that_is_behind_reports_that_a_leader_is_wanted() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let (group, log) = of_two(&store, Arc::new(Nobody)).await;
+    let (group, log) = of_two(&store, Arc::new(NoPeers)).await;
     let ask = async |last: Option<proto::LogPosition>| {
         let vote = Some(proto::Vote { term: 1, node: 2, committed: false });
         let request = proto::VoteRequest { vote, last, leadership_transfer: false, pre_vote: true };
@@ -272,7 +273,11 @@ async fn a_replica_hears_that_a_leader_is_wanted_from_one_that_lacks_what_it_has
         }
     };
     assert_eq!(ask(None).await, (false, true));
-    assert_eq!(ask(group.last_position().await).await, (true, false), "who has everything can lead by itself");
+    assert_eq!(
+        ask(group.last_position().await).await,
+        (true, false),
+        "a replica that has everything can become the leader"
+    );
     group.shutdown().await;
     log.close().unwrap();
     store.close().unwrap();

@@ -1,7 +1,8 @@
-//! Which entries on their way carry sampled requests: the side table that openraft's path through the log has no room for.
+//! Table of the entries in flight that contain sampled requests. Separate, because openraft's entries have no field for
+//! it.
 //!
-//! On the leader an entry is here from its append to its application, on a follower from its arrival to its append. Empty as
-//! long as nothing is sampled, and then each look costs one relaxed load.
+//! On the leader an entry is in the table from its append to its application, on a follower from its arrival to its
+//! append. The table is empty while no request is sampled; then each look-up costs one relaxed load.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,20 +15,20 @@ use parking_lot::Mutex;
 
 use crate::telemetry::traces::{EntryTrace, PARENTS_MAX};
 
-/// Entries remembered; beyond them the oldest is forgotten. As many as a leader may have in flight.
+/// Most entries in the table; beyond that the oldest is removed. As many as a leader may have in flight.
 const ENTRIES_MAX: usize = 1024;
-/// Sampled requests told to a follower with one message.
-pub(super) const TOLD_MAX: usize = 64;
+/// Most sampled requests in one message to a follower.
+pub(super) const SENT_MAX: usize = 64;
 
 /// An entry with sampled requests.
 #[derive(Clone)]
 pub(super) struct TracedEntry {
     pub(super) trace: Arc<EntryTrace>,
-    /// When it was appended here, or came.
+    /// When it was appended or received here.
     pub(super) at: SystemTime,
 }
 
-/// The entries of one group, by index.
+/// The traced entries of one group, by index.
 #[derive(Default)]
 pub(super) struct Traced {
     count: AtomicUsize,
@@ -35,7 +36,7 @@ pub(super) struct Traced {
 }
 
 impl Traced {
-    /// Whether there is none. What one task has put here another one sees that was woken by it afterwards.
+    /// Whether the table is empty. A task sees the entries of another task that inserted them before waking it.
     pub(super) fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
     }
@@ -66,12 +67,12 @@ impl Traced {
         taken
     }
 
-    /// What another node tells about the entries of its message. Answers their indexes, for [`Traced::forget`].
-    pub(super) fn received(&self, told: &[proto::TracedEntry]) -> Vec<u64> {
+    /// Inserts the traced entries in a message of another node. Returns their indexes, for [`Traced::remove`].
+    pub(super) fn received(&self, received: &[proto::TracedEntry]) -> Vec<u64> {
         let mut parents: BTreeMap<u64, Vec<SpanContext>> = BTreeMap::new();
-        for told in told.iter().take(TOLD_MAX) {
-            if let Some(parent) = decode(&told.parent) {
-                parents.entry(told.index).or_default().push(parent);
+        for entry in received.iter().take(SENT_MAX) {
+            if let Some(parent) = decode(&entry.parent) {
+                parents.entry(entry.index).or_default().push(parent);
             }
         }
         let indexes = parents.keys().copied().collect();
@@ -83,14 +84,14 @@ impl Traced {
         indexes
     }
 
-    /// Entries that were not appended after all.
-    pub(super) fn forget(&self, indexes: &[u64]) {
+    /// Removes entries that were not appended.
+    pub(super) fn remove(&self, indexes: &[u64]) {
         for index in indexes {
             self.take(*index);
         }
     }
 
-    /// The log ends before `index` now.
+    /// Removes the entries from `index` on, because the log was truncated there.
     pub(super) fn cut(&self, index: u64) {
         if self.is_empty() {
             return;
@@ -101,7 +102,7 @@ impl Traced {
     }
 }
 
-/// A span on the wire: trace id and span id. That it is sampled goes without saying.
+/// Encodes a span for the wire: trace id and span id. Only sampled spans are sent.
 pub(super) fn encode(context: &SpanContext) -> bytes::Bytes {
     let mut out = Vec::with_capacity(24);
     out.extend_from_slice(&context.trace_id().to_bytes());
@@ -117,27 +118,27 @@ fn decode(bytes: &[u8]) -> Option<SpanContext> {
     context.is_valid().then_some(context)
 }
 
-const _: () = assert!(PARENTS_MAX <= TOLD_MAX);
+const _: () = assert!(PARENTS_MAX <= SENT_MAX);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn told(index: u64, span: u64) -> proto::TracedEntry {
+    fn traced_entry(index: u64, span: u64) -> proto::TracedEntry {
         let context =
             SpanContext::new(TraceId::from(7), SpanId::from(span), TraceFlags::SAMPLED, true, TraceState::default());
         proto::TracedEntry { index, parent: encode(&context) }
     }
 
     #[test]
-    fn what_a_follower_is_told_is_there_until_it_is_taken() {
+    fn entries_that_a_follower_received_stay_until_they_are_taken() {
         let traced = Traced::default();
-        let indexes = traced.received(&[told(3, 1), told(3, 2), told(5, 3)]);
+        let indexes = traced.received(&[traced_entry(3, 1), traced_entry(3, 2), traced_entry(5, 3)]);
         assert_eq!(indexes, [3, 5]);
         let parents = traced.take(3).unwrap().trace.parents().to_vec();
         assert_eq!(parents.iter().map(|p| p.span_id()).collect::<Vec<_>>(), [SpanId::from(1), SpanId::from(2)]);
         assert!(traced.take(3).is_none() && !traced.is_empty());
-        traced.forget(&indexes);
+        traced.remove(&indexes);
         assert!(traced.is_empty());
     }
 
@@ -152,18 +153,18 @@ mod tests {
     }
 
     #[test]
-    fn however_much_is_told_it_stays_bounded() {
+    fn the_table_stays_bounded() {
         let traced = Traced::default();
-        let many: Vec<_> = (0..1000).map(|index| told(index, 1)).collect();
-        assert_eq!(traced.received(&many).len(), TOLD_MAX);
+        let many: Vec<_> = (0..1000).map(|index| traced_entry(index, 1)).collect();
+        assert_eq!(traced.received(&many).len(), SENT_MAX);
         for round in 0..100 {
-            let many: Vec<_> = (0..64).map(|index| told(round * 64 + index, 1)).collect();
+            let many: Vec<_> = (0..64).map(|index| traced_entry(round * 64 + index, 1)).collect();
             traced.received(&many);
         }
         assert_eq!(traced.entries.lock().len(), ENTRIES_MAX);
         traced.cut(0);
         assert!(traced.is_empty());
-        let crowd: Vec<_> = (1..=64).map(|span| told(1, span)).collect();
+        let crowd: Vec<_> = (1..=64).map(|span| traced_entry(1, span)).collect();
         traced.received(&crowd);
         assert_eq!(traced.take(1).unwrap().trace.parents().len(), PARENTS_MAX);
     }

@@ -9,16 +9,16 @@ use openraft::{LogId, RaftTypeConfig};
 
 use crate::telemetry::traces::EntryTrace;
 
-/// What a leader proposes: the payload of one data entry.
+/// A proposal of the leader: the payload of one data entry.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proposal {
-    /// How many offsets the entry takes.
+    /// Number of offsets that the entry takes.
     pub record_count: u32,
     /// Largest timestamp of its records, in milliseconds since the Unix epoch.
     pub max_timestamp: i64,
-    /// Concatenated record batches, or what the group's machine understands.
+    /// Concatenated record batches, or another format of the group's machine.
     pub payload: Bytes,
-    /// The sampled requests in it, until it is in the log.
+    /// The sampled requests in it, until the entry is in the log.
     pub trace: Option<Arc<EntryTrace>>,
 }
 
@@ -34,16 +34,16 @@ impl fmt::Display for Proposal {
     }
 }
 
-/// A node as a group's membership knows it.
+/// A node in a group's membership.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Member {
-    /// Identity from the data directory, as text.
+    /// UUID of the data directory, as text.
     pub node_id: String,
     /// `HOST:PORT` of its data port.
     pub address: String,
 }
 
-/// A term of leadership: what a proposal is pinned to.
+/// A term and its leader, which a proposal is pinned to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LeaderTerm {
     /// Raft term.

@@ -27,7 +27,7 @@ pub(super) fn position_in(position: proto::LogPosition) -> RaftLogId {
     log_id(position.term, position.leader, position.index)
 }
 
-/// An entry on its way to another replica.
+/// Converts an entry for sending to another replica.
 pub(crate) fn entry_out(entry: Entry) -> proto::LogEntry {
     proto::LogEntry {
         term: entry.term,
@@ -40,10 +40,10 @@ pub(crate) fn entry_out(entry: Entry) -> proto::LogEntry {
     }
 }
 
-/// An entry from another replica.
+/// Converts an entry received from another replica.
 ///
 /// # Errors
-/// It is none that may stand in a log.
+/// The entry is not valid in a log.
 pub(crate) fn entry_in(entry: proto::LogEntry) -> Result<Entry, String> {
     let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_u8);
     let kind = kind.ok_or_else(|| format!("kind: {}: must be from 1 to 4", entry.kind))?;
@@ -76,7 +76,7 @@ pub(super) fn append_in(request: proto::AppendRequest) -> Result<AppendEntriesRe
     let entries: Vec<RaftEntry> = entries.collect::<Result<_, _>>()?;
     let first = request.previous.as_ref().map(|previous| previous.index + 1);
     for (at, entry) in entries.iter().enumerate() {
-        // What follows nothing begins the log.
+        // Without a previous entry, the entries begin the log.
         let expected = first.unwrap_or(0) + at as u64;
         if entry.log_id.index != expected {
             return Err(format!("entries: index {}: must be {expected}", entry.log_id.index));

@@ -1,14 +1,14 @@
-//! Bytes being served, under the limits of the node, of one principal and of one connection.
+//! Limits the bytes in flight of the node, of one principal and of one connection.
 //!
 //! Invariants:
-//! - `used` is the sum of what all live [`Ticket`]s and [`Hold`]s have taken; dropping one gives its bytes back.
-//! - What is taken of a connection's share is taken of its principal's and of the node's, too, or of none.
-//! - Taking never waits: over the limit the request is refused with OVERLOADED. Waiting for room while holding bytes
-//!   could leave everybody waiting.
+//! - `used` is the sum of the bytes of all live [`Ticket`]s and [`Hold`]s; dropping one releases its bytes.
+//! - Bytes are taken from the budgets of the connection, its principal and the node together, or from none of them.
+//! - Taking never waits: over the limit the request is rejected with OVERLOADED. Requests that wait for room while they
+//!   hold bytes could deadlock.
 //!
-//! What is counted: request bodies as they arrive until the request is answered, and what reads fetched until the
-//! client has taken it. What HTTP/2 buffers before a handler reads it comes on top and is bounded by the connection
-//! window (see `connection.rs`).
+//! Counted are request bodies, from their arrival to the response, and fetched records, until the client has read them.
+//! Data that HTTP/2 buffers before a handler reads it is not counted; the connection window bounds it (see
+//! `connection.rs`).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,17 +20,17 @@ use parking_lot::Mutex;
 use crate::identity::Principal;
 use crate::model::{ApiError, Reason};
 
-/// A limit of bytes, and what is left of it. Cheap to clone.
+/// A limit in bytes and the bytes taken from it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// The limit's name in the configuration.
+    /// Configuration field of the limit.
     field: &'static str,
     used: AtomicUsize,
     max: AtomicUsize,
-    /// What this is a share of.
+    /// The budget that this one is a share of.
     whole: Option<Budget>,
 }
 
@@ -39,17 +39,17 @@ impl Budget {
         Self(Arc::new(Inner { field, used: AtomicUsize::new(0), max: max.into(), whole: None }))
     }
 
-    /// No limit.
+    /// Returns a budget without a limit.
     pub(crate) fn unlimited() -> Self {
         Self::new("", usize::MAX)
     }
 
-    /// A share of this: what is taken of it is taken of both.
+    /// Returns a share of this budget: bytes taken from the share are also taken from this budget.
     pub(crate) fn share(&self, field: &'static str, max: usize) -> Self {
         Self(Arc::new(Inner { field, used: AtomicUsize::new(0), max: max.into(), whole: Some(self.clone()) }))
     }
 
-    /// Another limit. What is over it was taken before, and is given back in time.
+    /// Changes the limit. Bytes already taken beyond a smaller limit stay taken until their holders release them.
     pub(crate) fn resize(&self, max: usize) {
         self.0.max.store(max, Ordering::Relaxed);
     }
@@ -64,13 +64,13 @@ impl Budget {
         self.0.used.load(Ordering::Relaxed)
     }
 
-    /// Whether a stream should take on more work: three quarters of the limit are the point where streams stop reading
-    /// ahead, which leaves the last quarter to requests that cannot be put off.
+    /// Whether a stream may read ahead: true below three quarters of the limit. The last quarter is left to requests
+    /// that cannot be postponed.
     pub(crate) fn has_room(&self) -> bool {
         self.used() < self.max() - self.max() / 4 && self.0.whole.as_ref().is_none_or(Self::has_room)
     }
 
-    /// Takes bytes for as long as the answer lives.
+    /// Takes bytes until the returned value is dropped.
     ///
     /// # Errors
     /// OVERLOADED when the limit would be passed.
@@ -79,7 +79,7 @@ impl Budget {
         Ok(Hold { budget: self.clone(), bytes })
     }
 
-    /// An empty ticket, which takes bytes as they come.
+    /// Returns an empty ticket, which takes bytes as they arrive.
     pub(crate) fn ticket(&self) -> Arc<Ticket> {
         Arc::new(Ticket { budget: self.clone(), held: AtomicUsize::new(0) })
     }
@@ -91,8 +91,7 @@ impl Budget {
             used.checked_add(bytes).filter(|total| *total <= max)
         })
         .map_err(|used| {
-            let message =
-                format!("{field}: {used} bytes are being served and {bytes} more would pass {max}: try again later");
+            let message = format!("{field}: {used} bytes in flight and {bytes} more: at most {max}: retry later");
             ApiError::new(Reason::Overloaded, message).with("limit", max)
         })?;
         if let Some(Err(error)) = whole.as_ref().map(|whole| whole.take(bytes)) {
@@ -114,11 +113,11 @@ impl Budget {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Holder {
     Principal(Principal),
-    /// Of somebody who has not said who it is.
+    /// Address of clients without a principal.
     Address(IpAddr),
 }
 
-/// The shares of all who are connected.
+/// The shares of all principals and addresses with connections.
 #[derive(Debug, Clone)]
 pub(crate) struct Shares {
     node: Budget,
@@ -128,12 +127,12 @@ pub(crate) struct Shares {
 }
 
 impl Shares {
-    /// Shares of `node`, of at most `max` bytes each.
+    /// Returns the shares of `node`, of at most `max` bytes each.
     pub(crate) fn new(node: Budget, field: &'static str, max: usize) -> Self {
         Self { node, field, max: Arc::new(max.into()), of: Arc::default() }
     }
 
-    /// Another limit for each, those that are held too.
+    /// Changes the limit of each share, including those in use.
     pub(crate) fn resize(&self, max: usize) {
         let of = self.of.lock();
         self.max.store(max, Ordering::Relaxed);
@@ -142,7 +141,7 @@ impl Shares {
         }
     }
 
-    /// The share of a holder: the same one for as long as anybody has it.
+    /// Returns the share of a holder: the same one for as long as a connection uses it.
     pub(crate) fn of(&self, holder: Holder) -> Budget {
         let mut of = self.of.lock();
         if let Some(share) = of.get(&holder).and_then(Weak::upgrade) {
@@ -170,7 +169,7 @@ impl Drop for Hold {
     }
 }
 
-/// The bytes of one request as they arrive.
+/// The bytes taken for one request as they arrive.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     budget: Budget,
@@ -186,7 +185,7 @@ impl Ticket {
         Ok(())
     }
 
-    /// Gives back bytes of a part that is done, at most what is held.
+    /// Releases bytes of a part that is complete, at most the bytes held.
     pub(crate) fn release(&self, bytes: usize) {
         let given = self.held.update(Ordering::Relaxed, Ordering::Relaxed, |held| held.saturating_sub(bytes));
         self.budget.give_back(given.min(bytes));
@@ -248,7 +247,7 @@ mod tests {
         let held = first.hold(40).unwrap();
         assert!(first.hold(11).unwrap_err().message.starts_with("connection: 40 bytes"));
         assert!(second.hold(21).unwrap_err().message.starts_with("principal: 40 bytes"));
-        assert_eq!((second.used(), node.used()), (0, 40), "what is refused takes nothing");
+        assert_eq!((second.used(), node.used()), (0, 40), "a rejected request takes nothing");
         let other = shares.of(Holder::Address([127, 0, 0, 1].into()));
         let rest = other.hold(60).unwrap();
         assert!(second.hold(1).unwrap_err().message.starts_with("node: 100 bytes"));

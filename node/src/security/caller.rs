@@ -1,4 +1,4 @@
-//! Who a request came from: in the extensions of every request of the data port, gRPC and HTTP alike.
+//! The client that sent a request; in the extensions of every request on the data port, gRPC and HTTP.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,21 +9,21 @@ use crate::identity::{ANONYMOUS, Principal};
 /// The client at the other end of a connection.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Who it proved to be; `None`: it has shown no certificate, or the connection is not encrypted.
+    /// Its authenticated principal; `None`: it sent no certificate, or the connection is plaintext.
     pub principal: Option<Principal>,
-    /// Where it comes from.
+    /// Its address.
     pub address: SocketAddr,
-    /// What its connection may have in flight.
+    /// Budget of bytes in flight of its connection.
     pub(crate) share: Budget,
 }
 
 impl Caller {
-    /// Somebody at an address, without a limit of bytes.
+    /// Returns an anonymous client at an address, without a limit of bytes.
     pub fn new(principal: Option<Principal>, address: SocketAddr) -> Self {
         Self { principal, address, share: Budget::unlimited() }
     }
 
-    /// The principal's name, or [`ANONYMOUS`].
+    /// Returns the principal's name, or [`ANONYMOUS`].
     pub fn name(&self) -> &str {
         self.principal.as_ref().map_or(ANONYMOUS, Principal::as_str)
     }

@@ -1,4 +1,4 @@
-//! How a handshake ends, in a few words that metrics can carry.
+//! Outcomes of TLS handshakes, as a small set of values for metrics.
 
 use std::io;
 
@@ -9,23 +9,23 @@ use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
 pub enum Outcome {
     /// It succeeded.
     Ok,
-    /// Not in time.
+    /// It did not complete in time.
     Timeout,
-    /// What came is not TLS.
+    /// The received bytes are not TLS.
     Plaintext,
     /// No version, cipher or protocol in common.
     Incompatible,
-    /// A certificate is needed and none was shown.
+    /// A certificate is required and the other side sent none.
     NoCertificate,
-    /// The certificate is outside its time.
+    /// The certificate is expired or not valid yet.
     Expired,
-    /// The certificate is of another CA, or wrong in another way.
+    /// The certificate is of another CA, or invalid for another reason.
     BadCertificate,
-    /// The certificate is good and names nobody.
+    /// The certificate is valid and has no identity.
     Nameless,
-    /// The other side does not accept this node's certificate, or gave up for another reason of its own.
+    /// The other side rejected this node's certificate, or ended the handshake with another alert.
     Refused,
-    /// The connection broke, or something else.
+    /// The connection was lost, or another failure.
     Failed,
 }
 
@@ -65,9 +65,9 @@ impl Outcome {
 #[derive(Debug, thiserror::Error)]
 #[error("{why}")]
 pub struct HandshakeError {
-    /// In a word.
+    /// The outcome, for metrics.
     pub outcome: Outcome,
-    /// For people.
+    /// Human-readable reason.
     pub why: String,
 }
 

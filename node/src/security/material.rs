@@ -1,11 +1,11 @@
-//! Certificate, key and CA bundle: read from files, checked as a whole, turned into configurations of TLS.
+//! Reads certificate, key and CA bundle from files, checks them together, and makes TLS configurations of them.
 //!
 //! Invariants:
-//! - A [`Material`] is whole: the key belongs to the certificate, and every part could be read. There is no half of one.
-//! - The files of one material were on disk at the same time, as far as two equal readings in a row can tell: a Kubernetes
-//!   Secret swaps all of them by one symlink, in the middle of a reading.
+//! - A [`Material`] is complete: every part could be read, and the key belongs to the certificate.
+//! - The files of one material were on disk at the same time, as far as two equal reads in a row can show: a Kubernetes
+//!   Secret replaces all files at once through a symlink, which may happen during a read.
 //!
-//! `tls.rs` decides which material is in force.
+//! `tls.rs` decides which material is used.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,17 +24,18 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use crate::config::{ClientAuth, TlsConfig};
 use crate::identity::{CertificateFacts, IdentityError};
 
-/// What nodes offer in place of an HTTP version (ALPN, RFC 7301): their connections are told from clients' before anybody
-/// shows a certificate. Versions and purposes are in the first bytes after the handshake.
+/// The ALPN protocol (RFC 7301) that nodes offer in place of an HTTP version. It distinguishes connections of nodes
+/// from those of clients before any certificate is sent. The first bytes after the handshake contain version and
+/// purpose.
 pub(super) const PEER_PROTOCOL: &[u8] = b"chronicle-peer";
 /// Largest file, in bytes: a CA bundle of thousands fits.
 const FILE_BYTES_MAX: u64 = 8 << 20;
-/// Readings of files that change under them before it is given up.
+/// Most attempts to read files that keep changing.
 const READINGS_MAX: usize = 5;
-/// Between two such readings.
+/// Pause between two such attempts.
 const READING_PAUSE: Duration = Duration::from_millis(20);
 
-/// Why there is no material.
+/// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MaterialError {
     /// A file cannot be read.
@@ -47,19 +48,19 @@ pub enum MaterialError {
         /// Why.
         source: io::Error,
     },
-    /// A file does not hold what it must.
+    /// The content of a file is not valid.
     #[error("{field}: {path}: {rule}")]
     Content {
         /// Field of the configuration.
         field: &'static str,
         /// Its value.
         path: PathBuf,
-        /// What it must be.
+        /// The rule that it breaks.
         rule: String,
     },
 }
 
-/// The bytes of the three files.
+/// The contents of the three files.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Contents {
     certificate: Vec<u8>,
@@ -72,7 +73,7 @@ const KEY: &str = "security.tls.key-file";
 const CA: &str = "security.tls.ca-file";
 
 impl Contents {
-    /// Reads the files until two readings agree. Blocks.
+    /// Reads the files until two reads in a row are equal. Blocks.
     pub(super) fn read(config: &TlsConfig) -> Result<Self, MaterialError> {
         let mut last = Self::read_once(config);
         for _ in 1..READINGS_MAX {
@@ -107,15 +108,15 @@ fn read_file(field: &'static str, path: &Path) -> Result<Vec<u8>, MaterialError>
     std::fs::read(path).map_err(error)
 }
 
-/// What TLS works with, made of one reading of the files.
+/// The TLS configurations made from one read of the files.
 pub(super) struct Material {
-    /// For clients.
+    /// For connections from clients.
     pub(super) clients: Arc<ServerConfig>,
-    /// For other nodes that connect.
+    /// For connections from other nodes.
     pub(super) peers: Arc<ServerConfig>,
-    /// For connecting to other nodes.
+    /// For connections to other nodes.
     pub(super) connect: Arc<ClientConfig>,
-    /// The certificate that is shown.
+    /// The certificate that this node sends.
     pub(super) served: CertificateFacts,
     /// The CAs that others are verified against.
     pub(super) authorities: Vec<CertificateFacts>,
@@ -125,7 +126,7 @@ impl Material {
     /// Parses and checks everything.
     ///
     /// # Errors
-    /// A file does not hold what it must, the key is another certificate's, or the certificate is not valid now.
+    /// A file has no valid content, the key belongs to another certificate, or the certificate is not valid now.
     pub(super) fn build(contents: &Contents, config: &TlsConfig) -> Result<Self, MaterialError> {
         let content = |field: &'static str, path: &Path, rule: String| MaterialError::Content {
             field,
@@ -140,10 +141,10 @@ impl Material {
         let served = facts(&chain[0]).map_err(cert_error)?;
         valid_now(&served).map_err(cert_error)?;
         let key = PrivateKeyDer::from_pem_slice(&contents.key)
-            .map_err(|error| key_error(format!("must hold a private key in PEM form: {error}")))?;
+            .map_err(|error| key_error(format!("must contain a private key in PEM form: {error}")))?;
         let provider = Arc::new(ring::default_provider());
         let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => key_error("is not the key of security.tls.cert-file".into()),
+            rustls::Error::InconsistentKeys(_) => key_error("must be the key of security.tls.cert-file".into()),
             other => key_error(format!("cannot be used: {other}")),
         })?;
         let certified = Arc::new(SingleCertAndKey::from(certified));
@@ -170,7 +171,8 @@ impl Material {
                 .map_err(|error| unusable(&error))?;
             let mut server = builder.with_client_cert_verifier(verifier).with_cert_resolver(certified.clone());
             server.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-            // Connections live long, so that little is saved; and every handshake goes by the CAs that count now.
+            // No session resumption: connections are long-lived, so it would save little, and every handshake must
+            // verify against the current CAs.
             server.session_storage = Arc::new(NoServerSessionStorage {});
             server.send_tls13_tickets = 0;
             Ok::<_, MaterialError>(Arc::new(server))
@@ -192,13 +194,13 @@ impl Material {
     }
 }
 
-/// All certificates of a PEM text, at least one.
+/// Returns all certificates of a PEM text, at least one.
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     match all {
-        Ok(all) if all.is_empty() => Err("must hold a certificate in PEM form".into()),
+        Ok(all) if all.is_empty() => Err("must contain a certificate in PEM form".into()),
         Ok(all) => Ok(all),
-        Err(error) => Err(format!("must hold certificates in PEM form: {error}")),
+        Err(error) => Err(format!("must contain certificates in PEM form: {error}")),
     }
 }
 
@@ -206,11 +208,11 @@ fn facts(certificate: &CertificateDer<'_>) -> Result<CertificateFacts, String> {
     CertificateFacts::read(certificate).map_err(|error: IdentityError| error.to_string())
 }
 
-/// Nobody would accept a certificate outside its time, so that it replaces none that is inside.
+/// Rejects a certificate that is not valid now: no peer would accept it, so it must not replace a valid one.
 fn valid_now(served: &CertificateFacts) -> Result<(), String> {
     let now = now_s();
     if now < served.not_before_s {
-        return Err(format!("serial {}: is not valid for another {} s", served.serial, served.not_before_s - now));
+        return Err(format!("serial {}: becomes valid only in {} s", served.serial, served.not_before_s - now));
     }
     if now > served.not_after_s {
         return Err(format!("serial {}: expired {} s ago", served.serial, now - served.not_after_s));
@@ -218,7 +220,7 @@ fn valid_now(served: &CertificateFacts) -> Result<(), String> {
     Ok(())
 }
 
-/// Certificates live by the wall clock.
+/// Seconds since the Unix epoch: validity of certificates is wall-clock time.
 fn now_s() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }

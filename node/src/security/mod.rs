@@ -1,17 +1,15 @@
-//! Who is at the other end of a connection: TLS, certificates, and what they say.
+//! Authentication by TLS certificates, and the rules and quotas that apply to a principal.
 //!
-//! Promise: who is not proved by a certificate of the cluster's CA is anonymous to clients' APIs and nobody to peers. What a
-//! principal may do is asked for in `broker/for_caller.rs` and `groups/for_caller.rs`, and answered here.
+//! Promise: without a certificate of the cluster's CA, a client is anonymous and a connection is not accepted as a
+//! peer's. `broker/` and `groups/` check here what a principal may do (`for_caller.rs` in each).
 //!
-//! - `identity.rs`: the name that a certificate gives, and the rules that make a principal of it;
-//! - `nodes.rs`: which nodes a certificate may speak for;
-//! - `material.rs`: certificate, key and CAs, from files to configurations of TLS;
-//! - `tls.rs`: what of it is in force, and handshakes; `handshake.rs`: how they end;
-//! - `acl/`: rules of who may do what, and the pure evaluator of them;
-//! - `authorizer.rs`: what the node answers, by the rules and quotas that are agreed at the moment;
-//! - `audit.rs`: what is written of refusals and of changes; `quotas.rs`: how much a principal may do.
+//! - `material.rs`: certificate, key and CAs, from files to TLS configurations;
+//! - `tls.rs`: the current certificates, and handshakes; `handshake.rs`: their outcomes;
+//! - `acl/`: access rules and their evaluator; `quotas.rs`: rate limits of a principal; `budget.rs`: its bytes in flight;
+//! - `caller.rs`: the client of a request.
 //!
-//! Neighbours: `listeners/` accepts through it, `peers/` connects through it.
+//! Neighbours: `identity/` reads names from certificates; `listeners/` accepts through this folder, `peers/` connects
+//! through it; `broker/authorizer.rs` applies rules and quotas.
 
 pub mod acl;
 pub(crate) mod budget;

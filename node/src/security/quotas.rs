@@ -1,14 +1,15 @@
-//! Quotas: how much one principal may do on this node per second.
+//! Quotas: rate limits of one principal on this node.
 //!
-//! A bucket is what a principal has left: it fills at the quota's rate up to one second's worth. Work takes from it and may
-//! overdraw it once; whoever comes while it is overdrawn waits until it would not be, as Kafka throttles, and is refused when
-//! that is further away than [`DELAY_MAX`]. So a request larger than a second's worth is possible, the rate holds on
-//! average, and what waits is bounded: by one delay's worth of bytes for each principal.
+//! A token bucket per principal and resource fills at the quota's rate, up to the amount of one second. A request takes
+//! from it and may overdraw it once. A request that arrives while the bucket is overdrawn waits until it is not, as
+//! Kafka throttles, and is rejected when the wait would be longer than [`DELAY_MAX`]. So a request larger than the
+//! amount of one second is possible, the rate holds on average, and waiting requests are bounded: for each principal,
+//! by the bytes of one delay.
 //!
 //! Invariants:
-//! - A refusal takes nothing.
-//! - A principal without a quota costs no memory, and a bucket that is full is worth nothing: such buckets go when others
-//!   come.
+//! - A rejected request takes nothing.
+//! - A principal without a quota uses no memory. Full buckets carry no information and are removed when others are
+//!   added.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,27 +18,27 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// Longest delay of a request; beyond it it is refused.
+/// Longest delay of a request; beyond it the request is rejected.
 pub(crate) const DELAY_MAX: Duration = Duration::from_secs(1);
-/// Buckets that are kept before anybody looks whether they are worth keeping.
+/// Number of buckets from which full ones are removed.
 const SWEEP_AT: usize = 1024;
 
-/// What one principal may do on each node, per second. 0: no bound.
+/// The rate limits of one principal on each node, per second. 0: unlimited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quota {
-    /// Bytes of records that it appends.
+    /// Bytes of records appended.
     #[serde(default)]
     pub bytes_in: u64,
-    /// Bytes of records that it reads.
+    /// Bytes of records read.
     #[serde(default)]
     pub bytes_out: u64,
-    /// Requests of any kind; each of a stream counts.
+    /// Requests of any kind; each request of a stream counts.
     #[serde(default)]
     pub requests: u64,
 }
 
 impl Quota {
-    /// Nothing is bounded.
+    /// Whether no rate is limited.
     pub fn is_unlimited(&self) -> bool {
         *self == Self::default()
     }
@@ -51,7 +52,7 @@ impl Quota {
     }
 }
 
-/// What a quota counts.
+/// A resource that a quota limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Metered {
     /// Bytes appended.
@@ -76,18 +77,18 @@ impl Metered {
     }
 }
 
-/// A refusal: over quota, and for longer than anybody should wait.
+/// A rejection: over quota, and the wait would be too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OverQuota {
-    /// What there is too much of.
+    /// The resource that is over quota.
     pub resource: Metered,
-    /// Per second.
+    /// The quota's rate, per second.
     pub rate: u64,
-    /// When the same request would be delayed and not refused.
+    /// Time after which the same request would be delayed and not rejected.
     pub retry_after: Duration,
 }
 
-/// What is left of one resource. Negative: overdrawn.
+/// Token bucket of one resource. Negative: overdrawn.
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     left: f64,
@@ -95,14 +96,14 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// Lets it fill.
+    /// Adds the tokens since the last call.
     fn fill(&mut self, rate: u64, now: Instant) {
         let since = now.saturating_duration_since(self.at).as_secs_f64();
         self.left = (self.left + since * rate as f64).min(rate as f64);
         self.at = now;
     }
 
-    /// How long until it is not overdrawn.
+    /// Returns the time until it is not overdrawn.
     fn wait(&self, rate: u64) -> Duration {
         match self.left < 0.0 {
             true => Duration::from_secs_f64(-self.left / rate as f64),
@@ -119,17 +120,17 @@ struct Inner {
     sweep_at: usize,
 }
 
-/// The buckets of every principal that has a quota and was not idle.
+/// The buckets of every principal that has a quota and sent requests lately.
 #[derive(Default)]
 pub(crate) struct Quotas {
     inner: Mutex<Inner>,
 }
 
 impl Quotas {
-    /// Takes for one piece of work, of each resource the amount, and answers how long the work must wait first.
+    /// Takes the amounts of one request from the buckets, and returns how long the request must wait first.
     ///
     /// # Errors
-    /// When it would have to wait for more than [`DELAY_MAX`]; nothing is taken then.
+    /// When the wait would be longer than [`DELAY_MAX`]; nothing is taken then.
     pub(crate) fn take(
         &self,
         principal: &str,
@@ -164,7 +165,7 @@ impl Quotas {
         Ok(longest)
     }
 
-    /// Takes what was given already, however overdrawn the bucket is.
+    /// Takes an amount that was used already, however overdrawn the bucket is.
     pub(crate) fn charge(&self, principal: &str, quota: Quota, resource: Metered, amount: u64, now: Instant) {
         let rate = quota.rate(resource);
         if rate == 0 {
@@ -185,15 +186,15 @@ impl Inner {
             }
             self.buckets.insert(principal.to_owned(), (quota, full(quota, now)));
         }
-        let (set, buckets) = self.buckets.get_mut(principal).expect("it was put there above");
+        let (set, buckets) = self.buckets.get_mut(principal).expect("inserted above");
         if *set != quota {
-            // Another quota begins anew: what was overdrawn at the old rate says nothing about the new one.
+            // A changed quota starts with full buckets: a debt at the old rate has no meaning at the new one.
             (*set, *buckets) = (quota, full(quota, now));
         }
         buckets
     }
 
-    /// Forgets who has not taken anything for long enough to have everything again.
+    /// Removes the principals whose buckets are full.
     fn sweep(&mut self, now: Instant) {
         self.buckets.retain(|_, (quota, buckets)| {
             Metered::ALL.iter().any(|resource| {
@@ -232,7 +233,7 @@ mod tests {
         assert_eq!(take(100, now), Ok(SECOND));
         let refused = OverQuota { resource: Metered::BytesIn, rate: 100, retry_after: SECOND };
         assert_eq!(take(1, now), Err(refused));
-        assert_eq!(take(1, now), Err(refused), "a refusal takes nothing");
+        assert_eq!(take(1, now), Err(refused), "a rejected request takes nothing");
         assert_eq!(take(1, now + SECOND), Ok(SECOND));
         assert_eq!(take(1, now + 100 * SECOND), Ok(Duration::ZERO));
     }

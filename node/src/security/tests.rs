@@ -56,7 +56,7 @@ fn node(ca: &Ca, name: &str) -> (tempfile::TempDir, Arc<Tls>) {
     (dir, tls)
 }
 
-/// `from` connects to `to` as a node, which it believes to be called `name`.
+/// `from` connects to `to` as a node, and expects the name `name`.
 async fn connect(from: &Arc<Tls>, to: &Arc<Tls>, name: &str) -> (std::io::Result<()>, Result<Remote, HandshakeError>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -66,7 +66,7 @@ async fn connect(from: &Arc<Tls>, to: &Arc<Tls>, name: &str) -> (std::io::Result
     let accepting = async {
         let (socket, _) = listener.accept().await.unwrap();
         let (socket, remote) = to.accept(Socket::System(socket)).await?;
-        // Over to a runtime and back, in the middle of the connection.
+        // Released and adopted again in the middle of the connection.
         let mut socket = adopt(release(socket).unwrap()).unwrap();
         let mut byte = [0];
         let _ = socket.read_exact(&mut byte).await;
@@ -125,7 +125,11 @@ fn changed_files_are_taken_when_they_are_whole_and_left_when_they_are_not() {
     write(dir.path(), &(second.0.clone(), ca.node("a").1), &ca.pem);
     tls.reload();
     tls.reload();
-    assert_eq!((tls.served(), tls.reload_failures()), (first.clone(), 1), "the key is another one's, told once");
+    assert_eq!(
+        (tls.served(), tls.reload_failures()),
+        (first.clone(), 1),
+        "the key of another certificate, logged once"
+    );
     std::fs::remove_file(dir.path().join("ca")).unwrap();
     tls.reload();
     tls.reload();
@@ -144,11 +148,11 @@ fn files_that_cannot_be_used_are_named_with_field_path_and_rule() {
     let open = || Tls::open(&config(dir.path())).unwrap_err().to_string();
     assert!(open().starts_with("security.tls.cert-file: "), "{}", open());
     write(dir.path(), &("nothing".into(), pair.1.clone()), &ca.pem);
-    assert!(open().ends_with("crt: must hold a certificate in PEM form"), "{}", open());
+    assert!(open().ends_with("crt: must contain a certificate in PEM form"), "{}", open());
     write(dir.path(), &(pair.0.clone(), "nothing".into()), &ca.pem);
     assert!(open().starts_with("security.tls.key-file: "), "{}", open());
     write(dir.path(), &(pair.0.clone(), ca.node("a").1), &ca.pem);
-    assert!(open().ends_with("is not the key of security.tls.cert-file"), "{}", open());
+    assert!(open().ends_with("must be the key of security.tls.cert-file"), "{}", open());
     write(dir.path(), &pair, "");
     assert!(open().starts_with("security.tls.ca-file: "), "{}", open());
 }

@@ -1,11 +1,12 @@
-//! The TLS of a node: which certificates are in force, and handshakes with them.
+//! TLS of the data port: the current certificates, their reload, and handshakes.
 //!
 //! Invariants:
-//! - A handshake goes by the material that is in force when it begins; connections that are open live on.
-//! - Files that cannot be used change nothing: what was in force stays, an error is logged once for each change of the
-//!   files, and `chronicle_tls_reload_failures_total` counts it.
+//! - A handshake uses the material that is current when it begins; open connections are not affected by a reload.
+//! - Files that cannot be used change nothing: the previous certificates stay in effect, an error is logged once for
+//!   each change of the files, and `chronicle_tls_reload_failures_total` counts it.
 //!
-//! Files are compared by their contents: a Kubernetes Secret changes behind a symlink, and modification times lie.
+//! Files are compared by their contents: a Kubernetes Secret changes behind a symlink, and modification times are not
+//! reliable.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,25 +31,25 @@ use crate::identity::{
 };
 use crate::telemetry::Samples;
 
-/// Names of nodes by their addresses, as far as they are known.
+/// Known names of nodes by their addresses.
 pub type NodeNames = Arc<RwLock<HashMap<String, String>>>;
 
-/// Who is at the other end of an encrypted connection.
+/// The other side of an encrypted connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remote {
-    /// A client; `None`: it has shown no certificate.
+    /// A client; `None`: it sent no certificate.
     Client(Option<Principal>),
-    /// Somebody who speaks as a node, with a certificate of the CA; for which node is judged call by call.
+    /// A peer with a certificate of the CA. Each call checks which node the certificate is valid for.
     Peer(Arc<PeerCertificate>),
 }
 
-/// See the module.
+/// The TLS state of the node.
 pub struct Tls {
     config: TlsConfig,
     rules: RwLock<PrincipalRules>,
     nodes: NodeRules,
     live: RwLock<Arc<Live>>,
-    /// What was last found wrong with which contents; `None`: nothing.
+    /// The last reload failure: the contents (`None`: unreadable) and the error. `None`: the files are usable.
     broken: Mutex<Option<(Option<Contents>, String)>>,
     failures: AtomicU64,
     reloads: AtomicU64,
@@ -70,11 +71,11 @@ impl Tls {
     /// Reads the files of a checked configuration. Blocks.
     ///
     /// # Errors
-    /// A file cannot be read or does not hold what it must.
+    /// A file cannot be read or has no valid content.
     pub fn open(config: &SecurityConfig) -> Result<Arc<Self>, MaterialError> {
         let contents = Contents::read(&config.tls)?;
         let material = Material::build(&contents, &config.tls)?;
-        // Both were checked with the configuration.
+        // The configuration's validation has checked both.
         let rules = PrincipalRules::new(&config.principal_rules).unwrap_or_default();
         let nodes = NodeRules::new(&config.peers.allowed_names, &config.tls.peer_server_name).unwrap_or_default();
         let tls = Self {
@@ -87,7 +88,7 @@ impl Tls {
             reloads: AtomicU64::new(0),
             handshakes: Default::default(),
         };
-        tls.say("TLS is on");
+        tls.log("TLS is on");
         Ok(Arc::new(tls))
     }
 
@@ -95,63 +96,68 @@ impl Tls {
         self.live.read().clone()
     }
 
-    fn say(&self, what: &str) {
+    fn log(&self, what: &str) {
         let live = self.live();
         let Material { served, authorities, .. } = &live.material;
         let authorities: Vec<&str> = authorities.iter().map(|ca| ca.serial.as_str()).collect();
         tracing::info!(serial = served.serial, not_after_s = served.not_after_s, ?authorities, "{what}");
     }
 
-    /// The certificate that is shown now.
+    /// Returns the certificate that this node sends now.
     pub fn served(&self) -> CertificateFacts {
         self.live().material.served.clone()
     }
 
-    /// From now on clients that connect get their principals by these rules, which were checked.
+    /// Sets the rules, already validated, that map the certificates of new connections to principals.
     pub(crate) fn set_principal_rules(&self, rules: &[String]) {
         *self.rules.write() = PrincipalRules::new(rules).unwrap_or_default();
     }
 
-    /// Times that new files could not be used.
+    /// Returns how often changed files could not be used.
     pub fn reload_failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Looks at the files, and takes what is new in them when it is whole. Blocks.
+    /// Reads the files and applies changes when all files are valid. Blocks.
     pub fn reload(&self) {
         let contents = match Contents::read(&self.config) {
             Ok(contents) => contents,
-            Err(error) => return self.keep(None, error.to_string()),
+            Err(error) => return self.record_failure(None, error.to_string()),
         };
         if contents == self.live().contents {
-            // Also when a broken file was taken back.
+            // Also when an invalid change was reverted.
             *self.broken.lock() = None;
             return;
         }
-        // Tried again even when it is as broken as before: a certificate that is not valid yet becomes valid.
+        // Retried even when the contents are the same as at the last failure: a certificate that is not valid yet
+        // becomes valid later.
         match Material::build(&contents, &self.config) {
             Ok(material) => {
                 *self.live.write() = Arc::new(Live { contents, material });
                 *self.broken.lock() = None;
                 self.reloads.fetch_add(1, Ordering::Relaxed);
-                self.say("new certificates are in force");
+                self.log("new certificates applied");
             }
             Err(error) => self.keep(Some(contents), error.to_string()),
         }
     }
 
-    fn keep(&self, contents: Option<Contents>, error: String) {
+    fn record_failure(&self, contents: Option<Contents>, error: String) {
         let mut broken = self.broken.lock();
-        // Without contents it is the error that tells one failure from another.
+        // Without contents, the error text distinguishes one failure from another.
         let known = broken.as_ref().is_some_and(|(of, said)| *of == contents && (of.is_some() || *said == error));
         if !known {
             self.failures.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(error, serial = self.served().serial, "new certificates cannot be used; the old ones stay");
+            tracing::error!(
+                error,
+                serial = self.served().serial,
+                "new certificates cannot be used, previous ones stay in effect"
+            );
             *broken = Some((contents, error));
         }
     }
 
-    /// Looks at the files every `security.tls.reload-ms` until `stop`.
+    /// Calls [`Tls::reload`] every `security.tls.reload-ms` until `stop`.
     pub(crate) async fn watch(self: Arc<Self>, stop: CancellationToken) {
         let mut tick = interval(Duration::from_millis(self.config.reload_ms));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -161,25 +167,25 @@ impl Tls {
                 _ = tick.tick() => {}
             }
             let tls = self.clone();
-            // A reading that was begun ends; nothing waits for it.
+            // A reload in progress runs to its end even when this task ends.
             if let Err(error) = crate::host::blocking(move || tls.reload()).await {
-                tracing::error!(%error, "reading certificates panicked");
+                tracing::error!(%error, "reload of certificates panicked");
             }
         }
     }
 
-    /// Whether a peer's certificate may speak for a node; the error says why not.
+    /// Checks that a peer's certificate is valid for the claimed node.
     ///
     /// # Errors
-    /// A text for people.
+    /// A human-readable reason.
     pub fn judge(&self, certificate: &PeerCertificate, claim: NodeClaim<'_>) -> Result<(), String> {
         self.nodes.judge(certificate, claim)
     }
 
-    /// The server's side of a handshake. The caller bounds its time.
+    /// Performs the server's side of a handshake and counts its outcome. The caller bounds its time.
     ///
     /// # Errors
-    /// What went wrong; it was counted.
+    /// Why the handshake failed.
     pub async fn accept(&self, socket: Socket) -> Result<(Socket, Remote), HandshakeError> {
         let result = self.handshake(socket).await;
         let outcome = result.as_ref().map_or_else(|error| error.outcome, |_| Outcome::Ok);
@@ -211,7 +217,10 @@ impl Tls {
                 let certificate = PeerCertificate::new(certificate.into_owned()).map_err(nameless)?;
                 Ok(Remote::Peer(Arc::new(certificate)))
             }
-            (true, None) => Err(HandshakeError::new(Outcome::NoCertificate, "a node must show a certificate".into())),
+            (true, None) => Err(HandshakeError::new(
+                Outcome::NoCertificate,
+                "unauthenticated: a node must send a certificate".into(),
+            )),
             (false, Some(certificate)) => {
                 self.rules.read().principal(&certificate).map(Some).map(Remote::Client).map_err(nameless)
             }
@@ -219,8 +228,8 @@ impl Tls {
         }
     }
 
-    /// Opens connections to other nodes: over `plain`, encrypted, to nobody but a node. When `names` has the address, it must
-    /// be that node.
+    /// Returns a connector that adds TLS to connections of `plain`. It connects only to nodes; when `names` contains
+    /// the address, only to the node with that name.
     pub fn connector(self: &Arc<Self>, plain: Connector, names: NodeNames) -> Connector {
         let tls = self.clone();
         Arc::new(move |address| {
@@ -243,17 +252,17 @@ impl Tls {
         let stream = connector.connect(name, io).await?;
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() != Some(PEER_PROTOCOL) {
-            return Err(refused("it does not serve nodes".into()));
+            return Err(refused("no node listens at this address (ALPN protocol missing)".into()));
         }
         let certificate = session.peer_certificates().and_then(<[_]>::first).cloned();
-        let certificate = certificate.ok_or_else(|| refused("it shows no certificate".into()))?;
+        let certificate = certificate.ok_or_else(|| refused("the node sent no certificate".into()))?;
         let certificate = PeerCertificate::new(certificate.into_owned()).map_err(|error| refused(error.to_string()))?;
         let name = names.read().get(address).cloned().unwrap_or_default();
         self.judge(&certificate, NodeClaim { name: &name, address }).map_err(refused)?;
         Ok(Box::new(stream))
     }
 
-    /// Values for a scrape.
+    /// Adds the TLS metrics to a scrape.
     pub(crate) fn collect(&self, samples: &mut Samples) {
         let live = self.live();
         let Material { served, authorities, .. } = &live.material;

@@ -7,7 +7,7 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
-/// Upper bounds of the buckets, in seconds: fine where a flush to disk falls, coarse where long polls do.
+/// Upper bounds of the buckets, in seconds: fine in the range of flushes to disk, coarse in the range of long polls.
 const SECONDS: [f64; 17] =
     [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
@@ -28,7 +28,7 @@ impl Latency {
         Self(HistogramWithExemplars::new(SECONDS.into_iter()))
     }
 
-    /// Counts a duration. The id of the trace that it is part of, if any, becomes the exemplar of the bucket.
+    /// Counts a duration. The id of its trace, if any, becomes the exemplar of the bucket.
     pub(super) fn observe(&self, took: Duration, trace_id: Option<String>) {
         let trace = trace_id.map(|trace_id| TraceLabels { trace_id });
         let at = trace.is_some().then(SystemTime::now);

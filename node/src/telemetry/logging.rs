@@ -1,11 +1,10 @@
-//! The node's own log lines: standard error, one line an event; the newest are kept in memory too.
+//! The node's own log: one line per event on standard error; the newest lines are also kept in memory.
 //!
-//! Which events are logged can be changed while the process runs ([`LogControl`]), for good or for a while: then
-//! [`LogControl::expire`] takes it back. An event inside a sampled request carries its `trace_id` and
+//! [`LogControl`] changes the filter while the process runs, until the next change or for a limited time, after which
+//! [`LogControl::expire`] restores the configured filter. An event inside a sampled request contains its `trace_id` and
 //! `span_id`.
 //!
-//! What must not be in a log line (payloads, keys of records, secrets) is kept out where the event is made: nothing here
-//! filters contents.
+//! The code that makes an event keeps payloads, record keys and secrets out of it: nothing here filters contents.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -29,7 +28,7 @@ use super::ring::Ring;
 use super::traces::{self, SPANS, Traces};
 use crate::config::{LogConfig, LogFormat};
 
-/// Why log lines cannot be set up, or not be changed.
+/// Why the log cannot be set up or its filter not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// The filter does not parse.
@@ -48,18 +47,18 @@ pub enum LoggingError {
     Reload(#[from] reload::Error),
 }
 
-/// What is logged now.
+/// The current log filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilterInForce {
     /// The filter.
     pub filter: String,
-    /// The filter of the configuration.
+    /// The configured filter.
     pub configured: String,
-    /// For how much longer it holds; `None`: until it is changed or the process ends.
+    /// Time until the configured filter applies again; `None`: until the next change or the end of the process.
     pub remaining: Option<Duration>,
 }
 
-/// The logging of this process. Cheap to clone.
+/// Controls the log of this process. Cheap to clone.
 #[derive(Clone)]
 pub struct LogControl {
     inner: Arc<Inner>,
@@ -82,24 +81,25 @@ struct Now {
 /// Set once, by [`init`]: a process has one subscriber.
 static CONTROL: OnceLock<LogControl> = OnceLock::new();
 
-/// The logging of this process; `None` before [`init`], and where something else logs (a test).
+/// Returns the control of this process's log; `None` before [`init`], and where another subscriber is set (a test).
 pub fn control() -> Option<LogControl> {
     CONTROL.get().cloned()
 }
 
-/// Sends log lines of this process to standard error, as `config` says, and the spans of its requests to `traces`.
+/// Sets up the log of this process on standard error with the settings of `config`, and sends the spans of its requests
+/// to `traces`.
 ///
 /// # Errors
 /// When the filter does not parse, or when the process has a subscriber already.
 pub fn init(config: &LogConfig, traces: Option<&Traces>) -> Result<(), LoggingError> {
     let (control, subscriber) = build(config, traces, io::stderr)?;
     subscriber.try_init()?;
-    // Nobody else sets it: a second `init` has failed above.
+    // Cannot be set already: a second `init` has failed above.
     let _ = CONTROL.set(control);
     Ok(())
 }
 
-/// The subscriber of `config` over a writer, and its control.
+/// Returns the subscriber of `config` over a writer, and its control.
 fn build<W>(
     config: &LogConfig,
     traces: Option<&Traces>,
@@ -130,7 +130,7 @@ where
             ring,
         }),
     };
-    // The filter is that of the lines alone: what is traced is decided elsewhere. The spans of traces are not for people.
+    // The filter applies to log lines only; `traces` decides separately what is traced. Spans of traces are not logged.
     let shown = filter_fn(|metadata| metadata.target() != SPANS).with_max_level_hint(LevelFilter::TRACE);
     let lines = lines.with_filter(filter.and(shown));
     Ok((control, tracing_subscriber::registry().with(lines).with(traces.map(Traces::layer))))
@@ -141,7 +141,7 @@ fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
 }
 
 impl LogControl {
-    /// What is logged now.
+    /// Returns the current filter.
     pub fn in_force(&self) -> FilterInForce {
         let now = self.inner.now.lock();
         FilterInForce {
@@ -151,11 +151,11 @@ impl LogControl {
         }
     }
 
-    /// Changes what is logged: until `lasts` is over (see [`LogControl::expire`]), or until it is changed again. An empty
-    /// filter is the configured one.
+    /// Changes the filter for the duration `lasts` (see [`LogControl::expire`]) or, with `None`, until the next change.
+    /// An empty filter is the configured one.
     ///
     /// # Errors
-    /// When the filter does not parse; nothing has changed then.
+    /// When the filter does not parse; then nothing changes.
     pub fn set(&self, filter: &str, lasts: Option<Duration>) -> Result<FilterInForce, LoggingError> {
         let mut now = self.inner.now.lock();
         let filter = if filter.is_empty() { now.configured.clone() } else { filter.to_owned() };
@@ -164,11 +164,12 @@ impl LogControl {
         now.until = lasts.map(|lasts| Instant::now() + lasts);
         drop(now);
         self.inner.changed.notify_one();
-        tracing::warn!(filter, for_seconds = lasts.map(|lasts| lasts.as_secs()), "what is logged was changed");
+        tracing::warn!(filter, for_seconds = lasts.map(|lasts| lasts.as_secs()), "log filter changed");
         Ok(self.in_force())
     }
 
-    /// The configured filter is another one: in force at once, unless somebody has set one for a while, and then after that.
+    /// Changes the configured filter. It takes effect at once, or, while [`LogControl::set`] has set another filter,
+    /// once that expires.
     ///
     /// # Errors
     /// As [`LogControl::set`].
@@ -184,12 +185,12 @@ impl LogControl {
         if follows { self.set("", None).map(drop) } else { Ok(()) }
     }
 
-    /// The newest log lines, oldest first: at most `bytes_max` bytes, and no more than `log.memory-bytes`.
+    /// Returns the newest log lines, oldest first: at most `bytes_max` bytes, and no more than `log.memory-bytes`.
     pub fn recent(&self, bytes_max: usize) -> String {
         self.inner.ring.recent(bytes_max)
     }
 
-    /// Goes back to the configured filter whenever another one expires. Runs until it is dropped, which loses nothing.
+    /// Restores the configured filter whenever another one expires. Never returns; safe to cancel.
     pub async fn expire(&self) {
         loop {
             let until = self.inner.now.lock().until;
@@ -197,23 +198,23 @@ impl LogControl {
                 () = self.inner.changed.notified() => continue,
                 () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
             }
-            // It may have been changed in between.
+            // The filter may have changed since `until` was read.
             let over = self.inner.now.lock().until.is_some_and(|until| until <= Instant::now());
             if over && let Err(error) = self.set("", None) {
-                tracing::error!(%error, "the configured log filter cannot be restored");
+                tracing::error!(%error, "cannot restore the configured log filter");
                 self.inner.now.lock().until = None;
             }
         }
     }
 }
 
-/// Writes every line to its place and into the ring.
+/// Writes every line to the writer and to the ring.
 struct Tee<W> {
     writer: W,
     ring: Arc<Ring>,
 }
 
-/// One event on its way: the formatter hands over a whole line at a time.
+/// Writes one event: the formatter writes a whole line at a time.
 struct TeeLine<'a, W> {
     writer: W,
     ring: &'a Ring,
@@ -246,7 +247,7 @@ impl<W: Write> Write for TeeLine<'_, W> {
 /// Adds `trace_id` and `span_id` to events inside a sampled request.
 struct WithTraceId<F>(F);
 
-/// How the ids come into a line.
+/// Adds the ids to a formatted line.
 trait AddTraceId {
     fn add(line: &str, span: &SpanContext) -> String;
 }

@@ -4,8 +4,8 @@
 //! - Label sets are bounded by enums (listener, operation, outcome): no topic, client or address becomes a label here.
 //! - The common case (an operation that succeeds) touches only handles resolved at start, no label lookup.
 //!
-//! Modules that keep their own atomics (broker, engine) hook in through [`Metrics::register_collector`]: their function
-//! is asked at scrape time (`samples.rs`) and costs nothing in between. docs/operations/metrics.md lists every metric.
+//! Modules that keep their own atomics (broker, engine) register a function with [`Metrics::register_collector`], which
+//! is called only at scrape time (`samples.rs`). docs/operations/metrics.md lists every metric.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use super::samples::{FnCollector, Samples};
 use super::traces::current_trace_id;
 use crate::model::Reason;
 
-/// The protocol that a request came by.
+/// The protocol of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listener {
     /// gRPC.
@@ -48,7 +48,7 @@ impl Listener {
 
 macro_rules! operations {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
-        /// What a request asks for.
+        /// The operation of a request.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Operation { $($(#[$doc])* $name,)* }
 
@@ -65,45 +65,45 @@ macro_rules! operations {
 }
 
 operations! {
-    /// An append, waited for.
+    /// A unary append.
     Produce = "produce";
-    /// One append of a stream.
+    /// One append of a produce stream.
     ProduceStream = "produce_stream";
     /// A read.
     Consume = "consume";
-    /// One answer of a stream that follows the log.
+    /// One response of a stream that follows the log.
     ConsumeStream = "consume_stream";
-    /// Offsets, also by time.
+    /// A look-up of offsets, also by time.
     Offsets = "offsets";
-    /// A producer id.
+    /// Allocation of a producer id.
     InitProducer = "init_producer";
-    /// A new topic.
+    /// Creation of a topic.
     CreateTopic = "create_topic";
-    /// All topics.
+    /// List of topics.
     ListTopics = "list_topics";
-    /// One topic.
+    /// Description of a topic.
     DescribeTopic = "describe_topic";
-    /// Settings or partitions of a topic.
+    /// Change of a topic's settings or number of partitions.
     AlterTopic = "alter_topic";
-    /// The end of a topic.
+    /// Deletion of a topic.
     DeleteTopic = "delete_topic";
-    /// The nodes.
+    /// List of nodes.
     Servers = "servers";
-    /// A member of a consumer group joins or says that it is there.
+    /// A member joins a consumer group or sends a heartbeat.
     GroupHeartbeat = "group_heartbeat";
-    /// A member leaves.
+    /// A member leaves a consumer group.
     GroupLeave = "group_leave";
-    /// Offsets of a group are remembered.
+    /// Offset commit of a consumer group.
     GroupCommit = "group_commit";
-    /// Remembered offsets.
+    /// Look-up of committed offsets.
     GroupOffsets = "group_offsets";
-    /// Groups are listed, described, reset or deleted.
+    /// List, description, reset or deletion of consumer groups.
     GroupAdmin = "group_admin";
-    /// What the node logs is shown or changed, or it is asked for what support needs.
+    /// The log filter is read or changed, or diagnostics are collected.
     Diagnostics = "diagnostics";
-    /// Rules and quotas.
+    /// Access rules and quotas.
     Access = "access";
-    /// Anything else: documents, unknown paths.
+    /// Any other request: documents, unknown paths.
     Other = "other";
 }
 
@@ -186,7 +186,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A registry with the metrics of listeners and process, all at zero.
+    /// Returns a registry with the metrics of listeners and process, all at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("chronicle");
         let requests = Family::<RequestLabels, Counter>::default();
@@ -273,7 +273,7 @@ impl Metrics {
         metrics
     }
 
-    /// Adds a function that is asked for values at every scrape. It must be quick and must not block.
+    /// Adds a function that is called for values at every scrape. It must be quick and must not block.
     pub fn register_collector(&self, collect: impl Fn(&mut Samples) + Send + Sync + 'static) {
         self.0.registry.write().register_collector(Box::new(FnCollector(Box::new(collect))));
     }
@@ -283,7 +283,7 @@ impl Metrics {
         raft.register(&mut self.0.registry.write());
     }
 
-    /// All metrics in the OpenMetrics text format.
+    /// Returns all metrics in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing into a String does not fail.
@@ -320,28 +320,28 @@ impl Metrics {
         self.0.records_appended.add(listener, records);
     }
 
-    /// Counts records given to readers.
+    /// Counts records returned to readers.
     pub fn read(&self, listener: Listener, records: usize) {
         self.0.records_read.add(listener, records);
     }
 
-    /// A connection was accepted.
+    /// Counts an accepted connection, which is open from now on.
     pub fn connection_opened(&self) {
         self.0.connections_accepted.inc();
         self.0.connections_open.inc();
     }
 
-    /// An accepted connection ended.
+    /// Counts the end of an accepted connection.
     pub fn connection_closed(&self) {
         self.0.connections_open.dec();
     }
 
-    /// A connection was refused; `cause` is one of a few fixed words.
+    /// Counts a refused connection; `cause` is one of a few fixed words.
     pub fn connection_refused(&self, cause: &'static str) {
         self.0.connections_refused.get_or_create(&CauseLabels { cause }).inc();
     }
 
-    /// An answer was given up because the client did not take it.
+    /// Counts a response that was dropped because the client did not read it.
     pub fn slow_reader(&self) {
         self.0.slow_readers.inc();
     }

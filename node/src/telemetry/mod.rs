@@ -1,4 +1,4 @@
-//! What the node says about itself: metrics ([`Metrics`], [`RaftMetrics`]), log lines ([`logging`]) and traces ([`traces`]).
+//! The node's telemetry: metrics ([`Metrics`], [`RaftMetrics`]), log lines ([`logging`]) and traces ([`traces`]).
 //!
 //! Neighbours: `ops/` serves the metrics; listeners, broker, raft and engine report into them. Nothing here decides anything.
 

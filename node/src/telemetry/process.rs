@@ -1,4 +1,4 @@
-//! What the operating system says of this process, from /proc; what it does not say is left out.
+//! Metrics of this process from /proc. Values that /proc does not contain are left out.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -26,7 +26,7 @@ pub(super) fn collect(samples: &mut Samples) {
         samples.gauge("process_threads", "Threads of the process", threads as f64);
     }
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
-        // One of them reads the folder.
+        // One of them is the descriptor that reads the folder.
         let open = open.count().saturating_sub(1);
         samples.gauge("process_open_fds", "Open file descriptors", open as f64);
     }
@@ -36,13 +36,13 @@ pub(super) fn collect(samples: &mut Samples) {
     }
 }
 
-/// The first number behind a word at the beginning of a line.
+/// Returns the first number after a prefix of a line.
 fn number_after(text: &str, word: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(word))?;
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// Fields 14 and 15 of /proc/self/stat, counted behind the name in parentheses, which may hold anything.
+/// Fields 14 and 15 of /proc/self/stat, counted after the name in parentheses, which may contain any character.
 fn cpu_seconds() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);

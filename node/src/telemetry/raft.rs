@@ -1,5 +1,5 @@
-//! What raft groups and sequencers report: how long each stage of an append takes, and how leadership moves. Sums over all
-//! groups of the node: no partition becomes a label.
+//! Metrics of raft groups and sequencers: duration of each stage of an append, and changes of leadership. They are sums
+//! over all groups of the node: no partition becomes a label.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,15 +16,16 @@ use super::traces::EntryTrace;
 /// A stage of an append, in the order in which it passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Of a request: from its place in the partition's queue until the sequencer takes it.
+    /// Of a request: from entering the partition's queue until the sequencer takes it.
     Queue,
-    /// Of an entry on a replica: from raft into the log's tail in memory.
+    /// Of an entry on a replica: from raft to the log's tail in memory.
     Append,
-    /// Of an entry on a replica: from the tail in memory until it is on the disk.
+    /// Of an entry on a replica: from the tail in memory until it is on disk.
     Flush,
-    /// Of a message with entries, on the leader: until the follower has answered.
+    /// Of a message with entries, on the leader: until the follower has responded.
     Replicate,
-    /// Of an entry, on the leader: from its proposal until it is committed and applied, and its producers are answered.
+    /// Of an entry, on the leader: from its proposal until it is committed and applied and its producers have their
+    /// responses.
     Commit,
     /// Of an entry on a replica: the work of applying it.
     Apply,
@@ -59,7 +60,7 @@ struct Inner {
     lost: Counter,
 }
 
-/// The counters of all groups of one node. Cheap to clone.
+/// The metrics of all groups of one node. Cheap to clone.
 #[derive(Clone)]
 pub struct RaftMetrics(Arc<Inner>);
 
@@ -89,17 +90,17 @@ impl RaftMetrics {
         self.0.resolved[stage as usize].observe(took, entry.trace_id());
     }
 
-    /// This node stands for election in a group.
+    /// Counts an election that this node starts in a group.
     pub fn election(&self) {
         self.0.elections.inc();
     }
 
-    /// This node has become the leader of a group.
+    /// Counts a leadership that this node has won.
     pub fn won(&self) {
         self.0.won.inc();
     }
 
-    /// This node leads a group no more: handed over, lost, or stopped.
+    /// Counts the end of a leadership of this node: transferred, lost, or stopped.
     pub fn lost(&self) {
         self.0.lost.inc();
     }

@@ -1,8 +1,8 @@
-//! The newest log lines of the process, in memory: what a support bundle takes along.
+//! The newest log lines of the process, in memory, for a support bundle.
 //!
 //! Invariants:
-//! - Never more than `bytes_max` bytes are held; the oldest lines go first.
-//! - One line is never longer than [`LINE_BYTES_MAX`]: the rest of it is left out.
+//! - At most `bytes_max` bytes are kept; the oldest lines are dropped first.
+//! - No line is longer than [`LINE_BYTES_MAX`]: the rest of it is cut off.
 
 use std::collections::VecDeque;
 

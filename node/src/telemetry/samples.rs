@@ -1,4 +1,4 @@
-//! Values that are read at scrape time: what a collector puts together, and how it is written.
+//! Values that are read at scrape time: a collector adds them to [`Samples`], which writes them in the text format.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 type Labels<'a> = &'a [(&'static str, String)];
 
-/// Where a collector puts its values. Names get the prefix `chronicle_`; counters the suffix `_total`.
+/// The values of one scrape. Names get the prefix `chronicle_`; counters the suffix `_total`.
 pub struct Samples {
     families: Vec<SampleFamily>,
 }
@@ -26,7 +26,7 @@ struct SampleFamily {
 enum Value {
     Gauge(f64),
     Counter(u64),
-    /// A counter of something that is no whole number, such as seconds.
+    /// A counter that is not a whole number, such as seconds.
     Sum(f64),
     Histogram {
         /// Upper bound (inclusive) and count of each bucket, not cumulative; the last bound is the greatest number.
@@ -61,8 +61,8 @@ impl Samples {
         self.push(name, help, labels, Value::Counter(value));
     }
 
-    /// A histogram that somebody else counted: upper bounds (inclusive) of the buckets, their counts and one more for what
-    /// lies above, and the sum of all values. `name` carries the unit.
+    /// Adds a histogram that the caller has counted: upper bounds (inclusive) of the buckets, their counts and one more
+    /// count for values above the last bound, and the sum of all values. `name` carries the unit.
     pub fn histogram(&mut self, name: &'static str, help: &'static str, bounds: &[f64], counts: &[u64], sum: f64) {
         let bounds = bounds.iter().copied().chain([f64::INFINITY]);
         let buckets = bounds.zip(counts.iter().copied()).collect();
@@ -80,7 +80,7 @@ impl Samples {
 
 type Collect = Box<dyn Fn(&mut Samples) + Send + Sync>;
 
-/// A function that is asked at every scrape.
+/// A function that is called at every scrape.
 pub(super) struct FnCollector(pub(super) Collect);
 
 impl fmt::Debug for FnCollector {

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, ensure};
 
 use super::issue::{AUTHORITY, Authority, Made};
 
-/// See the module.
+/// A folder of certificates and keys.
 #[derive(Debug, Clone)]
 pub(in crate::cli) struct Folder {
     path: PathBuf,
@@ -17,41 +17,41 @@ pub(in crate::cli) struct Folder {
 }
 
 impl Folder {
-    /// With `force`, files that are there are replaced.
+    /// Returns the folder at `path`. With `force`, existing files are replaced.
     pub(in crate::cli) fn new(path: &Path, force: bool) -> Self {
         Self { path: path.to_owned(), force }
     }
 
-    /// The CA's certificate.
+    /// Path of the CA's certificate.
     pub(in crate::cli) fn ca(&self) -> PathBuf {
         self.certificate(AUTHORITY)
     }
 
-    /// A certificate.
+    /// Path of a certificate.
     pub(in crate::cli) fn certificate(&self, name: &str) -> PathBuf {
         self.path.join(format!("{name}.crt"))
     }
 
-    /// Its key.
+    /// Path of its private key.
     pub(in crate::cli) fn key(&self, name: &str) -> PathBuf {
         self.path.join(format!("{name}.key"))
     }
 
-    /// Whether a certificate with its key is there.
+    /// Whether a certificate and its key exist.
     pub(in crate::cli) fn has(&self, name: &str) -> bool {
         self.certificate(name).exists() && self.key(name).exists()
     }
 
-    /// The authority in this folder.
+    /// Reads the CA in this folder.
     pub(in crate::cli) fn authority(&self) -> anyhow::Result<Authority> {
         let read = |path: PathBuf| {
-            let hint = || format!("{}: make an authority with `chronicle cert ca` first", path.display());
+            let hint = || format!("{}: make a CA with `chronicle cert ca` first", path.display());
             std::fs::read_to_string(&path).with_context(hint)
         };
         Authority::read(&Made { certificate: read(self.ca())?, key: read(self.key(AUTHORITY))? })
     }
 
-    /// Makes an authority unless there is one.
+    /// Returns the CA in this folder; makes it first if there is none.
     pub(in crate::cli) fn ensure_authority(&self, name: &str, validity: super::Validity) -> anyhow::Result<Authority> {
         if !self.has(AUTHORITY) {
             self.write(AUTHORITY, &super::issue::authority(name, validity)?)?;
@@ -59,13 +59,13 @@ impl Folder {
         self.authority()
     }
 
-    /// Writes a certificate and its key; says which on standard error.
+    /// Writes a certificate and its key, and prints their paths on standard error.
     pub(in crate::cli) fn write(&self, name: &str, made: &Made) -> anyhow::Result<()> {
         std::fs::create_dir_all(&self.path).with_context(|| format!("creating {}", self.path.display()))?;
         let (certificate, key) = (self.certificate(name), self.key(name));
-        // Both are looked at before either is touched: half a pair is worth nothing.
+        // Both are checked before either is written: a certificate without its key is useless.
         for path in [&certificate, &key] {
-            ensure!(self.force || !path.exists(), "{}: is there already; --force replaces it", path.display());
+            ensure!(self.force || !path.exists(), "{}: exists already; --force replaces it", path.display());
         }
         self.write_file(&key, &made.key, 0o600)?;
         self.write_file(&certificate, &made.certificate, 0o644)?;
@@ -73,12 +73,12 @@ impl Folder {
         Ok(())
     }
 
-    /// The file is whole or not there: others may be reading it.
+    /// Writes atomically: another process that reads the file sees all of it or none.
     fn write_file(&self, path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
         let written = || -> io::Result<()> {
             let draft = path.with_extension(format!("{}.new", path.extension().unwrap_or_default().display()));
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft)?;
-            // It may have been left there with other permissions.
+            // A draft of an earlier run may have other permissions.
             file.set_permissions(Permissions::from_mode(mode))?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;

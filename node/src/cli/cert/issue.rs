@@ -1,4 +1,4 @@
-//! Makes certificates. Pure but for the clock and chance: files are `folder.rs`'s.
+//! Makes certificates. Uses the clock and random numbers and nothing else; `folder.rs` reads and writes the files.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,10 +13,10 @@ use rcgen::{
 /// Name of the authority's files.
 pub(super) const AUTHORITY: &str = "ca";
 
-/// Clocks of a cluster differ: a certificate is valid from this long ago.
+/// Seconds before now at which a certificate becomes valid, because clocks of a cluster differ.
 const SKEW_S: i64 = 3600;
 
-/// When a certificate is valid.
+/// Period in which a certificate is valid.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cli) struct Validity {
     from_s: i64,
@@ -24,7 +24,7 @@ pub(in crate::cli) struct Validity {
 }
 
 impl Validity {
-    /// From a time in milliseconds since the Unix epoch (`None`: an hour ago), for so many days.
+    /// Begins at a time in milliseconds since the Unix epoch (`None`: an hour ago) and lasts `days` days.
     pub(in crate::cli) fn new(from_ms: Option<i64>, days: u32) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         Self { from_s: from_ms.map_or(now - SKEW_S, |ms| ms / 1000), days }
@@ -37,30 +37,30 @@ impl Validity {
     }
 }
 
-/// A certificate and its private key, PEM. Not to be printed.
+/// A certificate and its private key, PEM. Must not be printed.
 pub(in crate::cli) struct Made {
     pub(super) certificate: String,
     pub(super) key: String,
 }
 
-/// Whose certificate.
+/// The subject of a certificate.
 #[derive(Debug)]
 pub(in crate::cli) enum Subject<'a> {
-    /// A node: may speak for itself to others, and serve under its hosts.
+    /// A node: may authenticate to other nodes under its name and serve under its hosts.
     Node {
         /// Name.
         name: &'a str,
         /// DNS names and IP addresses.
         hosts: &'a [String],
     },
-    /// A client: may not serve, and so not be a node.
+    /// A client: cannot serve, and so cannot act as a node.
     Client {
         /// Principal.
         name: &'a str,
     },
 }
 
-/// A new certificate authority.
+/// Makes a new certificate authority.
 pub(in crate::cli) fn authority(name: &str, validity: Validity) -> anyhow::Result<Made> {
     let mut params = params(name, validity);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -70,18 +70,18 @@ pub(in crate::cli) fn authority(name: &str, validity: Validity) -> anyhow::Resul
     Ok(Made { certificate, key: key.serialize_pem() })
 }
 
-/// Signs.
+/// A certificate authority, which signs certificates.
 pub(in crate::cli) struct Authority(Issuer<'static, KeyPair>);
 
 impl Authority {
-    /// From the authority's certificate and key, PEM.
+    /// Reads a CA from its certificate and key, PEM.
     pub(super) fn read(made: &Made) -> anyhow::Result<Self> {
-        let key = KeyPair::from_pem(&made.key).context("ca.key: must hold a private key in PEM form")?;
+        let key = KeyPair::from_pem(&made.key).context("ca.key: must contain a private key in PEM form")?;
         let issuer = Issuer::from_ca_cert_pem(&made.certificate, key);
-        Ok(Self(issuer.context("ca.crt: must hold a CA's certificate in PEM form")?))
+        Ok(Self(issuer.context("ca.crt: must contain a CA's certificate in PEM form")?))
     }
 
-    /// Makes a key, and a certificate for it.
+    /// Makes a key and a certificate for it.
     pub(in crate::cli) fn issue(&self, subject: &Subject<'_>, validity: Validity) -> anyhow::Result<Made> {
         let (Subject::Node { name, .. } | Subject::Client { name }) = subject;
         ensure!(
@@ -115,7 +115,7 @@ fn params(name: &str, validity: Validity) -> CertificateParams {
     validity.write_to(&mut params);
     let mut serial = [0; 16];
     rand::rng().fill_bytes(&mut serial);
-    // Positive, and as long as it looks (RFC 5280, section 4.1.2.2).
+    // Positive, and without a leading zero byte (RFC 5280, section 4.1.2.2).
     serial[0] = serial[0] & 0x7f | 0x40;
     params.serial_number = Some(serial.to_vec().into());
     params

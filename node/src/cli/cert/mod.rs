@@ -1,7 +1,9 @@
-//! `chronicle cert`: a certificate authority for development and small clusters, and what it signs.
+//! `chronicle cert`: makes a certificate authority for development and small clusters, and the certificates that it
+//! signs.
 //!
-//! `issue.rs` makes certificates, `folder.rs` keeps them in files. The authority's key lies beside them: whoever reads it can
-//! be anybody. A cluster with more to lose takes its certificates from an issuer that keeps its key elsewhere.
+//! `issue.rs` makes certificates, `folder.rs` keeps them in files. The CA's key is in the same folder: anyone who can
+//! read it can impersonate every node and client. Clusters with higher requirements use an issuer that keeps its key
+//! elsewhere.
 
 mod folder;
 mod issue;
@@ -20,9 +22,9 @@ const OPERATOR: &str = "chronicle-operator";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CertCommand {
-    /// Make a certificate authority: ca.crt and ca.key.
+    /// Make a certificate authority (CA): ca.crt and ca.key.
     Ca {
-        /// Its name.
+        /// Name of the CA.
         #[arg(long, default_value = "Chronicle development CA")]
         name: String,
         #[command(flatten)]
@@ -32,7 +34,7 @@ pub(super) enum CertCommand {
     Node {
         /// Name of the node (node.name).
         name: String,
-        /// Hosts (DNS names, IP addresses) by which the node is reached; may be repeated.
+        /// DNS name or IP address of the node; may be repeated.
         #[arg(long = "host", required = true, value_name = "HOST")]
         hosts: Vec<String>,
         #[command(flatten)]
@@ -40,12 +42,12 @@ pub(super) enum CertCommand {
     },
     /// Make a client's certificate: NAME.crt and NAME.key. NAME is the principal.
     Client {
-        /// Principal.
+        /// Principal of the client.
         name: String,
         #[command(flatten)]
         options: Options,
     },
-    /// Make a client's certificate for the operator, whose principal is chronicle-operator.
+    /// Make a client's certificate for the operator, with the principal chronicle-operator.
     Operator {
         #[command(flatten)]
         options: Options,
@@ -54,16 +56,16 @@ pub(super) enum CertCommand {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Options {
-    /// Folder of the files, created when missing; ca.crt and ca.key must be in it to sign anything.
+    /// Folder of the files, created when missing; must contain ca.crt and ca.key to sign a certificate.
     #[arg(long, value_name = "DIR", default_value = "certs")]
     out: PathBuf,
-    /// Days of validity. Default: 3650 for an authority, 365 for what it signs.
+    /// Days of validity. Default: 3650 for a CA, 365 for other certificates.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=36500))]
     days: Option<u32>,
-    /// Begin of the validity (RFC 3339). Default: an hour ago.
+    /// Start of the validity (RFC 3339). Default: an hour ago.
     #[arg(long, value_name = "TIME", value_parser = begin)]
     valid_from: Option<i64>,
-    /// Replace files that are there.
+    /// Replace existing files.
     #[arg(long)]
     force: bool,
 }

@@ -1,5 +1,5 @@
-//! The calls of `chronicle.v1.Cluster` that the command line makes, through the client: it repeats what was not accepted and
-//! asks other nodes when one does not answer.
+//! Calls of `chronicle.v1.Cluster` through the client, which retries calls that were not accepted and calls other nodes
+//! when one does not answer.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use futures::{StreamExt, TryStreamExt};
 
 use crate::cli::Encryption;
 
-/// The cluster behind some of its nodes.
+/// A client for cluster operations.
 #[derive(Debug, Clone)]
 pub(in crate::cli) struct Calls {
     client: Client,
 }
 
 impl Calls {
-    /// Connects when it is first used; must be called inside the runtime.
+    /// Returns a client that connects on first use. Must be called inside the runtime.
     ///
     /// # Errors
-    /// `server` is not `HOST:PORT`, or only a part of the encryption is given.
+    /// `server` is not `HOST:PORT`, or the TLS options are incomplete.
     pub(in crate::cli) fn new(server: &str, timeout: Duration, encryption: &Encryption) -> anyhow::Result<Self> {
         let config = encryption.apply(ClientConfig::new(server).request_timeout(timeout))?;
         Ok(Self { client: Client::connect(config)? })
@@ -49,13 +49,14 @@ impl Calls {
         Ok(self.client.cancel_operation(id).await?)
     }
 
-    /// UUID of the node that leads afterwards. An empty `topic`: the controller group; an empty `to`: the best replica.
+    /// Transfers leadership. Returns the UUID of the new leader. An empty `topic`: the controller group; an empty `to`:
+    /// the best replica.
     pub(super) async fn transfer_leadership(&self, topic: &str, partition: i32, to: &str) -> anyhow::Result<String> {
         let request = v1::TransferLeadershipRequest { topic: topic.to_owned(), partition, to: to.to_owned() };
         Ok(self.client.transfer_leadership(request).await?.leader)
     }
 
-    /// One answer per partition, as they are found. The timeout bounds the wait for the first.
+    /// Returns one response per partition, as they arrive. The timeout bounds the wait for the first.
     pub(super) async fn verify(
         &self,
         topic: &str,

@@ -1,14 +1,14 @@
-//! A question before something that cannot simply be taken back.
+//! Asks for confirmation before an operation that is hard to undo.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use anyhow::bail;
 
-/// Asks on the terminal, and goes on with `y` or `yes` only. Where nobody can answer (standard input or error is no
-/// terminal), and with `--yes`, nothing is asked.
+/// Asks on the terminal and succeeds only on `y` or `yes`. Succeeds without asking with `yes`, or when standard input
+/// or standard error is not a terminal.
 ///
 /// # Errors
-/// The answer was another one.
+/// Any other answer.
 pub(super) fn ask(question: &str, yes: bool) -> anyhow::Result<()> {
     if yes || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Ok(());
@@ -21,7 +21,7 @@ pub(super) fn ask(question: &str, yes: bool) -> anyhow::Result<()> {
     if is_yes(&answer) {
         return Ok(());
     }
-    bail!("nothing was done");
+    bail!("cancelled: nothing was changed");
 }
 
 fn is_yes(answer: &str) -> bool {

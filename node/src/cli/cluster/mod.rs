@@ -1,7 +1,7 @@
-//! `chronicle cluster`: how the cluster stands, and operations on its nodes.
+//! `chronicle cluster`: shows the state of the cluster and runs operations on its nodes.
 //!
-//! `calls.rs` asks, `view.rs` is what is printed, `wait.rs` follows an operation to its end, `confirm.rs` asks the person
-//! first.
+//! `calls.rs` makes the calls, `view.rs` is the output, `wait.rs` waits for the end of an operation, `confirm.rs` asks
+//! for confirmation.
 
 pub(super) mod calls;
 mod confirm;
@@ -20,27 +20,27 @@ use view::{OperationView, StatusView, TransferView, VerifiedView};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClusterCommand {
-    /// Show how the cluster stands: its nodes, partitions that need attention, operations.
+    /// Show the state of the cluster: nodes, partitions that need attention, operations.
     Status,
     /// List the nodes.
     Members(MembersArgs),
-    /// Move every replica off a node and remove it for good.
+    /// Move every replica off a node and remove it permanently.
     Decommission(BeginArgs),
-    /// Hand over everything that a node leads and keep it from leading, until it restarts or is undrained.
+    /// Transfer all leaderships away from a node and keep it from leading until it restarts or is undrained.
     Drain(BeginArgs),
     /// Let a drained node lead again.
     Undrain(NodeArgs),
-    /// Hand leadership of a partition, or without a topic of the controller group, to another replica.
+    /// Transfer leadership of a partition, or without a topic of the controller group, to another replica.
     Transfer(TransferArgs),
-    /// Compare the replicas of partitions by the hashes of what is on their disks.
+    /// Compare the replicas of partitions by hashes of their data on disk.
     Verify(VerifyArgs),
-    /// Stop an operation that is under way; what it has moved stays moved.
+    /// Cancel a running operation; replicas that have moved stay moved.
     Cancel(CancelArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct MembersArgs {
-    /// Show nodes that were removed too.
+    /// Show also removed nodes.
     #[arg(long)]
     all: bool,
 }
@@ -55,22 +55,22 @@ pub(super) struct NodeArgs {
 pub(super) struct BeginArgs {
     /// UUID of the node, or its name where that is unique.
     node: String,
-    /// Do not ask before it begins.
+    /// Start without confirmation.
     #[arg(long, short = 'y')]
     yes: bool,
-    /// Do not wait until it has ended.
+    /// Return once the operation has started.
     #[arg(long)]
     no_wait: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct TransferArgs {
-    /// Topic of the partition; none: the controller group.
+    /// Topic of the partition. Default: the controller group.
     topic: Option<String>,
     /// Number of the partition.
     #[arg(long, short = 'p', value_name = "N", default_value_t = 0, requires = "topic", value_parser = clap::value_parser!(i32).range(0..))]
     partition: i32,
-    /// UUID or unique name of the replica that is to lead; without it the best one.
+    /// UUID or unique name of the new leader. Default: the best replica.
     #[arg(long, value_name = "NODE")]
     to: Option<String>,
 }
@@ -93,13 +93,16 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> anyhow::Res
         ClusterCommand::Status => status(global, &calls).await,
         ClusterCommand::Members(args) => members(global, &calls, &args).await,
         ClusterCommand::Decommission(args) => {
-            let question = "It gives its replicas to the others and is removed for good.";
+            let question = "Its replicas move to other nodes, and it is removed permanently.";
             confirm::ask(&format!("Decommission {}? {question}", args.node), args.yes)?;
             let operation = calls.decommission(&args.node).await?;
             follow(global, &calls, operation, args.no_wait).await
         }
         ClusterCommand::Drain(args) => {
-            confirm::ask(&format!("Drain {}? It leads nothing until it is undrained.", args.node), args.yes)?;
+            confirm::ask(
+                &format!("Drain {}? It leads no partition until it restarts or is undrained.", args.node),
+                args.yes,
+            )?;
             let operation = calls.drain(&args.node).await?;
             follow(global, &calls, operation, args.no_wait).await
         }
@@ -130,7 +133,7 @@ async fn members(global: &Global, calls: &Calls, args: &MembersArgs) -> anyhow::
     print(global.output, &view, || view::members_table(&view))
 }
 
-/// Waits for the end of an operation unless told not to, and prints it.
+/// Waits for the end of an operation unless `no_wait`, and prints it.
 async fn follow(
     global: &Global,
     calls: &Calls,
@@ -151,7 +154,7 @@ async fn print_operation(
     calls: &Calls,
     operation: chronicle_client::v1::Operation,
 ) -> anyhow::Result<()> {
-    // Only for the name; the node asked may be the one that is leaving.
+    // Needed only for the name; the call may fail when the node being removed answers it.
     let names = calls.servers().await.map(|answer| Names::new(&answer.servers)).unwrap_or_default();
     let view = OperationView::new(operation, &names);
     print(global.output, &view, || view.pairs())
@@ -166,7 +169,7 @@ async fn transfer(global: &Global, calls: &Calls, args: &TransferArgs) -> anyhow
     print(global.output, &view, || view.pairs())
 }
 
-/// Prints what was found, and fails when replicas differ or could not be compared.
+/// Prints the result and fails when replicas differ or could not be compared.
 async fn verify(global: &Global, calls: &Calls, args: &VerifyArgs) -> anyhow::Result<()> {
     let names = Names::new(&calls.servers().await?.servers);
     let answers = calls.verify(args.topic.as_deref().unwrap_or_default()).await?;

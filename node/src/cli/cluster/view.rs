@@ -1,4 +1,4 @@
-//! The cluster as printed: the same for programs (`Serialize`) and, in tables, for people.
+//! The output of `chronicle cluster`: the same data for programs (`Serialize`) and, in tables, for people.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ impl Names {
         Self(servers.iter().map(|server| (server.node_id.clone(), server.name.clone())).collect())
     }
 
-    /// The name of a node, or its UUID when it has none here.
+    /// Returns the name of a node, or its UUID when the name is unknown.
     pub(in crate::cli) fn of<'a>(&'a self, node_id: &'a str) -> &'a str {
         self.0.get(node_id).filter(|name| !name.is_empty()).map_or(node_id, String::as_str)
     }
@@ -30,18 +30,19 @@ pub(super) struct ServerView {
     pub(super) node_id: String,
     pub(super) raft_id: u64,
     pub(super) address: String,
-    /// In the controller group: `leader`, `voter` or `learner`.
+    /// Role in the controller group: `leader`, `voter` or `learner`.
     pub(super) role: &'static str,
     pub(super) state: &'static str,
     pub(super) alive: bool,
     pub(super) zone: String,
     pub(super) replicas: u32,
     pub(super) preferred_leaders: u32,
-    /// How its data port is encrypted: `tls`, `plaintext`, or `unknown` when the asked node has not heard from it.
+    /// Encryption of its data port: `tls`, `plaintext`, or `unknown` when the answering node has received no heartbeat
+    /// from it.
     pub(super) encryption: &'static str,
-    /// Serial number of the certificate that it serves; empty without one.
+    /// Serial number of its certificate; empty without one.
     pub(super) certificate_serial: String,
-    /// End of that certificate's life; `null` without one.
+    /// Expiry of that certificate; `null` without one.
     pub(super) certificate_expires: Option<String>,
     pub(super) version: String,
 }
@@ -115,11 +116,11 @@ fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".into() } else { text.to_owned() }
 }
 
-/// The cluster at a glance.
+/// The state of the cluster.
 #[derive(Debug, Serialize)]
 pub(super) struct StatusView {
     cluster_id: String,
-    /// Name; `null`: the controller group has no leader.
+    /// Name of the leader; `null`: the controller group has no leader.
     controller_leader: Option<String>,
     controller_term: u64,
     partitions: u32,
@@ -152,8 +153,10 @@ impl From<v1::GetStatusResponse> for StatusView {
 
 impl StatusView {
     fn pairs(&self) -> Table {
-        let leader =
-            self.controller_leader.as_deref().unwrap_or("none: nothing can be changed until a majority is back");
+        let leader = self
+            .controller_leader
+            .as_deref()
+            .unwrap_or("none (no changes are possible until a majority of the voters is available)");
         Table::pairs(vec![
             ("Cluster", self.cluster_id.clone()),
             ("Controller", format!("{leader}, term {}", self.controller_term)),
@@ -164,7 +167,7 @@ impl StatusView {
         ])
     }
 
-    /// For people: the numbers, the nodes that are not removed, the operations.
+    /// Prints tables: counts, nodes that are not removed, operations.
     pub(super) fn print_tables(&self) -> anyhow::Result<()> {
         print(Format::Table, &(), || self.pairs())?;
         println!();
@@ -173,7 +176,9 @@ impl StatusView {
         let open: Vec<&str> = present.iter().filter(|s| s.encryption == "plaintext").map(|s| s.name.as_str()).collect();
         if !open.is_empty() {
             let open = open.join(", ");
-            println!("\nwarning: plaintext, whoever reaches the data port reads and writes everything: {open}");
+            println!(
+                "\nwarning: plaintext data port, any client that can connect can read and write everything: {open}"
+            );
         }
         if !self.operations.is_empty() {
             println!();
@@ -252,7 +257,7 @@ fn operations_table(operations: &[OperationView]) -> Table {
     table
 }
 
-/// A hand-over of leadership.
+/// A transfer of leadership.
 #[derive(Debug, Serialize)]
 pub(super) struct TransferView {
     /// `null`: the controller group.
@@ -276,17 +281,17 @@ impl TransferView {
     }
 }
 
-/// One partition's replicas compared.
+/// The result of comparing the replicas of one partition.
 #[derive(Debug, Serialize)]
 pub(super) struct VerifiedView {
     pub(super) topic: String,
     pub(super) partition: i32,
-    /// First raft index compared.
+    /// First raft index compared (inclusive).
     from: u64,
-    /// Exclusive.
+    /// End of the compared raft indexes (exclusive).
     to: u64,
     replicas: Vec<DigestView>,
-    /// Empty: all hold the same.
+    /// Empty: all replicas are the same.
     difference: String,
 }
 
@@ -317,25 +322,25 @@ impl VerifiedView {
         }
     }
 
-    /// Every replica was read and all hold the same.
+    /// Whether every replica was read and all are the same.
     pub(super) fn same(&self) -> bool {
         self.difference.is_empty() && self.differing().is_empty()
     }
 
-    /// Replicas that could not be read, or whose digest is not the one that most have.
+    /// Returns the replicas that could not be read or whose digest differs from the most frequent one.
     fn differing(&self) -> Vec<&DigestView> {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for replica in self.replicas.iter().filter(|replica| replica.error.is_empty()) {
             *counts.entry(&replica.digest).or_default() += 1;
         }
         let most = counts.values().copied().max().unwrap_or(0);
-        // Without one digest that more replicas have than any other, all of them are suspects.
+        // When no digest is the most frequent one, all replicas count as differing.
         let mut leading = counts.iter().filter(|(_, count)| **count == most).map(|(digest, _)| *digest);
         let agreed = leading.next().filter(|_| leading.next().is_none());
         self.replicas.iter().filter(|r| !r.error.is_empty() || Some(r.digest.as_str()) != agreed).collect()
     }
 
-    /// For a person: which replica differs.
+    /// Returns a human-readable text that names the differing replicas.
     pub(super) fn problem(&self) -> String {
         let replica = |replica: &&DigestView| {
             if replica.error.is_empty() {

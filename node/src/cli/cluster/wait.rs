@@ -1,6 +1,6 @@
-//! Follows an operation of the cluster to its end, with a progress bar.
+//! Waits for the end of an operation of the cluster, with a progress bar.
 //!
-//! The cluster carries an operation out by itself: whoever stops waiting stops nothing.
+//! The cluster carries out the operation by itself: when the caller stops waiting, the operation continues.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use tokio::time::Instant;
 
 use super::calls::Calls;
 
-/// How often the cluster is asked.
+/// Interval between two status calls.
 const POLL: Duration = Duration::from_millis(500);
 
-/// Polls until the operation is no longer running; answers how it ended. `patience` bounds how long the cluster may give no
-/// answer, not how long the operation takes.
+/// Polls until the operation has ended and returns its final state. `patience` bounds the time without a response from
+/// the cluster, not the duration of the operation.
 ///
 /// # Errors
-/// No answer for `patience`, or the cluster does not know the operation any more.
+/// No response for `patience`, or the cluster's list of operations no longer contains the operation.
 pub(super) async fn until_ended(
     calls: &Calls,
     begun: v1::Operation,
@@ -43,7 +43,7 @@ pub(super) async fn until_ended(
             Err(error) => {
                 bar.finish_and_clear();
                 return Err(error.context(format!(
-                    "operation {} ({}) goes on without us, see chronicle cluster status",
+                    "stopped waiting for operation {} ({}): it continues, see chronicle cluster status",
                     last.id, last.kind
                 )));
             }
@@ -51,7 +51,7 @@ pub(super) async fn until_ended(
         answered = Instant::now();
         let Some(now) = answer.operations.into_iter().find(|operation| operation.id == last.id) else {
             bar.finish_and_clear();
-            bail!("operation {} ({}) is not known to the cluster any more", last.id, last.kind);
+            bail!("operation {} ({}): is no longer in the cluster's list of operations", last.id, last.kind);
         };
         last = now;
     }
@@ -59,7 +59,7 @@ pub(super) async fn until_ended(
     Ok(last)
 }
 
-/// Why an operation that ended in another state than `done` did so.
+/// Returns why an operation ended in another state than `done`.
 pub(super) fn describe_failure(ended: &v1::Operation) -> String {
     let reason = if ended.reason.is_empty() { "no reason given" } else { ended.reason.as_str() };
     format!("{} {}: {reason}", ended.kind, ended.state)

@@ -1,7 +1,8 @@
-//! `chronicle debug bundle`: what support needs to know of every node that answers, in one .tar.gz.
+//! `chronicle debug bundle`: collects diagnostics of every reachable node into one .tar.gz.
 //!
-//! A node that does not answer is a file that says why, not a failure: bundles are made when something is broken. Names of
-//! files come from nodes and are checked before they become paths in the archive; what a node sends is bounded.
+//! A node that does not answer does not fail the command, because bundles are made when something is broken: the
+//! archive contains its error in a file. Nodes send the names of files, so each name is checked before it becomes a
+//! path in the archive. The bytes that one node sends are bounded.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,18 +23,18 @@ use crate::cli::{Global, parse};
 
 /// Most bytes that one node may send.
 const NODE_BYTES_MAX: usize = 1 << 30;
-/// Topics whose partitions are described; more are only listed.
+/// Topics whose partitions are described; further topics are only listed.
 const DESCRIBED_MAX: usize = 200;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct BundleArgs {
-    /// Archive to write; must not be there yet. Without it: chronicle-bundle-TIME.tar.gz.
+    /// Archive to write; must not exist. Default: chronicle-bundle-TIME.tar.gz.
     #[arg(long, short = 'f', value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Only this node (UUID or unique name); repeat for several. Without it: every member of the cluster.
+    /// Only this node (UUID or unique name); repeat for several. Default: every member of the cluster.
     #[arg(long, value_name = "NODE")]
     node: Vec<String>,
-    /// Most log lines of each node, in bytes (such as 256KiB). Without it: all that it keeps in memory.
+    /// Longest log excerpt of each node, in bytes, such as 256KiB. Default: all that the node keeps in memory.
     #[arg(long, value_name = "BYTES", value_parser = parse::size)]
     log_bytes: Option<usize>,
 }
@@ -49,7 +50,7 @@ pub(super) async fn run(global: &Global, args: &BundleArgs) -> anyhow::Result<()
     let servers = match client.get_servers().await {
         Ok(answer) => choose(answer.servers, &args.node)?,
         Err(error) => {
-            // The node asked may still say something about itself.
+            // The node at --server may still return its own diagnostics.
             problems.insert("members".into(), error.to_string());
             vec![v1::Server { name: "asked".into(), address: global.server.clone(), ..v1::Server::default() }]
         }
@@ -98,7 +99,7 @@ struct BundleView {
     problems: BTreeMap<String, String>,
 }
 
-/// What any node knows of all.
+/// Adds the status and topics of the cluster, which any node can return.
 async fn cluster(
     client: &Client,
     archive: &mut Archive,
@@ -125,22 +126,27 @@ async fn cluster(
     archive.add("topics.txt", text.as_bytes())
 }
 
-/// The files of one node.
+/// Fetches the files of one node.
 async fn node(client: &Client, address: &str, log_bytes_max: u64) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
     let request = v1::GetDiagnosticsRequest { log_bytes_max };
     let mut parts = client.diagnostics(address, request).await?;
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     let mut bytes = 0;
     while let Some(part) = parts.try_next().await.map_err(ClientError::from)? {
-        ensure!(is_plain(&part.file), "file: {:?}: is no plain name", part.file);
+        ensure!(
+            is_plain(&part.file),
+            "file: {:?}: must be 1 to 64 of a-z A-Z 0-9 . _ -, not starting with a dot",
+            part.file
+        );
         bytes += part.data.len();
-        ensure!(bytes <= NODE_BYTES_MAX, "the node sends more than {NODE_BYTES_MAX} bytes");
+        ensure!(bytes <= NODE_BYTES_MAX, "the node sent more than {NODE_BYTES_MAX} bytes");
         files.entry(part.file).or_default().extend_from_slice(&part.data);
     }
     Ok(files)
 }
 
-/// The folder of a node: its name as far as it is one, and the beginning of its UUID, which keeps nodes apart.
+/// Returns the folder of a node in the archive: its name with other characters replaced, and the beginning of its UUID,
+/// which distinguishes nodes of one name.
 fn folder(server: &v1::Server) -> String {
     let name: String = server.name.chars().map(|c| if is_plain_char(c) { c } else { '_' }).take(64).collect();
     let id: String = server.node_id.chars().filter(|c| is_plain_char(*c)).take(8).collect();
@@ -155,7 +161,7 @@ fn is_plain(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.chars().all(is_plain_char) && !name.starts_with('.')
 }
 
-/// A .tar.gz under construction; everything in it is in one folder.
+/// A .tar.gz being written. All its files are in one folder.
 struct Archive {
     tar: tar::Builder<GzEncoder<File>>,
     folder: String,
@@ -178,7 +184,7 @@ impl Archive {
         Ok(())
     }
 
-    /// Writes the end; answers the size of the archive.
+    /// Completes and syncs the archive. Returns its size in bytes.
     fn finish(self) -> anyhow::Result<u64> {
         let mut file = self.tar.into_inner()?.finish()?;
         file.flush()?;

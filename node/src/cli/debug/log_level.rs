@@ -1,4 +1,4 @@
-//! `chronicle debug log-level`: shows or changes what nodes log, while they run.
+//! `chronicle debug log-level`: shows or changes the log filter of running nodes.
 
 use std::time::Duration;
 
@@ -13,16 +13,16 @@ use crate::cli::{Global, parse};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct LogLevelArgs {
-    /// A level (error, warn, info, debug, trace) or a filter such as `info,chronicle_node::raft=debug`; without it what is
-    /// in force is shown.
+    /// A level (error, warn, info, debug, trace) or a filter such as `info,chronicle_node::raft=debug`; without it the
+    /// current filter is shown.
     filter: Option<String>,
-    /// Only this node (UUID or unique name); repeat for several. Without it: every member of the cluster.
+    /// Only this node (UUID or unique name); repeat for several. Default: every member of the cluster.
     #[arg(long, value_name = "NODE")]
     node: Vec<String>,
-    /// Go back to the configured filter after this long (such as 10m); at most a day.
+    /// Time until the configured filter applies again, such as 10m; at most a day.
     #[arg(long = "for", value_name = "TIME", value_parser = parse::duration, requires = "filter")]
     lasts: Option<Duration>,
-    /// Go back to the configured filter now.
+    /// Restore the configured filter now.
     #[arg(long, conflicts_with = "filter")]
     reset: bool,
 }
@@ -33,7 +33,7 @@ struct LogLevelView {
     address: String,
     filter: String,
     configured: String,
-    /// Milliseconds until the configured filter is back; absent: not by itself.
+    /// Milliseconds until the configured filter applies again; absent: no expiry.
     #[serde(skip_serializing_if = "Option::is_none")]
     remaining_ms: Option<u64>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -74,7 +74,7 @@ pub(super) async fn run(global: &Global, args: &LogLevelArgs) -> anyhow::Result<
     }
     match failed.len() {
         0 => Ok(()),
-        failed => bail!("{failed} of {} nodes did not answer or refused", views.len()),
+        failed => bail!("{failed} of {} nodes did not answer or rejected the request", views.len()),
     }
 }
 

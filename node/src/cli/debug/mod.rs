@@ -1,6 +1,6 @@
-//! `chronicle debug`: looking into nodes.
+//! `chronicle debug`: inspects nodes.
 //!
-//! `segment.rs` reads files without a node; `log_level.rs` and `bundle.rs` ask nodes, each by its own address.
+//! `segment.rs` reads files without a node; `log_level.rs` and `bundle.rs` call each node at its own address.
 
 mod bundle;
 mod log_level;
@@ -16,9 +16,9 @@ use super::Global;
 pub(super) enum DebugCommand {
     /// Print and verify segment files (DATA/logs/LOG/INDEX.log).
     Segment(segment::SegmentArgs),
-    /// Show or change what nodes log, while they run.
+    /// Show or change the log filter of running nodes.
     LogLevel(log_level::LogLevelArgs),
-    /// Collect what support needs to know of every node that answers into one .tar.gz.
+    /// Collect diagnostics of every reachable node into one .tar.gz.
     Bundle(bundle::BundleArgs),
 }
 
@@ -30,7 +30,7 @@ pub(super) async fn run(global: &Global, command: DebugCommand) -> anyhow::Resul
     }
 }
 
-/// The members among the nodes that a person named by UUID or unique name; all members when none is named.
+/// Returns the members that `--node` names by UUID or unique name; all members when `--node` is not given.
 fn choose(servers: Vec<v1::Server>, names: &[String]) -> anyhow::Result<Vec<v1::Server>> {
     let members: Vec<v1::Server> =
         servers.into_iter().filter(|server| server.state() != v1::ServerState::Removed).collect();

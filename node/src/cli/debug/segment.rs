@@ -1,6 +1,7 @@
-//! `chronicle debug segment`: prints and verifies segment files, of a node that runs or not. Nothing is written.
+//! `chronicle debug segment`: prints and verifies segment files, whether the node runs or not. Writes nothing.
 //!
-//! A segment may hold many frames, so each is printed as it is read: one line, one JSON object a line, or one YAML document.
+//! A segment may contain many frames, so each is printed as it is read: one line, one JSON object a line, or one YAML
+//! document.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -26,10 +27,10 @@ pub(in crate::cli) struct SegmentArgs {
     /// Segment files.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Print the records of each entry too.
+    /// Print also the records of each entry.
     #[arg(long)]
     records: bool,
-    /// Print problems and the summary of each file only.
+    /// Print only the summary and the problems of each file.
     #[arg(long, conflicts_with = "records")]
     summary: bool,
 }
@@ -48,7 +49,7 @@ pub(super) fn run(global: &Global, args: &SegmentArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints one segment; whether it is intact.
+/// Prints one segment. Returns whether it is intact.
 fn segment(out: &mut impl Write, format: Format, args: &SegmentArgs, path: &Path) -> anyhow::Result<bool> {
     let segment = SegmentFile::open(&RealDisk, path)?;
     if format == Format::Table {
@@ -155,7 +156,8 @@ struct RecordView {
     value_bytes: usize,
 }
 
-/// The records of an entry's batches. Offsets come from the frame: those in the batches are set when they are served.
+/// Returns the records of an entry's batches. Offsets come from the frame: a node sets the offsets in the batches when
+/// it serves them.
 fn decode(frame: &FrameInfo) -> Result<Vec<RecordView>, String> {
     let base64 = |bytes: &Bytes| STANDARD.encode(bytes);
     let mut views = Vec::new();

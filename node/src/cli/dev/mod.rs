@@ -1,7 +1,7 @@
-//! `chronicle dev`: one node, or a small cluster of real processes, for development and with nothing to prepare.
+//! `chronicle dev`: runs one node, or a small cluster of real processes, for development without any preparation.
 //!
-//! One node runs in this process. Several run as children, each with a data folder and a configuration of its own under
-//! `--data`: `plan.rs` decides what they are, `supervisor.rs` keeps them running.
+//! One node runs in this process. Several nodes run as child processes, each with its own data folder and configuration
+//! under `--data`: `plan.rs` computes their configurations, `supervisor.rs` keeps them running.
 
 mod plan;
 mod supervisor;
@@ -21,19 +21,19 @@ pub(super) struct DevArgs {
     /// Data directory, created when missing.
     #[arg(long, value_name = "DIR", default_value = "./data")]
     data: PathBuf,
-    /// Number of nodes, each a process of its own when there are several: 1 to 9. Default: those that the data directory
-    /// holds, else 1.
+    /// Number of nodes, 1 to 9; several nodes are separate processes. Default: the nodes in the data directory, else 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=9))]
     nodes: Option<u16>,
-    /// Port for gRPC and HTTP; with several nodes that of the first, the others count up. 0: any free port (one node only).
+    /// Port for gRPC and HTTP; with several nodes the port of the first, the others count up. 0: any free port (one
+    /// node only).
     #[arg(long, value_name = "PORT", default_value_t = 7400)]
     port: u16,
-    /// Port for health and metrics; with several nodes that of the first, the others count up. 0: any free port (one node
-    /// only).
+    /// Port for health and metrics; with several nodes the port of the first, the others count up. 0: any free port
+    /// (one node only).
     #[arg(long, value_name = "PORT", default_value_t = 9644)]
     ops_port: u16,
-    /// Encrypt: make a certificate authority in the folder tls of the data directory, unless it is there, and certificates
-    /// for the nodes and for a client, admin. A folder that has one is encrypted without this option.
+    /// Use TLS: make a CA in the folder tls of the data directory, unless it exists, and certificates for the nodes and
+    /// for the client admin. A data directory that has a CA uses TLS without this option.
     #[arg(long)]
     tls: bool,
     #[command(flatten)]
@@ -41,10 +41,10 @@ pub(super) struct DevArgs {
 }
 
 pub(super) async fn run(args: DevArgs) -> anyhow::Result<()> {
-    // Quiet unless asked otherwise; what --set says about the log wins over this, and the options of `dev` over --set.
+    // Log only warnings by default. --set overrides this for the log, and the options of `dev` override --set.
     let mut config = args.source.load(Vec::new())?;
     if config.log == Default::default() {
-        // openraft warns of what is normal for a group that starts.
+        // openraft logs warnings that are normal while a group starts.
         config.log.filter = "warn,openraft=error".into();
     }
     config.node.default_topic = "default".into();
@@ -53,7 +53,7 @@ pub(super) async fn run(args: DevArgs) -> anyhow::Result<()> {
         config.security.tls.mode = TlsMode::Disabled;
     }
     let certificates = tls::Certificates::of(&args.data);
-    let encrypt = args.tls || certificates.are_there();
+    let encrypt = args.tls || certificates.exist();
     if args.nodes.unwrap_or(1) == 1 && found.is_empty() {
         if encrypt {
             certificates.apply(&mut config)?;

@@ -1,9 +1,9 @@
-//! What the nodes of `chronicle dev --nodes N` are: their numbers, folders, ports and configurations.
+//! Computes the nodes of `chronicle dev --nodes N`: their numbers, folders, ports and configurations.
 //!
-//! A node's number is in the name of its folder (`node-0`) and gives its ports. The folders that are there say which
-//! nodes the cluster has: they are all started again, and new ones take the lowest free numbers and join. Fewer nodes than
-//! folders are refused, because the cluster counts on the replicas that the others hold; the folder of a node that was
-//! decommissioned is renamed (`supervisor.rs`) and so does not count.
+//! A node's number is in the name of its folder (`node-0`) and determines its ports. The existing folders are the nodes
+//! of the cluster: all of them are started again, and new nodes take the lowest free numbers and join. Fewer nodes than
+//! folders are rejected, because the cluster needs the replicas on the other nodes. The supervisor renames the folder
+//! of a decommissioned node (`supervisor.rs`), so that folder does not count.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,24 +18,25 @@ use chronicle_node::config::Config;
 pub(super) struct Member {
     /// `node-NUMBER`.
     pub(super) name: String,
-    /// Its configuration, data folder and ports included.
+    /// Its configuration, including data folder and ports.
     pub(super) config: Config,
-    /// Where the configuration is written for the process to read.
+    /// File that the supervisor writes the configuration to and the process reads it from.
     pub(super) config_file: PathBuf,
 }
 
 impl Member {
-    /// UUID of the node, as the file `FORMAT` of its data folder says it (docs/disk-format.md); `None` before its first start.
+    /// Returns the UUID of the node from the file `FORMAT` in its data folder (docs/disk-format.md); `None` before its
+    /// first start.
     pub(super) fn node_id(&self) -> Option<String> {
         let text = std::fs::read_to_string(self.config.node.data_dir.join("FORMAT")).ok()?;
         text.lines().find_map(|line| line.strip_prefix("node ")).map(|id| id.trim().to_owned())
     }
 }
 
-/// Numbers of the nodes whose folders are under `data`.
+/// Returns the numbers of the nodes whose folders are under `data`.
 ///
 /// # Errors
-/// The folder is there and cannot be read.
+/// The folder exists and cannot be read.
 pub(super) fn existing(data: &Path) -> anyhow::Result<BTreeSet<u16>> {
     let entries = match std::fs::read_dir(data) {
         Ok(entries) => entries,
@@ -55,11 +56,11 @@ pub(super) fn existing(data: &Path) -> anyhow::Result<BTreeSet<u16>> {
     Ok(numbers)
 }
 
-/// The nodes to run, by number, when `found` are there already.
+/// Returns the nodes to run, by number; `found` are the numbers of the existing ones.
 ///
 /// # Errors
-/// `data` holds a single node or more nodes than asked for; ports overlap or are beyond 65535; the configuration breaks a
-/// rule.
+/// `data` contains a single node or more than `nodes` nodes; ports overlap or are beyond 65535; the configuration
+/// breaks a rule.
 pub(super) fn plan(
     base: &Config,
     data: &Path,
@@ -71,14 +72,14 @@ pub(super) fn plan(
     let shown = data.display();
     ensure!(
         !data.join("FORMAT").exists(),
-        "--data {shown}: holds one node (made without --nodes); give the cluster another folder, or make that node its \
-         first member: mv {shown} {shown}.one && mkdir {shown} && mv {shown}.one {shown}/node-0"
+        "--data {shown}: contains one node (created without --nodes): use another folder for the cluster, or make that node its first \
+         member: mv {shown} {shown}.one && mkdir {shown} && mv {shown}.one {shown}/node-0"
     );
     if nodes < found.len() {
         let names: Vec<String> = found.iter().map(|number| name(*number)).collect();
         bail!(
-            "--nodes {nodes}: {shown} holds {} nodes ({}) and the cluster counts on all of them; run it with --nodes {}, \
-             and take nodes out with `chronicle cluster decommission NODE` first",
+            "--nodes {nodes}: {shown} contains {} nodes ({}): must be at least as many, since they hold replicas; start with \
+             --nodes {} and remove nodes with `chronicle cluster decommission NODE` first",
             found.len(),
             names.join(", "),
             found.len()
@@ -91,15 +92,15 @@ pub(super) fn plan(
     }
     let highest = numbers.last().copied().unwrap_or(0);
     for (option, first) in [("--port", port), ("--ops-port", ops_port)] {
-        ensure!(first != 0, "{option} 0: several nodes need ports that stay the same; name the first");
+        ensure!(first != 0, "{option}: 0: must be the first port of a fixed range when there are several nodes");
         ensure!(
             first.checked_add(highest).is_some(),
-            "{option} {first}: node {highest} would need a port beyond 65535"
+            "{option}: {first}: the port of node {highest} would be beyond 65535"
         );
     }
     ensure!(
         port.abs_diff(ops_port) > highest,
-        "--ops-port {ops_port}: the nodes take ports {port} to {} for data; it must be further away",
+        "--ops-port: {ops_port}: must not overlap: the nodes use ports {port} to {} for data",
         port + highest
     );
 
@@ -112,7 +113,7 @@ pub(super) fn plan(
         config.node.advertised_address = String::new();
         config.listeners.data = address(port, number);
         config.listeners.ops = address(ops_port, number);
-        // Only a cluster that does not exist yet is founded; later both say nothing new.
+        // Both fields matter only while the cluster is bootstrapped and have no effect later.
         config.cluster.bootstrap_expect = u32::try_from(nodes)?;
         config.cluster.seeds.clone_from(&seeds);
         config.validate()?;

@@ -1,11 +1,11 @@
-//! Keeps the nodes of `chronicle dev --nodes N` running, as children of this process.
+//! Keeps the nodes of `chronicle dev --nodes N` running, as child processes.
 //!
 //! Invariants:
-//! - No child outlives this process: each asks the kernel for its end with ours (`chronicle node --die-with-parent`), which
-//!   counts from the thread that started it. So all children are started by the one future that the main thread runs, never
-//!   by a task on a worker.
-//! - Every child that was started is waited for before [`run`] returns.
-//! - A child that ends by itself is started again after a pause, unless the cluster says that its node was removed.
+//! - No child outlives this process: the kernel kills each child when this process ends (`chronicle node
+//!   --die-with-parent`). For the kernel, the parent is the thread that started the child. So the one future that the
+//!   main thread runs starts all children, never a task on a worker.
+//! - [`run`] waits for every child that was started before it returns.
+//! - A child that ends by itself is restarted after a pause, unless the cluster reports that its node was removed.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -30,23 +30,23 @@ use crate::cli::cluster::calls::Calls;
 use crate::cli::output::{Format, Table, print};
 use crate::cli::{serve, signal};
 
-/// How long to wait before a node that ended is started again; doubles up to [`PAUSE_MAX`] while it ends before it serves.
+/// Pause before a node that ended is restarted; doubles up to [`PAUSE_MAX`] while the node ends before it serves.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// How much longer than its own grace a node may take to stop before it is killed.
+/// Time that a node may take to stop beyond its own `limits.shutdown-grace-ms` before it is killed.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
-/// How long one node is asked who was removed.
+/// Timeout of the status call that shows which nodes were removed.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the supervisors of all nodes share. They are parts of one future, so nothing here is locked.
+/// State shared by the supervisors of all nodes. They are parts of one future, so nothing here is locked.
 struct Shared<'a> {
     members: &'a [Member],
     /// `None`: plaintext.
     certificates: Option<Certificates>,
     program: PathBuf,
-    /// Stop in good order.
+    /// Stops the nodes gracefully.
     stop: CancellationToken,
-    /// Stop at once.
+    /// Kills the nodes.
     kill: CancellationToken,
     /// Names of the nodes that serve or have served.
     served: watch::Sender<BTreeSet<&'a str>>,
@@ -54,18 +54,18 @@ struct Shared<'a> {
     removed: RefCell<BTreeSet<&'a str>>,
 }
 
-/// Runs the nodes until SIGINT or SIGTERM, then stops them in good order; a second signal kills them.
+/// Runs the nodes until SIGINT or SIGTERM, then stops them gracefully; a second signal kills them.
 ///
 /// # Errors
-/// Another process runs nodes on this folder, a port is taken, or a process cannot be started; nothing is left running
-/// then.
+/// Another process runs nodes on this folder, a port is in use, or a process cannot be started. No child is left
+/// running then.
 pub(super) async fn run(data: &Path, members: Vec<Member>, certificates: Option<Certificates>) -> anyhow::Result<()> {
     std::fs::create_dir_all(data).with_context(|| format!("creating {}", data.display()))?;
     let _lock = lock(data)?;
     members.iter().try_for_each(ports_are_free)?;
     for member in &members {
         let folder = &member.config.node.data_dir;
-        // Also when the node never gets so far: the folders say which nodes there are.
+        // Created before the node starts: the folders define which nodes the cluster has, even when the start fails.
         std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         let text = format!("# Written by `chronicle dev` at every start.\n{}", serde_yaml::to_string(&member.config)?);
         std::fs::write(&member.config_file, text)
@@ -86,7 +86,7 @@ pub(super) async fn run(data: &Path, members: Vec<Member>, certificates: Option<
         results.into_iter().collect::<anyhow::Result<()>>()
     };
     let mut all = std::pin::pin!(all);
-    // `all` ends only when every child has; the others may then be dropped at any point.
+    // `all` ends only when every child has ended; the other branches may be dropped at any point.
     tokio::select! {
         result = &mut all => result,
         () = announce(&shared) => unreachable!("announcing does not end"),
@@ -97,7 +97,7 @@ pub(super) async fn run(data: &Path, members: Vec<Member>, certificates: Option<
     }
 }
 
-/// At most one process runs the nodes of a folder.
+/// Locks the folder: at most one process runs its nodes.
 fn lock(data: &Path) -> anyhow::Result<File> {
     let path = data.join("dev.lock");
     let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
@@ -110,7 +110,7 @@ fn lock(data: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// Found out before anything is started, so that no half of a cluster comes up.
+/// Checks the ports before any node is started, so that no partial cluster comes up.
 fn ports_are_free(member: &Member) -> anyhow::Result<()> {
     let listeners = &member.config.listeners;
     for (option, address) in [("--port", listeners.data), ("--ops-port", listeners.ops)] {
@@ -120,10 +120,10 @@ fn ports_are_free(member: &Member) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first signal asks for a stop, the second does not wait for it.
+/// Stops the nodes gracefully at the first signal and kills them at the second.
 async fn signals(shared: &Shared<'_>) -> anyhow::Result<()> {
     signal::stop_requested().await?;
-    say(format_args!("stopping {} nodes; once more to kill them", shared.members.len()));
+    say(format_args!("stopping {} nodes; press Ctrl-C again to kill them", shared.members.len()));
     let again = async {
         signal::stop_requested().await?;
         shared.kill.cancel();
@@ -131,7 +131,7 @@ async fn signals(shared: &Shared<'_>) -> anyhow::Result<()> {
         anyhow::Ok(())
     };
     let in_order = async {
-        // While they can still be asked.
+        // The other nodes must still be running to answer.
         for member in shared.members {
             note_if_removed(shared, member).await;
         }
@@ -146,12 +146,12 @@ async fn signals(shared: &Shared<'_>) -> anyhow::Result<()> {
     std::future::pending().await
 }
 
-/// Says where everything is, once every node has served. Does not end.
+/// Prints the endpoints once every node has served. Does not end.
 async fn announce(shared: &Shared<'_>) {
-    let everybody = shared.members.len();
+    let expected = shared.members.len();
     let mut served = shared.served.subscribe();
-    if served.wait_for(|served| served.len() == everybody).await.is_ok() {
-        // Whoever started us may have closed our output.
+    if served.wait_for(|served| served.len() == expected).await.is_ok() {
+        // The parent process may have closed standard output.
         let _ = print_endpoints(shared.members, shared.certificates.as_ref());
     }
     std::future::pending().await
@@ -176,14 +176,14 @@ fn print_endpoints(members: &[Member], certificates: Option<&Certificates>) -> a
     Ok(out.flush()?)
 }
 
-/// Runs one node, again and again, until the stop.
+/// Runs one node and restarts it whenever it ends, until the stop.
 async fn supervise<'a>(shared: &Shared<'a>, member: &'a Member) -> anyhow::Result<()> {
     let mut pause = PAUSE;
     loop {
         let child = match start(shared, member) {
             Ok(child) => child,
             Err(error) => {
-                // Half a cluster helps nobody.
+                // Stop the others, too: do not leave a partial cluster running.
                 shared.stop.cancel();
                 return Err(error);
             }
@@ -214,15 +214,15 @@ fn start(shared: &Shared<'_>, member: &Member) -> anyhow::Result<Child> {
     let mut command = Command::new(&shared.program);
     command.arg("node").arg("--config").arg(&member.config_file);
     command.arg("--die-with-parent").arg(getpid().to_string());
-    // What the environment says is in the configuration already, and must not come over it again.
+    // The environment's settings are in the configuration file already and must not override it.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CHRONICLE_")) {
         command.env_remove(name);
     }
-    // The node writes to a pipe and cannot see what is behind it.
+    // The node writes to a pipe and cannot detect whether a terminal shows the output.
     if !io::stderr().is_terminal() {
         command.env("NO_COLOR", "1");
     }
-    // A group of its own: Ctrl-C in the terminal goes to us alone, and we stop the nodes.
+    // Its own process group: Ctrl-C in the terminal reaches only this process, which stops the nodes.
     command.process_group(0).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().with_context(|| format!("starting {}: {}", member.name, shared.program.display()))
@@ -231,11 +231,11 @@ fn start(shared: &Shared<'_>, member: &Member) -> anyhow::Result<Child> {
 /// How a child ended.
 struct Ended {
     status: ExitStatus,
-    /// It had come so far as to serve.
+    /// It served before it ended.
     served: bool,
 }
 
-/// Passes on what a child prints until it ends, and ends it when it is time.
+/// Forwards a child's output until the child ends, and ends the child when the stop is requested.
 async fn attend<'a>(shared: &Shared<'a>, member: &'a Member, mut child: Child) -> anyhow::Result<Ended> {
     let mut served = false;
     let out = child.stdout.take().context("standard output is a pipe")?;
@@ -256,7 +256,7 @@ async fn attend<'a>(shared: &Shared<'a>, member: &'a Member, mut child: Child) -
     Ok(Ended { status: status.with_context(|| format!("waiting for {}", member.name))?, served })
 }
 
-/// Waits for the end of a child. After the stop it is asked to end, then made to.
+/// Waits for the end of a child. After the stop it sends SIGTERM, and SIGKILL after `grace`.
 async fn wait(shared: &Shared<'_>, child: &mut Child, grace: Duration) -> io::Result<ExitStatus> {
     // `Child::wait` may be dropped and called again.
     tokio::select! {
@@ -264,7 +264,7 @@ async fn wait(shared: &Shared<'_>, child: &mut Child, grace: Duration) -> io::Re
         () = shared.stop.cancelled() => {}
     }
     if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
-        // The child was not waited for yet, so the number is still its own.
+        // The child was not reaped yet, so the pid is still its own.
         kill_process(pid, Signal::TERM)?;
     }
     tokio::select! {
@@ -276,7 +276,7 @@ async fn wait(shared: &Shared<'_>, child: &mut Child, grace: Duration) -> io::Re
     child.wait().await
 }
 
-/// Every line of a stream, without its end; bytes that are not UTF-8 are replaced.
+/// Calls `line` with every line of a stream, without its line feed. Replaces bytes that are not UTF-8.
 async fn lines(stream: impl AsyncRead + Unpin, mut line: impl FnMut(&str)) {
     let mut stream = BufReader::new(stream);
     let mut bytes = Vec::new();
@@ -286,7 +286,8 @@ async fn lines(stream: impl AsyncRead + Unpin, mut line: impl FnMut(&str)) {
     }
 }
 
-/// Asks the other nodes whether this one was removed, and notes it when one says so: it is never taken back.
+/// Requests the status from the other nodes and records that this node was removed when one reports it. Removal is
+/// final.
 async fn note_if_removed<'a>(shared: &Shared<'a>, member: &'a Member) {
     let Some(node_id) = member.node_id() else { return };
     let others = shared.members.iter().filter(|other| other.name != member.name);
@@ -306,7 +307,7 @@ fn is_removed(answers: &[v1::GetStatusResponse], node_id: &str) -> bool {
     servers.any(|server| server.node_id == node_id && server.state() == v1::ServerState::Removed)
 }
 
-/// Renames the folder of a removed node, so that it does not count any more and its number is free.
+/// Renames the folder of a removed node, so that it is no longer a node of the cluster and its number is free.
 fn put_aside(member: &Member) -> anyhow::Result<()> {
     let from = &member.config.node.data_dir;
     let mut to = from.with_extension("removed");
@@ -321,7 +322,7 @@ fn put_aside(member: &Member) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One line on standard error, which may be closed.
+/// Prints one line on standard error, which may be closed.
 fn say(line: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
@@ -337,7 +338,7 @@ mod tests {
             let server = v1::Server { node_id: "a".into(), state: state.into(), ..Default::default() };
             v1::GetStatusResponse { servers: vec![server], ..Default::default() }
         };
-        assert!(!is_removed(&[], "a"), "nobody answers");
+        assert!(!is_removed(&[], "a"), "no node answers");
         assert!(!is_removed(&[answer(Active)], "a"));
         assert!(is_removed(&[answer(Active), answer(Removed)], "a"));
         assert!(!is_removed(&[answer(Removed)], "b"), "another node");

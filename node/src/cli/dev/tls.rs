@@ -1,4 +1,4 @@
-//! Certificates of `chronicle dev --tls`: an authority of its own per data directory, made once and kept.
+//! Certificates of `chronicle dev --tls`: one CA per data directory, made once and kept.
 
 use std::path::{Path, PathBuf};
 
@@ -7,9 +7,9 @@ use chronicle_node::config::{Config, TlsMode};
 use crate::cli::Encryption;
 use crate::cli::cert::{Folder, Subject, Validity};
 
-/// Principal of the client's certificate that is made.
+/// Principal of the generated client certificate.
 const ADMIN: &str = "admin";
-/// Days that what is made is valid: a folder for development may be old.
+/// Validity of the generated certificates, in days. Long, because a development folder may be used for years.
 const DAYS: u32 = 3650;
 
 /// The certificates of one data directory.
@@ -17,17 +17,17 @@ const DAYS: u32 = 3650;
 pub(super) struct Certificates(Folder);
 
 impl Certificates {
-    /// Those in the folder `tls` of a data directory.
+    /// Returns the certificates in the folder `tls` of a data directory.
     pub(super) fn of(data: &Path) -> Self {
         Self(Folder::new(&data.join("tls"), false))
     }
 
-    /// They were made before.
-    pub(super) fn are_there(&self) -> bool {
+    /// Whether the CA was made before.
+    pub(super) fn exist(&self) -> bool {
         self.0.ca().exists()
     }
 
-    /// Encrypts a node; makes what is missing for it, and a certificate for a client.
+    /// Turns TLS on for a node. Makes its certificate and the client certificate if they are missing.
     pub(super) fn apply(&self, config: &mut Config) -> anyhow::Result<()> {
         let validity = Validity::new(None, DAYS);
         let authority = self.0.ensure_authority("Chronicle development CA", validity)?;
@@ -45,13 +45,13 @@ impl Certificates {
         Ok(config.validate()?)
     }
 
-    /// How a client of the nodes encrypts.
+    /// Returns the TLS options of a client of the nodes.
     pub(super) fn client(&self) -> Encryption {
         let (cert, key) = (self.0.certificate(ADMIN), self.0.key(ADMIN));
         Encryption { ca: Some(self.0.ca()), cert: Some(cert), key: Some(key) }
     }
 
-    /// The options of the command line for that.
+    /// Returns the same options as command-line arguments.
     pub(super) fn options(&self) -> String {
         let shown = |path: PathBuf| path.display().to_string();
         let (ca, cert, key) = (shown(self.0.ca()), shown(self.0.certificate(ADMIN)), shown(self.0.key(ADMIN)));
@@ -67,10 +67,10 @@ mod tests {
     fn certificates_are_made_once_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let certificates = Certificates::of(dir.path());
-        assert!(!certificates.are_there());
+        assert!(!certificates.exist());
         let mut config = Config::default();
         certificates.apply(&mut config).unwrap();
-        assert!(certificates.are_there());
+        assert!(certificates.exist());
         assert_eq!(config.security.tls.mode, TlsMode::Enabled);
         let before = std::fs::read(&config.security.tls.cert_file).unwrap();
         certificates.apply(&mut config).unwrap();

@@ -1,4 +1,4 @@
-//! Against a name server on loopback that is written here.
+//! Tests against a name server on loopback that is part of this file.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -111,7 +111,7 @@ fn answer(zone: &Zone, question: &[u8], udp: bool) -> Option<Vec<u8>> {
         }
     };
     for data in records {
-        // Long-lived on purpose: look-ups must not remember.
+        // A long TTL on purpose: look-ups must not cache.
         response.add_answer(Record::from_rdata(query.name().clone(), 3600, data));
     }
     Some(response.to_vec().unwrap())

@@ -1,4 +1,4 @@
-//! Three real instances by UDP on loopback; deaths and foreigners over channels and simulated time.
+//! Three real instances over UDP on loopback; dead members and other clusters over channels and simulated time.
 
 use chitchat::transport::{ChannelTransport, UdpTransport};
 use tokio::time::timeout;

@@ -1,29 +1,30 @@
-//! The index over all rules, built once when they change and then only read.
+//! Index over all rules: built when the rules change, then only read.
 //!
-//! Rules are grouped by principal, then by kind. A question looks at the rules of the principal and at those for anyone; in
-//! each at three places: the literal name, the literal `*`, and the prefixes of the name. Prefixes are sorted, and each
-//! knows the longest other one that it begins with and the rights of that whole chain: one binary search finds the longest
-//! prefix of the name, and with it all of them.
+//! Rules are grouped by principal, then by kind. A check reads the rules of the principal and those for every client
+//! (`*`), in each three places: the literal name, the literal `*`, and the prefixes of the name. Prefixes are sorted.
+//! Each prefix stores its parent, which is the longest other prefix that it begins with, and the combined rights of
+//! itself and all its parents. So one binary search, for the longest prefix of the name, finds the rights of all
+//! prefixes of the name.
 //!
-//! Invariant: the answer is that of going through all rules one by one (property test in `tests.rs`).
+//! Invariant: the result is the same as that of checking all rules one by one (property test in `tests.rs`).
 
 use std::collections::HashMap;
 
 use super::rules::{AclRule, Action, EVERY_NAME, Effect, PatternKind, ResourceKind};
 use crate::identity::ANYONE;
 
-/// What all rules together say.
+/// The combined decision of all rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     /// A rule allows it and none denies it.
     Allow,
     /// A rule denies it.
     Deny,
-    /// No rule is about it: it is refused, unless something else allows it.
+    /// No rule matches: denied, unless something else allows it.
     Unmentioned,
 }
 
-/// What rules say about one pattern, a bit for each action.
+/// The rights that rules give or deny for one pattern: one bit per action.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Rights {
     allow: u16,
@@ -64,17 +65,17 @@ fn bit(action: Action) -> u16 {
     1 << action as u16
 }
 
-/// A prefix among the sorted ones.
+/// A prefix in the sorted list.
 #[derive(Debug)]
 struct Prefix {
     text: String,
     /// Index of the longest other prefix that this one begins with.
     parent: Option<usize>,
-    /// Of this prefix and of all that it begins with.
+    /// Combined rights of this prefix and of all prefixes that it begins with.
     rights: Rights,
 }
 
-/// The rules of one principal about one kind.
+/// The rules of one principal for one kind.
 #[derive(Debug, Default)]
 struct Patterns {
     every: Rights,
@@ -90,7 +91,7 @@ impl Patterns {
             PatternKind::Literal => self.literal.entry(rule.name.clone()).or_default(),
             PatternKind::Prefix => {
                 self.prefixes.push(Prefix { text: rule.name.clone(), parent: None, rights: Rights::default() });
-                &mut self.prefixes.last_mut().expect("it was put there a line ago").rights
+                &mut self.prefixes.last_mut().expect("inserted above").rights
             }
         };
         rights.add(rule.action, rule.effect);
@@ -122,10 +123,11 @@ impl Patterns {
         }
     }
 
-    /// Rights of every prefix that a name begins with.
+    /// Returns the combined rights of every prefix that a name begins with.
     fn of_prefixes(&self, name: &str) -> Rights {
-        // Whatever sorts between a prefix of the name and the name itself begins with that prefix: the last entry that is
-        // not behind the name is a prefix of it, or has all of them among its parents.
+        // Every text that sorts between a prefix of the name and the name itself begins with that prefix. So the last
+        // entry that does not sort after the name is a prefix of the name, or has all prefixes of the name among its
+        // parents.
         let behind = self.prefixes.partition_point(|prefix| prefix.text.as_str() <= name);
         let mut at = behind.checked_sub(1);
         while let Some(index) = at {
@@ -143,7 +145,7 @@ impl Patterns {
         self.every.and(literal).and(self.of_prefixes(name))
     }
 
-    /// Names and prefixes (`true`) that something is allowed for, `*` as the empty prefix.
+    /// Returns the names and prefixes (`true`) that an allowing rule exists for; `*` is the empty prefix.
     fn allowed(&self, action: Action) -> impl Iterator<Item = (&str, bool)> {
         let has = move |rights: &Rights| rights.allow & bit(action) != 0;
         let every = has(&self.every).then_some(("", true));
@@ -164,7 +166,7 @@ impl Subject {
     }
 }
 
-/// Answers from a set of rules. Immutable: another set makes another evaluator.
+/// Evaluates a set of rules. Immutable: changed rules need a new evaluator.
 #[derive(Debug, Default)]
 pub struct Evaluator {
     subjects: HashMap<String, Subject>,
@@ -172,14 +174,14 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// An index over rules. Takes time in proportion to their number, and with prefixes a little more.
+    /// Builds the index over rules. Takes time linear in their number, and n log n in the number of prefixes.
     pub fn new<'a>(rules: impl IntoIterator<Item = &'a AclRule>) -> Self {
         let mut evaluator = Self::default();
         for rule in rules {
             let subject = match rule.principal.as_str() {
                 ANYONE => &mut evaluator.anyone,
                 principal => match evaluator.subjects.contains_key(principal) {
-                    true => evaluator.subjects.get_mut(principal).expect("it was there a moment ago"),
+                    true => evaluator.subjects.get_mut(principal).expect("found above"),
                     false => evaluator.subjects.entry(principal.to_owned()).or_default(),
                 },
             };
@@ -191,12 +193,12 @@ impl Evaluator {
         evaluator
     }
 
-    /// Whether a principal may do this: some rule allows it, and none denies it.
+    /// Whether a principal may do this: a rule allows it and no rule denies it.
     pub fn allows(&self, principal: &str, kind: ResourceKind, name: &str, action: Action) -> bool {
         self.decide(principal, kind, name, action) == Decision::Allow
     }
 
-    /// As [`Evaluator::allows`], telling what is denied from what nobody has thought of.
+    /// As [`Evaluator::allows`], but distinguishes a denying rule from no matching rule.
     pub fn decide(&self, principal: &str, kind: ResourceKind, name: &str, action: Action) -> Decision {
         let anyone = self.anyone.about(kind).of(name);
         let rights = match self.subjects.get(principal) {
@@ -206,14 +208,14 @@ impl Evaluator {
         rights.decide(action)
     }
 
-    /// Whether there can be a resource of this kind that a principal may do this to: some rule allows it for a pattern that
-    /// no denying rule covers as a whole.
+    /// Whether a resource of this kind may exist that a principal may do this to: a rule allows it for a pattern that
+    /// no denying rule covers completely.
     pub fn allows_some(&self, principal: &str, kind: ResourceKind, action: Action) -> bool {
         let subject = self.subjects.get(principal).map(|subject| subject.about(kind));
         let anyone = self.anyone.about(kind);
         let denied = |name: &str, prefix: bool| {
             [Some(anyone), subject].into_iter().flatten().any(|patterns| {
-                // A literal deny takes one name out of what a prefix allows, never all of it.
+                // A literal deny excludes one name from an allowed prefix, never all of it.
                 let rights = match prefix {
                     true => patterns.every.and(patterns.of_prefixes(name)),
                     false => patterns.of(name),

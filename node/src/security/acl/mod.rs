@@ -1,7 +1,8 @@
-//! Who may do what: rules, and the pure evaluator that answers from them.
+//! Access rules (ACLs) and the evaluator that decides by them. Pure: no I/O.
 //!
-//! `rules` is the vocabulary (and what is stored), `evaluate` the index that answers one question in well under a
-//! microsecond. Neither knows of connections, time or configuration: `super::authorizer` does.
+//! `acl_rules.rs` defines the rules, which are also the stored form; `evaluate.rs` is the index that decides one
+//! request in well under a microsecond. Neither depends on connections, time or configuration: `broker/authorizer.rs`
+//! combines these.
 
 mod evaluate;
 mod rules;

@@ -1,8 +1,8 @@
 //! Rules: principal × resource × action, allowed or denied.
 //!
-//! The model is Kafka's (KIP-11, prefixed patterns of KIP-290) without hosts: a deny wins over every allow, what nobody
-//! allows is refused, and some actions imply that the resource may be described. Rules are stored in the controller's state as
-//! they are here: a variant or field once written stays readable.
+//! The model is Kafka's (KIP-11, prefixed patterns of KIP-290) without hosts: a deny overrides every allow, what no
+//! rule allows is denied, and some actions imply that the resource may be described. The controller's state stores
+//! these types: a variant or field, once written, must stay readable.
 
 use std::fmt;
 
@@ -17,11 +17,11 @@ pub const CLUSTER: &str = "cluster";
 /// Longest principal, in bytes.
 pub const PRINCIPAL_BYTES_MAX: usize = 2048;
 
-/// What a rule is about.
+/// The kind of resource that a rule applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ResourceKind {
-    /// The cluster as a whole: its nodes, its rules and quotas, topics that are not there yet.
+    /// The cluster as a whole: its nodes, its rules and quotas, topics that do not exist yet.
     Cluster,
     /// Topics, by name.
     Topic,
@@ -29,17 +29,17 @@ pub enum ResourceKind {
     Group,
 }
 
-/// How the name of a rule is compared.
+/// How the name of a rule is matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PatternKind {
-    /// The resource of this name; `*`: every one.
+    /// The resource of this name; `*`: every resource of the kind.
     Literal,
-    /// Every resource whose name begins with it.
+    /// Every resource whose name begins with this text.
     Prefix,
 }
 
-/// What is done to a resource.
+/// An operation on a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
@@ -49,11 +49,11 @@ pub enum Action {
     Write,
     /// Create the topic (kind topic), or any topic (kind cluster).
     Create,
-    /// Delete it.
+    /// Delete the resource.
     Delete,
-    /// Change settings, offsets of a group, rules and quotas (kind cluster).
+    /// Change settings, offsets of a group, or rules and quotas (kind cluster).
     Alter,
-    /// Know that it is there, and what it is like.
+    /// Read that the resource exists, and its settings and state.
     Describe,
     /// Operate the cluster: nodes, leadership, verification.
     Admin,
@@ -61,13 +61,13 @@ pub enum Action {
     All,
 }
 
-/// Whether a rule gives or takes.
+/// Whether a rule allows or denies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Effect {
-    /// It may be done, unless another rule denies it.
+    /// Allows the action, unless another rule denies it.
     Allow,
-    /// It may not be done, whatever other rules allow.
+    /// Denies the action, whatever other rules allow.
     Deny,
 }
 
@@ -98,7 +98,7 @@ words!(Action: Read = "read", Write = "write", Create = "create", Delete = "dele
 words!(Effect: Allow = "allow", Deny = "deny");
 
 impl ResourceKind {
-    /// The actions that a rule about this kind can name.
+    /// Returns the actions that a rule for this kind can have.
     pub fn actions(self) -> &'static [Action] {
         match self {
             Self::Cluster => &[Action::Create, Action::Alter, Action::Describe, Action::Admin, Action::All],
@@ -117,7 +117,7 @@ impl ResourceKind {
 }
 
 impl Action {
-    /// Who may do this may describe the resource, too.
+    /// Whether permission for this action includes permission to describe the resource.
     pub fn implies_describe(self) -> bool {
         matches!(self, Self::Read | Self::Write | Self::Delete | Self::Alter | Self::Admin | Self::All)
     }
@@ -126,21 +126,21 @@ impl Action {
 /// One rule. Two rules that are equal are the same rule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AclRule {
-    /// Exactly this principal; `*`: anyone.
+    /// Exactly this principal; `*`: every client.
     pub principal: String,
-    /// What kind of thing it is about.
+    /// Kind of the resource.
     pub kind: ResourceKind,
-    /// How `name` is compared.
+    /// How `name` is matched.
     pub pattern: PatternKind,
-    /// Name, or the beginning of names. For kind cluster `cluster`.
+    /// Name, or prefix of names. For kind cluster: `cluster`.
     pub name: String,
-    /// What may be done, or not.
+    /// The action that it allows or denies.
     pub action: Action,
-    /// Which of the two.
+    /// Whether it allows or denies.
     pub effect: Effect,
 }
 
-/// A rule that cannot be.
+/// A rule that is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {value}: {rule}")]
 pub struct InvalidRule {
@@ -148,7 +148,7 @@ pub struct InvalidRule {
     pub field: &'static str,
     /// Its value, shortened.
     pub value: String,
-    /// What it must be.
+    /// The rule that it breaks.
     pub rule: String,
 }
 
@@ -160,7 +160,7 @@ impl InvalidRule {
 }
 
 impl AclRule {
-    /// Checks everything that the types cannot say.
+    /// Checks what the types cannot express.
     ///
     /// # Errors
     /// The first field that breaks a rule.
@@ -170,24 +170,26 @@ impl AclRule {
         match (kind, pattern) {
             (ResourceKind::Cluster, PatternKind::Literal) if name == CLUSTER => {}
             (ResourceKind::Cluster, _) => {
-                let rule = format!("the resource of kind cluster is the literal {CLUSTER:?}");
+                let rule = format!("must be the literal {CLUSTER:?} for kind cluster");
                 return Err(InvalidRule::new("name", name, rule));
             }
             (_, PatternKind::Literal) if name == EVERY_NAME || is_topic_name(name) => {}
-            // What no name begins with is a mistake; a single dot or two begin names without being one.
+            // A prefix that no name can begin with is a mistake. `.` and `..` are not names, but names may begin with
+            // them.
             (_, PatternKind::Prefix) if is_topic_name(name) || matches!(name.as_str(), "." | "..") => {}
             (_, PatternKind::Literal) => {
                 let rule = "must be * or 1 to 249 characters of a-z A-Z 0-9 . _ -, not . or ..";
                 return Err(InvalidRule::new("name", name, rule));
             }
             (_, PatternKind::Prefix) => {
-                let rule = "a prefix has 1 to 249 characters of a-z A-Z 0-9 . _ -; for every name use the literal *";
+                let rule =
+                    "must be 1 to 249 characters of a-z A-Z 0-9 . _ - as a prefix; for every name use the literal *";
                 return Err(InvalidRule::new("name", name, rule));
             }
         }
         if !kind.actions().contains(action) {
             let named: Vec<&str> = kind.actions().iter().map(|action| action.as_str()).collect();
-            let rule = format!("a rule about a {kind} names one of {}", named.join(", "));
+            let rule = format!("must be one of {} for kind {kind}", named.join(", "));
             return Err(InvalidRule::new("action", action.as_str(), rule));
         }
         Ok(())
@@ -197,14 +199,14 @@ impl AclRule {
 /// Checks the name of a principal, `*` included.
 ///
 /// # Errors
-/// When it is empty, too long, or has characters that would lie in a log.
+/// When it is empty, too long, or contains control characters, which could forge log lines.
 pub(crate) fn check_principal(principal: &str) -> Result<(), InvalidRule> {
     if principal.is_empty() || principal.len() > PRINCIPAL_BYTES_MAX {
         let rule = format!("must have 1 to {PRINCIPAL_BYTES_MAX} bytes");
         return Err(InvalidRule::new("principal", principal, rule));
     }
     if principal.chars().any(char::is_control) {
-        return Err(InvalidRule::new("principal", principal, "must have no control characters"));
+        return Err(InvalidRule::new("principal", principal, "must not contain control characters"));
     }
     Ok(())
 }
@@ -216,13 +218,13 @@ impl fmt::Display for AclRule {
     }
 }
 
-/// Which rules are meant; what is absent is not looked at.
+/// Selects rules; an absent field matches every rule.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AclFilter {
-    /// Rules of exactly this principal (`*`: the rules for anyone).
+    /// Rules of exactly this principal (`*`: the rules for every client).
     #[serde(default)]
     pub principal: Option<String>,
-    /// Rules about this kind.
+    /// Rules for this kind.
     #[serde(default)]
     pub kind: Option<ResourceKind>,
     /// Rules with this pattern.
@@ -231,7 +233,7 @@ pub struct AclFilter {
     /// Rules with exactly this name.
     #[serde(default)]
     pub name: Option<String>,
-    /// Rules about exactly this action.
+    /// Rules for exactly this action.
     #[serde(default)]
     pub action: Option<Action>,
     /// Rules with this effect.
@@ -240,7 +242,7 @@ pub struct AclFilter {
 }
 
 impl AclFilter {
-    /// Whether a rule is meant.
+    /// Whether a rule matches.
     pub fn matches(&self, rule: &AclRule) -> bool {
         fn is<T: PartialEq>(wanted: &Option<T>, value: &T) -> bool {
             wanted.as_ref().is_none_or(|wanted| wanted == value)

@@ -20,7 +20,7 @@ fn topic(principal: &str, pattern: PatternKind, name: &str, action: Action, effe
     rule(principal, ResourceKind::Topic, pattern, name, action, effect)
 }
 
-/// The definition: all rules, one by one.
+/// The reference implementation: goes through all rules one by one.
 fn naive(rules: &[AclRule], principal: &str, kind: ResourceKind, name: &str, action: Action) -> bool {
     let applies = |rule: &&AclRule| {
         (rule.principal == ANYONE || rule.principal == principal)
@@ -55,7 +55,8 @@ fn any_rule() -> impl Strategy<Value = AclRule> {
         })
 }
 
-/// Every name of one to five letters out of two: whatever a pattern of four can tell apart.
+/// Every name of one to five letters of a two-letter alphabet: enough to distinguish all patterns of up to four
+/// letters.
 fn names() -> Vec<String> {
     let mut names = vec![String::new()];
     let mut from = 0;
@@ -98,7 +99,7 @@ proptest! {
         let evaluator = Evaluator::new(&rules);
         for action in [Action::Write, Action::Describe] {
             let some = names().iter().any(|name| naive(&rules, "ann", ResourceKind::Topic, name, action));
-            // The other way round it may err: all names under a prefix can be denied one by one.
+            // The reverse does not hold: literal rules can deny all names under a prefix one by one.
             if some {
                 prop_assert!(evaluator.allows_some("ann", ResourceKind::Topic, action));
                 prop_assert!(evaluator.knows("ann"));

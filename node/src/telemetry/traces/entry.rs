@@ -1,4 +1,4 @@
-//! The sampled requests of one raft entry, and the stages that they go through together.
+//! The sampled requests of one raft entry, and the stages that they pass together.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -7,7 +7,7 @@ use opentelemetry::trace::{Link, SpanContext};
 
 use super::stage;
 
-/// Sampled requests of one entry that get spans for its stages. Those beyond are linked to the first of them.
+/// Most sampled requests of one entry that get spans for its stages. Further requests get a link to the first one.
 pub(crate) const PARENTS_MAX: usize = 8;
 
 /// A sampled request in the queue of its partition.
@@ -18,7 +18,7 @@ pub(crate) struct Queued {
 }
 
 impl Queued {
-    /// The request that is being worked on here takes its place in the queue now. `None`: it is not sampled.
+    /// Returns the request whose span is active here, as queued now; `None` when it is not sampled.
     pub(crate) fn now() -> Option<Box<Self>> {
         super::current().map(|request| Box::new(Self { request, since: SystemTime::now() }))
     }
@@ -32,7 +32,7 @@ pub struct EntryTrace {
 }
 
 impl EntryTrace {
-    /// These requests leave the queue: their entry is proposed. `None`: there are none.
+    /// Ends the queue stage of these requests, whose entry is being proposed. Returns `None` when there are none.
     pub(crate) fn proposed(requests: Vec<Queued>) -> Option<Arc<Self>> {
         let first = requests.first()?.request.clone();
         let since = SystemTime::now();
@@ -47,28 +47,28 @@ impl EntryTrace {
         Some(Arc::new(Self { parents, since }))
     }
 
-    /// An entry that comes from another node, now: `parents` are spans there.
+    /// Returns the trace of an entry received now from another node. `parents` are spans of that node.
     pub(crate) fn received(mut parents: Vec<SpanContext>) -> Arc<Self> {
         parents.truncate(PARENTS_MAX);
         Arc::new(Self { parents, since: SystemTime::now() })
     }
 
-    /// What its spans are children of.
+    /// Returns the parents of the spans of its stages.
     pub(crate) fn parents(&self) -> &[SpanContext] {
         &self.parents
     }
 
-    /// The trace of its first request, as 32 hexadecimal digits.
+    /// Returns the trace id of its first request, as 32 hexadecimal digits.
     pub(crate) fn trace_id(&self) -> Option<String> {
         self.parents.first().map(|parent| parent.trace_id().to_string())
     }
 
-    /// When it was proposed, or came.
+    /// Returns the time at which it was proposed or received.
     pub(crate) fn since(&self) -> SystemTime {
         self.since
     }
 
-    /// Makes the spans of a stage that is over.
+    /// Makes the spans of a stage that has ended.
     pub(crate) fn stage(&self, name: &'static str, began: SystemTime, ended: SystemTime) {
         for parent in &self.parents {
             stage(parent, name, began, ended, |_| {});

@@ -5,7 +5,7 @@ use opentelemetry_otlp::ExporterBuildError;
 /// Why traces cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum TracesError {
-    /// A standard variable has a value that it must not have.
+    /// A standard variable has a value that is not allowed.
     #[error("{name}: {value}: {rule}")]
     Variable {
         /// The variable.
@@ -15,18 +15,18 @@ pub enum TracesError {
         /// What it must be.
         rule: &'static str,
     },
-    /// There is no exporter for what is configured.
+    /// No exporter can be made for the endpoint.
     #[error("telemetry.traces.endpoint: {endpoint}: {source}")]
     Exporter {
-        /// The endpoint in force.
+        /// The effective endpoint.
         endpoint: String,
         /// Why.
         source: ExporterBuildError,
     },
-    /// The HTTP client of the exporter speaks no TLS.
+    /// The HTTP exporter does not support TLS.
     #[error("endpoint of traces: {0}: must be http:// with the protocol http; https:// needs grpc")]
     PlainHttp(String),
     /// Traces were started before in this process.
-    #[error("telemetry.traces: this process sends traces already")]
+    #[error("telemetry.traces: this process exports traces already")]
     Started,
 }

@@ -1,4 +1,4 @@
-//! Sending spans away: in batches, from a queue bounded in spans, by a thread of the SDK's; what does not fit is dropped.
+//! Exports spans in batches, from a queue bounded in spans, on a thread of the SDK. Spans that do not fit are dropped.
 //!
 //! Requests to the collector run on the node's runtime, because that thread has none.
 
@@ -26,7 +26,7 @@ use crate::config::TracesProtocol;
 /// The cluster of the node, once it is known.
 pub(super) type ClusterId = Arc<OnceLock<Uuid>>;
 
-/// Makes what samples everything that reaches it and sends it away. In a tokio runtime.
+/// Makes the provider, which samples and exports every span that reaches it. Must be called in a tokio runtime.
 pub(super) fn provider(settings: &Settings, node: &str) -> Result<(SdkTracerProvider, ClusterId), TracesError> {
     let Settings { endpoint, export_timeout, .. } = settings;
     let exporter = match settings.protocol {
@@ -34,7 +34,7 @@ pub(super) fn provider(settings: &Settings, node: &str) -> Result<(SdkTracerProv
             let builder = opentelemetry_otlp::SpanExporter::builder().with_tonic();
             let builder = builder.with_endpoint(endpoint).with_timeout(*export_timeout);
             match endpoint.starts_with("https://") {
-                // Whom the system trusts, which `SSL_CERT_FILE` overrides.
+                // The CAs that the system trusts; `SSL_CERT_FILE` overrides them.
                 true => builder.with_tls_config(ClientTlsConfig::new().with_enabled_roots()).build(),
                 false => builder.build(),
             }
@@ -70,7 +70,8 @@ pub(super) fn provider(settings: &Settings, node: &str) -> Result<(SdkTracerProv
 }
 
 fn resource(node: &str) -> Resource {
-    // Reads the standard variables; what is added here wins over them, so the name is added only when they have none.
+    // The builder reads the standard variables. Attributes added here override them, so the name is added only when the
+    // variables have none.
     let named = std::env::var("OTEL_SERVICE_NAME").is_ok_and(|name| !name.is_empty())
         || std::env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|attributes| attributes.contains("service.name="));
     let mut attributes = vec![
@@ -84,8 +85,8 @@ fn resource(node: &str) -> Resource {
     Resource::builder().with_attributes(attributes).build()
 }
 
-/// The exporter of OTLP, called on the node's runtime, with the cluster among the attributes of the resource once the node
-/// is part of one.
+/// The OTLP exporter, called on the node's runtime. Adds the cluster id to the attributes of the resource once the node
+/// is a member of a cluster.
 struct Exporter {
     inner: Arc<RwLock<opentelemetry_otlp::SpanExporter>>,
     runtime: Handle,
@@ -119,7 +120,7 @@ impl SpanExporter for Exporter {
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        // Nothing is being exported any more: the same thread calls this.
+        // No export is running: the same thread calls this and the export.
         match self.inner.try_read() {
             Ok(inner) => inner.shutdown_with_timeout(timeout),
             Err(_) => Err(OTelSdkError::Timeout(timeout)),

@@ -1,26 +1,26 @@
-//! OpenTelemetry traces: which requests are traced, and the spans of a request on its way through the node.
+//! OpenTelemetry traces: decides which requests are traced and makes the spans of a request.
 //!
 //! ```text
-//! request (server) ── queue      from its place in the queue of the partition to its proposal
-//!                  ├─ append     from the proposal to the entry in the log's memory
-//!                  ├─ flush      from there to the flush of this replica
-//!                  ├─ replicate  one per follower, with the follower's `append` and `flush` below it
-//!                  ├─ commit     from the entry in memory to the word of a majority
-//!                  └─ apply      by the state machine
+//! request (server) ── queue      from entering the queue of the partition to its proposal ├─ append     from the
+//! proposal to the entry in the log's memory ├─ flush      from the entry in memory to the flush on this replica ├─
+//! replicate  one per follower, with the follower's `append` and `flush` below it ├─ commit     from the entry in
+//! memory to the acknowledgement of a majority └─ apply      by the state machine
 //! ```
 //!
 //! Invariants:
-//! - Whether a request is traced is decided once, when it arrives (`sampling`), before any span exists. One that is not
-//!   costs a look at its headers here, and further down checks of an empty `Option`: no span, no allocation, no clock.
-//! - Spans are made in arrears, by whoever knows when a stage began and ended; no layer waits for tracing. The queue to the
-//!   exporter is bounded in spans, and what does not fit is dropped (`export`).
-//! - One per process, as the log lines are.
+//! - Whether a request is traced is decided once, when it arrives (`sampling`), before any span exists. A request that
+//!   is not traced costs a check of its headers here, and checks of an empty `Option` in the layers below: no span, no
+//!   allocation, no clock.
+//! - The layer that measures a stage makes the span after the stage has ended; no layer waits for tracing. The queue to
+//!   the exporter is bounded in spans, and spans that do not fit are dropped (`export`).
+//! - There is one tracer per process, like the log.
 //!
-//! Request spans are spans of `tracing` on the target [`SPANS`], which `tracing-opentelemetry` turns into those of
-//! OpenTelemetry and keeps active while the request is worked on. Log lines written meanwhile carry `trace_id` and `span_id`.
+//! Request spans are `tracing` spans with the target [`SPANS`]. `tracing-opentelemetry` turns them into OpenTelemetry
+//! spans and keeps them active while the node handles the request. Log lines written during that time contain
+//! `trace_id` and `span_id`.
 //!
-//! Neighbours: `listeners/` and `peers/` begin requests; `partition/sequencer.rs` and `raft/` record stages; the W3C texts are
-//! the client's (`chronicle_client::trace`).
+//! Neighbours: `listeners/` and `peers/` begin requests; `partition/sequencer.rs` and `raft/` record stages;
+//! `chronicle_client::trace` parses and writes the W3C headers.
 
 mod entry;
 mod error;
@@ -52,7 +52,7 @@ use export::ClusterId;
 use sampling::Sampling;
 use settings::Settings;
 
-/// Target of the `tracing` spans that become spans of OpenTelemetry. Log lines do not show them.
+/// Target of the `tracing` spans that become OpenTelemetry spans. They do not appear in log lines.
 pub const SPANS: &str = "chronicle_traces";
 
 static STATE: OnceLock<State> = OnceLock::new();
@@ -72,11 +72,12 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Starts what sends spans away, as the configuration and the standard `OTEL_*` variables of the process say. `None`:
-    /// they name no endpoint, and nothing is traced. The exporter works on the current tokio runtime.
+    /// Starts the export of spans, with the settings of the configuration and the standard `OTEL_*` variables of the
+    /// process. Returns `None` when they name no endpoint: nothing is traced. The exporter runs on the current tokio
+    /// runtime.
     ///
     /// # Errors
-    /// A variable that does not parse, an endpoint that is none.
+    /// A variable does not parse, or the endpoint is not valid.
     pub fn start(config: &TracesConfig, node: &str) -> Result<Option<Self>, TracesError> {
         let Some(settings) = Settings::resolve(config, |name| std::env::var(name).ok())? else { return Ok(None) };
         let (provider, cluster) = export::provider(&settings, node)?;
@@ -86,16 +87,17 @@ impl Traces {
         Ok(Some(Self { provider, tracer, shutdown: Duration::from_millis(config.shutdown_ms) }))
     }
 
-    /// From now on requests are sampled as this says, and the standard variables of the process; without traces nothing happens.
+    /// Applies new sampling settings, of `config` and the standard variables of the process. Does nothing without
+    /// traces.
     pub(crate) fn resample(config: &TracesConfig) {
         let Some(state) = STATE.get() else { return };
         match settings::sampling(config, &|name| std::env::var(name).ok()) {
             Ok(sampling) => *state.sampling.write() = sampling,
-            Err(error) => tracing::error!(%error, "sampling stays as it was"),
+            Err(error) => tracing::error!(%error, "cannot change trace sampling, previous settings stay in effect"),
         }
     }
 
-    /// The layer that turns spans of the target [`SPANS`] into those of OpenTelemetry.
+    /// Returns the layer that turns spans with the target [`SPANS`] into OpenTelemetry spans.
     pub fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
@@ -107,11 +109,12 @@ impl Traces {
             .with_target(false)
             .with_level(false)
             .with_tracked_inactivity(false)
-            // All of them are of this level; without the hint every disabled event of the process would be looked at.
+            // All spans with this target have this level. Without the hint, the filter would run for every disabled
+            // event of the process.
             .with_filter(filter_fn(|metadata| metadata.target() == SPANS).with_max_level_hint(LevelFilter::ERROR))
     }
 
-    /// Sends what is queued, for at most `telemetry.traces.shutdown-ms`, and stops.
+    /// Exports the queued spans, for at most `telemetry.traces.shutdown-ms`, and stops.
     pub async fn shutdown(self) {
         let stopped = crate::host::blocking(move || self.provider.shutdown_with_timeout(self.shutdown)).await;
         if let Ok(Err(error)) = stopped {
@@ -120,14 +123,14 @@ impl Traces {
     }
 }
 
-/// The node is part of this cluster: spans say so from now on.
+/// Adds the cluster id to spans exported from now on.
 pub(crate) fn of_cluster(cluster: Uuid) {
     if let Some(state) = STATE.get() {
         let _ = state.cluster.set(cluster);
     }
 }
 
-/// The sampled span that is active here.
+/// Returns the sampled span that is active here.
 pub(crate) fn current() -> Option<SpanContext> {
     STATE.get()?;
     Context::map_current(|context| {
@@ -136,12 +139,13 @@ pub(crate) fn current() -> Option<SpanContext> {
     })
 }
 
-/// Trace id of the sampled request that is being worked on here, as 32 hexadecimal digits: for exemplars and log lines.
+/// Returns the trace id of the sampled request whose span is active here, as 32 hexadecimal digits: for exemplars and
+/// log lines.
 pub fn current_trace_id() -> Option<String> {
     current().map(|context| context.trace_id().to_string())
 }
 
-/// Adds to the sampled span that is active here, if there is one.
+/// Adds attributes to the sampled span that is active here, if there is one.
 pub(crate) fn describe(attributes: impl FnOnce() -> Vec<KeyValue>) {
     if STATE.get().is_none() {
         return;
@@ -153,7 +157,7 @@ pub(crate) fn describe(attributes: impl FnOnce() -> Vec<KeyValue>) {
     });
 }
 
-/// Makes the span of a stage that is over.
+/// Makes the span of a stage that has ended.
 fn stage(
     parent: &SpanContext,
     name: &'static str,
@@ -168,7 +172,7 @@ fn stage(
     state.tracer.build_with_context(builder, &parent).end_with_timestamp(ended);
 }
 
-/// A span that others continue before it ends: on another node.
+/// A span that another node continues before it ends.
 pub(crate) struct Open {
     context: Context,
 }
@@ -185,7 +189,7 @@ impl Open {
         Some(Self { context: Context::new().with_span(span) })
     }
 
-    /// The span.
+    /// Returns the span's context.
     pub(crate) fn context(&self) -> SpanContext {
         self.context.span().span_context().clone()
     }

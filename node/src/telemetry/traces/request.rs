@@ -1,4 +1,4 @@
-//! The span of one request, from its first header to its answer.
+//! The span of one request, from its headers to its response.
 
 use std::borrow::Cow;
 
@@ -14,30 +14,30 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::{SPANS, STATE};
 use crate::model::{ApiError, ErrorKind};
 
-/// Longest name of a call that is shown as it is, in bytes: names are chosen by whoever calls.
+/// Longest name of a call that is used as it is, in bytes: the client chooses the name.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The remote parent in the headers of a request.
+/// Returns the remote parent in the headers of a request.
 pub(crate) fn parent_of(headers: &HeaderMap) -> Option<SpanContext> {
     STATE.get()?;
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     w3c::parse(text(w3c::TRACEPARENT)?, text(w3c::TRACESTATE).unwrap_or_default())
 }
 
-/// The remote parent in a message.
+/// Returns the remote parent in a message.
 pub(crate) fn parent_in(trace: &v1::TraceContext) -> Option<SpanContext> {
     STATE.get()?;
     w3c::parse(&trace.traceparent, &trace.tracestate)
 }
 
-/// The name of a call by its HTTP method and path: for gRPC `Service/Method`. `None`: a stream, whose requests have spans of
-/// their own.
+/// Returns the name of a call by its HTTP method and path: for gRPC `Service/Method`. `None`: a stream, each of whose
+/// requests has its own span.
 pub(crate) fn call_of<'a>(is_grpc: bool, method: &Method, path: &'a str) -> Option<Cow<'a, str>> {
     if is_grpc {
         let name = path.strip_prefix("/chronicle.v1.").filter(|name| name.len() <= NAME_BYTES_MAX).unwrap_or("gRPC");
         return (!name.ends_with("Stream") && name != "gRPC").then_some(Cow::Borrowed(name));
     }
-    // Not the path: topics are part of it.
+    // Not the path: it contains topic names.
     let what = match path.rsplit('/').next().unwrap_or_default() {
         _ if path == "/" => "records",
         "records" => "records",
@@ -59,15 +59,15 @@ impl Request {
         Self { span: Span::none() }
     }
 
-    /// Decides whether a request with this parent is traced, and begins its span if so. `name` is asked for only then; no
-    /// name: no span.
+    /// Decides whether a request with this parent is traced, and begins its span if so. Calls `name` only then; without
+    /// a name there is no span.
     pub(crate) fn begin<'a>(parent: Option<SpanContext>, name: impl FnOnce() -> Option<Cow<'a, str>>) -> Self {
         let Some(state) = STATE.get() else { return Self::untraced() };
         if !state.sampling.read().samples(parent.as_ref()) {
             return Self::untraced();
         }
         let Some(name) = name() else { return Self::untraced() };
-        // As an error, so that no filter of levels drops it; it is no line itself.
+        // At level error, so that no level filter drops it; the span itself is not logged.
         let span = tracing::error_span!(
             target: SPANS,
             parent: None,
@@ -76,13 +76,13 @@ impl Request {
             otel.kind = "server",
         );
         if let Some(parent) = parent {
-            // Fails for a span that has begun already, which this one has not.
+            // Fails only for a span that has begun already, which this one has not.
             let _ = span.set_parent(Context::new().with_remote_span_context(parent));
         }
         Self { span }
     }
 
-    /// As [`Request::begin`], for one request of a ProduceStream: its own context, else that of the call.
+    /// As [`Request::begin`], for one request of a ProduceStream: with its own context, else the context of the call.
     pub(crate) fn begin_streamed(own: Option<&v1::TraceContext>, of_call: Option<&SpanContext>) -> Option<Box<Self>> {
         STATE.get()?;
         let parent = own.and_then(parent_in).or_else(|| of_call.cloned());
@@ -90,17 +90,17 @@ impl Request {
         (!request.span.is_disabled()).then(|| Box::new(request))
     }
 
-    /// Works on the request: its span is the active one whenever `work` is polled.
+    /// Wraps `work` so that the request's span is active whenever `work` is polled.
     pub(crate) fn instrument<F: Future>(&self, work: F) -> Instrumented<F> {
         work.instrument(self.span.clone())
     }
 
-    /// Does a short piece of work with its span active.
+    /// Runs `work` with the request's span active.
     pub(crate) fn in_scope<T>(&self, work: impl FnOnce() -> T) -> T {
         self.span.in_scope(work)
     }
 
-    /// It was answered so: what the node failed at is an error of the span, what it refused is not.
+    /// Records the response: a failure of the node marks the span as an error, a rejected request does not.
     pub(crate) fn answered<B>(&self, response: &http::Response<B>) {
         if self.span.is_disabled() {
             return;
@@ -117,7 +117,7 @@ impl Request {
         }
     }
 
-    /// One request of a stream failed, or was refused.
+    /// Records that one request of a stream failed or was rejected.
     pub(crate) fn failed(&self, error: &ApiError) {
         self.span.set_attribute("error.type", error.reason.as_str());
         if matches!(error.kind(), ErrorKind::Unknown | ErrorKind::Fatal | ErrorKind::Retry) {

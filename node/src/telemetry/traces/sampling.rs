@@ -1,16 +1,16 @@
-//! Which requests are traced: as whoever sent them has decided, else one in so many.
+//! Decides which requests are traced: the sender's decision applies, else a fixed share of the requests.
 //!
-//! The rule of `parentbased_traceidratio` and its relatives in OpenTelemetry's specification, applied before there is a
-//! span; the provider itself samples whatever reaches it.
+//! The rule of `parentbased_traceidratio` and its relatives in OpenTelemetry's specification, applied before a span
+//! exists; the provider itself samples every span that reaches it.
 
 use opentelemetry::trace::{SpanContext, TraceId};
 
-/// Who decides.
+/// How requests are sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sampling {
-    /// A request that names its parent is traced when that is.
+    /// A request with a parent span is traced when the parent is sampled.
     by_parent: bool,
-    /// Traces whose number, of 63 bits, is below this one are sampled.
+    /// Traces whose 63-bit number is below this one are sampled.
     below: u64,
 }
 
@@ -29,7 +29,7 @@ impl Sampling {
     pub(super) fn samples(&self, parent: Option<&SpanContext>) -> bool {
         match parent {
             Some(parent) if self.by_parent => parent.is_sampled(),
-            // The same on every node that the trace comes through.
+            // The same result on every node that the trace passes.
             Some(parent) => number(parent.trace_id()) < self.below,
             None => self.below > 0 && (self.below == NUMBERS || rand::random::<u64>() >> 1 < self.below),
         }

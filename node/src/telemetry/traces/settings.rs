@@ -1,5 +1,5 @@
-//! What holds: the fields of the configuration, and over them the standard `OTEL_*` variables, as environment wins over files
-//! everywhere.
+//! The effective settings: the fields of the configuration, overridden by the standard `OTEL_*` variables, as the
+//! environment overrides files everywhere.
 //!
 //! Headers, compression and the resource's attributes (`OTEL_EXPORTER_OTLP_HEADERS`, `..._COMPRESSION`,
 //! `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SERVICE_NAME`) are read by the SDK itself.
@@ -10,10 +10,10 @@ use super::error::TracesError;
 use super::sampling::Sampling;
 use crate::config::{TracesConfig, TracesProtocol};
 
-/// Path of the signal where the endpoint is the one of all signals.
+/// Path of the traces signal below an endpoint that is configured for all signals.
 const TRACES_PATH: &str = "v1/traces";
 
-/// How spans are sampled and sent.
+/// How spans are sampled and exported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
     pub(super) endpoint: String,
@@ -26,12 +26,12 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// `None`: traces are off.
+    /// Computes the settings; `None` when traces are off.
     pub(super) fn resolve(
         config: &TracesConfig,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, TracesError> {
-        // Set but empty is not set, says the standard.
+        // The standard treats an empty variable as not set.
         let variable =
             |name: &'static str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         let off = variable("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"));
@@ -106,7 +106,7 @@ pub(super) fn sampling(
     Ok(match sampler.as_str() {
         "always_on" => Sampling::new(false, 1.0),
         "always_off" => Sampling::new(false, 0.0),
-        // Without an argument, 1: so the standard.
+        // The standard's default without an argument is 1.
         "traceidratio" => Sampling::new(false, ratio.unwrap_or(1.0)),
         "parentbased_always_on" => Sampling::new(true, 1.0),
         "parentbased_always_off" => Sampling::new(true, 0.0),
