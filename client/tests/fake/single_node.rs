@@ -1,9 +1,4 @@
-//! A node in memory for the client's tests: one partition, idempotent producers, and faults on order. It is reached
-//! through the client's connector, so that a test can cut connections.
-
-#![allow(dead_code, unreachable_pub, reason = "shared by test files, each of which uses a part of it")]
-
-pub mod cluster;
+//! A fake node: one partition, idempotent producers, and faults that a test injects. A test can also cut its connections.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -34,7 +29,7 @@ pub enum Fault {
     StoreThenCut,
     /// Not stored; the connection ends without an answer.
     Cut,
-    /// Stored; then answered as if nobody knew.
+    /// Stored; then answered with `OUTCOME_UNKNOWN`.
     StoreThenUnknown,
     /// Not stored, never answered.
     Hang,
@@ -43,7 +38,7 @@ pub enum Fault {
 #[derive(Debug, Default, Clone)]
 struct ProducerState {
     next: i32,
-    /// First sequence, count and base offset of the last requests.
+    /// First sequence, record count and base offset of the last requests.
     recent: VecDeque<(i32, i32, i64)>,
 }
 
@@ -51,25 +46,25 @@ struct ProducerState {
 pub struct State {
     pub records: Vec<v1::Record>,
     producers: HashMap<i64, ProducerState>,
-    next_producer: i64,
+    pub next_producer: i64,
     pub faults: VecDeque<Fault>,
-    /// What happens to the next calls of InitProducer: `Refuse`, `Hang`, or nothing.
+    /// What happens to the next InitProducer calls: `Refuse`, `Hang`, or nothing.
     pub init_faults: VecDeque<Fault>,
-    /// Every append that came in: first sequence (if idempotent) and record count.
+    /// Every append received: first sequence (if idempotent) and record count.
     pub requests: Vec<(Option<i32>, usize)>,
     /// Appends are not answered while this is set.
     pub held: bool,
     /// Reads: end the stream after this many answers, once.
     pub end_reads_after: VecDeque<usize>,
-    /// Calls of ListOffsets to refuse first.
+    /// How many ListOffsets calls to refuse first.
     pub unavailable_reads: usize,
     pub offsets_calls: usize,
     pub connections: usize,
-    /// Largest value that is accepted.
+    /// Size of the largest value that is accepted.
     pub value_bytes_max: usize,
 }
 
-/// The node. Clones are the same node.
+/// The node. Clones share their state.
 #[derive(Clone)]
 pub struct Node {
     pub state: Arc<Mutex<State>>,
@@ -79,7 +74,7 @@ pub struct Node {
     refuse_connections: Arc<Mutex<bool>>,
 }
 
-/// A status as a node makes it.
+/// A status in the form that a node returns.
 pub fn status(code: Code, reason: &str) -> Status {
     let metadata = HashMap::from([("expected".to_owned(), "0".to_owned())]);
     let details = ErrorDetails::with_error_info(reason, "chronicle.dev", metadata);
@@ -89,7 +84,7 @@ pub fn status(code: Code, reason: &str) -> Status {
 impl Node {
     pub fn start() -> Self {
         let (accept, incoming) = mpsc::unbounded_channel();
-        let state = State { value_bytes_max: usize::MAX, ..State::default() };
+        let state = State::new();
         let node = Self {
             state: Arc::new(Mutex::new(state)),
             changed: Arc::new(Notify::new()),
@@ -150,13 +145,13 @@ impl Node {
         self.state.lock().faults.extend(faults);
     }
 
-    /// Keeps appends waiting, or lets them go on.
+    /// Delays appends, or lets them continue.
     pub fn hold(&self, held: bool) {
         self.state.lock().held = held;
         self.changed.notify_waiters();
     }
 
-    /// Appends without any client.
+    /// Appends directly, without a client.
     pub fn store(&self, values: impl IntoIterator<Item = String>) {
         let records = values.into_iter().map(|value| v1::Record { value: Some(value.into()), ..Default::default() });
         self.state.lock().records.extend(records);
@@ -184,7 +179,6 @@ impl Node {
         self.wait(|state| !state.held).await;
     }
 
-    /// `None`: the connection is to end, or nothing is ever said.
     fn append(&self, request: v1::ProduceRequest) -> Outcome {
         let mut state = self.state.lock();
         let sequence = request.producer.map(|producer| producer.sequence);
@@ -194,11 +188,11 @@ impl Node {
             Fault::Refuse(code, reason) => Outcome::Answer(Err(status(code, reason))),
             Fault::Cut => Outcome::Cut,
             Fault::Hang => Outcome::Hang,
-            Fault::None => Outcome::Answer(state.judge(request)),
-            Fault::StoreThenCut => state.judge(request).map_or_else(|e| Outcome::Answer(Err(e)), |_| Outcome::Cut),
+            Fault::None => Outcome::Answer(state.append(request)),
+            Fault::StoreThenCut => state.append(request).map_or_else(|e| Outcome::Answer(Err(e)), |_| Outcome::Cut),
             Fault::StoreThenUnknown => {
                 let unknown = status(Code::Unknown, "OUTCOME_UNKNOWN");
-                Outcome::Answer(state.judge(request).and(Err(unknown)))
+                Outcome::Answer(state.append(request).and(Err(unknown)))
             }
         };
         drop(state);
@@ -214,7 +208,13 @@ enum Outcome {
 }
 
 impl State {
-    fn judge(&mut self, request: v1::ProduceRequest) -> Result<v1::ProduceResponse, Status> {
+    /// An empty log that accepts values of any size.
+    pub fn new() -> Self {
+        Self { value_bytes_max: usize::MAX, ..Self::default() }
+    }
+
+    /// Stores an append or refuses it.
+    pub fn append(&mut self, request: v1::ProduceRequest) -> Result<v1::ProduceResponse, Status> {
         let count = i32::try_from(request.records.len()).unwrap();
         let base_offset = i64::try_from(self.records.len()).unwrap();
         let too_large =
@@ -241,7 +241,7 @@ impl State {
             let producer = self.producers.entry(identity.producer_id).or_default();
             producer.next = identity.sequence.wrapping_add(count) & i32::MAX;
             producer.recent.push_back((identity.sequence, count, base_offset));
-            // As many as the Kafka protocol asks for.
+            // As many as the Kafka protocol requires.
             if producer.recent.len() > 5 {
                 producer.recent.pop_front();
             }
@@ -251,7 +251,7 @@ impl State {
     }
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Log for Node {
@@ -303,7 +303,7 @@ impl Log for Node {
 
     type ConsumeStreamStream = Answers<v1::ConsumeResponse>;
 
-    /// Answers of at most two records.
+    /// Responses have at most two records.
     async fn consume_stream(
         &self,
         request: Request<v1::ConsumeStreamRequest>,
