@@ -1,6 +1,6 @@
 //! The attempts at one thing: which node comes next, and after what pause.
 //!
-//! Each call, producer and consumer holds an [`Attempts`]. It asks for a route, and reports how the attempt went.
+//! Each call, producer and consumer holds an [`Attempts`], asks it for a route, and reports how the attempt went.
 //!
 //! Promise: a redirect is followed at once; after a failure another node is tried and the metadata is refreshed; when that
 //! brings no new node, there is a growing pause. At most [`HOPS_MAX`] attempts follow each other without a pause.

@@ -178,7 +178,7 @@ impl Consumer {
         let give_up = *self.give_up.get_or_insert_with(|| Instant::now() + timeout);
         match timeout_at(give_up, self.attempts.failed(route, &error)).await {
             Ok(pause) if Instant::now() + pause < give_up => {
-                tracing::debug!(%error, partition = %self.partition, position = ?self.position, "reconnecting the consumer");
+                tracing::debug!(%error, partition = %self.partition, position = ?self.position, "reconnecting consumer");
                 sleep(pause).await;
                 Ok(())
             }

@@ -1,7 +1,7 @@
 //! The Rust client of Chronicle.
 //!
 //! Promise: a call ends within its deadline, and its error says whether a node took the request ([`ErrorKind`]). The client
-//! never repeats a request that could then be carried out twice. It retries reads, and requests that were not accepted, with
+//! never repeats a request when that could have a second effect. It retries reads, and requests that were not accepted, with
 //! exponential backoff and jitter. It repeats an append whose outcome is unknown only when the append carries a producer id and
 //! sequence, which let the node recognise the duplicate.
 //!

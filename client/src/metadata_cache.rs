@@ -257,7 +257,7 @@ impl MetadataCache {
             Err(error) => {
                 pace.distance = (pace.distance * 2).clamp(DISTANCE_MIN, DISTANCE_MAX);
                 pace.last_failure = Some(error.clone());
-                tracing::debug!(%error, "cannot refresh the metadata");
+                tracing::debug!(%error, "cannot refresh metadata");
                 Err(error)
             }
         }

@@ -96,10 +96,11 @@ impl Member {
     async fn beat(&mut self) -> Duration {
         let returned = self.owned.returnable(Instant::now());
         if !returned.is_empty() {
+            // Without the commit, the next owner reads some records again.
             if self.config.auto_commit.is_some()
                 && let Err(error) = self.commit().await
             {
-                tracing::warn!(group = self.config.group, %error, "cannot commit before giving partitions back; their next owner reads some records again");
+                tracing::warn!(group = self.config.group, %error, "cannot commit before giving partitions back");
             }
             self.owned.give_back(&returned);
         }
@@ -134,14 +135,14 @@ impl Member {
                     false => self.take(new).await,
                 };
                 if let Err(error) = taken {
-                    tracing::debug!(group = self.config.group, %error, "cannot fetch the committed offsets of new partitions");
+                    tracing::debug!(group = self.config.group, %error, "cannot fetch committed offsets of new partitions");
                     return RETRY.min(interval);
                 }
                 // Revoked partitions without an unfinished record are given back at once.
                 if self.owned.returnable(Instant::now()).is_empty() { interval } else { Duration::ZERO }
             }
             Err(error) if error.reason == "UNKNOWN_MEMBER" => {
-                tracing::warn!(group = self.config.group, %error, "the coordinator does not know this member; joining again");
+                tracing::warn!(group = self.config.group, %error, "membership lost; joining again");
                 self.lose_membership();
                 REJOIN
             }
@@ -226,7 +227,7 @@ impl Member {
         if let Ok(Err(error)) = left
             && error.reason != "UNKNOWN_MEMBER"
         {
-            tracing::debug!(group = self.config.group, %error, "cannot leave the group; the coordinator drops this member when its session times out");
+            tracing::debug!(group = self.config.group, %error, "cannot leave group");
         }
     }
 }

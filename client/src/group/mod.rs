@@ -155,7 +155,7 @@ impl GroupConsumer {
     pub async fn leave(self) -> Result<(), ClientError> {
         let left = ask(self.commands, Command::Close).await;
         if let Err(error) = self.member.await {
-            tracing::error!(%error, "the group member task panicked");
+            tracing::error!(%error, "group member task panicked");
         }
         left
     }
@@ -198,7 +198,7 @@ impl GroupConsumer {
             return Err(error);
         }
         // Retention has passed the offset: the records in between are gone.
-        tracing::warn!(%partition, %error, "the committed offset is out of range; reading continues at the configured start");
+        tracing::warn!(%partition, %error, "committed offset out of range; reading from configured start");
         let found = match self.start {
             GroupStart::Earliest => error.number("earliest"),
             GroupStart::Latest => error.number("next"),

@@ -111,7 +111,7 @@ impl Producer {
         let span = SendSpan::start(&self.partition, &mut records);
         let payload: usize = records.iter().map(Record::payload_bytes).sum();
         if payload > self.item_bytes_max {
-            let message = format!("{payload} bytes exceed the producer's item_bytes_max of {}", self.item_bytes_max);
+            let message = format!("records: {payload} bytes: at most {} (item_bytes_max)", self.item_bytes_max);
             return Err(ClientError::new(ErrorKind::Rejected, "RECORD_TOO_LARGE", message));
         }
         let size = u32::try_from(payload + records.len() * RECORD_OVERHEAD).unwrap_or(u32::MAX);

@@ -1,4 +1,4 @@
-//! Single calls: what is retried, what is not, and what the error says.
+//! Single calls: which are retried, and what the errors say.
 
 use std::time::Duration;
 

@@ -1,9 +1,8 @@
-//! Several nodes: the client finds leaders and followers, and loses and doubles nothing while they change.
+//! Several nodes: the client finds leaders and followers, and loses or duplicates no record while they change.
 
 use std::time::Duration;
 
-use crate::fake::Fault;
-use crate::fake::cluster::{Cluster, Reach};
+use crate::fake::{Cluster, Fault, Reach};
 use chronicle_client::{
     Client, ClientError, ConsumerConfig, ErrorKind, Partition, Position, Producer, ProducerConfig, ReadFrom, Record, v1,
 };
@@ -46,7 +45,7 @@ async fn send_all(producer: &Producer, range: std::ops::Range<usize>) -> Vec<Res
     join_all(deliveries).await
 }
 
-/// Every record has the offset of its place.
+/// The offsets are 0, 1, 2 and so on.
 fn assert_dense(offsets: Vec<Result<i64, ClientError>>) {
     let count = offsets.len() as i64;
     let offsets: Result<Vec<i64>, _> = offsets.into_iter().collect();
@@ -73,11 +72,11 @@ async fn a_redirect_is_followed_at_once_and_remembered() {
     let cluster = Cluster::start(3);
     cluster.lead(1);
     for n in [0, 2] {
-        cluster.shared.lock().nodes[n].believes = Some((0, 1));
+        cluster.state.lock().nodes[n].believes = Some((0, 1));
     }
-    // The one that leads knows, but it is not asked.
+    // Node 1 knows that it leads, but the client does not ask it.
     let client = cluster.client("n2:7400");
-    cluster.shared.lock().nodes[0].believes = Some((1, 2));
+    cluster.state.lock().nodes[0].believes = Some((1, 2));
     for (n, offset) in (0..10).zip(0..) {
         assert_eq!(client.produce(request(&n.to_string(), None)).await.unwrap().base_offset, offset);
     }
@@ -91,7 +90,7 @@ async fn nodes_that_send_each_to_the_other_do_not_cause_a_storm() {
     let cluster = Cluster::start(2);
     cluster.depose();
     for n in 0..2 {
-        cluster.shared.lock().nodes[n].believes = Some((1 - n, 1));
+        cluster.state.lock().nodes[n].believes = Some((1 - n, 1));
     }
     let client = Client::connect(cluster.config("n0:7400").request_timeout(Duration::from_secs(5))).unwrap();
     let error = client.produce(request("a", None)).await.unwrap_err();
@@ -105,7 +104,7 @@ async fn nodes_that_send_each_to_the_other_do_not_cause_a_storm() {
 async fn a_leader_that_dies_in_the_middle_costs_nothing_and_doubles_nothing() {
     for fault in [Fault::StoreThenCut, Fault::Cut] {
         let cluster = Cluster::start(3);
-        cluster.shared.lock().log.faults.extend([Fault::None, Fault::None, fault.clone(), Fault::None, fault]);
+        cluster.state.lock().log.faults.extend([Fault::None, Fault::None, fault.clone(), Fault::None, fault]);
         let client = cluster.client("n0:7400,n1:7400,n2:7400");
         let producer = producer(&client, small());
         assert_dense(send_all(&producer, 0..300).await);
@@ -117,7 +116,7 @@ async fn a_leader_that_dies_in_the_middle_costs_nothing_and_doubles_nothing() {
 #[tokio::test]
 async fn without_idempotence_only_what_was_sent_to_the_dead_leader_is_unknown() {
     let cluster = Cluster::start(3);
-    cluster.shared.lock().log.faults.extend([Fault::None, Fault::Cut, Fault::None, Fault::StoreThenCut]);
+    cluster.state.lock().log.faults.extend([Fault::None, Fault::Cut, Fault::None, Fault::StoreThenCut]);
     let client = cluster.client("n0:7400,n1:7400,n2:7400");
     let config = ProducerConfig { idempotent: false, batch_records_max: 1, ..small() };
     let producer = producer(&client, config);
@@ -142,7 +141,7 @@ async fn a_silent_leader_is_given_up_when_another_leads() {
     for value in values(50..100) {
         deliveries.push(producer.send(Record::value(value)).await.unwrap());
     }
-    // Slow, but still the leader: nobody is given up for that.
+    // Slow, but still the leader: the client does not abandon it.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(cluster.values().len(), 50);
     let silent = Instant::now();
@@ -151,7 +150,7 @@ async fn a_silent_leader_is_given_up_when_another_leads() {
         assert_eq!(delivery.await.unwrap(), offset);
     }
     assert!(silent.elapsed() < Duration::from_millis(1500), "{:?}", silent.elapsed());
-    // What the old leader still finds in its sockets changes nothing.
+    // Requests that still arrive at the old leader change nothing.
     cluster.silence(0, false);
     producer.send(Record::value("100")).await.unwrap().await.unwrap();
     assert_eq!(cluster.values(), values(0..101));
@@ -167,7 +166,7 @@ async fn a_busy_producer_gives_a_silent_leader_up_too() {
     cluster.silence(0, true);
     let mut deliveries = vec![producer.send(Record::value("10")).await.unwrap()];
     cluster.lead(1);
-    // Records keep coming in: the suspicion must not start over with each.
+    // New records keep arriving: the suspicion must not start over with each.
     for value in values(11..400) {
         tokio::time::sleep(Duration::from_millis(5)).await;
         deliveries.push(producer.send(Record::value(value)).await.unwrap());
@@ -206,14 +205,14 @@ async fn a_leader_that_cannot_be_connected_to_any_more_does_not_hold_up_its_succ
     cluster.reach("n0:7400", Reach::Swallowed);
     cluster.kill(0);
     cluster.depose();
-    // The client notices that the connection is gone.
+    // The client notices that the connection is closed.
     tokio::time::sleep(Duration::from_millis(10)).await;
     let began = Instant::now();
     let (append, ()) = tokio::join!(client.produce(request("1", None)), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         cluster.lead(1);
     });
-    // Not idempotent: that nothing can have been sent makes the repetition safe.
+    // Not idempotent, but certainly not sent: a retry is safe.
     assert_eq!(append.unwrap().base_offset, 1);
     assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
     let began = Instant::now();
@@ -275,7 +274,7 @@ async fn a_service_in_front_of_all_nodes_is_enough() {
 #[tokio::test]
 async fn a_leader_behind_a_forwarded_port_is_reached_through_it() {
     let cluster = Cluster::start(1);
-    cluster.shared.lock().nodes[0].address = "10.0.0.1:7400".into();
+    cluster.state.lock().nodes[0].address = "10.0.0.1:7400".into();
     cluster.reach("127.0.0.1:7400", Reach::Node(0));
     let client = cluster.client("127.0.0.1:7400");
     let producer = producer(&client, small());
@@ -307,7 +306,7 @@ async fn a_leader_that_cannot_be_reached_is_named() {
     }
     let appends: usize = cluster.counts(|node| node.appends).iter().sum();
     assert!((3..200).contains(&appends), "{appends}");
-    // When it can be reached, it is found.
+    // Once it is reachable, the client finds it.
     cluster.reach("n0:7400", Reach::Node(0));
     client.produce(request("a", None)).await.unwrap();
 }
@@ -316,11 +315,11 @@ async fn a_leader_that_cannot_be_reached_is_named() {
 async fn a_new_topic_that_one_node_does_not_know_yet_is_asked_of_others() {
     let cluster = Cluster::start(3);
     for n in 0..2 {
-        cluster.shared.lock().nodes[n].unaware = 2;
+        cluster.state.lock().nodes[n].unaware = 2;
     }
     let client = cluster.client("n0:7400,n1:7400,n2:7400");
     client.produce(request("a", None)).await.unwrap();
-    cluster.shared.lock().log.faults.extend([
+    cluster.state.lock().log.faults.extend([
         Fault::Refuse(Code::NotFound, "UNKNOWN_TOPIC"),
         Fault::None,
         Fault::Refuse(Code::NotFound, "UNKNOWN_PARTITION"),
@@ -354,7 +353,7 @@ async fn readers_share_the_followers_and_spare_the_leader() {
 async fn a_follower_that_is_behind_makes_a_reader_neither_skip_nor_repeat() {
     let cluster = Cluster::start(3);
     cluster.store(values(0..20));
-    (1..3).for_each(|n| cluster.shared.lock().nodes[n].behind = 12);
+    (1..3).for_each(|n| cluster.state.lock().nodes[n].behind = 12);
     let client = cluster.client("n0:7400");
     let mut consumer = client.consumer(partition(), ConsumerConfig::default());
     let mut next = 0;
@@ -365,14 +364,14 @@ async fn a_follower_that_is_behind_makes_a_reader_neither_skip_nor_repeat() {
         }
     };
     read(12).await;
-    // The rest is only with the leader: the reader must go there, and not believe the follower that it is out of range.
+    // Only the leader has the rest: the reader must go there, although the follower says that the offset is out of range.
     let reader = cluster.counts(|node| node.reads).iter().position(|reads| *reads > 0).unwrap();
-    (1..3).for_each(|n| cluster.shared.lock().nodes[n].behind = 5);
+    (1..3).for_each(|n| cluster.state.lock().nodes[n].behind = 5);
     cluster.kill(reader);
     read(20).await;
     assert!(cluster.counts(|node| node.reads)[0] > 0);
-    // From the leader on to a follower that has caught up.
-    (1..3).for_each(|n| cluster.shared.lock().nodes[n].behind = usize::MAX);
+    // The reader moves from the leader to a follower that has caught up.
+    (1..3).for_each(|n| cluster.state.lock().nodes[n].behind = usize::MAX);
     cluster.revive(reader);
     cluster.store(values(20..30));
     read(25).await;
@@ -385,7 +384,7 @@ async fn a_follower_that_is_behind_makes_a_reader_neither_skip_nor_repeat() {
 async fn only_the_leader_is_believed_that_an_offset_is_out_of_range() {
     let cluster = Cluster::start(3);
     cluster.store(values(0..10));
-    (1..3).for_each(|n| cluster.shared.lock().nodes[n].behind = 4);
+    (1..3).for_each(|n| cluster.state.lock().nodes[n].behind = 4);
     let client = cluster.client("n0:7400");
     let read = |offset| v1::ConsumeRequest { from: Some(Position::Offset(offset).into()), ..Default::default() };
     assert_eq!(client.consume(read(8)).await.unwrap().next_offset, 10);
@@ -399,19 +398,19 @@ async fn only_the_leader_is_believed_that_an_offset_is_out_of_range() {
 async fn a_start_at_the_end_is_the_end_of_the_leader() {
     let cluster = Cluster::start(3);
     cluster.store(values(0..10));
-    (1..3).for_each(|n| cluster.shared.lock().nodes[n].behind = 4);
+    (1..3).for_each(|n| cluster.state.lock().nodes[n].behind = 4);
     let client = cluster.client("n1:7400");
     let mut consumer = client.consumer(partition(), ConsumerConfig::from(Position::Latest));
     let (record, ()) = tokio::join!(consumer.next(), async {
-        cluster.wait(|shared| shared.nodes.iter().any(|node| node.reads > 0)).await;
+        cluster.wait(|state| state.nodes.iter().any(|node| node.reads > 0)).await;
         cluster.store(values(10..12));
     });
     assert_eq!(record.unwrap().unwrap().offset, 10);
-    // By a time after every record: the end too.
+    // A time after the last record means the end too.
     let mut consumer = client.consumer(partition(), ConsumerConfig::from(Position::Timestamp(i64::MAX)));
     let (record, ()) = tokio::join!(consumer.next(), async {
         let reads: usize = cluster.counts(|node| node.reads).iter().sum();
-        cluster.wait(|shared| shared.nodes.iter().map(|node| node.reads).sum::<usize>() > reads).await;
+        cluster.wait(|state| state.nodes.iter().map(|node| node.reads).sum::<usize>() > reads).await;
         cluster.store(values(12..13));
     });
     assert_eq!(record.unwrap().unwrap().offset, 12);
@@ -428,12 +427,12 @@ async fn a_reader_leaves_a_node_that_fell_silent() {
     }
     let reader = cluster.counts(|node| node.reads).iter().position(|reads| *reads > 0).unwrap();
     cluster.silence(reader, true);
-    cluster.shared.lock().nodes[reader].alive = false;
+    cluster.state.lock().nodes[reader].alive = false;
     cluster.store(values(10..11));
     let silent = Instant::now();
     assert_eq!(consumer.next().await.unwrap().unwrap().offset, 10);
     assert!(silent.elapsed() < Duration::from_secs(7), "{:?}", silent.elapsed());
-    // A new reader does not begin there, and one that is sent to a silent node does not stay.
+    // A new reader does not start there, and one that starts at a silent node moves on.
     cluster.silence(3 - reader, true);
     let began = Instant::now();
     let mut consumer = client.consumer(partition(), ConsumerConfig::default());
@@ -454,7 +453,7 @@ async fn calls_for_any_node_turn_from_a_silent_or_dead_one_to_the_next() {
     assert_eq!(client.get_servers().await.unwrap().servers.len(), 3);
     assert_eq!(client.get_metadata(&["default", "other"]).await.unwrap().unknown, ["other"]);
     assert!(began.elapsed() < Duration::from_millis(100), "the one that answers is remembered: {:?}", began.elapsed());
-    // The other nodes are known by now: the first address is no longer needed.
+    // The client knows the other nodes now, so it does not need the first address.
     cluster.revive(0);
     cluster.kill(2);
     client.cluster_status().await.unwrap();
@@ -464,16 +463,16 @@ async fn calls_for_any_node_turn_from_a_silent_or_dead_one_to_the_next() {
 async fn operations_are_repeated_only_where_that_is_harmless() {
     let cluster = Cluster::start(3);
     let client = cluster.client("n0:7400,n1:7400,n2:7400");
-    cluster.shared.lock().broken_operations = 1;
+    cluster.state.lock().broken_operations = 1;
     assert_eq!(client.drain("n2").await.unwrap().kind, "drain n2");
     assert_eq!(client.undrain("n2").await.unwrap().id, 7);
-    cluster.shared.lock().broken_operations = 1;
+    cluster.state.lock().broken_operations = 1;
     assert_eq!(client.decommission("n2").await.unwrap_err().kind, ErrorKind::OutcomeUnknown);
     client.decommission("n2").await.unwrap();
     client.cancel_operation(7).await.unwrap();
     let transfer = v1::TransferLeadershipRequest { to: "n1".into(), ..Default::default() };
     assert_eq!(client.transfer_leadership(transfer).await.unwrap().leader, "n1");
-    let operations: Vec<String> = cluster.shared.lock().operations.iter().map(|(_, what)| what.clone()).collect();
+    let operations: Vec<String> = cluster.state.lock().operations.iter().map(|(_, what)| what.clone()).collect();
     assert_eq!(operations, ["drain n2", "undrain n2", "decommission n2", "cancel 7", "transfer"]);
     let verified: Vec<_> = client.verify("t").await.unwrap().collect().await;
     assert_eq!(verified.into_iter().map(|answer| answer.unwrap().partition).collect::<Vec<_>>(), [0, 1, 2]);
@@ -525,8 +524,8 @@ fn event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever becomes of the nodes, an idempotent producer stores every record once and in order, and a reader at the same
-    /// time sees each once and in order.
+    /// Whatever happens to the nodes, an idempotent producer stores every record once and in order, and a concurrent reader
+    /// sees each once and in order.
     #[test]
     fn any_course_of_events_leaves_each_record_once_and_in_order(
         faults in proptest::collection::vec(fault(), 0..20),
@@ -539,7 +538,7 @@ proptest! {
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let (offsets, stored, read) = runtime.block_on(async {
             let cluster = Cluster::start(3);
-            cluster.shared.lock().log.faults.extend(faults);
+            cluster.state.lock().log.faults.extend(faults);
             let client = cluster.client("n0:7400,n1:7400,n2:7400");
             let config = ProducerConfig {
                 batch_records_max,
@@ -558,23 +557,23 @@ proptest! {
                             (0..3).for_each(|n| cluster.revive(n));
                             cluster.kill(n);
                         }
-                        Event::Stale(n, leader) => cluster.shared.lock().nodes[n].believes = Some((leader, 1)),
-                        Event::Behind(n, end) => cluster.shared.lock().nodes[n].behind = end,
+                        Event::Stale(n, leader) => cluster.state.lock().nodes[n].believes = Some((leader, 1)),
+                        Event::Behind(n, end) => cluster.state.lock().nodes[n].behind = end,
                         Event::Pause(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
                     }
                 }
-                // In the end all is well: requests that hang are answered by a new leader.
-                cluster.shared.lock().log.faults.clear();
+                // In the end every node works, and a new leader answers the requests that hang.
+                cluster.state.lock().log.faults.clear();
                 for n in 0..3 {
                     cluster.revive(n);
-                    let mut shared = cluster.shared.lock();
-                    (shared.nodes[n].believes, shared.nodes[n].behind) = (None, usize::MAX);
+                    let mut state = cluster.state.lock();
+                    (state.nodes[n].believes, state.nodes[n].behind) = (None, usize::MAX);
                 }
-                let next = cluster.shared.lock().leader.map_or(0, |leader| (leader + 1) % 3);
+                let next = cluster.state.lock().leader.map_or(0, |leader| (leader + 1) % 3);
                 cluster.lead(next);
             };
             let course = async { tokio::join!(send_all(&producer, 0..records), upset, reading) };
-            // Long before anything expires.
+            // Long before the delivery timeout.
             let (offsets, (), read) = tokio::time::timeout(Duration::from_secs(60), course).await.unwrap();
             producer.close().await.unwrap();
             (offsets, cluster.values(), read)

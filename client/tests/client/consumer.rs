@@ -39,7 +39,7 @@ async fn a_reader_at_the_end_sees_what_comes_and_nothing_before() {
     let node = Node::start();
     node.store(values(0..10));
     let mut consumer = consumer(&node, ConsumerConfig::from(Position::Latest));
-    // The first stream ends before it answered; what is appended meanwhile must not be jumped over.
+    // The first stream ends before its first response; records appended meanwhile must not be skipped.
     node.state.lock().end_reads_after.push_back(0);
     let (record, ()) = tokio::join!(consumer.next(), async {
         node.wait(|state| state.connections >= 1 && state.offsets_calls == 1).await;
@@ -80,7 +80,7 @@ async fn a_reader_gives_up_after_the_timeout_and_can_go_on_later() {
     node.refuse_connections(true);
     node.cut();
     let mut read = 2;
-    // What the connection still carried, then the failure.
+    // First the records that the connection still carried, then the failure.
     let error = loop {
         match consumer.next().await {
             Ok(record) => read += i64::from(record.is_some()),

@@ -1,4 +1,4 @@
-//! The producer: order, no loss, no doubles, bounded memory, under faults of every kind.
+//! The producer: order, no loss, no duplicates and bounded memory under all kinds of faults.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn values(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|n| n.to_string()).collect()
 }
 
-/// Sends the numbers of a range and gives their offsets.
+/// Sends the numbers of a range and returns their offsets.
 async fn send_all(
     producer: &Producer,
     range: std::ops::Range<usize>,
@@ -53,7 +53,7 @@ async fn requests_grow_while_earlier_ones_wait_and_keep_their_limits() {
     for value in values(0..450) {
         deliveries.push(producer.send(Record::value(value)).await.unwrap());
     }
-    // Together or not at all, whatever the limit.
+    // All or none, whatever the limit of a batch.
     let whole = (0..130).map(|_| Record::value("whole")).collect();
     deliveries.push(producer.send_batch(whole).await.unwrap());
     node.hold(false);
@@ -193,14 +193,14 @@ async fn the_buffer_is_bounded_in_bytes() {
     let producer = producer(&node, ProducerConfig { buffer_bytes_max: 10_000, ..config() });
     let mut accepted = 0;
     let mut deliveries = Vec::new();
-    // A send that cannot complete at once waits for room.
+    // A send that exceeds the buffer waits.
     while let Some(delivery) = futures::FutureExt::now_or_never(producer.send(Record::value(vec![0; 1000]))) {
         deliveries.push(delivery.unwrap());
         accepted += 1;
         assert!(accepted <= 10, "{accepted} KB accepted");
     }
     assert!(accepted >= 5, "{accepted}");
-    // A record above the bound takes all of it, but is not stuck.
+    // A record larger than the buffer takes all of it, and is sent.
     let waiting = producer.send(Record::value(vec![0; 20_000]));
     node.hold(false);
     deliveries.push(waiting.await.unwrap());
@@ -220,7 +220,7 @@ async fn what_is_not_delivered_in_time_fails_and_says_whether_it_may_be_stored()
     let error = full.send(Record::value("a")).await.unwrap().await.unwrap_err();
     assert_eq!((error.reason.as_str(), error.kind.clone()), ("DISK_FULL", ErrorKind::Retryable), "{error}");
     node.state.lock().faults.clear();
-    // Certainly not stored, so the producer goes on.
+    // Certainly not stored, so the producer continues.
     assert_eq!(full.send(Record::value("b")).await.unwrap().await.unwrap(), 0);
     full.close().await.unwrap_err();
 
@@ -228,7 +228,7 @@ async fn what_is_not_delivered_in_time_fails_and_says_whether_it_may_be_stored()
     let hung = producer(&node, short);
     let error = hung.send(Record::value("c")).await.unwrap().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::OutcomeUnknown, "{error}");
-    // What follows could land before it: the producer has ended.
+    // Later records could be stored before it, so the producer has failed.
     hung.send(Record::value("d")).await.unwrap_err();
     assert!(hung.close().await.is_err());
     assert_eq!(node.values(), ["b"]);
@@ -331,7 +331,7 @@ fn fault() -> impl Strategy<Value = Fault> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever goes wrong, an idempotent producer stores every record once and in order.
+    /// Whatever fails, an idempotent producer stores every record once and in order.
     #[test]
     fn any_faults_leave_each_record_once_and_in_order(
         faults in proptest::collection::vec(fault(), 0..25),

@@ -1,5 +1,5 @@
-//! Several nodes in memory with one replicated log of one partition: leaders that change, die, fall silent or are elsewhere,
-//! followers that are behind, metadata that is old. Time is only tokio's, so tests may pause it.
+//! A fake cluster: several nodes with one replicated log of one partition. Leaders change, die, fall silent or become
+//! unreachable, followers are behind, metadata is out of date. All waiting uses tokio's clock, so tests may pause it.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,18 +19,18 @@ use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::{Answers, Fault, State};
+use super::single_node::{Answers, Fault, State};
 
-/// How connecting to an address goes.
+/// What happens when the client connects to an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reach {
-    /// To this node.
+    /// It reaches this node.
     Node(usize),
-    /// To the live nodes in turn, as behind a service.
+    /// It reaches the live nodes in turn, like a service.
     Service,
-    /// Refused.
+    /// It is refused.
     Refused,
-    /// Never answered.
+    /// It never completes.
     Swallowed,
 }
 
@@ -39,47 +39,47 @@ pub enum Reach {
 pub struct NodeState {
     pub address: String,
     pub up: bool,
-    /// The other nodes hear from it.
+    /// The other nodes consider it alive.
     pub alive: bool,
-    /// Says that this node leads, in this term, whatever is true.
+    /// Claims that this node leads, in this term, whether it is true or not.
     pub believes: Option<(usize, u64)>,
     /// Has no more than this many records.
     pub behind: usize,
-    /// Does not know the topic yet for this many questions.
+    /// Does not know the topic for this many metadata requests.
     pub unaware: usize,
-    /// Appends (requests), reads (opened), metadata questions and connections that came in.
+    /// Append requests, opened reads, metadata requests and connections received.
     pub appends: usize,
     pub reads: usize,
     pub asked: usize,
     pub connections: usize,
 }
 
-/// What all nodes share.
-pub struct Shared {
+/// The state of all nodes.
+pub struct ClusterState {
     pub log: State,
     pub nodes: Vec<NodeState>,
     pub leader: Option<usize>,
     pub term: u64,
-    /// A dead leader is replaced after so many questions to the others.
+    /// A dead leader is replaced after this many requests to the other nodes.
     pub election_asks: usize,
     asks_left: usize,
     reach: HashMap<String, Reach>,
     turn: usize,
-    /// Nodes named in cluster calls, in the order that they came.
+    /// Operations in the order received, with the node that received each.
     pub operations: Vec<(usize, String)>,
-    /// Cluster calls to answer with a broken connection first.
+    /// How many operations to answer with a broken connection first.
     pub broken_operations: usize,
 }
 
-/// The cluster. Clones are the same cluster.
+/// The cluster. Clones share their state.
 #[derive(Clone)]
 pub struct Cluster {
-    pub shared: Arc<Mutex<Shared>>,
+    pub state: Arc<Mutex<ClusterState>>,
     changed: Arc<Notify>,
     parts: Arc<Vec<Parts>>,
 }
 
-/// The outside of a node.
+/// The connections of a node.
 struct Parts {
     accept: mpsc::UnboundedSender<DuplexStream>,
     links: Mutex<Vec<JoinHandle<()>>>,
@@ -95,7 +95,7 @@ struct Service {
 }
 
 impl Cluster {
-    /// Nodes at `n0:7400`, `n1:7400` ... Node 0 leads.
+    /// Nodes at `n0:7400`, `n1:7400` and so on. Node 0 leads.
     pub fn start(size: usize) -> Self {
         let node = |n: usize| NodeState {
             address: format!("n{n}:7400"),
@@ -116,8 +116,8 @@ impl Cluster {
             })
             .unzip();
         let nodes: Vec<NodeState> = (0..size).map(node).collect();
-        let shared = Shared {
-            log: State { value_bytes_max: usize::MAX, ..State::default() },
+        let state = ClusterState {
+            log: State::new(),
             reach: nodes.iter().enumerate().map(|(n, node)| (node.address.clone(), Reach::Node(n))).collect(),
             nodes,
             leader: Some(0),
@@ -129,7 +129,7 @@ impl Cluster {
             broken_operations: 0,
         };
         let cluster =
-            Self { shared: Arc::new(Mutex::new(shared)), changed: Arc::new(Notify::new()), parts: Arc::new(parts) };
+            Self { state: Arc::new(Mutex::new(state)), changed: Arc::new(Notify::new()), parts: Arc::new(parts) };
         for (me, incoming) in incoming.into_iter().enumerate() {
             let service = Service { cluster: cluster.clone(), me };
             let incoming = UnboundedReceiverStream::new(incoming).map(Ok::<_, io::Error>);
@@ -141,7 +141,7 @@ impl Cluster {
         cluster
     }
 
-    /// A client that is given these addresses.
+    /// A client with these addresses.
     pub fn client(&self, servers: &str) -> Client {
         Client::connect(self.config(servers)).unwrap()
     }
@@ -169,16 +169,16 @@ impl Cluster {
         })
     }
 
-    /// `None`: no answer.
+    /// The node at an address; `None`: connecting never completes.
     fn reached(&self, address: &str) -> Option<io::Result<usize>> {
-        let mut shared = self.shared.lock();
+        let mut state = self.state.lock();
         let refused = Some(Err(io::ErrorKind::ConnectionRefused.into()));
-        let n = match shared.reach.get(address) {
+        let n = match state.reach.get(address) {
             Some(Reach::Node(n)) => *n,
             Some(Reach::Service) => {
-                let up: Vec<usize> = (0..shared.nodes.len()).filter(|n| shared.nodes[*n].up).collect();
-                shared.turn += 1;
-                match up.get(shared.turn % up.len().max(1)) {
+                let up: Vec<usize> = (0..state.nodes.len()).filter(|n| state.nodes[*n].up).collect();
+                state.turn += 1;
+                match up.get(state.turn % up.len().max(1)) {
                     Some(n) => *n,
                     None => return refused,
                 }
@@ -186,79 +186,79 @@ impl Cluster {
             Some(Reach::Swallowed) => return None,
             Some(Reach::Refused) | None => return refused,
         };
-        if !shared.nodes[n].up {
+        if !state.nodes[n].up {
             return refused;
         }
-        shared.nodes[n].connections += 1;
+        state.nodes[n].connections += 1;
         Some(Ok(n))
     }
 
     /// Changes how an address is reached, from the next connection on.
     pub fn reach(&self, address: &str, reach: Reach) {
-        self.shared.lock().reach.insert(address.to_owned(), reach);
+        self.state.lock().reach.insert(address.to_owned(), reach);
     }
 
-    /// Ends a node's connections and refuses new ones. A leader is replaced after some questions.
+    /// Closes a node's connections and refuses new ones. A leader is replaced after some requests to the other nodes.
     pub fn kill(&self, n: usize) {
-        let mut shared = self.shared.lock();
-        shared.nodes[n].up = false;
-        if shared.leader == Some(n) {
-            shared.leader = None;
-            shared.asks_left = shared.election_asks;
+        let mut state = self.state.lock();
+        state.nodes[n].up = false;
+        if state.leader == Some(n) {
+            state.leader = None;
+            state.asks_left = state.election_asks;
         }
-        drop(shared);
+        drop(state);
         self.parts[n].links.lock().drain(..).for_each(|link| link.abort());
         self.changed.notify_waiters();
     }
 
-    /// Lets a killed node be reached again.
+    /// Makes a killed node reachable again.
     pub fn revive(&self, n: usize) {
-        self.shared.lock().nodes[n].up = true;
+        self.state.lock().nodes[n].up = true;
         self.changed.notify_waiters();
     }
 
-    /// Lets no byte in or out of a node, or lets them flow again. It still takes connections.
+    /// Blocks all bytes to and from a node, or lets them flow again. The node still accepts connections.
     pub fn silence(&self, n: usize, silent: bool) {
         self.parts[n].flows.send_replace(!silent);
     }
 
-    /// Leaves the cluster without a leader until there is one by [`Self::lead`].
+    /// Leaves the cluster without a leader until [`Self::lead`].
     pub fn depose(&self) {
-        let mut shared = self.shared.lock();
-        (shared.leader, shared.asks_left) = (None, usize::MAX);
+        let mut state = self.state.lock();
+        (state.leader, state.asks_left) = (None, usize::MAX);
     }
 
     /// Makes a node the leader.
     pub fn lead(&self, n: usize) {
-        let mut shared = self.shared.lock();
-        shared.leader = Some(n);
-        shared.term += 1;
-        drop(shared);
+        let mut state = self.state.lock();
+        state.leader = Some(n);
+        state.term += 1;
+        drop(state);
         self.changed.notify_waiters();
     }
 
     pub fn values(&self) -> Vec<String> {
         let text = |record: &v1::Record| String::from_utf8(record.value.clone().unwrap_or_default().to_vec()).unwrap();
-        self.shared.lock().log.records.iter().map(text).collect()
+        self.state.lock().log.records.iter().map(text).collect()
     }
 
-    /// Appends without any client.
+    /// Appends directly, without a client.
     pub fn store(&self, values: impl IntoIterator<Item = String>) {
         let records = values.into_iter().map(|value| v1::Record { value: Some(value.into()), ..Default::default() });
-        self.shared.lock().log.records.extend(records);
+        self.state.lock().log.records.extend(records);
         self.changed.notify_waiters();
     }
 
-    /// Appends (requests), reads, metadata questions that each node got.
+    /// One counter of every node.
     pub fn counts(&self, of: impl Fn(&NodeState) -> usize) -> Vec<usize> {
-        self.shared.lock().nodes.iter().map(of).collect()
+        self.state.lock().nodes.iter().map(of).collect()
     }
 
     /// Waits until the condition holds.
-    pub async fn wait(&self, mut condition: impl FnMut(&Shared) -> bool) {
+    pub async fn wait(&self, mut condition: impl FnMut(&ClusterState) -> bool) {
         loop {
             let changed = self.changed.notified();
-            if condition(&self.shared.lock()) {
+            if condition(&self.state.lock()) {
                 return;
             }
             changed.await;
@@ -281,7 +281,7 @@ async fn link(near: DuplexStream, far: DuplexStream, flows: watch::Receiver<bool
         }
     }
     let ((near_in, near_out), (far_in, far_out)) = (split(near), split(far));
-    // One direction that ends is the end of the connection.
+    // The connection ends when one direction ends.
     tokio::select! {
         () = carry(near_in, far_out, flows.clone()) => {}
         () = carry(far_in, near_out, flows) => {}
@@ -298,93 +298,93 @@ fn status(code: Code, reason: &str, metadata: impl IntoIterator<Item = (&'static
 enum Outcome {
     Answer(Result<v1::ProduceResponse, Status>),
     Silence,
-    /// As long as the node does not lead in another term than this.
+    /// No answer until the node leads in another term than this.
     Hang(u64),
 }
 
 impl Service {
-    /// Every question brings an election nearer.
-    fn asked(&self, shared: &mut Shared) {
-        if shared.leader.is_none() {
-            match shared.asks_left.checked_sub(1) {
-                Some(left) => shared.asks_left = left,
+    /// Counts a request towards the next election.
+    fn count_request(&self, state: &mut ClusterState) {
+        if state.leader.is_none() {
+            match state.asks_left.checked_sub(1) {
+                Some(left) => state.asks_left = left,
                 None => {
-                    shared.leader = (0..shared.nodes.len()).find(|n| shared.nodes[*n].up);
-                    shared.term += 1;
+                    state.leader = (0..state.nodes.len()).find(|n| state.nodes[*n].up);
+                    state.term += 1;
                 }
             }
         }
         self.cluster.changed.notify_waiters();
     }
 
-    /// The leader and its term as this node believes.
-    fn belief(&self, shared: &Shared) -> (Option<usize>, u64) {
-        match shared.nodes[self.me].believes {
+    /// The leader and its term, according to this node.
+    fn belief(&self, state: &ClusterState) -> (Option<usize>, u64) {
+        match state.nodes[self.me].believes {
             Some((leader, term)) => (Some(leader), term),
-            None => (shared.leader, shared.term),
+            None => (state.leader, state.term),
         }
     }
 
-    fn not_leader(&self, shared: &Shared) -> Status {
-        let leader = self.belief(shared).0.filter(|leader| *leader != self.me);
-        let leader = leader.map(|leader| ("leader", shared.nodes[leader].address.clone()));
+    fn not_leader(&self, state: &ClusterState) -> Status {
+        let leader = self.belief(state).0.filter(|leader| *leader != self.me);
+        let leader = leader.map(|leader| ("leader", state.nodes[leader].address.clone()));
         status(Code::Unavailable, "NOT_LEADER", leader)
     }
 
-    /// An append and its answer, if there ever is one.
+    /// An append and its answer, if there is one.
     async fn appended(&self, request: v1::ProduceRequest) -> Result<v1::ProduceResponse, Status> {
         match self.append(request) {
             Outcome::Answer(answer) => answer,
             Outcome::Silence => std::future::pending().await,
             Outcome::Hang(term) => {
-                self.cluster.wait(|shared| shared.leader == Some(self.me) && shared.term != term).await;
+                self.cluster.wait(|state| state.leader == Some(self.me) && state.term != term).await;
                 Err(status(Code::Unknown, "OUTCOME_UNKNOWN", None))
             }
         }
     }
 
     fn append(&self, request: v1::ProduceRequest) -> Outcome {
-        let mut shared = self.cluster.shared.lock();
-        shared.nodes[self.me].appends += 1;
-        if shared.leader != Some(self.me) {
-            self.asked(&mut shared);
-            return Outcome::Answer(Err(self.not_leader(&shared)));
+        let mut state = self.cluster.state.lock();
+        state.nodes[self.me].appends += 1;
+        if state.leader != Some(self.me) {
+            self.count_request(&mut state);
+            return Outcome::Answer(Err(self.not_leader(&state)));
         }
         self.cluster.changed.notify_waiters();
         let sequence = request.producer.map(|producer| producer.sequence);
-        shared.log.requests.push((sequence, request.records.len()));
-        let fault = shared.log.faults.pop_front().unwrap_or(Fault::None);
+        state.log.requests.push((sequence, request.records.len()));
+        let fault = state.log.faults.pop_front().unwrap_or(Fault::None);
         match fault {
-            Fault::None => Outcome::Answer(shared.log.judge(request)),
+            Fault::None => Outcome::Answer(state.log.append(request)),
             Fault::Refuse(code, reason) => Outcome::Answer(Err(status(code, reason, None))),
-            Fault::Hang => Outcome::Hang(shared.term),
+            Fault::Hang => Outcome::Hang(state.term),
             Fault::StoreThenUnknown => {
-                let stored = shared.log.judge(request);
+                let stored = state.log.append(request);
                 Outcome::Answer(stored.and(Err(status(Code::Unknown, "OUTCOME_UNKNOWN", None))))
             }
             Fault::Cut | Fault::StoreThenCut => {
                 if fault == Fault::StoreThenCut
-                    && let Err(refused) = shared.log.judge(request)
+                    && let Err(refused) = state.log.append(request)
                 {
                     return Outcome::Answer(Err(refused));
                 }
-                // The leader dies; who died before it is back by now.
-                shared.nodes.iter_mut().for_each(|node| node.up = true);
-                drop(shared);
+                // The leader dies; nodes that died before are back.
+                state.nodes.iter_mut().for_each(|node| node.up = true);
+                drop(state);
                 self.cluster.kill(self.me);
                 Outcome::Silence
             }
         }
     }
 
-    /// Records from an offset on that this node has: at most two.
+    /// The records of this node from an offset on: at most two.
     fn read(&self, next: usize, until: usize) -> v1::ConsumeResponse {
-        let shared = self.cluster.shared.lock();
-        let end = self.end(&shared);
+        let state = self.cluster.state.lock();
+        let end = self.end(&state);
         let to = end.min(next + 2).min(until);
         let stored = |offset: usize| v1::StoredRecord {
             offset: offset as i64,
-            value: shared.log.records[offset].value.clone(),
+            value: state.log.records[offset].value.clone(),
             ..Default::default()
         };
         let records = (next..to).map(stored).collect();
@@ -396,23 +396,23 @@ impl Service {
         }
     }
 
-    fn end(&self, shared: &Shared) -> usize {
-        let behind = if shared.leader == Some(self.me) { usize::MAX } else { shared.nodes[self.me].behind };
-        shared.log.records.len().min(behind)
+    fn end(&self, state: &ClusterState) -> usize {
+        let behind = if state.leader == Some(self.me) { usize::MAX } else { state.nodes[self.me].behind };
+        state.log.records.len().min(behind)
     }
 
-    fn out_of_range(&self, shared: &Shared) -> Status {
-        let next = self.end(shared).to_string();
+    fn out_of_range(&self, state: &ClusterState) -> Status {
+        let next = self.end(state).to_string();
         status(Code::OutOfRange, "OFFSET_OUT_OF_RANGE", [("earliest", "0".to_owned()), ("next", next)])
     }
 
     fn operation(&self, what: &str) -> Result<Response<v1::OperationResponse>, Status> {
-        let mut shared = self.cluster.shared.lock();
-        if shared.broken_operations > 0 {
-            shared.broken_operations -= 1;
+        let mut state = self.cluster.state.lock();
+        if state.broken_operations > 0 {
+            state.broken_operations -= 1;
             return Err(Status::unavailable("the connection broke"));
         }
-        shared.operations.push((self.me, what.to_owned()));
+        state.operations.push((self.me, what.to_owned()));
         let operation = v1::Operation { id: 7, kind: what.to_owned(), ..Default::default() };
         Ok(Response::new(v1::OperationResponse { operation: Some(operation) }))
     }
@@ -465,11 +465,11 @@ impl Log for Service {
     async fn consume(&self, request: Request<v1::ConsumeRequest>) -> Result<Response<v1::ConsumeResponse>, Status> {
         let request = request.into_inner();
         let next = {
-            let mut shared = self.cluster.shared.lock();
-            shared.nodes[self.me].reads += 1;
-            let next = start(request.from, self.end(&shared));
-            if next >= self.end(&shared) {
-                return Err(self.out_of_range(&shared));
+            let mut state = self.cluster.state.lock();
+            state.nodes[self.me].reads += 1;
+            let next = start(request.from, self.end(&state));
+            if next >= self.end(&state) {
+                return Err(self.out_of_range(&state));
             }
             next
         };
@@ -484,21 +484,21 @@ impl Log for Service {
     ) -> Result<Response<Self::ConsumeStreamStream>, Status> {
         let request = request.into_inner();
         let mut next = {
-            let mut shared = self.cluster.shared.lock();
-            shared.nodes[self.me].reads += 1;
+            let mut state = self.cluster.state.lock();
+            state.nodes[self.me].reads += 1;
             self.cluster.changed.notify_waiters();
-            let next = start(request.from, self.end(&shared));
-            if next > self.end(&shared) {
-                return Err(self.out_of_range(&shared));
+            let next = start(request.from, self.end(&state));
+            if next > self.end(&state) {
+                return Err(self.out_of_range(&state));
             }
-            // A little early, as it may be with stored batches.
+            // One record early: a node may start at the beginning of a stored batch.
             next.saturating_sub(1)
         };
         let until = request.until_offset.map_or(usize::MAX, |until| usize::try_from(until).unwrap());
         let (service, (sender, receiver)) = (self.clone(), mpsc::channel(1));
         tokio::spawn(async move {
             while next < until {
-                service.cluster.wait(|shared| service.end(shared) > next).await;
+                service.cluster.wait(|state| service.end(state) > next).await;
                 let answer = service.read(next, until);
                 next = usize::try_from(answer.next_offset).unwrap();
                 if sender.send(Ok(answer)).await.is_err() {
@@ -513,21 +513,21 @@ impl Log for Service {
         &self,
         _: Request<v1::InitProducerRequest>,
     ) -> Result<Response<v1::InitProducerResponse>, Status> {
-        let mut shared = self.cluster.shared.lock();
-        shared.log.next_producer += 1;
-        Ok(Response::new(v1::InitProducerResponse { producer_id: shared.log.next_producer, epoch: 0 }))
+        let mut state = self.cluster.state.lock();
+        state.log.next_producer += 1;
+        Ok(Response::new(v1::InitProducerResponse { producer_id: state.log.next_producer, epoch: 0 }))
     }
 
     async fn list_offsets(
         &self,
         _: Request<v1::ListOffsetsRequest>,
     ) -> Result<Response<v1::ListOffsetsResponse>, Status> {
-        let mut shared = self.cluster.shared.lock();
-        if shared.leader != Some(self.me) {
-            self.asked(&mut shared);
-            return Err(self.not_leader(&shared));
+        let mut state = self.cluster.state.lock();
+        if state.leader != Some(self.me) {
+            self.count_request(&mut state);
+            return Err(self.not_leader(&state));
         }
-        let next = i64::try_from(shared.log.records.len()).unwrap();
+        let next = i64::try_from(state.log.records.len()).unwrap();
         Ok(Response::new(v1::ListOffsetsResponse { earliest: 0, next, at_timestamp: None }))
     }
 }
@@ -535,8 +535,8 @@ impl Log for Service {
 #[tonic::async_trait]
 impl ClusterService for Service {
     async fn get_servers(&self, _: Request<v1::GetServersRequest>) -> Result<Response<v1::GetServersResponse>, Status> {
-        let shared = self.cluster.shared.lock();
-        Ok(Response::new(v1::GetServersResponse { servers: servers(&shared), cluster_id: "c".into() }))
+        let state = self.cluster.state.lock();
+        Ok(Response::new(v1::GetServersResponse { servers: servers(&state), cluster_id: "c".into() }))
     }
 
     async fn get_metadata(
@@ -544,24 +544,24 @@ impl ClusterService for Service {
         request: Request<v1::GetMetadataRequest>,
     ) -> Result<Response<v1::GetMetadataResponse>, Status> {
         let names = request.into_inner().topics;
-        let mut shared = self.cluster.shared.lock();
-        shared.nodes[self.me].asked += 1;
-        self.asked(&mut shared);
+        let mut state = self.cluster.state.lock();
+        state.nodes[self.me].asked += 1;
+        self.count_request(&mut state);
         let mut answer =
-            v1::GetMetadataResponse { servers: servers(&shared), cluster_id: "c".into(), ..Default::default() };
-        let unaware = shared.nodes[self.me].unaware;
-        shared.nodes[self.me].unaware = unaware.saturating_sub(1);
+            v1::GetMetadataResponse { servers: servers(&state), cluster_id: "c".into(), ..Default::default() };
+        let unaware = state.nodes[self.me].unaware;
+        state.nodes[self.me].unaware = unaware.saturating_sub(1);
         for name in names {
             if name != "default" || unaware > 0 {
                 answer.unknown.push(name);
                 continue;
             }
-            let (leader, term) = self.belief(&shared);
+            let (leader, term) = self.belief(&state);
             let partition = v1::PartitionMetadata {
                 partition: 0,
                 leader: leader.map(|leader| leader.to_string()).unwrap_or_default(),
                 term,
-                replicas: (0..shared.nodes.len()).map(|n| n.to_string()).collect(),
+                replicas: (0..state.nodes.len()).map(|n| n.to_string()).collect(),
             };
             answer.topics.push(v1::TopicMetadata { name, id: "t".into(), partitions: vec![partition] });
         }
@@ -609,7 +609,7 @@ impl ClusterService for Service {
     }
 }
 
-fn servers(shared: &Shared) -> Vec<v1::Server> {
+fn servers(state: &ClusterState) -> Vec<v1::Server> {
     let server = |(n, node): (usize, &NodeState)| v1::Server {
         node_id: n.to_string(),
         address: node.address.clone(),
@@ -617,5 +617,5 @@ fn servers(shared: &Shared) -> Vec<v1::Server> {
         state: v1::ServerState::Active.into(),
         ..Default::default()
     };
-    shared.nodes.iter().enumerate().map(server).collect()
+    state.nodes.iter().enumerate().map(server).collect()
 }
