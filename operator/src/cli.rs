@@ -12,10 +12,11 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::admin::Nodes;
+use crate::admin::GrpcAdmin;
 use crate::api::crds;
 use crate::build::Settings;
-use crate::process::{LeaseSettings, RunSettings, Traces, run};
+use crate::process::{LeaseSettings, RunSettings, run};
+use crate::telemetry::Traces;
 
 /// Kubernetes operator for Chronicle clusters, topics and users.
 #[derive(Debug, Parser)]
@@ -170,7 +171,7 @@ impl RunArgs {
             lease,
             instance: self.name,
         };
-        let ended = run(client, Arc::new(Nodes::default()), settings, stop).await;
+        let ended = run(client, Arc::new(GrpcAdmin::default()), settings, stop).await;
         watcher.abort();
         ended
     }

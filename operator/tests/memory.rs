@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 const CLUSTERS: usize = 100;
 const LIMIT_KIB: u64 = 64 * 1024;
 /// Reconciles to wait for: each cluster has been created, applied and observed several times, so that the memory no longer grows.
-const PASSES: u64 = 1500;
+const RECONCILES: u64 = 1500;
 
 /// Objects by plural kind and name.
 type Objects = BTreeMap<(String, String), Value>;
@@ -284,24 +284,25 @@ async fn a_hundred_clusters_take_less_than_64_mib() {
     let pid = operator.0.id();
 
     let waiting = api.clone();
-    let passes = async {
+    let reconciles = async {
         loop {
             let scrape = tokio::task::spawn_blocking(move || scrape(health)).await.unwrap().unwrap_or_default();
             let line = "chronicle_operator_reconciliations_total{kind=\"ChronicleCluster\"} ";
             let done = scrape.lines().find_map(|text| text.strip_prefix(line)?.parse::<u64>().ok()).unwrap_or(0);
             let sets = waiting.objects.lock().keys().filter(|(kind, _)| kind == "statefulsets").count();
-            if done >= PASSES && sets == CLUSTERS {
+            if done >= RECONCILES && sets == CLUSTERS {
                 return done;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    let passes =
-        tokio::time::timeout(Duration::from_secs(120), passes).await.expect("not every cluster was reconciled in time");
+    let reconciles = tokio::time::timeout(Duration::from_secs(120), reconciles)
+        .await
+        .expect("not every cluster was reconciled in time");
     let (now, most) = (memory(pid, "VmRSS"), memory(pid, "VmHWM"));
     let (own, of_files) = (memory(pid, "RssAnon"), memory(pid, "RssFile"));
     println!(
-        "{CLUSTERS} clusters, {passes} passes: {now} KiB resident ({own} KiB its own, {of_files} KiB of its program), {most} KiB at most"
+        "{CLUSTERS} clusters, {reconciles} reconciles: {now} KiB resident ({own} KiB its own, {of_files} KiB of its program), {most} KiB at most"
     );
     drop(operator);
     server.abort();

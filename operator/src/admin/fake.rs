@@ -37,7 +37,7 @@ pub(crate) struct FakeCluster {
     pub(crate) leader: Option<String>,
     pub(crate) voters_max: usize,
     /// Number of further reads that fail.
-    pub(crate) silent: u32,
+    pub(crate) failing_reads: u32,
     pub(crate) calls: Vec<String>,
     pub(crate) topics: BTreeMap<String, v1::Topic>,
     pub(crate) rules: Vec<v1::Acl>,
@@ -206,8 +206,8 @@ impl FakeCluster {
     }
 
     fn member(&mut self, id: &str) -> Result<&mut FakeNode, AdminError> {
-        let refused = || AdminError::Refused { reason: "INVALID_REQUEST".into(), message: format!("no node {id}") };
-        self.nodes.get_mut(id).filter(|node| !node.removed).ok_or_else(refused)
+        let admin_error = || AdminError::Refused { reason: "INVALID_REQUEST".into(), message: format!("no node {id}") };
+        self.nodes.get_mut(id).filter(|node| !node.removed).ok_or_else(admin_error)
     }
 }
 
@@ -248,9 +248,9 @@ fn ready<'a, T: Send + 'a>(value: Result<T, AdminError>) -> AdminResult<'a, T> {
 impl Admin for FakeAdmin {
     fn observe<'a>(&'a self, target: &'a Target) -> AdminResult<'a, ClusterView> {
         let mut cluster = self.cluster.lock();
-        if cluster.silent > 0 {
-            cluster.silent -= 1;
-            return ready(Err(AdminError::NoMajority("silent".into())));
+        if cluster.failing_reads > 0 {
+            cluster.failing_reads -= 1;
+            return ready(Err(AdminError::NoMajority("simulated".into())));
         }
         ready(cluster.view(target))
     }

@@ -8,19 +8,19 @@
 //!
 //! Neighbours: `controller/` and `plugin/` call it; it calls `chronicle-client`. It names no Kubernetes type.
 
+mod cluster_view;
 #[cfg(test)]
 pub(crate) mod fake;
-mod nodes;
+mod grpc;
 mod traced;
-mod view;
 
 use chronicle_client::v1;
 use futures::future::BoxFuture;
 
-pub use nodes::Nodes;
-pub(crate) use nodes::{Patience, refused};
-pub(crate) use traced::Traced;
-pub use view::{Answer, combine};
+pub use cluster_view::{NodeAnswer, cluster_view};
+pub use grpc::GrpcAdmin;
+pub(crate) use grpc::{CallLimits, admin_error};
+pub(crate) use traced::TracedAdmin;
 
 use crate::plan::{CatchUp, ClusterView};
 

@@ -7,14 +7,14 @@ use tracing::Instrument;
 
 use super::{Admin, AdminResult, Target};
 use crate::plan::{CatchUp, ClusterView};
-use crate::process::SPANS;
+use crate::telemetry::SPANS;
 
 /// Wraps another [`Admin`].
-pub(crate) struct Traced(pub(crate) Arc<dyn Admin>);
+pub(crate) struct TracedAdmin(pub(crate) Arc<dyn Admin>);
 
 macro_rules! traced {
     ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
-        impl Admin for Traced {
+        impl Admin for TracedAdmin {
             $(fn $name<'a>(&'a self, target: &'a Target, $($argument: $type),*) -> AdminResult<'a, $answer> {
                 let span = tracing::debug_span!(target: SPANS, concat!("admin ", stringify!($name)));
                 Box::pin(self.0.$name(target, $($argument),*).instrument(span))

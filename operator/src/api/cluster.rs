@@ -3,7 +3,7 @@
 //! Invariants: doc comments of fields are what `kubectl explain` prints. Rules that need the resource alone are CEL rules here; other
 //! rules are in `build/validate.rs`.
 //!
-//! Neighbours: `status.rs` has the observed state, `build/` turns a spec into objects.
+//! Neighbours: `cluster_status.rs` has the observed state, `build/` turns a spec into objects.
 #![allow(clippy::duplicated_attributes, reason = "print columns have the same fields")]
 #![allow(unreachable_pub, reason = "the schema derive makes public types in private blocks")]
 
@@ -16,7 +16,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::status::ClusterStatus;
+use super::cluster_status::ClusterStatus;
 
 /// Maximum number of voters in the controller group.
 pub const VOTERS_MAX: u32 = 7;

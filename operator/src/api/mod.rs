@@ -10,8 +10,8 @@
 //! `deploy/crds` holds a copy.
 
 pub mod cluster;
+mod cluster_status;
 mod conditions;
-mod status;
 pub mod topic;
 pub mod user;
 
@@ -21,11 +21,11 @@ pub use cluster::{
     PodMonitorMode, Reconciliation, ReplacementMode, Retention, RetentionPolicy, Scheduling, Security, Storage,
     SuperUser, Tls, TlsMode, UnsatisfiableTopology, VOTERS_MAX,
 };
-pub use conditions::{ConditionType, Conditions, condition_of, set_condition};
-pub use status::{
+pub use cluster_status::{
     CertificateStatus, ClusterStatus, MemberRole, MemberState, MemberStatus, OperationKind, OperationStatus,
     OperationStep, QuorumStatus, VersionStatus,
 };
+pub use conditions::{ConditionType, Conditions, condition_of, set_condition};
 pub use topic::{
     ChronicleTopic, ChronicleTopicSpec, DeletionPolicy, Durability, ManagementPolicy, TopicRetention, TopicStatus,
 };

@@ -62,7 +62,7 @@ fn rules_that_cannot_be_judged_from_one_object_alone_are_transition_rules() {
         "topicName: cannot be changed",
         "principal: cannot be changed",
     ] {
-        assert!(text.contains(message), "no rule says {message:?}");
+        assert!(text.contains(message), "no rule has the message {message:?}");
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use chronicle_operator::plugin::Cli;
+use chronicle_operator::plugin::PluginCli;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    match Cli::parse().execute() {
+    match PluginCli::parse().execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("kubectl chronicle: {failure}");

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Map, Value, json};
 
-use super::{Cluster, DATA_PORT, FOUND_NEVER, OPERATOR_PRINCIPAL, OPS_PORT, short_hash};
+use super::{Cluster, DATA_PORT, NEVER_BOOTSTRAP, OPERATOR_PRINCIPAL, OPS_PORT, short_hash};
 use crate::api::{AuthorizationMode, ClientAuth};
 
 /// Name of the file, in the ConfigMap and below `/etc/chronicle`.
@@ -28,7 +28,7 @@ pub const LIVE_FIELDS: &str = include_str!("../../../node/src/config/live-fields
 const LOCK_WAIT_MS: u64 = 30_000;
 
 pub(super) fn config_map(cluster: &Cluster) -> ConfigMap {
-    let expect = if cluster.founded { FOUND_NEVER } else { founding(cluster) };
+    let expect = if cluster.bootstrapped { NEVER_BOOTSTRAP } else { initial_members(cluster) };
     ConfigMap {
         metadata: cluster.metadata(cluster.config_map()),
         data: Some(BTreeMap::from([(FILE.to_owned(), text(&render(cluster, expect)))])),
@@ -41,19 +41,19 @@ pub(super) fn config_map(cluster: &Cluster) -> ConfigMap {
 /// have to load the second file.
 pub fn config_files(cluster: &Cluster) -> Vec<String> {
     let digest = |expect| blake3::hash(text(&render(cluster, expect)).as_bytes()).to_hex().to_string();
-    [FOUND_NEVER, founding(cluster)].map(digest).to_vec()
+    [NEVER_BOOTSTRAP, initial_members(cluster)].map(digest).to_vec()
 }
 
 /// Returns the hash of the fields that a node reads only at its start.
 pub fn config_hash(cluster: &Cluster) -> String {
-    let mut root = render(cluster, FOUND_NEVER);
+    let mut root = render(cluster, NEVER_BOOTSTRAP);
     LIVE_FIELDS.lines().for_each(|path| remove(&mut root, path));
     prune(&mut root);
     short_hash(text(&root).as_bytes())
 }
 
-fn founding(cluster: &Cluster) -> i64 {
-    i64::from(cluster.founders.max(1))
+fn initial_members(cluster: &Cluster) -> i64 {
+    i64::from(cluster.initial_nodes.max(1))
 }
 
 fn remove(section: &mut Map<String, Value>, path: &str) {

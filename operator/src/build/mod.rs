@@ -1,6 +1,6 @@
 //! Renders the Kubernetes objects of a cluster from its spec. Pure: no client, no clock.
 //!
-//! [`validate`] turns the resource into a [`Cluster`], the only input of the builders. [`build`] renders the [`Desired`].
+//! [`validate`] turns the resource into a [`Cluster`], the only input of the builders. [`build`] renders the [`RenderedObjects`].
 //!
 //! Invariants:
 //! - The same cluster renders to the same bytes in every version of the operator: a pod template changes only with the spec. A test
@@ -12,8 +12,9 @@
 
 mod certificates;
 mod config;
-mod network;
-mod policy;
+mod disruption_budget;
+mod network_policy;
+mod pod_monitor;
 mod services;
 mod stateful_set;
 mod validate;
@@ -33,7 +34,7 @@ pub(crate) use certificates::{DURATION, RENEW_BEFORE, issuer_ref, trusts};
 pub use certificates::{TrustInput, issuer_name, trust_bundle};
 pub use config::{LIVE_FIELDS, config_files, config_hash};
 pub use stateful_set::{claim_name, ordinal_of, pod_name};
-pub use validate::{Invalid, validate};
+pub use validate::{InvalidSpec, validate};
 
 use crate::api::ChronicleClusterSpec;
 
@@ -54,7 +55,7 @@ pub const REMOVED_NODE: &str = "chronicle.dev/removed-node";
 /// Annotation of a ChronicleCluster that requests a replacement: name of the pod of the lost node.
 pub const REPLACE: &str = "chronicle.dev/replace";
 /// Number of bootstrap members for nodes of an existing cluster, which must never bootstrap another one: more than there ever are.
-const FOUND_NEVER: i64 = 99;
+const NEVER_BOOTSTRAP: i64 = 99;
 
 /// Settings of the operator that apply to all clusters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,9 +97,9 @@ pub struct Cluster {
     /// Size of each volume, in bytes.
     pub storage_bytes: u64,
     /// Number of initial nodes, which bootstrap the cluster.
-    pub founders: i32,
+    pub initial_nodes: i32,
     /// Whether the cluster has bootstrapped, so that no node may bootstrap another one.
-    pub founded: bool,
+    pub bootstrapped: bool,
 }
 
 impl Cluster {
@@ -215,7 +216,7 @@ impl Cluster {
 
 /// Which optional APIs the API server serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Available {
+pub struct OptionalApis {
     /// `cert-manager.io/v1`.
     pub cert_manager: bool,
     /// `monitoring.coreos.com/v1` PodMonitor.
@@ -237,7 +238,7 @@ pub const KINDS: [(&str, &str, &str, &str); 9] = [
 
 /// The rendered objects of a cluster.
 #[derive(Debug, Clone)]
-pub struct Desired {
+pub struct RenderedObjects {
     /// All objects but the StatefulSet, in the order in which they are applied.
     pub objects: Vec<DynamicObject>,
     /// The StatefulSet.
@@ -248,24 +249,30 @@ pub struct Desired {
 
 /// Renders the objects of a cluster. `pods` is the number of replicas of the StatefulSet. `trust` is the PEM text of the trusted CAs;
 /// without it there is no trust ConfigMap.
-pub fn build(cluster: &Cluster, settings: &Settings, available: Available, pods: i32, trust: Option<&str>) -> Desired {
+pub fn build(
+    cluster: &Cluster,
+    settings: &Settings,
+    apis: OptionalApis,
+    pods: i32,
+    trust: Option<&str>,
+) -> RenderedObjects {
     let mut objects = vec![dynamic(&services::service_account(cluster))];
     objects.push(dynamic(&services::nodes(cluster)));
     objects.push(dynamic(&services::clients(cluster)));
-    objects.extend(network::network_policy(cluster, settings).iter().map(dynamic));
-    objects.push(dynamic(&policy::disruption_budget(cluster)));
-    if available.cert_manager {
+    objects.extend(network_policy::network_policy(cluster, settings).iter().map(dynamic));
+    objects.push(dynamic(&disruption_budget::disruption_budget(cluster)));
+    if apis.cert_manager {
         objects.extend(certificates::objects(cluster, settings));
     }
-    if available.pod_monitor {
-        objects.extend(policy::pod_monitor(cluster));
+    if apis.pod_monitor {
+        objects.extend(pod_monitor::pod_monitor(cluster));
     }
     objects.push(dynamic(&config::config_map(cluster)));
     if cluster.encrypted() {
         objects.extend(trust.map(|trust| dynamic(&certificates::trust_map(cluster, trust))));
     }
     let (stateful_set, revision) = stateful_set::stateful_set(cluster, pods);
-    Desired { objects, stateful_set, revision }
+    RenderedObjects { objects, stateful_set, revision }
 }
 
 /// Converts an object of a known kind to a dynamic one.

@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 use super::fixtures::{cluster, resource};
 use super::*;
 
-const ALL: Available = Available { cert_manager: true, pod_monitor: true };
+const ALL: OptionalApis = OptionalApis { cert_manager: true, pod_monitor: true };
 
-fn built(spec: Value) -> Desired {
+fn built(spec: Value) -> RenderedObjects {
     build(&cluster(spec), &Settings::default(), ALL, 3, Some("ca"))
 }
 
-fn named(desired: &Desired) -> Vec<String> {
+fn named(desired: &RenderedObjects) -> Vec<String> {
     let kind = |object: &DynamicObject| object.types.as_ref().unwrap().kind.clone();
     desired.objects.iter().map(|object| format!("{} {}", kind(object), object.name_any())).collect()
 }
@@ -114,9 +114,9 @@ fn pods_are_confined() {
 }
 
 #[test]
-fn the_number_of_pods_and_what_is_only_for_founders_do_not_change_the_revision() {
+fn the_number_of_pods_and_bootstrap_fields_do_not_change_the_revision() {
     let (young, mut old) = (cluster(json!({})), cluster(json!({"replicas": 7})));
-    (old.founded, old.founders) = (true, 7);
+    (old.bootstrapped, old.initial_nodes) = (true, 7);
     let revision = |cluster: &Cluster, pods| build(cluster, &Settings::default(), ALL, pods, None).revision;
     assert_eq!(revision(&young, 3), revision(&old, 7));
     assert_eq!(config(&young)["cluster"]["bootstrap-expect"], 3);
@@ -177,7 +177,7 @@ fn the_hash_of_the_file_is_that_of_the_bytes_that_a_pod_gets() {
         blake3::hash(text.as_bytes()).to_hex().to_string()
     };
     let (young, mut old) = (cluster(json!({})), cluster(json!({})));
-    old.founded = true;
+    old.bootstrapped = true;
     assert_ne!(hash(&young), hash(&old));
     for file in [hash(&young), hash(&old)] {
         assert!(config_files(&young).contains(&file) && config_files(&old).contains(&file), "{file}");
@@ -241,7 +241,7 @@ fn certificates_come_from_the_own_ca_a_given_issuer_or_given_secrets() {
     assert_eq!(of(json!({})), own);
     assert_eq!(of(json!({"issuerRef": {"name": "corp"}})), ["Certificate log-node", "Certificate log-operator"]);
     assert!(of(json!({"secrets": {"node": "a", "operator": "b"}})).is_empty());
-    let none = build(&cluster(json!({})), &Settings::default(), Available::default(), 3, None);
+    let none = build(&cluster(json!({})), &Settings::default(), OptionalApis::default(), 3, None);
     assert!(!named(&none).iter().any(|name| name.starts_with("Certificate") || name.starts_with("PodMonitor")));
 }
 

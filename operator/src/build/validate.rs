@@ -12,7 +12,7 @@ use crate::quantity;
 /// An invalid field of a spec: the field, its value and the rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("spec.{field}: {value}: {rule}")]
-pub struct Invalid {
+pub struct InvalidSpec {
     /// Path below `spec`.
     pub field: String,
     /// Value in the spec.
@@ -41,12 +41,13 @@ const FIELDS: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// Validates the spec of a resource. `founders` is the number of initial nodes.
+/// Validates the spec of a resource. `initial_nodes` is the number of initial nodes.
 ///
 /// # Errors
 /// The first invalid field. Only a change of the spec helps.
-pub fn validate(resource: &ChronicleCluster, founders: i32, founded: bool) -> Result<Cluster, Invalid> {
-    let invalid = |field: &str, value: String, rule: &str| Invalid { field: field.into(), value, rule: rule.into() };
+pub fn validate(resource: &ChronicleCluster, initial_nodes: i32, bootstrapped: bool) -> Result<Cluster, InvalidSpec> {
+    let invalid =
+        |field: &str, value: String, rule: &str| InvalidSpec { field: field.into(), value, rule: rule.into() };
     let spec = resource.spec.clone();
     let size = &spec.storage.size.0;
     let storage_bytes = quantity::bytes(size)
@@ -83,7 +84,7 @@ pub fn validate(resource: &ChronicleCluster, founders: i32, founded: bool) -> Re
         uid: resource.uid().unwrap_or_default(),
         spec,
         storage_bytes,
-        founders,
-        founded,
+        initial_nodes,
+        bootstrapped,
     })
 }

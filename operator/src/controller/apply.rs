@@ -3,7 +3,7 @@
 //! Server-side apply merges lists by key and keeps the items of other writers. Drift in our fields can therefore survive an apply, or make
 //! it invalid (two ports with one name). Then a merge patch overwrites the fields: it replaces whole lists, keeps what the API server has
 //! allocated, and fails if the object has changed since it was read. A field that differs even then is reverted by another writer, such
-//! as an admission webhook: it is recorded as [`Unmended`] and left alone until either side changes.
+//! as an admission webhook: it is recorded as [`PersistentDrift`] and left alone until either side changes.
 //!
 //! Invariants: an object of another owner is never changed or deleted; deletions have the UID as a precondition.
 
@@ -26,28 +26,32 @@ use crate::build::{CLUSTER_LABEL, KINDS, short_hash};
 pub(crate) const APPLIED: &str = "chronicle.dev/applied";
 
 /// Objects that another writer reverts after every apply: by UID, the hashes of the desired and of the resulting object.
-pub type Unmended = Arc<Mutex<HashMap<String, (String, String)>>>;
+pub type PersistentDrift = Arc<Mutex<HashMap<String, (String, String)>>>;
 
 /// Applies the objects of one owner in one namespace.
 pub struct Applier {
     client: Client,
     namespace: String,
     owner: OwnerReference,
-    unmended: Unmended,
+    persistent_drift: PersistentDrift,
 }
 
-type Key = (String, String);
+/// Kind and name of an object.
+pub type ObjectKey = (String, String);
+
+/// The existing objects of a cluster, by kind and name.
+pub type LiveObjects = BTreeMap<ObjectKey, DynamicObject>;
 
 impl Applier {
     /// Creates one for the owner of the objects.
     pub fn new(client: Client, namespace: &str, owner: OwnerReference) -> Self {
-        Self { client, namespace: namespace.to_owned(), owner, unmended: Unmended::default() }
+        Self { client, namespace: namespace.to_owned(), owner, persistent_drift: PersistentDrift::default() }
     }
 
     /// Shares the record of persistent drift between reconciles.
     #[must_use]
-    pub fn remembering(self, unmended: Unmended) -> Self {
-        Self { unmended, ..self }
+    pub fn with_persistent_drift(self, persistent_drift: PersistentDrift) -> Self {
+        Self { persistent_drift, ..self }
     }
 
     fn api(&self, kind: &str) -> Option<(Api<DynamicObject>, TypeMeta)> {
@@ -62,7 +66,7 @@ impl Applier {
     ///
     /// # Errors
     /// The API server did not respond.
-    pub async fn live(&self, cluster: &str, kinds: &[&str]) -> Result<BTreeMap<Key, DynamicObject>, ReconcileError> {
+    pub async fn live(&self, cluster: &str, kinds: &[&str]) -> Result<LiveObjects, ReconcileError> {
         let mut live = BTreeMap::new();
         let selected = ListParams::default().labels(&format!("{CLUSTER_LABEL}={cluster}"));
         for kind in kinds {
@@ -85,11 +89,7 @@ impl Applier {
     ///
     /// # Errors
     /// [`ReconcileError::Foreign`] if the object has another owner; the API server rejected the request or did not respond.
-    pub async fn apply(
-        &self,
-        desired: &DynamicObject,
-        live: &BTreeMap<Key, DynamicObject>,
-    ) -> Result<bool, ReconcileError> {
+    pub async fn apply(&self, desired: &DynamicObject, live: &LiveObjects) -> Result<bool, ReconcileError> {
         let kind = desired.types.as_ref().map(|types| types.kind.clone()).unwrap_or_default();
         let name = desired.name_any();
         let Some((api, _)) = self.api(&kind) else { return Ok(false) };
@@ -111,7 +111,7 @@ impl Applier {
             let same = live.annotations().get(APPLIED) == Some(&hash);
             match difference(&value(desired), &value(live)) {
                 None if same => return Ok(false),
-                Some(_) if self.is_unmended(live, &hash) => return Ok(false),
+                Some(_) if self.is_persistent_drift(live, &hash) => return Ok(false),
                 Some(path) if same => tracing::info!(%kind, %name, %path, "drift corrected"),
                 _ => {}
             }
@@ -154,7 +154,7 @@ impl Applier {
         match (difference(&value(desired), &value(&after)), after.uid()) {
             (Some(path), Some(uid)) => {
                 tracing::warn!(kind, name, path, "another writer reverts every apply; leaving the field alone");
-                self.unmended.lock().insert(uid, (hash, fingerprint(&after)));
+                self.persistent_drift.lock().insert(uid, (hash, fingerprint(&after)));
             }
             _ => tracing::info!(kind, name, path, "drift corrected by an overwrite"),
         }
@@ -162,8 +162,8 @@ impl Applier {
     }
 
     /// Returns whether the drift of this object is recorded and neither side has changed since.
-    fn is_unmended(&self, live: &DynamicObject, hash: &str) -> bool {
-        let known = live.uid().and_then(|uid| self.unmended.lock().get(&uid).cloned());
+    fn is_persistent_drift(&self, live: &DynamicObject, hash: &str) -> bool {
+        let known = live.uid().and_then(|uid| self.persistent_drift.lock().get(&uid).cloned());
         known.is_some_and(|(asked, left)| asked == hash && left == fingerprint(live))
     }
 
@@ -191,12 +191,8 @@ impl Applier {
     ///
     /// # Errors
     /// The API server rejected the request or did not respond.
-    pub async fn remove_orphans(
-        &self,
-        desired: &[DynamicObject],
-        live: &BTreeMap<Key, DynamicObject>,
-    ) -> Result<usize, ReconcileError> {
-        let wanted: HashSet<Key> = desired
+    pub async fn remove_orphans(&self, desired: &[DynamicObject], live: &LiveObjects) -> Result<usize, ReconcileError> {
+        let wanted: HashSet<ObjectKey> = desired
             .iter()
             .map(|object| {
                 (object.types.as_ref().map(|types| types.kind.clone()).unwrap_or_default(), object.name_any())

@@ -9,28 +9,28 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use parking_lot::Mutex;
 
-use super::apply::Unmended;
-use crate::admin::{Admin, Traced};
-use crate::build::{Available, Settings};
-use crate::process::Metrics;
+use super::apply::PersistentDrift;
+use crate::admin::{Admin, TracedAdmin};
+use crate::build::{OptionalApis, Settings};
+use crate::telemetry::Metrics;
 
 /// Maximum age of the discovered APIs.
-const AVAILABLE_AGE: Duration = Duration::from_secs(60);
+const DISCOVERY_AGE: Duration = Duration::from_secs(60);
 
 /// Shared state of all reconcilers. Cheap to clone.
 #[derive(Clone)]
-pub struct Context(Arc<Inner>);
+pub struct Context(Arc<ContextInner>);
 
-struct Inner {
+struct ContextInner {
     client: Client,
-    admin: Traced,
+    admin: TracedAdmin,
     settings: Settings,
     recorder: Recorder,
     metrics: Metrics,
-    available: Mutex<Option<(Instant, Available)>>,
+    apis: Mutex<Option<(Instant, OptionalApis)>>,
     /// Consecutive failures by resource.
     attempts: Mutex<HashMap<String, u32>>,
-    unmended: Unmended,
+    persistent_drift: PersistentDrift,
     /// Last step of a resource, and how often it was repeated.
     repeated: Mutex<HashMap<String, (String, u32)>>,
     clock: Clock,
@@ -52,15 +52,15 @@ impl Context {
     /// Creates one. `instance` is the name of this process in events.
     pub fn new(client: Client, admin: Arc<dyn Admin>, settings: Settings, metrics: Metrics, instance: &str) -> Self {
         let reporter = Reporter { controller: "chronicle-operator".into(), instance: Some(instance.to_owned()) };
-        Self(Arc::new(Inner {
+        Self(Arc::new(ContextInner {
             recorder: Recorder::new(client.clone(), reporter),
             client,
-            admin: Traced(admin),
+            admin: TracedAdmin(admin),
             settings,
             metrics,
-            available: Mutex::new(None),
+            apis: Mutex::new(None),
             attempts: Mutex::default(),
-            unmended: Unmended::default(),
+            persistent_drift: PersistentDrift::default(),
             repeated: Mutex::default(),
             clock: Arc::new(Timestamp::now),
         }))
@@ -68,18 +68,18 @@ impl Context {
 
     /// Creates one with a given clock and given APIs, for tests.
     #[cfg(test)]
-    pub(crate) fn for_tests(client: Client, admin: Arc<dyn Admin>, available: Available, clock: Clock) -> Self {
+    pub(crate) fn for_tests(client: Client, admin: Arc<dyn Admin>, apis: OptionalApis, clock: Clock) -> Self {
         let reporter = Reporter { controller: "chronicle-operator".into(), instance: None };
         let far = Instant::now() + Duration::from_secs(3600);
-        Self(Arc::new(Inner {
+        Self(Arc::new(ContextInner {
             recorder: Recorder::new(client.clone(), reporter),
             client,
-            admin: Traced(admin),
+            admin: TracedAdmin(admin),
             settings: Settings::default(),
             metrics: Metrics::new(),
-            available: Mutex::new(Some((far, available))),
+            apis: Mutex::new(Some((far, apis))),
             attempts: Mutex::default(),
-            unmended: Unmended::default(),
+            persistent_drift: PersistentDrift::default(),
             repeated: Mutex::default(),
             clock,
         }))
@@ -101,8 +101,8 @@ impl Context {
     }
 
     /// Returns the record of persistent drift.
-    pub(super) fn unmended(&self) -> Unmended {
-        self.0.unmended.clone()
+    pub(super) fn persistent_drift(&self) -> PersistentDrift {
+        self.0.persistent_drift.clone()
     }
 
     /// Returns the metrics.
@@ -116,19 +116,19 @@ impl Context {
     }
 
     /// Returns the optional APIs that the API server serves; the previous result if discovery fails.
-    pub async fn available(&self) -> Available {
-        let known = *self.0.available.lock();
+    pub async fn optional_apis(&self) -> OptionalApis {
+        let known = *self.0.apis.lock();
         match known {
-            Some((at, available)) if at.elapsed() < AVAILABLE_AGE => return available,
+            Some((at, apis)) if at.elapsed() < DISCOVERY_AGE => return apis,
             _ => {}
         }
-        let before = known.map(|(_, available)| available).unwrap_or_default();
-        let available = Available {
+        let before = known.map(|(_, apis)| apis).unwrap_or_default();
+        let apis = OptionalApis {
             cert_manager: self.serves("cert-manager.io", "v1", "Certificate").await.unwrap_or(before.cert_manager),
             pod_monitor: self.serves("monitoring.coreos.com", "v1", "PodMonitor").await.unwrap_or(before.pod_monitor),
         };
-        *self.0.available.lock() = Some((Instant::now(), available));
-        available
+        *self.0.apis.lock() = Some((Instant::now(), apis));
+        apis
     }
 
     /// Returns whether the API server serves a kind, by discovery, which needs no rights; `None`: no response.
@@ -200,20 +200,20 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::world::World;
+    use crate::controller::fake_kubernetes::FakeKubernetes;
 
     #[tokio::test]
     async fn which_kinds_there_are_is_asked_without_rights_on_their_objects() {
-        let world = World::new();
-        world.forbidden.lock().extend(["certificates", "podmonitors"].map(str::to_owned));
+        let fake = FakeKubernetes::new();
+        fake.forbidden.lock().extend(["certificates", "podmonitors"].map(str::to_owned));
         let context = || {
             let (settings, metrics) = (Settings::default(), Metrics::new());
-            Context::new(world.client(), Arc::new(world.admin()), settings, metrics, "me")
+            Context::new(fake.client(), Arc::new(fake.admin()), settings, metrics, "me")
         };
-        assert_eq!(context().available().await, Available { cert_manager: true, pod_monitor: false });
-        world.served.lock().insert("monitoring.coreos.com/v1".into(), vec!["PodMonitor".into()]);
-        assert_eq!(context().available().await, Available { cert_manager: true, pod_monitor: true });
-        world.served.lock().clear();
-        assert_eq!(context().available().await, Available::default());
+        assert_eq!(context().optional_apis().await, OptionalApis { cert_manager: true, pod_monitor: false });
+        fake.served.lock().insert("monitoring.coreos.com/v1".into(), vec!["PodMonitor".into()]);
+        assert_eq!(context().optional_apis().await, OptionalApis { cert_manager: true, pod_monitor: true });
+        fake.served.lock().clear();
+        assert_eq!(context().optional_apis().await, OptionalApis::default());
     }
 }

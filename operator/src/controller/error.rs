@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::admin::AdminError;
 
 /// Time limit of a reconcile. It exceeds the limit of a comparison of all topics.
-pub const PASS_TIMEOUT: Duration = Duration::from_secs(150);
+pub const RECONCILE_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +42,7 @@ pub enum ReconcileError {
         owner: String,
     },
     /// The reconcile exceeded its time limit, for example because the API server accepts requests and does not respond.
-    #[error("timed out after {} s", PASS_TIMEOUT.as_secs())]
+    #[error("timed out after {} s", RECONCILE_TIMEOUT.as_secs())]
     TimedOut,
     /// An object of a deleted resource with the same name still exists.
     #[error("waiting for {kind} {name} of a deleted resource with the same name to be garbage-collected")]
@@ -81,9 +81,9 @@ impl ReconcileError {
         }
     }
 
-    /// Returns the delay before the next retry. `attempt` counts consecutive failures from 1. Conflicts are retried at once, transient errors
-    /// back off exponentially from one second to 32, and errors that need a person are retried every minute.
-    pub fn pause(&self, attempt: u32) -> Duration {
+    /// Returns the delay before the next retry. `attempt` counts consecutive failures from 1. Conflicts are retried within a second,
+    /// transient errors back off exponentially from 1 s to 32 s, and errors that need a person are retried every minute.
+    pub fn retry_delay(&self, attempt: u32) -> Duration {
         let doubled = Duration::from_secs(1 << attempt.clamp(1, 6).saturating_sub(1));
         match self.reason() {
             "Conflict" => Duration::from_millis(100) * attempt.min(10),
@@ -121,10 +121,10 @@ mod tests {
     #[test]
     fn the_pause_grows_with_what_may_pass_and_is_long_for_what_needs_a_person() {
         let failed = api(500, "InternalError");
-        let pauses: Vec<u64> = (1..9).map(|attempt| failed.pause(attempt).as_secs()).collect();
+        let pauses: Vec<u64> = (1..9).map(|attempt| failed.retry_delay(attempt).as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 32, 32]);
-        assert!(api(409, "Conflict").pause(1) < Duration::from_secs(1));
-        assert_eq!(api(422, "Invalid").pause(1), Duration::from_secs(60));
+        assert!(api(409, "Conflict").retry_delay(1) < Duration::from_secs(1));
+        assert_eq!(api(422, "Invalid").retry_delay(1), Duration::from_secs(60));
         assert_eq!(api(403, "Forbidden").reason(), "Forbidden");
         assert!(!api(403, "Forbidden").is_transient() && failed.is_transient());
     }

@@ -11,7 +11,7 @@ use kube::ResourceExt;
 use kube::api::Api;
 use kube::runtime::controller::Action;
 
-use super::part::{self, Part, Verdict, Why, reach, while_cluster_is_there};
+use super::child::{self, Blocker, ChildResource, ReadyState, resolve_cluster, resolve_for_deletion};
 use super::{Context, ReconcileError};
 use crate::admin::AdminError;
 use crate::api::{ChronicleTopic, Conditions, DeletionPolicy, Durability, ManagementPolicy, TopicStatus};
@@ -19,12 +19,12 @@ use crate::api::{ChronicleTopic, Conditions, DeletionPolicy, Durability, Managem
 /// Reconciles one topic.
 ///
 /// # Errors
-/// The failure; [`ReconcileError::pause`] has the delay of the retry.
+/// The failure; [`ReconcileError::retry_delay`] has the delay of the retry.
 pub async fn reconcile(resource: Arc<ChronicleTopic>, context: Context) -> Result<Action, ReconcileError> {
-    part::pass(&*resource, &context).await
+    child::reconcile(&*resource, &context).await
 }
 
-impl Part for ChronicleTopic {
+impl ChildResource for ChronicleTopic {
     type Status = TopicStatus;
 
     fn status(&self) -> TopicStatus {
@@ -35,15 +35,15 @@ impl Part for ChronicleTopic {
         Self { status: Some(status), ..self }
     }
 
-    fn parts(status: &mut TopicStatus) -> (&mut Conditions, &mut Option<i64>) {
+    fn conditions_mut(status: &mut TopicStatus) -> (&mut Conditions, &mut Option<i64>) {
         (&mut status.conditions, &mut status.observed_generation)
     }
 
-    async fn advance(&self, context: &Context, status: &mut TopicStatus) -> Result<Verdict, ReconcileError> {
-        go(context, self, status).await
+    async fn advance(&self, context: &Context, status: &mut TopicStatus) -> Result<ReadyState, ReconcileError> {
+        reconcile_topic(context, self, status).await
     }
 
-    async fn let_go(&self, context: &Context) -> Result<Option<Why>, ReconcileError> {
+    async fn finalize(&self, context: &Context) -> Result<Option<Blocker>, ReconcileError> {
         delete(context, self).await
     }
 }
@@ -52,18 +52,22 @@ fn name_of(resource: &ChronicleTopic) -> String {
     resource.spec.topic_name.clone().unwrap_or_else(|| resource.name_any())
 }
 
-async fn go(context: &Context, resource: &ChronicleTopic, status: &mut TopicStatus) -> Result<Verdict, ReconcileError> {
+async fn reconcile_topic(
+    context: &Context,
+    resource: &ChronicleTopic,
+    status: &mut TopicStatus,
+) -> Result<ReadyState, ReconcileError> {
     let spec = &resource.spec;
     let namespace = resource.namespace().unwrap_or_default();
-    let (target, _) = match reach(context, &namespace, &spec.cluster_ref.name).await? {
-        Ok(reached) => reached,
-        Err((reason, message)) => return Ok(Verdict::wait(reason, message)),
+    let (target, _) = match resolve_cluster(context, &namespace, &spec.cluster_ref.name).await? {
+        Ok(resolved) => resolved,
+        Err((reason, message)) => return Ok(ReadyState::unknown(reason, message)),
     };
     let name = name_of(resource);
     if !status.owned && spec.management_policy != ManagementPolicy::Observe {
         let taken = other_owner(context, resource, &namespace, &name).await?;
         if let Some(other) = taken {
-            return Ok(Verdict::no("Conflict", format!("topic {name} is managed by ChronicleTopic {other}")));
+            return Ok(ReadyState::not_ready("Conflict", format!("topic {name} is managed by ChronicleTopic {other}")));
         }
     }
     let admin = context.admin();
@@ -71,24 +75,24 @@ async fn go(context: &Context, resource: &ChronicleTopic, status: &mut TopicStat
     status.topic_name = Some(name.clone());
     match (spec.management_policy, found) {
         (ManagementPolicy::Observe, None) => {
-            report(status, None);
-            Ok(Verdict::no(
+            record_topic(status, None);
+            Ok(ReadyState::not_ready(
                 "TopicMissing",
                 format!("topic {name} does not exist, and managementPolicy Observe does not create it"),
             ))
         }
         (ManagementPolicy::Observe, Some(topic)) => {
             status.owned = false;
-            report(status, Some(&topic));
+            record_topic(status, Some(&topic));
             Ok(match drift(resource, &topic) {
-                Drift::None => Verdict::ready("Observed"),
-                Drift::Change { what, .. } | Drift::Impossible(what) => Verdict::no("Drifted", what),
+                Drift::None => ReadyState::ready("Observed"),
+                Drift::Change { what, .. } | Drift::Impossible(what) => ReadyState::not_ready("Drifted", what),
             })
         }
         (_, None) if !status.owned => {
             // Recorded before the topic is created.
             status.owned = true;
-            Ok(Verdict::again("Creating"))
+            Ok(ReadyState::step_done("Creating"))
         }
         (_, None) => {
             let request = v1::CreateTopicRequest {
@@ -100,34 +104,36 @@ async fn go(context: &Context, resource: &ChronicleTopic, status: &mut TopicStat
             };
             let made = admin.create_topic(&target, request).await;
             let topic = made.map_err(ReconcileError::admin(format!("create topic {name}")))?;
-            report(status, Some(&topic));
-            Ok(Verdict::again("Created"))
+            record_topic(status, Some(&topic));
+            Ok(ReadyState::step_done("Created"))
         }
         (ManagementPolicy::Manage, Some(topic)) if !status.owned => {
-            report(status, Some(&topic));
+            record_topic(status, Some(&topic));
             let rule = "set managementPolicy to Adopt to take it over, or to Observe to only report on it";
-            Ok(Verdict::no(
+            Ok(ReadyState::not_ready(
                 "TopicExists",
                 format!("topic {name} already exists and is not managed by this resource: {rule}"),
             ))
         }
         (ManagementPolicy::Adopt, Some(topic)) if !status.owned => {
             status.owned = true;
-            report(status, Some(&topic));
-            Ok(Verdict::again("Adopted"))
+            record_topic(status, Some(&topic));
+            Ok(ReadyState::step_done("Adopted"))
         }
         (_, Some(topic)) => {
-            report(status, Some(&topic));
+            record_topic(status, Some(&topic));
             match drift(resource, &topic) {
-                Drift::None => Ok(Verdict::ready("InSync")),
-                Drift::Impossible(why) => Ok(Verdict::no("CannotChange", why)),
+                Drift::None => Ok(ReadyState::ready("InSync")),
+                Drift::Impossible(why) => Ok(ReadyState::not_ready("CannotChange", why)),
                 Drift::Change { request, .. } => {
                     let changed = admin.alter_topic(&target, request).await;
                     let topic = changed.map_err(ReconcileError::admin(format!("alter topic {name}")))?;
-                    report(status, Some(&topic));
+                    record_topic(status, Some(&topic));
                     Ok(match drift(resource, &topic) {
-                        Drift::None => Verdict::ready("InSync"),
-                        Drift::Change { what, .. } | Drift::Impossible(what) => Verdict::no("NotApplied", what),
+                        Drift::None => ReadyState::ready("InSync"),
+                        Drift::Change { what, .. } | Drift::Impossible(what) => {
+                            ReadyState::not_ready("NotApplied", what)
+                        }
                     })
                 }
             }
@@ -154,7 +160,7 @@ async fn other_owner(
     Ok(same.map(ResourceExt::name_any))
 }
 
-fn report(status: &mut TopicStatus, topic: Option<&v1::Topic>) {
+fn record_topic(status: &mut TopicStatus, topic: Option<&v1::Topic>) {
     status.topic_id = topic.map(|topic| topic.id.clone());
     status.partitions = topic.map(|topic| topic.partitions);
     status.replication_factor = topic.map(|topic| topic.replication_factor);
@@ -220,8 +226,8 @@ fn drift(resource: &ChronicleTopic, topic: &v1::Topic) -> Drift {
 }
 
 /// Deletes the topic if this resource manages it and its policy says so. Returns what blocks that.
-async fn delete(context: &Context, resource: &ChronicleTopic) -> Result<Option<Why>, ReconcileError> {
-    let (spec, status) = (&resource.spec, Part::status(resource));
+async fn delete(context: &Context, resource: &ChronicleTopic) -> Result<Option<Blocker>, ReconcileError> {
+    let (spec, status) = (&resource.spec, ChildResource::status(resource));
     let namespace = resource.namespace().unwrap_or_default();
     let goes = spec.deletion_policy == DeletionPolicy::Delete
         && spec.management_policy != ManagementPolicy::Observe
@@ -229,7 +235,7 @@ async fn delete(context: &Context, resource: &ChronicleTopic) -> Result<Option<W
     if !goes {
         return Ok(None);
     }
-    let target = match while_cluster_is_there(context, &namespace, &spec.cluster_ref.name).await? {
+    let target = match resolve_for_deletion(context, &namespace, &spec.cluster_ref.name).await? {
         None => return Ok(None),
         Some(Err((_, why))) => return Ok(Some(("DeletionWaits", why))),
         Some(Ok(target)) => target,

@@ -18,8 +18,8 @@ use kube::runtime::controller::Action;
 use serde_json::json;
 
 use super::apply::Applier;
+use super::child::{self, Blocker, ChildResource, ReadyState, resolve_cluster, resolve_for_deletion};
 use super::cluster::{issued_at, reissue, secret_text};
-use super::part::{self, Part, Verdict, Why, reach, while_cluster_is_there};
 use super::{Context, ReconcileError, is_not_found};
 use crate::admin::Target;
 use crate::api::{
@@ -34,12 +34,12 @@ const RULES_AT_ONCE: usize = 500;
 /// Reconciles one user.
 ///
 /// # Errors
-/// The failure; [`ReconcileError::pause`] has the delay of the retry.
+/// The failure; [`ReconcileError::retry_delay`] has the delay of the retry.
 pub async fn reconcile(resource: Arc<ChronicleUser>, context: Context) -> Result<Action, ReconcileError> {
-    part::pass(&*resource, &context).await
+    child::reconcile(&*resource, &context).await
 }
 
-impl Part for ChronicleUser {
+impl ChildResource for ChronicleUser {
     type Status = UserStatus;
 
     fn status(&self) -> UserStatus {
@@ -50,15 +50,15 @@ impl Part for ChronicleUser {
         Self { status: Some(status), ..self }
     }
 
-    fn parts(status: &mut UserStatus) -> (&mut Conditions, &mut Option<i64>) {
+    fn conditions_mut(status: &mut UserStatus) -> (&mut Conditions, &mut Option<i64>) {
         (&mut status.conditions, &mut status.observed_generation)
     }
 
-    async fn advance(&self, context: &Context, status: &mut UserStatus) -> Result<Verdict, ReconcileError> {
-        go(context, self, status).await
+    async fn advance(&self, context: &Context, status: &mut UserStatus) -> Result<ReadyState, ReconcileError> {
+        reconcile_user(context, self, status).await
     }
 
-    async fn let_go(&self, context: &Context) -> Result<Option<Why>, ReconcileError> {
+    async fn finalize(&self, context: &Context) -> Result<Option<Blocker>, ReconcileError> {
         delete(context, self).await
     }
 }
@@ -67,19 +67,26 @@ fn principal_of(resource: &ChronicleUser) -> String {
     resource.spec.principal.clone().unwrap_or_else(|| resource.name_any())
 }
 
-async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus) -> Result<Verdict, ReconcileError> {
+async fn reconcile_user(
+    context: &Context,
+    resource: &ChronicleUser,
+    status: &mut UserStatus,
+) -> Result<ReadyState, ReconcileError> {
     let spec = &resource.spec;
     let namespace = resource.namespace().unwrap_or_default();
     let principal = principal_of(resource);
     if principal == OPERATOR_PRINCIPAL || principal == "*" {
-        return Ok(Verdict::no("PrincipalReserved", format!("principal: {principal}: is reserved")));
+        return Ok(ReadyState::not_ready("PrincipalReserved", format!("principal: {principal}: is reserved")));
     }
     if let Some(other) = other_owner(context, resource, &namespace, &principal).await? {
-        return Ok(Verdict::no("Conflict", format!("principal {principal} is managed by ChronicleUser {other}")));
+        return Ok(ReadyState::not_ready(
+            "Conflict",
+            format!("principal {principal} is managed by ChronicleUser {other}"),
+        ));
     }
-    let (target, cluster) = match reach(context, &namespace, &spec.cluster_ref.name).await? {
-        Ok(reached) => reached,
-        Err((reason, message)) => return Ok(Verdict::wait(reason, message)),
+    let (target, cluster) = match resolve_cluster(context, &namespace, &spec.cluster_ref.name).await? {
+        Ok(resolved) => resolved,
+        Err((reason, message)) => return Ok(ReadyState::unknown(reason, message)),
     };
     status.principal = Some(principal.clone());
     let pending = certificate(context, resource, &cluster, &principal, status).await?;
@@ -90,10 +97,10 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
     if spec.management_policy == ManagementPolicy::Observe {
         status.owned = false;
         return Ok(match (same, pending) {
-            (_, Some(verdict)) => verdict,
-            (true, None) => Verdict::ready("Observed"),
+            (_, Some(ready)) => ready,
+            (true, None) => ReadyState::ready("Observed"),
             (false, None) => {
-                Verdict::no("Drifted", format!("access rules or quotas of {principal} differ from the spec"))
+                ReadyState::not_ready("Drifted", format!("access rules or quotas of {principal} differ from the spec"))
             }
         });
     }
@@ -101,14 +108,14 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
         let others = !extra.is_empty() || (there.is_some() && there != asked);
         if others && spec.management_policy == ManagementPolicy::Manage {
             let rule = "set managementPolicy to Adopt to take them over, or to Observe to only report on them";
-            return Ok(Verdict::no(
+            return Ok(ReadyState::not_ready(
                 "RulesExist",
                 format!("{principal} already has access rules or quotas that this resource does not manage: {rule}"),
             ));
         }
         // Recorded before the first rule is written.
         status.owned = true;
-        return Ok(Verdict::again("Creating"));
+        return Ok(ReadyState::step_done("Creating"));
     }
     let admin = context.admin();
     // Remove first.
@@ -121,7 +128,7 @@ async fn go(context: &Context, resource: &ChronicleUser, status: &mut UserStatus
     if there != asked {
         admin.set_quota(&target, &principal, asked).await.map_err(ReconcileError::admin("set the quota"))?;
     }
-    Ok(pending.unwrap_or_else(|| Verdict::ready("InSync")))
+    Ok(pending.unwrap_or_else(|| ReadyState::ready("InSync")))
 }
 
 async fn other_owner(
@@ -157,21 +164,21 @@ async fn certificate(
     cluster: &Cluster,
     principal: &str,
     status: &mut UserStatus,
-) -> Result<Option<Verdict>, ReconcileError> {
+) -> Result<Option<ReadyState>, ReconcileError> {
     if resource.spec.authentication.kind == UserAuthenticationType::External {
         status.secret_name = None;
         return Ok(None);
     }
     if !cluster.encrypted() {
         let why = format!("ChronicleCluster {} has no TLS: authentication.type must be External", cluster.name);
-        return Ok(Some(Verdict::no("NoTls", why)));
+        return Ok(Some(ReadyState::not_ready("NoTls", why)));
     }
     if cluster.spec.security.tls.secrets.is_some() {
         let why = format!("ChronicleCluster {} has no issuer: authentication.type must be External", cluster.name);
-        return Ok(Some(Verdict::no("NoIssuer", why)));
+        return Ok(Some(ReadyState::not_ready("NoIssuer", why)));
     }
-    if !context.available().await.cert_manager {
-        return Ok(Some(Verdict::no(
+    if !context.optional_apis().await.cert_manager {
+        return Ok(Some(ReadyState::not_ready(
             "CertManagerMissing",
             "cert-manager is not installed, so client certificates cannot be issued: install it, or set authentication.type to External",
         )));
@@ -205,7 +212,7 @@ async fn certificate(
             "issuerRef": issuer_ref(cluster),
         },
     }));
-    let applier = Applier::new(context.client(), namespace, owner).remembering(context.unmended());
+    let applier = Applier::new(context.client(), namespace, owner).with_persistent_drift(context.persistent_drift());
     applier.apply(&object, &Default::default()).await?;
     status.secret_name = Some(secret.clone());
     let secrets: Api<Secret> = Api::namespaced(context.client(), namespace);
@@ -213,7 +220,7 @@ async fn certificate(
         async |name: &str| secrets.get_opt(name).await.map_err(ReconcileError::kube(format!("get Secret {name}")));
     let Some(there) = get(&secret).await? else {
         let why = format!("waiting for cert-manager to issue Secret {secret}");
-        return Ok(Some(Verdict::wait("CertificatePending", why)));
+        return Ok(Some(ReadyState::unknown("CertificatePending", why)));
     };
     // Clients get a certificate of a new CA once nodes serve one. A client certificate that is newer than theirs is left alone: reissuing
     // it would return another certificate of the same CA, again and again.
@@ -226,7 +233,7 @@ async fn certificate(
         let live = api.get(&secret).await.map_err(ReconcileError::kube(format!("get Certificate {secret}")))?;
         reissue(context, namespace, &live).await?;
         let why = format!("waiting for cert-manager to reissue Secret {secret} with the new CA");
-        return Ok(Some(Verdict::wait("CertificatePending", why)));
+        return Ok(Some(ReadyState::unknown("CertificatePending", why)));
     }
     let (maps, name): (Api<ConfigMap>, _) = (Api::namespaced(context.client(), namespace), cluster.trust_config_map());
     let map = maps.get_opt(&name).await.map_err(ReconcileError::kube(format!("get ConfigMap {name}")))?;
@@ -237,16 +244,16 @@ async fn certificate(
              changed, renew Certificate {0}-operator, then {0}-node",
             cluster.name
         );
-        Verdict::wait("CertificatePending", why)
+        ReadyState::unknown("CertificatePending", why)
     }))
 }
 
 /// Label of the objects of a user: its name.
 pub(crate) const USER_LABEL: &str = "chronicle.dev/user";
 
-type Key = (i32, i32, String, i32, i32);
+type RuleKey = (i32, i32, String, i32, i32);
 
-fn key(rule: &v1::Acl) -> Key {
+fn key(rule: &v1::Acl) -> RuleKey {
     (rule.resource, rule.pattern, rule.name.clone(), rule.operation, rule.effect)
 }
 
@@ -261,7 +268,7 @@ async fn differences(
     let there = context.admin().rules(target, principal).await.map_err(ReconcileError::admin("list rules"))?;
     status.rules = i32::try_from(there.len()).ok();
     let asked = rules(resource, principal);
-    let (there_keys, asked_keys): (BTreeSet<Key>, BTreeSet<Key>) =
+    let (there_keys, asked_keys): (BTreeSet<RuleKey>, BTreeSet<RuleKey>) =
         (there.iter().map(key).collect(), asked.iter().map(key).collect());
     let missing = asked.into_iter().filter(|rule| !there_keys.contains(&key(rule))).collect();
     let extra = there.into_iter().filter(|rule| !asked_keys.contains(&key(rule))).collect();
@@ -322,13 +329,13 @@ fn quota(resource: &ChronicleUser) -> Option<v1::Quota> {
 }
 
 /// Removes rules, quota and certificate. Returns what blocks that.
-async fn delete(context: &Context, resource: &ChronicleUser) -> Result<Option<Why>, ReconcileError> {
-    let (spec, status) = (&resource.spec, Part::status(resource));
+async fn delete(context: &Context, resource: &ChronicleUser) -> Result<Option<Blocker>, ReconcileError> {
+    let (spec, status) = (&resource.spec, ChildResource::status(resource));
     let namespace = resource.namespace().unwrap_or_default();
     let goes = spec.deletion_policy == DeletionPolicy::Delete
         && spec.management_policy != ManagementPolicy::Observe
         && status.owned;
-    if goes && let Some(target) = while_cluster_is_there(context, &namespace, &spec.cluster_ref.name).await? {
+    if goes && let Some(target) = resolve_for_deletion(context, &namespace, &spec.cluster_ref.name).await? {
         let target = match target {
             Ok(target) => target,
             Err((_, why)) => return Ok(Some(("DeletionWaits", why))),

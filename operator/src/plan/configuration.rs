@@ -10,66 +10,66 @@
 //!   fields, so the restarts end.
 //! - A rejection counts only from a node with the requested image or revision: another version may not know a field of the next one.
 
-use super::{Ask, NodeConfiguration, NodeView, Observed, PodView};
+use super::{DesiredState, NodeConfiguration, NodeView, ObservedState, PodView};
 use crate::build::pod_name;
 
 /// Maximum length of a node's error message in a condition, in characters.
-const WORDS_MAX: usize = 500;
+const ERROR_MAX: usize = 500;
 
 /// Returns whether the pod with this ordinal is outdated: it has another template, or its node reports that fields of the current file
 /// need a restart.
-pub fn outdated(ask: &Ask, observed: &Observed, ordinal: i32, pod: &PodView) -> bool {
+pub fn outdated(desired: &DesiredState, observed: &ObservedState, ordinal: i32, pod: &PodView) -> bool {
     let waits = |configuration: &NodeConfiguration| {
         configuration.error.is_empty()
             && !configuration.restart_fields.is_empty()
-            && ask.files.contains(&configuration.file_digest)
+            && desired.files.contains(&configuration.file_digest)
     };
-    pod.revision != ask.revision
-        || alive(ask, observed, ordinal).and_then(|node| node.configuration.as_ref()).is_some_and(waits)
+    pod.revision != desired.revision
+        || alive(desired, observed, ordinal).and_then(|node| node.configuration.as_ref()).is_some_and(waits)
 }
 
 /// Returns a message with the nodes that reject the configuration file, and the first error; `None`: no node whose rejection counts.
-pub fn refusal(ask: &Ask, observed: &Observed) -> Option<String> {
-    let judges = |pod: &PodView| !pod.terminating && (pod.revision == ask.revision || pod.image == ask.image);
-    let refuse: Vec<(&str, &str)> = observed
+pub fn rejection(desired: &DesiredState, observed: &ObservedState) -> Option<String> {
+    let counts = |pod: &PodView| !pod.terminating && (pod.revision == desired.revision || pod.image == desired.image);
+    let rejecting: Vec<(&str, &str)> = observed
         .pods
         .iter()
-        .filter(|(_, pod)| judges(pod))
+        .filter(|(_, pod)| counts(pod))
         .filter_map(|(ordinal, _)| {
-            let node = alive(ask, observed, *ordinal)?;
+            let node = alive(desired, observed, *ordinal)?;
             let error = &node.configuration.as_ref()?.error;
             (!error.is_empty()).then_some((node.name.as_str(), error.as_str()))
         })
         .collect();
-    let (first, error) = refuse.first()?;
-    let words: String = error.chars().take(WORDS_MAX).collect();
-    let others = &refuse[1..];
+    let (first, error) = rejecting.first()?;
+    let error: String = error.chars().take(ERROR_MAX).collect();
+    let others = &rejecting[1..];
     let too = match others {
         [] => String::new(),
-        _ => format!(" (so do {})", others.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")),
+        _ => format!(" (also rejected by {})", others.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")),
     };
-    Some(format!("{first} rejects the configuration file and keeps its previous configuration{too}: {words}"))
+    Some(format!("{first} rejects the configuration file and keeps its previous configuration{too}: {error}"))
 }
 
 /// Returns the names of the nodes that have not loaded the current file, without those whose pods will be restarted anyway.
-pub fn untaken(ask: &Ask, observed: &Observed) -> Vec<String> {
-    let waited_for = |node: &&NodeView| match &node.configuration {
-        Some(configuration) => configuration.error.is_empty() && !ask.files.contains(&configuration.file_digest),
+pub fn not_loaded(desired: &DesiredState, observed: &ObservedState) -> Vec<String> {
+    let stale = |node: &&NodeView| match &node.configuration {
+        Some(configuration) => configuration.error.is_empty() && !desired.files.contains(&configuration.file_digest),
         None => !node.answered,
     };
-    let current = observed.pods.iter().filter(|(_, pod)| pod.revision == ask.revision && !pod.terminating);
-    let nodes = current.filter_map(|(ordinal, _)| alive(ask, observed, *ordinal));
-    nodes.filter(waited_for).map(|node| node.name.clone()).collect()
+    let current = observed.pods.iter().filter(|(_, pod)| pod.revision == desired.revision && !pod.terminating);
+    let nodes = current.filter_map(|(ordinal, _)| alive(desired, observed, *ordinal));
+    nodes.filter(stale).map(|node| node.name.clone()).collect()
 }
 
-/// Returns the message for [`untaken`] nodes.
-pub(crate) fn pending(names: &[String]) -> String {
+/// Returns the message for [`not_loaded`] nodes.
+pub(crate) fn pending_message(names: &[String]) -> String {
     format!(
         "waiting for nodes to load the current configuration file: {}; the kubelet can take up to two minutes to update it",
         names.join(", ")
     )
 }
 
-fn alive<'a>(ask: &Ask, observed: &'a Observed, ordinal: i32) -> Option<&'a NodeView> {
-    observed.node_named(&pod_name(&ask.name, ordinal)).filter(|node| node.alive)
+fn alive<'a>(desired: &DesiredState, observed: &'a ObservedState, ordinal: i32) -> Option<&'a NodeView> {
+    observed.node_named(&pod_name(&desired.name, ordinal)).filter(|node| node.alive)
 }

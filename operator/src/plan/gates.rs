@@ -2,16 +2,16 @@
 //!
 //! Neighbours: `begin.rs` and `operations.rs` check them before every disruptive step; `kubectl chronicle drain` reports them.
 
-use super::{ClusterView, Context, NodeView};
+use super::{ClusterView, NodeView, Planner};
 use crate::build::pod_name;
 
-impl Context<'_> {
+impl Planner<'_> {
     /// Returns why the pod with this ordinal, whose node is live, must not stop now. All other nodes must be live, and every Raft group
     /// must keep a majority without it. The only node of a cluster may always restart.
     pub(super) fn may_stop(&self, cluster: &ClusterView, ordinal: i32, size: i32) -> Option<String> {
-        let name = pod_name(&self.ask.name, ordinal);
+        let name = pod_name(&self.desired.name, ordinal);
         for other in (0..size).filter(|other| *other != ordinal) {
-            let other_name = pod_name(&self.ask.name, other);
+            let other_name = pod_name(&self.desired.name, other);
             match self.observed.pods.get(&other) {
                 Some(pod) if pod.ready && !pod.terminating => {}
                 Some(pod) if pod.terminating => return Some(format!("pod {other_name} is being deleted")),
@@ -43,7 +43,7 @@ impl Context<'_> {
             return Some(format!("{} partitions have no majority without it", cluster.offline));
         }
         // An empty node would not start with a configuration that others reject.
-        busy(cluster).or_else(|| super::refusal(self.ask, self.observed))
+        busy(cluster).or_else(|| super::rejection(self.desired, self.observed))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Decides on the next step for a cluster, from the desired state (spec), the recorded state (status) and the observed state. Pure.
 //!
 //! [`plan`] runs after every step, from the state at that time. The status is the only memory between two calls, so an operator that is
-//! killed at any point resumes where the status says.
+//! killed at any point resumes from the status.
 //!
 //! Invariants, which a property test in `tests.rs` checks from random states:
 //! - At most one operation at a time. Its [`OperationStatus`] is written ([`Step::Begin`]) before its first effect, and each of its steps
@@ -24,20 +24,20 @@ mod operations;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use configuration::pending;
-pub use configuration::{outdated, refusal, untaken};
+pub(crate) use configuration::pending_message;
+pub use configuration::{not_loaded, outdated, rejection};
 pub use observed::{
-    Ask, CatchUp, ClaimView, ClusterView, Machine, Memory, NodeConfiguration, NodeView, Observed, PodView,
-    RunningOperation, SetView,
+    CatchUp, ClaimView, ClusterView, DesiredState, HostState, NodeConfiguration, NodeView, ObservedState, PodView,
+    RecordedState, RunningOperation, SetView,
 };
 
 use crate::api::{OperationKind, OperationStatus, OperationStep};
 use crate::build::{ordinal_of, pod_name};
 
 /// Reason of conditions while a node rejects its configuration file.
-pub(crate) const REFUSED: &str = "ConfigurationRefused";
+pub(crate) const CONFIGURATION_REFUSED: &str = "ConfigurationRefused";
 /// Reason of conditions while nodes have not loaded their configuration file.
-pub(crate) const PENDING: &str = "ConfigurationPending";
+pub(crate) const CONFIGURATION_PENDING: &str = "ConfigurationPending";
 
 /// The next step for a cluster.
 #[derive(Debug, Clone, PartialEq)]
@@ -147,57 +147,57 @@ impl Step {
 }
 
 /// Returns the next step.
-pub fn plan(ask: &Ask, memory: &Memory, observed: &Observed) -> Step {
-    let context = Context { ask, memory, observed };
-    if ask.paused {
+pub fn plan(desired: &DesiredState, recorded: &RecordedState, observed: &ObservedState) -> Step {
+    let planner = Planner { desired, recorded, observed };
+    if desired.paused {
         return Step::wait("Paused", "spec.reconciliation is Paused: the operator makes no changes");
     }
-    let Some(size) = memory.size else { return context.first() };
-    if let Some(step) = context.grow() {
+    let Some(size) = recorded.size else { return planner.first() };
+    if let Some(step) = planner.grow() {
         return step;
     }
-    if let Some(step) = context.set(size) {
+    if let Some(step) = planner.set(size) {
         return step;
     }
-    if let Some(step) = context.replace_broken() {
+    if let Some(step) = planner.replace_broken() {
         return step;
     }
-    match &memory.operation {
-        Some(operation) => context.go_on(operation, size),
-        None => context.begin(size),
+    match &recorded.operation {
+        Some(operation) => planner.continue_operation(operation, size),
+        None => planner.begin(size),
     }
 }
 
 /// Returns the number of pods that the StatefulSet should have now.
-pub fn pods_wanted(ask: &Ask, memory: &Memory, observed: &Observed) -> i32 {
-    let size = memory.size.unwrap_or(0);
-    match (memory.operation.as_ref().map(|operation| operation.kind), &observed.set) {
+pub fn pods_wanted(desired: &DesiredState, recorded: &RecordedState, observed: &ObservedState) -> i32 {
+    let size = recorded.size.unwrap_or(0);
+    match (recorded.operation.as_ref().map(|operation| operation.kind), &observed.set) {
         (Some(OperationKind::Stop), _) => 0,
         (Some(_), _) => size,
         // A stopped cluster stays stopped until an operation starts it.
         (None, Some(set)) if set.replicas == 0 => 0,
-        (None, None) if ask.replicas == 0 => 0,
+        (None, None) if desired.replicas == 0 => 0,
         (None, _) => size,
     }
 }
 
 /// The inputs of a decision.
-pub(crate) struct Context<'a> {
-    pub(crate) ask: &'a Ask,
-    pub(crate) memory: &'a Memory,
-    pub(crate) observed: &'a Observed,
+pub(crate) struct Planner<'a> {
+    pub(crate) desired: &'a DesiredState,
+    pub(crate) recorded: &'a RecordedState,
+    pub(crate) observed: &'a ObservedState,
 }
 
-impl Context<'_> {
+impl Planner<'_> {
     /// No recorded size: the cluster is new, was recreated on kept volumes, or its status was lost.
     fn first(&self) -> Step {
         let kept = self.observed.claims.iter().filter(|(_, claim)| claim.removed_node.is_none());
         let kept = kept.map(|(ordinal, _)| ordinal + 1).max().unwrap_or(0);
         let size = match &self.observed.set {
             Some(set) if set.replicas > 0 => set.replicas.max(kept),
-            _ => self.ask.replicas.max(kept),
+            _ => self.desired.replicas.max(kept),
         };
-        if self.ask.replicas == 0 {
+        if self.desired.replicas == 0 {
             // With kept volumes: as many nodes as volumes, and they stay stopped.
             return if size == 0 { Step::Idle } else { self.begin_with(OperationKind::Stop, OperationStep::Pod, size) };
         }
@@ -206,7 +206,7 @@ impl Context<'_> {
 
     /// Grows the claims, then the template for further claims.
     fn grow(&self) -> Option<Step> {
-        let wanted = self.ask.storage_bytes;
+        let wanted = self.desired.storage_bytes;
         let small = |claim: &&ClaimView| claim.requested < wanted && !claim.terminating && claim.removed_node.is_none();
         if let Some((ordinal, _)) = self.observed.claims.iter().find(|(_, claim)| small(claim)) {
             return Some(Step::GrowClaim { ordinal: *ordinal });
@@ -216,15 +216,15 @@ impl Context<'_> {
     }
 
     fn set(&self, size: i32) -> Option<Step> {
-        let wanted = pods_wanted(self.ask, self.memory, self.observed);
+        let wanted = pods_wanted(self.desired, self.recorded, self.observed);
         match &self.observed.set {
             Some(set) if set.terminating => {
                 Some(Step::wait("StatefulSet", "waiting for the StatefulSet to be deleted"))
             }
             Some(set) if set.replicas == wanted => None,
             // More pods than recorded: the StatefulSet was scaled outside the operator. The additional nodes may have data by now.
-            Some(set) if self.memory.operation.is_none() && set.replicas > size => {
-                let extra = (size..set.replicas).map(|ordinal| pod_name(&self.ask.name, ordinal));
+            Some(set) if self.recorded.operation.is_none() && set.replicas > size => {
+                let extra = (size..set.replicas).map(|ordinal| pod_name(&self.desired.name, ordinal));
                 let joined = extra.clone().find(|name| self.node_named(name).is_some());
                 match (joined, &self.observed.cluster) {
                     (Some(_), _) => Some(Step::Begin {
@@ -243,10 +243,10 @@ impl Context<'_> {
     }
 
     /// Blocks while a node rejects the configuration file.
-    pub(crate) fn refused(&self) -> Option<Step> {
-        let why = refusal(self.ask, self.observed)?;
+    pub(crate) fn configuration_rejected(&self) -> Option<Step> {
+        let why = rejection(self.desired, self.observed)?;
         Some(Step::blocked(
-            REFUSED,
+            CONFIGURATION_REFUSED,
             format!("{why}; correct spec.config: no node is restarted, added or replaced until nodes accept it"),
         ))
     }
@@ -254,7 +254,7 @@ impl Context<'_> {
     /// Deletes a pod whose container does not run and whose template is outdated. Its node is not live, so no precondition applies.
     fn replace_broken(&self) -> Option<Step> {
         let broken =
-            |pod: &&PodView| pod.revision != self.ask.revision && !pod.running && !pod.ready && !pod.terminating;
+            |pod: &&PodView| pod.revision != self.desired.revision && !pod.running && !pod.ready && !pod.terminating;
         let (ordinal, pod) = self.observed.pods.iter().find(|(_, pod)| broken(pod))?;
         Some(Step::DeletePod {
             ordinal: *ordinal,
@@ -269,7 +269,7 @@ impl Context<'_> {
         OperationStatus {
             kind,
             step,
-            target: pod_name(&self.ask.name, ordinal),
+            target: pod_name(&self.desired.name, ordinal),
             pod_uid: None,
             claim_uid: None,
             node_id: None,
@@ -287,13 +287,10 @@ impl Context<'_> {
     }
 
     pub(crate) fn ordinal(&self, operation: &OperationStatus) -> Option<i32> {
-        ordinal_of(&self.ask.name, &operation.target)
+        ordinal_of(&self.desired.name, &operation.target)
     }
 }
 
 pub(crate) fn unknown() -> Step {
-    Step::wait(
-        "ClusterUnknown",
-        "no majority of the controller group's voters responds: no operation starts until one does",
-    )
+    Step::wait("ClusterUnknown", "no majority of the controller group's voters responds: waiting until one does")
 }

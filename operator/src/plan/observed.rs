@@ -8,7 +8,7 @@ use crate::api::{MemberState, OperationStatus};
 
 /// The desired state, from the spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask {
+pub struct DesiredState {
     /// Name of the cluster.
     pub name: String,
     /// Namespace of the cluster, for commands in messages.
@@ -41,7 +41,7 @@ pub struct Ask {
 
 /// The state that the operator recorded in the status.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Memory {
+pub struct RecordedState {
     /// Operation in progress.
     pub operation: Option<OperationStatus>,
     /// Number of nodes of the cluster.
@@ -52,7 +52,7 @@ pub struct Memory {
 
 /// The observed state of Kubernetes and of the cluster.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Observed {
+pub struct ObservedState {
     /// Time of the observation.
     pub now: Timestamp,
     /// The StatefulSet.
@@ -70,7 +70,7 @@ pub struct Observed {
     pub not_ready_to_start: Option<String>,
 }
 
-impl Observed {
+impl ObservedState {
     /// Returns the member with this name. While a node replaces another one of its name, the new node is returned.
     pub(crate) fn node_named(&self, name: &str) -> Option<&NodeView> {
         let cluster = self.cluster.as_ref()?;
@@ -93,14 +93,14 @@ pub struct SetView {
 
 /// State of the machine (Kubernetes node) of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Machine {
+pub enum HostState {
     /// The pod is not scheduled yet.
-    Unassigned,
+    Unscheduled,
     /// The machine is ready, or its state is not known.
     #[default]
     Present,
     /// The machine is not ready. The pod may still be running on it.
-    Silent,
+    Unreachable,
     /// The machine was deleted or has the taint out-of-service: nothing runs on it.
     Gone,
 }
@@ -125,7 +125,7 @@ pub struct PodView {
     /// Time since when it is not ready.
     pub unready_since: Option<Timestamp>,
     /// State of its machine.
-    pub machine: Machine,
+    pub host: HostState,
     /// Why it does not run, as reported by Kubernetes; empty if it runs.
     pub trouble: String,
 }

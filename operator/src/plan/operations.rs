@@ -3,21 +3,21 @@
 //! Invariant: every function decides from the observed state alone which part of its step has happened, so that repeating it is safe.
 
 use super::gates::{quorum_without, voters_expected};
-use super::{CatchUp, ClusterView, Context, Machine, NodeView, PodView, Step, outdated, unknown};
+use super::{CatchUp, ClusterView, HostState, NodeView, Planner, PodView, Step, outdated, unknown};
 use crate::api::{MemberState, OperationKind, OperationStatus, OperationStep};
 use crate::build::pod_name;
 
 /// Longest wait for a leadership transfer, in seconds. After that the transfer by the stopping node itself must do.
 const DRAIN_SECONDS: i64 = 60;
 
-impl Context<'_> {
+impl Planner<'_> {
     /// Returns the next step of an operation.
-    pub(super) fn go_on(&self, operation: &OperationStatus, size: i32) -> Step {
-        let known = self.observed.cluster.as_ref().zip(self.memory.cluster_id.as_ref());
+    pub(super) fn continue_operation(&self, operation: &OperationStatus, size: i32) -> Step {
+        let known = self.observed.cluster.as_ref().zip(self.recorded.cluster_id.as_ref());
         if let Some((cluster, id)) = known
             && cluster.id != *id
         {
-            return self.foreign(cluster);
+            return self.another_cluster(cluster);
         }
         match operation.kind {
             OperationKind::Create | OperationKind::Start => self.start(operation, size),
@@ -34,14 +34,14 @@ impl Context<'_> {
     }
 
     fn start(&self, operation: &OperationStatus, size: i32) -> Step {
-        if self.ask.replicas == 0 {
+        if self.desired.replicas == 0 {
             return self.begin_with(OperationKind::Stop, OperationStep::Pod, size);
         }
         let ready = (0..size).filter(|ordinal| self.observed.pods.get(ordinal).is_some_and(|pod| pod.ready)).count();
         let Some(cluster) = &self.observed.cluster else {
             let trouble = self.observed.pods.iter().find(|(_, pod)| !pod.trouble.is_empty());
             let trouble = trouble
-                .map(|(ordinal, pod)| format!("; pod {}: {}", pod_name(&self.ask.name, *ordinal), pod.trouble))
+                .map(|(ordinal, pod)| format!("; pod {}: {}", pod_name(&self.desired.name, *ordinal), pod.trouble))
                 .unwrap_or_default();
             return Step::wait("Starting", format!("{ready} of {size} pods are ready{trouble}"));
         };
@@ -56,7 +56,7 @@ impl Context<'_> {
     }
 
     fn stop(&self, _: &OperationStatus, size: i32) -> Step {
-        if self.ask.replicas > 0 {
+        if self.desired.replicas > 0 {
             return self.begin_with(OperationKind::Start, OperationStep::Pod, size);
         }
         match self.observed.pods.len() {
@@ -71,7 +71,7 @@ impl Context<'_> {
         let Some(cluster) = &self.observed.cluster else { return unknown() };
         let pod = self.observed.pods.get(&ordinal);
         let Some(node) = self.node_named(target) else {
-            if self.ask.replicas < size && !pod.is_some_and(|pod| pod.running) {
+            if self.desired.replicas < size && !pod.is_some_and(|pod| pod.running) {
                 // The node never joined, and is no longer wanted.
                 let operation = self.operation(OperationKind::ScaleDown, OperationStep::Decommission, ordinal);
                 return Step::Advance { operation, size };
@@ -86,7 +86,7 @@ impl Context<'_> {
             return step;
         }
         let voters = cluster.nodes.iter().filter(|node| node.voter).count();
-        let expected = voters_expected(self.ask.voters, cluster.nodes.len());
+        let expected = voters_expected(self.desired.voters, cluster.nodes.len());
         if voters != expected {
             return Step::wait("NodeJoins", format!("the controller group has {voters} voters, expected {expected}"));
         }
@@ -137,7 +137,7 @@ impl Context<'_> {
                         format!("cannot confirm yet that the volume of {target} is unused"),
                     );
                 }
-                match (self.ask.delete_claims, &claim.removed_node) {
+                match (self.desired.delete_claims, &claim.removed_node) {
                     (true, _) if claim.terminating => Step::wait(
                         "NodeLeaves",
                         format!("waiting for the PersistentVolumeClaim of {target} to be deleted"),
@@ -161,7 +161,7 @@ impl Context<'_> {
             }
             // Not started and no longer wanted; or another node has died since, which may have to be replaced first.
             MemberState::Active | MemberState::Draining
-                if self.ask.replicas >= size || quorum_without(cluster, &node.name, size).is_some() =>
+                if self.desired.replicas >= size || quorum_without(cluster, &node.name, size).is_some() =>
             {
                 Step::Finish
             }
@@ -190,8 +190,8 @@ impl Context<'_> {
         }
         let Some(cluster) = &self.observed.cluster else { return unknown() };
         let node = self.node_named(target).filter(|node| node.alive);
-        let refused = node.is_some() && self.refused().is_some();
-        if refused || !outdated(self.ask, self.observed, ordinal, same) {
+        let refused = node.is_some() && self.configuration_rejected().is_some();
+        if refused || !outdated(self.desired, self.observed, ordinal, same) {
             // The pod matches the spec again, or nodes reject the configuration. Neither may leave the node drained.
             return match node {
                 Some(node) if node.state == MemberState::Draining => Step::Undrain { node_id: node.node_id.clone() },
@@ -266,7 +266,11 @@ impl Context<'_> {
             );
         };
         let node = self.node_named(target);
-        if pod.revision != self.ask.revision && !pod.ready && !pod.terminating && !node.is_some_and(|node| node.alive) {
+        if pod.revision != self.desired.revision
+            && !pod.ready
+            && !pod.terminating
+            && !node.is_some_and(|node| node.alive)
+        {
             // The pod does not start, and its template is outdated by now.
             let operation = OperationStatus { pod_uid: Some(pod.uid.clone()), ..operation.clone() };
             return self.advance(&operation, OperationStep::Pod, size);
@@ -277,7 +281,7 @@ impl Context<'_> {
         if let Some(step) = self.wait_for_node(Some(pod), node, target) {
             return step;
         }
-        if let Some(asked) = self.ask.version.as_ref().filter(|_| pod.revision == self.ask.revision)
+        if let Some(asked) = self.desired.version.as_ref().filter(|_| pod.revision == self.desired.revision)
             && node.version != *asked
         {
             return Step::blocked(
@@ -329,10 +333,10 @@ impl Context<'_> {
                 }
             }
             OperationStep::Drain | OperationStep::Decommission | OperationStep::Pod => match same_pod {
-                Some(pod) if pod.terminating && pod.machine != Machine::Gone => {
+                Some(pod) if pod.terminating && pod.host != HostState::Gone => {
                     Step::wait("PodStops", format!("waiting for pod {target} to terminate"))
                 }
-                Some(pod) => self.delete(ordinal, pod, pod.machine == Machine::Gone),
+                Some(pod) => self.delete(ordinal, pod, pod.host == HostState::Gone),
                 None => self.advance(operation, OperationStep::Join, size),
             },
             OperationStep::Join | OperationStep::Claim => {

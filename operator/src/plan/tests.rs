@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::api::MemberState;
 
-fn ask() -> Ask {
-    Ask {
+fn desired() -> DesiredState {
+    DesiredState {
         name: "log".into(),
         namespace: "ns".into(),
         replicas: 3,
@@ -35,7 +35,7 @@ fn pod(ordinal: i32, revision: &str) -> PodView {
         running: true,
         terminating: false,
         unready_since: None,
-        machine: Machine::Present,
+        host: HostState::Present,
         trouble: String::new(),
     }
 }
@@ -57,7 +57,7 @@ fn node(ordinal: i32) -> NodeView {
     }
 }
 
-fn observed(pods: i32, revision: &str) -> Observed {
+fn observed(pods: i32, revision: &str) -> ObservedState {
     let claim = |ordinal: i32| ClaimView {
         uid: format!("claim-{ordinal}"),
         requested: 10,
@@ -65,7 +65,7 @@ fn observed(pods: i32, revision: &str) -> Observed {
         lost: false,
         removed_node: None,
     };
-    Observed {
+    ObservedState {
         now: Timestamp::from_second(1_000_000).unwrap(),
         set: Some(SetView { uid: "set".into(), replicas: pods, template_bytes: 10, terminating: false }),
         pods: (0..pods).map(|ordinal| (ordinal, pod(ordinal, revision))).collect(),
@@ -85,8 +85,8 @@ fn observed(pods: i32, revision: &str) -> Observed {
     }
 }
 
-fn memory(size: i32) -> Memory {
-    Memory { operation: None, size: Some(size), cluster_id: Some("c".into()) }
+fn recorded(size: i32) -> RecordedState {
+    RecordedState { operation: None, size: Some(size), cluster_id: Some("c".into()) }
 }
 
 fn begun(step: &Step) -> (&OperationStatus, i32) {
@@ -106,13 +106,13 @@ fn waits(step: &Step) -> &str {
 #[test]
 fn the_highest_follower_is_rolled_first_and_the_leader_last() {
     let mut seen = observed(3, "old");
-    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.target, "log-2");
+    assert_eq!(begun(&plan(&desired(), &recorded(3), &seen)).0.target, "log-2");
     seen.pods.get_mut(&2).unwrap().revision = "new".into();
-    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.target, "log-1");
+    assert_eq!(begun(&plan(&desired(), &recorded(3), &seen)).0.target, "log-1");
     seen.pods.get_mut(&1).unwrap().revision = "new".into();
-    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.target, "log-0");
+    assert_eq!(begun(&plan(&desired(), &recorded(3), &seen)).0.target, "log-0");
     seen.pods.get_mut(&0).unwrap().revision = "new".into();
-    assert_eq!(plan(&ask(), &memory(3), &seen), Step::Idle);
+    assert_eq!(plan(&desired(), &recorded(3), &seen), Step::Idle);
 }
 
 #[test]
@@ -121,12 +121,12 @@ fn a_pod_without_a_live_node_is_rolled_first() {
     seen.pods.get_mut(&0).unwrap().ready = false;
     seen.cluster.as_mut().unwrap().nodes[0].alive = false;
     seen.cluster.as_mut().unwrap().leader = Some("node-1".into());
-    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.target, "log-0");
+    assert_eq!(begun(&plan(&desired(), &recorded(3), &seen)).0.target, "log-0");
 }
 
 #[test]
 fn nothing_is_rolled_while_another_node_is_missing_or_the_cluster_is_not_whole() {
-    type Spoil = fn(&mut Observed);
+    type Spoil = fn(&mut ObservedState);
     let spoil: [(&str, Spoil); 6] = [
         ("is not ready", |seen| seen.pods.get_mut(&1).unwrap().ready = false),
         ("is missing", |seen| drop(seen.pods.remove(&1))),
@@ -139,7 +139,7 @@ fn nothing_is_rolled_while_another_node_is_missing_or_the_cluster_is_not_whole()
         let mut seen = observed(3, "new");
         seen.pods.get_mut(&2).unwrap().revision = "old".into();
         spoil(&mut seen);
-        let step = plan(&ask(), &memory(3), &seen);
+        let step = plan(&desired(), &recorded(3), &seen);
         assert!(waits(&step).contains(why), "{step:?} does not contain {why:?}");
     }
 }
@@ -147,12 +147,12 @@ fn nothing_is_rolled_while_another_node_is_missing_or_the_cluster_is_not_whole()
 #[test]
 fn leadership_is_transferred_before_a_pod_is_deleted_but_not_forever() {
     let mut seen = observed(3, "old");
-    let (operation, size) = match plan(&ask(), &memory(3), &seen) {
+    let (operation, size) = match plan(&desired(), &recorded(3), &seen) {
         Step::Begin { operation, size } => (operation, size),
         other => panic!("{other:?}"),
     };
-    let memory = Memory { operation: Some(operation), ..memory(size) };
-    assert_eq!(plan(&ask(), &memory, &seen), Step::Drain { node_id: "node-2".into() });
+    let recorded = RecordedState { operation: Some(operation), ..recorded(size) };
+    assert_eq!(plan(&desired(), &recorded, &seen), Step::Drain { node_id: "node-2".into() });
     let cluster = seen.cluster.as_mut().unwrap();
     cluster.nodes[2].state = MemberState::Draining;
     cluster.operations.push(RunningOperation {
@@ -161,50 +161,53 @@ fn leadership_is_transferred_before_a_pod_is_deleted_but_not_forever() {
         reason: String::new(),
         remaining: 5,
     });
-    assert!(waits(&plan(&ask(), &memory, &seen)).contains("leads 5 partitions"));
+    assert!(waits(&plan(&desired(), &recorded, &seen)).contains("leads 5 partitions"));
     seen.now = Timestamp::from_second(1_000_060).unwrap();
-    let Step::Advance { operation, .. } = plan(&ask(), &memory, &seen) else { panic!("waits forever") };
+    let Step::Advance { operation, .. } = plan(&desired(), &recorded, &seen) else { panic!("waits forever") };
     assert_eq!(operation.step, OperationStep::Pod);
     // Another node has gone in the meantime: the pod stays.
     seen.cluster.as_mut().unwrap().nodes[1].alive = false;
-    let memory = Memory { operation: Some(operation), ..memory };
-    assert!(waits(&plan(&ask(), &memory, &seen)).contains("no heartbeat from node log-1"));
+    let recorded = RecordedState { operation: Some(operation), ..recorded };
+    assert!(waits(&plan(&desired(), &recorded, &seen)).contains("no heartbeat from node log-1"));
     seen.cluster.as_mut().unwrap().nodes[1].alive = true;
-    assert!(waits(&plan(&ask(), &memory, &seen)).contains("cannot confirm yet that the other nodes have all records"));
+    assert!(
+        waits(&plan(&desired(), &recorded, &seen)).contains("cannot confirm yet that the other nodes have all records")
+    );
     seen.catch_up = CatchUp::Done;
-    assert!(matches!(plan(&ask(), &memory, &seen), Step::DeletePod { ordinal: 2, .. }));
+    assert!(matches!(plan(&desired(), &recorded, &seen), Step::DeletePod { ordinal: 2, .. }));
 }
 
 #[test]
 fn a_node_whose_removal_is_not_confirmed_keeps_its_pod() {
     let mut seen = observed(4, "new");
-    let operation = match plan(&ask(), &memory(4), &seen) {
+    let operation = match plan(&desired(), &recorded(4), &seen) {
         Step::Begin { operation, .. } => operation,
         other => panic!("{other:?}"),
     };
     assert_eq!((operation.kind, operation.node_id.as_deref()), (OperationKind::ScaleDown, Some("node-3")));
-    let memory = Memory { operation: Some(operation), ..memory(4) };
-    assert_eq!(plan(&ask(), &memory, &seen), Step::Decommission { node_id: "node-3".into() });
-    // Not in the list, and not known to be removed either: an answer from before it joined, say.
+    let recorded = RecordedState { operation: Some(operation), ..recorded(4) };
+    assert_eq!(plan(&desired(), &recorded, &seen), Step::Decommission { node_id: "node-3".into() });
+    // Not in the list, and not known to be removed either: a response from before it joined, for example.
     seen.cluster.as_mut().unwrap().nodes.pop();
-    assert!(waits(&plan(&ask(), &memory, &seen)).contains("cannot confirm yet that node node-3"));
+    assert!(waits(&plan(&desired(), &recorded, &seen)).contains("cannot confirm yet that node node-3"));
     seen.cluster.as_mut().unwrap().removed.insert("node-3".into());
-    assert!(matches!(plan(&ask(), &memory, &seen), Step::Advance { size: 3, .. }));
+    assert!(matches!(plan(&desired(), &recorded, &seen), Step::Advance { size: 3, .. }));
 }
 
 #[test]
 fn a_node_on_an_unreachable_machine_is_not_replaced_and_the_message_has_the_action() {
     let mut seen = observed(3, "new");
     let lost = seen.pods.get_mut(&2).unwrap();
-    (lost.ready, lost.machine, lost.unready_since) = (false, Machine::Silent, Some(Timestamp::from_second(1).unwrap()));
+    (lost.ready, lost.host, lost.unready_since) =
+        (false, HostState::Unreachable, Some(Timestamp::from_second(1).unwrap()));
     seen.claims.get_mut(&2).unwrap().lost = true;
     seen.cluster.as_mut().unwrap().nodes[2].alive = false;
-    let auto = Ask { replace_lost: true, ..ask() };
-    assert!(waits(&plan(&auto, &memory(3), &seen)).contains("out-of-service"));
-    seen.pods.get_mut(&2).unwrap().machine = Machine::Gone;
-    assert_eq!(begun(&plan(&auto, &memory(3), &seen)).0.kind, OperationKind::Replace);
+    let auto = DesiredState { replace_lost: true, ..desired() };
+    assert!(waits(&plan(&auto, &recorded(3), &seen)).contains("out-of-service"));
+    seen.pods.get_mut(&2).unwrap().host = HostState::Gone;
+    assert_eq!(begun(&plan(&auto, &recorded(3), &seen)).0.kind, OperationKind::Replace);
     seen.pods.get_mut(&2).unwrap().unready_since = Some(Timestamp::from_second(999_990).unwrap());
-    assert!(waits(&plan(&auto, &memory(3), &seen)).contains("unready for less than 900 seconds"));
+    assert!(waits(&plan(&auto, &recorded(3), &seen)).contains("unready for less than 900 seconds"));
 }
 
 #[test]
@@ -212,7 +215,7 @@ fn kept_volumes_make_a_cluster_as_large_as_it_was() {
     let mut seen = observed(5, "new");
     (seen.set, seen.pods, seen.cluster) = (None, BTreeMap::new(), None);
     seen.claims.get_mut(&4).unwrap().removed_node = Some("gone".into());
-    let step = plan(&ask(), &Memory::default(), &seen);
+    let step = plan(&desired(), &RecordedState::default(), &seen);
     let (operation, size) = begun(&step);
     assert_eq!((operation.kind, size), (OperationKind::Create, 4));
 }
@@ -220,16 +223,16 @@ fn kept_volumes_make_a_cluster_as_large_as_it_was() {
 #[test]
 fn an_existing_set_whose_status_was_lost_is_taken_as_it_is() {
     let seen = observed(5, "new");
-    assert_eq!(begun(&plan(&ask(), &Memory::default(), &seen)).1, 5);
+    assert_eq!(begun(&plan(&desired(), &RecordedState::default(), &seen)).1, 5);
 }
 
-fn says(file: &str, restart: &[&str], error: &str) -> Option<NodeConfiguration> {
+fn reports(file: &str, restart: &[&str], error: &str) -> Option<NodeConfiguration> {
     let restart_fields = restart.iter().map(|field| (*field).to_owned()).collect();
     Some(NodeConfiguration { file_digest: file.into(), restart_fields, error: error.into() })
 }
 
 /// All nodes report the same configuration state.
-fn all_say(seen: &mut Observed, configuration: &Option<NodeConfiguration>) {
+fn all_report(seen: &mut ObservedState, configuration: &Option<NodeConfiguration>) {
     let nodes = &mut seen.cluster.as_mut().unwrap().nodes;
     nodes.iter_mut().for_each(|node| node.configuration = configuration.clone());
 }
@@ -237,99 +240,103 @@ fn all_say(seen: &mut Observed, configuration: &Option<NodeConfiguration>) {
 #[test]
 fn the_operator_waits_for_nodes_to_load_the_file_unless_they_never_report_it() {
     let mut seen = observed(3, "new");
-    assert_eq!(plan(&ask(), &memory(3), &seen), Step::Idle, "older versions do not report what they loaded");
-    all_say(&mut seen, &says("now", &[], ""));
-    seen.cluster.as_mut().unwrap().nodes[1].configuration = says("founders", &[], "");
-    assert_eq!(plan(&ask(), &memory(3), &seen), Step::Idle);
-    seen.cluster.as_mut().unwrap().nodes[2].configuration = says("before", &["listeners.data"], "");
-    let step = plan(&ask(), &memory(3), &seen);
+    assert_eq!(plan(&desired(), &recorded(3), &seen), Step::Idle, "older versions do not report what they loaded");
+    all_report(&mut seen, &reports("now", &[], ""));
+    seen.cluster.as_mut().unwrap().nodes[1].configuration = reports("founders", &[], "");
+    assert_eq!(plan(&desired(), &recorded(3), &seen), Step::Idle);
+    seen.cluster.as_mut().unwrap().nodes[2].configuration = reports("before", &["listeners.data"], "");
+    let step = plan(&desired(), &recorded(3), &seen);
     assert!(waits(&step).contains("current configuration file: log-2;"), "{step:?}");
-    assert!(matches!(step, Step::Wait { reason: PENDING, .. }), "{step:?}");
-    let silent = &mut seen.cluster.as_mut().unwrap().nodes[2];
-    (silent.configuration, silent.answered) = (None, false);
-    assert!(waits(&plan(&ask(), &memory(3), &seen)).contains("log-2"), "a node that did not respond may be behind");
+    assert!(matches!(step, Step::Wait { reason: CONFIGURATION_PENDING, .. }), "{step:?}");
+    let unreachable = &mut seen.cluster.as_mut().unwrap().nodes[2];
+    (unreachable.configuration, unreachable.answered) = (None, false);
+    assert!(
+        waits(&plan(&desired(), &recorded(3), &seen)).contains("log-2"),
+        "a node that did not respond may be behind"
+    );
     seen.cluster.as_mut().unwrap().nodes[2].alive = false;
-    assert_eq!(untaken(&ask(), &seen), Vec::<String>::new(), "another condition reports dead nodes");
+    assert_eq!(not_loaded(&desired(), &seen), Vec::<String>::new(), "another condition reports dead nodes");
 }
 
 #[test]
 fn a_roll_does_not_wait_for_the_file_that_it_brings() {
     let mut seen = observed(3, "old");
-    all_say(&mut seen, &says("before", &[], ""));
-    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.kind, OperationKind::Roll);
-    let fields = says("now", &["partitions.queue-bytes-max"], "");
-    all_say(&mut seen, &fields);
-    assert_eq!(begun(&plan(&ask(), &memory(3), &seen)).0.target, "log-2");
+    all_report(&mut seen, &reports("before", &[], ""));
+    assert_eq!(begun(&plan(&desired(), &recorded(3), &seen)).0.kind, OperationKind::Roll);
+    let fields = reports("now", &["partitions.queue-bytes-max"], "");
+    all_report(&mut seen, &fields);
+    assert_eq!(begun(&plan(&desired(), &recorded(3), &seen)).0.target, "log-2");
 }
 
 #[test]
 fn a_rejected_file_stops_the_roll_and_leaves_no_node_drained() {
-    let refused = |step: &Step| assert!(matches!(step, Step::Blocked { reason: REFUSED, .. }), "{step:?}");
+    let refused =
+        |step: &Step| assert!(matches!(step, Step::Blocked { reason: CONFIGURATION_REFUSED, .. }), "{step:?}");
     let mut seen = observed(3, "old");
-    all_say(&mut seen, &says("before", &[], ""));
-    seen.cluster.as_mut().unwrap().nodes[0].configuration = says("before", &[], "limits.topics-max: many");
-    let step = plan(&ask(), &memory(3), &seen);
+    all_report(&mut seen, &reports("before", &[], ""));
+    seen.cluster.as_mut().unwrap().nodes[0].configuration = reports("before", &[], "limits.topics-max: many");
+    let step = plan(&desired(), &recorded(3), &seen);
     refused(&step);
     assert!(waits(&step).contains("log-0 rejects") && waits(&step).contains("limits.topics-max: many"), "{step:?}");
     // A roll that has begun turns back.
-    let mut operation = begun(&plan(&ask(), &memory(3), &observed(3, "old"))).0.clone();
-    let begun_roll = |operation: &OperationStatus| Memory { operation: Some(operation.clone()), ..memory(3) };
-    assert_eq!(plan(&ask(), &begun_roll(&operation), &seen), Step::Finish);
+    let mut operation = begun(&plan(&desired(), &recorded(3), &observed(3, "old"))).0.clone();
+    let begun_roll = |operation: &OperationStatus| RecordedState { operation: Some(operation.clone()), ..recorded(3) };
+    assert_eq!(plan(&desired(), &begun_roll(&operation), &seen), Step::Finish);
     seen.cluster.as_mut().unwrap().nodes[2].state = MemberState::Draining;
     operation.step = OperationStep::Pod;
     seen.catch_up = CatchUp::Done;
-    assert_eq!(plan(&ask(), &begun_roll(&operation), &seen), Step::Undrain { node_id: "node-2".into() });
+    assert_eq!(plan(&desired(), &begun_roll(&operation), &seen), Step::Undrain { node_id: "node-2".into() });
     seen.cluster.as_mut().unwrap().nodes[2].state = MemberState::Active;
     // No node is added either: it would not start.
     let mut whole = observed(3, "new");
-    all_say(&mut whole, &says("before", &[], "no such field"));
-    refused(&plan(&ask(), &memory(3), &whole));
-    refused(&plan(&Ask { replicas: 4, ..ask() }, &memory(3), &whole));
+    all_report(&mut whole, &reports("before", &[], "no such field"));
+    refused(&plan(&desired(), &recorded(3), &whole));
+    refused(&plan(&DesiredState { replicas: 4, ..desired() }, &recorded(3), &whole));
     // A pod that does not run may be deleted.
     let broken = seen.pods.get_mut(&1).unwrap();
     (broken.running, broken.ready) = (false, false);
-    assert!(matches!(plan(&ask(), &memory(3), &seen), Step::DeletePod { ordinal: 1, .. }));
+    assert!(matches!(plan(&desired(), &recorded(3), &seen), Step::DeletePod { ordinal: 1, .. }));
 }
 
 #[test]
 fn a_rejection_by_another_version_does_not_count() {
     let mut seen = observed(3, "old");
-    all_say(&mut seen, &says("before", &[], "no such field"));
-    let next = Ask { image: "chronicle:2".into(), ..ask() };
-    assert_eq!(refusal(&next, &seen), None);
-    assert_eq!(begun(&plan(&next, &memory(3), &seen)).0.target, "log-2");
+    all_report(&mut seen, &reports("before", &[], "no such field"));
+    let next = DesiredState { image: "chronicle:2".into(), ..desired() };
+    assert_eq!(rejection(&next, &seen), None);
+    assert_eq!(begun(&plan(&next, &recorded(3), &seen)).0.target, "log-2");
     // The same template, but the image name was rewritten.
     seen.pods.get_mut(&1).unwrap().revision = "new".into();
-    assert!(refusal(&next, &seen).unwrap().starts_with("log-1 rejects"));
+    assert!(rejection(&next, &seen).unwrap().starts_with("log-1 rejects"));
 }
 
 #[test]
 fn a_node_that_cannot_apply_a_field_while_it_runs_is_restarted_once() {
     let mut seen = observed(3, "new");
-    all_say(&mut seen, &says("now", &[], ""));
-    seen.cluster.as_mut().unwrap().nodes[1].configuration = says("now", &["limits.idle-ms"], "");
-    let step = plan(&ask(), &memory(3), &seen);
+    all_report(&mut seen, &reports("now", &[], ""));
+    seen.cluster.as_mut().unwrap().nodes[1].configuration = reports("now", &["limits.idle-ms"], "");
+    let step = plan(&desired(), &recorded(3), &seen);
     let (operation, _) = begun(&step);
     assert_eq!((operation.kind, operation.target.as_str()), (OperationKind::Roll, "log-1"));
-    let under_way = Memory { operation: Some(operation.clone()), ..memory(3) };
-    assert_eq!(plan(&ask(), &under_way, &seen), Step::Drain { node_id: "node-1".into() });
+    let under_way = RecordedState { operation: Some(operation.clone()), ..recorded(3) };
+    assert_eq!(plan(&desired(), &under_way, &seen), Step::Drain { node_id: "node-1".into() });
     // Fields of a former file need no restart; neither does a node that reports nothing.
-    for other in [says("before", &["limits.idle-ms"], ""), says("now", &[], ""), None] {
+    for other in [reports("before", &["limits.idle-ms"], ""), reports("now", &[], ""), None] {
         seen.cluster.as_mut().unwrap().nodes[1].configuration = other;
-        assert_eq!(plan(&ask(), &under_way, &seen), Step::Finish);
-        assert!(!plan(&ask(), &memory(3), &seen).acts());
+        assert_eq!(plan(&desired(), &under_way, &seen), Step::Finish);
+        assert!(!plan(&desired(), &recorded(3), &seen).acts());
     }
 }
 
-fn any_observed() -> impl Strategy<Value = (Ask, Memory, Observed)> {
+fn any_observed() -> impl Strategy<Value = (DesiredState, RecordedState, ObservedState)> {
     let pod_state = (0..6u8, prop::bool::ANY, prop::bool::ANY);
     let node_state = (prop::bool::ANY, 0..3u8);
     let configuration = prop_oneof![
         4 => Just(None),
-        2 => Just(says("now", &[], "")),
-        2 => Just(says("now", &["node.name"], "")),
-        1 => Just(says("before", &["node.name"], "")),
-        1 => Just(says("now", &[], "no such field")),
+        2 => Just(reports("now", &[], "")),
+        2 => Just(reports("now", &["node.name"], "")),
+        1 => Just(reports("before", &["node.name"], "")),
+        1 => Just(reports("now", &[], "no such field")),
     ];
     let step = prop_oneof![
         Just(OperationStep::Drain),
@@ -367,7 +374,7 @@ fn any_observed() -> impl Strategy<Value = (Ask, Memory, Observed)> {
             )| {
                 let mut seen = observed(5, "new");
                 seen.set.as_mut().unwrap().replicas = size;
-                for (ordinal, (state, old, silent)) in pods.into_iter().enumerate() {
+                for (ordinal, (state, old, unreachable)) in pods.into_iter().enumerate() {
                     let ordinal = ordinal as i32;
                     let pod = seen.pods.get_mut(&ordinal).unwrap();
                     pod.revision = if old { "old".into() } else { "new".into() };
@@ -375,8 +382,8 @@ fn any_observed() -> impl Strategy<Value = (Ask, Memory, Observed)> {
                         0 => pod.ready = false,
                         1 => (pod.ready, pod.running) = (false, false),
                         2 => pod.terminating = true,
-                        3 if silent => (pod.ready, pod.machine) = (false, Machine::Silent),
-                        3 => (pod.ready, pod.running, pod.machine) = (false, false, Machine::Gone),
+                        3 if unreachable => (pod.ready, pod.host) = (false, HostState::Unreachable),
+                        3 => (pod.ready, pod.running, pod.host) = (false, false, HostState::Gone),
                         _ => {}
                     }
                 }
@@ -400,8 +407,8 @@ fn any_observed() -> impl Strategy<Value = (Ask, Memory, Observed)> {
                 if caught_up {
                     seen.catch_up = CatchUp::Done;
                 }
-                let image = if another { "chronicle:2".to_owned() } else { ask().image };
-                let ask = Ask { replicas, replace_lost: lost, delete_claims: delete, image, ..ask() };
+                let image = if another { "chronicle:2".to_owned() } else { desired().image };
+                let desired = DesiredState { replicas, replace_lost: lost, delete_claims: delete, image, ..desired() };
                 let operation = operation.map(|(kind, step, ordinal)| OperationStatus {
                     kind,
                     step,
@@ -411,7 +418,7 @@ fn any_observed() -> impl Strategy<Value = (Ask, Memory, Observed)> {
                     node_id: Some(format!("node-{ordinal}")),
                     started_at: Some("1970-01-01T00:00:00Z".into()),
                 });
-                (ask, Memory { operation, ..memory(size) }, seen)
+                (desired, RecordedState { operation, ..recorded(size) }, seen)
             },
         )
 }
@@ -421,10 +428,10 @@ proptest! {
 
     /// From any state, possible or not, one step keeps the invariants.
     #[test]
-    fn no_step_from_any_state_breaks_an_invariant((ask, memory, seen) in any_observed()) {
-        let step = plan(&ask, &memory, &seen);
-        let recorded = memory.operation.as_ref();
-        let named = |ordinal: i32| recorded.filter(|operation| operation.target == pod_name("log", ordinal));
+    fn no_step_from_any_state_breaks_an_invariant((desired, recorded, seen) in any_observed()) {
+        let step = plan(&desired, &recorded, &seen);
+        let current = recorded.operation.as_ref();
+        let named = |ordinal: i32| current.filter(|operation| operation.target == pod_name("log", ordinal));
         match &step {
             Step::DeletePod { ordinal, uid, resource_version, .. } => {
                 let pod = &seen.pods[ordinal];
@@ -434,17 +441,17 @@ proptest! {
                 let takes_part = pod.running && seen.cluster.as_ref().is_none_or(|cluster| {
                     cluster.nodes.iter().find(|node| node.name == pod_name("log", *ordinal)).filter(alive).is_some()
                 });
-                if takes_part && recorded.map(|operation| operation.kind) != Some(OperationKind::Replace) {
+                if takes_part && current.map(|operation| operation.kind) != Some(OperationKind::Replace) {
                     let cluster = seen.cluster.as_ref().expect("a pod that may be live is deleted without an observation");
-                    prop_assert!(seen.catch_up == CatchUp::Done || memory.size == Some(1));
+                    prop_assert!(seen.catch_up == CatchUp::Done || recorded.size == Some(1));
                     prop_assert_eq!((cluster.offline, cluster.under_replicated, cluster.moving), (0, 0, 0));
-                    let size = memory.size.unwrap();
+                    let size = recorded.size.unwrap();
                     let others = (0..size).filter(|other| other != ordinal);
                     for other in others {
                         prop_assert!(seen.pods[&other].ready && !seen.pods[&other].terminating);
                     }
-                    prop_assert_eq!(refusal(&ask, &seen), None);
-                    prop_assert!(outdated(&ask, &seen, *ordinal, pod), "an up-to-date pod is restarted");
+                    prop_assert_eq!(rejection(&desired, &seen), None);
+                    prop_assert!(outdated(&desired, &seen, *ordinal, pod), "an up-to-date pod is restarted");
                 }
             }
             Step::DeleteClaim { ordinal, uid } => {
@@ -459,33 +466,33 @@ proptest! {
             }
             Step::Drain { node_id } | Step::Undrain { node_id } | Step::Decommission { node_id } => {
                 prop_assert!(seen.cluster.is_some());
-                let operation = recorded.expect("a command to the cluster without a record");
+                let operation = current.expect("a command to the cluster without a record");
                 let node = seen.cluster.as_ref().unwrap().nodes.iter().find(|node| node.node_id == *node_id).unwrap();
                 prop_assert_eq!(&node.name, &operation.target);
             }
             Step::Begin { operation, .. } => {
                 let turns = matches!(operation.kind, OperationKind::Stop | OperationKind::Start | OperationKind::ScaleUp);
-                prop_assert!(recorded.is_none() || turns, "a second operation starts: {:?} after {:?}", operation, recorded);
+                prop_assert!(current.is_none() || turns, "a second operation starts: {:?} after {:?}", operation, current);
                 if !matches!(operation.kind, OperationKind::Stop | OperationKind::Start) {
                     prop_assert!(seen.cluster.is_some());
                 }
                 let target = seen.node_named(&operation.target).filter(|node| node.alive);
                 if operation.kind == OperationKind::Roll && target.is_some() {
-                    prop_assert_eq!(refusal(&ask, &seen), None);
+                    prop_assert_eq!(rejection(&desired, &seen), None);
                 }
             }
             Step::Advance { operation, size } => {
-                let before = recorded.expect("an operation advances that was not recorded");
+                let before = current.expect("an operation advances that was not recorded");
                 prop_assert_eq!(&operation.target, &before.target);
-                prop_assert!((memory.size.unwrap() - size).abs() <= 5);
+                prop_assert!((recorded.size.unwrap() - size).abs() <= 5);
             }
             Step::ApplySet { replicas } if *replicas < seen.set.as_ref().unwrap().replicas => {
-                let stop = recorded.is_some_and(|operation| operation.kind == OperationKind::Stop);
+                let stop = current.is_some_and(|operation| operation.kind == OperationKind::Stop);
                 for ordinal in *replicas..seen.set.as_ref().unwrap().replicas {
                     let member = seen.cluster.as_ref().is_none_or(|cluster| {
                         cluster.nodes.iter().any(|node| node.name == pod_name("log", ordinal))
                     });
-                    prop_assert!(stop || recorded.is_some() || !member, "the pod {} of a member is removed", ordinal);
+                    prop_assert!(stop || current.is_some() || !member, "the pod {} of a member is removed", ordinal);
                 }
             }
             _ => {}

@@ -5,7 +5,7 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::error::Failure;
+use super::error::PluginError;
 
 pub(super) struct Archive<W: Write> {
     tar: tar::Builder<GzEncoder<W>>,
@@ -22,7 +22,7 @@ impl<W: Write> Archive<W> {
     }
 
     /// Adds a file. In each part of the name, characters other than letters, digits, `.`, `-` and `_` become `_`.
-    pub(super) fn add(&mut self, name: &[&str], contents: &[u8]) -> Result<(), Failure> {
+    pub(super) fn add(&mut self, name: &[&str], contents: &[u8]) -> Result<(), PluginError> {
         let path = name.iter().map(|part| plain(part)).collect::<Vec<_>>().join("/");
         let mut header = tar::Header::new_gnu();
         header.set_size(contents.len() as u64);
@@ -30,13 +30,13 @@ impl<W: Write> Archive<W> {
         header.set_mtime(self.mtime_s);
         let path = format!("{}/{path}", self.folder);
         self.files += 1;
-        self.tar.append_data(&mut header, &path, contents).map_err(Failure::io(path))
+        self.tar.append_data(&mut header, &path, contents).map_err(PluginError::io(path))
     }
 
     /// Finishes the archive. Returns the writer and the number of files.
-    pub(super) fn finish(self) -> Result<(W, usize), Failure> {
+    pub(super) fn finish(self) -> Result<(W, usize), PluginError> {
         let files = self.files;
-        let to = self.tar.into_inner().and_then(GzEncoder::finish).map_err(Failure::io("the archive"))?;
+        let to = self.tar.into_inner().and_then(GzEncoder::finish).map_err(PluginError::io("the archive"))?;
         Ok((to, files))
     }
 }

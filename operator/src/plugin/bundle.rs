@@ -18,16 +18,16 @@ use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 
-use super::access::{Access, of};
 use super::archive::Archive;
-use super::error::Failure;
+use super::error::PluginError;
 use super::mask::masked;
 use super::plan;
+use super::session::{Session, of};
 use crate::admin::Admin;
 use crate::api::ChronicleCluster;
 use crate::build::{KINDS, Settings, ordinal_of, pod_name};
 use crate::controller::Context;
-use crate::process::Metrics;
+use crate::telemetry::Metrics;
 
 /// Maximum number of objects of a kind.
 const LIST_MAX: u32 = 5_000;
@@ -47,21 +47,22 @@ pub(super) struct BundleArgs {
     pub(super) operator_namespace: String,
 }
 
-pub(super) async fn run(access: &Access, args: &BundleArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let cluster = access.cluster(&args.name).await?;
+pub(super) async fn run(session: &Session, args: &BundleArgs, out: &mut dyn Write) -> Result<(), PluginError> {
+    let cluster = session.cluster(&args.name).await?;
     let now = Timestamp::now();
     let time = now.strftime("%Y%m%dT%H%M%SZ").to_string();
-    let folder = format!("chronicle-bundle-{}-{}-{time}", access.namespace, args.name);
+    let folder = format!("chronicle-bundle-{}-{}-{time}", session.namespace, args.name);
     let path = args.file.clone().unwrap_or_else(|| format!("{folder}.tar.gz").into());
     let shown = path.display().to_string();
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(Failure::io(&shown))?;
-    let surroundings = |client: Client, admin: std::sync::Arc<dyn Admin>| {
+    let file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(PluginError::io(&shown))?;
+    let new_context = |client: Client, admin: std::sync::Arc<dyn Admin>| {
         let settings = Settings { operator_namespace: args.operator_namespace.clone(), ..Settings::default() };
         Context::new(client, admin, settings, Metrics::new(), "kubectl-chronicle")
     };
-    let written = write(access, args, &cluster, file, &folder, now, surroundings).await;
+    let written = write(session, args, &cluster, file, &folder, now, new_context).await;
     let finished = written.and_then(|(file, files, problems)| {
-        let bytes = file.sync_all().and_then(|()| file.metadata()).map_err(Failure::io(&shown))?.len();
+        let bytes = file.sync_all().and_then(|()| file.metadata()).map_err(PluginError::io(&shown))?.len();
         Ok((bytes, files, problems))
     });
     let (bytes, files, problems) = match finished {
@@ -76,29 +77,29 @@ pub(super) async fn run(access: &Access, args: &BundleArgs, out: &mut dyn Write)
         eprintln!("not included: {problem}");
     }
     writeln!(out, "{shown}: {files} files, {bytes} bytes, {} problems", problems.len())
-        .map_err(Failure::io("standard output"))
+        .map_err(PluginError::io("standard output"))
 }
 
 /// Writes the archive. Returns the writer, the number of files, and the problems.
 pub(super) async fn write<W: Write>(
-    access: &Access,
+    session: &Session,
     args: &BundleArgs,
     cluster: &ChronicleCluster,
     to: W,
     folder: &str,
     now: Timestamp,
     context: impl FnOnce(Client, std::sync::Arc<dyn Admin>) -> Context,
-) -> Result<(W, usize, Vec<String>), Failure> {
+) -> Result<(W, usize, Vec<String>), PluginError> {
     let mtime = u64::try_from(now.as_second()).unwrap_or(0);
-    let mut bundle = Bundle { access, args, archive: Archive::new(to, folder, mtime), problems: Vec::new() };
+    let mut bundle = Bundle { session, args, archive: Archive::new(to, folder, mtime), problems: Vec::new() };
     bundle.about(now).await?;
     bundle.resources(cluster).await?;
     bundle.secrets().await?;
-    match plan::make(access, &args.name, context).await {
+    match plan::make(session, &args.name, context).await {
         Ok(plan) => bundle.archive.add(&["plan.txt"], plan::text(&plan).as_bytes())?,
         Err(failure) => bundle.problems.push(format!("plan: {failure}")),
     }
-    let pods: Vec<String> = match access.pods(&args.name).await {
+    let pods: Vec<String> = match session.pods(&args.name).await {
         Ok(pods) => pods.keys().map(|ordinal| pod_name(&args.name, *ordinal)).collect(),
         Err(failure) => {
             bundle.problems.push(failure.to_string());
@@ -106,7 +107,7 @@ pub(super) async fn write<W: Write>(
         }
     };
     for pod in &pods {
-        bundle.logs(&access.namespace, pod, "chronicle", &["logs", pod]).await?;
+        bundle.logs(&session.namespace, pod, "chronicle", &["logs", pod]).await?;
     }
     bundle.operator().await?;
     bundle.nodes(cluster).await?;
@@ -118,15 +119,15 @@ pub(super) async fn write<W: Write>(
 }
 
 struct Bundle<'a, W: Write> {
-    access: &'a Access,
+    session: &'a Session,
     args: &'a BundleArgs,
     archive: Archive<W>,
     problems: Vec<String>,
 }
 
 impl<W: Write> Bundle<'_, W> {
-    async fn about(&mut self, now: Timestamp) -> Result<(), Failure> {
-        let server = match self.access.client.apiserver_version().await {
+    async fn about(&mut self, now: Timestamp) -> Result<(), PluginError> {
+        let server = match self.session.client.apiserver_version().await {
             Ok(version) => version.git_version,
             Err(error) => {
                 self.problems.push(format!("version of the API server: {}", super::error::causes(&error)));
@@ -135,13 +136,13 @@ impl<W: Write> Bundle<'_, W> {
         };
         let about = json!({
             "made": now.to_string(), "plugin": env!("CARGO_PKG_VERSION"), "apiServer": server,
-            "namespace": self.access.namespace, "cluster": self.args.name,
+            "namespace": self.session.namespace, "cluster": self.args.name,
         });
         self.archive.add(&["bundle.json"], format!("{about:#}\n").as_bytes())
     }
 
     /// Adds the objects of the cluster, and the machines, volumes and storage classes that it uses.
-    async fn resources(&mut self, cluster: &ChronicleCluster) -> Result<(), Failure> {
+    async fn resources(&mut self, cluster: &ChronicleCluster) -> Result<(), PluginError> {
         let name = self.args.name.as_str();
         let own = serde_json::to_value(cluster).unwrap_or_default();
         self.objects("chronicleclusters", vec![own])?;
@@ -194,11 +195,12 @@ impl<W: Write> Bundle<'_, W> {
         selected: &ListParams,
     ) -> Vec<Value> {
         let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
-        let client = self.access.client.clone();
+        let client = self.session.client.clone();
         let (api, namespace): (Api<DynamicObject>, _) = match namespaced {
-            true => {
-                (Api::namespaced_with(client, &self.access.namespace, &resource), Some(self.access.namespace.as_str()))
-            }
+            true => (
+                Api::namespaced_with(client, &self.session.namespace, &resource),
+                Some(self.session.namespace.as_str()),
+            ),
             false => (Api::all_with(client, &resource), None),
         };
         match api.list(selected).await {
@@ -218,13 +220,13 @@ impl<W: Write> Bundle<'_, W> {
             // Optional CRDs may not be installed.
             Err(error) if crate::controller::is_not_found(&error) => Vec::new(),
             Err(error) => {
-                self.problems.push(Failure::kube("list", plural, namespace, error).to_string());
+                self.problems.push(PluginError::kube("list", plural, namespace, error).to_string());
                 Vec::new()
             }
         }
     }
 
-    fn objects(&mut self, plural: &str, objects: Vec<Value>) -> Result<(), Failure> {
+    fn objects(&mut self, plural: &str, objects: Vec<Value>) -> Result<(), PluginError> {
         let mut text = String::new();
         for object in objects {
             text.push_str("---\n");
@@ -234,13 +236,13 @@ impl<W: Write> Bundle<'_, W> {
     }
 
     /// Adds metadata of Secrets. Their data is not requested.
-    async fn secrets(&mut self) -> Result<(), Failure> {
+    async fn secrets(&mut self) -> Result<(), PluginError> {
         let name = self.args.name.as_str();
-        let api: Api<Secret> = Api::namespaced(self.access.client.clone(), &self.access.namespace);
+        let api: Api<Secret> = Api::namespaced(self.session.client.clone(), &self.session.namespace);
         let secrets = match api.list_metadata(&ListParams::default().limit(LIST_MAX)).await {
             Ok(list) => list.items,
             Err(error) => {
-                let failure = Failure::kube("list", "secrets", Some(&self.access.namespace), error);
+                let failure = PluginError::kube("list", "secrets", Some(&self.session.namespace), error);
                 self.problems.push(format!("metadata of secrets: {failure}"));
                 Vec::new()
             }
@@ -264,10 +266,10 @@ impl<W: Write> Bundle<'_, W> {
     }
 
     /// Adds the logs of a container: the current ones and those before its last restart.
-    async fn logs(&mut self, namespace: &str, pod: &str, container: &str, folder: &[&str]) -> Result<(), Failure> {
+    async fn logs(&mut self, namespace: &str, pod: &str, container: &str, folder: &[&str]) -> Result<(), PluginError> {
         let bytes_max = self.args.log_mib as usize * (1 << 20);
         for (previous, file) in [(false, "current.log"), (true, "previous.log")] {
-            let pods: Api<Pod> = Api::namespaced(self.access.client.clone(), namespace);
+            let pods: Api<Pod> = Api::namespaced(self.session.client.clone(), namespace);
             let params =
                 LogParams { container: Some(container.to_owned()), previous, timestamps: true, ..LogParams::default() };
             match newest(&pods, pod, &params, bytes_max).await {
@@ -276,7 +278,7 @@ impl<W: Write> Bundle<'_, W> {
                 Err(kube::Error::Api(status)) if previous && status.code == 400 => {}
                 Err(error) => {
                     let what = format!("pods/log of {pod}{}", if previous { " (previous)" } else { "" });
-                    self.problems.push(Failure::kube("get", &what, Some(namespace), error).to_string());
+                    self.problems.push(PluginError::kube("get", &what, Some(namespace), error).to_string());
                 }
             }
         }
@@ -284,14 +286,14 @@ impl<W: Write> Bundle<'_, W> {
     }
 
     /// Adds the pods of the operator and their logs.
-    async fn operator(&mut self) -> Result<(), Failure> {
+    async fn operator(&mut self) -> Result<(), PluginError> {
         let namespace = self.args.operator_namespace.clone();
-        let pods: Api<Pod> = Api::namespaced(self.access.client.clone(), &namespace);
+        let pods: Api<Pod> = Api::namespaced(self.session.client.clone(), &namespace);
         let labelled = ListParams::default().labels("app.kubernetes.io/name=chronicle-operator");
         let pods = match pods.list(&labelled).await {
             Ok(list) => list.items,
             Err(error) => {
-                let failure = Failure::kube("list", "pods", Some(&namespace), error);
+                let failure = PluginError::kube("list", "pods", Some(&namespace), error);
                 self.problems.push(format!("operator: {failure}"));
                 return Ok(());
             }
@@ -313,15 +315,15 @@ impl<W: Write> Bundle<'_, W> {
     }
 
     /// Adds the view of the cluster and the diagnostics of each node.
-    async fn nodes(&mut self, cluster: &ChronicleCluster) -> Result<(), Failure> {
-        let target = match self.access.target(cluster).await {
+    async fn nodes(&mut self, cluster: &ChronicleCluster) -> Result<(), PluginError> {
+        let target = match self.session.target(cluster).await {
             Ok(target) => target,
             Err(failure) => {
                 self.problems.push(format!("nodes: {failure}"));
                 return Ok(());
             }
         };
-        let nodes = self.access.nodes(&self.args.name);
+        let nodes = self.session.nodes(&self.args.name);
         match nodes.observe(&target).await {
             Ok(view) => self.archive.add(&["nodes", "cluster.txt"], format!("{view:#?}\n").as_bytes())?,
             Err(error) => self.problems.push(format!("nodes: {error}")),

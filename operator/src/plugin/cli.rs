@@ -4,13 +4,13 @@ use std::io::{self, Write};
 
 use clap::{Parser, Subcommand};
 
-use super::access::{Access, Flags};
 use super::bundle::BundleArgs;
 use super::drain::DrainArgs;
-use super::error::Failure;
+use super::error::PluginError;
 use super::logs::LogsArgs;
 use super::members::MembersArgs;
 use super::plan::PlanArgs;
+use super::session::{ConnectionFlags, Session};
 use super::status::StatusArgs;
 
 /// Inspect Chronicle clusters and drain their nodes.
@@ -18,15 +18,15 @@ use super::status::StatusArgs;
 /// Exit codes: 0 success, 1 failure, 2 invalid command line, 3 timed out, 4 not allowed, 5 no such cluster or pod.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl-chronicle", bin_name = "kubectl chronicle", version)]
-pub struct Cli {
+pub struct PluginCli {
     #[command(flatten)]
-    flags: Flags,
+    flags: ConnectionFlags,
     #[command(subcommand)]
-    command: Command,
+    command: PluginCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum PluginCommand {
     /// List clusters, or show one: conditions, running operation, members, versions, capacity.
     Status(StatusArgs),
     /// List the nodes of a cluster, as reported by the nodes where they can be reached.
@@ -41,32 +41,32 @@ enum Command {
     Bundle(BundleArgs),
 }
 
-impl Cli {
+impl PluginCli {
     /// Runs the command.
     ///
     /// # Errors
-    /// The failure; [`Failure::exit_code`] is its exit code.
-    pub fn execute(self) -> Result<(), Failure> {
+    /// The failure; [`PluginError::exit_code`] is its exit code.
+    pub fn execute(self) -> Result<(), PluginError> {
         // kube and the Chronicle client share one TLS provider.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let done = runtime.map_err(Failure::io("the runtime"))?.block_on(self.run(&mut io::stdout()));
+        let done = runtime.map_err(PluginError::io("the runtime"))?.block_on(self.run(&mut io::stdout()));
         match done {
             // The reader closed the pipe, as `head` does.
-            Err(Failure::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(PluginError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => other,
         }
     }
 
-    async fn run(self, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
-        let access = Access::open(&self.flags).await?;
+    async fn run(self, out: &mut (dyn Write + Send)) -> Result<(), PluginError> {
+        let session = Session::open(&self.flags).await?;
         match &self.command {
-            Command::Status(args) => super::status::run(&access, args, out).await,
-            Command::Members(args) => super::members::run(&access, args, out).await,
-            Command::Plan(args) => super::plan::run(&access, args, out).await,
-            Command::Drain(args) => super::drain::run(&access, args, out).await,
-            Command::Logs(args) => super::logs::run(&access, args, out).await,
-            Command::Bundle(args) => super::bundle::run(&access, args, out).await,
+            PluginCommand::Status(args) => super::status::run(&session, args, out).await,
+            PluginCommand::Members(args) => super::members::run(&session, args, out).await,
+            PluginCommand::Plan(args) => super::plan::run(&session, args, out).await,
+            PluginCommand::Drain(args) => super::drain::run(&session, args, out).await,
+            PluginCommand::Logs(args) => super::logs::run(&session, args, out).await,
+            PluginCommand::Bundle(args) => super::bundle::run(&session, args, out).await,
         }
     }
 }
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed_and_takes_kubectls_flags_anywhere() {
-        Cli::command().debug_assert();
+        PluginCli::command().debug_assert();
         for line in [
             "kubectl-chronicle -n shop status",
             "kubectl-chronicle status log -o wide --context prod",
@@ -87,8 +87,8 @@ mod tests {
             "kubectl-chronicle logs log log-1 --follow --since 10m --kubeconfig k",
             "kubectl-chronicle bundle log -f out.tar.gz",
         ] {
-            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+            PluginCli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
-        assert!(Cli::try_parse_from(["kubectl-chronicle", "status", "log", "-A"]).is_err());
+        assert!(PluginCli::try_parse_from(["kubectl-chronicle", "status", "log", "-A"]).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! `drain`: transfers the leadership of a node and waits for the end of the transfer, so that its pod can be deleted or evicted without a gap
-//! in service.
+//! `drain`: transfers the leadership of a node and waits for the end of the transfer, so that its pod can be deleted or evicted without
+//! a gap in service.
 //!
 //! This is the only command that changes something. The drain ends with the next start of the node, or with `--undo`.
 
@@ -9,9 +9,9 @@ use std::time::Duration;
 use kube::ResourceExt;
 use tokio::time::{Instant, sleep};
 
-use super::access::Access;
-use super::error::Failure;
-use super::lines::duration;
+use super::duration::duration;
+use super::error::PluginError;
+use super::session::Session;
 use crate::api::MemberState;
 use crate::build::{ordinal_of, pod_name};
 use crate::plan::gates::{cluster_is_whole, quorum_without};
@@ -34,68 +34,70 @@ pub(super) struct DrainArgs {
     pub(super) undo: bool,
 }
 
-pub(super) async fn run(access: &Access, args: &DrainArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub(super) async fn run(session: &Session, args: &DrainArgs, out: &mut dyn Write) -> Result<(), PluginError> {
     let DrainArgs { name, pod, .. } = args;
-    let cluster = access.cluster(name).await?;
+    let cluster = session.cluster(name).await?;
     let status = cluster.status.clone().unwrap_or_default();
     let size = status.size.unwrap_or(cluster.spec.replicas);
     if ordinal_of(&cluster.name_any(), pod).is_none_or(|ordinal| ordinal >= size.max(cluster.spec.replicas)) {
         let known = (0..size).map(|ordinal| pod_name(name, ordinal)).collect();
-        return Err(Failure::NoPod { pod: pod.clone(), cluster: name.clone(), known });
+        return Err(PluginError::NoPod { pod: pod.clone(), cluster: name.clone(), known });
     }
     if let Some(operation) = status.operation.filter(|operation| operation.target == *pod) {
         let (kind, step) = (operation.kind, operation.step);
-        return Err(Failure::Refused(format!(
+        return Err(PluginError::Refused(format!(
             "the operator is running {kind:?} of {pod}, step {step:?}, and drains the node itself if needed; wait for it to finish \
              (kubectl chronicle status {name})"
         )));
     }
-    let (target, nodes) = (access.target(&cluster).await?, access.nodes(name));
+    let (target, nodes) = (session.target(&cluster).await?, session.nodes(name));
     let view = nodes.observe(&target).await?;
     let node = member(&view, pod)?;
     let node_id = node.node_id.clone();
     if args.undo {
         nodes.undrain(&target, &node_id).await?;
-        return say(out, &format!("{pod} may lead again"));
+        return print_line(out, &format!("{pod} may lead again"));
     }
     match (node.state, node.alive) {
-        (_, false) => return Err(Failure::Refused(format!("no heartbeat from {pod}: it leads nothing"))),
+        (_, false) => return Err(PluginError::Refused(format!("no heartbeat from {pod}: it leads nothing"))),
         (MemberState::Decommissioning, _) => {
-            return Err(Failure::Refused(format!("{pod} is being decommissioned, which also moves its leadership")));
+            return Err(PluginError::Refused(format!(
+                "{pod} is being decommissioned, which also moves its leadership"
+            )));
         }
-        (MemberState::Draining, _) => say(out, &format!("{pod} is already draining or drained"))?,
+        (MemberState::Draining, _) => print_line(out, &format!("{pod} is already draining or drained"))?,
         (MemberState::Active, _) => {
             if view.nodes.iter().filter(|node| node.alive && node.state == MemberState::Active).count() < 2 {
-                return Err(Failure::Refused(format!(
+                return Err(PluginError::Refused(format!(
                     "no other node is alive and active to take over the leadership of {pod}"
                 )));
             }
             nodes.drain(&target, &node_id).await?;
-            say(out, &format!("draining {pod}: transferring its leadership"))?;
+            print_line(out, &format!("draining {pod}: transferring its leadership"))?;
         }
     }
     let begun = Instant::now();
-    let mut said = String::new();
+    let mut printed = String::new();
     loop {
         let left = match nodes.observe(&target).await {
             Ok(view) => {
                 let left = what_is_left(&view, &node_id);
                 let Some(left) = left else {
-                    say(out, &format!("{pod} is drained: it leads nothing"))?;
-                    return say(out, &verdict(&view, pod, size));
+                    print_line(out, &format!("{pod} is drained: it leads nothing"))?;
+                    return print_line(out, &may_stop_message(&view, pod, size));
                 };
                 left
             }
             // During an election of the controller group there may be no response.
             Err(error) => format!("no response: {error}"),
         };
-        if left != said {
-            say(out, &format!("{pod}: {left}"))?;
-            said = left;
+        if left != printed {
+            print_line(out, &format!("{pod}: {left}"))?;
+            printed = left;
         }
         if begun.elapsed() >= args.timeout {
-            return Err(Failure::TimedOut(format!(
-                "{pod} is not drained after {} s: {said}. The drain continues; cancel it with --undo",
+            return Err(PluginError::TimedOut(format!(
+                "{pod} is not drained after {} s: {printed}. The drain continues; cancel it with --undo",
                 args.timeout.as_secs()
             )));
         }
@@ -103,10 +105,10 @@ pub(super) async fn run(access: &Access, args: &DrainArgs, out: &mut dyn Write) 
     }
 }
 
-fn member<'a>(view: &'a ClusterView, pod: &str) -> Result<&'a NodeView, Failure> {
+fn member<'a>(view: &'a ClusterView, pod: &str) -> Result<&'a NodeView, PluginError> {
     let named = view.nodes.iter().filter(|node| node.name == pod);
     let node = named.max_by_key(|node| (node.alive, node.raft_id));
-    node.ok_or_else(|| Failure::Refused(format!("{pod} is not a member of the cluster: it leads nothing")))
+    node.ok_or_else(|| PluginError::Refused(format!("{pod} is not a member of the cluster: it leads nothing")))
 }
 
 /// Returns what a node still leads; `None`: nothing.
@@ -130,13 +132,13 @@ fn what_is_left(view: &ClusterView, node_id: &str) -> Option<String> {
 }
 
 /// Returns whether the pod may stop now, by the preconditions of the operator.
-fn verdict(view: &ClusterView, pod: &str, size: i32) -> String {
+fn may_stop_message(view: &ClusterView, pod: &str, size: i32) -> String {
     match cluster_is_whole(view).or_else(|| quorum_without(view, pod, size)) {
         None => format!("{pod} can be deleted or evicted now: the other nodes keep a majority"),
         Some(why) => format!("do not delete {pod} yet: {why}"),
     }
 }
 
-fn say(out: &mut dyn Write, line: &str) -> Result<(), Failure> {
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::io("standard output"))
+fn print_line(out: &mut dyn Write, line: &str) -> Result<(), PluginError> {
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(PluginError::io("standard output"))
 }

@@ -7,16 +7,16 @@ use crate::controller::ReconcileError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum PluginError {
     /// No usable kubeconfig.
     #[error("cannot set up access to a Kubernetes cluster: {0}")]
-    NoWay(String),
+    NoKubeconfig(String),
     /// The CRDs are not installed.
     #[error(
         "the CRD chronicleclusters.chronicle.dev is not installed: install the chart chronicle-crds, or run kubectl apply --server-side \
          -k deploy/crds"
     )]
-    NoDefinitions,
+    NoCrds,
     /// The cluster does not exist.
     #[error("no ChronicleCluster {name} in namespace {namespace}{}", hint(.nearest, .known))]
     NoCluster {
@@ -79,14 +79,14 @@ pub enum Failure {
     },
 }
 
-impl Failure {
+impl PluginError {
     /// Returns the exit code. 1: failure; 3: timeout; 4: a right is missing; 5: the cluster, pod or CRD does not exist. (2 is an invalid
     /// command line.)
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::TimedOut(_) => 3,
             Self::Forbidden { .. } => 4,
-            Self::NoDefinitions | Self::NoCluster { .. } | Self::NoPod { .. } => 5,
+            Self::NoCrds | Self::NoCluster { .. } | Self::NoPod { .. } => 5,
             _ => 1,
         }
     }
@@ -98,12 +98,12 @@ impl Failure {
                 verb: verb.to_owned(),
                 resource: resource.to_owned(),
                 namespace: namespace.map(str::to_owned),
-                message: words(&status),
+                message: message_of(&status),
             },
             error => Self::ApiServer {
                 action: format!("{verb} {resource}{}", in_namespace(&namespace.map(str::to_owned))),
                 why: match &error {
-                    kube::Error::Api(status) => words(status),
+                    kube::Error::Api(status) => message_of(status),
                     error => causes(error),
                 },
             },
@@ -128,7 +128,7 @@ impl Failure {
     }
 }
 
-impl From<AdminError> for Failure {
+impl From<AdminError> for PluginError {
     fn from(error: AdminError) -> Self {
         match error {
             AdminError::Refused { reason, message } => {
@@ -153,7 +153,7 @@ pub(super) fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn words(status: &Status) -> String {
+fn message_of(status: &Status) -> String {
     if status.message.is_empty() { status.reason.clone() } else { status.message.clone() }
 }
 
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn a_missing_right_is_reported_with_verb_and_resource() {
         let status = Status { code: 403, message: "no".into(), ..Status::default() };
-        let failure = Failure::kube("get", "secrets", Some("shop"), kube::Error::Api(Box::new(status)));
+        let failure = PluginError::kube("get", "secrets", Some("shop"), kube::Error::Api(Box::new(status)));
         assert_eq!(failure.to_string(), "not allowed: get secrets in namespace shop: no");
         assert_eq!(failure.exit_code(), 4);
     }

@@ -1,5 +1,5 @@
-//! Connects to ports of pods with port-forwards of the API server: a [`Connector`] like that of TCP, so that TLS and gRPC work unchanged, and
-//! certificates are verified against the DNS name of the pod.
+//! Connects to ports of pods with port-forwards of the API server: a [`Connector`] like that of TCP, so that TLS and gRPC work unchanged,
+//! and certificates are verified against the DNS name of the pod.
 
 use std::future::Future;
 use std::io;
@@ -13,7 +13,7 @@ use kube::Client;
 use kube::api::{Api, Portforwarder};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
-use super::error::Failure;
+use super::error::PluginError;
 use crate::build::ordinal_of;
 
 /// Returns a connector to addresses `POD.ANYTHING:PORT` of the pods of one cluster. It rejects every other address.
@@ -26,10 +26,10 @@ pub(super) fn forwarding(client: Client, namespace: &str, cluster: &str) -> Conn
             let pods: Api<Pod> = Api::namespaced(client, &namespace);
             let forwarder = pods.portforward(pod, &[port]).await;
             let forwarder = forwarder.map_err(|error| {
-                let failure = Failure::kube("get and create", "pods/portforward", Some(&namespace), error);
+                let failure = PluginError::kube("get and create", "pods/portforward", Some(&namespace), error);
                 io::Error::other(failure.to_string())
             })?;
-            let forwarded = Forwarded::new(forwarder, port);
+            let forwarded = ForwardedStream::new(forwarder, port);
             forwarded
                 .map(|stream| Box::new(stream) as BoxedIo)
                 .ok_or_else(|| io::Error::other("the port-forward has no stream for the port"))
@@ -49,13 +49,13 @@ fn pod_and_port<'a>(cluster: &str, address: &'a str) -> io::Result<(&'a str, u16
 type PodError = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
 
 /// One stream. If the port cannot be reached, it ends with the error of the kubelet; without that it would only end.
-struct Forwarded {
+struct ForwardedStream {
     stream: DuplexStream,
     error: Option<PodError>,
     forwarder: Portforwarder,
 }
 
-impl Forwarded {
+impl ForwardedStream {
     fn new(mut forwarder: Portforwarder, port: u16) -> Option<Self> {
         let stream = forwarder.take_stream(port)?;
         let error = forwarder.take_error(port).map(|error| Box::pin(error) as PodError);
@@ -63,13 +63,13 @@ impl Forwarded {
     }
 }
 
-impl Drop for Forwarded {
+impl Drop for ForwardedStream {
     fn drop(&mut self) {
         self.forwarder.abort();
     }
 }
 
-impl AsyncRead for Forwarded {
+impl AsyncRead for ForwardedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
@@ -89,7 +89,7 @@ impl AsyncRead for Forwarded {
     }
 }
 
-impl AsyncWrite for Forwarded {
+impl AsyncWrite for ForwardedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

@@ -13,9 +13,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::access::Access;
-use super::error::Failure;
-use super::lines::{Line, Lines, duration};
+use super::duration::duration;
+use super::error::PluginError;
+use super::log_lines::{LogLine, LogLines};
+use super::session::Session;
 use crate::build::{ordinal_of, pod_name};
 
 /// The container of a node.
@@ -23,7 +24,7 @@ const CONTAINER: &str = "chronicle";
 /// With `--follow`: capacity of the queue of lines to print. A line has at most 256 KiB.
 const WAITING_MAX: usize = 64;
 /// With `--follow`: interval of checks for new pods, and of retries for a log that has ended.
-const AGAIN: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct LogsArgs {
@@ -62,52 +63,58 @@ impl LogsArgs {
     }
 }
 
-pub(super) async fn run(access: &Access, args: &LogsArgs, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
-    access.cluster(&args.name).await?;
+pub(super) async fn run(session: &Session, args: &LogsArgs, out: &mut (dyn Write + Send)) -> Result<(), PluginError> {
+    session.cluster(&args.name).await?;
     let pods: Vec<String> =
-        access.pods(&args.name).await?.keys().map(|ordinal| pod_name(&args.name, *ordinal)).collect();
+        session.pods(&args.name).await?.keys().map(|ordinal| pod_name(&args.name, *ordinal)).collect();
     let chosen: Vec<String> = match &args.pod {
         None => pods,
         Some(pod) if pods.contains(pod) => vec![pod.clone()],
         // The pod may be created later.
         Some(pod) if args.follow && ordinal_of(&args.name, pod).is_some() => vec![pod.clone()],
         Some(pod) => {
-            return Err(Failure::NoPod { pod: pod.clone(), cluster: args.name.clone(), known: pods });
+            return Err(PluginError::NoPod { pod: pod.clone(), cluster: args.name.clone(), known: pods });
         }
     };
     let width = chosen.iter().map(String::len).max().unwrap_or(0);
     match args.follow {
-        true => follow(access, args, chosen, width, out).await,
-        false => merged(access, args, &chosen, width, out).await,
+        true => follow(session, args, chosen, width, out).await,
+        false => merged(session, args, &chosen, width, out).await,
     }
 }
 
-fn write(out: &mut (dyn Write + Send), args: &LogsArgs, width: usize, pod: &str, line: &Line) -> Result<(), Failure> {
+fn write(
+    out: &mut (dyn Write + Send),
+    args: &LogsArgs,
+    width: usize,
+    pod: &str,
+    line: &LogLine,
+) -> Result<(), PluginError> {
     let at = if args.timestamps { format!("{} ", line.at) } else { String::new() };
-    writeln!(out, "[{pod:<width$}] {at}{}", line.text).map_err(Failure::io("standard output"))
+    writeln!(out, "[{pod:<width$}] {at}{}", line.text).map_err(PluginError::io("standard output"))
 }
 
 /// Merges the logs. Keeps one line of each in memory.
 async fn merged(
-    access: &Access,
+    session: &Session,
     args: &LogsArgs,
     chosen: &[String],
     width: usize,
     out: &mut (dyn Write + Send),
-) -> Result<(), Failure> {
-    let pods: Api<Pod> = Api::namespaced(access.client.clone(), &access.namespace);
+) -> Result<(), PluginError> {
+    let pods: Api<Pod> = Api::namespaced(session.client.clone(), &session.namespace);
     let mut logs = Vec::new();
     let mut refused = None;
     for pod in chosen {
         match pods.log_stream(pod, &args.params()).await {
             Ok(stream) => {
-                let mut lines = Lines::new(stream);
+                let mut lines = LogLines::new(stream);
                 let first = next(&mut lines, pod).await?;
                 logs.push((pod, lines, first));
             }
             Err(error) => {
-                let failure = Failure::kube("get", &format!("pods/log of {pod}"), Some(&access.namespace), error);
-                if logs.is_empty() && matches!(failure, Failure::Forbidden { .. }) {
+                let failure = PluginError::kube("get", &format!("pods/log of {pod}"), Some(&session.namespace), error);
+                if logs.is_empty() && matches!(failure, PluginError::Forbidden { .. }) {
                     return Err(failure);
                 }
                 // Continue with the logs of the other pods.
@@ -119,7 +126,7 @@ async fn merged(
     if let Some(failure) = refused.filter(|_| logs.is_empty()) {
         return Err(failure);
     }
-    let earliest = |logs: &[(_, _, Option<Line>)]| {
+    let earliest = |logs: &[(_, _, Option<LogLine>)]| {
         let heads = logs.iter().enumerate().filter_map(|(at, (_, _, head))| Some((head.as_ref()?.at, at)));
         heads.min().map(|(_, at)| at)
     };
@@ -130,31 +137,31 @@ async fn merged(
         }
         *head = next(lines, pod).await?;
     }
-    out.flush().map_err(Failure::io("standard output"))
+    out.flush().map_err(PluginError::io("standard output"))
 }
 
-async fn next<R: AsyncBufRead + Unpin>(lines: &mut Lines<R>, pod: &str) -> Result<Option<Line>, Failure> {
-    lines.next().await.map_err(Failure::io(format!("log of {pod}")))
+async fn next<R: AsyncBufRead + Unpin>(lines: &mut LogLines<R>, pod: &str) -> Result<Option<LogLine>, PluginError> {
+    lines.next().await.map_err(PluginError::io(format!("log of {pod}")))
 }
 
 /// Prints the logs as lines arrive, until the reader closes the pipe or the process is interrupted.
 async fn follow(
-    access: &Access,
+    session: &Session,
     args: &LogsArgs,
     chosen: Vec<String>,
     width: usize,
     out: &mut (dyn Write + Send),
-) -> Result<(), Failure> {
-    let (sender, mut lines) = mpsc::channel::<(String, Line)>(WAITING_MAX);
+) -> Result<(), PluginError> {
+    let (sender, mut lines) = mpsc::channel::<(String, LogLine)>(WAITING_MAX);
     // Dropping the set cancels its tasks.
     let mut followers = JoinSet::new();
     let mut followed: BTreeSet<String> = BTreeSet::new();
     let mut pods = chosen;
-    let mut look = tokio::time::interval(AGAIN);
+    let mut look = tokio::time::interval(RETRY);
     loop {
         for pod in pods.drain(..) {
             if followed.insert(pod.clone()) {
-                let (client, namespace) = (access.client.clone(), access.namespace.clone());
+                let (client, namespace) = (session.client.clone(), session.namespace.clone());
                 followers.spawn(follow_pod(client, namespace, pod, args.params(), sender.clone()));
             }
         }
@@ -165,7 +172,7 @@ async fn follow(
                 while let Ok((pod, line)) = lines.try_recv() {
                     write(out, args, width, &pod, &line)?;
                 }
-                out.flush().map_err(Failure::io("standard output"))?;
+                out.flush().map_err(PluginError::io("standard output"))?;
             }
             Some(ended) = followers.join_next() => {
                 if let Ok(Err(failure)) = ended {
@@ -174,7 +181,7 @@ async fn follow(
             }
             _ = look.tick(), if args.pod.is_none() => {
                 // A failed check is followed by another.
-                if let Ok(known) = access.pods(&args.name).await {
+                if let Ok(known) = session.pods(&args.name).await {
                     pods = known.keys().map(|ordinal| pod_name(&args.name, *ordinal)).collect();
                 }
             }
@@ -188,14 +195,14 @@ async fn follow_pod(
     namespace: String,
     pod: String,
     mut params: LogParams,
-    to: mpsc::Sender<(String, Line)>,
-) -> Result<(), Failure> {
+    to: mpsc::Sender<(String, LogLine)>,
+) -> Result<(), PluginError> {
     let pods: Api<Pod> = Api::namespaced(client, &namespace);
     let mut last: Option<Timestamp> = None;
     loop {
         match pods.log_stream(&pod, &params).await {
             Ok(stream) => {
-                let mut lines = Lines::new(stream);
+                let mut lines = LogLines::new(stream);
                 // The API has a resolution of one second, so lines that were printed already come first.
                 let mut printed = last;
                 while let Ok(Some(line)) = lines.next().await {
@@ -211,7 +218,7 @@ async fn follow_pod(
             }
             Err(kube::Error::Api(status)) if status.is_forbidden() => {
                 let error = kube::Error::Api(status);
-                return Err(Failure::kube("get", &format!("pods/log of {pod}"), Some(&namespace), error));
+                return Err(PluginError::kube("get", &format!("pods/log of {pod}"), Some(&namespace), error));
             }
             // The pod does not exist, or its container is not running yet.
             Err(_) => {}
@@ -219,6 +226,6 @@ async fn follow_pod(
         if last.is_some() {
             (params.since_time, params.since_seconds, params.tail_lines) = (last, None, None);
         }
-        sleep(AGAIN).await;
+        sleep(RETRY).await;
     }
 }

@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
-use super::access::Access;
-use super::error::Failure;
-use super::output::{Format, age, print, table};
+use super::error::PluginError;
+use super::output::{OutputFormat, age, print, table};
+use super::session::Session;
 use super::status::Volume;
 use crate::api::{ChronicleCluster, MemberRole, MemberState};
 use crate::build::{config_files, ordinal_of, pod_name, validate};
@@ -21,13 +21,13 @@ pub(super) struct MembersArgs {
     name: String,
     /// Output format.
     #[arg(long, short = 'o', value_enum, default_value_t)]
-    output: Format,
+    output: OutputFormat,
 }
 
 /// Output of the command.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Members {
+pub(super) struct MemberList {
     pub(super) namespace: String,
     pub(super) cluster: String,
     /// Whether a majority of the voters reported this now; otherwise it is from the last status.
@@ -70,13 +70,13 @@ pub(super) struct Member {
     pub(super) volume: Option<Volume>,
     /// State of its configuration file, if its version reports it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) configuration: Option<Configuration>,
+    pub(super) configuration: Option<ConfigurationState>,
 }
 
 /// State of the configuration file of a node.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Configuration {
+pub(super) struct ConfigurationState {
     /// Whether it has loaded the current file.
     pub(super) current: bool,
     /// BLAKE3 digest of the last file that it loaded.
@@ -89,22 +89,22 @@ pub(super) struct Configuration {
     pub(super) error: String,
 }
 
-pub(super) async fn run(access: &Access, args: &MembersArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let members = gather(access, &args.name).await?;
+pub(super) async fn run(session: &Session, args: &MembersArgs, out: &mut dyn Write) -> Result<(), PluginError> {
+    let members = gather(session, &args.name).await?;
     print(out, args.output, &members, |wide| text(&members, wide, Timestamp::now()))
 }
 
-pub(super) async fn gather(access: &Access, name: &str) -> Result<Members, Failure> {
-    let cluster = access.cluster(name).await?;
+pub(super) async fn gather(session: &Session, name: &str) -> Result<MemberList, PluginError> {
+    let cluster = session.cluster(name).await?;
     let (pods, claims) = (
-        access.pods(name).await?,
-        match access.claims(name).await {
-            Err(Failure::Forbidden { .. }) => BTreeMap::new(),
+        session.pods(name).await?,
+        match session.claims(name).await {
+            Err(PluginError::Forbidden { .. }) => BTreeMap::new(),
             claims => claims?,
         },
     );
-    let view = match access.target(&cluster).await {
-        Ok(target) => access.nodes(name).observe(&target).await.map_err(Failure::from),
+    let view = match session.target(&cluster).await {
+        Ok(target) => session.nodes(name).observe(&target).await.map_err(PluginError::from),
         Err(failure) => Err(failure),
     };
     let known = match &view {
@@ -119,8 +119,8 @@ pub(super) async fn gather(access: &Access, name: &str) -> Result<Members, Failu
         }
     }
     members.sort_by_key(|member| (ordinal_of(name, &member.name).unwrap_or(i32::MAX), !member.alive));
-    Ok(Members {
-        namespace: access.namespace.clone(),
+    Ok(MemberList {
+        namespace: session.namespace.clone(),
         cluster: name.to_owned(),
         live: view.is_ok(),
         unreached: view.err().map(|failure| failure.to_string()),
@@ -131,7 +131,7 @@ pub(super) async fn gather(access: &Access, name: &str) -> Result<Members, Failu
 fn of_view(view: &ClusterView, cluster: &ChronicleCluster) -> Vec<Member> {
     let size = cluster.status.as_ref().and_then(|status| status.size).unwrap_or(cluster.spec.replicas);
     let files = validate(cluster, size.max(1), true).map(|valid| config_files(&valid)).unwrap_or_default();
-    let configuration = |known: &crate::plan::NodeConfiguration| Configuration {
+    let configuration = |known: &crate::plan::NodeConfiguration| ConfigurationState {
         current: files.contains(&known.file_digest),
         file_digest: known.file_digest.clone(),
         restart_fields: known.restart_fields.clone(),
@@ -197,7 +197,7 @@ fn with_objects(
 }
 
 /// Formats the table and the source of its data.
-pub(super) fn text(members: &Members, wide: bool, now: Timestamp) -> String {
+pub(super) fn text(members: &MemberList, wide: bool, now: Timestamp) -> String {
     let mut head = vec!["POD", "NODE-ID", "ROLE", "STATE", "ALIVE", "SEEN", "POD-STATE", "ZONE", "VOLUME"];
     if wide {
         head.extend(["VERSION", "MACHINE", "CLAIM"]);

@@ -10,30 +10,32 @@
 //!
 //! ```text
 //! cli.rs       flags, exit codes
-//!   status.rs members.rs plan.rs drain.rs logs.rs bundle.rs    one command each; output.rs, log_lines.rs, mask.rs, archive.rs help them
+//!   status.rs members.rs plan.rs drain.rs logs.rs bundle.rs    one command each; output.rs, duration.rs, log_lines.rs, mask.rs,
+//!                                                            dry_run.rs, archive.rs help them
 //!     session.rs   API server, cluster, certificates
 //!       nodes.rs     calls to the nodes
 //!         forward.rs   port-forwards through the API server
 //! ```
 
-mod access;
 mod archive;
 mod bundle;
 mod cli;
 mod drain;
+mod dry_run;
+mod duration;
 mod error;
 mod forward;
-mod lines;
+mod log_lines;
 mod logs;
 mod mask;
 mod members;
 mod nodes;
 mod output;
 mod plan;
-mod rehearse;
+mod session;
 mod status;
 #[cfg(test)]
 mod tests;
 
-pub use cli::Cli;
-pub use error::Failure;
+pub use cli::PluginCli;
+pub use error::PluginError;

@@ -7,7 +7,7 @@ use chronicle_client::{ClientError, Connector, v1};
 use futures::TryStreamExt;
 use tokio::time::timeout;
 
-use crate::admin::{Admin, AdminError, AdminResult, Nodes, Patience, Target, refused};
+use crate::admin::{Admin, AdminError, AdminResult, CallLimits, GrpcAdmin, Target, admin_error};
 use crate::plan::{CatchUp, ClusterView};
 
 /// Time limit for the diagnostics of a node.
@@ -16,7 +16,7 @@ const DIAGNOSTICS_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) type Files = BTreeMap<String, Vec<u8>>;
 
 /// Calls to the nodes of a cluster.
-pub(super) trait Ask: Send + Sync + 'static {
+pub(super) trait NodeAccess: Send + Sync + 'static {
     /// Returns the state of the cluster, confirmed by a majority of the voters.
     fn observe<'a>(&'a self, target: &'a Target) -> AdminResult<'a, ClusterView>;
     /// Compares the replicas on these nodes with those on all nodes.
@@ -30,21 +30,21 @@ pub(super) trait Ask: Send + Sync + 'static {
 }
 
 /// Calls nodes over gRPC.
-pub(super) struct Reach(Nodes);
+pub(super) struct GrpcNodeAccess(GrpcAdmin);
 
-impl Reach {
+impl GrpcNodeAccess {
     pub(super) fn new(connector: Connector) -> Self {
         // A port-forward takes several trips through the API server.
         let [connect, status, command] = [5, 5, 20].map(Duration::from_secs);
-        Self(Nodes::over(connector, Patience { connect, status, command, topics: 8 }))
+        Self(GrpcAdmin::over(connector, CallLimits { connect, status, command, topics: 8 }))
     }
 
     async fn files(&self, target: &Target, address: &str, bytes_max: usize) -> Result<Files, AdminError> {
         let request = v1::GetDiagnosticsRequest { log_bytes_max: bytes_max as u64 };
-        let mut parts = self.0.client(target)?.diagnostics(address, request).await.map_err(refused)?;
+        let mut parts = self.0.client(target)?.diagnostics(address, request).await.map_err(admin_error)?;
         let mut files = Files::new();
         let mut bytes = 0;
-        while let Some(part) = parts.try_next().await.map_err(|status| refused(ClientError::from(status)))? {
+        while let Some(part) = parts.try_next().await.map_err(|status| admin_error(ClientError::from(status)))? {
             bytes += part.data.len();
             if bytes > bytes_max.saturating_mul(4) {
                 return Err(AdminError::Failed(format!("the diagnostics of the node exceed {bytes} bytes")));
@@ -55,7 +55,7 @@ impl Reach {
     }
 }
 
-impl Ask for Reach {
+impl NodeAccess for GrpcNodeAccess {
     fn observe<'a>(&'a self, target: &'a Target) -> AdminResult<'a, ClusterView> {
         Admin::observe(&self.0, target)
     }

@@ -6,11 +6,11 @@ use clap::ValueEnum;
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
-use super::error::Failure;
+use super::error::PluginError;
 
 /// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub(super) enum Format {
+pub(super) enum OutputFormat {
     /// A table.
     #[default]
     Table,
@@ -25,17 +25,17 @@ pub(super) enum Format {
 /// Writes the output of a command; `text` formats it as a table.
 pub(super) fn print(
     out: &mut dyn Write,
-    format: Format,
+    format: OutputFormat,
     answer: &impl Serialize,
     text: impl FnOnce(bool) -> String,
-) -> Result<(), Failure> {
+) -> Result<(), PluginError> {
     let made = match format {
-        Format::Table => text(false),
-        Format::Wide => text(true),
-        Format::Json => serde_json::to_string_pretty(answer).map(|text| text + "\n").unwrap_or_default(),
-        Format::Yaml => serde_yaml::to_string(answer).unwrap_or_default(),
+        OutputFormat::Table => text(false),
+        OutputFormat::Wide => text(true),
+        OutputFormat::Json => serde_json::to_string_pretty(answer).map(|text| text + "\n").unwrap_or_default(),
+        OutputFormat::Yaml => serde_yaml::to_string(answer).unwrap_or_default(),
     };
-    out.write_all(made.as_bytes()).and_then(|()| out.flush()).map_err(Failure::io("standard output"))
+    out.write_all(made.as_bytes()).and_then(|()| out.flush()).map_err(PluginError::io("standard output"))
 }
 
 /// Formats a table. Columns are as wide as their widest cell. Control characters in cells are replaced, since cells are untrusted.

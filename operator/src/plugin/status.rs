@@ -7,9 +7,9 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde::Serialize;
 
-use super::access::Access;
-use super::error::Failure;
-use super::output::{Format, age, bytes, pairs, print, span, table};
+use super::error::PluginError;
+use super::output::{OutputFormat, age, bytes, pairs, print, span, table};
+use super::session::Session;
 use crate::api::{ChronicleCluster, ClusterStatus, ConditionType, OperationStatus, condition_of};
 use crate::build::claim_name;
 use crate::quantity;
@@ -23,7 +23,7 @@ pub(super) struct StatusArgs {
     all_namespaces: bool,
     /// Output format.
     #[arg(long, short = 'o', value_enum, default_value_t)]
-    output: Format,
+    output: OutputFormat,
 }
 
 /// A volume of a node.
@@ -75,7 +75,7 @@ impl Volume {
 /// Output of the command for one cluster.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct View {
+pub(super) struct ClusterSummary {
     pub(super) namespace: String,
     pub(super) name: String,
     pub(super) image: String,
@@ -90,7 +90,7 @@ pub(super) struct View {
     age: String,
 }
 
-impl View {
+impl ClusterSummary {
     pub(super) fn of(cluster: &ChronicleCluster, volumes: Option<Vec<Volume>>, now: Timestamp) -> Self {
         let status = cluster.status.clone().unwrap_or_default();
         let created = cluster.metadata.creation_timestamp.as_ref().map(|time| age(time.0, now));
@@ -119,36 +119,36 @@ impl View {
     }
 }
 
-pub(super) async fn run(access: &Access, args: &StatusArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub(super) async fn run(session: &Session, args: &StatusArgs, out: &mut dyn Write) -> Result<(), PluginError> {
     let now = Timestamp::now();
     let Some(name) = &args.name else {
         let mut views = Vec::new();
-        for cluster in access.clusters(args.all_namespaces).await? {
-            let within = access.within(cluster.namespace().unwrap_or_default());
-            views.push(View::of(&cluster, volumes(&within, &cluster.name_any()).await?, now));
+        for cluster in session.clusters(args.all_namespaces).await? {
+            let within = session.within(cluster.namespace().unwrap_or_default());
+            views.push(ClusterSummary::of(&cluster, volumes(&within, &cluster.name_any()).await?, now));
         }
         return print(out, args.output, &views, |wide| match views.as_slice() {
             [] if args.all_namespaces => "No ChronicleClusters found.\n".into(),
-            [] => format!("No ChronicleClusters found in namespace {}.\n", access.namespace),
+            [] => format!("No ChronicleClusters found in namespace {}.\n", session.namespace),
             views => list(views, args.all_namespaces, wide),
         });
     };
-    let cluster = access.cluster(name).await?;
-    let view = View::of(&cluster, volumes(access, name).await?, now);
+    let cluster = session.cluster(name).await?;
+    let view = ClusterSummary::of(&cluster, volumes(session, name).await?, now);
     print(out, args.output, &view, |wide| text(&view, wide, now))
 }
 
 /// Returns the volumes; `None`: not allowed to list them.
-pub(super) async fn volumes(access: &Access, cluster: &str) -> Result<Option<Vec<Volume>>, Failure> {
-    match access.claims(cluster).await {
+pub(super) async fn volumes(session: &Session, cluster: &str) -> Result<Option<Vec<Volume>>, PluginError> {
+    match session.claims(cluster).await {
         Ok(claims) => Ok(Some(claims.values().map(Volume::of).collect())),
-        Err(Failure::Forbidden { .. }) => Ok(None),
+        Err(PluginError::Forbidden { .. }) => Ok(None),
         Err(other) => Err(other),
     }
 }
 
 /// Formats clusters as a table.
-pub(super) fn list(views: &[View], namespaces: bool, wide: bool) -> String {
+pub(super) fn list(views: &[ClusterSummary], namespaces: bool, wide: bool) -> String {
     let mut head = vec![
         "NAME",
         "NODES",
@@ -169,7 +169,7 @@ pub(super) fn list(views: &[View], namespaces: bool, wide: bool) -> String {
     if wide {
         head.extend(["CLUSTER-ID", "IMAGE", "ENDPOINT"]);
     }
-    let row = |view: &View| {
+    let row = |view: &ClusterSummary| {
         let status = &view.status;
         let mut row = vec![
             view.name.clone(),
@@ -215,7 +215,7 @@ pub(super) fn operation(operation: &OperationStatus, now: Timestamp) -> String {
 }
 
 /// Formats one cluster in full.
-pub(super) fn text(view: &View, wide: bool, now: Timestamp) -> String {
+pub(super) fn text(view: &ClusterSummary, wide: bool, now: Timestamp) -> String {
     let status = &view.status;
     let quorum = status.quorum.as_ref().map(|quorum| {
         format!(

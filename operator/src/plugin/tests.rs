@@ -9,26 +9,26 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tower::service_fn;
 
-use super::access::Access;
 use super::bundle::{self, BundleArgs};
 use super::drain::{self, DrainArgs};
-use super::error::Failure;
-use super::nodes::{Ask, Files};
+use super::dry_run::{PlannedChange, dry_run};
+use super::error::PluginError;
+use super::nodes::{Files, NodeAccess};
 use super::plan::{self, Plan, Source};
-use super::rehearse::{Change, rehearse};
+use super::session::Session;
 use super::{logs, members, status};
 use crate::admin::fake::FakeAdmin;
 use crate::admin::{Admin, AdminError, AdminResult, Target};
 use crate::api::ChronicleCluster;
-use crate::build::Available;
+use crate::build::OptionalApis;
 use crate::controller::Context;
 use crate::controller::cluster::reconcile;
-use crate::controller::world::{NAMESPACE, World};
+use crate::controller::fake_kubernetes::{FakeKubernetes, NAMESPACE};
 use crate::plan::{CatchUp, ClusterView};
 
 const NAME: &str = "log";
 
-impl Ask for FakeAdmin {
+impl NodeAccess for FakeAdmin {
     fn observe<'a>(&'a self, target: &'a Target) -> AdminResult<'a, ClusterView> {
         Admin::observe(self, target)
     }
@@ -55,21 +55,24 @@ impl Ask for FakeAdmin {
 }
 
 /// Access to the simulated cluster without the checks for the operator: commands of the plugin need no recorded operation.
-fn nodes(world: &World) -> Arc<FakeAdmin> {
+fn nodes(fake: &FakeKubernetes) -> Arc<FakeAdmin> {
     Arc::new(FakeAdmin {
-        cluster: world.cluster.clone(),
+        cluster: fake.cluster.clone(),
         before: Arc::new(|_, _, _| Ok(())),
         after: Arc::new(|| Ok(())),
     })
 }
 
-fn access(world: &World) -> Access {
-    Access::for_tests(world.client(), NAMESPACE, nodes(world))
+fn open(fake: &FakeKubernetes) -> Session {
+    Session::for_tests(fake.client(), NAMESPACE, nodes(fake))
 }
 
 /// Returns a client whose requests go to `answer` first, and to the fake API server if that returns nothing.
-fn client(world: &World, answer: impl Fn(&Method, &str) -> Option<Response<Body>> + Send + Sync + 'static) -> Client {
-    let (inner, answer) = (world.client(), Arc::new(answer));
+fn client(
+    fake: &FakeKubernetes,
+    answer: impl Fn(&Method, &str) -> Option<Response<Body>> + Send + Sync + 'static,
+) -> Client {
+    let (inner, answer) = (fake.client(), Arc::new(answer));
     let service = service_fn(move |request: Request<Body>| {
         let (inner, answer) = (inner.clone(), answer.clone());
         async move {
@@ -90,52 +93,52 @@ fn refused(code: u16, message: &str) -> Response<Body> {
     Response::builder().status(code).body(Body::from(serde_json::to_vec(&status).unwrap())).unwrap()
 }
 
-fn surroundings(world: &World) -> impl FnOnce(Client, Arc<dyn Admin>) -> Context {
-    let available = Available { cert_manager: true, pod_monitor: false };
-    let seconds = world.seconds.clone();
+fn new_context(fake: &FakeKubernetes) -> impl FnOnce(Client, Arc<dyn Admin>) -> Context {
+    let apis = OptionalApis { cert_manager: true, pod_monitor: false };
+    let seconds = fake.seconds.clone();
     let clock = Arc::new(move || Timestamp::from_second(seconds.load(Ordering::Relaxed)).unwrap());
-    move |client, admin| Context::for_tests(client, admin, available, clock)
+    move |client, admin| Context::for_tests(client, admin, apis, clock)
 }
 
-async fn pass(world: &World, context: &Context) {
-    let resource = world.get("chronicleclusters", NAME).unwrap();
+async fn reconcile_once(fake: &FakeKubernetes, context: &Context) {
+    let resource = fake.get("chronicleclusters", NAME).unwrap();
     let resource: ChronicleCluster = serde_json::from_value(resource).unwrap();
     reconcile(Arc::new(resource), context.clone()).await.unwrap();
 }
 
 /// A converged cluster of three nodes.
-async fn settled() -> World {
-    let world = World::new();
+async fn settled() -> FakeKubernetes {
+    let fake = FakeKubernetes::new();
     let resource = json!({
         "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": NAME},
         "spec": {"image": "chronicle:1.0.0", "replicas": 3, "storage": {"size": "1Gi"}},
     });
-    world.put("chronicleclusters", resource);
-    let operator = world.operator();
+    fake.put("chronicleclusters", resource);
+    let operator = fake.operator();
     for _ in 0..200 {
-        pass(&world, &operator).await;
-        world.tick();
-        let status = world.get("chronicleclusters", NAME).unwrap()["status"].clone();
+        reconcile_once(&fake, &operator).await;
+        fake.tick();
+        let status = fake.get("chronicleclusters", NAME).unwrap()["status"].clone();
         let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
         if conditions.iter().any(|condition| condition["reason"] == "Settled") && status["operation"].is_null() {
-            world.writes.lock().clear();
-            world.cluster.lock().calls.clear();
-            return world;
+            fake.writes.lock().clear();
+            fake.cluster.lock().calls.clear();
+            return fake;
         }
     }
     panic!("never settled");
 }
 
-async fn planned(world: &World) -> Plan {
-    let before = (world.objects.lock().clone(), world.cluster.lock().calls.clone());
-    let plan = plan::make(&access(world), NAME, surroundings(world)).await.unwrap();
-    assert_eq!(*world.objects.lock(), before.0, "the plan changed an object");
-    assert_eq!(world.cluster.lock().calls, before.1, "the plan sent a command to the cluster");
+async fn planned(fake: &FakeKubernetes) -> Plan {
+    let before = (fake.objects.lock().clone(), fake.cluster.lock().calls.clone());
+    let plan = plan::make(&open(fake), NAME, new_context(fake)).await.unwrap();
+    assert_eq!(*fake.objects.lock(), before.0, "the plan changed an object");
+    assert_eq!(fake.cluster.lock().calls, before.1, "the plan sent a command to the cluster");
     plan
 }
 
 fn changes(plan: &Plan) -> Vec<String> {
-    let of = |change: &super::rehearse::Change| {
+    let of = |change: &super::dry_run::PlannedChange| {
         format!("{} {}/{} {}", change.verb, change.resource, change.name, change.detail)
     };
     plan.reconciles.iter().flatten().map(of).collect()
@@ -143,8 +146,8 @@ fn changes(plan: &Plan) -> Vec<String> {
 
 #[tokio::test]
 async fn a_plan_of_a_settled_cluster_says_that_nothing_is_to_be_done() {
-    let world = settled().await;
-    let plan = planned(&world).await;
+    let fake = settled().await;
+    let plan = planned(&fake).await;
     assert_eq!((plan.source, changes(&plan)), (Source::Nodes, Vec::<String>::new()));
     let text = plan::text(&plan);
     assert!(text.contains("would change nothing") && !text.contains("Blocked or waiting"), "{text}");
@@ -152,9 +155,9 @@ async fn a_plan_of_a_settled_cluster_says_that_nothing_is_to_be_done() {
 
 #[tokio::test]
 async fn a_plan_follows_the_operator_step_by_step_without_a_write() {
-    let world = settled().await;
-    world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["image"] = "chronicle:1.1.0".into());
-    let plan = planned(&world).await;
+    let fake = settled().await;
+    fake.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["image"] = "chronicle:1.1.0".into());
+    let plan = planned(&fake).await;
     let changes = changes(&plan);
     assert!(changes.iter().any(|change| change.starts_with("change statefulsets/log spec.template")), "{changes:?}");
     assert!(
@@ -163,17 +166,17 @@ async fn a_plan_follows_the_operator_step_by_step_without_a_write() {
     );
 
     // The next plans announce what the operator then does.
-    let operator = world.operator();
+    let operator = fake.operator();
     for expected in ["drain node/log-", ": advance to step Pod", "delete pods/log-"] {
         let mut found = false;
         for _ in 0..20 {
-            let plan = planned(&world).await;
+            let plan = planned(&fake).await;
             found = self::changes(&plan).iter().any(|change| change.contains(expected));
             if found {
                 break;
             }
-            pass(&world, &operator).await;
-            world.tick();
+            reconcile_once(&fake, &operator).await;
+            fake.tick();
         }
         assert!(found, "no plan contains {expected:?}");
     }
@@ -181,10 +184,10 @@ async fn a_plan_follows_the_operator_step_by_step_without_a_write() {
 
 #[tokio::test]
 async fn a_live_setting_is_planned_without_a_restart_and_waited_for() {
-    let world = settled().await;
+    let fake = settled().await;
     let change = json!({"limits": {"connections-max": 1000}});
-    world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["config"] = change);
-    let plan = planned(&world).await;
+    fake.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["config"] = change);
+    let plan = planned(&fake).await;
     let text = plan::text(&plan);
     assert!(
         text.contains("change configmaps/log-config: data.chronicle.yaml, takes effect without a restart"),
@@ -192,22 +195,22 @@ async fn a_live_setting_is_planned_without_a_restart_and_waited_for() {
     );
     assert!(text.contains("UpToDate False ConfigurationPending: ") && !text.contains("statefulsets"), "{text}");
 
-    pass(&world, &world.operator()).await;
-    let shown = async || members::text(&members::gather(&access(&world), NAME).await.unwrap(), false, Timestamp::now());
+    reconcile_once(&fake, &fake.operator()).await;
+    let shown = async || members::text(&members::gather(&open(&fake), NAME).await.unwrap(), false, Timestamp::now());
     let before = shown().await;
     let behind = "log-1 has not loaded the current configuration file yet.";
     assert!(before.contains(behind), "{before}");
     for _ in 0..100 {
-        world.tick();
+        fake.tick();
     }
     let after = shown().await;
     assert!(!after.contains("configuration file"), "an up-to-date node needs no remark: {after}");
-    world.cluster.lock().nodes.values_mut().filter(|node| node.name == "log-1").for_each(|node| {
+    fake.cluster.lock().nodes.values_mut().filter(|node| node.name == "log-1").for_each(|node| {
         node.configuration.as_mut().unwrap().restart_fields = vec!["listeners.data".into(), "node.name".into()];
     });
     let text = shown().await;
     assert!(text.contains("log-1 needs a restart to apply listeners.data, node.name."), "{text}");
-    world.cluster.lock().nodes.values_mut().filter(|node| node.name == "log-1").for_each(|node| {
+    fake.cluster.lock().nodes.values_mut().filter(|node| node.name == "log-1").for_each(|node| {
         node.configuration.as_mut().unwrap().error = "limits: no such field".into();
     });
     let text = shown().await;
@@ -217,20 +220,20 @@ async fn a_live_setting_is_planned_without_a_restart_and_waited_for() {
     );
 
     let both = json!({"limits": {"connections-max": 2000}, "partitions": {"queue-bytes-max": "32MiB"}});
-    world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["config"] = both);
-    let text = plan::text(&planned(&world).await);
+    fake.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["config"] = both);
+    let text = plan::text(&planned(&fake).await);
     assert!(!text.contains("without a restart") && text.contains("statefulsets"), "{text}");
 }
 
 #[tokio::test]
 async fn a_plan_of_a_new_cluster_begins_at_the_beginning() {
-    let world = World::new();
+    let fake = FakeKubernetes::new();
     let resource = json!({
         "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": NAME},
         "spec": {"image": "chronicle:1.0.0", "storage": {"size": "1Gi"}},
     });
-    world.put("chronicleclusters", resource);
-    let plan = planned(&world).await;
+    fake.put("chronicleclusters", resource);
+    let plan = planned(&fake).await;
     let changes = changes(&plan);
     assert_eq!(changes[0], "change chronicleclusters/log metadata.finalizers");
     assert!(changes.iter().any(|change| change.starts_with("create services/log-nodes")), "{changes:?}");
@@ -239,42 +242,42 @@ async fn a_plan_of_a_new_cluster_begins_at_the_beginning() {
 
 #[tokio::test]
 async fn a_plan_names_the_gate_that_holds_the_operator() {
-    let world = settled().await;
-    world.edit("chronicleclusters", NAME, |cluster| {
+    let fake = settled().await;
+    fake.edit("chronicleclusters", NAME, |cluster| {
         cluster["spec"]["image"] = "chronicle:9.0.0".into();
         cluster["spec"]["version"] = "9.0.0".into();
     });
-    let plan = planned(&world).await;
+    let plan = planned(&fake).await;
     let text = plan::text(&plan);
     assert!(
         text.contains("Degraded True VersionGate: log-") && text.contains("major version cannot be changed"),
         "{text}"
     );
     assert!(!changes(&plan).iter().any(|change| change.contains("start ")), "{text}");
-    world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["reconciliation"] = "Paused".into());
-    let text = plan::text(&planned(&world).await);
+    fake.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["reconciliation"] = "Paused".into());
+    let text = plan::text(&planned(&fake).await);
     assert!(text.contains("Progressing False Paused"), "{text}");
 }
 
 #[tokio::test]
 async fn a_plan_knows_what_the_operator_has_reported_since_it_was_begun() {
-    let world = settled().await;
-    world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["reconciliation"] = "Paused".into());
-    let access = access(&world);
-    let begun = access.cluster(NAME).await.unwrap();
-    pass(&world, &world.operator()).await;
-    let rehearsal = rehearse(access.client.clone(), access.nodes(NAME), begun, surroundings(&world)).await;
-    assert_eq!(rehearsal.passes, Vec::<Vec<Change>>::new());
-    let conditions = rehearsal.cluster.status.unwrap().conditions;
+    let fake = settled().await;
+    fake.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["reconciliation"] = "Paused".into());
+    let session = open(&fake);
+    let begun = session.cluster(NAME).await.unwrap();
+    reconcile_once(&fake, &fake.operator()).await;
+    let outcome = dry_run(session.client.clone(), session.nodes(NAME), begun, new_context(&fake)).await;
+    assert_eq!(outcome.reconciles, Vec::<Vec<PlannedChange>>::new());
+    let conditions = outcome.cluster.status.unwrap().conditions;
     assert!(conditions.iter().any(|condition| condition.reason == "Paused"), "{conditions:?}");
 }
 
 #[tokio::test]
 async fn a_plan_that_cannot_reach_the_nodes_does_not_guess() {
-    let world = settled().await;
-    world.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["image"] = "chronicle:1.1.0".into());
-    world.cluster.lock().silent = 10;
-    let plan = planned(&world).await;
+    let fake = settled().await;
+    fake.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["image"] = "chronicle:1.1.0".into());
+    fake.cluster.lock().failing_reads = 10;
+    let plan = planned(&fake).await;
     assert_eq!((plan.source, plan.reconciles.len()), (Source::Status, 0));
     let text = plan::text(&plan);
     assert!(
@@ -282,10 +285,10 @@ async fn a_plan_that_cannot_reach_the_nodes_does_not_guess() {
         "{text}"
     );
 
-    world.cluster.lock().silent = 0;
-    let without = client(&world, |_, uri| uri.contains("/secrets/").then(|| refused(403, "no secrets for you")));
-    let access = Access::for_tests(without, NAMESPACE, nodes(&world));
-    let plan = plan::make(&access, NAME, surroundings(&world)).await.unwrap();
+    fake.cluster.lock().failing_reads = 0;
+    let without = client(&fake, |_, uri| uri.contains("/secrets/").then(|| refused(403, "no secrets for you")));
+    let session = Session::for_tests(without, NAMESPACE, nodes(&fake));
+    let plan = plan::make(&session, NAME, new_context(&fake)).await.unwrap();
     let text = plan::text(&plan);
     assert_eq!(plan.source, Source::Status);
     assert!(text.contains("you are not allowed to get Secret log-node-tls") && text.contains("get secrets"), "{text}");
@@ -293,22 +296,22 @@ async fn a_plan_that_cannot_reach_the_nodes_does_not_guess() {
 
 #[tokio::test]
 async fn a_missing_crd_cluster_and_right_are_distinguished() {
-    let world = settled().await;
-    let failure = access(&world).cluster("lgo").await.unwrap_err();
+    let fake = settled().await;
+    let failure = open(&fake).cluster("lgo").await.unwrap_err();
     assert_eq!(failure.to_string(), "no ChronicleCluster lgo in namespace ns; did you mean log?");
     assert_eq!(failure.exit_code(), 5);
 
-    let bare = client(&world, |_, uri| {
+    let bare = client(&fake, |_, uri| {
         let unknown = || Response::builder().status(404).body(Body::from(b"404 page not found\n".to_vec())).unwrap();
         uri.contains("chronicleclusters").then(unknown)
     });
-    let access = Access::for_tests(bare, NAMESPACE, nodes(&world));
-    assert!(matches!(access.cluster(NAME).await, Err(Failure::NoDefinitions)));
-    assert!(matches!(access.clusters(false).await, Err(Failure::NoDefinitions)));
+    let session = Session::for_tests(bare, NAMESPACE, nodes(&fake));
+    assert!(matches!(session.cluster(NAME).await, Err(PluginError::NoCrds)));
+    assert!(matches!(session.clusters(false).await, Err(PluginError::NoCrds)));
 
-    let denied = client(&world, |_, uri| uri.contains("chronicleclusters").then(|| refused(403, "cannot get")));
-    let access = Access::for_tests(denied, NAMESPACE, nodes(&world));
-    let failure = access.cluster(NAME).await.unwrap_err();
+    let denied = client(&fake, |_, uri| uri.contains("chronicleclusters").then(|| refused(403, "cannot get")));
+    let session = Session::for_tests(denied, NAMESPACE, nodes(&fake));
+    let failure = session.cluster(NAME).await.unwrap_err();
     assert!(
         failure.to_string().starts_with("not allowed: get chronicleclusters.chronicle.dev in namespace ns"),
         "{failure}"
@@ -317,14 +320,14 @@ async fn a_missing_crd_cluster_and_right_are_distinguished() {
 
 #[tokio::test]
 async fn a_status_shows_conditions_members_and_capacity() {
-    let world = settled().await;
-    for claim in world.names("persistentvolumeclaims") {
+    let fake = settled().await;
+    for claim in fake.names("persistentvolumeclaims") {
         let bound = json!({"phase": "Bound", "capacity": {"storage": "1Gi"}});
-        world.edit("persistentvolumeclaims", &claim, |claim| claim["status"] = bound);
+        fake.edit("persistentvolumeclaims", &claim, |claim| claim["status"] = bound);
     }
-    let access = access(&world);
-    let cluster = access.cluster(NAME).await.unwrap();
-    let view = status::View::of(&cluster, status::volumes(&access, NAME).await.unwrap(), Timestamp::now());
+    let session = open(&fake);
+    let cluster = session.cluster(NAME).await.unwrap();
+    let view = status::ClusterSummary::of(&cluster, status::volumes(&session, NAME).await.unwrap(), Timestamp::now());
     let text = status::text(&view, false, Timestamp::now());
     for part in [
         "3Gi in 3 volumes",
@@ -341,16 +344,16 @@ async fn a_status_shows_conditions_members_and_capacity() {
 
 #[tokio::test]
 async fn members_come_from_the_nodes_and_otherwise_from_the_status() {
-    let world = settled().await;
-    let told = members::gather(&access(&world), NAME).await.unwrap();
-    assert!(told.live && told.members.len() == 3 && told.members.iter().filter(|member| member.leader).count() == 1);
-    let text = members::text(&told, false, Timestamp::now());
+    let fake = settled().await;
+    let list = members::gather(&open(&fake), NAME).await.unwrap();
+    assert!(list.live && list.members.len() == 3 && list.members.iter().filter(|member| member.leader).count() == 1);
+    let text = members::text(&list, false, Timestamp::now());
     assert!(text.contains("Voter, leads") && text.contains("Asked the nodes just now"), "{text}");
 
-    world.cluster.lock().silent = 1;
-    let told = members::gather(&access(&world), NAME).await.unwrap();
-    assert!(!told.live && told.members.len() == 3);
-    let text = members::text(&told, true, Timestamp::now());
+    fake.cluster.lock().failing_reads = 1;
+    let list = members::gather(&open(&fake), NAME).await.unwrap();
+    assert!(!list.live && list.members.len() == 3);
+    let text = members::text(&list, true, Timestamp::now());
     assert!(
         text.contains("From the last status that the operator reported, because: cannot query the nodes: no majority"),
         "{text}"
@@ -363,9 +366,9 @@ fn drain_args(pod: &str) -> DrainArgs {
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_is_drained_and_then_may_go() {
-    let world = settled().await;
-    let leader = world.get("chronicleclusters", NAME).unwrap()["status"]["leader"].as_str().unwrap().to_owned();
-    let (moving, ticks) = (world.clone(), tokio::time::interval(std::time::Duration::from_millis(700)));
+    let fake = settled().await;
+    let leader = fake.get("chronicleclusters", NAME).unwrap()["status"]["leader"].as_str().unwrap().to_owned();
+    let (moving, ticks) = (fake.clone(), tokio::time::interval(std::time::Duration::from_millis(700)));
     let task = tokio::spawn(async move {
         let mut ticks = ticks;
         loop {
@@ -374,7 +377,7 @@ async fn a_leader_is_drained_and_then_may_go() {
         }
     });
     let mut out = Vec::new();
-    drain::run(&access(&world), &drain_args(&leader), &mut out).await.unwrap();
+    drain::run(&open(&fake), &drain_args(&leader), &mut out).await.unwrap();
     task.abort();
     let text = String::from_utf8(out).unwrap();
     assert!(text.contains(&format!("draining {leader}: transferring its leadership\n")), "{text}");
@@ -382,33 +385,33 @@ async fn a_leader_is_drained_and_then_may_go() {
         text.ends_with(&format!("{leader} can be deleted or evicted now: the other nodes keep a majority\n")),
         "{text}"
     );
-    assert_eq!(*world.writes.lock(), Vec::<String>::new());
+    assert_eq!(*fake.writes.lock(), Vec::<String>::new());
 
     let mut out = Vec::new();
-    drain::run(&access(&world), &DrainArgs { undo: true, ..drain_args(&leader) }, &mut out).await.unwrap();
-    let calls = world.cluster.lock().calls.clone();
+    drain::run(&open(&fake), &DrainArgs { undo: true, ..drain_args(&leader) }, &mut out).await.unwrap();
+    let calls = fake.cluster.lock().calls.clone();
     assert!(calls.len() == 2 && calls[0].starts_with("drain ") && calls[1].starts_with("undrain "), "{calls:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_says_why_it_does_not_begin_or_end() {
-    let world = settled().await;
+    let fake = settled().await;
     let mut out = Vec::new();
-    let failure = drain::run(&access(&world), &drain_args("log-7"), &mut out).await.unwrap_err();
+    let failure = drain::run(&open(&fake), &drain_args("log-7"), &mut out).await.unwrap_err();
     assert_eq!(failure.to_string(), "ChronicleCluster log has no pod log-7; its pods: log-0, log-1, log-2");
 
     // The simulated cluster does not advance, so the leader keeps its leadership.
-    let leader = world.get("chronicleclusters", NAME).unwrap()["status"]["leader"].as_str().unwrap().to_owned();
-    let failure = drain::run(&access(&world), &drain_args(&leader), &mut out).await.unwrap_err();
+    let leader = fake.get("chronicleclusters", NAME).unwrap()["status"]["leader"].as_str().unwrap().to_owned();
+    let failure = drain::run(&open(&fake), &drain_args(&leader), &mut out).await.unwrap_err();
     assert!(
-        matches!(failure, Failure::TimedOut(_)) && failure.to_string().contains("leads the controller group"),
+        matches!(failure, PluginError::TimedOut(_)) && failure.to_string().contains("leads the controller group"),
         "{failure}"
     );
     assert_eq!(failure.exit_code(), 3);
 
     let operation = json!({"kind": "Roll", "step": "Drain", "target": leader});
-    world.edit("chronicleclusters", NAME, |cluster| cluster["status"]["operation"] = operation);
-    let failure = drain::run(&access(&world), &drain_args(&leader), &mut out).await.unwrap_err();
+    fake.edit("chronicleclusters", NAME, |cluster| cluster["status"]["operation"] = operation);
+    let failure = drain::run(&open(&fake), &drain_args(&leader), &mut out).await.unwrap_err();
     assert!(failure.to_string().contains("the operator is running Roll"), "{failure}");
 }
 
@@ -426,9 +429,9 @@ fn log_of(uri: &str) -> Option<Response<Body>> {
 
 #[tokio::test]
 async fn logs_of_all_pods_are_merged_by_time() {
-    let world = settled().await;
-    let with_logs = client(&world, |_, uri| log_of(uri));
-    let access = Access::for_tests(with_logs, NAMESPACE, nodes(&world));
+    let fake = settled().await;
+    let with_logs = client(&fake, |_, uri| log_of(uri));
+    let session = Session::for_tests(with_logs, NAMESPACE, nodes(&fake));
     let args = logs::LogsArgs {
         name: NAME.into(),
         pod: None,
@@ -439,11 +442,11 @@ async fn logs_of_all_pods_are_merged_by_time() {
         timestamps: false,
     };
     let mut out = Vec::new();
-    logs::run(&access, &args, &mut out).await.unwrap();
+    logs::run(&session, &args, &mut out).await.unwrap();
     let text = String::from_utf8(out).unwrap();
     assert_eq!(text, "[log-0] one\n[log-1] two\n[log-1]   and more of it\n[log-1] three\n[log-0] four\n");
     let one = logs::LogsArgs { pod: Some("log-9".into()), ..args };
-    assert!(matches!(logs::run(&access, &one, &mut Vec::new()).await, Err(Failure::NoPod { .. })));
+    assert!(matches!(logs::run(&session, &one, &mut Vec::new()).await, Err(PluginError::NoPod { .. })));
 }
 
 fn read(archive: &[u8]) -> Vec<(String, String)> {
@@ -458,21 +461,21 @@ fn read(archive: &[u8]) -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn a_bundle_has_what_there_is_and_no_secret() {
-    let world = settled().await;
+    let fake = settled().await;
     let secret = "aHVudGVyMg==";
-    world.edit("secrets", "log-node-tls", |object| {
+    fake.edit("secrets", "log-node-tls", |object| {
         object["data"]["tls.key"] = secret.into();
         object["metadata"]["annotations"] =
             json!({"kubectl.kubernetes.io/last-applied-configuration": format!("{{\"data\":\"{secret}\"}}"), "made-by": "hunter2"});
     });
-    world.edit("chronicleclusters", NAME, |cluster| {
+    fake.edit("chronicleclusters", NAME, |cluster| {
         cluster["spec"]["config"] = json!({"traces": {"headers": {"authorization": "Bearer hunter2"}}});
     });
-    world.edit("configmaps", "log-config", |map| {
+    fake.edit("configmaps", "log-config", |map| {
         map["data"]["chronicle.yaml"] = "traces:\n  headers:\n    authorization: Bearer hunter2\nnode: {}\n".into();
     });
     let asked = Arc::new(parking_lot::Mutex::new(Vec::new()));
-    let (log, plain) = (asked.clone(), client(&world, |_, uri| log_of(uri)));
+    let (log, plain) = (asked.clone(), client(&fake, |_, uri| log_of(uri)));
     let watched = service_fn(move |request: Request<Body>| {
         let about = request.uri().path().contains("/secrets") && !request.uri().path().contains("/secrets/");
         if about {
@@ -483,11 +486,11 @@ async fn a_bundle_has_what_there_is_and_no_secret() {
         let plain = plain.clone();
         async move { plain.send(request).await }
     });
-    let access = Access::for_tests(Client::new(watched, NAMESPACE), NAMESPACE, nodes(&world));
-    let cluster = access.cluster(NAME).await.unwrap();
+    let session = Session::for_tests(Client::new(watched, NAMESPACE), NAMESPACE, nodes(&fake));
+    let cluster = session.cluster(NAME).await.unwrap();
     let args = BundleArgs { name: NAME.into(), file: None, log_mib: 1, operator_namespace: "chronicle-system".into() };
     let made =
-        bundle::write(&access, &args, &cluster, Vec::new(), "top", Timestamp::UNIX_EPOCH, surroundings(&world)).await;
+        bundle::write(&session, &args, &cluster, Vec::new(), "top", Timestamp::UNIX_EPOCH, new_context(&fake)).await;
     let (archive, files, problems) = made.unwrap();
     let contents = read(&archive);
     assert_eq!(contents.len(), files);
@@ -514,13 +517,13 @@ async fn a_bundle_has_what_there_is_and_no_secret() {
 
 #[tokio::test]
 async fn a_bundle_is_made_without_any_right_but_to_see_the_cluster() {
-    let world = settled().await;
-    let confined = client(&world, |_, uri| (!uri.contains("/chronicleclusters/")).then(|| refused(403, "no")));
-    let access = Access::for_tests(confined, NAMESPACE, nodes(&world));
-    let cluster = access.cluster(NAME).await.unwrap();
+    let fake = settled().await;
+    let confined = client(&fake, |_, uri| (!uri.contains("/chronicleclusters/")).then(|| refused(403, "no")));
+    let session = Session::for_tests(confined, NAMESPACE, nodes(&fake));
+    let cluster = session.cluster(NAME).await.unwrap();
     let args = BundleArgs { name: NAME.into(), file: None, log_mib: 1, operator_namespace: "x".into() };
     let made =
-        bundle::write(&access, &args, &cluster, Vec::new(), "top", Timestamp::UNIX_EPOCH, surroundings(&world)).await;
+        bundle::write(&session, &args, &cluster, Vec::new(), "top", Timestamp::UNIX_EPOCH, new_context(&fake)).await;
     let (_, _, problems) = made.unwrap();
     let text = problems.join("\n");
     for part in
@@ -532,7 +535,7 @@ async fn a_bundle_is_made_without_any_right_but_to_see_the_cluster() {
 
 #[test]
 fn answers_for_programs_keep_the_names_of_the_resource() {
-    let value: Value = serde_json::to_value(super::rehearse::Change {
+    let value: Value = serde_json::to_value(super::dry_run::PlannedChange {
         verb: "delete".into(),
         resource: "pods".into(),
         name: "log-1".into(),

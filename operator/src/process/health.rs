@@ -12,13 +12,13 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::Metrics;
+use crate::telemetry::Metrics;
 
 /// Whether the process has connected to the API server.
 #[derive(Clone, Default)]
-pub(super) struct Ready(Arc<AtomicBool>);
+pub(super) struct ReadyFlag(Arc<AtomicBool>);
 
-impl Ready {
+impl ReadyFlag {
     pub(super) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -33,14 +33,14 @@ pub(super) async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 pub(super) async fn serve(
     listener: TcpListener,
     metrics: Metrics,
-    ready: Ready,
+    ready: ReadyFlag,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route(
             "/readyz",
-            get(|State((_, ready)): State<(Metrics, Ready)>| async move {
+            get(|State((_, ready)): State<(Metrics, ReadyFlag)>| async move {
                 match ready.0.load(Ordering::Relaxed) {
                     true => (StatusCode::OK, "ready\n"),
                     false => (StatusCode::SERVICE_UNAVAILABLE, "not ready: no connection to the API server yet\n"),
@@ -49,7 +49,7 @@ pub(super) async fn serve(
         )
         .route(
             "/metrics",
-            get(|State((metrics, _)): State<(Metrics, Ready)>| async move {
+            get(|State((metrics, _)): State<(Metrics, ReadyFlag)>| async move {
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 ([(header::CONTENT_TYPE, kind)], metrics.encode()).into_response()
             }),

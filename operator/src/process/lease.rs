@@ -46,7 +46,12 @@ pub enum Leadership {
 
 /// Acquires the Lease when it is free, renews it, and publishes the role in `state`. Returns when the Lease is lost, or after `stop`; then
 /// it releases the Lease, so that another replica takes over at once.
-pub async fn hold(client: Client, settings: LeaseSettings, state: watch::Sender<Leadership>, stop: CancellationToken) {
+pub async fn run_election(
+    client: Client,
+    settings: LeaseSettings,
+    state: watch::Sender<Leadership>,
+    stop: CancellationToken,
+) {
     let api: Api<Lease> = Api::namespaced(client, &settings.namespace);
     // Last seen resource version of the Lease, and when it was first seen.
     let mut seen: Option<(String, Instant)> = None;
@@ -55,7 +60,7 @@ pub async fn hold(client: Client, settings: LeaseSettings, state: watch::Sender<
         let started = Instant::now();
         // A call that hangs must not extend the leadership.
         let attempt =
-            timeout(settings.renew_deadline / 2, attempt(&api, &settings, &mut seen, renewed.is_some())).await;
+            timeout(settings.renew_deadline / 2, acquire_or_renew(&api, &settings, &mut seen, renewed.is_some())).await;
         match attempt {
             Ok(Ok(true)) => {
                 if renewed.is_none() {
@@ -85,14 +90,14 @@ pub async fn hold(client: Client, settings: LeaseSettings, state: watch::Sender<
         }
     }
     if renewed.is_some()
-        && let Ok(Err(error)) = timeout(settings.period, give_back(&api, &settings)).await
+        && let Ok(Err(error)) = timeout(settings.period, release(&api, &settings)).await
     {
         tracing::debug!(%error, "cannot release the lease");
     }
 }
 
 /// Tries to acquire or renew the Lease. Returns whether this process holds it.
-async fn attempt(
+async fn acquire_or_renew(
     api: &Api<Lease>,
     settings: &LeaseSettings,
     seen: &mut Option<(String, Instant)>,
@@ -142,7 +147,7 @@ fn written(result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
     }
 }
 
-async fn give_back(api: &Api<Lease>, settings: &LeaseSettings) -> Result<(), kube::Error> {
+async fn release(api: &Api<Lease>, settings: &LeaseSettings) -> Result<(), kube::Error> {
     let mut lease = api.get(&settings.name).await?;
     let spec = lease.spec.get_or_insert_default();
     if spec.holder_identity.as_ref() != Some(&settings.identity) {
@@ -155,7 +160,7 @@ async fn give_back(api: &Api<Lease>, settings: &LeaseSettings) -> Result<(), kub
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::world::{NAMESPACE, World};
+    use crate::controller::fake_kubernetes::{FakeKubernetes, NAMESPACE};
 
     fn settings(identity: &str) -> LeaseSettings {
         LeaseSettings {
@@ -175,10 +180,10 @@ mod tests {
     }
 
     impl Candidate {
-        fn new(world: &World, identity: &str) -> Self {
+        fn new(fake: &FakeKubernetes, identity: &str) -> Self {
             let (sender, state) = watch::channel(Leadership::StandingBy);
             let stop = CancellationToken::new();
-            let task = tokio::spawn(hold(world.client(), settings(identity), sender, stop.clone()));
+            let task = tokio::spawn(run_election(fake.client(), settings(identity), sender, stop.clone()));
             Self { state, stop, task }
         }
 
@@ -189,10 +194,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn another_process_takes_over_at_once_when_the_lease_is_released() {
-        let world = World::new();
-        let mut first = Candidate::new(&world, "first");
+        let fake = FakeKubernetes::new();
+        let mut first = Candidate::new(&fake, "first");
         first.becomes(Leadership::Leading).await;
-        let mut second = Candidate::new(&world, "second");
+        let mut second = Candidate::new(&fake, "second");
         sleep(Duration::from_secs(100)).await;
         assert_eq!(*second.state.borrow(), Leadership::StandingBy);
         let before = Instant::now();
@@ -204,14 +209,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_leader_that_cannot_renew_stops_before_another_may_take_over() {
-        let (world, other) = (World::new(), World::new());
-        let mut first = Candidate::new(&world, "first");
+        let (fake, other) = (FakeKubernetes::new(), FakeKubernetes::new());
+        let mut first = Candidate::new(&fake, "first");
         first.becomes(Leadership::Leading).await;
         // The second process sees a copy of the lease; the API server of the first one is gone.
-        let lease = world.get("leases", "operator").unwrap();
+        let lease = fake.get("leases", "operator").unwrap();
         other.put("leases", lease);
         let mut second = Candidate::new(&other, "second");
-        world.dies_after.store(0, std::sync::atomic::Ordering::Relaxed);
+        fake.dies_after.store(0, std::sync::atomic::Ordering::Relaxed);
         let cut = Instant::now();
         first.becomes(Leadership::Lost).await;
         let lost = cut.elapsed();
@@ -222,12 +227,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_leader_whose_lease_was_taken_does_not_acquire_it_again() {
-        let world = World::new();
-        let mut first = Candidate::new(&world, "first");
+        let fake = FakeKubernetes::new();
+        let mut first = Candidate::new(&fake, "first");
         first.becomes(Leadership::Leading).await;
-        world.edit("leases", "operator", |lease| lease["spec"]["holderIdentity"] = "thief".into());
+        fake.edit("leases", "operator", |lease| lease["spec"]["holderIdentity"] = "thief".into());
         first.becomes(Leadership::Lost).await;
         first.task.await.unwrap();
-        assert_eq!(world.get("leases", "operator").unwrap()["spec"]["holderIdentity"], "thief");
+        assert_eq!(fake.get("leases", "operator").unwrap()["spec"]["holderIdentity"], "thief");
     }
 }

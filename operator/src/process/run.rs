@@ -27,14 +27,13 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 use tracing::field::Empty;
 
-use super::health::{self, Ready};
-use super::lease::{Leadership, LeaseSettings, hold};
+use super::health::{self, ReadyFlag};
+use super::lease::{Leadership, LeaseSettings, run_election};
 use crate::admin::Admin;
 use crate::api::{ChronicleCluster, ChronicleTopic, ChronicleUser};
-use crate::build::{Available, CLUSTER_LABEL, KINDS, Settings};
-use crate::controller::{Context, PASS_TIMEOUT, ReconcileError, cluster, topic, user};
-
-use super::{Metrics, SPANS};
+use crate::build::{CLUSTER_LABEL, KINDS, OptionalApis, Settings};
+use crate::controller::{Context, RECONCILE_TIMEOUT, ReconcileError, cluster, topic, user};
+use crate::telemetry::{Metrics, SPANS};
 
 /// Objects per page of a list: a page is in memory at once, for every watched kind.
 const PAGE: u32 = 50;
@@ -71,7 +70,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), anyhow::Error> {
     let metrics = Metrics::new();
-    let ready = Ready::default();
+    let ready = ReadyFlag::default();
     let tasks = TaskTracker::new();
     // Cancelled last, so that probes succeed while the rest stops.
     let last = CancellationToken::new();
@@ -81,7 +80,7 @@ pub async fn run(
     tasks.spawn(health::serve(listener, metrics.clone(), ready.clone(), last.clone()));
 
     let version = tokio::select! {
-        version = reach(&client) => Some(version),
+        version = wait_for_api_server(&client) => Some(version),
         () = stop.cancelled() => None,
     };
     if let Some(version) = version {
@@ -89,10 +88,10 @@ pub async fn run(
         ready.set();
     }
     let (leads, mut leadership) = watch::channel(Leadership::StandingBy);
-    let give_back = CancellationToken::new();
+    let release = CancellationToken::new();
     match run.lease.clone() {
         Some(lease) => {
-            tasks.spawn(hold(client.clone(), lease, leads, give_back.clone()));
+            tasks.spawn(run_election(client.clone(), lease, leads, release.clone()));
         }
         None => {
             leads.send_replace(Leadership::Leading);
@@ -130,7 +129,7 @@ pub async fn run(
             tracing::warn!("reconcile interrupted; it resumes from the recorded status");
         }
     }
-    give_back.cancel();
+    release.cancel();
     last.cancel();
     tasks.close();
     tasks.wait().await;
@@ -138,7 +137,7 @@ pub async fn run(
 }
 
 /// Waits until the API server responds, and returns its version.
-async fn reach(client: &Client) -> String {
+async fn wait_for_api_server(client: &Client) -> String {
     loop {
         match client.apiserver_version().await {
             Ok(version) => return version.git_version,
@@ -236,7 +235,7 @@ fn optional(
     };
     let (context, labelled) = (context.clone(), watcher::Config::default().labels(label).page_size(PAGE));
     let there = async move {
-        while !serves(&resource.group, context.available().await) {
+        while !serves(&resource.group, context.optional_apis().await) {
             tokio::time::sleep(KIND_PAUSE).await;
         }
     };
@@ -245,10 +244,10 @@ fn optional(
 }
 
 /// Returns whether the API server serves a group.
-fn serves(group: &str, available: Available) -> bool {
+fn serves(group: &str, apis: OptionalApis) -> bool {
     match group {
-        "cert-manager.io" => available.cert_manager,
-        "monitoring.coreos.com" => available.pod_monitor,
+        "cert-manager.io" => apis.cert_manager,
+        "monitoring.coreos.com" => apis.pod_monitor,
         _ => true,
     }
 }
@@ -302,7 +301,7 @@ where
     F: Fn(Arc<K>, Context) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<Action, ReconcileError>> + Send + 'static,
 {
-    let pass = move |resource: Arc<Guarded<K>>, context: Arc<Context>| {
+    let run = move |resource: Arc<Guarded<K>>, context: Arc<Context>| {
         let reconcile = reconcile.clone();
         async move {
             let key = key(kind, &*resource);
@@ -323,8 +322,8 @@ where
                 resource = key,
             );
             // A timeout is equivalent to the end of the process at this point: the next reconcile resumes from the recorded status.
-            let pass = reconcile(resource, Context::clone(&context)).instrument(span.clone());
-            let result = timeout(PASS_TIMEOUT, pass).await.unwrap_or(Err(ReconcileError::TimedOut));
+            let run = reconcile(resource, Context::clone(&context)).instrument(span.clone());
+            let result = timeout(RECONCILE_TIMEOUT, run).await.unwrap_or(Err(ReconcileError::TimedOut));
             context.metrics().reconciled(kind, started.elapsed(), result.as_ref().err().map(ReconcileError::reason));
             match &result {
                 Ok(_) => context.succeeded(&key),
@@ -338,7 +337,7 @@ where
     };
     let failed = move |resource: Arc<Guarded<K>>, error: &ReconcileError, context: Arc<Context>| {
         let key = key(kind, &*resource);
-        let pause = error.pause(context.failed(&key));
+        let pause = error.retry_delay(context.failed(&key));
         let retry_in_ms = pause.as_millis() as u64;
         match error.is_transient() {
             true => tracing::info!(resource = key, %error, retry_in_ms, "reconcile failed; retrying"),
@@ -346,7 +345,7 @@ where
         }
         Action::requeue(pause)
     };
-    controller.run(pass, failed, Arc::new(context)).for_each(|_| std::future::ready(())).await;
+    controller.run(run, failed, Arc::new(context)).for_each(|_| std::future::ready(())).await;
 }
 
 fn key<K: Resource>(kind: &str, resource: &K) -> String {
@@ -356,22 +355,22 @@ fn key<K: Resource>(kind: &str, resource: &K) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::world::{NAMESPACE, World};
+    use crate::controller::fake_kubernetes::{FakeKubernetes, NAMESPACE};
 
     /// Everything together: lease, watches, reconcilers, shutdown.
     #[tokio::test(start_paused = true)]
     async fn the_process_brings_a_cluster_up_and_releases_its_lease() {
-        let world = World::new();
+        let fake = FakeKubernetes::new();
         let spec = serde_json::json!({"image": "chronicle:1.0.0", "storage": {"size": "1Gi"}});
         let resource = serde_json::json!({
             "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "log"}, "spec": spec,
         });
-        world.put("chronicleclusters", resource);
+        fake.put("chronicleclusters", resource);
         let broken = serde_json::json!({
             "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "broken"},
             "spec": {"replicas": "many"},
         });
-        world.put("chronicleclusters", broken);
+        fake.put("chronicleclusters", broken);
         let second = Duration::from_secs(1);
         let settings = RunSettings {
             namespaces: Vec::new(),
@@ -389,9 +388,9 @@ mod tests {
             instance: "me".into(),
         };
         let stop = CancellationToken::new();
-        let running = tokio::spawn(run(world.client(), Arc::new(world.admin()), settings, stop.clone()));
-        let quorate = |world: &World| {
-            let status = world.get("chronicleclusters", "log").unwrap()["status"].clone();
+        let running = tokio::spawn(run(fake.client(), Arc::new(fake.admin()), settings, stop.clone()));
+        let quorate = |fake: &FakeKubernetes| {
+            let status = fake.get("chronicleclusters", "log").unwrap()["status"].clone();
             let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
             status["operation"].is_null()
                 && conditions
@@ -399,33 +398,33 @@ mod tests {
                     .any(|condition| condition["type"] == "Progressing" && condition["reason"] == "Settled")
         };
         let mut seconds = 0;
-        while !quorate(&world) {
-            assert!(seconds < 600, "not up after {seconds} s: {}", world.get("chronicleclusters", "log").unwrap());
-            world.tick();
+        while !quorate(&fake) {
+            assert!(seconds < 600, "not up after {seconds} s: {}", fake.get("chronicleclusters", "log").unwrap());
+            fake.tick();
             tokio::time::sleep(second).await;
             seconds += 1;
         }
         // A deleted object is recreated at once, not at the next poll.
         for (plural, name) in [("services", "log"), ("configmaps", "log-config"), ("certificates", "log-node")] {
-            let before = world.get(plural, name).unwrap()["metadata"]["uid"].clone();
-            world.delete(plural, name);
+            let before = fake.get(plural, name).unwrap()["metadata"]["uid"].clone();
+            fake.delete(plural, name);
             let mut waited = 0;
-            while world.get(plural, name).is_none_or(|object| object["metadata"]["uid"] == before) {
+            while fake.get(plural, name).is_none_or(|object| object["metadata"]["uid"] == before) {
                 assert!(waited < 5, "{plural}/{name} is still gone after {waited} s");
-                world.tick();
+                fake.tick();
                 tokio::time::sleep(second).await;
                 waited += 1;
             }
         }
         tokio::time::sleep(10 * second).await;
-        world.writes.lock().clear();
+        fake.writes.lock().clear();
         tokio::time::sleep(600 * second).await;
         let writes: Vec<String> =
-            world.writes.lock().iter().filter(|write| !write.contains("leases")).cloned().collect();
+            fake.writes.lock().iter().filter(|write| !write.contains("leases")).cloned().collect();
         assert_eq!(writes, Vec::<String>::new(), "ten minutes of a converged cluster");
         stop.cancel();
         running.await.unwrap().unwrap();
-        let lease = world.get("leases", "operator").unwrap();
+        let lease = fake.get("leases", "operator").unwrap();
         assert!(lease["spec"]["holderIdentity"].is_null(), "{lease}");
     }
 }

@@ -1,59 +1,58 @@
 //! Reconciles a ChronicleCluster: validate, read the inputs, apply the objects, plan, execute one step, write the status.
 //!
 //! Invariants:
-//! - All inputs are read from the API server and the nodes before the first write.
+//! - A decision depends only on objects and states of nodes that the same reconcile has read, never on a cache.
 //! - One reconcile executes at most one step of the plan. An operation is recorded in the status before its first step.
-//! - While `spec.reconciliation` is `Paused`, only the status is written.
+//! - While `spec.reconciliation` is `Paused`, only the status and the finalizer are written.
 //!
 //! Neighbours: `observe.rs` reads pods, claims and machines, `rotation.rs` reads certificates and rotates CAs, `steps.rs` executes a step,
 //! `report.rs` builds the status, `delete.rs` handles deletion.
 
-mod certificates;
 mod delete;
 mod observe;
-mod status;
+mod report;
+mod rotation;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod x509;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::core::DynamicObject;
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 use tracing::Instrument;
 
-pub use certificates::{Certificates, operator_target};
-pub(super) use certificates::{issued_at, reissue, text as secret_text};
+pub use rotation::{Certificates, operator_target};
+pub(super) use rotation::{issued_at, reissue, text as secret_text};
 
-use super::{Applier, Context, EventKind, FIELD_MANAGER, FINALIZER, ReconcileError};
+use super::{Applier, Context, EventKind, FIELD_MANAGER, FINALIZER, LiveObjects, ReconcileError};
 use crate::admin::{AdminError, Target};
 use crate::api::{
     ChronicleCluster, ClusterStatus, OperationKind, OperationStep, Reconciliation, ReplacementMode, RetentionPolicy,
 };
 use crate::build::{Cluster, KINDS, REPLACE, build, config_files, dynamic, ordinal_of, pod_name, validate};
-use crate::plan::{Ask, CatchUp, ClusterView, Memory, Observed, Step, plan, pods_wanted};
-use crate::process::SPANS;
-use observe::Look;
-use status::Outcome;
+use crate::plan::{CatchUp, ClusterView, DesiredState, ObservedState, RecordedState, Step, plan, pods_wanted};
+use crate::telemetry::SPANS;
+use observe::KubernetesState;
+use report::StatusReport;
 
 /// Delay after a step.
-const AGAIN: Duration = Duration::from_millis(50);
+const AFTER_STEP: Duration = Duration::from_millis(50);
 /// Poll interval while an operation waits for nodes, for which there is no watch.
 const POLL: Duration = Duration::from_secs(1);
 /// Poll interval while the cluster has not converged and no operation is in progress.
-const UNSETTLED: Duration = Duration::from_secs(5);
+const POLL_UNCONVERGED: Duration = Duration::from_secs(5);
 /// Poll interval of a converged cluster.
-const SETTLED: Duration = Duration::from_secs(60);
+const RESYNC: Duration = Duration::from_secs(60);
 
 /// Reconciles one cluster.
 ///
 /// # Errors
-/// The failure; [`super::ReconcileError::pause`] has the delay of the retry.
+/// The failure; [`super::ReconcileError::retry_delay`] has the delay of the retry.
 pub async fn reconcile(resource: Arc<ChronicleCluster>, context: Context) -> Result<Action, ReconcileError> {
     let namespace = resource.namespace().unwrap_or_default();
     let api: Api<ChronicleCluster> = Api::namespaced(context.client(), &namespace);
@@ -67,9 +66,9 @@ pub async fn reconcile(resource: Arc<ChronicleCluster>, context: Context) -> Res
     }
     if !resource.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
         add_finalizer(&api, &resource).await?;
-        return Ok(Action::requeue(AGAIN));
+        return Ok(Action::requeue(AFTER_STEP));
     }
-    Pass { context: &context, api: &api, resource: &resource }.run().await
+    Reconciler { context: &context, api: &api, resource: &resource }.run().await
 }
 
 /// Adds the finalizer, unless the object has changed since it was read.
@@ -108,18 +107,18 @@ where
     }
 }
 
-struct Pass<'a> {
+struct Reconciler<'a> {
     context: &'a Context,
     api: &'a Api<ChronicleCluster>,
     resource: &'a ChronicleCluster,
 }
 
 /// Everything that a reconcile reads before it writes.
-struct Seen {
-    live: BTreeMap<(String, String), DynamicObject>,
+struct Inputs {
+    live: LiveObjects,
     certificates: Certificates,
     target: Target,
-    observed: Observed,
+    observed: ObservedState,
 }
 
 /// The trace span of a phase of a reconcile.
@@ -129,162 +128,165 @@ macro_rules! span {
     };
 }
 
-impl Pass<'_> {
+impl Reconciler<'_> {
     fn key(&self) -> String {
         format!("{}/{}", self.resource.namespace().unwrap_or_default(), self.resource.name_any())
     }
 
     async fn run(&self) -> Result<Action, ReconcileError> {
-        let mut outcome = Outcome::new(self.resource, self.context.now());
-        let result = self.steps(&mut outcome).await;
-        if outcome.stale {
+        let mut report = StatusReport::new(self.resource, self.context.now());
+        let result = self.steps(&mut report).await;
+        if report.stale {
             // The resource was changed in this reconcile. The next one writes the status.
             return result;
         }
         if let Err(error) = &result {
             let (reason, key) = (error.reason(), format!("ChronicleCluster/{}", self.key()));
-            if !error.is_transient() && outcome.is_news(reason) {
+            if !error.is_transient() && report.is_new_reason(reason) {
                 self.context.event(self.resource, EventKind::Warning, reason, &error.to_string()).await;
             }
-            outcome.failed(error, self.context.failures(&key) + 1);
+            report.failed(error, self.context.failures(&key) + 1);
         }
-        let written = self.write_status(&outcome).instrument(span!("status")).await;
+        let written = self.write_status(&report).instrument(span!("status")).await;
         let action = result?;
         written?;
         Ok(action)
     }
 
-    async fn steps(&self, outcome: &mut Outcome) -> Result<Action, ReconcileError> {
+    async fn steps(&self, report: &mut StatusReport) -> Result<Action, ReconcileError> {
         let status = self.resource.status.clone().unwrap_or_default();
-        let memory =
-            Memory { operation: status.operation.clone(), size: status.size, cluster_id: status.cluster_id.clone() };
-        let founders = memory.size.unwrap_or(self.resource.spec.replicas).max(1);
-        let cluster = match validate(self.resource, founders, memory.cluster_id.is_some()) {
+        let recorded = RecordedState {
+            operation: status.operation.clone(),
+            size: status.size,
+            cluster_id: status.cluster_id.clone(),
+        };
+        let initial_nodes = recorded.size.unwrap_or(self.resource.spec.replicas).max(1);
+        let cluster = match validate(self.resource, initial_nodes, recorded.cluster_id.is_some()) {
             Ok(cluster) => cluster,
             Err(invalid) => {
-                if outcome.is_news("InvalidSpec") {
+                if report.is_new_reason("InvalidSpec") {
                     self.context.event(self.resource, EventKind::Warning, "InvalidSpec", &invalid.to_string()).await;
                 }
-                outcome.invalid(&invalid.to_string());
+                report.invalid(&invalid.to_string());
                 return Ok(Action::await_change());
             }
         };
-        outcome.describe(&cluster);
-        let available = self.context.available().await;
+        report.describe(&cluster);
+        let apis = self.context.optional_apis().await;
         let applier = Applier::new(self.context.client(), &cluster.namespace, cluster.owner())
-            .remembering(self.context.unmended());
-        let look = self.look(outcome, &cluster, &memory, available, &applier);
-        let Seen { live, certificates, target, mut observed } = look.instrument(span!("observe")).await?;
+            .with_persistent_drift(self.context.persistent_drift());
+        let inputs = self.read_inputs(report, &cluster, &recorded, apis, &applier);
+        let Inputs { live, certificates, target, mut observed } = inputs.instrument(span!("observe")).await?;
 
         let paused = cluster.spec.reconciliation == Reconciliation::Paused;
         let trust = certificates.trust();
-        let ask_revision = build(&cluster, self.context.settings(), available, 0, trust.as_deref()).revision;
+        let revision = build(&cluster, self.context.settings(), apis, 0, trust.as_deref()).revision;
         observed.not_ready_to_start = certificates.not_ready();
-        let ask = self.ask(&cluster, ask_revision);
+        let desired = self.desired(&cluster, revision);
         if !paused {
             let apply = async {
-                self.apply(&cluster, &applier, &live, &ask, &memory, &observed, available, trust.as_deref()).await?;
+                self.apply(&cluster, &applier, &live, &desired, &recorded, &observed, apis, trust.as_deref()).await?;
                 certificates.renew(self.context, &cluster, &live).await
             };
-            outcome.rotation = apply.instrument(span!("apply")).await?.or_else(|| certificates.not_served());
+            report.rotation = apply.instrument(span!("apply")).await?.or_else(|| certificates.not_served());
         }
         // There is no watch for what nodes serve and trust.
-        let hurry = match (certificates.settling(self.context.settings()), &outcome.rotation) {
+        let rotation_poll = match (certificates.settling(self.context.settings()), &report.rotation) {
             (true, _) => Some(POLL),
-            (false, Some(_)) => Some(UNSETTLED),
+            (false, Some(_)) => Some(POLL_UNCONVERGED),
             (false, None) => None,
         };
-        outcome.observed(&cluster, &observed, &certificates, self.context.settings());
-        if !paused && self.clear_request(&memory, &observed).await? {
-            outcome.stale = true;
-            return Ok(Action::requeue(AGAIN));
+        report.observed(&cluster, &observed, &certificates, self.context.settings());
+        if !paused && self.clear_request(&recorded, &observed).await? {
+            report.stale = true;
+            return Ok(Action::requeue(AFTER_STEP));
         }
-        self.catch_up(&memory, &mut observed, &target).await;
+        self.catch_up(&recorded, &mut observed, &target).await;
 
-        let mut step = span!("plan").in_scope(|| plan(&ask, &memory, &observed));
+        let mut step = span!("plan").in_scope(|| plan(&desired, &recorded, &observed));
         if let Step::GrowClaim { ordinal } = step {
             match steps::grow(self.context, &cluster, ordinal).await {
-                Ok(()) => return Ok(self.done(outcome, &ask, &step, &observed, hurry)),
+                Ok(()) => return Ok(self.done(report, &desired, &step, &observed, rotation_poll)),
                 // A volume that cannot grow blocks nothing else.
-                Err(error) => outcome.growth_failed(&error),
+                Err(error) => report.growth_failed(&error),
             }
-            observed.claims.values_mut().for_each(|claim| claim.requested = ask.storage_bytes);
-            step = plan(&ask, &memory, &observed);
+            observed.claims.values_mut().for_each(|claim| claim.requested = desired.storage_bytes);
+            step = plan(&desired, &recorded, &observed);
         }
         match &step {
             Step::Begin { operation, size } | Step::Advance { operation, size } => {
-                outcome.operation(Some(operation.clone()), Some(*size));
+                report.operation(Some(operation.clone()), Some(*size));
             }
-            Step::Finish => outcome.operation(None, memory.size),
+            Step::Finish => report.operation(None, recorded.size),
             Step::Idle | Step::Wait { .. } | Step::Blocked { .. } => {}
             action => {
-                let desired =
-                    build(&cluster, self.context.settings(), available, observed_pods(&observed), trust.as_deref());
-                let act = steps::carry_out(self.context, &cluster, &applier, &live, &desired, &target, action);
+                let rendered =
+                    build(&cluster, self.context.settings(), apis, observed_pods(&observed), trust.as_deref());
+                let act = steps::carry_out(self.context, &cluster, &applier, &live, &rendered, &target, action);
                 act.instrument(span!("act")).await?;
             }
         }
-        self.announce(&memory, &step, outcome).await;
-        Ok(self.done(outcome, &ask, &step, &observed, hurry))
+        self.announce(&recorded, &step, report).await;
+        Ok(self.done(report, &desired, &step, &observed, rotation_poll))
     }
 
     /// Reads the inputs.
-    async fn look(
+    async fn read_inputs(
         &self,
-        outcome: &mut Outcome,
+        report: &mut StatusReport,
         cluster: &Cluster,
-        memory: &Memory,
-        available: crate::build::Available,
+        recorded: &RecordedState,
+        apis: crate::build::OptionalApis,
         applier: &Applier,
-    ) -> Result<Seen, ReconcileError> {
+    ) -> Result<Inputs, ReconcileError> {
         let kinds: Vec<&str> = KINDS
             .iter()
             .filter(|(group, ..)| match *group {
-                "cert-manager.io" => available.cert_manager,
-                "monitoring.coreos.com" => available.pod_monitor,
+                "cert-manager.io" => apis.cert_manager,
+                "monitoring.coreos.com" => apis.pod_monitor,
                 _ => true,
             })
             .map(|(_, _, kind, _)| *kind)
             .collect();
         let live = applier.live(&cluster.name, &kinds).await?;
-        let mut certificates = Certificates::read(self.context, cluster, &live, available.cert_manager).await?;
-        let target = certificates.target(cluster, memory.size.unwrap_or(0).max(cluster.spec.replicas));
-        let Look { mut observed, unbound } = observe::observe(self.context, cluster, &live).await?;
-        outcome.unbound = unbound;
-        let answer = self.ask_cluster(&observed, &certificates, &target).await;
-        observed.cluster = outcome.answered(answer);
-        certificates.judge(observed.cluster.as_ref());
-        Ok(Seen { live, certificates, target, observed })
+        let mut certificates = Certificates::read(self.context, cluster, &live, apis.cert_manager).await?;
+        let target = certificates.target(cluster, recorded.size.unwrap_or(0).max(cluster.spec.replicas));
+        let KubernetesState { mut observed, unbound } = observe::observe(self.context, cluster, &live).await?;
+        report.unbound = unbound;
+        let answer = self.query_cluster(&observed, &certificates, &target).await;
+        observed.cluster = report.answered(answer);
+        certificates.compare_served(observed.cluster.as_ref());
+        Ok(Inputs { live, certificates, target, observed })
     }
 
     fn done(
         &self,
-        outcome: &mut Outcome,
-        ask: &Ask,
+        report: &mut StatusReport,
+        desired: &DesiredState,
         step: &Step,
-        observed: &Observed,
-        hurry: Option<Duration>,
+        observed: &ObservedState,
+        rotation_poll: Option<Duration>,
     ) -> Action {
-        outcome.conclude(ask, step, observed);
-        let busy = outcome.status.operation.is_some();
+        report.conclude(desired, step, observed);
+        let busy = report.status.operation.is_some();
         let pause = match step {
             step if step.acts() => {
                 // Doubles with every repetition of the same step, which had no visible effect: up to 6.4 s.
                 let times = self.context.repeated(&format!("ChronicleCluster/{}", self.key()), format!("{step:?}"));
-                AGAIN * (1 << times.min(7))
+                AFTER_STEP * (1 << times.min(7))
             }
-            Step::Idle => SETTLED,
-            _ if ask.paused => SETTLED,
+            Step::Idle => RESYNC,
+            _ if desired.paused => RESYNC,
             _ if busy => POLL,
-            _ => UNSETTLED,
+            _ => POLL_UNCONVERGED,
         };
-        Action::requeue(hurry.map_or(pause, |hurry| hurry.min(pause)))
+        Action::requeue(rotation_poll.map_or(pause, |rotation_poll| rotation_poll.min(pause)))
     }
 
-    fn ask(&self, cluster: &Cluster, revision: String) -> Ask {
+    fn desired(&self, cluster: &Cluster, revision: String) -> DesiredState {
         let spec = &cluster.spec;
         let replacement = spec.consensus.member_replacement;
-        Ask {
+        DesiredState {
             name: cluster.name.clone(),
             namespace: cluster.namespace.clone(),
             replicas: spec.replicas,
@@ -302,14 +304,14 @@ impl Pass<'_> {
         }
     }
 
-    async fn ask_cluster(
+    async fn query_cluster(
         &self,
-        observed: &Observed,
+        observed: &ObservedState,
         certificates: &Certificates,
         target: &Target,
     ) -> Option<Result<ClusterView, AdminError>> {
-        let nobody = !observed.pods.values().any(|pod| pod.running);
-        if nobody || !certificates.usable() {
+        let none_running = !observed.pods.values().any(|pod| pod.running);
+        if none_running || !certificates.usable() {
             return None;
         }
         Some(self.context.admin().observe(target).await)
@@ -321,39 +323,39 @@ impl Pass<'_> {
         &self,
         cluster: &Cluster,
         applier: &Applier,
-        live: &BTreeMap<(String, String), DynamicObject>,
-        ask: &Ask,
-        memory: &Memory,
-        observed: &Observed,
-        available: crate::build::Available,
+        live: &LiveObjects,
+        desired: &DesiredState,
+        recorded: &RecordedState,
+        observed: &ObservedState,
+        apis: crate::build::OptionalApis,
         trust: Option<&str>,
     ) -> Result<(), ReconcileError> {
-        let pods = observed.set.as_ref().map_or_else(|| pods_wanted(ask, memory, observed), |set| set.replicas);
-        let desired = build(cluster, self.context.settings(), available, pods, trust);
-        for object in &desired.objects {
+        let pods = observed.set.as_ref().map_or_else(|| pods_wanted(desired, recorded, observed), |set| set.replicas);
+        let rendered = build(cluster, self.context.settings(), apis, pods, trust);
+        for object in &rendered.objects {
             applier.apply(object, live).await?;
         }
         let fits = |set: &crate::plan::SetView| set.template_bytes == cluster.storage_bytes && !set.terminating;
         if observed.set.as_ref().is_some_and(fits) {
-            applier.apply(&dynamic(&desired.stateful_set), live).await?;
+            applier.apply(&dynamic(&rendered.stateful_set), live).await?;
         }
-        applier.remove_orphans(&desired.objects, live).await?;
+        applier.remove_orphans(&rendered.objects, live).await?;
         Ok(())
     }
 
     /// Removes the request for a replacement once the operation is recorded, or if the pod needs none. It must not apply to a later failure
     /// of the pod. Returns whether it was removed.
-    async fn clear_request(&self, memory: &Memory, observed: &Observed) -> Result<bool, ReconcileError> {
+    async fn clear_request(&self, recorded: &RecordedState, observed: &ObservedState) -> Result<bool, ReconcileError> {
         let Some(asked) = self.resource.annotations().get(REPLACE) else { return Ok(false) };
         let ordinal = ordinal_of(&self.resource.name_any(), asked);
         let pod = ordinal.and_then(|ordinal| observed.pods.get(&ordinal));
-        let operation = memory.operation.as_ref();
+        let operation = recorded.operation.as_ref();
         let begun =
             operation.is_some_and(|operation| operation.kind == OperationKind::Replace && operation.target == *asked);
         let needless = match pod {
             Some(pod) => pod.ready,
             // The pod is being recreated.
-            None => ordinal.is_none_or(|ordinal| ordinal >= memory.size.unwrap_or(0)),
+            None => ordinal.is_none_or(|ordinal| ordinal >= recorded.size.unwrap_or(0)),
         };
         if !begun && !needless {
             return Ok(false);
@@ -373,10 +375,10 @@ impl Pass<'_> {
 
     /// Compares the replicas of the nodes that the operation depends on: the restarted node, or all nodes but the one that is restarted
     /// next.
-    async fn catch_up(&self, memory: &Memory, observed: &mut Observed, target: &Target) {
-        let Some(operation) = memory.operation.as_ref().filter(|_| observed.cluster.is_some()) else { return };
+    async fn catch_up(&self, recorded: &RecordedState, observed: &mut ObservedState, target: &Target) {
+        let Some(operation) = recorded.operation.as_ref().filter(|_| observed.cluster.is_some()) else { return };
         let cluster = self.resource.name_any();
-        let all = (0..memory.size.unwrap_or(0)).map(|ordinal| pod_name(&cluster, ordinal));
+        let all = (0..recorded.size.unwrap_or(0)).map(|ordinal| pod_name(&cluster, ordinal));
         let nodes: Vec<String> = match (operation.kind, operation.step) {
             (OperationKind::Roll | OperationKind::Replace, OperationStep::Join) => vec![operation.target.clone()],
             (OperationKind::Roll, OperationStep::Pod) => all.filter(|name| *name != operation.target).collect(),
@@ -399,7 +401,7 @@ impl Pass<'_> {
     }
 
     /// Records events: start and end of operations, and what needs a person, once each.
-    async fn announce(&self, memory: &Memory, step: &Step, outcome: &Outcome) {
+    async fn announce(&self, recorded: &RecordedState, step: &Step, report: &StatusReport) {
         let target = |operation: &crate::api::OperationStatus| match operation.target.as_str() {
             "" => "all nodes".to_owned(),
             target => target.to_owned(),
@@ -410,12 +412,12 @@ impl Pass<'_> {
                 self.context.event(self.resource, EventKind::Normal, &reason, &target(operation)).await;
             }
             Step::Finish => {
-                if let Some(operation) = &memory.operation {
+                if let Some(operation) = &recorded.operation {
                     let reason = format!("{:?}Finished", operation.kind);
                     self.context.event(self.resource, EventKind::Normal, &reason, &target(operation)).await;
                 }
             }
-            Step::Blocked { reason, message } if outcome.is_new_block(reason) => {
+            Step::Blocked { reason, message } if report.is_new_block(reason) => {
                 self.context.event(self.resource, EventKind::Warning, reason, message).await;
             }
             _ => {}
@@ -423,12 +425,12 @@ impl Pass<'_> {
     }
 
     /// Writes the status if it has changed, unless the resource was changed since it was read.
-    async fn write_status(&self, outcome: &Outcome) -> Result<(), ReconcileError> {
+    async fn write_status(&self, report: &StatusReport) -> Result<(), ReconcileError> {
         let before = self.resource.status.clone().unwrap_or_default();
-        if outcome.status == before {
+        if report.status == before {
             return Ok(());
         }
-        let status: ClusterStatus = outcome.status.clone();
+        let status: ClusterStatus = report.status.clone();
         let replacement = ChronicleCluster { status: Some(status), ..self.resource.clone() };
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let written = self.api.replace_status(&self.resource.name_any(), &params, &replacement).await;
@@ -439,7 +441,7 @@ impl Pass<'_> {
     }
 }
 
-fn observed_pods(observed: &Observed) -> i32 {
+fn observed_pods(observed: &ObservedState) -> i32 {
     observed.set.as_ref().map_or(0, |set| set.replicas)
 }
 

@@ -10,14 +10,14 @@ use kube::api::{Api, ListParams};
 use kube::core::DynamicObject;
 
 use crate::build::{CLUSTER_LABEL, Cluster, REMOVED_NODE, REVISION, ordinal_of};
-use crate::controller::{Context, ReconcileError, is_not_found};
-use crate::plan::{CatchUp, ClaimView, Machine, Observed, PodView, SetView};
+use crate::controller::{Context, LiveObjects, ReconcileError, is_not_found};
+use crate::plan::{CatchUp, ClaimView, HostState, ObservedState, PodView, SetView};
 use crate::quantity;
 
 /// Observed state of the Kubernetes objects of a cluster.
-pub(super) struct Look {
+pub(super) struct KubernetesState {
     /// Input of the planner, without the state of the nodes.
-    pub(super) observed: Observed,
+    pub(super) observed: ObservedState,
     /// Why a claim gets no volume: reason and message of a condition.
     pub(super) unbound: Option<(&'static str, String)>,
 }
@@ -26,14 +26,14 @@ pub(super) struct Look {
 pub(super) async fn observe(
     context: &Context,
     cluster: &Cluster,
-    live: &BTreeMap<(String, String), DynamicObject>,
-) -> Result<Look, ReconcileError> {
+    live: &LiveObjects,
+) -> Result<KubernetesState, ReconcileError> {
     let selected = ListParams::default().labels(&format!("{CLUSTER_LABEL}={}", cluster.name));
     let pods: Api<Pod> = Api::namespaced(context.client(), &cluster.namespace);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client(), &cluster.namespace);
     let pods = pods.list(&selected).await.map_err(ReconcileError::kube("list pods"))?;
     let claims = claims.list(&selected).await.map_err(ReconcileError::kube("list claims"))?;
-    let mut observed = Observed {
+    let mut observed = ObservedState {
         now: context.now(),
         set: live.get(&("StatefulSet".to_owned(), cluster.name.clone())).map(set_view),
         pods: BTreeMap::new(),
@@ -47,10 +47,10 @@ pub(super) async fn observe(
         if let Some(ordinal) = ordinal_of(&cluster.name, &pod.name_any()) {
             let mut view = pod_view(&pod);
             if !view.ready {
-                view.machine = machine(context, &pod).await?;
+                view.host = host_state(context, &pod).await?;
                 // A pod on an unreachable machine may still be running.
-                view.running |= view.machine == Machine::Silent;
-                view.running &= view.machine != Machine::Gone;
+                view.running |= view.host == HostState::Unreachable;
+                view.running &= view.host != HostState::Gone;
             }
             observed.pods.insert(ordinal, view);
         }
@@ -67,7 +67,7 @@ pub(super) async fn observe(
             observed.claims.insert(ordinal, view);
         }
     }
-    Ok(Look { observed, unbound })
+    Ok(KubernetesState { observed, unbound })
 }
 
 /// Returns why a pending claim cannot get a volume.
@@ -153,7 +153,7 @@ fn pod_view(pod: &Pod) -> PodView {
         running,
         terminating: pod.metadata.deletion_timestamp.is_some(),
         unready_since: since.map(|time| time.0).or_else(|| created(pod).filter(|_| !is_ready)),
-        machine: Machine::Present,
+        host: HostState::Present,
         trouble,
     }
 }
@@ -170,25 +170,27 @@ fn created(pod: &Pod) -> Option<Timestamp> {
 }
 
 /// Returns the state of the machine of a pod that is not ready.
-async fn machine(context: &Context, pod: &Pod) -> Result<Machine, ReconcileError> {
-    let Some(name) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { return Ok(Machine::Unassigned) };
+async fn host_state(context: &Context, pod: &Pod) -> Result<HostState, ReconcileError> {
+    let Some(name) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else {
+        return Ok(HostState::Unscheduled);
+    };
     let nodes: Api<Node> = Api::all(context.client());
     let node = match nodes.get(&name).await {
         Ok(node) => node,
-        Err(error) if is_not_found(&error) => return Ok(Machine::Gone),
+        Err(error) if is_not_found(&error) => return Ok(HostState::Gone),
         // The operator has no right to read Nodes when it is confined to namespaces: the state is unknown.
-        Err(kube::Error::Api(status)) if status.is_forbidden() => return Ok(Machine::Present),
+        Err(kube::Error::Api(status)) if status.is_forbidden() => return Ok(HostState::Present),
         Err(error) => return Err(ReconcileError::kube(format!("get Node {name}"))(error)),
     };
     let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
     if taints.iter().any(|taint| taint.key == "node.kubernetes.io/out-of-service") {
-        return Ok(Machine::Gone);
+        return Ok(HostState::Gone);
     }
     let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
     let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
     Ok(match ready {
-        Some(condition) if condition.status == "True" => Machine::Present,
-        _ => Machine::Silent,
+        Some(condition) if condition.status == "True" => HostState::Present,
+        _ => HostState::Unreachable,
     })
 }
 

@@ -2,32 +2,29 @@
 //!
 //! Invariant: every deletion has the UID as a precondition, so that a repeated step, or one on stale state, has no effect.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
-use kube::core::DynamicObject;
 use serde_json::json;
 
 use crate::admin::Target;
-use crate::build::{Cluster, Desired, REMOVED_NODE, claim_name, dynamic, pod_name};
-use crate::controller::{Applier, Context, FIELD_MANAGER, ReconcileError, is_conflict, is_not_found};
+use crate::build::{Cluster, REMOVED_NODE, RenderedObjects, claim_name, dynamic, pod_name};
+use crate::controller::{Applier, Context, FIELD_MANAGER, LiveObjects, ReconcileError, is_conflict, is_not_found};
 use crate::plan::Step;
 
 pub(super) async fn carry_out(
     context: &Context,
     cluster: &Cluster,
     applier: &Applier,
-    live: &BTreeMap<(String, String), DynamicObject>,
-    desired: &Desired,
+    live: &LiveObjects,
+    rendered: &RenderedObjects,
     target: &Target,
     step: &Step,
 ) -> Result<(), ReconcileError> {
     tracing::info!(cluster = %cluster.name, namespace = %cluster.namespace, ?step, "executing a step");
     match step {
         Step::ApplySet { replicas } => {
-            let mut set = desired.stateful_set.clone();
+            let mut set = rendered.stateful_set.clone();
             if let Some(spec) = &mut set.spec {
                 spec.replicas = Some(*replicas);
             }

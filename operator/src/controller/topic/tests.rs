@@ -2,7 +2,7 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::api::ChronicleTopicSpec;
-use crate::controller::world::World;
+use crate::controller::fake_kubernetes::FakeKubernetes;
 
 fn topic(spec: serde_json::Value) -> ChronicleTopic {
     let mut all = serde_json::json!({"clusterRef": {"name": "c"}});
@@ -51,36 +51,36 @@ fn an_impossible_change_is_reported() {
     assert!(matches!(other, Drift::Impossible(why) if why.contains("replicationFactor: 5")));
 }
 
-async fn with_cluster() -> World {
-    let world = World::new();
+async fn with_cluster() -> FakeKubernetes {
+    let fake = FakeKubernetes::new();
     let spec = serde_json::json!({"image": "chronicle:1.0.0", "storage": {"size": "1Gi"}});
     let cluster = serde_json::json!({
         "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "c"}, "spec": spec,
         "status": {"clusterId": "simulated", "readyReplicas": 3, "replicas": 3, "size": 3},
     });
-    world.put("chronicleclusters", cluster);
-    world.ready_certificates("c");
-    world
+    fake.put("chronicleclusters", cluster);
+    fake.ready_certificates("c");
+    fake
 }
 
-fn create(world: &World, name: &str, spec: serde_json::Value) {
+fn create(fake: &FakeKubernetes, name: &str, spec: serde_json::Value) {
     let resource = serde_json::to_value(topic(spec)).unwrap();
     let mut resource = resource;
     resource["metadata"]["name"] = name.into();
-    world.put("chronicletopics", resource);
+    fake.put("chronicletopics", resource);
 }
 
-async fn settle(world: &World, name: &str) -> (String, String) {
-    let mut operator = world.operator();
+async fn settle(fake: &FakeKubernetes, name: &str) -> (String, String) {
+    let mut operator = fake.operator();
     for _ in 0..20 {
-        let Some(resource) = world.get("chronicletopics", name) else { return ("Gone".into(), String::new()) };
+        let Some(resource) = fake.get("chronicletopics", name) else { return ("Gone".into(), String::new()) };
         let resource: ChronicleTopic = serde_json::from_value(resource).unwrap();
         if reconcile(Arc::new(resource), operator.clone()).await.is_err() {
-            world.dies_after.store(usize::MAX, Ordering::Relaxed);
-            operator = world.operator();
+            fake.dies_after.store(usize::MAX, Ordering::Relaxed);
+            operator = fake.operator();
         }
     }
-    let status = world.get("chronicletopics", name).unwrap()["status"].clone();
+    let status = fake.get("chronicletopics", name).unwrap()["status"].clone();
     let text = |field: &str| status["conditions"][0][field].as_str().unwrap_or_default().to_owned();
     (text("status"), text("reason"))
 }
@@ -95,110 +95,106 @@ fn not(reason: &str) -> (String, String) {
 
 #[tokio::test]
 async fn a_topic_is_created_altered_and_deleted_as_its_policy_says() {
-    let world = with_cluster().await;
-    create(&world, "orders", serde_json::json!({"partitions": 2, "deletionPolicy": "Delete"}));
-    assert_eq!(settle(&world, "orders").await, ok("InSync"));
-    assert_eq!(world.cluster.lock().topics["orders"].partitions, 2);
-    world.edit("chronicletopics", "orders", |resource| resource["spec"]["partitions"] = 5.into());
-    assert_eq!(settle(&world, "orders").await, ok("InSync"));
-    assert_eq!(world.cluster.lock().topics["orders"].partitions, 5);
-    world.writes.lock().clear();
-    let calls = world.cluster.lock().calls.len();
-    settle(&world, "orders").await;
-    assert_eq!(
-        (world.writes.lock().len(), world.cluster.lock().calls.len()),
-        (0, calls),
-        "a converged topic is written"
-    );
-    world.delete("chronicletopics", "orders");
-    settle(&world, "orders").await;
-    assert!(world.names("chronicletopics").is_empty() && world.cluster.lock().topics.is_empty());
+    let fake = with_cluster().await;
+    create(&fake, "orders", serde_json::json!({"partitions": 2, "deletionPolicy": "Delete"}));
+    assert_eq!(settle(&fake, "orders").await, ok("InSync"));
+    assert_eq!(fake.cluster.lock().topics["orders"].partitions, 2);
+    fake.edit("chronicletopics", "orders", |resource| resource["spec"]["partitions"] = 5.into());
+    assert_eq!(settle(&fake, "orders").await, ok("InSync"));
+    assert_eq!(fake.cluster.lock().topics["orders"].partitions, 5);
+    fake.writes.lock().clear();
+    let calls = fake.cluster.lock().calls.len();
+    settle(&fake, "orders").await;
+    assert_eq!((fake.writes.lock().len(), fake.cluster.lock().calls.len()), (0, calls), "a converged topic is written");
+    fake.delete("chronicletopics", "orders");
+    settle(&fake, "orders").await;
+    assert!(fake.names("chronicletopics").is_empty() && fake.cluster.lock().topics.is_empty());
 }
 
 #[tokio::test]
 async fn records_outlive_the_resource_unless_it_says_otherwise() {
-    let world = with_cluster().await;
-    create(&world, "orders", serde_json::json!({}));
-    settle(&world, "orders").await;
-    world.delete("chronicletopics", "orders");
-    settle(&world, "orders").await;
-    assert!(world.names("chronicletopics").is_empty());
-    assert!(world.cluster.lock().topics.contains_key("orders"));
+    let fake = with_cluster().await;
+    create(&fake, "orders", serde_json::json!({}));
+    settle(&fake, "orders").await;
+    fake.delete("chronicletopics", "orders");
+    settle(&fake, "orders").await;
+    assert!(fake.names("chronicletopics").is_empty());
+    assert!(fake.cluster.lock().topics.contains_key("orders"));
 }
 
 #[tokio::test]
 async fn an_existing_topic_is_rejected_observed_or_adopted() {
-    let world = with_cluster().await;
-    world.cluster.lock().topics.insert("orders".into(), there(3));
-    create(&world, "orders", serde_json::json!({"partitions": 5, "deletionPolicy": "Delete"}));
-    assert_eq!(settle(&world, "orders").await, not("TopicExists"));
-    world.edit("chronicletopics", "orders", |resource| resource["spec"]["managementPolicy"] = "Observe".into());
-    assert_eq!(settle(&world, "orders").await, not("Drifted"));
-    assert_eq!(world.cluster.lock().topics["orders"].partitions, 3, "an observed topic must not change");
-    world.edit("chronicletopics", "orders", |resource| resource["spec"]["managementPolicy"] = "Adopt".into());
-    assert_eq!(settle(&world, "orders").await, ok("InSync"));
-    assert_eq!(world.cluster.lock().topics["orders"].partitions, 5);
+    let fake = with_cluster().await;
+    fake.cluster.lock().topics.insert("orders".into(), there(3));
+    create(&fake, "orders", serde_json::json!({"partitions": 5, "deletionPolicy": "Delete"}));
+    assert_eq!(settle(&fake, "orders").await, not("TopicExists"));
+    fake.edit("chronicletopics", "orders", |resource| resource["spec"]["managementPolicy"] = "Observe".into());
+    assert_eq!(settle(&fake, "orders").await, not("Drifted"));
+    assert_eq!(fake.cluster.lock().topics["orders"].partitions, 3, "an observed topic must not change");
+    fake.edit("chronicletopics", "orders", |resource| resource["spec"]["managementPolicy"] = "Adopt".into());
+    assert_eq!(settle(&fake, "orders").await, ok("InSync"));
+    assert_eq!(fake.cluster.lock().topics["orders"].partitions, 5);
 }
 
 #[tokio::test]
 async fn a_topic_that_is_not_owned_is_never_deleted() {
-    let world = with_cluster().await;
-    world.cluster.lock().topics.insert("orders".into(), there(3));
-    create(&world, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
-    settle(&world, "orders").await;
-    world.delete("chronicletopics", "orders");
-    settle(&world, "orders").await;
-    assert!(world.names("chronicletopics").is_empty());
-    assert!(world.cluster.lock().topics.contains_key("orders"));
+    let fake = with_cluster().await;
+    fake.cluster.lock().topics.insert("orders".into(), there(3));
+    create(&fake, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
+    settle(&fake, "orders").await;
+    fake.delete("chronicletopics", "orders");
+    settle(&fake, "orders").await;
+    assert!(fake.names("chronicletopics").is_empty());
+    assert!(fake.cluster.lock().topics.contains_key("orders"));
 }
 
 #[tokio::test]
 async fn two_resources_do_not_share_a_topic() {
-    let world = with_cluster().await;
-    create(&world, "first", serde_json::json!({"topicName": "orders"}));
-    settle(&world, "first").await;
-    create(&world, "second", serde_json::json!({"topicName": "orders", "managementPolicy": "Adopt"}));
-    assert_eq!(settle(&world, "second").await, not("Conflict"));
+    let fake = with_cluster().await;
+    create(&fake, "first", serde_json::json!({"topicName": "orders"}));
+    settle(&fake, "first").await;
+    create(&fake, "second", serde_json::json!({"topicName": "orders", "managementPolicy": "Adopt"}));
+    assert_eq!(settle(&fake, "second").await, not("Conflict"));
 }
 
 #[tokio::test]
 async fn an_operator_killed_after_any_call_leaves_a_topic_that_the_next_one_manages() {
     for dies_after in 1..8 {
-        let world = with_cluster().await;
-        world.dies_after.store(dies_after, Ordering::Relaxed);
-        create(&world, "orders", serde_json::json!({"partitions": 2, "deletionPolicy": "Delete"}));
-        assert_eq!(settle(&world, "orders").await, ok("InSync"), "killed after call {dies_after}");
-        world.delete("chronicletopics", "orders");
-        settle(&world, "orders").await;
-        assert!(world.cluster.lock().topics.is_empty(), "killed after call {dies_after}");
+        let fake = with_cluster().await;
+        fake.dies_after.store(dies_after, Ordering::Relaxed);
+        create(&fake, "orders", serde_json::json!({"partitions": 2, "deletionPolicy": "Delete"}));
+        assert_eq!(settle(&fake, "orders").await, ok("InSync"), "killed after call {dies_after}");
+        fake.delete("chronicletopics", "orders");
+        settle(&fake, "orders").await;
+        assert!(fake.cluster.lock().topics.is_empty(), "killed after call {dies_after}");
     }
 }
 
 #[tokio::test]
 async fn a_deleted_cluster_does_not_block_the_deletion_of_a_topic() {
-    let world = with_cluster().await;
-    create(&world, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
-    settle(&world, "orders").await;
-    world.delete("chronicleclusters", "c");
-    world.delete("chronicletopics", "orders");
-    settle(&world, "orders").await;
-    assert!(world.names("chronicletopics").is_empty());
+    let fake = with_cluster().await;
+    create(&fake, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
+    settle(&fake, "orders").await;
+    fake.delete("chronicleclusters", "c");
+    fake.delete("chronicletopics", "orders");
+    settle(&fake, "orders").await;
+    assert!(fake.names("chronicletopics").is_empty());
 }
 
 #[tokio::test]
 async fn a_blocked_deletion_reports_why_and_how_to_skip_it() {
-    let world = with_cluster().await;
-    create(&world, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
-    settle(&world, "orders").await;
-    world.edit("chronicleclusters", "c", |cluster| cluster["status"]["readyReplicas"] = 0.into());
-    world.delete("chronicletopics", "orders");
-    settle(&world, "orders").await;
-    let resource = world.get("chronicletopics", "orders").expect("its topic is still there");
+    let fake = with_cluster().await;
+    create(&fake, "orders", serde_json::json!({"deletionPolicy": "Delete"}));
+    settle(&fake, "orders").await;
+    fake.edit("chronicleclusters", "c", |cluster| cluster["status"]["readyReplicas"] = 0.into());
+    fake.delete("chronicletopics", "orders");
+    settle(&fake, "orders").await;
+    let resource = fake.get("chronicletopics", "orders").expect("its topic is still there");
     let ready = &resource["status"]["conditions"][0];
     assert_eq!(ready["reason"], "DeletionWaits", "{ready}");
     let message = ready["message"].as_str().unwrap();
     assert!(message.contains("no ready node") && message.contains("deletionPolicy to Retain"), "{message}");
-    world.edit("chronicletopics", "orders", |topic| topic["spec"]["deletionPolicy"] = "Retain".into());
-    settle(&world, "orders").await;
-    assert!(world.get("chronicletopics", "orders").is_none());
+    fake.edit("chronicletopics", "orders", |topic| topic["spec"]["deletionPolicy"] = "Retain".into());
+    settle(&fake, "orders").await;
+    assert!(fake.get("chronicletopics", "orders").is_none());
 }

@@ -2,7 +2,7 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::api::ChronicleUserSpec;
-use crate::controller::world::World;
+use crate::controller::fake_kubernetes::FakeKubernetes;
 
 #[test]
 fn a_rule_of_the_spec_becomes_one_for_each_operation_and_each_once() {
@@ -31,39 +31,39 @@ fn a_quota_without_any_bound_is_none() {
     assert_eq!(quota(&user(json!({"requests": 5}))).unwrap().requests, 5);
 }
 
-fn with_cluster() -> World {
-    let world = World::new();
+fn with_cluster() -> FakeKubernetes {
+    let fake = FakeKubernetes::new();
     let cluster = json!({
         "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "c"},
         "spec": {"image": "chronicle:1.0.0", "storage": {"size": "1Gi"}},
         "status": {"clusterId": "simulated", "readyReplicas": 3, "replicas": 3, "size": 3},
     });
-    world.put("chronicleclusters", cluster);
-    world.ready_certificates("c");
-    world
+    fake.put("chronicleclusters", cluster);
+    fake.ready_certificates("c");
+    fake
 }
 
-fn create(world: &World, name: &str, spec: serde_json::Value) {
+fn create(fake: &FakeKubernetes, name: &str, spec: serde_json::Value) {
     let mut all = json!({"clusterRef": {"name": "c"}});
     all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
     let user = json!({
         "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleUser", "metadata": {"name": name}, "spec": all,
     });
-    world.put("chronicleusers", user);
+    fake.put("chronicleusers", user);
 }
 
-async fn settle(world: &World, name: &str) -> (String, String) {
-    let mut operator = world.operator();
+async fn settle(fake: &FakeKubernetes, name: &str) -> (String, String) {
+    let mut operator = fake.operator();
     for _ in 0..20 {
-        let Some(resource) = world.get("chronicleusers", name) else { return ("Gone".into(), String::new()) };
+        let Some(resource) = fake.get("chronicleusers", name) else { return ("Gone".into(), String::new()) };
         let resource: ChronicleUser = serde_json::from_value(resource).unwrap();
         if reconcile(Arc::new(resource), operator.clone()).await.is_err() {
-            world.dies_after.store(usize::MAX, Ordering::Relaxed);
-            operator = world.operator();
+            fake.dies_after.store(usize::MAX, Ordering::Relaxed);
+            operator = fake.operator();
         }
-        world.tick();
+        fake.tick();
     }
-    let status = world.get("chronicleusers", name).unwrap()["status"].clone();
+    let status = fake.get("chronicleusers", name).unwrap()["status"].clone();
     let text = |field: &str| status["conditions"][0][field].as_str().unwrap_or_default().to_owned();
     (text("status"), text("reason"))
 }
@@ -77,93 +77,93 @@ fn read_orders() -> serde_json::Value {
 
 #[tokio::test]
 async fn a_user_gets_a_certificate_rules_and_quotas_and_loses_them_with_its_resource() {
-    let world = with_cluster();
-    create(&world, "shop", read_orders());
-    assert_eq!(settle(&world, "shop").await, ("True".into(), "InSync".into()));
-    assert_eq!(world.cluster.lock().rules.len(), 2);
-    assert_eq!(world.cluster.lock().quotas["shop"].requests, 100);
-    let certificate = world.get("certificates", "shop-chronicle-user").unwrap();
+    let fake = with_cluster();
+    create(&fake, "shop", read_orders());
+    assert_eq!(settle(&fake, "shop").await, ("True".into(), "InSync".into()));
+    assert_eq!(fake.cluster.lock().rules.len(), 2);
+    assert_eq!(fake.cluster.lock().quotas["shop"].requests, 100);
+    let certificate = fake.get("certificates", "shop-chronicle-user").unwrap();
     assert_eq!(certificate["spec"]["commonName"], "shop");
-    assert!(world.get("secrets", "shop-chronicle-user").is_some());
-    world.writes.lock().clear();
-    let calls = world.cluster.lock().calls.len();
-    settle(&world, "shop").await;
-    assert_eq!((world.writes.lock().clone(), world.cluster.lock().calls.len()), (Vec::new(), calls));
-    world.edit("chronicleusers", "shop", |user| {
+    assert!(fake.get("secrets", "shop-chronicle-user").is_some());
+    fake.writes.lock().clear();
+    let calls = fake.cluster.lock().calls.len();
+    settle(&fake, "shop").await;
+    assert_eq!((fake.writes.lock().clone(), fake.cluster.lock().calls.len()), (Vec::new(), calls));
+    fake.edit("chronicleusers", "shop", |user| {
         user["spec"]["authorization"]["acls"][0]["operations"] = json!(["Write"]);
         user["spec"]["quotas"] = serde_json::Value::Null;
     });
-    settle(&world, "shop").await;
-    let rules = world.cluster.lock().rules.clone();
+    settle(&fake, "shop").await;
+    let rules = fake.cluster.lock().rules.clone();
     assert_eq!(rules.iter().map(v1::Acl::operation).collect::<Vec<_>>(), [v1::AclOperation::Write]);
-    assert!(world.cluster.lock().quotas.is_empty());
-    world.delete("chronicleusers", "shop");
-    settle(&world, "shop").await;
-    assert!(world.names("chronicleusers").is_empty() && world.cluster.lock().rules.is_empty());
-    assert!(world.get("secrets", "shop-chronicle-user").is_none(), "the certificate of a deleted user remains");
+    assert!(fake.cluster.lock().quotas.is_empty());
+    fake.delete("chronicleusers", "shop");
+    settle(&fake, "shop").await;
+    assert!(fake.names("chronicleusers").is_empty() && fake.cluster.lock().rules.is_empty());
+    assert!(fake.get("secrets", "shop-chronicle-user").is_none(), "the certificate of a deleted user remains");
 }
 
 #[tokio::test]
 async fn the_principal_of_the_operator_is_reserved_and_a_principal_has_one_user() {
-    let world = with_cluster();
-    create(&world, "evil", json!({"principal": "chronicle-operator"}));
-    assert_eq!(settle(&world, "evil").await, ("False".into(), "PrincipalReserved".into()));
-    assert!(world.names("certificates").is_empty());
-    create(&world, "a", json!({"principal": "shop"}));
-    settle(&world, "a").await;
-    create(&world, "b", json!({"principal": "shop"}));
-    assert_eq!(settle(&world, "b").await, ("False".into(), "Conflict".into()));
+    let fake = with_cluster();
+    create(&fake, "evil", json!({"principal": "chronicle-operator"}));
+    assert_eq!(settle(&fake, "evil").await, ("False".into(), "PrincipalReserved".into()));
+    assert!(fake.names("certificates").is_empty());
+    create(&fake, "a", json!({"principal": "shop"}));
+    settle(&fake, "a").await;
+    create(&fake, "b", json!({"principal": "shop"}));
+    assert_eq!(settle(&fake, "b").await, ("False".into(), "Conflict".into()));
 }
 
 #[tokio::test]
 async fn existing_rules_are_rejected_observed_or_adopted() {
-    let world = with_cluster();
+    let fake = with_cluster();
     let foreign = v1::Acl { principal: "shop".into(), name: "other".into(), ..v1::Acl::default() };
-    world.cluster.lock().rules.push(foreign.clone());
-    create(&world, "shop", read_orders());
-    assert_eq!(settle(&world, "shop").await, ("False".into(), "RulesExist".into()));
-    world.edit("chronicleusers", "shop", |user| user["spec"]["managementPolicy"] = "Observe".into());
-    assert_eq!(settle(&world, "shop").await, ("False".into(), "Drifted".into()));
-    assert_eq!(world.cluster.lock().rules, std::slice::from_ref(&foreign));
-    world.edit("chronicleusers", "shop", |user| user["spec"]["managementPolicy"] = "Adopt".into());
-    assert_eq!(settle(&world, "shop").await, ("True".into(), "InSync".into()));
-    assert!(!world.cluster.lock().rules.contains(&foreign));
+    fake.cluster.lock().rules.push(foreign.clone());
+    create(&fake, "shop", read_orders());
+    assert_eq!(settle(&fake, "shop").await, ("False".into(), "RulesExist".into()));
+    fake.edit("chronicleusers", "shop", |user| user["spec"]["managementPolicy"] = "Observe".into());
+    assert_eq!(settle(&fake, "shop").await, ("False".into(), "Drifted".into()));
+    assert_eq!(fake.cluster.lock().rules, std::slice::from_ref(&foreign));
+    fake.edit("chronicleusers", "shop", |user| user["spec"]["managementPolicy"] = "Adopt".into());
+    assert_eq!(settle(&fake, "shop").await, ("True".into(), "InSync".into()));
+    assert!(!fake.cluster.lock().rules.contains(&foreign));
 }
 
 #[tokio::test]
 async fn an_operator_killed_after_any_call_is_followed_by_one_that_reaches_the_same_rules() {
     for dies_after in 1..12 {
-        let world = with_cluster();
-        world.dies_after.store(dies_after, Ordering::Relaxed);
-        create(&world, "shop", read_orders());
-        assert_eq!(settle(&world, "shop").await, ("True".into(), "InSync".into()), "killed after call {dies_after}");
-        assert_eq!(world.cluster.lock().rules.len(), 2, "killed after call {dies_after}");
+        let fake = with_cluster();
+        fake.dies_after.store(dies_after, Ordering::Relaxed);
+        create(&fake, "shop", read_orders());
+        assert_eq!(settle(&fake, "shop").await, ("True".into(), "InSync".into()), "killed after call {dies_after}");
+        assert_eq!(fake.cluster.lock().rules.len(), 2, "killed after call {dies_after}");
     }
 }
 
 #[tokio::test]
 async fn certificates_follow_the_nodes_to_another_authority_once_each() {
-    let world = with_cluster();
-    let issued = |user: &str| world.issued_by(&format!("{user}-chronicle-user"));
-    let asked = || world.writes.lock().iter().filter(|write| write.contains("certificates/")).count();
-    create(&world, "early", json!({}));
-    assert_eq!(settle(&world, "early").await, ("True".into(), "InSync".into()));
+    let fake = with_cluster();
+    let issued = |user: &str| fake.issued_by(&format!("{user}-chronicle-user"));
+    let asked = || fake.writes.lock().iter().filter(|write| write.contains("certificates/")).count();
+    create(&fake, "early", json!({}));
+    assert_eq!(settle(&fake, "early").await, ("True".into(), "InSync".into()));
     let old = issued("early");
-    *world.ca.lock() = "TkVX".into();
-    create(&world, "late", json!({}));
+    *fake.ca.lock() = "TkVX".into();
+    create(&fake, "late", json!({}));
     // The first reconcile requests the certificate.
-    settle(&world, "late").await;
-    world.writes.lock().clear();
-    assert_eq!(settle(&world, "late").await, ("Unknown".into(), "CertificatePending".into()));
-    assert_eq!(settle(&world, "early").await, ("True".into(), "InSync".into()));
+    settle(&fake, "late").await;
+    fake.writes.lock().clear();
+    assert_eq!(settle(&fake, "late").await, ("Unknown".into(), "CertificatePending".into()));
+    assert_eq!(settle(&fake, "early").await, ("True".into(), "InSync".into()));
     assert_eq!((asked(), issued("early")), (0, old.clone()));
     let new = issued("late");
     assert_ne!(new, old);
-    world.edit("configmaps", "c-trust", |map| map["data"]["ca.crt"] = format!("{old}{new}").into());
-    assert_eq!(settle(&world, "late").await, ("True".into(), "InSync".into()));
-    world.renew_nodes("c");
+    fake.edit("configmaps", "c-trust", |map| map["data"]["ca.crt"] = format!("{old}{new}").into());
+    assert_eq!(settle(&fake, "late").await, ("True".into(), "InSync".into()));
+    fake.renew_nodes("c");
     for user in ["early", "late"] {
-        assert_eq!(settle(&world, user).await, ("True".into(), "InSync".into()));
+        assert_eq!(settle(&fake, user).await, ("True".into(), "InSync".into()));
         assert_eq!(issued(user), new);
     }
     assert_eq!(asked(), 1);
@@ -171,18 +171,18 @@ async fn certificates_follow_the_nodes_to_another_authority_once_each() {
 
 #[tokio::test]
 async fn the_certificate_of_a_deleted_user_is_deleted_before_its_secret() {
-    let world = with_cluster();
-    create(&world, "shop", json!({}));
-    settle(&world, "shop").await;
-    world.tick();
-    settle(&world, "shop").await;
-    assert!(world.get("secrets", "shop-chronicle-user").is_some());
-    world.writes.lock().clear();
-    world.delete("chronicleusers", "shop");
-    settle(&world, "shop").await;
-    let writes = world.writes.lock().clone();
+    let fake = with_cluster();
+    create(&fake, "shop", json!({}));
+    settle(&fake, "shop").await;
+    fake.tick();
+    settle(&fake, "shop").await;
+    assert!(fake.get("secrets", "shop-chronicle-user").is_some());
+    fake.writes.lock().clear();
+    fake.delete("chronicleusers", "shop");
+    settle(&fake, "shop").await;
+    let writes = fake.writes.lock().clone();
     let at = |kind: &str| writes.iter().position(|write| write.starts_with(&format!("DELETE {kind}/"))).unwrap();
     assert!(at("certificates") < at("secrets"), "{writes:?}");
-    world.tick();
-    assert!(world.get("secrets", "shop-chronicle-user").is_none());
+    fake.tick();
+    assert!(fake.get("secrets", "shop-chronicle-user").is_none());
 }

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
-use super::{Admin, AdminError, AdminResult, Answer, Target, combine};
+use super::{Admin, AdminError, AdminResult, NodeAnswer, Target, cluster_view};
 use crate::plan::{CatchUp, ClusterView};
 
 /// Time limit of a comparison of all topics.
@@ -31,7 +31,7 @@ const RECORDS_BEHIND_MAX: i64 = 1_000;
 
 /// Time limits and concurrency of calls.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct CallLimits {
     /// Connect timeout of commands.
     pub(crate) connect: Duration,
     /// Time limit of the status of one node, including the connection. All nodes, at most 50, are queried concurrently.
@@ -44,30 +44,30 @@ pub(crate) struct Patience {
 
 /// Calls nodes over gRPC.
 #[derive(Clone)]
-pub struct Nodes {
+pub struct GrpcAdmin {
     connector: Connector,
-    patience: Patience,
+    limits: CallLimits,
 }
 
-impl Default for Nodes {
+impl Default for GrpcAdmin {
     /// Over TCP, to the addresses of the pods.
     fn default() -> Self {
         let [connect, status, command] = [2, 3, 15].map(Duration::from_secs);
-        Self::over(tcp_connector(), Patience { connect, status, command, topics: 16 })
+        Self::over(tcp_connector(), CallLimits { connect, status, command, topics: 16 })
     }
 }
 
-impl Nodes {
+impl GrpcAdmin {
     /// Over connections of `connector`, with TLS on top where the target has TLS material.
-    pub(crate) fn over(connector: Connector, patience: Patience) -> Self {
-        Self { connector, patience }
+    pub(crate) fn over(connector: Connector, limits: CallLimits) -> Self {
+        Self { connector, limits }
     }
 
     pub(crate) fn client(&self, target: &Target) -> Result<Client, AdminError> {
         let config = ClientConfig::of(target.nodes.iter().map(|(_, address)| address.clone()));
-        let mut config = config.request_timeout(self.patience.command).connector(self.connector(target));
-        config.connect_timeout = self.patience.connect;
-        Client::connect(config).map_err(refused)
+        let mut config = config.request_timeout(self.limits.command).connector(self.connector(target));
+        config.connect_timeout = self.limits.connect;
+        Client::connect(config).map_err(admin_error)
     }
 
     fn connector(&self, target: &Target) -> Connector {
@@ -85,7 +85,7 @@ impl Nodes {
     async fn channel(&self, target: &Target, address: &str) -> Result<Channel, String> {
         let connect = self.connector(target);
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
-        let endpoint = endpoint.connect_timeout(self.patience.status).timeout(self.patience.command);
+        let endpoint = endpoint.connect_timeout(self.limits.status).timeout(self.limits.command);
         let address = address.to_owned();
         let service = service_fn(move |_: Uri| {
             let (connect, address) = (connect.clone(), address.clone());
@@ -107,9 +107,9 @@ impl Nodes {
             let answer = cluster.get_status(v1::GetStatusRequest {}).await;
             answer.map(tonic::Response::into_inner).map_err(|status| ClientError::from(status).to_string())
         };
-        match timeout(self.patience.status, ask).await {
+        match timeout(self.limits.status, ask).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("no response within {} ms", self.patience.status.as_millis())),
+            Err(_) => Err(format!("no response within {} ms", self.limits.status.as_millis())),
         }
     }
 
@@ -130,13 +130,13 @@ impl Nodes {
                 Err(_) => {}
             }
         }
-        let topics = self.client(target)?.list_topics().await.map_err(refused)?;
+        let topics = self.client(target)?.list_topics().await.map_err(admin_error)?;
         let mut compared = futures::stream::iter(topics)
             .map(|topic| {
                 let channels = channels.clone();
                 async move { Self::compare_topic(&channels, nodes, &topic.name).await }
             })
-            .buffer_unordered(self.patience.topics);
+            .buffer_unordered(self.limits.topics);
         let (mut partitions, mut first) = (0, None);
         while let Some(behind) = compared.next().await {
             for why in behind.map_err(AdminError::Failed)? {
@@ -183,21 +183,21 @@ impl Nodes {
     }
 }
 
-pub(crate) fn refused(error: ClientError) -> AdminError {
+pub(crate) fn admin_error(error: ClientError) -> AdminError {
     match error.kind {
         ErrorKind::Rejected => AdminError::Refused { reason: error.reason, message: error.message },
         _ => AdminError::Failed(error.to_string()),
     }
 }
 
-impl Admin for Nodes {
+impl Admin for GrpcAdmin {
     fn observe<'a>(&'a self, target: &'a Target) -> AdminResult<'a, ClusterView> {
         Box::pin(async move {
             let ask = |(name, address): &'a (String, String)| async move {
-                let answer: Answer = (name.clone(), self.status(target, address).await);
+                let answer: NodeAnswer = (name.clone(), self.status(target, address).await);
                 answer
             };
-            combine(&join_all(target.nodes.iter().map(ask)).await)
+            cluster_view(&join_all(target.nodes.iter().map(ask)).await)
         })
     }
 
@@ -213,15 +213,15 @@ impl Admin for Nodes {
     }
 
     fn drain<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()> {
-        Box::pin(async move { self.client(target)?.drain(node_id).await.map(drop).map_err(refused) })
+        Box::pin(async move { self.client(target)?.drain(node_id).await.map(drop).map_err(admin_error) })
     }
 
     fn undrain<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()> {
-        Box::pin(async move { self.client(target)?.undrain(node_id).await.map(drop).map_err(refused) })
+        Box::pin(async move { self.client(target)?.undrain(node_id).await.map(drop).map_err(admin_error) })
     }
 
     fn decommission<'a>(&'a self, target: &'a Target, node_id: &'a str) -> AdminResult<'a, ()> {
-        Box::pin(async move { self.client(target)?.decommission(node_id).await.map(drop).map_err(refused) })
+        Box::pin(async move { self.client(target)?.decommission(node_id).await.map(drop).map_err(admin_error) })
     }
 
     fn topic<'a>(&'a self, target: &'a Target, name: &'a str) -> AdminResult<'a, Option<v1::Topic>> {
@@ -229,7 +229,7 @@ impl Admin for Nodes {
             match self.client(target)?.describe_topic(name).await {
                 Ok(description) => Ok(description.topic),
                 Err(error) if error.reason == "UNKNOWN_TOPIC" => Ok(None),
-                Err(error) => Err(refused(error)),
+                Err(error) => Err(admin_error(error)),
             }
         })
     }
@@ -237,14 +237,14 @@ impl Admin for Nodes {
     fn create_topic<'a>(&'a self, target: &'a Target, request: v1::CreateTopicRequest) -> AdminResult<'a, v1::Topic> {
         Box::pin(async move {
             let request = v1::CreateTopicRequest { if_not_exists: true, ..request };
-            let answer = self.client(target)?.create_topic(request).await.map_err(refused)?;
+            let answer = self.client(target)?.create_topic(request).await.map_err(admin_error)?;
             answer.topic.ok_or_else(|| AdminError::Failed("the response of the node has no topic".into()))
         })
     }
 
     fn alter_topic<'a>(&'a self, target: &'a Target, request: v1::AlterTopicRequest) -> AdminResult<'a, v1::Topic> {
         Box::pin(async move {
-            let answer = self.client(target)?.alter_topic(request).await.map_err(refused)?;
+            let answer = self.client(target)?.alter_topic(request).await.map_err(admin_error)?;
             answer.topic.ok_or_else(|| AdminError::Failed("the response of the node has no topic".into()))
         })
     }
@@ -252,7 +252,7 @@ impl Admin for Nodes {
     fn delete_topic<'a>(&'a self, target: &'a Target, name: &'a str) -> AdminResult<'a, ()> {
         Box::pin(async move {
             match self.client(target)?.delete_topic(name).await {
-                Err(error) if error.reason != "UNKNOWN_TOPIC" => Err(refused(error)),
+                Err(error) if error.reason != "UNKNOWN_TOPIC" => Err(admin_error(error)),
                 _ => Ok(()),
             }
         })
@@ -261,12 +261,12 @@ impl Admin for Nodes {
     fn rules<'a>(&'a self, target: &'a Target, principal: &'a str) -> AdminResult<'a, Vec<v1::Acl>> {
         Box::pin(async move {
             let filter = v1::AclFilter { principal: Some(principal.to_owned()), ..v1::AclFilter::default() };
-            self.client(target)?.list_acls(filter).await.map_err(refused)
+            self.client(target)?.list_acls(filter).await.map_err(admin_error)
         })
     }
 
     fn add_rules<'a>(&'a self, target: &'a Target, rules: Vec<v1::Acl>) -> AdminResult<'a, ()> {
-        Box::pin(async move { self.client(target)?.create_acls(rules).await.map(drop).map_err(refused) })
+        Box::pin(async move { self.client(target)?.create_acls(rules).await.map(drop).map_err(admin_error) })
     }
 
     fn remove_rules<'a>(&'a self, target: &'a Target, rules: Vec<v1::Acl>) -> AdminResult<'a, ()> {
@@ -280,13 +280,13 @@ impl Admin for Nodes {
                 effect: rule.effect,
             };
             let filters = rules.into_iter().map(exactly).collect();
-            self.client(target)?.delete_acls(filters).await.map(drop).map_err(refused)
+            self.client(target)?.delete_acls(filters).await.map(drop).map_err(admin_error)
         })
     }
 
     fn quota<'a>(&'a self, target: &'a Target, principal: &'a str) -> AdminResult<'a, Option<v1::Quota>> {
         Box::pin(async move {
-            let quotas = self.client(target)?.list_quotas().await.map_err(refused)?.quotas;
+            let quotas = self.client(target)?.list_quotas().await.map_err(admin_error)?.quotas;
             Ok(quotas.into_iter().find(|quota| quota.principal == principal).and_then(|quota| quota.quota))
         })
     }
@@ -303,7 +303,7 @@ impl Admin for Nodes {
                 Some(quota) => client.set_quota(Some(principal.to_owned()), quota).await,
                 None => client.delete_quota(Some(principal.to_owned())).await,
             };
-            done.map_err(refused)
+            done.map_err(admin_error)
         })
     }
 }

@@ -21,47 +21,47 @@ use crate::admin::Target;
 use crate::api::{ChronicleCluster, ConditionType, Conditions, condition_of, set_condition};
 use crate::build::{Cluster, validate};
 
-const AGAIN: Duration = Duration::from_millis(50);
-const UNSETTLED: Duration = Duration::from_secs(5);
+const AFTER_STEP: Duration = Duration::from_millis(50);
+const POLL_UNCONVERGED: Duration = Duration::from_secs(5);
 /// Interval of drift detection in the cluster, for which there is no watch.
-const SETTLED: Duration = Duration::from_secs(120);
+const RESYNC: Duration = Duration::from_secs(120);
 
 /// Result of a reconcile: the condition `Ready`, and the delay until the next reconcile.
 #[derive(Debug, Clone)]
-pub(super) struct Verdict {
+pub(super) struct ReadyState {
     holds: Option<bool>,
     reason: &'static str,
     message: String,
     pause: Duration,
 }
 
-impl Verdict {
+impl ReadyState {
     /// The resource matches its spec.
     pub(super) fn ready(reason: &'static str) -> Self {
-        Self { holds: Some(true), reason, message: String::new(), pause: SETTLED }
+        Self { holds: Some(true), reason, message: String::new(), pause: RESYNC }
     }
 
     /// The resource does not match its spec, and a person should act.
-    pub(super) fn no(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { holds: Some(false), reason, message: message.into(), pause: UNSETTLED }
+    pub(super) fn not_ready(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { holds: Some(false), reason, message: message.into(), pause: POLL_UNCONVERGED }
     }
 
     /// The state is not known, or the resource waits for something.
-    pub(super) fn wait(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { holds: None, reason, message: message.into(), pause: UNSETTLED }
+    pub(super) fn unknown(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { holds: None, reason, message: message.into(), pause: POLL_UNCONVERGED }
     }
 
     /// A step was done. The next reconcile follows at once.
-    pub(super) fn again(reason: &'static str) -> Self {
-        Self { holds: None, reason, message: String::new(), pause: AGAIN }
+    pub(super) fn step_done(reason: &'static str) -> Self {
+        Self { holds: None, reason, message: String::new(), pause: AFTER_STEP }
     }
 }
 
 /// What blocks progress: reason and message of a condition.
-pub(super) type Why = (&'static str, String);
+pub(super) type Blocker = (&'static str, String);
 
 /// A resource that belongs to a cluster.
-pub(super) trait Part:
+pub(super) trait ChildResource:
     Resource<DynamicType = (), Scope = NamespaceResourceScope>
     + Clone
     + Debug
@@ -79,24 +79,24 @@ pub(super) trait Part:
     /// Returns the resource with another status.
     fn with_status(self, status: Self::Status) -> Self;
     /// Returns conditions and observed generation of a status.
-    fn parts(status: &mut Self::Status) -> (&mut Conditions, &mut Option<i64>);
+    fn conditions_mut(status: &mut Self::Status) -> (&mut Conditions, &mut Option<i64>);
 
     /// Does one step towards the spec.
     fn advance(
         &self,
         context: &Context,
         status: &mut Self::Status,
-    ) -> impl Future<Output = Result<Verdict, ReconcileError>> + Send;
+    ) -> impl Future<Output = Result<ReadyState, ReconcileError>> + Send;
 
     /// Cleans up in the cluster before the deletion. Returns what blocks that, if anything.
-    fn let_go(&self, context: &Context) -> impl Future<Output = Result<Option<Why>, ReconcileError>> + Send;
+    fn finalize(&self, context: &Context) -> impl Future<Output = Result<Option<Blocker>, ReconcileError>> + Send;
 }
 
 /// Reconciles one resource.
 ///
 /// # Errors
-/// The failure; [`ReconcileError::pause`] has the delay of the retry.
-pub(super) async fn pass<P: Part>(resource: &P, context: &Context) -> Result<Action, ReconcileError> {
+/// The failure; [`ReconcileError::retry_delay`] has the delay of the retry.
+pub(super) async fn reconcile<P: ChildResource>(resource: &P, context: &Context) -> Result<Action, ReconcileError> {
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
     let kind = P::kind(&());
     let api: Api<P> = Api::namespaced(context.client(), &namespace);
@@ -104,13 +104,13 @@ pub(super) async fn pass<P: Part>(resource: &P, context: &Context) -> Result<Act
         return Ok(Action::await_change());
     };
     if resource.meta().deletion_timestamp.is_some() {
-        if let Some((reason, why)) = resource.let_go(context).await? {
+        if let Some((reason, why)) = resource.finalize(context).await? {
             let message = format!(
                 "waiting to delete: {why}; to delete only this resource and keep what it manages in the cluster, set deletionPolicy to Retain"
             );
             let status = resource.status();
-            report(context, &api, resource, status, &Verdict::no(reason, message)).await?;
-            return Ok(Action::requeue(UNSETTLED));
+            report(context, &api, resource, status, &ReadyState::not_ready(reason, message)).await?;
+            return Ok(Action::requeue(POLL_UNCONVERGED));
         }
         context.succeeded(&format!("{kind}/{namespace}/{name}"));
         remove_finalizer(&api, &resource).await?;
@@ -118,35 +118,35 @@ pub(super) async fn pass<P: Part>(resource: &P, context: &Context) -> Result<Act
     }
     if !resource.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
         add_finalizer(&api, &resource).await?;
-        return Ok(Action::requeue(AGAIN));
+        return Ok(Action::requeue(AFTER_STEP));
     }
     let mut status = resource.status();
-    *P::parts(&mut status).1 = resource.meta().generation;
+    *P::conditions_mut(&mut status).1 = resource.meta().generation;
     let result = resource.advance(context, &mut status).await;
-    let verdict = match &result {
-        Ok(verdict) => verdict.clone(),
-        Err(error) if error.is_transient() => Verdict::wait("ClusterUnavailable", error.to_string()),
-        Err(error) => Verdict::no(error.reason(), error.to_string()),
+    let ready = match &result {
+        Ok(ready) => ready.clone(),
+        Err(error) if error.is_transient() => ReadyState::unknown("ClusterUnavailable", error.to_string()),
+        Err(error) => ReadyState::not_ready(error.reason(), error.to_string()),
     };
-    report(context, &api, resource, status, &verdict).await?;
-    result.map(|_| Action::requeue(verdict.pause))
+    report(context, &api, resource, status, &ready).await?;
+    result.map(|_| Action::requeue(ready.pause))
 }
 
 /// Writes the status if it has changed, and a warning event for a new problem.
-async fn report<P: Part>(
+async fn report<P: ChildResource>(
     context: &Context,
     api: &Api<P>,
     resource: P,
     mut status: P::Status,
-    verdict: &Verdict,
+    ready: &ReadyState,
 ) -> Result<(), ReconcileError> {
     let mut before = resource.status();
-    let known = condition_of(P::parts(&mut before).0, ConditionType::Ready);
-    if verdict.holds == Some(false) && known.is_none_or(|known| known.reason != verdict.reason) {
-        context.event(&resource, EventKind::Warning, verdict.reason, &verdict.message).await;
+    let known = condition_of(P::conditions_mut(&mut before).0, ConditionType::Ready);
+    if ready.holds == Some(false) && known.is_none_or(|known| known.reason != ready.reason) {
+        context.event(&resource, EventKind::Warning, ready.reason, &ready.message).await;
     }
-    let (conditions, generation) = (P::parts(&mut status).0, resource.meta().generation);
-    let (holds, reason, message) = (verdict.holds, verdict.reason, verdict.message.clone());
+    let (conditions, generation) = (P::conditions_mut(&mut status).0, resource.meta().generation);
+    let (holds, reason, message) = (ready.holds, ready.reason, ready.message.clone());
     set_condition(conditions, ConditionType::Ready, holds, reason, message, generation, context.now());
     if status != before {
         let name = resource.name_any();
@@ -160,11 +160,11 @@ async fn report<P: Part>(
 }
 
 /// Returns how to reach the cluster of a resource. The inner error says why it cannot be reached.
-pub(super) async fn reach(
+pub(super) async fn resolve_cluster(
     context: &Context,
     namespace: &str,
     cluster: &str,
-) -> Result<Result<(Target, Cluster), Why>, ReconcileError> {
+) -> Result<Result<(Target, Cluster), Blocker>, ReconcileError> {
     let clusters: Api<ChronicleCluster> = Api::namespaced(context.client(), namespace);
     let found =
         clusters.get_opt(cluster).await.map_err(ReconcileError::kube(format!("get ChronicleCluster {cluster}")))?;
@@ -187,16 +187,16 @@ pub(super) async fn reach(
 
 /// Returns how to reach the cluster for a cleanup; `None`: the cluster is deleted or being deleted, so there is nothing to clean up. The
 /// inner error says why it cannot be reached.
-pub(super) async fn while_cluster_is_there(
+pub(super) async fn resolve_for_deletion(
     context: &Context,
     namespace: &str,
     cluster: &str,
-) -> Result<Option<Result<Target, Why>>, ReconcileError> {
+) -> Result<Option<Result<Target, Blocker>>, ReconcileError> {
     let clusters: Api<ChronicleCluster> = Api::namespaced(context.client(), namespace);
     let found =
         clusters.get_opt(cluster).await.map_err(ReconcileError::kube(format!("get ChronicleCluster {cluster}")))?;
     if found.is_none_or(|found| found.metadata.deletion_timestamp.is_some()) {
         return Ok(None);
     }
-    Ok(Some(reach(context, namespace, cluster).await?.map(|(target, _)| target)))
+    Ok(Some(resolve_cluster(context, namespace, cluster).await?.map(|(target, _)| target)))
 }

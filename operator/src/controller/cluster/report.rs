@@ -13,10 +13,13 @@ use crate::api::{
 };
 use crate::build::{Cluster, Settings};
 use crate::controller::ReconcileError;
-use crate::plan::{Ask, ClusterView, Observed, PENDING, REFUSED, Step, outdated, pending, refusal, untaken};
+use crate::plan::{
+    CONFIGURATION_PENDING, CONFIGURATION_REFUSED, ClusterView, DesiredState, ObservedState, Step, not_loaded, outdated,
+    pending_message, rejection,
+};
 
 /// A transient failure is reported after this many consecutive failures.
-const NEWS_AFTER: u32 = 4;
+const REPORT_AFTER: u32 = 4;
 
 /// Seconds from the start of its drain in which a node that is rolled may be dead without the condition Degraded.
 const RESTART_SECONDS: i64 = 180;
@@ -25,7 +28,7 @@ const RESTART_SECONDS: i64 = 180;
 const VERSIONS_MAX: usize = 64;
 
 /// The status under construction.
-pub(super) struct Outcome {
+pub(super) struct StatusReport {
     pub(super) status: ClusterStatus,
     /// Whether the resource was changed in this reconcile.
     pub(super) stale: bool,
@@ -36,19 +39,19 @@ pub(super) struct Outcome {
     generation: Option<i64>,
     now: Timestamp,
     /// Why the state of the cluster is not known.
-    silence: String,
+    unreachable: String,
     growth: Option<String>,
     two_clusters: Option<String>,
 }
 
-impl Outcome {
+impl StatusReport {
     pub(super) fn new(resource: &ChronicleCluster, now: Timestamp) -> Self {
         let mut status = resource.status.clone().unwrap_or_default();
         status.observed_generation = resource.meta().generation;
         let generation = resource.meta().generation;
-        let (silence, growth, two_clusters) = (String::new(), None, None);
+        let (unreachable, growth, two_clusters) = (String::new(), None, None);
         let (rotation, unbound) = (None, None);
-        Self { status, stale: false, rotation, unbound, generation, now, silence, growth, two_clusters }
+        Self { status, stale: false, rotation, unbound, generation, now, unreachable, growth, two_clusters }
     }
 
     fn set(&mut self, kind: ConditionType, holds: Option<bool>, reason: &str, message: impl Into<String>) {
@@ -56,11 +59,11 @@ impl Outcome {
     }
 
     /// Returns whether Degraded does not have this reason yet.
-    pub(super) fn is_news(&self, reason: &str) -> bool {
+    pub(super) fn is_new_reason(&self, reason: &str) -> bool {
         condition_of(&self.status.conditions, ConditionType::Degraded).is_none_or(|known| known.reason != reason)
     }
 
-    /// Returns whether Progressing does not have this reason yet. To be called before [`Outcome::conclude`].
+    /// Returns whether Progressing does not have this reason yet. To be called before [`StatusReport::conclude`].
     pub(super) fn is_new_block(&self, reason: &str) -> bool {
         condition_of(&self.status.conditions, ConditionType::Progressing).is_none_or(|known| known.reason != reason)
     }
@@ -75,7 +78,7 @@ impl Outcome {
         match error.is_transient() {
             false => self.set(ConditionType::Degraded, Some(true), error.reason(), error.to_string()),
             // A transient failure is reported only if it lasts.
-            true if attempt >= NEWS_AFTER => {
+            true if attempt >= REPORT_AFTER => {
                 let why = format!("{error}; retrying");
                 self.set(ConditionType::Progressing, Some(true), error.reason(), why);
             }
@@ -99,12 +102,12 @@ impl Outcome {
 
     pub(super) fn answered(&mut self, answer: Option<Result<ClusterView, AdminError>>) -> Option<ClusterView> {
         match answer {
-            None => self.silence = "no node is running, or the operator has no certificate to connect with".into(),
+            None => self.unreachable = "no node is running, or the operator has no certificate to connect with".into(),
             Some(Err(error)) => {
                 if let AdminError::TwoClusters(_) = &error {
                     self.two_clusters = Some(error.to_string());
                 }
-                self.silence = error.to_string();
+                self.unreachable = error.to_string();
             }
             Some(Ok(view)) => return Some(view),
         }
@@ -114,7 +117,7 @@ impl Outcome {
     pub(super) fn observed(
         &mut self,
         cluster: &Cluster,
-        observed: &Observed,
+        observed: &ObservedState,
         certificates: &Certificates,
         settings: &Settings,
     ) {
@@ -179,7 +182,7 @@ impl Outcome {
 
     fn quorate(&mut self, view: Option<&ClusterView>) {
         let Some(view) = view else {
-            let why = self.silence.clone();
+            let why = self.unreachable.clone();
             self.status.leader = None;
             self.set(ConditionType::Quorate, None, "Unknown", why.clone());
             let available = if self.status.ready_replicas == 0 { Some(false) } else { None };
@@ -199,7 +202,7 @@ impl Outcome {
         self.set(ConditionType::Available, Some(available), reason, if available { String::new() } else { why });
     }
 
-    fn storage(&mut self, cluster: &Cluster, observed: &Observed) {
+    fn storage(&mut self, cluster: &Cluster, observed: &ObservedState) {
         let small: Vec<String> = observed
             .claims
             .iter()
@@ -225,20 +228,20 @@ impl Outcome {
     }
 
     /// Sets the conditions that follow from the step.
-    pub(super) fn conclude(&mut self, ask: &Ask, step: &Step, observed: &Observed) {
+    pub(super) fn conclude(&mut self, desired: &DesiredState, step: &Step, observed: &ObservedState) {
         if let Some(why) = self.growth.take() {
             let why = format!("{why}; the StorageClass needs allowVolumeExpansion: true");
             self.set(ConditionType::StorageHealthy, Some(false), "GrowthRefused", why);
         }
-        self.up_to_date(ask, observed);
+        self.up_to_date(desired, observed);
         let busy = self.status.operation.as_ref().map(|operation| format!("{:?}", operation.kind));
         match step {
-            Step::Wait { reason, message } if ask.paused => {
+            Step::Wait { reason, message } if desired.paused => {
                 self.set(ConditionType::Progressing, Some(false), reason, message)
             }
             Step::Wait { reason, message } => self.set(ConditionType::Progressing, Some(true), reason, message),
             Step::Blocked { reason, message } => self.set(ConditionType::Progressing, Some(false), reason, message),
-            Step::Idle if ask.replicas == 0 => {
+            Step::Idle if desired.replicas == 0 => {
                 self.set(
                     ConditionType::Progressing,
                     Some(false),
@@ -250,47 +253,48 @@ impl Outcome {
             Step::Finish => self.set(ConditionType::Progressing, Some(true), "Settling", ""),
             _ => self.set(ConditionType::Progressing, Some(true), busy.as_deref().unwrap_or("Working"), ""),
         }
-        self.degraded(ask, step, observed);
+        self.degraded(desired, step, observed);
     }
 
-    fn up_to_date(&mut self, ask: &Ask, observed: &Observed) {
-        if let Some(why) = refusal(ask, observed) {
-            return self.set(ConditionType::UpToDate, Some(false), REFUSED, why);
+    fn up_to_date(&mut self, desired: &DesiredState, observed: &ObservedState) {
+        if let Some(why) = rejection(desired, observed) {
+            return self.set(ConditionType::UpToDate, Some(false), CONFIGURATION_REFUSED, why);
         }
-        let outdated = observed.pods.iter().filter(|(ordinal, pod)| outdated(ask, observed, **ordinal, pod)).count();
+        let outdated =
+            observed.pods.iter().filter(|(ordinal, pod)| outdated(desired, observed, **ordinal, pod)).count();
         if outdated > 0 {
             let why = format!("{outdated} of {} pods do not match the spec yet", observed.pods.len());
             return self.set(ConditionType::UpToDate, Some(false), "RollPending", why);
         }
         // Up-to-date pods may not have loaded the file.
         if observed.cluster.is_none() && !observed.pods.is_empty() {
-            let why = self.silence.clone();
+            let why = self.unreachable.clone();
             return self.set(ConditionType::UpToDate, None, "ClusterUnknown", why);
         }
-        match untaken(ask, observed).as_slice() {
+        match not_loaded(desired, observed).as_slice() {
             [] => self.set(ConditionType::UpToDate, Some(true), "UpToDate", ""),
-            names => self.set(ConditionType::UpToDate, Some(false), PENDING, pending(names)),
+            names => self.set(ConditionType::UpToDate, Some(false), CONFIGURATION_PENDING, pending_message(names)),
         }
     }
 
     /// Returns the node that a roll is restarting now: its missing heartbeats are expected.
-    fn restarting(&self, observed: &Observed) -> Option<&str> {
+    fn restarting(&self, observed: &ObservedState) -> Option<&str> {
         let operation = self.status.operation.as_ref().filter(|operation| operation.kind == OperationKind::Roll)?;
         let is_young = operation.age_seconds(observed.now)? < RESTART_SECONDS;
         is_young.then_some(operation.target.as_str())
     }
 
-    fn degraded(&mut self, ask: &Ask, step: &Step, observed: &Observed) {
+    fn degraded(&mut self, desired: &DesiredState, step: &Step, observed: &ObservedState) {
         if let Some(why) = self.two_clusters.take() {
             return self.set(ConditionType::Degraded, Some(true), "TwoClusters", why);
         }
         // Dead nodes are more urgent than a rejected file.
         if let Step::Blocked { reason, message } = step
-            && *reason != REFUSED
+            && *reason != CONFIGURATION_REFUSED
         {
             return self.set(ConditionType::Degraded, Some(true), reason, message);
         }
-        if ask.replicas == 0 {
+        if desired.replicas == 0 {
             return self.set(ConditionType::Degraded, Some(false), "Stopped", "");
         }
         match &observed.cluster {
@@ -309,14 +313,14 @@ impl Outcome {
                         view.under_replicated
                     );
                     self.set(ConditionType::Degraded, Some(true), "UnderReplicated", why);
-                } else if let Some(why) = refusal(ask, observed) {
-                    self.set(ConditionType::Degraded, Some(true), REFUSED, why);
+                } else if let Some(why) = rejection(desired, observed) {
+                    self.set(ConditionType::Degraded, Some(true), CONFIGURATION_REFUSED, why);
                 } else {
                     self.set(ConditionType::Degraded, Some(false), "AsExpected", "");
                 }
             }
             None if self.status.cluster_id.is_some() => {
-                let why = self.silence.clone();
+                let why = self.unreachable.clone();
                 self.set(ConditionType::Degraded, Some(true), "ClusterUnknown", why);
             }
             None => self.set(ConditionType::Degraded, Some(false), "Starting", ""),

@@ -13,25 +13,25 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Kind {
+struct KindLabel {
     kind: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Failure {
+struct FailureLabels {
     kind: &'static str,
     reason: &'static str,
 }
 
 /// Metrics of the process. Cheap to clone.
 #[derive(Clone)]
-pub struct Metrics(Arc<Inner>);
+pub struct Metrics(Arc<MetricsInner>);
 
-struct Inner {
+struct MetricsInner {
     registry: Registry,
-    reconciliations: Family<Kind, Counter>,
-    failures: Family<Failure, Counter>,
-    seconds: Family<Kind, Histogram>,
+    reconciliations: Family<KindLabel, Counter>,
+    failures: Family<FailureLabels, Counter>,
+    seconds: Family<KindLabel, Histogram>,
     leader: Gauge<i64, AtomicI64>,
 }
 
@@ -46,23 +46,23 @@ impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("chronicle_operator");
         let (reconciliations, failures) = (Family::default(), Family::default());
-        let seconds: Family<Kind, Histogram> =
+        let seconds: Family<KindLabel, Histogram> =
             Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.005, 2.0, 14)));
         let leader = Gauge::default();
         registry.register("reconciliations", "Reconciles of resources", reconciliations.clone());
         registry.register("reconciliation_failures", "Reconciles that failed, by reason", failures.clone());
         registry.register_with_unit("reconciliation", "Duration of a reconcile", Unit::Seconds, seconds.clone());
         registry.register("leader", "1 while this process is the leader, 0 while it stands by", leader.clone());
-        Self(Arc::new(Inner { registry, reconciliations, failures, seconds, leader }))
+        Self(Arc::new(MetricsInner { registry, reconciliations, failures, seconds, leader }))
     }
 
     /// Counts a reconcile. `failure` is the reason if it failed.
     pub fn reconciled(&self, kind: &'static str, took: Duration, failure: Option<&'static str>) {
-        let label = Kind { kind };
+        let label = KindLabel { kind };
         self.0.reconciliations.get_or_create(&label).inc();
         self.0.seconds.get_or_create(&label).observe(took.as_secs_f64());
         if let Some(reason) = failure {
-            self.0.failures.get_or_create(&Failure { kind, reason }).inc();
+            self.0.failures.get_or_create(&FailureLabels { kind, reason }).inc();
         }
     }
 

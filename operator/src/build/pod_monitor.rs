@@ -1,27 +1,10 @@
-//! What others may do with the pods: evict them, scrape them.
+//! The PodMonitor: lets a Prometheus operator scrape the nodes.
 
-use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::DynamicObject;
 use serde_json::json;
 
 use super::{Cluster, from_value};
 use crate::api::PodMonitorMode;
-
-/// One pod at a time may be evicted: a stopping node transfers its leadership, and the others keep a majority. A pod that is not ready
-/// may always be evicted.
-pub(super) fn disruption_budget(cluster: &Cluster) -> PodDisruptionBudget {
-    PodDisruptionBudget {
-        metadata: cluster.metadata(&cluster.name),
-        spec: Some(PodDisruptionBudgetSpec {
-            max_unavailable: Some(IntOrString::Int(1)),
-            selector: Some(cluster.label_selector()),
-            unhealthy_pod_eviction_policy: Some("AlwaysAllow".into()),
-            ..PodDisruptionBudgetSpec::default()
-        }),
-        ..PodDisruptionBudget::default()
-    }
-}
 
 pub(super) fn pod_monitor(cluster: &Cluster) -> Option<DynamicObject> {
     let asked = &cluster.spec.monitoring;

@@ -13,8 +13,6 @@
 //!
 //! [`Settings::trust_settles_seconds`]: crate::build::Settings::trust_settles_seconds
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
@@ -22,10 +20,11 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use serde_json::json;
 
+use super::x509::{self, same_serial, serial};
 use crate::admin::{Target, TlsMaterial};
 use crate::api::IssuerKind;
 use crate::build::{Cluster, Settings, TrustInput, trust_bundle};
-use crate::controller::{Context, FIELD_MANAGER, ReconcileError};
+use crate::controller::{Context, FIELD_MANAGER, LiveObjects, ReconcileError};
 use crate::plan::ClusterView;
 
 /// Seconds that a former CA stays trusted after the new one: one day, in which clients load their new certificates.
@@ -33,8 +32,6 @@ const CA_OVERLAP_SECONDS: i64 = 86_400;
 
 /// Seconds within which nodes normally serve a new certificate. After that the condition CertificatesValid is false.
 const SERVED_AFTER_SECONDS: i64 = 180;
-
-type Live = BTreeMap<(String, String), DynamicObject>;
 
 /// State of the certificates of a cluster.
 #[derive(Debug, Default)]
@@ -63,7 +60,7 @@ impl Certificates {
     pub async fn read(
         context: &Context,
         cluster: &Cluster,
-        live: &Live,
+        live: &LiveObjects,
         cert_manager: bool,
     ) -> Result<Self, ReconcileError> {
         let mut known = Self { encrypted: cluster.encrypted(), ..Self::default() };
@@ -141,7 +138,7 @@ impl Certificates {
     }
 
     /// Compares the certificates that nodes serve with the one in the Secret.
-    pub fn judge(&mut self, view: Option<&ClusterView>) {
+    pub fn compare_served(&mut self, view: Option<&ClusterView>) {
         let serial = self.node.as_ref().and_then(|secret| text(secret, "tls.crt")).and_then(|pem| serial(&pem));
         let (Some(serial), Some(view)) = (serial, view) else { return };
         let alive = view.nodes.iter().filter(|node| node.alive);
@@ -202,7 +199,7 @@ impl Certificates {
         &self,
         context: &Context,
         cluster: &Cluster,
-        live: &Live,
+        live: &LiveObjects,
     ) -> Result<Option<String>, ReconcileError> {
         if !self.encrypted {
             return Ok(None);
@@ -253,7 +250,7 @@ pub async fn operator_target(
     cluster: &Cluster,
     size: i32,
 ) -> Result<Option<Target>, ReconcileError> {
-    let mut live = Live::new();
+    let mut live = LiveObjects::new();
     let maps: Api<ConfigMap> = Api::namespaced(context.client(), &cluster.namespace);
     if cluster.encrypted() {
         let name = cluster.trust_config_map();
@@ -299,7 +296,7 @@ pub(in crate::controller) async fn reissue(
 async fn pending(
     context: &Context,
     cluster: &Cluster,
-    live: &Live,
+    live: &LiveObjects,
     secret: &str,
 ) -> Result<(&'static str, String), ReconcileError> {
     let given = cluster.spec.security.tls.issuer_ref.as_ref();
@@ -335,17 +332,18 @@ async fn pending(
         let conditions = object.data["status"]["conditions"].as_array()?;
         conditions.iter().find(|condition| condition["type"] == "Ready").cloned()
     };
-    let words =
+    let message_of =
         |condition: &serde_json::Value| condition["message"].as_str().unwrap_or("no reason reported").to_owned();
     if let Some(condition) = issuer.as_ref().and_then(ready).filter(|condition| condition["status"] == "False") {
-        let why = format!("{kind} {name}, which should issue Secret {secret}, is not ready: {}", words(&condition));
+        let why =
+            format!("{kind} {name}, which should issue Secret {secret}, is not ready: {}", message_of(&condition));
         return Ok(("IssuerNotReady", why));
     }
     let of = |object: &&DynamicObject| object.data["spec"]["secretName"] == secret;
     let mut certificates = live.iter().filter(|((kind, _), _)| kind == "Certificate").map(|(_, object)| object);
     let why = match certificates.find(of).and_then(ready) {
         Some(condition) => {
-            format!("cert-manager has not issued Secret {secret} ({kind} {name}): {}", words(&condition))
+            format!("cert-manager has not issued Secret {secret} ({kind} {name}): {}", message_of(&condition))
         }
         None => format!("waiting for cert-manager to issue Secret {secret} ({kind} {name}); is cert-manager running?"),
     };
@@ -357,114 +355,7 @@ pub(in crate::controller) fn text(secret: &Secret, key: &str) -> Option<String> 
     String::from_utf8(bytes.clone()).ok().filter(|text| !text.trim().is_empty())
 }
 
-/// Begin of the life of the first certificate in a Secret, `YYYYMMDDhhmmssZ`: the order of such texts is that of time.
+/// Returns when the certificate in a Secret became valid, as in [`x509::not_before`].
 pub(in crate::controller) fn issued_at(secret: &Secret) -> Option<String> {
-    let der = der(&text(secret, "tls.crt")?)?;
-    let (_, rest) = element(numbered(&der)?, 0x02)?;
-    let (_algorithm, rest) = element(rest, 0x30)?;
-    let (_issuer, rest) = element(rest, 0x30)?;
-    let (validity, _) = element(rest, 0x30)?;
-    let said = |tag: u8| Some(std::str::from_utf8(element(validity, tag)?.0).ok()?.to_owned());
-    // Two digits of the year until 2049, four from then on.
-    match said(0x17) {
-        Some(short) if short.as_str() < "50" => Some(format!("20{short}")),
-        Some(short) => Some(format!("19{short}")),
-        None => said(0x18),
-    }
-}
-
-/// Serial number of the first certificate in a PEM text, hexadecimal in lower case.
-fn serial(pem: &str) -> Option<String> {
-    let der = der(pem)?;
-    let (number, _) = element(numbered(&der)?, 0x02)?;
-    Some(number.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// The first certificate in a PEM text.
-fn der(pem: &str) -> Option<Vec<u8>> {
-    let body = pem.split("-----BEGIN CERTIFICATE-----").nth(1)?.split("-----END CERTIFICATE-----").next()?;
-    let compact: String = body.split_whitespace().collect();
-    base64::Engine::decode(&base64::engine::general_purpose::STANDARD, compact).ok()
-}
-
-/// What is signed of a certificate, from its serial number on. Certificates are read only as far as they must be (RFC 5280, 4.1).
-fn numbered(der: &[u8]) -> Option<&[u8]> {
-    let (certificate, _) = element(der, 0x30)?;
-    let (to_be_signed, _) = element(certificate, 0x30)?;
-    // The version is there unless it is the first.
-    Some(element(to_be_signed, 0xa0).map_or(to_be_signed, |(_, rest)| rest))
-}
-
-/// The content of the DER element with this tag at the start, and what follows it.
-fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    let (&found, rest) = der.split_first()?;
-    let (&first, rest) = rest.split_first()?;
-    if found != tag {
-        return None;
-    }
-    let (length, rest) = match first {
-        0..=0x7f => (usize::from(first), rest),
-        0x81..=0x84 => {
-            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            (bytes.iter().fold(0, |length, byte| (length << 8) | usize::from(*byte)), rest)
-        }
-        _ => return None,
-    };
-    rest.split_at_checked(length)
-}
-
-/// Leading zeros and separators do not matter.
-fn same_serial(a: &str, b: &str) -> bool {
-    let normal = |text: &str| {
-        let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect::<String>().to_lowercase();
-        digits.trim_start_matches('0').to_owned()
-    };
-    normal(a) == normal(b)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_from_outside_are_read_or_refused() {
-        // SEQUENCE { SEQUENCE { [0] { INTEGER 2 }, INTEGER 00ab } }
-        let der = [0x30, 0x0b, 0x30, 0x09, 0xa0, 0x03, 0x02, 0x01, 0x02, 0x02, 0x02, 0x00, 0xab];
-        let pem = |der: &[u8]| {
-            let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
-            format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
-        };
-        assert_eq!(serial(&pem(&der)).as_deref(), Some("00ab"));
-        assert!(same_serial("00ab", "AB") && same_serial("0:ab", "ab") && !same_serial("ab", "ac"));
-        for cut in 0..der.len() {
-            assert_eq!(serial(&pem(&der[..cut])), None, "cut at {cut}");
-        }
-        assert_eq!(serial("no certificate"), None);
-    }
-
-    #[test]
-    fn the_younger_of_two_certificates_is_known() {
-        let secret = |tag: u8, time: &str| {
-            let mut validity = vec![0x30, time.len() as u8 + 2, tag, time.len() as u8];
-            validity.extend(time.as_bytes());
-            // INTEGER 1, two empty SEQUENCEs, the validity.
-            let mut signed = vec![0x02, 0x01, 0x01, 0x30, 0x00, 0x30, 0x00];
-            signed.extend(validity);
-            let wrap = |content: Vec<u8>| [vec![0x30, content.len() as u8], content].concat();
-            let der = wrap(wrap(signed));
-            let pem = |der: &[u8]| {
-                let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
-                let text = format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
-                let data = [("tls.crt".to_owned(), k8s_openapi::ByteString(text.into_bytes()))];
-                Secret { data: Some(data.into()), ..Secret::default() }
-            };
-            for cut in 0..der.len() {
-                assert_eq!(issued_at(&pem(&der[..cut])), None, "cut at {cut}");
-            }
-            issued_at(&pem(&der)).unwrap()
-        };
-        let times = [secret(0x17, "991231235959Z"), secret(0x17, "261122000000Z"), secret(0x18, "20500101000000Z")];
-        assert_eq!(times, ["19991231235959Z", "20261122000000Z", "20500101000000Z"]);
-        assert!(times.is_sorted());
-    }
+    x509::not_before(&text(secret, "tls.crt")?)
 }

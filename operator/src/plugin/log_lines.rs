@@ -1,7 +1,6 @@
-//! Reads log lines with Kubernetes timestamps, with bounded memory; and parses durations of flags.
+//! Reads log lines with Kubernetes timestamps, with bounded memory.
 
 use std::io;
-use std::time::Duration;
 
 use futures::{AsyncBufRead, AsyncBufReadExt};
 use k8s_openapi::jiff::Timestamp;
@@ -11,25 +10,25 @@ const LINE_BYTES_MAX: usize = 256 << 10;
 
 /// A log line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line {
+pub(super) struct LogLine {
     /// Timestamp; that of the line before if it has none.
     pub(super) at: Timestamp,
     pub(super) text: String,
 }
 
 /// Reads lines that begin with a timestamp.
-pub(super) struct Lines<R> {
+pub(super) struct LogLines<R> {
     from: R,
     last: Timestamp,
 }
 
-impl<R: AsyncBufRead + Unpin> Lines<R> {
+impl<R: AsyncBufRead + Unpin> LogLines<R> {
     pub(super) fn new(from: R) -> Self {
         Self { from, last: Timestamp::UNIX_EPOCH }
     }
 
     /// Returns the next line; `None`: the end. Not cancel-safe: dropping the future loses the part of the line that was read.
-    pub(super) async fn next(&mut self) -> io::Result<Option<Line>> {
+    pub(super) async fn next(&mut self) -> io::Result<Option<LogLine>> {
         let mut line = Vec::new();
         let mut ended = false;
         let mut empty = true;
@@ -56,22 +55,8 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
             _ => (text.parse().unwrap_or(self.last), if text.parse::<Timestamp>().is_ok() { "" } else { text }),
         };
         self.last = at;
-        Ok(Some(Line { at, text: text.to_owned() }))
+        Ok(Some(LogLine { at, text: text.to_owned() }))
     }
-}
-
-/// Parses `30s`, `5m`, `2h`, `1d`, or a number of seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let rule = || format!("{text:?}: must be a number with s, m, h or d, such as 90s");
-    let (number, seconds) = match text.trim().split_at_checked(text.trim().len().saturating_sub(1)) {
-        Some((number, "s")) => (number, 1),
-        Some((number, "m")) => (number, 60),
-        Some((number, "h")) => (number, 3600),
-        Some((number, "d")) => (number, 86_400),
-        _ => (text.trim(), 1),
-    };
-    let number: u64 = number.parse().map_err(|_| rule())?;
-    number.checked_mul(seconds).filter(|seconds| *seconds <= 3_650 * 86_400).map(Duration::from_secs).ok_or_else(rule)
 }
 
 #[cfg(test)]
@@ -82,7 +67,7 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8]) -> Vec<(i64, String)> {
-        let mut lines = Lines::new(BufReader::with_capacity(7, Cursor::new(bytes.to_vec())));
+        let mut lines = LogLines::new(BufReader::with_capacity(7, Cursor::new(bytes.to_vec())));
         let mut all = Vec::new();
         while let Some(line) = block_on(lines.next()).unwrap() {
             all.push((line.at.as_second(), line.text));
@@ -105,16 +90,5 @@ mod tests {
         let long = vec![b'x'; 3 * LINE_BYTES_MAX];
         let lines = read(&long);
         assert_eq!((lines.len(), lines[0].1.len()), (1, LINE_BYTES_MAX));
-    }
-
-    #[test]
-    fn times_are_given_with_their_unit() {
-        assert_eq!(
-            ["45", "45s", "2m", "3h", "1d"].map(|text| duration(text).unwrap().as_secs()),
-            [45, 45, 120, 10_800, 86_400]
-        );
-        for bad in ["", "s", "-5s", "5w", "ü", "99999999999999999999s", "99999999d"] {
-            assert!(duration(bad).is_err(), "{bad:?}");
-        }
     }
 }

@@ -2,10 +2,11 @@
 //! which propagate the trace.
 //!
 //! Only the standard environment variables configure it. Without an endpoint (`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`,
-//! `OTEL_EXPORTER_OTLP_ENDPOINT`) there are no spans and no cost. The SDK itself reads sampling (`OTEL_TRACES_SAMPLER`, default: everything), queue and batches
-//! (`OTEL_BSP_*`; the queue is bounded and drops spans when it is full), headers and attributes of the resource.
+//! `OTEL_EXPORTER_OTLP_ENDPOINT`) there are no spans and no cost. The SDK itself reads sampling (`OTEL_TRACES_SAMPLER`, default:
+//! everything), queue and batches (`OTEL_BSP_*`; the queue is bounded and drops spans when it is full), headers and attributes of the
+//! resource.
 //!
-//! Spans are those of `tracing` on the target [`SPANS`]. Phases have the level debug, so that log lines name the reconcile and not its phases.
+//! Spans are those of `tracing` on the target [`SPANS`]. Phases have the level debug: log lines name the reconcile and not its phases.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -213,7 +214,7 @@ mod tests {
 
     use super::*;
     use crate::controller::cluster::reconcile;
-    use crate::controller::world::World;
+    use crate::controller::fake_kubernetes::FakeKubernetes;
 
     /// A receiver of OTLP.
     #[derive(Clone, Default)]
@@ -253,8 +254,8 @@ mod tests {
         // With one subscriber in the process, the interest in a span is cached from the first thread that reaches it; a thread of another
         // test has no subscriber and would disable the span. With two subscribers the interest is not cached.
         let _another = tracing::Dispatch::new(tracing_subscriber::registry());
-        let world = World::new();
-        world.put(
+        let fake = FakeKubernetes::new();
+        fake.put(
             "chronicleclusters",
             serde_json::json!({
                 "apiVersion": "chronicle.dev/v1alpha1", "kind": "ChronicleCluster", "metadata": {"name": "log"},
@@ -262,13 +263,13 @@ mod tests {
             }),
         );
         let passes = async {
-            let operator = world.operator();
+            let operator = fake.operator();
             for _ in 0..20 {
-                let resource = world.get("chronicleclusters", "log").unwrap();
+                let resource = fake.get("chronicleclusters", "log").unwrap();
                 let resource = Arc::new(serde_json::from_value(resource).unwrap());
                 let span = tracing::info_span!(target: SPANS, "reconcile");
                 let _ = reconcile(resource, operator.clone()).instrument(span).await;
-                world.tick();
+                fake.tick();
             }
         };
         passes.with_subscriber(subscriber).await;

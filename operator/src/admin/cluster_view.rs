@@ -11,7 +11,7 @@ use crate::api::MemberState;
 use crate::plan::{ClusterView, NodeConfiguration, NodeView, RunningOperation};
 
 /// The response of a node (by the name of its pod), or why there is none.
-pub type Answer = (String, Result<v1::GetStatusResponse, String>);
+pub type NodeAnswer = (String, Result<v1::GetStatusResponse, String>);
 
 /// Returns the state that a majority of the voters of the controller group confirms.
 ///
@@ -21,7 +21,7 @@ pub type Answer = (String, Result<v1::GetStatusResponse, String>);
 ///
 /// # Errors
 /// [`AdminError::NoMajority`], [`AdminError::TwoClusters`].
-pub fn combine(answers: &[Answer]) -> Result<ClusterView, AdminError> {
+pub fn cluster_view(answers: &[NodeAnswer]) -> Result<ClusterView, AdminError> {
     let good: Vec<(&str, &v1::GetStatusResponse)> =
         answers.iter().filter_map(|(name, answer)| Some((name.as_str(), answer.as_ref().ok()?))).collect();
     let failures = || {
@@ -160,16 +160,16 @@ mod tests {
         ["a", "b", "c"].map(|name| server(name, true, v1::ServerState::Active)).to_vec()
     }
 
-    fn silent(name: &str) -> Answer {
+    fn silent(name: &str) -> NodeAnswer {
         (name.into(), Err("refused".into()))
     }
 
     #[test]
     fn a_minority_of_the_voters_is_an_error() {
         let answers = [("a".into(), Ok(status(1, "id-a", &three()))), silent("b"), silent("c")];
-        let Err(AdminError::NoMajority(why)) = combine(&answers) else { panic!("accepted a minority") };
+        let Err(AdminError::NoMajority(why)) = cluster_view(&answers) else { panic!("accepted a minority") };
         assert!(why.contains("1 of 3 voters") && why.contains("b: refused"), "{why}");
-        assert!(matches!(combine(&[]), Err(AdminError::NoMajority(_))));
+        assert!(matches!(cluster_view(&[]), Err(AdminError::NoMajority(_))));
     }
 
     #[test]
@@ -178,21 +178,21 @@ mod tests {
         servers.push(server("d", false, v1::ServerState::Active));
         let answer = Ok(status(1, "id-a", &servers));
         let answers = [("a".into(), answer.clone()), ("d".into(), answer), silent("b"), silent("c")];
-        assert!(matches!(combine(&answers), Err(AdminError::NoMajority(_))));
+        assert!(matches!(cluster_view(&answers), Err(AdminError::NoMajority(_))));
     }
 
     #[test]
     fn the_health_of_the_cluster_comes_from_the_leader() {
         let (leader, mut follower) = (status(2, "id-b", &three()), status(1, "id-a", &three()));
         follower.offline = 7;
-        let view = combine(&[("a".into(), Ok(follower)), ("b".into(), Ok(leader)), silent("c")]).unwrap();
+        let view = cluster_view(&[("a".into(), Ok(follower)), ("b".into(), Ok(leader)), silent("c")]).unwrap();
         assert_eq!((view.leader.as_deref(), view.offline, view.nodes.len()), (Some("id-b"), 0, 3));
     }
 
     #[test]
     fn a_leader_that_does_not_answer_is_none() {
         let answer = Ok(status(2, "id-c", &three()));
-        let view = combine(&[("a".into(), answer.clone()), ("b".into(), answer), silent("c")]).unwrap();
+        let view = cluster_view(&[("a".into(), answer.clone()), ("b".into(), answer), silent("c")]).unwrap();
         assert_eq!(view.leader, None);
     }
 
@@ -207,7 +207,7 @@ mod tests {
             Ok(v1::GetStatusResponse { configuration: Some(configuration), ..status(1, "id-a", &three()) })
         };
         let old = Ok(status(1, "id-a", &three()));
-        let view = combine(&[("b".into(), of("AB", "no such field")), ("a".into(), old), silent("c")]).unwrap();
+        let view = cluster_view(&[("b".into(), of("AB", "no such field")), ("a".into(), old), silent("c")]).unwrap();
         let [a, b, c] = view.nodes.as_slice() else { panic!("{:?}", view.nodes) };
         assert_eq!((a.answered, &a.configuration), (true, &None), "an older version does not report it");
         assert_eq!((c.answered, &c.configuration), (false, &None));
@@ -223,7 +223,7 @@ mod tests {
         let mut before = three();
         before.push(server("d", false, v1::ServerState::Decommissioning));
         let answers = [("a".into(), Ok(status(1, "id-a", &before))), ("b".into(), Ok(status(1, "id-a", &removed)))];
-        let view = combine(&answers).unwrap();
+        let view = cluster_view(&answers).unwrap();
         assert!(view.removed.contains("id-d"));
         assert!(view.nodes.iter().all(|node| node.name != "d"), "a removed node is still a member");
     }
@@ -233,6 +233,6 @@ mod tests {
         let mut other = status(1, "id-b", &three());
         other.cluster_id = "other".into();
         let answers = [("a".into(), Ok(status(1, "id-a", &three()))), ("b".into(), Ok(other))];
-        assert!(matches!(combine(&answers), Err(AdminError::TwoClusters(_))));
+        assert!(matches!(cluster_view(&answers), Err(AdminError::TwoClusters(_))));
     }
 }

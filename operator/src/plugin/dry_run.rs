@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tower::service_fn;
 
-use super::nodes::Ask;
+use super::nodes::NodeAccess;
 use crate::admin::{Admin, AdminError, AdminResult, Target};
 use crate::api::{ChronicleCluster, ClusterStatus};
 use crate::controller::apply::APPLIED;
@@ -27,11 +27,11 @@ use crate::controller::{Context, ReconcileError};
 use crate::plan::{CatchUp, ClusterView};
 
 /// Maximum number of reconciles in a dry run.
-const PASSES_MAX: usize = 8;
+const RECONCILES_MAX: usize = 8;
 
 /// A change that a reconcile would make.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Change {
+pub(super) struct PlannedChange {
     /// `create`, `change`, `delete`, or a command to the cluster.
     pub(super) verb: String,
     /// Plural name of the kind; `node` for a command to the cluster.
@@ -45,9 +45,9 @@ pub(super) struct Change {
 
 /// Result of a dry run.
 #[derive(Debug)]
-pub(super) struct Rehearsal {
+pub(super) struct DryRun {
     /// Changes in order, by reconcile.
-    pub(super) passes: Vec<Vec<Change>>,
+    pub(super) reconciles: Vec<Vec<PlannedChange>>,
     /// The resource after the last reconcile.
     pub(super) cluster: ChronicleCluster,
     /// Why the last reconcile would fail.
@@ -60,10 +60,10 @@ pub(super) struct Rehearsal {
     pub(super) denied: BTreeSet<String>,
 }
 
-/// Recording of a dry run.
+/// What is recorded in a dry run.
 #[derive(Default)]
-struct Tape {
-    changes: Mutex<Vec<Change>>,
+struct Recording {
+    changes: Mutex<Vec<PlannedChange>>,
     /// The resource after simulated changes.
     cluster: Mutex<Option<Value>>,
     denied: Mutex<BTreeSet<String>>,
@@ -72,36 +72,37 @@ struct Tape {
     nodes: Mutex<BTreeMap<String, String>>,
 }
 
-impl Tape {
+impl Recording {
     fn note(&self, verb: &str, resource: &str, name: &str, detail: impl Into<String>) {
-        let change = Change { verb: verb.into(), resource: resource.into(), name: name.into(), detail: detail.into() };
+        let change =
+            PlannedChange { verb: verb.into(), resource: resource.into(), name: name.into(), detail: detail.into() };
         self.changes.lock().push(change);
     }
 }
 
 /// Runs the reconciler dry. `context` creates its context from a client and the access to nodes.
-pub(super) async fn rehearse(
+pub(super) async fn dry_run(
     client: Client,
-    ask: Arc<dyn Ask>,
+    nodes: Arc<dyn NodeAccess>,
     cluster: ChronicleCluster,
     context: impl FnOnce(Client, Arc<dyn Admin>) -> Context,
-) -> Rehearsal {
-    let tape = Arc::new(Tape::default());
+) -> DryRun {
+    let recording = Arc::new(Recording::default());
     let namespace = cluster.namespace().unwrap_or_default();
     let resource = Arc::new(cluster);
-    let staged = stage(client, tape.clone(), &namespace, &resource.name_any());
-    let resources: Api<ChronicleCluster> = Api::namespaced(staged.clone(), &namespace);
-    let context = context(staged, Arc::new(Stage { ask, tape: tape.clone() }));
-    let (mut passes, mut failed) = (Vec::new(), None);
-    while passes.len() < PASSES_MAX {
+    let read_only = read_only_client(client, recording.clone(), &namespace, &resource.name_any());
+    let resources: Api<ChronicleCluster> = Api::namespaced(read_only.clone(), &namespace);
+    let context = context(read_only, Arc::new(DryRunAdmin { nodes, recording: recording.clone() }));
+    let (mut reconciles, mut failed) = (Vec::new(), None);
+    while reconciles.len() < RECONCILES_MAX {
         if let Err(error) = reconcile(resource.clone(), context.clone()).await {
             failed = Some(error);
         }
-        let changes: Vec<Change> = tape.changes.lock().drain(..).collect();
-        let own = |change: &Change| change.resource == "chronicleclusters";
+        let changes: Vec<PlannedChange> = recording.changes.lock().drain(..).collect();
+        let own = |change: &PlannedChange| change.resource == "chronicleclusters";
         let ends = failed.is_some() || changes.is_empty() || !changes.iter().all(own);
         if !changes.is_empty() {
-            passes.push(changes);
+            reconciles.push(changes);
         }
         if ends {
             break;
@@ -109,36 +110,36 @@ pub(super) async fn rehearse(
     }
     // Read the resource again if there was nothing to write: the operator may have reported concurrently.
     let left = resources.get(&resource.name_any()).await.ok();
-    let unreached = tape.unreached.lock().take();
-    let reached = unreached.is_none() && !tape.nodes.lock().is_empty();
-    let denied = std::mem::take(&mut *tape.denied.lock());
-    Rehearsal { passes, cluster: left.unwrap_or_else(|| (*resource).clone()), failed, unreached, reached, denied }
+    let unreached = recording.unreached.lock().take();
+    let reached = unreached.is_none() && !recording.nodes.lock().is_empty();
+    let denied = std::mem::take(&mut *recording.denied.lock());
+    DryRun { reconciles, cluster: left.unwrap_or_else(|| (*resource).clone()), failed, unreached, reached, denied }
 }
 
 /// Returns a client that forwards reads to another one, and records writes.
-fn stage(client: Client, tape: Arc<Tape>, namespace: &str, cluster: &str) -> Client {
+fn read_only_client(client: Client, recording: Arc<Recording>, namespace: &str, cluster: &str) -> Client {
     let cluster: Arc<str> = cluster.into();
     let service = service_fn(move |request: Request<Body>| {
-        let (client, tape, cluster) = (client.clone(), tape.clone(), cluster.clone());
+        let (client, recording, cluster) = (client.clone(), recording.clone(), cluster.clone());
         async move {
-            let place = Place::of(request.uri().path());
-            let ours = place.plural == "chronicleclusters" && place.name.as_deref() == Some(&*cluster);
+            let path = ResourcePath::of(request.uri().path());
+            let ours = path.plural == "chronicleclusters" && path.name.as_deref() == Some(&*cluster);
             match *request.method() {
                 Method::GET => {
-                    if ours && let Some(changed) = &*tape.cluster.lock() {
+                    if ours && let Some(changed) = &*recording.cluster.lock() {
                         return Ok(reply(changed));
                     }
-                    let verb = if place.name.is_some() { "get" } else { "list" };
+                    let verb = if path.name.is_some() { "get" } else { "list" };
                     let answer = client.send(request).await?;
                     if answer.status() == StatusCode::FORBIDDEN {
-                        tape.denied.lock().insert(format!("{verb} {}", place.plural));
+                        recording.denied.lock().insert(format!("{verb} {}", path.plural));
                     }
                     Ok::<_, kube::Error>(answer)
                 }
                 _ => {
                     let (parts, body) = request.into_parts();
                     let body: Value = serde_json::from_slice(&body.collect_bytes().await?).unwrap_or(Value::Null);
-                    write(&client, &tape, &place, ours, &parts, body).await
+                    write(&client, &recording, &path, ours, &parts, body).await
                 }
             }
         }
@@ -149,26 +150,26 @@ fn stage(client: Client, tape: Arc<Tape>, namespace: &str, cluster: &str) -> Cli
 /// Records a write, and responds as the API server would.
 async fn write(
     client: &Client,
-    tape: &Tape,
-    place: &Place,
+    recording: &Recording,
+    path: &ResourcePath,
     ours: bool,
     parts: &http::request::Parts,
     body: Value,
 ) -> Result<Response<Body>, kube::Error> {
-    let name = place.name.as_deref().unwrap_or_else(|| body["metadata"]["name"].as_str().unwrap_or_default());
-    if place.plural == "events" {
+    let name = path.name.as_deref().unwrap_or_else(|| body["metadata"]["name"].as_str().unwrap_or_default());
+    if path.plural == "events" {
         return Ok(reply(&body));
     }
     if parts.method == Method::DELETE {
-        tape.note("delete", &place.plural, name, "");
+        recording.note("delete", &path.plural, name, "");
         return Ok(reply(
             &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 200}),
         ));
     }
-    let known = if ours { tape.cluster.lock().clone() } else { None };
+    let known = if ours { recording.cluster.lock().clone() } else { None };
     let live = match known {
         Some(known) => Some(known),
-        None => read(client, &place.object).await,
+        None => read(client, &path.object).await,
     };
     let content = parts.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     if ours && let Some(mut changed) = live.clone() {
@@ -183,20 +184,20 @@ async fn write(
                 metadata(&body)
             }
         };
-        tape.note("change", &place.plural, name, detail);
-        *tape.cluster.lock() = Some(changed.clone());
+        recording.note("change", &path.plural, name, detail);
+        *recording.cluster.lock() = Some(changed.clone());
         return Ok(reply(&changed));
     }
     match live {
-        None => tape.note("create", &place.plural, name, ""),
+        None => recording.note("create", &path.plural, name, ""),
         Some(_) if content.contains("apply") || parts.method == Method::PUT => {
-            // The hash of the applied object says that something differs, and not what.
+            // The hash of the applied object shows that something differs, and not what.
             let mut wanted = body.clone();
             wanted["metadata"]["annotations"].as_object_mut().and_then(|annotations| annotations.remove(APPLIED));
             let at = live.as_ref().and_then(|live| difference(&wanted, live)).unwrap_or_default();
-            tape.note("change", &place.plural, name, at.trim_start_matches('.'));
+            recording.note("change", &path.plural, name, at.trim_start_matches('.'));
         }
-        Some(_) => tape.note("change", &place.plural, name, flat(&body)),
+        Some(_) => recording.note("change", &path.plural, name, flat(&body)),
     }
     let answer = match (content.contains("apply"), live) {
         (false, Some(live)) => live,
@@ -216,14 +217,14 @@ fn reply(body: &Value) -> Response<Body> {
 }
 
 /// The object of a request path.
-struct Place {
+struct ResourcePath {
     plural: String,
     name: Option<String>,
     /// The path of the object, without a subresource.
     object: String,
 }
 
-impl Place {
+impl ResourcePath {
     fn of(path: &str) -> Self {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let start = match parts.first() {
@@ -324,15 +325,15 @@ fn leaves(path: &str, value: &Value, into: &mut Vec<String>) {
 }
 
 /// Access to nodes that forwards reads and records commands.
-struct Stage {
-    ask: Arc<dyn Ask>,
-    tape: Arc<Tape>,
+struct DryRunAdmin {
+    nodes: Arc<dyn NodeAccess>,
+    recording: Arc<Recording>,
 }
 
-impl Stage {
+impl DryRunAdmin {
     fn note<'a>(&self, verb: &str, node_id: &str) -> AdminResult<'a, ()> {
-        let name = self.tape.nodes.lock().get(node_id).cloned().unwrap_or_default();
-        self.tape.note(verb, "node", if name.is_empty() { node_id } else { &name }, "");
+        let name = self.recording.nodes.lock().get(node_id).cloned().unwrap_or_default();
+        self.recording.note(verb, "node", if name.is_empty() { node_id } else { &name }, "");
         Box::pin(std::future::ready(Ok(())))
     }
 }
@@ -343,26 +344,26 @@ fn elsewhere<'a, T: Send + 'a>() -> AdminResult<'a, T> {
     Box::pin(std::future::ready(Err(refused)))
 }
 
-impl Admin for Stage {
+impl Admin for DryRunAdmin {
     fn observe<'a>(&'a self, target: &'a Target) -> AdminResult<'a, ClusterView> {
         Box::pin(async move {
-            let answer = self.ask.observe(target).await;
+            let answer = self.nodes.observe(target).await;
             match &answer {
                 Ok(view) => {
                     let names = view.nodes.iter().map(|node| (node.node_id.clone(), node.name.clone()));
-                    self.tape.nodes.lock().extend(names);
-                    *self.tape.unreached.lock() = None;
+                    self.recording.nodes.lock().extend(names);
+                    *self.recording.unreached.lock() = None;
                 }
                 // The nodes responded.
                 Err(AdminError::TwoClusters(_)) => {}
-                Err(error) => *self.tape.unreached.lock() = Some(error.to_string()),
+                Err(error) => *self.recording.unreached.lock() = Some(error.to_string()),
             }
             answer
         })
     }
 
     fn catch_up<'a>(&'a self, target: &'a Target, nodes: &'a [String]) -> AdminResult<'a, CatchUp> {
-        self.ask.catch_up(target, nodes)
+        self.nodes.catch_up(target, nodes)
     }
 
     fn drain<'a>(&'a self, _: &'a Target, node_id: &'a str) -> AdminResult<'a, ()> {
@@ -434,8 +435,8 @@ mod tests {
     #[test]
     fn a_path_says_which_object_it_is_about() {
         let of = |path: &str| {
-            let place = Place::of(path);
-            (place.plural, place.name.unwrap_or_default(), place.object)
+            let path = ResourcePath::of(path);
+            (path.plural, path.name.unwrap_or_default(), path.object)
         };
         let expected = |plural: &str, name: &str, object: &str| (plural.to_owned(), name.to_owned(), object.to_owned());
         assert_eq!(
