@@ -4,7 +4,7 @@
 //! - `operation` and `size` are written before their first effect. An operator that restarts resumes from them.
 //! - No field changes by itself with time: the status of a converged cluster is not written.
 //!
-//! Neighbours: `controller/cluster/status.rs` fills it in, `plan/` reads the record.
+//! Neighbours: `controller/cluster/report.rs` fills it in, `plan/` reads the record.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;

@@ -10,7 +10,8 @@
 //!
 //! ```text
 //! cli.rs       flags, exit codes
-//!   status.rs members.rs plan.rs drain.rs logs.rs bundle.rs    one command each; output.rs, log_lines.rs, mask.rs, archive.rs help them
+//!   status.rs members.rs plan.rs drain.rs logs.rs bundle.rs    one command each; output.rs, duration.rs, log_lines.rs, mask.rs,
+//!                                                            dry_run.rs, archive.rs help them
 //!     session.rs   API server, cluster, certificates
 //!       nodes.rs     calls to the nodes
 //!         forward.rs   port-forwards through the API server
