@@ -138,7 +138,7 @@ impl Tls {
                 self.reloads.fetch_add(1, Ordering::Relaxed);
                 self.log("new certificates applied");
             }
-            Err(error) => self.keep(Some(contents), error.to_string()),
+            Err(error) => self.record_failure(Some(contents), error.to_string()),
         }
     }
 

@@ -172,10 +172,10 @@ mod tests {
             let result = plan(&Config::default(), Path::new("no-such-folder"), &found, 3, port, ops_port);
             result.expect_err("impossible ports").to_string()
         };
-        assert!(refused(0, 9644).starts_with("--port 0"));
-        assert!(refused(7400, 65534).starts_with("--ops-port 65534"));
+        assert!(refused(0, 9644).starts_with("--port: 0: "));
+        assert!(refused(7400, 65534).starts_with("--ops-port: 65534: "));
         assert!(refused(7400, 7402).contains("7400 to 7402"));
-        assert!(refused(7402, 7400).starts_with("--ops-port 7400"));
+        assert!(refused(7402, 7400).starts_with("--ops-port: 7400: "));
     }
 
     #[test]
