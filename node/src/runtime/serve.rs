@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use super::{Node, collect_node};
@@ -53,11 +54,21 @@ pub struct Serving {
 ///
 /// # Errors
 /// What keeps the node from starting, or the failure of its controller group; nothing is left running then.
-pub async fn run(
+pub fn run(
+    config: Config,
+    reload: Option<Reload>,
+    stop: CancellationToken,
+    ready: impl FnOnce(&Serving) + Send + 'static,
+) -> BoxFuture<'static, Result<(), StartError>> {
+    // Boxed, and not generic below: compiled here, not in every program that runs a node.
+    Box::pin(run_here(config, reload, stop, Box::new(ready)))
+}
+
+async fn run_here(
     mut config: Config,
     reload: Option<Reload>,
     stop: CancellationToken,
-    ready: impl FnOnce(&Serving),
+    ready: Box<dyn FnOnce(&Serving) + Send>,
 ) -> Result<(), StartError> {
     let started = config.clone();
     let (acceptor, data) = listeners::listen(config.listeners.data).await?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chronicle_log::disk::{Disk, RealDisk};
 use chronicle_log::{Barrier, LogError, Store, StoreConfig};
+use futures::future::BoxFuture;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -38,23 +39,26 @@ impl Node {
     /// # Errors
     /// Everything that keeps the data directory from opening (in use, newer format, read-only, damaged, full), with a
     /// message that names it.
-    pub async fn start(config: Arc<Config>) -> Result<Node, ApiError> {
-        Self::start_on(config, Arc::new(RealDisk)).await
+    pub fn start(config: Arc<Config>) -> BoxFuture<'static, Result<Node, ApiError>> {
+        Self::start_on(config, Arc::new(RealDisk))
     }
 
     /// As [`Node::start`], on another disk: a simulation's, or one that fails on purpose.
     ///
     /// # Errors
     /// As [`Node::start`].
-    pub async fn start_on(config: Arc<Config>, disk: Arc<dyn Disk>) -> Result<Node, ApiError> {
-        let node = Self::prepare(config, Host::with_disk(disk), &CancellationToken::new()).await?;
-        match node.establish().await {
-            Ok(()) => Ok(node),
-            Err(error) => {
-                node.shutdown().await;
-                Err(error)
+    pub fn start_on(config: Arc<Config>, disk: Arc<dyn Disk>) -> BoxFuture<'static, Result<Node, ApiError>> {
+        // Boxed: compiled here, not in every program that starts a node.
+        Box::pin(async move {
+            let node = Self::prepare(config, Host::with_disk(disk), &CancellationToken::new()).await?;
+            match node.establish().await {
+                Ok(()) => Ok(node),
+                Err(error) => {
+                    node.shutdown().await;
+                    Err(error)
+                }
             }
-        }
+        })
     }
 
     /// Opens the data directory of `config`. The node answers its peers from now on, if they are served
@@ -131,26 +135,28 @@ impl Node {
 
     /// Hands over what this node leads, finishes accepted work, then closes every partition and the data directory. Long
     /// polls end at once.
-    pub async fn shutdown(&self) {
-        let inner = &self.inner;
-        if tokio::time::timeout(HAND_OVER_TIMEOUT, inner.broker.hand_over_all()).await.is_err() {
-            tracing::warn!("not everything that this node leads was handed over in time");
-        }
-        inner.stop.cancel();
-        inner.discovery.shutdown().await;
-        inner.tasks.close();
-        inner.tasks.wait().await;
-        inner.replicas.join().await;
-        inner.replicas.close().await;
-        if let Ok(controller) = inner.broker.controller() {
-            controller.close().await;
-        }
-        inner.peer_stop.cancel();
-        inner.cluster.peers.close();
-        close_store(inner.cluster.store.clone()).await;
-        for runtime in inner.runtimes.lock().drain(..) {
-            runtime.shutdown_background();
-        }
+    pub fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let inner = &self.inner;
+            if tokio::time::timeout(HAND_OVER_TIMEOUT, inner.broker.hand_over_all()).await.is_err() {
+                tracing::warn!("not everything that this node leads was handed over in time");
+            }
+            inner.stop.cancel();
+            inner.discovery.shutdown().await;
+            inner.tasks.close();
+            inner.tasks.wait().await;
+            inner.replicas.join().await;
+            inner.replicas.close().await;
+            if let Ok(controller) = inner.broker.controller() {
+                controller.close().await;
+            }
+            inner.peer_stop.cancel();
+            inner.cluster.peers.close();
+            close_store(inner.cluster.store.clone()).await;
+            for runtime in inner.runtimes.lock().drain(..) {
+                runtime.shutdown_background();
+            }
+        })
     }
 }
 
