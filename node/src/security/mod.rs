@@ -3,13 +3,10 @@
 //! Promise: without a certificate of the cluster's CA, a client is anonymous and a connection is not accepted as a
 //! peer's. `broker/` and `groups/` check here what a principal may do (`for_caller.rs` in each).
 //!
-//! - `identity.rs`: the name that a certificate gives, and the rules that make a principal of it;
-//! - `nodes.rs`: which nodes a certificate may speak for;
 //! - `material.rs`: certificate, key and CAs, from files to TLS configurations;
 //! - `tls.rs`: the current certificates, and handshakes; `handshake.rs`: their outcomes;
 //! - `acl/`: access rules and their evaluator; `quotas.rs`: rate limits of a principal;
-//! - `authorizer.rs`: what the node answers, by the rules and quotas that are agreed at the moment;
-//! - `audit.rs`: what is written of refusals and of changes; `quotas.rs`: how much a principal may do.
+//! - `budget.rs`: limits of bytes in flight; `caller.rs`: the client that sent a request.
 //!
 //! Neighbours: `identity/` reads names from certificates; `listeners/` accepts through this folder, `peers/` connects
 //! through it; `broker/authorizer.rs` applies rules and quotas.
