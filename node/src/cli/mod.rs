@@ -5,27 +5,27 @@
 //! requested format), everything else to standard error. When the reader of the output closes it, the command ends with
 //! exit code 0 and no message.
 
-mod acl;
-mod bench;
+mod acl_command;
+mod bench_command;
 mod cert;
 mod cluster;
-mod completions;
-mod config;
-mod consume;
+mod completions_command;
+mod config_command;
+mod consume_command;
 mod debug;
 mod dev;
-mod group;
+mod group_command;
 mod histogram;
 mod input;
-mod node;
+mod node_command;
 mod output;
 mod parse;
-mod produce;
-mod quota;
-mod serve;
+mod produce_command;
+mod quota_command;
+mod run_node;
 mod signal;
 mod time;
-mod topic;
+mod topic_command;
 
 use std::io;
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ pub(crate) struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 /// Options that every command takes.
@@ -84,12 +84,12 @@ struct Global {
     )]
     timeout: Duration,
     #[command(flatten)]
-    encryption: Encryption,
+    tls: TlsOptions,
 }
 
 /// TLS options of connections to nodes: plaintext without `--ca`.
 #[derive(Debug, Clone, Default, Args)]
-struct Encryption {
+struct TlsOptions {
     /// CA certificates (PEM) that node certificates are verified against; turns TLS on.
     #[arg(long, global = true, value_name = "FILE", env = "CHRONICLE_CA", help_heading = "Global options")]
     ca: Option<PathBuf>,
@@ -101,7 +101,7 @@ struct Encryption {
     key: Option<PathBuf>,
 }
 
-impl Encryption {
+impl TlsOptions {
     /// Adds the TLS options to a client's configuration.
     fn apply(&self, config: ClientConfig) -> anyhow::Result<ClientConfig> {
         let identity = match (&self.cert, &self.key) {
@@ -121,40 +121,40 @@ impl Encryption {
 impl Global {
     /// Returns a client of the node. Must be called inside the runtime.
     fn client(&self) -> anyhow::Result<Client> {
-        let config = self.encryption.apply(ClientConfig::new(&self.server).request_timeout(self.timeout))?;
+        let config = self.tls.apply(ClientConfig::new(&self.server).request_timeout(self.timeout))?;
         Ok(Client::connect(config)?)
     }
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Run one node or a small cluster on this machine for development: loopback only, data in a folder, topic
     /// `default`.
     Dev(dev::DevArgs),
     /// Run a node from its configuration.
-    Node(node::NodeArgs),
+    Node(node_command::NodeArgs),
     /// Create, list, describe, change and delete topics.
     #[command(subcommand)]
-    Topic(topic::TopicCommand),
+    Topic(topic_command::TopicCommand),
     /// Append records from standard input or files.
-    Produce(produce::ProduceArgs),
+    Produce(produce_command::ProduceArgs),
     /// Read records.
-    Consume(consume::ConsumeArgs),
+    Consume(consume_command::ConsumeArgs),
     /// Show the cluster, move and remove its nodes, compare replicas.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// List, describe, reset and delete consumer groups.
     #[command(subcommand)]
-    Group(group::GroupCommand),
+    Group(group_command::GroupCommand),
     /// Add, remove and list access rules (ACLs).
     #[command(subcommand)]
-    Acl(acl::AclCommand),
+    Acl(acl_command::AclCommand),
     /// Set, remove and list quotas of principals.
     #[command(subcommand)]
-    Quota(quota::QuotaCommand),
+    Quota(quota_command::QuotaCommand),
     /// Measure appends or reads.
     #[command(subcommand)]
-    Bench(bench::BenchCommand),
+    Bench(bench_command::BenchCommand),
     /// Inspect a node: segment files, log level, support bundle.
     #[command(subcommand)]
     Debug(debug::DebugCommand),
@@ -162,9 +162,9 @@ enum Command {
     #[command(subcommand)]
     Cert(cert::CertCommand),
     /// Print the effective configuration, or a documented sample.
-    Config(config::ConfigArgs),
+    Config(config_command::ConfigArgs),
     /// Print a completion script for a shell.
-    Completions(completions::CompletionsArgs),
+    Completions(completions_command::CompletionsArgs),
 }
 
 /// Runs the command line of this process.
@@ -192,20 +192,20 @@ pub(crate) fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<()> {
     let global = cli.global;
     match cli.command {
-        Command::Dev(args) => dev::run(args).await,
-        Command::Node(args) => node::run(args).await,
-        Command::Topic(command) => topic::run(&global, command).await,
-        Command::Produce(args) => produce::run(&global, args).await,
-        Command::Consume(args) => consume::run(&global, args).await,
-        Command::Cluster(command) => cluster::run(&global, command).await,
-        Command::Group(command) => group::run(&global, command).await,
-        Command::Acl(command) => acl::run(&global, command).await,
-        Command::Quota(command) => quota::run(&global, command).await,
-        Command::Bench(command) => bench::run(&global, command).await,
-        Command::Debug(command) => debug::run(&global, command).await,
-        Command::Cert(command) => cert::run(command),
-        Command::Config(args) => config::run(&global, &args),
-        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        CliCommand::Dev(args) => dev::run(args).await,
+        CliCommand::Node(args) => node_command::run(args).await,
+        CliCommand::Topic(command) => topic_command::run(&global, command).await,
+        CliCommand::Produce(args) => produce_command::run(&global, args).await,
+        CliCommand::Consume(args) => consume_command::run(&global, args).await,
+        CliCommand::Cluster(command) => cluster::run(&global, command).await,
+        CliCommand::Group(command) => group_command::run(&global, command).await,
+        CliCommand::Acl(command) => acl_command::run(&global, command).await,
+        CliCommand::Quota(command) => quota_command::run(&global, command).await,
+        CliCommand::Bench(command) => bench_command::run(&global, command).await,
+        CliCommand::Debug(command) => debug::run(&global, command).await,
+        CliCommand::Cert(command) => cert::run(command),
+        CliCommand::Config(args) => config_command::run(&global, &args),
+        CliCommand::Completions(args) => completions_command::run(&args, &mut Cli::command()),
     }
 }
 

@@ -30,11 +30,11 @@ const TARGETS_AT_ONCE: usize = 16;
 
 /// Addresses from A, AAAA or SRV records.
 pub struct DnsDiscovery {
-    wanted: Wanted,
+    query: DnsQuery,
     resolver: TokioResolver,
 }
 
-enum Wanted {
+enum DnsQuery {
     Hosts { name: String, port: u16 },
     Service { name: String },
 }
@@ -66,11 +66,11 @@ impl DnsDiscovery {
 
     fn build(name: &str, config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, DiscoveryError> {
         let refuse = |why: String| DiscoveryError::Name { name: name.to_owned(), why };
-        let wanted = if name.starts_with('_') {
-            Wanted::Service { name: name.to_owned() }
+        let query = if name.starts_with('_') {
+            DnsQuery::Service { name: name.to_owned() }
         } else {
             let (host, port) = split_host_port(name).ok_or_else(|| refuse("must be NAME:PORT".into()))?;
-            Wanted::Hosts { name: host.to_owned(), port }
+            DnsQuery::Hosts { name: host.to_owned(), port }
         };
         // No caching: pods change from one second to the next.
         options.cache_size = 0;
@@ -83,7 +83,7 @@ impl DnsDiscovery {
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options;
         let resolver = builder.build().map_err(|error| DiscoveryError::System(error.to_string()))?;
-        Ok(Self { wanted, resolver })
+        Ok(Self { query, resolver })
     }
 
     /// Returns the addresses of one host; empty when it has none.
@@ -143,9 +143,9 @@ impl Discovery for DnsDiscovery {
     fn lookup(&self) -> BoxFuture<'_, Result<Vec<String>, DiscoveryError>> {
         Box::pin(async {
             // Sorted, because name servers rotate their answers.
-            let found = match &self.wanted {
-                Wanted::Hosts { name, port } => self.hosts(name, *port).await?,
-                Wanted::Service { name } => self.service(name).await?,
+            let found = match &self.query {
+                DnsQuery::Hosts { name, port } => self.hosts(name, *port).await?,
+                DnsQuery::Service { name } => self.service(name).await?,
             };
             Ok(found.iter().take(ADDRESSES_MAX).map(SocketAddr::to_string).collect())
         })

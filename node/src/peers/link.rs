@@ -28,13 +28,13 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// The exchange stream to one peer. Dropping it ends the stream; pending requests get no response.
 pub(super) struct Link {
     address: String,
-    shared: Arc<Shared>,
+    state: Arc<LinkState>,
     queue: mpsc::Sender<RaftFrame>,
     _stop: DropGuard,
 }
 
-struct Shared {
-    pending: Mutex<Pending>,
+struct LinkState {
+    pending: Mutex<PendingRequests>,
     window: Arc<Semaphore>,
     window_bytes: usize,
     /// The last attempt to connect failed: requests fail at once until an attempt succeeds.
@@ -42,7 +42,7 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct Pending {
+struct PendingRequests {
     next_id: u64,
     open: HashMap<u64, oneshot::Sender<Message>>,
 }
@@ -57,17 +57,17 @@ impl Link {
         window_bytes: usize,
     ) -> Arc<Self> {
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
-        let shared = Arc::new(Shared {
+        let state = Arc::new(LinkState {
             pending: Mutex::default(),
             window: Arc::new(Semaphore::new(window_bytes)),
             window_bytes,
             down: AtomicBool::new(false),
         });
         let stop = CancellationToken::new();
-        let task = run(me, to, address.clone(), connector, shared.clone(), receiver);
+        let task = run(me, to, address.clone(), connector, state.clone(), receiver);
         let stopped = stop.clone();
         runtime.spawn(async move { stopped.run_until_cancelled_owned(task).await });
-        Arc::new(Self { address, shared, queue, _stop: stop.drop_guard() })
+        Arc::new(Self { address, state, queue, _stop: stop.drop_guard() })
     }
 
     pub(super) fn address(&self) -> &str {
@@ -76,17 +76,17 @@ impl Link {
 
     /// Sends a request and waits for its response.
     pub(super) async fn ask(&self, group: LogId, message: Message) -> Result<Message, String> {
-        if self.shared.down.load(Ordering::Relaxed) {
+        if self.state.down.load(Ordering::Relaxed) {
             return Err(format!("{}: no connection", self.address));
         }
         let group = wire_id(group);
         let mut frame = RaftFrame { id: 0, group: Some(group), message: Some(message) };
-        let bytes = frame.encoded_len().min(self.shared.window_bytes);
+        let bytes = frame.encoded_len().min(self.state.window_bytes);
         // Held until the response, to bound the bytes in flight to a peer.
-        let _room = self.shared.window.clone().acquire_many_owned(bytes as u32).await.map_err(|e| e.to_string())?;
+        let _room = self.state.window.clone().acquire_many_owned(bytes as u32).await.map_err(|e| e.to_string())?;
         let (sender, answer) = oneshot::channel();
         let id = {
-            let mut pending = self.shared.pending.lock();
+            let mut pending = self.state.pending.lock();
             let id = pending.next_id;
             pending.next_id += 1;
             pending.open.insert(id, sender);
@@ -94,20 +94,20 @@ impl Link {
         };
         frame.id = id;
         // Removes the pending request also when the caller is cancelled.
-        let _open = Open { shared: &self.shared, id };
+        let _open = PendingGuard { state: &self.state, id };
         self.queue.send(frame).await.map_err(|_| "the exchange stream is closed".to_owned())?;
         answer.await.map_err(|_| format!("{}: the connection was lost", self.address))
     }
 }
 
-struct Open<'a> {
-    shared: &'a Shared,
+struct PendingGuard<'a> {
+    state: &'a LinkState,
     id: u64,
 }
 
-impl Drop for Open<'_> {
+impl Drop for PendingGuard<'_> {
     fn drop(&mut self) {
-        self.shared.pending.lock().open.remove(&self.id);
+        self.state.pending.lock().open.remove(&self.id);
     }
 }
 
@@ -117,20 +117,20 @@ async fn run(
     to: u64,
     at: String,
     connector: Connector,
-    shared: Arc<Shared>,
+    state: Arc<LinkState>,
     mut queue: mpsc::Receiver<RaftFrame>,
 ) {
     let mut pause = PAUSE_MIN;
     loop {
-        let error = match exchange(me, to, &at, &connector, &shared, &mut queue, &mut pause).await {
+        let error = match exchange(me, to, &at, &connector, &state, &mut queue, &mut pause).await {
             Ok(()) => return,
             Err(error) => error,
         };
         tracing::debug!(node = to, address = at, error, "exchange stream failed");
-        shared.down.store(true, Ordering::Relaxed);
+        state.down.store(true, Ordering::Relaxed);
         // The requests of frames that were not sent fail here.
         while queue.try_recv().is_ok() {}
-        shared.pending.lock().open.clear();
+        state.pending.lock().open.clear();
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
@@ -142,7 +142,7 @@ async fn exchange(
     to: u64,
     at: &str,
     connector: &Connector,
-    shared: &Shared,
+    state: &LinkState,
     queue: &mut mpsc::Receiver<RaftFrame>,
     pause: &mut Duration,
 ) -> Result<(), String> {
@@ -152,7 +152,7 @@ async fn exchange(
     address(&mut request, me, to);
     // The peer responds to the headers before the first frame, so this shows whether the peer is reachable.
     let mut answers = client.exchange(request).await.map_err(|status| status.to_string())?.into_inner();
-    shared.down.store(false, Ordering::Relaxed);
+    state.down.store(false, Ordering::Relaxed);
     *pause = PAUSE_MIN;
     loop {
         tokio::select! {
@@ -162,7 +162,7 @@ async fn exchange(
             },
             answer = answers.message() => match answer.map_err(|status| status.to_string())? {
                 Some(RaftFrame { id, message: Some(message), .. }) => {
-                    if let Some(waiting) = shared.pending.lock().open.remove(&id) {
+                    if let Some(waiting) = state.pending.lock().open.remove(&id) {
                         let _ = waiting.send(message);
                     }
                 }

@@ -52,7 +52,7 @@ pub struct Liveness {
     config: LivenessConfig,
     tls: Option<Arc<Tls>>,
     runtime: Handle,
-    peers: Mutex<HashMap<u64, Peer>>,
+    peers: Mutex<HashMap<u64, PeerState>>,
     changed: watch::Sender<u64>,
     /// This node should lead nothing at present; sent in its heartbeats.
     unfit: AtomicBool,
@@ -64,7 +64,7 @@ pub struct Liveness {
 }
 
 #[derive(Debug, Clone)]
-struct Peer {
+struct PeerState {
     last_heard: Option<Instant>,
     /// Its port refuses connections.
     refused: bool,
@@ -195,7 +195,7 @@ impl Liveness {
     }
 
     /// Classifies the error of a heartbeat stream, and records when it says that this node was removed.
-    fn silence(&self, status: &tonic::Status) -> Silence {
+    fn stream_failure(&self, status: &tonic::Status) -> StreamFailure {
         if let Some(why) = removal(status) {
             self.removed.send_if_modified(|removed| {
                 let news = removed.is_none();
@@ -204,8 +204,8 @@ impl Liveness {
             });
         }
         match is_refusal(status) {
-            true => Silence::Refused(status.message().to_owned()),
-            false => Silence::Broken(causes(status)),
+            true => StreamFailure::Rejected(status.message().to_owned()),
+            false => StreamFailure::Lost(causes(status)),
         }
     }
 
@@ -223,7 +223,7 @@ impl Liveness {
         let boot = beat.boot;
         let mut peers = self.peers.lock();
         let now = Instant::now();
-        let peer = peers.entry(node).or_insert_with(|| Peer::new(now));
+        let peer = peers.entry(node).or_insert_with(|| PeerState::new(now));
         peer.last_heard = Some(now);
         peer.refused = false;
         let news = !peer.alive || peer.boot != boot;
@@ -282,7 +282,7 @@ impl Liveness {
             let mut peers = self.peers.lock();
             peers.retain(|node, _| addresses.contains_key(node));
             for node in addresses.keys() {
-                peers.entry(*node).or_insert_with(|| Peer::new(now));
+                peers.entry(*node).or_insert_with(|| PeerState::new(now));
             }
         }
         for (node, at) in addresses {
@@ -316,11 +316,11 @@ impl Liveness {
             self.set_beating(node, false);
             match ended {
                 Ok(()) => {}
-                Err(Silence::Refused(why)) if logged.is_news(&why) => {
+                Err(StreamFailure::Rejected(why)) if logged.is_news(&why) => {
                     tracing::warn!(node, address = at, why, "this node is refused");
                 }
-                Err(Silence::Refused(_)) => {}
-                Err(Silence::Broken(error)) => {
+                Err(StreamFailure::Rejected(_)) => {}
+                Err(StreamFailure::Lost(error)) => {
                     // The kernel refuses connections to a closed port: the process has ended.
                     if error.contains("refused") {
                         self.refused(node);
@@ -332,14 +332,14 @@ impl Liveness {
     }
 
     /// Runs one heartbeat stream until it ends.
-    async fn stream(&self, me: Me, node: u64, at: &str, connector: &Connector) -> Result<(), Silence> {
-        let mut client = client(channel(at, Purpose::Liveness, connector.clone()).map_err(Silence::Broken)?);
+    async fn stream(&self, me: Me, node: u64, at: &str, connector: &Connector) -> Result<(), StreamFailure> {
+        let mut client = client(channel(at, Purpose::Liveness, connector.clone()).map_err(StreamFailure::Lost)?);
         let (beats, outgoing) = mpsc::channel(4);
         let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
         address(&mut request, me, node);
         let opening = timeout(self.config.suspect_after, client.beat(request)).await;
-        let answers = opening.map_err(|_| Silence::Broken("no response in time".into()))?;
-        let mut answers = answers.map_err(|status| self.silence(&status))?.into_inner();
+        let answers = opening.map_err(|_| StreamFailure::Lost("no response in time".into()))?;
+        let mut answers = answers.map_err(|status| self.stream_failure(&status))?.into_inner();
         self.set_beating(node, true);
         let mut tick = interval(self.config.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -350,7 +350,7 @@ impl Liveness {
                 _ = tick.tick() => {
                     // A connection without responses is closed, so that a new one may reach the peer.
                     if last_answer.elapsed() > 4 * self.config.suspect_after {
-                        return Err(Silence::Broken("no response on an open connection".into()));
+                        return Err(StreamFailure::Lost("no response on an open connection".into()));
                     }
                     sequence += 1;
                     let beat = self.own_beat(sequence);
@@ -358,13 +358,13 @@ impl Liveness {
                     // repeats its content.
                     let _ = beats.try_send(beat);
                 }
-                answer = answers.message() => match answer.map_err(|status| self.silence(&status))? {
+                answer = answers.message() => match answer.map_err(|status| self.stream_failure(&status))? {
                     Some(answer) if answer.leaving => self.left(node),
                     Some(answer) => {
                         last_answer = Instant::now();
                         self.beat(node, &answer);
                     }
-                    None => return Err(Silence::Broken("the peer closed the stream".into())),
+                    None => return Err(StreamFailure::Lost("the peer closed the stream".into())),
                 },
             }
         }
@@ -411,13 +411,14 @@ impl Liveness {
 }
 
 /// Why a heartbeat stream has ended.
-enum Silence {
+enum StreamFailure {
     /// The peer rejects this node.
-    Refused(String),
-    Broken(String),
+    Rejected(String),
+    /// The connection failed or was lost.
+    Lost(String),
 }
 
-impl Peer {
+impl PeerState {
     fn new(now: Instant) -> Self {
         Self {
             last_heard: None,

@@ -20,7 +20,7 @@ use openraft::{Instant as _, ServerState};
 use tokio::time::Instant;
 
 use super::group::{Group, GroupError};
-use super::machine::Machine;
+use super::state_machine::Machine;
 use super::wire;
 
 /// Longest wait for the next leader to have every entry.

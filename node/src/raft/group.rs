@@ -18,10 +18,10 @@ use openraft::raft::linearizable_read::LinearizerOption;
 use openraft::{ChangeMembers, Config, Instant as _, Raft, ServerState, SnapshotPolicy};
 
 use super::contact::LeaderContact;
-use super::machine::{Machine, MachineStore};
 use super::network::{Network, Transport};
+use super::state_machine::{Machine, MachineStore};
 use super::store::LogStorage;
-use super::types::{Callback, LeaderTerm, Member, Proposal, RaftMembership, TypeConfig};
+use super::type_config::{Callback, LeaderTerm, Member, Proposal, RaftMembership, TypeConfig};
 use super::wire;
 use crate::model::PartitionError;
 use crate::telemetry::RaftMetrics;
@@ -485,7 +485,7 @@ impl<M: Machine> Group<M> {
                 Err(other) => Err(ProposeError::NotAccepted(None, other.to_string())),
             })
         }));
-        let leader_id = super::types::CommittedLeaderId { term: leader.term, node_id: leader.leader };
+        let leader_id = super::type_config::CommittedLeaderId { term: leader.term, node_id: leader.leader };
         self.raft.write(proposal).with_leader(leader_id).responder(callback).await.map_err(|e| self.fatal(e))
     }
 

@@ -9,20 +9,20 @@
 mod contact;
 mod election;
 mod group;
-mod machine;
 mod network;
 mod runtime;
+mod state_machine;
 mod store;
 #[cfg(test)]
 mod tests;
 mod traced;
-mod types;
+mod type_config;
 mod wire;
 
 pub use group::{Group, GroupError, GroupStatus, HEARTBEAT, ProposeError, ProposeResult, Role, Roles, Start};
-pub(crate) use machine::checkpoint_index;
-pub use machine::{Committed, Machine};
 pub use network::Transport;
+pub(crate) use state_machine::checkpoint_index;
+pub use state_machine::{Committed, Machine};
 pub(crate) use store::{KEY_FILL, KEY_PURGED, encode_position};
-pub use types::{LeaderTerm, Member, Proposal};
+pub use type_config::{LeaderTerm, Member, Proposal};
 pub(crate) use wire::{entry_in, entry_out};

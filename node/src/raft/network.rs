@@ -22,10 +22,10 @@ use openraft::{AnyError, OptionalSend};
 use tokio::time::Instant;
 
 use super::traced::{SENT_MAX, Traced, encode};
-use super::types::{Member, RaftVote, Snapshot, TypeConfig};
+use super::type_config::{Member, RaftVote, Snapshot, TypeConfig};
 use super::wire;
 use crate::peers::{AskError, Peers};
-use crate::telemetry::traces::Open;
+use crate::telemetry::traces::OpenSpan;
 use crate::telemetry::{RaftMetrics, Stage};
 
 /// Longest wait for the response to an append. An append to a slow peer that is alive is retried after it.
@@ -77,7 +77,7 @@ pub(super) struct Network {
 }
 
 /// Sends the requests of one group to one peer.
-pub(super) struct Client {
+pub(super) struct ReplicaClient {
     transport: Arc<dyn Transport>,
     group: LogId,
     to: u64,
@@ -87,25 +87,25 @@ pub(super) struct Client {
 }
 
 impl Network {
-    fn client(&self, to: u64, heartbeats: bool) -> Client {
+    fn client(&self, to: u64, heartbeats: bool) -> ReplicaClient {
         let (metrics, traced) = (self.metrics.clone(), self.traced.clone());
-        Client { transport: self.transport.clone(), group: self.group, to, heartbeats, metrics, traced }
+        ReplicaClient { transport: self.transport.clone(), group: self.group, to, heartbeats, metrics, traced }
     }
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
-    type Network = Client;
+    type Network = ReplicaClient;
 
-    async fn new_client(&mut self, target: u64, _node: &Member) -> Client {
+    async fn new_client(&mut self, target: u64, _node: &Member) -> ReplicaClient {
         self.client(target, false)
     }
 
-    async fn new_heartbeat_client(&mut self, target: u64, _node: &Member) -> Client {
+    async fn new_heartbeat_client(&mut self, target: u64, _node: &Member) -> ReplicaClient {
         self.client(target, true)
     }
 }
 
-impl Client {
+impl ReplicaClient {
     async fn ask(&self, message: Message, timeout: Duration) -> Result<Message, RPCError<TypeConfig>> {
         self.transport.ask(self.to, self.group, message, timeout).await.map_err(|error| match &error {
             AskError::Unreachable(..) | AskError::Refused(..) => RPCError::Unreachable(Unreachable::new(&error)),
@@ -114,10 +114,10 @@ impl Client {
     }
 }
 
-impl Client {
+impl ReplicaClient {
     /// Begins spans for the sampled requests in a message and adds their ids to the message. Empty, and without an
     /// allocation, while no request is sampled.
-    fn begin_spans(&self, message: &mut proto::AppendRequest) -> Vec<Open> {
+    fn begin_spans(&self, message: &mut proto::AppendRequest) -> Vec<OpenSpan> {
         let mut spans = Vec::new();
         if self.traced.is_empty() {
             return spans;
@@ -129,7 +129,7 @@ impl Client {
                 if spans.len() == SENT_MAX {
                     return spans;
                 }
-                let Some(span) = Open::call(parent, "replicate", self.to) else { continue };
+                let Some(span) = OpenSpan::call(parent, "replicate", self.to) else { continue };
                 message.traces.push(proto::TracedEntry { index, parent: encode(&span.context()) });
                 spans.push(span);
             }
@@ -143,7 +143,7 @@ fn mismatched(what: impl ToString) -> RPCError<TypeConfig> {
     RPCError::Network(NetworkError::new(&AnyError::error(format!("response of a peer: {}", what.to_string()))))
 }
 
-impl RaftNetworkV2<TypeConfig> for Client {
+impl RaftNetworkV2<TypeConfig> for ReplicaClient {
     type SnapshotData = Bytes;
 
     async fn append_entries(

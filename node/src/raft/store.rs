@@ -21,7 +21,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::traced::{Traced, TracedEntry};
-use super::types::{MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftMembership, RaftVote, TypeConfig, log_id};
+use super::type_config::{
+    MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftMembership, RaftVote, TypeConfig, log_id,
+};
 use crate::host::flushed::{flushed, journal};
 use crate::telemetry::traces::EntryTrace;
 use crate::telemetry::{RaftMetrics, Stage};
@@ -39,10 +41,10 @@ const READ_BYTES: usize = 4 << 20;
 /// The log of one group, as openraft's storage. Clones share one state.
 #[derive(Clone)]
 pub(super) struct LogStorage {
-    shared: Arc<Shared>,
+    state: Arc<StorageState>,
 }
 
-struct Shared {
+struct StorageState {
     store: Arc<Store>,
     log: Arc<Log>,
     id: LogId,
@@ -64,7 +66,7 @@ impl LogStorage {
         let vote = store.journal_get(id, KEY_VOTE).map(|bytes| decode_vote(&bytes)).transpose()?;
         let purged = store.journal_get(id, KEY_PURGED).map(|bytes| decode_log_id(&bytes)).transpose()?;
         Ok(Self {
-            shared: Arc::new(Shared {
+            state: Arc::new(StorageState {
                 store,
                 log,
                 id,
@@ -78,24 +80,24 @@ impl LogStorage {
 
     /// Whether nothing was ever stored for this group.
     pub(super) fn is_new(&self) -> bool {
-        let position = self.shared.log.position();
-        position.last.is_none() && position.next_index == 0 && self.shared.marks.lock().purged.is_none()
+        let position = self.state.log.position();
+        position.last.is_none() && position.next_index == 0 && self.state.marks.lock().purged.is_none()
     }
 
     /// Writes the first entry of a new group, its membership, and waits until it is durable.
     pub(super) async fn append_first(&self, membership: RaftMembership) -> io::Result<()> {
         let entry = RaftEntry { log_id: log_id(0, 0, 0), payload: EntryPayload::Membership(membership) };
-        flushed(|done| self.shared.log.append(vec![to_entry(entry)], done).map(drop)).await.map_err(to_io)
+        flushed(|done| self.state.log.append(vec![to_entry(entry)], done).map(drop)).await.map_err(to_io)
     }
 
     /// Returns the damage that a read of raft has found, if any.
     pub(super) fn damage(&self) -> Option<LogError> {
-        self.shared.damage.lock().clone()
+        self.state.damage.lock().clone()
     }
 
     /// Returns the table of entries in flight that contain sampled requests.
     pub(super) fn traced(&self) -> Arc<Traced> {
-        self.shared.traced.clone()
+        self.state.traced.clone()
     }
 
     /// Returns the sampled requests of an entry that is about to be appended: from a proposal of this node, or from the
@@ -106,18 +108,18 @@ impl LogStorage {
             EntryPayload::Normal(Proposal { trace: Some(trace), .. }) => {
                 Some(Sampled { index, trace: trace.clone(), is_own: true })
             }
-            _ => self.shared.traced.take(index).map(|entry| Sampled { index, trace: entry.trace, is_own: false }),
+            _ => self.state.traced.take(index).map(|entry| Sampled { index, trace: entry.trace, is_own: false }),
         }
     }
 
     /// Returns the first index that raft may read.
     fn first_index(&self) -> u64 {
-        let purged = self.shared.marks.lock().purged.map(|id| id.index + 1).unwrap_or(0);
-        purged.max(self.shared.log.position().first_index)
+        let purged = self.state.marks.lock().purged.map(|id| id.index + 1).unwrap_or(0);
+        purged.max(self.state.log.position().first_index)
     }
 
     async fn journal(&self, key: u8, value: Bytes) -> io::Result<()> {
-        journal(&self.shared.store, self.shared.id, key, value).await.map_err(to_io)
+        journal(&self.state.store, self.state.id, key, value).await.map_err(to_io)
     }
 
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
@@ -125,9 +127,9 @@ impl LogStorage {
         if from >= to {
             return Ok(Vec::new());
         }
-        let stored = self.shared.log.read(from, to, max_bytes).map_err(|error| {
+        let stored = self.state.log.read(from, to, max_bytes).map_err(|error| {
             if matches!(error.root(), LogError::Damaged { .. }) {
-                self.shared.damage.lock().get_or_insert_with(|| error.clone());
+                self.state.damage.lock().get_or_insert_with(|| error.clone());
             }
             to_io(error)
         })?;
@@ -163,7 +165,7 @@ impl RaftLogReader<TypeConfig> for LogStorage {
     }
 
     async fn read_vote(&mut self) -> Result<Option<RaftVote>, io::Error> {
-        Ok(self.shared.marks.lock().vote)
+        Ok(self.state.marks.lock().vote)
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, io::Error> {
@@ -221,8 +223,8 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
     type LogReader = LogStorage;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
-        let position = self.shared.log.position();
-        let purged = self.shared.marks.lock().purged;
+        let position = self.state.log.position();
+        let purged = self.state.marks.lock().purged;
         let last = position.last.map(|last| log_id(last.term, last.leader, last.index));
         Ok(LogState { last_purged_log_id: purged, last_log_id: last.max(purged) })
     }
@@ -233,7 +235,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
 
     async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), io::Error> {
         self.journal(KEY_VOTE, encode_vote(vote)).await?;
-        self.shared.marks.lock().vote = Some(*vote);
+        self.state.marks.lock().vote = Some(*vote);
         Ok(())
     }
 
@@ -248,20 +250,20 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         let entries: Vec<Entry> = entries.into_iter().inspect(look).map(to_entry).collect();
         if let Some(first) = entries.first() {
             // An empty log may begin at any index; any other log must be continued without a gap.
-            let position = self.shared.log.position();
+            let position = self.state.log.position();
             if position.last.is_none() && first.index > position.next_index {
-                let (log, index) = (self.shared.log.clone(), first.index);
+                let (log, index) = (self.state.log.clone(), first.index);
                 blocking(move || log.reset(index, position.next_offset)).await?;
             }
         }
-        let (began, metrics) = (Instant::now(), self.shared.metrics.clone());
+        let (began, metrics) = (Instant::now(), self.state.metrics.clone());
         if sampled.is_empty() {
             let done = Box::new(move |result: Result<(), LogError>| {
                 metrics.stage(Stage::Flush, began.elapsed());
                 callback.io_completed(result.map_err(to_io));
             });
-            self.shared.log.append(entries, done).map_err(to_io)?;
-            self.shared.metrics.stage(Stage::Append, began.elapsed());
+            self.state.log.append(entries, done).map_err(to_io)?;
+            self.state.metrics.stage(Stage::Append, began.elapsed());
             return Ok(());
         }
         let appended = Arc::new(OnceLock::new());
@@ -274,23 +276,23 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
                 trace.stage("flush", *at.get().unwrap_or(&now), now);
             }
         });
-        self.shared.log.append(entries, done).map_err(to_io)?;
-        self.shared.metrics.stage_of(Stage::Append, began.elapsed(), &sampled[0].trace);
+        self.state.log.append(entries, done).map_err(to_io)?;
+        self.state.metrics.stage_of(Stage::Append, began.elapsed(), &sampled[0].trace);
         let now = SystemTime::now();
         let _ = appended.set(now);
         for Sampled { index, trace, is_own } in sampled {
             trace.stage("append", trace.since(), now);
             if is_own {
-                self.shared.traced.insert(index, TracedEntry { trace, at: now });
+                self.state.traced.insert(index, TracedEntry { trace, at: now });
             }
         }
         Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> Result<(), io::Error> {
-        let keep = last.or(self.shared.marks.lock().purged);
-        self.shared.traced.cut(keep.map_or(0, |id| id.index + 1));
-        let log = self.shared.log.clone();
+        let keep = last.or(self.state.marks.lock().purged);
+        self.state.traced.cut(keep.map_or(0, |id| id.index + 1));
+        let log = self.state.log.clone();
         blocking(move || match keep {
             Some(id) => log.truncate_after(id.index),
             None => log.reset(0, 0),
@@ -299,17 +301,17 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
     }
 
     async fn purge(&mut self, upto: RaftLogId) -> Result<(), io::Error> {
-        if self.shared.marks.lock().purged >= Some(upto) {
+        if self.state.marks.lock().purged >= Some(upto) {
             return Ok(());
         }
         self.journal(KEY_PURGED, encode_log_id(&upto)).await?;
-        self.shared.marks.lock().purged = Some(upto);
-        let position = self.shared.log.position();
+        self.state.marks.lock().purged = Some(upto);
+        let position = self.state.log.position();
         let next = position.last.map(|last| last.index + 1).unwrap_or(position.first_index);
         if next <= upto.index {
             // A snapshot is ahead of the log: the log continues after it. The machine that installed the snapshot has
             // set the offset; only the log ends too early here.
-            let log = self.shared.log.clone();
+            let log = self.state.log.clone();
             let next_offset = position.next_offset;
             blocking(move || log.reset(upto.index + 1, next_offset)).await?;
         }

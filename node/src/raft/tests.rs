@@ -17,9 +17,9 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::machine::MachineStore;
+use super::state_machine::MachineStore;
 use super::store::LogStorage;
-use super::types::TypeConfig;
+use super::type_config::TypeConfig;
 use super::{Committed, Group, Machine, Member, Proposal, ProposeError, Role, Start, Transport};
 use crate::peers::AskError;
 

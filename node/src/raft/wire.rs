@@ -5,7 +5,7 @@ use chronicle_proto::internal as proto;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
 
 use super::store::{from_entry, to_entry};
-use super::types::{RaftEntry, RaftLogId, RaftVote, TypeConfig, log_id};
+use super::type_config::{RaftEntry, RaftLogId, RaftVote, TypeConfig, log_id};
 
 pub(super) fn vote_out(vote: &RaftVote) -> proto::Vote {
     proto::Vote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed }

@@ -8,7 +8,7 @@
 //!
 //! Counted are request bodies, from their arrival to the response, and fetched records, until the client has read them.
 //! Data that HTTP/2 buffers before a handler reads it is not counted; the connection window bounds it (see
-//! `connection.rs`).
+//! `listeners/connection.rs`).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,10 +22,10 @@ use crate::model::{ApiError, Reason};
 
 /// A limit in bytes and the bytes taken from it. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Budget(Arc<Inner>);
+pub(crate) struct Budget(Arc<BudgetState>);
 
 #[derive(Debug)]
-struct Inner {
+struct BudgetState {
     /// Configuration field of the limit.
     field: &'static str,
     used: AtomicUsize,
@@ -36,7 +36,7 @@ struct Inner {
 
 impl Budget {
     pub(crate) fn new(field: &'static str, max: usize) -> Self {
-        Self(Arc::new(Inner { field, used: AtomicUsize::new(0), max: max.into(), whole: None }))
+        Self(Arc::new(BudgetState { field, used: AtomicUsize::new(0), max: max.into(), whole: None }))
     }
 
     /// Returns a budget without a limit.
@@ -46,7 +46,7 @@ impl Budget {
 
     /// Returns a share of this budget: bytes taken from the share are also taken from this budget.
     pub(crate) fn share(&self, field: &'static str, max: usize) -> Self {
-        Self(Arc::new(Inner { field, used: AtomicUsize::new(0), max: max.into(), whole: Some(self.clone()) }))
+        Self(Arc::new(BudgetState { field, used: AtomicUsize::new(0), max: max.into(), whole: Some(self.clone()) }))
     }
 
     /// Changes the limit. Bytes already taken beyond a smaller limit stay taken until their holders release them.
@@ -85,7 +85,7 @@ impl Budget {
     }
 
     fn take(&self, bytes: usize) -> Result<(), ApiError> {
-        let Inner { field, used, whole, .. } = &*self.0;
+        let BudgetState { field, used, whole, .. } = &*self.0;
         let max = self.max();
         used.try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|total| *total <= max)
@@ -123,7 +123,7 @@ pub(crate) struct Shares {
     node: Budget,
     field: &'static str,
     max: Arc<AtomicUsize>,
-    of: Arc<Mutex<HashMap<Holder, Weak<Inner>>>>,
+    of: Arc<Mutex<HashMap<Holder, Weak<BudgetState>>>>,
 }
 
 impl Shares {

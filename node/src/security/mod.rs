@@ -5,8 +5,8 @@
 //!
 //! - `material.rs`: certificate, key and CAs, from files to TLS configurations;
 //! - `tls.rs`: the current certificates, and handshakes; `handshake.rs`: their outcomes;
-//! - `acl/`: access rules and their evaluator; `quotas.rs`: rate limits of a principal; `budget.rs`: its bytes in flight;
-//! - `caller.rs`: the client of a request.
+//! - `acl/`: access rules and their evaluator; `quotas.rs`: rate limits of a principal;
+//! - `budget.rs`: limits of bytes in flight; `caller.rs`: the client that sent a request.
 //!
 //! Neighbours: `identity/` reads names from certificates; `listeners/` accepts through this folder, `peers/` connects
 //! through it; `broker/authorizer.rs` applies rules and quotas.

@@ -115,7 +115,7 @@ impl Bucket {
 type Buckets = [Bucket; Metered::ALL.len()];
 
 #[derive(Default)]
-struct Inner {
+struct BucketTable {
     buckets: HashMap<String, (Quota, Buckets)>,
     sweep_at: usize,
 }
@@ -123,7 +123,7 @@ struct Inner {
 /// The buckets of every principal that has a quota and sent requests lately.
 #[derive(Default)]
 pub(crate) struct Quotas {
-    inner: Mutex<Inner>,
+    inner: Mutex<BucketTable>,
 }
 
 impl Quotas {
@@ -178,7 +178,7 @@ impl Quotas {
     }
 }
 
-impl Inner {
+impl BucketTable {
     fn of(&mut self, principal: &str, quota: Quota, now: Instant) -> &mut Buckets {
         if !self.buckets.contains_key(principal) {
             if self.buckets.len() >= self.sweep_at.max(SWEEP_AT) {

@@ -48,7 +48,7 @@ pub struct Tls {
     config: TlsConfig,
     rules: RwLock<PrincipalRules>,
     nodes: NodeRules,
-    live: RwLock<Arc<Live>>,
+    loaded: RwLock<Arc<LoadedCertificates>>,
     /// The last reload failure: the contents (`None`: unreadable) and the error. `None`: the files are usable.
     broken: Mutex<Option<(Option<Contents>, String)>>,
     failures: AtomicU64,
@@ -56,7 +56,7 @@ pub struct Tls {
     handshakes: [AtomicU64; Outcome::ALL.len()],
 }
 
-struct Live {
+struct LoadedCertificates {
     contents: Contents,
     material: Material,
 }
@@ -82,7 +82,7 @@ impl Tls {
             config: config.tls.clone(),
             rules: RwLock::new(rules),
             nodes,
-            live: RwLock::new(Arc::new(Live { contents, material })),
+            loaded: RwLock::new(Arc::new(LoadedCertificates { contents, material })),
             broken: Mutex::new(None),
             failures: AtomicU64::new(0),
             reloads: AtomicU64::new(0),
@@ -92,20 +92,20 @@ impl Tls {
         Ok(Arc::new(tls))
     }
 
-    fn live(&self) -> Arc<Live> {
-        self.live.read().clone()
+    fn loaded(&self) -> Arc<LoadedCertificates> {
+        self.loaded.read().clone()
     }
 
     fn log(&self, what: &str) {
-        let live = self.live();
-        let Material { served, authorities, .. } = &live.material;
+        let loaded = self.loaded();
+        let Material { served, authorities, .. } = &loaded.material;
         let authorities: Vec<&str> = authorities.iter().map(|ca| ca.serial.as_str()).collect();
         tracing::info!(serial = served.serial, not_after_s = served.not_after_s, ?authorities, "{what}");
     }
 
     /// Returns the certificate that this node sends now.
     pub fn served(&self) -> CertificateFacts {
-        self.live().material.served.clone()
+        self.loaded().material.served.clone()
     }
 
     /// Sets the rules, already validated, that map the certificates of new connections to principals.
@@ -124,7 +124,7 @@ impl Tls {
             Ok(contents) => contents,
             Err(error) => return self.record_failure(None, error.to_string()),
         };
-        if contents == self.live().contents {
+        if contents == self.loaded().contents {
             // Also when an invalid change was reverted.
             *self.broken.lock() = None;
             return;
@@ -133,7 +133,7 @@ impl Tls {
         // becomes valid later.
         match Material::build(&contents, &self.config) {
             Ok(material) => {
-                *self.live.write() = Arc::new(Live { contents, material });
+                *self.loaded.write() = Arc::new(LoadedCertificates { contents, material });
                 *self.broken.lock() = None;
                 self.reloads.fetch_add(1, Ordering::Relaxed);
                 self.log("new certificates applied");
@@ -200,10 +200,10 @@ impl Tls {
 
     async fn handshake(&self, socket: Socket) -> Result<(Socket, Remote), HandshakeError> {
         let started = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
-        let live = self.live();
+        let loaded = self.loaded();
         let is_peer =
             started.client_hello().alpn().is_some_and(|mut offered| offered.any(|name| name == PEER_PROTOCOL));
-        let config = if is_peer { &live.material.peers } else { &live.material.clients };
+        let config = if is_peer { &loaded.material.peers } else { &loaded.material.clients };
         let stream = started.into_stream(config.clone()).await?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
         let remote = self.remote(is_peer, certificate)?;
@@ -248,7 +248,7 @@ impl Tls {
             name => name,
         };
         let name = ServerName::try_from(host.to_owned()).map_err(|error| refused(error.to_string()))?;
-        let connector = TlsConnector::from(self.live().material.connect.clone());
+        let connector = TlsConnector::from(self.loaded().material.connect.clone());
         let stream = connector.connect(name, io).await?;
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() != Some(PEER_PROTOCOL) {
@@ -264,8 +264,8 @@ impl Tls {
 
     /// Adds the TLS metrics to a scrape.
     pub(crate) fn collect(&self, samples: &mut Samples) {
-        let live = self.live();
-        let Material { served, authorities, .. } = &live.material;
+        let loaded = self.loaded();
+        let Material { served, authorities, .. } = &loaded.material;
         let all = || std::iter::once(("node", served)).chain(authorities.iter().map(|ca| ("ca", ca)));
         for (kind, help) in [
             ("node", "End of the certificate that is served, or of the CA that ends first"),

@@ -61,18 +61,18 @@ pub struct FilterInForce {
 /// Controls the log of this process. Cheap to clone.
 #[derive(Clone)]
 pub struct LogControl {
-    inner: Arc<Inner>,
+    inner: Arc<LogState>,
 }
 
-struct Inner {
+struct LogState {
     handle: reload::Handle<EnvFilter, Registry>,
-    now: Mutex<Now>,
+    now: Mutex<FilterState>,
     /// `now` has changed.
     changed: Notify,
     ring: Arc<Ring>,
 }
 
-struct Now {
+struct FilterState {
     configured: String,
     filter: String,
     until: Option<Instant>,
@@ -123,9 +123,13 @@ where
         }
     };
     let control = LogControl {
-        inner: Arc::new(Inner {
+        inner: Arc::new(LogState {
             handle,
-            now: Mutex::new(Now { configured: config.filter.clone(), filter: config.filter.clone(), until: None }),
+            now: Mutex::new(FilterState {
+                configured: config.filter.clone(),
+                filter: config.filter.clone(),
+                until: None,
+            }),
             changed: Notify::new(),
             ring,
         }),

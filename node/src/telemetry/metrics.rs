@@ -131,7 +131,7 @@ struct CauseLabels {
 }
 
 /// The handles of one operation of one listener, resolved at start.
-struct Resolved {
+struct OperationHandles {
     ok: Counter,
     latency: Latency,
 }
@@ -155,10 +155,10 @@ impl ByListener {
     }
 }
 
-struct Inner {
+struct NodeFamilies {
     registry: RwLock<Registry>,
     requests: Family<RequestLabels, Counter>,
-    resolved: Vec<Resolved>,
+    resolved: Vec<OperationHandles>,
     received_bytes: ByListener,
     sent_bytes: ByListener,
     records_appended: ByListener,
@@ -171,7 +171,7 @@ struct Inner {
 
 /// The node's metrics. Cheap to clone; all clones report into one registry.
 #[derive(Clone)]
-pub struct Metrics(Arc<Inner>);
+pub struct Metrics(Arc<NodeFamilies>);
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -195,13 +195,13 @@ impl Metrics {
         for listener in Listener::ALL {
             for operation in Operation::ALL {
                 let (listener, operation) = (listener.as_str(), operation.as_str());
-                resolved.push(Resolved {
+                resolved.push(OperationHandles {
                     ok: requests.get_or_create_owned(&RequestLabels { listener, operation, outcome: "OK" }),
                     latency: latency.get_or_create_owned(&OperationLabels { listener, operation }),
                 });
             }
         }
-        let inner = Inner {
+        let inner = NodeFamilies {
             requests: requests.clone(),
             resolved,
             received_bytes: ByListener::new(),

@@ -51,7 +51,7 @@ struct StageLabels {
     stage: &'static str,
 }
 
-struct Inner {
+struct RaftFamilies {
     stages: Family<StageLabels, Latency, LatencyMaker>,
     /// The histograms of `stages`, by stage.
     resolved: [Latency; Stage::ALL.len()],
@@ -62,7 +62,7 @@ struct Inner {
 
 /// The metrics of all groups of one node. Cheap to clone.
 #[derive(Clone)]
-pub struct RaftMetrics(Arc<Inner>);
+pub struct RaftMetrics(Arc<RaftFamilies>);
 
 impl fmt::Debug for RaftMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -75,7 +75,7 @@ impl Default for RaftMetrics {
         let stages = Family::new_with_constructor(Latency::new as LatencyMaker);
         let resolved = Stage::ALL.map(|stage| stages.get_or_create_owned(&StageLabels { stage: stage.as_str() }));
         let (elections, won, lost) = Default::default();
-        Self(Arc::new(Inner { stages, resolved, elections, won, lost }))
+        Self(Arc::new(RaftFamilies { stages, resolved, elections, won, lost }))
     }
 }
 
@@ -106,7 +106,7 @@ impl RaftMetrics {
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
-        let Inner { stages, elections, won, lost, .. } = &*self.0;
+        let RaftFamilies { stages, elections, won, lost, .. } = &*self.0;
         registry.register_with_unit(
             "stage_duration",
             "Time that an append spends in each stage: queue (a request), append, flush, commit, apply (an entry), replicate (a message)",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, ensure};
 
-use super::issue::{AUTHORITY, Authority, Made};
+use super::issue::{AUTHORITY, Authority, CertificateAndKey};
 
 /// A folder of certificates and keys.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ impl Folder {
             let hint = || format!("{}: make a CA with `chronicle cert ca` first", path.display());
             std::fs::read_to_string(&path).with_context(hint)
         };
-        Authority::read(&Made { certificate: read(self.ca())?, key: read(self.key(AUTHORITY))? })
+        Authority::read(&CertificateAndKey { certificate: read(self.ca())?, key: read(self.key(AUTHORITY))? })
     }
 
     /// Returns the CA in this folder; makes it first if there is none.
@@ -60,7 +60,7 @@ impl Folder {
     }
 
     /// Writes a certificate and its key, and prints their paths on standard error.
-    pub(in crate::cli) fn write(&self, name: &str, made: &Made) -> anyhow::Result<()> {
+    pub(in crate::cli) fn write(&self, name: &str, made: &CertificateAndKey) -> anyhow::Result<()> {
         std::fs::create_dir_all(&self.path).with_context(|| format!("creating {}", self.path.display()))?;
         let (certificate, key) = (self.certificate(name), self.key(name));
         // Both are checked before either is written: a certificate without its key is useless.

@@ -38,7 +38,7 @@ impl Validity {
 }
 
 /// A certificate and its private key, PEM. Must not be printed.
-pub(in crate::cli) struct Made {
+pub(in crate::cli) struct CertificateAndKey {
     pub(super) certificate: String,
     pub(super) key: String,
 }
@@ -61,13 +61,13 @@ pub(in crate::cli) enum Subject<'a> {
 }
 
 /// Makes a new certificate authority.
-pub(in crate::cli) fn authority(name: &str, validity: Validity) -> anyhow::Result<Made> {
+pub(in crate::cli) fn authority(name: &str, validity: Validity) -> anyhow::Result<CertificateAndKey> {
     let mut params = params(name, validity);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = KeyPair::generate()?;
     let certificate = params.self_signed(&key)?.pem();
-    Ok(Made { certificate, key: key.serialize_pem() })
+    Ok(CertificateAndKey { certificate, key: key.serialize_pem() })
 }
 
 /// A certificate authority, which signs certificates.
@@ -75,14 +75,14 @@ pub(in crate::cli) struct Authority(Issuer<'static, KeyPair>);
 
 impl Authority {
     /// Reads a CA from its certificate and key, PEM.
-    pub(super) fn read(made: &Made) -> anyhow::Result<Self> {
+    pub(super) fn read(made: &CertificateAndKey) -> anyhow::Result<Self> {
         let key = KeyPair::from_pem(&made.key).context("ca.key: must contain a private key in PEM form")?;
         let issuer = Issuer::from_ca_cert_pem(&made.certificate, key);
         Ok(Self(issuer.context("ca.crt: must contain a CA's certificate in PEM form")?))
     }
 
     /// Makes a key and a certificate for it.
-    pub(in crate::cli) fn issue(&self, subject: &Subject<'_>, validity: Validity) -> anyhow::Result<Made> {
+    pub(in crate::cli) fn issue(&self, subject: &Subject<'_>, validity: Validity) -> anyhow::Result<CertificateAndKey> {
         let (Subject::Node { name, .. } | Subject::Client { name }) = subject;
         ensure!(
             !name.contains(['/', '\\']) && *name != AUTHORITY && Principal::new(name).is_ok(),
@@ -104,7 +104,7 @@ impl Authority {
         }
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.0)?.pem();
-        Ok(Made { certificate, key: key.serialize_pem() })
+        Ok(CertificateAndKey { certificate, key: key.serialize_pem() })
     }
 }
 

@@ -7,21 +7,21 @@ use chronicle_client::{Client, ClientConfig, ClientError, v1};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
-use crate::cli::Encryption;
+use crate::cli::TlsOptions;
 
 /// A client for cluster operations.
 #[derive(Debug, Clone)]
-pub(in crate::cli) struct Calls {
+pub(in crate::cli) struct ClusterCalls {
     client: Client,
 }
 
-impl Calls {
+impl ClusterCalls {
     /// Returns a client that connects on first use. Must be called inside the runtime.
     ///
     /// # Errors
     /// `server` is not `HOST:PORT`, or the TLS options are incomplete.
-    pub(in crate::cli) fn new(server: &str, timeout: Duration, encryption: &Encryption) -> anyhow::Result<Self> {
-        let config = encryption.apply(ClientConfig::new(server).request_timeout(timeout))?;
+    pub(in crate::cli) fn new(server: &str, timeout: Duration, tls: &TlsOptions) -> anyhow::Result<Self> {
+        let config = tls.apply(ClientConfig::new(server).request_timeout(timeout))?;
         Ok(Self { client: Client::connect(config)? })
     }
 

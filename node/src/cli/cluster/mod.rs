@@ -1,11 +1,11 @@
 //! `chronicle cluster`: shows the state of the cluster and runs operations on its nodes.
 //!
-//! `calls.rs` makes the calls, `view.rs` is the output, `wait.rs` waits for the end of an operation, `confirm.rs` asks
+//! `calls.rs` makes the calls, `views.rs` is the output, `wait.rs` waits for the end of an operation, `confirm.rs` asks
 //! for confirmation.
 
 pub(super) mod calls;
 mod confirm;
-mod view;
+mod views;
 mod wait;
 
 use anyhow::bail;
@@ -14,9 +14,9 @@ use futures::TryStreamExt;
 
 use super::Global;
 use super::output::{Format, Table, print};
-use calls::Calls;
-pub(super) use view::Names;
-use view::{OperationView, StatusView, TransferView, VerifiedView};
+use calls::ClusterCalls;
+pub(super) use views::ServerNames;
+use views::{OperationView, StatusView, TransferView, VerifiedView};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClusterCommand {
@@ -29,7 +29,7 @@ pub(super) enum ClusterCommand {
     /// Transfer all leaderships away from a node and keep it from leading until it restarts or is undrained.
     Drain(BeginArgs),
     /// Let a drained node lead again.
-    Undrain(NodeArgs),
+    Undrain(NodeNameArgs),
     /// Transfer leadership of a partition, or without a topic of the controller group, to another replica.
     Transfer(TransferArgs),
     /// Compare the replicas of partitions by hashes of their data on disk.
@@ -46,7 +46,7 @@ pub(super) struct MembersArgs {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct NodeArgs {
+pub(super) struct NodeNameArgs {
     /// UUID of the node, or its name where that is unique.
     node: String,
 }
@@ -88,7 +88,7 @@ pub(super) struct CancelArgs {
 }
 
 pub(super) async fn run(global: &Global, command: ClusterCommand) -> anyhow::Result<()> {
-    let calls = Calls::new(&global.server, global.timeout, &global.encryption)?;
+    let calls = ClusterCalls::new(&global.server, global.timeout, &global.tls)?;
     match command {
         ClusterCommand::Status => status(global, &calls).await,
         ClusterCommand::Members(args) => members(global, &calls, &args).await,
@@ -119,7 +119,7 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> anyhow::Res
     }
 }
 
-async fn status(global: &Global, calls: &Calls) -> anyhow::Result<()> {
+async fn status(global: &Global, calls: &ClusterCalls) -> anyhow::Result<()> {
     let view = StatusView::from(calls.status().await?);
     if global.output == Format::Table {
         return view.print_tables();
@@ -127,16 +127,16 @@ async fn status(global: &Global, calls: &Calls) -> anyhow::Result<()> {
     print(global.output, &view, Table::default)
 }
 
-async fn members(global: &Global, calls: &Calls, args: &MembersArgs) -> anyhow::Result<()> {
+async fn members(global: &Global, calls: &ClusterCalls, args: &MembersArgs) -> anyhow::Result<()> {
     let mut view = StatusView::from(calls.status().await?).servers;
     view.retain(|server| args.all || server.state != "removed");
-    print(global.output, &view, || view::members_table(&view))
+    print(global.output, &view, || views::members_table(&view))
 }
 
 /// Waits for the end of an operation unless `no_wait`, and prints it.
 async fn follow(
     global: &Global,
-    calls: &Calls,
+    calls: &ClusterCalls,
     begun: chronicle_client::v1::Operation,
     no_wait: bool,
 ) -> anyhow::Result<()> {
@@ -151,17 +151,17 @@ async fn follow(
 
 async fn print_operation(
     global: &Global,
-    calls: &Calls,
+    calls: &ClusterCalls,
     operation: chronicle_client::v1::Operation,
 ) -> anyhow::Result<()> {
     // Needed only for the name; the call may fail when the node being removed answers it.
-    let names = calls.servers().await.map(|answer| Names::new(&answer.servers)).unwrap_or_default();
+    let names = calls.servers().await.map(|answer| ServerNames::new(&answer.servers)).unwrap_or_default();
     let view = OperationView::new(operation, &names);
     print(global.output, &view, || view.pairs())
 }
 
-async fn transfer(global: &Global, calls: &Calls, args: &TransferArgs) -> anyhow::Result<()> {
-    let names = Names::new(&calls.servers().await?.servers);
+async fn transfer(global: &Global, calls: &ClusterCalls, args: &TransferArgs) -> anyhow::Result<()> {
+    let names = ServerNames::new(&calls.servers().await?.servers);
     let topic = args.topic.clone().unwrap_or_default();
     let to = args.to.as_deref().unwrap_or_default();
     let leader = calls.transfer_leadership(&topic, args.partition, to).await?;
@@ -170,11 +170,11 @@ async fn transfer(global: &Global, calls: &Calls, args: &TransferArgs) -> anyhow
 }
 
 /// Prints the result and fails when replicas differ or could not be compared.
-async fn verify(global: &Global, calls: &Calls, args: &VerifyArgs) -> anyhow::Result<()> {
-    let names = Names::new(&calls.servers().await?.servers);
+async fn verify(global: &Global, calls: &ClusterCalls, args: &VerifyArgs) -> anyhow::Result<()> {
+    let names = ServerNames::new(&calls.servers().await?.servers);
     let answers = calls.verify(args.topic.as_deref().unwrap_or_default()).await?;
     let views: Vec<VerifiedView> = answers.map_ok(|answer| VerifiedView::new(answer, &names)).try_collect().await?;
-    print(global.output, &views, || view::verified_table(&views))?;
+    print(global.output, &views, || views::verified_table(&views))?;
     let wrong: Vec<&VerifiedView> = views.iter().filter(|view| !view.same()).collect();
     for view in &wrong {
         eprintln!("{} {}: {}", view.topic, view.partition, view.problem());

@@ -9,7 +9,7 @@ use chronicle_client::v1;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
-use super::calls::Calls;
+use super::calls::ClusterCalls;
 
 /// Interval between two status calls.
 const POLL: Duration = Duration::from_millis(500);
@@ -20,7 +20,7 @@ const POLL: Duration = Duration::from_millis(500);
 /// # Errors
 /// No response for `patience`, or the cluster's list of operations no longer contains the operation.
 pub(super) async fn until_ended(
-    calls: &Calls,
+    calls: &ClusterCalls,
     begun: v1::Operation,
     patience: Duration,
 ) -> anyhow::Result<v1::Operation> {

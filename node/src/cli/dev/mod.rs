@@ -3,9 +3,9 @@
 //! One node runs in this process. Several nodes run as child processes, each with its own data folder and configuration
 //! under `--data`: `plan.rs` computes their configurations, `supervisor.rs` keeps them running.
 
+mod certificates;
 mod plan;
 mod supervisor;
-mod tls;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use chronicle_node::config::{Config, TlsMode};
 use clap::Args;
 
-use super::config::ConfigSource;
-use super::serve;
+use super::config_command::ConfigSource;
+use super::run_node;
 
 #[derive(Debug, Args)]
 pub(super) struct DevArgs {
@@ -52,7 +52,7 @@ pub(super) async fn run(args: DevArgs) -> anyhow::Result<()> {
     if config.security.tls.mode == TlsMode::Unset {
         config.security.tls.mode = TlsMode::Disabled;
     }
-    let certificates = tls::Certificates::of(&args.data);
+    let certificates = certificates::Certificates::of(&args.data);
     let encrypt = args.tls || certificates.exist();
     if args.nodes.unwrap_or(1) == 1 && found.is_empty() {
         if encrypt {
@@ -73,5 +73,5 @@ async fn run_one(mut config: Config, args: &DevArgs) -> anyhow::Result<()> {
     config.listeners.data = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
     config.listeners.ops = SocketAddr::from((Ipv4Addr::LOCALHOST, args.ops_port));
     config.validate()?;
-    serve::run(config, None).await
+    run_node::run(config, None).await
 }

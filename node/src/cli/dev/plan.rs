@@ -15,7 +15,7 @@ use chronicle_node::config::Config;
 
 /// One node to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Member {
+pub(super) struct DevNode {
     /// `node-NUMBER`.
     pub(super) name: String,
     /// Its configuration, including data folder and ports.
@@ -24,7 +24,7 @@ pub(super) struct Member {
     pub(super) config_file: PathBuf,
 }
 
-impl Member {
+impl DevNode {
     /// Returns the UUID of the node from the file `FORMAT` in its data folder (docs/disk-format.md); `None` before its
     /// first start.
     pub(super) fn node_id(&self) -> Option<String> {
@@ -68,7 +68,7 @@ pub(super) fn plan(
     nodes: usize,
     port: u16,
     ops_port: u16,
-) -> anyhow::Result<Vec<Member>> {
+) -> anyhow::Result<Vec<DevNode>> {
     let shown = data.display();
     ensure!(
         !data.join("FORMAT").exists(),
@@ -117,7 +117,7 @@ pub(super) fn plan(
         config.cluster.bootstrap_expect = u32::try_from(nodes)?;
         config.cluster.seeds.clone_from(&seeds);
         config.validate()?;
-        Ok(Member { name: name(number), config, config_file: data.join(format!("{}.yaml", name(number))) })
+        Ok(DevNode { name: name(number), config, config_file: data.join(format!("{}.yaml", name(number))) })
     };
     numbers.iter().map(|number| member(*number)).collect()
 }
@@ -134,7 +134,7 @@ mod tests {
         list.iter().copied().collect()
     }
 
-    fn planned(found: &[u16], nodes: usize) -> anyhow::Result<Vec<Member>> {
+    fn planned(found: &[u16], nodes: usize) -> anyhow::Result<Vec<DevNode>> {
         plan(&Config::default(), Path::new("no-such-folder"), &numbers(found), nodes, 7400, 9644)
     }
 

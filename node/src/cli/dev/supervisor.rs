@@ -24,11 +24,11 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::plan::Member;
-use super::tls::Certificates;
-use crate::cli::cluster::calls::Calls;
+use super::certificates::Certificates;
+use super::plan::DevNode;
+use crate::cli::cluster::calls::ClusterCalls;
 use crate::cli::output::{Format, Table, print};
-use crate::cli::{serve, signal};
+use crate::cli::{run_node, signal};
 
 /// Pause before a node that ended is restarted; doubles up to [`PAUSE_MAX`] while the node ends before it serves.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -39,8 +39,8 @@ const STOP_MARGIN: Duration = Duration::from_secs(5);
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// State shared by the supervisors of all nodes. They are parts of one future, so nothing here is locked.
-struct Shared<'a> {
-    members: &'a [Member],
+struct SupervisorState<'a> {
+    members: &'a [DevNode],
     /// `None`: plaintext.
     certificates: Option<Certificates>,
     program: PathBuf,
@@ -59,7 +59,7 @@ struct Shared<'a> {
 /// # Errors
 /// Another process runs nodes on this folder, a port is in use, or a process cannot be started. No child is left
 /// running then.
-pub(super) async fn run(data: &Path, members: Vec<Member>, certificates: Option<Certificates>) -> anyhow::Result<()> {
+pub(super) async fn run(data: &Path, members: Vec<DevNode>, certificates: Option<Certificates>) -> anyhow::Result<()> {
     std::fs::create_dir_all(data).with_context(|| format!("creating {}", data.display()))?;
     let _lock = lock(data)?;
     members.iter().try_for_each(ports_are_free)?;
@@ -72,7 +72,7 @@ pub(super) async fn run(data: &Path, members: Vec<Member>, certificates: Option<
             .with_context(|| format!("writing {}", member.config_file.display()))?;
     }
 
-    let shared = Shared {
+    let shared = SupervisorState {
         members: &members,
         certificates,
         program: std::env::current_exe().context("path of this program")?,
@@ -111,7 +111,7 @@ fn lock(data: &Path) -> anyhow::Result<File> {
 }
 
 /// Checks the ports before any node is started, so that no partial cluster comes up.
-fn ports_are_free(member: &Member) -> anyhow::Result<()> {
+fn ports_are_free(member: &DevNode) -> anyhow::Result<()> {
     let listeners = &member.config.listeners;
     for (option, address) in [("--port", listeners.data), ("--ops-port", listeners.ops)] {
         TcpListener::bind(address)
@@ -121,7 +121,7 @@ fn ports_are_free(member: &Member) -> anyhow::Result<()> {
 }
 
 /// Stops the nodes gracefully at the first signal and kills them at the second.
-async fn signals(shared: &Shared<'_>) -> anyhow::Result<()> {
+async fn signals(shared: &SupervisorState<'_>) -> anyhow::Result<()> {
     signal::stop_requested().await?;
     say(format_args!("stopping {} nodes; press Ctrl-C again to kill them", shared.members.len()));
     let again = async {
@@ -147,7 +147,7 @@ async fn signals(shared: &Shared<'_>) -> anyhow::Result<()> {
 }
 
 /// Prints the endpoints once every node has served. Does not end.
-async fn announce(shared: &Shared<'_>) {
+async fn announce(shared: &SupervisorState<'_>) {
     let expected = shared.members.len();
     let mut served = shared.served.subscribe();
     if served.wait_for(|served| served.len() == expected).await.is_ok() {
@@ -157,9 +157,9 @@ async fn announce(shared: &Shared<'_>) {
     std::future::pending().await
 }
 
-fn print_endpoints(members: &[Member], certificates: Option<&Certificates>) -> anyhow::Result<()> {
+fn print_endpoints(members: &[DevNode], certificates: Option<&Certificates>) -> anyhow::Result<()> {
     let mut table = Table::new(&["NODE", "GRPC, HTTP", "OPS", "DATA"]);
-    for Member { name, config, .. } in members {
+    for DevNode { name, config, .. } in members {
         let (data, ops) = (config.listeners.data.to_string(), config.listeners.ops.to_string());
         table.row(vec![name.clone(), data, ops, config.node.data_dir.display().to_string()]);
     }
@@ -177,7 +177,7 @@ fn print_endpoints(members: &[Member], certificates: Option<&Certificates>) -> a
 }
 
 /// Runs one node and restarts it whenever it ends, until the stop.
-async fn supervise<'a>(shared: &Shared<'a>, member: &'a Member) -> anyhow::Result<()> {
+async fn supervise<'a>(shared: &SupervisorState<'a>, member: &'a DevNode) -> anyhow::Result<()> {
     let mut pause = PAUSE;
     loop {
         let child = match start(shared, member) {
@@ -210,7 +210,7 @@ async fn supervise<'a>(shared: &Shared<'a>, member: &'a Member) -> anyhow::Resul
     }
 }
 
-fn start(shared: &Shared<'_>, member: &Member) -> anyhow::Result<Child> {
+fn start(shared: &SupervisorState<'_>, member: &DevNode) -> anyhow::Result<Child> {
     let mut command = Command::new(&shared.program);
     command.arg("node").arg("--config").arg(&member.config_file);
     command.arg("--die-with-parent").arg(getpid().to_string());
@@ -229,19 +229,19 @@ fn start(shared: &Shared<'_>, member: &Member) -> anyhow::Result<Child> {
 }
 
 /// How a child ended.
-struct Ended {
+struct ChildExit {
     status: ExitStatus,
     /// It served before it ended.
     served: bool,
 }
 
 /// Forwards a child's output until the child ends, and ends the child when the stop is requested.
-async fn attend<'a>(shared: &Shared<'a>, member: &'a Member, mut child: Child) -> anyhow::Result<Ended> {
+async fn attend<'a>(shared: &SupervisorState<'a>, member: &'a DevNode, mut child: Child) -> anyhow::Result<ChildExit> {
     let mut served = false;
     let out = child.stdout.take().context("standard output is a pipe")?;
     let err = child.stderr.take().context("standard error is a pipe")?;
     let ready = |line: &str| {
-        if serve::is_announcement(line) {
+        if run_node::is_announcement(line) {
             served = true;
             shared.served.send_modify(|names| {
                 names.insert(&member.name);
@@ -253,11 +253,11 @@ async fn attend<'a>(shared: &Shared<'a>, member: &'a Member, mut child: Child) -
     let other = |line: &str| say(format_args!("{} | {line}", member.name));
     let grace = Duration::from_millis(member.config.limits.shutdown_grace_ms) + STOP_MARGIN;
     let (status, (), ()) = tokio::join!(wait(shared, &mut child, grace), lines(out, ready), lines(err, other));
-    Ok(Ended { status: status.with_context(|| format!("waiting for {}", member.name))?, served })
+    Ok(ChildExit { status: status.with_context(|| format!("waiting for {}", member.name))?, served })
 }
 
 /// Waits for the end of a child. After the stop it sends SIGTERM, and SIGKILL after `grace`.
-async fn wait(shared: &Shared<'_>, child: &mut Child, grace: Duration) -> io::Result<ExitStatus> {
+async fn wait(shared: &SupervisorState<'_>, child: &mut Child, grace: Duration) -> io::Result<ExitStatus> {
     // `Child::wait` may be dropped and called again.
     tokio::select! {
         status = child.wait() => return status,
@@ -288,12 +288,12 @@ async fn lines(stream: impl AsyncRead + Unpin, mut line: impl FnMut(&str)) {
 
 /// Requests the status from the other nodes and records that this node was removed when one reports it. Removal is
 /// final.
-async fn note_if_removed<'a>(shared: &Shared<'a>, member: &'a Member) {
+async fn note_if_removed<'a>(shared: &SupervisorState<'a>, member: &'a DevNode) {
     let Some(node_id) = member.node_id() else { return };
     let others = shared.members.iter().filter(|other| other.name != member.name);
     let encryption = shared.certificates.as_ref().map(Certificates::client).unwrap_or_default();
     let questions = others.map(|other| {
-        let calls = Calls::new(&other.config.listeners.data.to_string(), ASK_TIMEOUT, &encryption);
+        let calls = ClusterCalls::new(&other.config.listeners.data.to_string(), ASK_TIMEOUT, &encryption);
         async move { calls.ok()?.status().await.ok() }
     });
     let answers: Vec<_> = futures::future::join_all(questions).await.into_iter().flatten().collect();
@@ -308,7 +308,7 @@ fn is_removed(answers: &[v1::GetStatusResponse], node_id: &str) -> bool {
 }
 
 /// Renames the folder of a removed node, so that it is no longer a node of the cluster and its number is free.
-fn put_aside(member: &Member) -> anyhow::Result<()> {
+fn put_aside(member: &DevNode) -> anyhow::Result<()> {
     let from = &member.config.node.data_dir;
     let mut to = from.with_extension("removed");
     for again in 2.. {

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::*;
 
 #[derive(Clone)]
-enum Answer {
+enum DnsAnswer {
     Records(Vec<RData>),
     Code(ResponseCode),
     Silence,
@@ -22,7 +22,7 @@ enum Answer {
     Truncated(Vec<RData>),
 }
 
-type Zone = Arc<Mutex<HashMap<(String, RecordType), Answer>>>;
+type Zone = Arc<Mutex<HashMap<(String, RecordType), DnsAnswer>>>;
 
 struct NameServer {
     address: SocketAddr,
@@ -67,12 +67,12 @@ impl NameServer {
         Self { address, zone, _tasks: tasks }
     }
 
-    fn set(&self, name: &str, kind: RecordType, answer: Answer) {
+    fn set(&self, name: &str, kind: RecordType, answer: DnsAnswer) {
         self.zone.lock().unwrap().insert((name.to_owned(), kind), answer);
     }
 
     fn set_a(&self, name: &str, ips: &[[u8; 4]]) {
-        self.set(name, RecordType::A, Answer::Records(ips.iter().map(|ip| a(*ip)).collect()));
+        self.set(name, RecordType::A, DnsAnswer::Records(ips.iter().map(|ip| a(*ip)).collect()));
     }
 
     fn resolver(&self, name: &str) -> DnsDiscovery {
@@ -94,16 +94,16 @@ fn answer(zone: &Zone, question: &[u8], udp: bool) -> Option<Vec<u8>> {
     response.metadata.recursion_available = true;
     response.add_query(query.clone());
     let records = match known {
-        Some(Answer::Silence) => return None,
-        Some(Answer::Code(code)) => {
+        Some(DnsAnswer::Silence) => return None,
+        Some(DnsAnswer::Code(code)) => {
             response.metadata.response_code = code;
             Vec::new()
         }
-        Some(Answer::Truncated(_)) if udp => {
+        Some(DnsAnswer::Truncated(_)) if udp => {
             response.metadata.truncation = true;
             Vec::new()
         }
-        Some(Answer::Records(records) | Answer::Truncated(records)) => records,
+        Some(DnsAnswer::Records(records) | DnsAnswer::Truncated(records)) => records,
         None if exists => Vec::new(),
         None => {
             response.metadata.response_code = ResponseCode::NXDomain;
@@ -130,7 +130,7 @@ async fn a_and_aaaa_records_become_addresses_in_a_stable_order_without_duplicate
     let server = NameServer::start().await;
     server.set_a("log.test.", &[[10, 0, 0, 3], [10, 0, 0, 1], [10, 0, 0, 3]]);
     let v6 = RData::AAAA(AAAA("fd00::1".parse().unwrap()));
-    server.set("log.test.", RecordType::AAAA, Answer::Records(vec![v6]));
+    server.set("log.test.", RecordType::AAAA, DnsAnswer::Records(vec![v6]));
     assert_eq!(server.lookup("log.test.:7400").await.unwrap(), ["10.0.0.1:7400", "10.0.0.3:7400", "[fd00::1]:7400"]);
 }
 
@@ -138,7 +138,7 @@ async fn a_and_aaaa_records_become_addresses_in_a_stable_order_without_duplicate
 async fn srv_records_bring_the_port_and_missing_targets_are_left_out() {
     let server = NameServer::start().await;
     let targets = vec![srv(7400, "b.log.test."), srv(7500, "a.log.test."), srv(7400, "gone.log.test."), srv(0, ".")];
-    server.set("_log._tcp.log.test.", RecordType::SRV, Answer::Records(targets));
+    server.set("_log._tcp.log.test.", RecordType::SRV, DnsAnswer::Records(targets));
     server.set_a("a.log.test.", &[[10, 0, 0, 2]]);
     server.set_a("b.log.test.", &[[10, 0, 0, 1]]);
     assert_eq!(server.lookup("_log._tcp.log.test.").await.unwrap(), ["10.0.0.1:7400", "10.0.0.2:7500"]);
@@ -147,9 +147,9 @@ async fn srv_records_bring_the_port_and_missing_targets_are_left_out() {
 #[tokio::test]
 async fn a_service_all_of_whose_targets_fail_is_an_error() {
     let server = NameServer::start().await;
-    server.set("_log._tcp.log.test.", RecordType::SRV, Answer::Records(vec![srv(7400, "a.log.test.")]));
-    server.set("a.log.test.", RecordType::A, Answer::Code(ResponseCode::ServFail));
-    server.set("a.log.test.", RecordType::AAAA, Answer::Code(ResponseCode::ServFail));
+    server.set("_log._tcp.log.test.", RecordType::SRV, DnsAnswer::Records(vec![srv(7400, "a.log.test.")]));
+    server.set("a.log.test.", RecordType::A, DnsAnswer::Code(ResponseCode::ServFail));
+    server.set("a.log.test.", RecordType::AAAA, DnsAnswer::Code(ResponseCode::ServFail));
     let error = server.lookup("_log._tcp.log.test.").await.unwrap_err().to_string();
     assert!(error.contains("a.log.test"), "{error}");
 }
@@ -157,7 +157,7 @@ async fn a_service_all_of_whose_targets_fail_is_an_error() {
 #[tokio::test]
 async fn a_name_without_records_or_that_does_not_exist_is_nobody() {
     let server = NameServer::start().await;
-    server.set("empty.test.", RecordType::A, Answer::Records(Vec::new()));
+    server.set("empty.test.", RecordType::A, DnsAnswer::Records(Vec::new()));
     assert_eq!(server.lookup("empty.test.:7400").await.unwrap(), [""; 0]);
     assert_eq!(server.lookup("nothing.test.:7400").await.unwrap(), [""; 0]);
     assert_eq!(server.lookup("_log._tcp.nothing.test.").await.unwrap(), [""; 0]);
@@ -167,8 +167,8 @@ async fn a_name_without_records_or_that_does_not_exist_is_nobody() {
 async fn refusals_are_errors_that_name_what_was_looked_up() {
     let server = NameServer::start().await;
     for code in [ResponseCode::ServFail, ResponseCode::Refused] {
-        server.set("log.test.", RecordType::A, Answer::Code(code));
-        server.set("log.test.", RecordType::AAAA, Answer::Code(code));
+        server.set("log.test.", RecordType::A, DnsAnswer::Code(code));
+        server.set("log.test.", RecordType::AAAA, DnsAnswer::Code(code));
         let error = server.lookup("log.test.:7400").await.unwrap_err();
         assert!(matches!(&error, DiscoveryError::Lookup { name, .. } if name == "log.test."), "{code}: {error}");
     }
@@ -177,16 +177,16 @@ async fn refusals_are_errors_that_name_what_was_looked_up() {
 #[tokio::test]
 async fn no_a_records_do_not_hide_that_aaaa_records_are_unknown() {
     let server = NameServer::start().await;
-    server.set("log.test.", RecordType::A, Answer::Records(Vec::new()));
-    server.set("log.test.", RecordType::AAAA, Answer::Code(ResponseCode::ServFail));
+    server.set("log.test.", RecordType::A, DnsAnswer::Records(Vec::new()));
+    server.set("log.test.", RecordType::AAAA, DnsAnswer::Code(ResponseCode::ServFail));
     assert!(matches!(server.lookup("log.test.:7400").await, Err(DiscoveryError::Lookup { .. })));
 }
 
 #[tokio::test]
 async fn a_name_server_that_does_not_answer_is_an_error() {
     let server = NameServer::start().await;
-    server.set("log.test.", RecordType::A, Answer::Silence);
-    server.set("log.test.", RecordType::AAAA, Answer::Silence);
+    server.set("log.test.", RecordType::A, DnsAnswer::Silence);
+    server.set("log.test.", RecordType::AAAA, DnsAnswer::Silence);
     let mut options = ResolverOpts::default();
     (options.timeout, options.attempts) = (Duration::from_millis(50), 1);
     let config = ResolverConfig::from_name_servers(
@@ -208,7 +208,7 @@ async fn a_name_server_that_does_not_answer_is_an_error() {
 async fn truncated_answers_are_asked_for_again_by_tcp() {
     let server = NameServer::start().await;
     let many: Vec<_> = (1..=200).map(|last| a([10, 0, 0, last])).collect();
-    server.set("log.test.", RecordType::A, Answer::Truncated(many));
+    server.set("log.test.", RecordType::A, DnsAnswer::Truncated(many));
     assert_eq!(server.lookup("log.test.:7400").await.unwrap().len(), 200);
 }
 

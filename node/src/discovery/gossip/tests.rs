@@ -6,19 +6,25 @@ use uuid::Uuid;
 
 use super::*;
 
-struct Member {
+struct GossipNode {
     gossip: GossipDiscovery,
     data: String,
 }
 
-async fn member(number: u16, name: &str, listen: SocketAddr, seed: SocketAddr, transport: &dyn Transport) -> Member {
+async fn member(
+    number: u16,
+    name: &str,
+    listen: SocketAddr,
+    seed: SocketAddr,
+    transport: &dyn Transport,
+) -> GossipNode {
     let data = format!("node-{number}:7400");
     let own = Announced { node_id: Uuid::from_u128(number.into()), boot: number.into(), address: data.clone() };
     let options = GossipOptions { name: name.into(), listen, advertised: listen, seeds: vec![seed.to_string()] };
-    Member { gossip: GossipDiscovery::start(options, &own, transport).await.unwrap(), data }
+    GossipNode { gossip: GossipDiscovery::start(options, &own, transport).await.unwrap(), data }
 }
 
-async fn sees(member: &Member, others: &[&Member]) {
+async fn sees(member: &GossipNode, others: &[&GossipNode]) {
     let expected: Vec<_> = others.iter().map(|other| other.data.as_str()).collect();
     let seen = async {
         while member.gossip.lookup().await.unwrap() != expected {
@@ -61,7 +67,7 @@ async fn members_that_died_are_left_out_and_come_back_with_a_new_boot() {
     let options =
         GossipOptions { name: "chronicle".into(), listen: at(3), advertised: at(3), seeds: vec![at(1).to_string()] };
     let again = GossipDiscovery::start(options, &own, &network).await.unwrap();
-    sees(&a, &[&Member { gossip: again, data: b.data.clone() }]).await;
+    sees(&a, &[&GossipNode { gossip: again, data: b.data.clone() }]).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use super::rules::{AclRule, Action, EVERY_NAME, Effect, PatternKind, ResourceKind};
+use super::acl_rules::{AclRule, Action, EVERY_NAME, Effect, PatternKind, ResourceKind};
 use crate::identity::ANYONE;
 
 /// The combined decision of all rules.
@@ -158,9 +158,9 @@ impl Patterns {
 
 /// The rules of one principal, by kind.
 #[derive(Debug, Default)]
-struct Subject([Patterns; ResourceKind::ALL.len()]);
+struct PrincipalPatterns([Patterns; ResourceKind::ALL.len()]);
 
-impl Subject {
+impl PrincipalPatterns {
     fn about(&self, kind: ResourceKind) -> &Patterns {
         &self.0[kind as usize]
     }
@@ -169,8 +169,8 @@ impl Subject {
 /// Evaluates a set of rules. Immutable: changed rules need a new evaluator.
 #[derive(Debug, Default)]
 pub struct Evaluator {
-    subjects: HashMap<String, Subject>,
-    anyone: Subject,
+    subjects: HashMap<String, PrincipalPatterns>,
+    anyone: PrincipalPatterns,
 }
 
 impl Evaluator {

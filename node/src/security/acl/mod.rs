@@ -4,15 +4,15 @@
 //! request in well under a microsecond. Neither depends on connections, time or configuration: `broker/authorizer.rs`
 //! combines these.
 
+mod acl_rules;
 mod evaluate;
-mod rules;
 
-pub use evaluate::{Decision, Evaluator};
-pub(crate) use rules::check_principal;
-pub use rules::{
+pub(crate) use acl_rules::check_principal;
+pub use acl_rules::{
     AclFilter, AclRule, Action, CLUSTER, EVERY_NAME, Effect, InvalidRule, PRINCIPAL_BYTES_MAX, PatternKind,
     ResourceKind,
 };
+pub use evaluate::{Decision, Evaluator};
 
 #[cfg(test)]
 mod tests;

@@ -55,9 +55,9 @@ use settings::Settings;
 /// Target of the `tracing` spans that become OpenTelemetry spans. They do not appear in log lines.
 pub const SPANS: &str = "chronicle_traces";
 
-static STATE: OnceLock<State> = OnceLock::new();
+static STATE: OnceLock<TracerState> = OnceLock::new();
 
-struct State {
+struct TracerState {
     tracer: SdkTracer,
     sampling: RwLock<Sampling>,
     cluster: ClusterId,
@@ -82,7 +82,7 @@ impl Traces {
         let Some(settings) = Settings::resolve(config, |name| std::env::var(name).ok())? else { return Ok(None) };
         let (provider, cluster) = export::provider(&settings, node)?;
         let tracer = opentelemetry::trace::TracerProvider::tracer(&provider, "chronicle-node");
-        let state = State { tracer: tracer.clone(), sampling: RwLock::new(settings.sampling), cluster };
+        let state = TracerState { tracer: tracer.clone(), sampling: RwLock::new(settings.sampling), cluster };
         STATE.set(state).map_err(|_| TracesError::Started)?;
         Ok(Some(Self { provider, tracer, shutdown: Duration::from_millis(config.shutdown_ms) }))
     }
@@ -173,11 +173,11 @@ fn stage(
 }
 
 /// A span that another node continues before it ends.
-pub(crate) struct Open {
+pub(crate) struct OpenSpan {
     context: Context,
 }
 
-impl Open {
+impl OpenSpan {
     /// Begins a span of a call to another node.
     pub(crate) fn call(parent: &SpanContext, name: &'static str, peer: u64) -> Option<Self> {
         let state = STATE.get()?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use chronicle_node::config::{Config, TlsMode};
 
-use crate::cli::Encryption;
+use crate::cli::TlsOptions;
 use crate::cli::cert::{Folder, Subject, Validity};
 
 /// Principal of the generated client certificate.
@@ -46,9 +46,9 @@ impl Certificates {
     }
 
     /// Returns the TLS options of a client of the nodes.
-    pub(super) fn client(&self) -> Encryption {
+    pub(super) fn client(&self) -> TlsOptions {
         let (cert, key) = (self.0.certificate(ADMIN), self.0.key(ADMIN));
-        Encryption { ca: Some(self.0.ca()), cert: Some(cert), key: Some(key) }
+        TlsOptions { ca: Some(self.0.ca()), cert: Some(cert), key: Some(key) }
     }
 
     /// Returns the same options as command-line arguments.

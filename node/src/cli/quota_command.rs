@@ -13,14 +13,14 @@ pub(super) enum QuotaCommand {
     /// Set the quota of a principal, or the default quota; a rate that is not given is unlimited.
     Set(SetArgs),
     /// Remove the quota of a principal, or the default quota.
-    Remove(WhoArgs),
+    Remove(QuotaTargetArgs),
     /// List all quotas.
     List,
 }
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-pub(super) struct WhoArgs {
+pub(super) struct QuotaTargetArgs {
     /// The principal.
     #[arg(long, value_name = "NAME")]
     principal: Option<String>,
@@ -32,7 +32,7 @@ pub(super) struct WhoArgs {
 #[derive(Debug, Args)]
 pub(super) struct SetArgs {
     #[command(flatten)]
-    who: WhoArgs,
+    who: QuotaTargetArgs,
     /// Bytes of records appended on one node per second, such as 10MiB.
     #[arg(long, value_name = "BYTES", value_parser = parse::size)]
     bytes_in: Option<usize>,

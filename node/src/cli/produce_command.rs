@@ -121,7 +121,7 @@ struct EachView<'a> {
     line: Option<u64>,
 }
 
-struct Sent {
+struct PendingRecord {
     source: Source,
     payload_bytes: u64,
     input_bytes: u64,
@@ -158,7 +158,7 @@ pub(super) async fn run(global: &Global, args: ProduceArgs) -> anyhow::Result<()
     summary.topic = args.topic.clone();
     summary.partition = args.partition;
     summary.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    summary.interrupted = matches!(read, Ok(Read::Interrupted));
+    summary.interrupted = matches!(read, Ok(InputEnd::Interrupted));
     if !args.quiet {
         eprintln!("{}", summary_line(&summary));
     }
@@ -171,11 +171,11 @@ pub(super) async fn run(global: &Global, args: ProduceArgs) -> anyhow::Result<()
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Read {
+enum InputEnd {
     All,
     Interrupted,
     /// The printer has failed and returns the error itself.
-    Refused,
+    PrinterFailed,
 }
 
 /// Sends every record of the input to the producer. Dropping `acknowledgements` at the end lets the printer finish.
@@ -183,8 +183,8 @@ async fn append_all(
     producer: &Producer,
     args: &ProduceArgs,
     mut input: Input,
-    acknowledgements: mpsc::Sender<Sent>,
-) -> anyhow::Result<Read> {
+    acknowledgements: mpsc::Sender<PendingRecord>,
+) -> anyhow::Result<InputEnd> {
     let headers: Vec<(String, Option<Bytes>)> =
         args.headers.iter().map(|(name, value)| (name.clone(), Some(Bytes::from(value.clone())))).collect();
     let mut expected = args.expect_next;
@@ -192,11 +192,11 @@ async fn append_all(
     loop {
         // Both other branches end the reading, so losing a half-read line does not matter.
         let sourced = tokio::select! {
-            stopped = &mut stop => { stopped?; return Ok(Read::Interrupted) }
-            () = acknowledgements.closed() => return Ok(Read::Refused),
+            stopped = &mut stop => { stopped?; return Ok(InputEnd::Interrupted) }
+            () = acknowledgements.closed() => return Ok(InputEnd::PrinterFailed),
             sourced = input.next() => match sourced? {
                 Some(sourced) => sourced,
-                None => return Ok(Read::All),
+                None => return Ok(InputEnd::All),
             },
         };
         let record = Record { headers: headers.clone(), ..sourced.record };
@@ -212,31 +212,31 @@ async fn append_all(
             }
         };
         let delivery = tokio::select! {
-            stopped = &mut stop => { stopped?; return Ok(Read::Interrupted) }
+            stopped = &mut stop => { stopped?; return Ok(InputEnd::Interrupted) }
             delivery = sending => match delivery {
                 Ok(delivery) => delivery,
                 Err(error) if acknowledgements.is_closed() => {
                     tracing::debug!(%error, "producer failed");
-                    return Ok(Read::Refused);
+                    return Ok(InputEnd::PrinterFailed);
                 }
                 Err(error) => return Err(anyhow::Error::new(error).context(sourced.source.to_string())),
             },
         };
-        let sent = Sent { source: sourced.source, payload_bytes, input_bytes: sourced.input_bytes, delivery };
+        let sent = PendingRecord { source: sourced.source, payload_bytes, input_bytes: sourced.input_bytes, delivery };
         if acknowledgements.send(sent).await.is_err() {
-            return Ok(Read::Refused);
+            return Ok(InputEnd::PrinterFailed);
         }
     }
 }
 
 /// Receives acknowledgements in order until the first error. Returns the totals of those before it.
 async fn acknowledge(
-    mut sent: mpsc::Receiver<Sent>,
+    mut sent: mpsc::Receiver<PendingRecord>,
     each: Option<Format>,
     progress: ProgressBar,
 ) -> (Summary, anyhow::Result<()>) {
     let mut summary = Summary::default();
-    while let Some(Sent { source, payload_bytes, input_bytes, delivery }) = sent.recv().await {
+    while let Some(PendingRecord { source, payload_bytes, input_bytes, delivery }) = sent.recv().await {
         let offset = match delivery.await {
             Ok(offset) => offset,
             Err(error) => return (summary, Err(failed(&source, error))),

@@ -10,9 +10,9 @@ use crate::cli::time::format_rfc3339;
 
 /// Names of nodes by UUID.
 #[derive(Debug, Default)]
-pub(in crate::cli) struct Names(BTreeMap<String, String>);
+pub(in crate::cli) struct ServerNames(BTreeMap<String, String>);
 
-impl Names {
+impl ServerNames {
     pub(in crate::cli) fn new(servers: &[v1::Server]) -> Self {
         Self(servers.iter().map(|server| (server.node_id.clone(), server.name.clone())).collect())
     }
@@ -133,7 +133,7 @@ pub(super) struct StatusView {
 
 impl From<v1::GetStatusResponse> for StatusView {
     fn from(answer: v1::GetStatusResponse) -> Self {
-        let names = Names::new(&answer.servers);
+        let names = ServerNames::new(&answer.servers);
         let leader = &answer.controller_leader;
         let mut servers: Vec<ServerView> = answer.servers.into_iter().map(Into::into).collect();
         servers.sort_by(|a, b| (&a.name, a.raft_id).cmp(&(&b.name, b.raft_id)));
@@ -206,7 +206,7 @@ pub(super) struct OperationView {
 }
 
 impl OperationView {
-    pub(super) fn new(operation: v1::Operation, names: &Names) -> Self {
+    pub(super) fn new(operation: v1::Operation, names: &ServerNames) -> Self {
         Self {
             node: names.of(&operation.node_id).to_owned(),
             started: format_rfc3339(operation.started_ms),
@@ -268,7 +268,7 @@ pub(super) struct TransferView {
 }
 
 impl TransferView {
-    pub(super) fn new(topic: Option<String>, partition: i32, leader_id: String, names: &Names) -> Self {
+    pub(super) fn new(topic: Option<String>, partition: i32, leader_id: String, names: &ServerNames) -> Self {
         Self { topic, partition, leader: names.of(&leader_id).to_owned(), leader_id }
     }
 
@@ -305,7 +305,7 @@ struct DigestView {
 }
 
 impl VerifiedView {
-    pub(super) fn new(answer: v1::VerifyResponse, names: &Names) -> Self {
+    pub(super) fn new(answer: v1::VerifyResponse, names: &ServerNames) -> Self {
         let digest = |replica: v1::ReplicaDigest| DigestView {
             node: names.of(&replica.node_id).to_owned(),
             node_id: replica.node_id,
@@ -394,7 +394,7 @@ mod tests {
             difference: difference.to_owned(),
             ..Default::default()
         };
-        VerifiedView::new(answer, &Names::default())
+        VerifiedView::new(answer, &ServerNames::default())
     }
 
     #[test]
@@ -418,7 +418,7 @@ mod tests {
     #[test]
     fn nodes_are_named_where_the_name_is_known() {
         let server = v1::Server { node_id: "u".into(), name: "node-0".into(), ..Default::default() };
-        let names = Names::new(&[server]);
+        let names = ServerNames::new(&[server]);
         assert_eq!((names.of("u"), names.of("v")), ("node-0", "v"));
     }
 

@@ -14,15 +14,15 @@ pub(super) enum GroupCommand {
     /// List the consumer groups known to the node.
     List,
     /// Show members, assignment, offsets and lag of a group.
-    Describe(NameArgs),
+    Describe(GroupNameArgs),
     /// Set the offsets of a group that has no members.
     Reset(ResetArgs),
     /// Delete a group that has no members, with its offsets.
-    Delete(NameArgs),
+    Delete(GroupNameArgs),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct NameArgs {
+pub(super) struct GroupNameArgs {
     /// Name of the group.
     name: String,
 }
@@ -74,7 +74,7 @@ async fn list(global: &Global, client: &Client) -> anyhow::Result<()> {
 }
 
 #[derive(Debug, Serialize)]
-struct DescribedView {
+struct GroupDescriptionView {
     group: String,
     state: String,
     generation: i32,
@@ -124,7 +124,7 @@ async fn describe(global: &Global, client: &Client, name: &str) -> anyhow::Resul
         client_name: member.client_name,
         topics: member.topics,
     };
-    let view = DescribedView {
+    let view = GroupDescriptionView {
         group: found.group,
         state: found.state,
         generation: found.generation,
@@ -146,7 +146,7 @@ async fn describe(global: &Global, client: &Client, name: &str) -> anyhow::Resul
     Ok(())
 }
 
-fn lag_table(view: &DescribedView) -> Table {
+fn lag_table(view: &GroupDescriptionView) -> Table {
     let number = |value: Option<i64>| value.map_or("-".to_owned(), |value| value.to_string());
     let name = |id: &String| {
         let member = view.members.iter().find(|member| member.member_id == *id);
@@ -205,14 +205,14 @@ async fn reset(global: &Global, client: &Client, args: ResetArgs) -> anyhow::Res
 }
 
 #[derive(Debug, Serialize)]
-struct DeletedView {
+struct DeletedGroupView {
     group: String,
     deleted: bool,
 }
 
 async fn delete(global: &Global, client: &Client, name: String) -> anyhow::Result<()> {
     client.delete_group(&name).await?;
-    let view = DeletedView { group: name, deleted: true };
+    let view = DeletedGroupView { group: name, deleted: true };
     print(global.output, &view, || Table::pairs(vec![("Deleted", view.group.clone())]))
 }
 

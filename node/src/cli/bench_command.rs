@@ -17,19 +17,19 @@ use tokio::time::Instant;
 use super::Global;
 use super::histogram::Histogram;
 use super::output::{Table, print, thousands};
-use super::produce::CompressionArg;
+use super::produce_command::CompressionArg;
 use super::{parse, signal};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchCommand {
     /// Append generated records.
-    Produce(ProduceArgs),
+    Produce(BenchProduceArgs),
     /// Read a topic from its start.
-    Consume(ConsumeArgs),
+    Consume(BenchConsumeArgs),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct ProduceArgs {
+pub(super) struct BenchProduceArgs {
     /// Topic to append to; created when missing.
     #[arg(long, short = 't', value_name = "TOPIC", default_value = "bench")]
     topic: String,
@@ -63,7 +63,7 @@ pub(super) struct ProduceArgs {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct ConsumeArgs {
+pub(super) struct BenchConsumeArgs {
     /// Topic to read.
     #[arg(long, short = 't', value_name = "TOPIC", default_value = "bench")]
     topic: String,
@@ -95,14 +95,14 @@ struct Report {
     megabytes_per_second: f64,
     /// Time from sending a request to its acknowledgement, in microseconds; absent for reads.
     #[serde(skip_serializing_if = "Option::is_none")]
-    latency_us: Option<Latency>,
+    latency_us: Option<LatencyView>,
     errors: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     first_error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct Latency {
+struct LatencyView {
     p50: u64,
     p99: u64,
     p999: u64,
@@ -151,12 +151,12 @@ fn micros(us: u64) -> String {
 }
 
 /// Records still to append and the deadline; shared by all producers.
-struct Work {
+struct RemainingWork {
     left: AtomicU64,
     until: Option<Instant>,
 }
 
-impl Work {
+impl RemainingWork {
     /// Takes up to `records` records; `None` when all are taken or the deadline has passed.
     fn take(&self, records: u64) -> Option<u64> {
         if self.until.is_some_and(|until| Instant::now() >= until) {
@@ -175,14 +175,14 @@ impl Work {
 }
 
 /// Totals of one producer.
-struct Outcome {
+struct ProducerTotals {
     records: u64,
     errors: u64,
     first_error: Option<String>,
     latency_us: Histogram,
 }
 
-impl Outcome {
+impl ProducerTotals {
     fn new() -> Self {
         Self { records: 0, errors: 0, first_error: None, latency_us: Histogram::new() }
     }
@@ -197,7 +197,7 @@ impl Outcome {
         self.first_error.get_or_insert_with(|| error.to_string());
     }
 
-    fn add(&mut self, other: Outcome) {
+    fn add(&mut self, other: ProducerTotals) {
         self.records += other.records;
         self.errors += other.errors;
         self.first_error = self.first_error.take().or(other.first_error);
@@ -217,7 +217,7 @@ pub(super) async fn run(global: &Global, command: BenchCommand) -> anyhow::Resul
     }
 }
 
-async fn produce(global: &Global, args: ProduceArgs) -> anyhow::Result<Report> {
+async fn produce(global: &Global, args: BenchProduceArgs) -> anyhow::Result<Report> {
     let request = v1::CreateTopicRequest {
         name: args.topic.clone(),
         partitions: args.partitions,
@@ -237,7 +237,7 @@ async fn produce(global: &Global, args: ProduceArgs) -> anyhow::Result<Report> {
         clients.push(client);
     }
     let started = Instant::now();
-    let work = Arc::new(Work {
+    let work = Arc::new(RemainingWork {
         left: AtomicU64::new(args.count.unwrap_or(u64::MAX)),
         until: duration.map(|duration| started + duration),
     });
@@ -253,7 +253,7 @@ async fn produce(global: &Global, args: ProduceArgs) -> anyhow::Result<Report> {
             }
         });
     }
-    let mut total = Outcome::new();
+    let mut total = ProducerTotals::new();
     let mut stop = std::pin::pin!(signal::stop_requested());
     loop {
         // Joining is cancellation-safe. After a signal the producers finish what they sent.
@@ -266,7 +266,7 @@ async fn produce(global: &Global, args: ProduceArgs) -> anyhow::Result<Report> {
         }
     }
     let mut report = Report::new(total.records, total.records * args.record_size as u64, started.elapsed());
-    report.latency_us = Some(Latency {
+    report.latency_us = Some(LatencyView {
         p50: total.latency_us.quantile(0.5),
         p99: total.latency_us.quantile(0.99),
         p999: total.latency_us.quantile(0.999),
@@ -277,8 +277,14 @@ async fn produce(global: &Global, args: ProduceArgs) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-async fn unary(client: &Client, partition: &Partition, args: &ProduceArgs, work: &Work, value: &Bytes) -> Outcome {
-    let mut outcome = Outcome::new();
+async fn unary(
+    client: &Client,
+    partition: &Partition,
+    args: &BenchProduceArgs,
+    work: &RemainingWork,
+    value: &Bytes,
+) -> ProducerTotals {
+    let mut outcome = ProducerTotals::new();
     while let Some(records) = work.take(args.batch.into()) {
         let record = v1::Record::from(Record::value(value.clone()));
         let request = v1::ProduceRequest {
@@ -299,8 +305,14 @@ async fn unary(client: &Client, partition: &Partition, args: &ProduceArgs, work:
     outcome
 }
 
-async fn stream(client: &Client, partition: Partition, args: &ProduceArgs, work: &Work, value: &Bytes) -> Outcome {
-    let mut outcome = Outcome::new();
+async fn stream(
+    client: &Client,
+    partition: Partition,
+    args: &BenchProduceArgs,
+    work: &RemainingWork,
+    value: &Bytes,
+) -> ProducerTotals {
+    let mut outcome = ProducerTotals::new();
     let batch_records_max = args.batch as usize;
     // Every call to send_batch fills one request, so requests have the requested size.
     let config = ProducerConfig {
@@ -344,7 +356,7 @@ async fn stream(client: &Client, partition: Partition, args: &ProduceArgs, work:
     outcome
 }
 
-async fn consume(global: &Global, args: ConsumeArgs) -> anyhow::Result<Report> {
+async fn consume(global: &Global, args: BenchConsumeArgs) -> anyhow::Result<Report> {
     let client = global.client()?;
     let partition = Partition::new(&args.topic, args.partition);
     let offsets = client.list_offsets(&partition, None).await?;
@@ -393,10 +405,10 @@ mod tests {
 
     #[test]
     fn work_is_shared_out_exactly_once() {
-        let work = Work { left: AtomicU64::new(25), until: None };
+        let work = RemainingWork { left: AtomicU64::new(25), until: None };
         let taken: Vec<u64> = std::iter::from_fn(|| work.take(10)).collect();
         assert_eq!(taken, [10, 10, 5]);
-        let stopped = Work { left: AtomicU64::new(5), until: None };
+        let stopped = RemainingWork { left: AtomicU64::new(5), until: None };
         stopped.stop();
         assert_eq!(stopped.take(1), None);
     }

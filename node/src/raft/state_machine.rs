@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::store::{blocking, to_io};
 use super::traced::{Traced, TracedEntry};
-use super::types::{
+use super::type_config::{
     MembershipRecord, Proposal, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id,
 };
 use crate::telemetry::{RaftMetrics, Stage};
@@ -96,7 +96,7 @@ pub(crate) fn checkpoint_index(bytes: &Bytes) -> Option<u64> {
     decode_checkpoint(bytes).ok()?.0.last_log_id.map(|id| id.index)
 }
 
-struct Inner<M> {
+struct AppliedState<M> {
     machine: M,
     last_applied: Option<RaftLogId>,
     membership: StoredMembership,
@@ -107,7 +107,7 @@ pub(super) struct MachineStore<M> {
     log: Arc<Log>,
     metrics: RaftMetrics,
     traced: Arc<Traced>,
-    inner: Arc<Mutex<Inner<M>>>,
+    inner: Arc<Mutex<AppliedState<M>>>,
 }
 
 impl<M> Clone for MachineStore<M> {
@@ -125,7 +125,11 @@ impl<M: Machine> MachineStore<M> {
     /// Restores the machine from the log's checkpoint, if there is one.
     pub(super) fn open(log: Arc<Log>, machine: M, metrics: RaftMetrics, traced: Arc<Traced>) -> io::Result<Self> {
         let store = Self {
-            inner: Arc::new(Mutex::new(Inner { machine, last_applied: None, membership: StoredMembership::default() })),
+            inner: Arc::new(Mutex::new(AppliedState {
+                machine,
+                last_applied: None,
+                membership: StoredMembership::default(),
+            })),
             log,
             metrics,
             traced,

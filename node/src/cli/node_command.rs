@@ -8,8 +8,8 @@ use chronicle_node::config::{self, Config, TlsMode};
 use clap::Args;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
-use super::config::ConfigSource;
-use super::serve;
+use super::config_command::ConfigSource;
+use super::run_node;
 
 #[derive(Debug, Args)]
 pub(super) struct NodeArgs {
@@ -39,7 +39,7 @@ pub(super) async fn run(args: NodeArgs) -> anyhow::Result<()> {
         }),
         now: Arc::default(),
     });
-    serve::run(config, reload).await
+    run_node::run(config, reload).await
 }
 
 /// Checks that a node may run with this configuration.

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::Global;
-use super::cluster::Names;
+use super::cluster::ServerNames;
 use super::output::{Table, human_bytes, print};
 use super::parse;
 use super::time::format_rfc3339;
@@ -17,7 +17,7 @@ pub(super) enum TopicCommand {
     /// List all topics.
     List,
     /// Show a topic's settings and its partitions.
-    Describe(NameArgs),
+    Describe(TopicNameArgs),
     /// Change settings or grow the number of partitions.
     Alter(AlterArgs),
     /// Delete a topic and its data.
@@ -25,7 +25,7 @@ pub(super) enum TopicCommand {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct NameArgs {
+pub(super) struct TopicNameArgs {
     /// Name of the topic.
     name: String,
 }
@@ -197,7 +197,7 @@ fn human_ms(ms: i64) -> String {
 }
 
 #[derive(Debug, Serialize)]
-struct DescribedView {
+struct TopicDescriptionView {
     #[serde(flatten)]
     topic: TopicView,
     partition_list: Vec<PartitionView>,
@@ -218,7 +218,7 @@ struct PartitionView {
 }
 
 #[derive(Debug, Serialize)]
-struct DeletedView {
+struct DeletedTopicView {
     name: String,
     deleted: bool,
 }
@@ -284,17 +284,19 @@ async fn describe(global: &Global, client: &Client, name: &str) -> anyhow::Resul
         state: partition.state,
         replicas: partition.replicas,
     });
-    let view =
-        DescribedView { topic: answer.topic.unwrap_or_default().into(), partition_list: partition_list.collect() };
+    let view = TopicDescriptionView {
+        topic: answer.topic.unwrap_or_default().into(),
+        partition_list: partition_list.collect(),
+    };
     if global.output == super::output::Format::Table {
         print(global.output, &(), || view.topic.pairs())?;
-        let names = Names::new(&client.get_servers().await?.servers);
+        let names = ServerNames::new(&client.get_servers().await?.servers);
         return print(global.output, &(), || partition_table(&view.partition_list, &names));
     }
     print(global.output, &view, Table::default)
 }
 
-fn partition_table(partitions: &[PartitionView], names: &Names) -> Table {
+fn partition_table(partitions: &[PartitionView], names: &ServerNames) -> Table {
     let mut table =
         Table::new(&["PARTITION", "EARLIEST", "NEXT", "BYTES", "SEGMENTS", "TERM", "LEADER", "STATE", "REPLICAS"]);
     for partition in partitions {
@@ -329,7 +331,7 @@ async fn delete(global: &Global, client: &Client, args: DeleteArgs) -> anyhow::R
         Err(error) if args.if_exists && error.reason == "UNKNOWN_TOPIC" => false,
         Err(error) => return Err(error.into()),
     };
-    let view = DeletedView { name: args.name, deleted };
+    let view = DeletedTopicView { name: args.name, deleted };
     print(global.output, &view, || {
         Table::pairs(vec![(if deleted { "Deleted" } else { "No such topic" }, view.name.clone())])
     })
