@@ -12,12 +12,12 @@ use super::{Broker, Route, TopicTraffic, validate};
 use crate::cluster::Cluster;
 use crate::host::now_ms;
 use crate::model::{ApiError, Expectation, PartitionError, Produce, Produced, Topic, TopicPartition};
-use crate::partition::Answer;
+use crate::partition::AppendAnswer;
 use crate::telemetry::traces;
 
 /// An accepted append that is waiting for its answer. Dropping it does not take the append back.
 pub struct PendingProduce {
-    answer: oneshot::Receiver<Answer>,
+    answer: oneshot::Receiver<AppendAnswer>,
     cluster: Arc<Cluster>,
     traffic: Arc<TopicTraffic>,
     bytes: usize,

@@ -15,7 +15,7 @@ use crate::broker::{Authorizer, Broker, Route};
 use crate::model::{
     ApiError, Fetch, NewTopic, Offsets, PartitionError, Position, Reason, SettingsChange, Topic, TopicPartition,
 };
-use crate::partition::{Answer, Partition, Peek};
+use crate::partition::{AppendAnswer, Partition, Peek};
 
 /// A partition of the topic is kept below this size; the checkpoint holds what deleted records said.
 const RETENTION_BYTES: i64 = 64 << 20;
@@ -197,7 +197,7 @@ impl Lead {
 /// Changes that have their place in the log.
 pub(super) struct Pending {
     broker: Broker,
-    answers: Vec<oneshot::Receiver<Answer>>,
+    answers: Vec<oneshot::Receiver<AppendAnswer>>,
 }
 
 impl Pending {

@@ -168,9 +168,9 @@ impl Memory {
                 (Peek::Open { earliest, next }, _) => {
                     self.ends.insert(name, End { earliest, next, ask_at: now, wait: every });
                 }
-                (Peek::Asleep, Some(_)) => {}
+                (Peek::Dormant, Some(_)) => {}
                 (Peek::Elsewhere, Some(end)) if end.ask_at > now => {}
-                (Peek::Asleep | Peek::Elsewhere, _) => ask.push(name),
+                (Peek::Dormant | Peek::Elsewhere, _) => ask.push(name),
             }
         }
         ask.truncate(ASKS_MAX);
