@@ -18,7 +18,7 @@ use chronicle_proto::internal::forward_response::Answer;
 use chronicle_proto::internal::forwarded_append::Expectation as Expected;
 use chronicle_proto::internal::forwarded_read::From;
 
-use super::append::Admitted;
+use super::submit::Admitted;
 use super::{Broker, Route};
 use crate::metadata::NodeState;
 use crate::model::{
