@@ -1,4 +1,4 @@
-//! Appends: checked, queued at the partition's leader, answered when they are durable.
+//! Appends: validates them, queues them at the partition's leader, and waits until they are durable.
 
 use std::sync::Arc;
 
@@ -8,29 +8,29 @@ use opentelemetry::KeyValue;
 use tokio::sync::oneshot;
 
 use super::errors::partition_error;
-use super::{Broker, Route, TopicTraffic, validate};
+use super::{Broker, Route, TopicTraffic, request_checks};
 use crate::cluster::Cluster;
 use crate::host::now_ms;
 use crate::model::{ApiError, Expectation, PartitionError, Produce, Produced, Topic, TopicPartition};
-use crate::partition::Answer;
+use crate::partition::AppendAnswer;
 use crate::telemetry::traces;
 
-/// An accepted append that is waiting for its answer. Dropping it does not take the append back.
+/// A queued append that waits for its result. Dropping it does not cancel the append.
 pub struct PendingProduce {
-    answer: oneshot::Receiver<Answer>,
+    answer: oneshot::Receiver<AppendAnswer>,
     cluster: Arc<Cluster>,
     traffic: Arc<TopicTraffic>,
     bytes: usize,
 }
 
 impl PendingProduce {
-    /// Waits until the append is durable and committed, or refused.
+    /// Waits until the append is durable and committed, or rejected.
     ///
     /// # Errors
     /// As [`Broker::produce`].
     pub async fn wait(self) -> Result<Produced, ApiError> {
         let answer = self.answer.await.unwrap_or_else(|_| {
-            Err(PartitionError::unknown(PartitionError::Unavailable("the partition stopped without an answer".into())))
+            Err(PartitionError::unknown(PartitionError::Unavailable("the partition stopped without a response".into())))
         });
         let produced = answer.map_err(|error| partition_error(error, &self.cluster.state()))?;
         if !produced.duplicate {
@@ -40,7 +40,7 @@ impl PendingProduce {
     }
 }
 
-/// An append that satisfies what can be told without its partition.
+/// An append that has passed all checks that do not need its partition.
 pub(super) struct Admitted {
     pub(super) topic: Topic,
     pub(super) target: TopicPartition,
@@ -50,11 +50,11 @@ pub(super) struct Admitted {
 }
 
 impl Broker {
-    /// Checks and queues an append; appends to one partition are judged in the order in which this returns. The answer
-    /// comes from [`PendingProduce::wait`]. Waits while the partition's queue is full.
+    /// Checks and queues an append; appends to one partition are processed in the order in which this returns.
+    /// [`PendingProduce::wait`] returns the result. Waits while the partition's queue is full.
     ///
     /// # Errors
-    /// Everything that [`Broker::produce`] refuses before the append has its place in the queue.
+    /// The errors of [`Broker::produce`] that occur before the append is queued.
     pub async fn submit(&self, request: Produce) -> Result<PendingProduce, ApiError> {
         let append = self.admit(request).await?;
         self.queue(append).await
@@ -67,7 +67,7 @@ impl Broker {
     /// `Reason::CorruptBatch`, `Reason::UnsupportedCompression`, `Reason::InvalidRequest`,
     /// `Reason::VersionConflict`, `Reason::OutOfOrderSequence`, `Reason::ProducerFenced`, `Reason::DiskFull`,
     /// `Reason::DiskFailed`, `Reason::DataDamaged`, `Reason::Unavailable`, `Reason::NotLeader` (with [`Route::Leader`]
-    /// only when the leader cannot be reached). Open: `Reason::OutcomeUnknown`.
+    /// only when the leader is unreachable). Unknown: `Reason::OutcomeUnknown`.
     pub async fn produce(&self, request: Produce, route: Route) -> Result<Produced, ApiError> {
         let append = self.admit(request).await?;
         if route == Route::Leader
@@ -78,7 +78,7 @@ impl Broker {
         self.queue(append).await?.wait().await
     }
 
-    /// Hands out a producer id and epoch.
+    /// Allocates a producer id and epoch.
     ///
     /// # Errors
     /// [`Reason::DiskFull`](crate::model::Reason::DiskFull); failures of the controller group.
@@ -87,19 +87,20 @@ impl Broker {
         Ok((self.controller()?.producer_id().await?, 0))
     }
 
-    /// Checks an append, whoever leads its partition.
+    /// Checks an append, independently of the leader of its partition.
     async fn admit(&self, request: Produce) -> Result<Admitted, ApiError> {
-        validate::not_internal("partition.topic", &request.target.topic)?;
+        request_checks::not_internal("partition.topic", &request.target.topic)?;
         let topic = self.topic(&request.target).await?;
         if let Some(expectation) = &request.expectation {
-            validate::expectation(expectation)?;
+            request_checks::expectation(expectation)?;
         }
         let config = self.config();
-        let (batch, header) = validate::batch(request.payload, request.producer, &topic, &config.limits, now_ms())?;
+        let (batch, header) =
+            request_checks::batch(request.payload, request.producer, &topic, &config.limits, now_ms())?;
         Ok(Admitted { topic, target: request.target, batch, header, expectation: request.expectation })
     }
 
-    /// Gives a checked append its place in the queue of its partition, which this node must lead.
+    /// Queues a checked append at its partition, which this node must lead.
     async fn queue(&self, append: Admitted) -> Result<PendingProduce, ApiError> {
         traces::describe(|| {
             let TopicPartition { topic, partition } = &append.target;

@@ -1,7 +1,7 @@
-//! The audit trail: lines of target `chronicle::audit` for every refusal and every administrative change.
+//! The audit trail: log lines with target `chronicle::audit` for denied requests and administrative changes.
 //!
-//! Invariant: whoever is refused in a flood cannot fill a disk: of one principal at most [`LINES_MAX`] refusals are written in
-//! [`WINDOW`], then their number. Every refusal is counted, written or not.
+//! Invariant: a flood of denied requests cannot fill a disk. For each principal at most [`LINES_MAX`] denials are logged per
+//! [`WINDOW`], then only the number of suppressed ones. The caller counts every denial in a metric, logged or not.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use crate::model::ApiError;
 use crate::security::Caller;
 use crate::security::acl::{Action, ResourceKind};
 
-/// Refusals of one principal that are written in one window.
+/// Maximum number of logged denials of one principal in one window.
 const LINES_MAX: u64 = 10;
-/// How long a window is.
+/// Length of a window.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Principals that have a window of their own at a time; the others share one.
+/// Maximum number of principals with a window of their own; the others share one.
 const PRINCIPALS_MAX: usize = 1024;
-/// The name that the shared window goes by: no principal has control characters.
+/// Key of the shared window: no principal has control characters.
 const OTHERS: &str = "\0others";
-/// Longest name of a resource in a line, in characters: it comes from the client, and was not checked yet.
+/// Maximum length of a resource name in a line, in characters: the name comes from the client and is not validated yet.
 const NAME_CHARS: usize = 249;
 
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +47,7 @@ pub(super) struct Audit {
 }
 
 impl Audit {
-    /// Notes that somebody was refused.
+    /// Logs that a caller was denied an action.
     pub(super) fn denied(&self, caller: &Caller, action: Action, kind: ResourceKind, name: &str, now: Instant) {
         if self.is_written(caller.name(), now) {
             tracing::warn!(
@@ -62,7 +62,7 @@ impl Audit {
         }
     }
 
-    /// Whether a refusal of this principal still gets a line of its own.
+    /// Counts a denial of this principal in its window; returns whether it is logged.
     fn is_written(&self, principal: &str, now: Instant) -> bool {
         let mut windows = self.windows.lock();
         let known = windows.contains_key(principal);
@@ -70,7 +70,7 @@ impl Audit {
         if !windows.contains_key(key) {
             windows.insert(key.to_owned(), Window { began: now, refusals: 0 });
         }
-        let window = windows.get_mut(key).expect("it was put there above");
+        let window = windows.get_mut(key).expect("inserted above");
         if window.is_over(now) {
             report(key, window);
             *window = Window { began: now, refusals: 0 };
@@ -79,7 +79,7 @@ impl Audit {
         window.refusals <= LINES_MAX
     }
 
-    /// Writes how many refusals were left out in windows that are over, and forgets these. To be called now and then.
+    /// Logs how many denials were suppressed in windows that are over, and removes these windows. To be called periodically.
     pub(super) fn flush(&self, now: Instant) {
         self.windows.lock().retain(|principal, window| {
             let over = window.is_over(now);
@@ -90,7 +90,7 @@ impl Audit {
         });
     }
 
-    /// Notes a change that somebody asked for, and how it ended. `details`: what it was to become.
+    /// Logs an administrative change and its outcome. `details`: the requested values.
     pub(super) fn changed<T>(
         &self,
         caller: &Caller,

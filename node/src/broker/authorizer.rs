@@ -1,8 +1,8 @@
-//! What a node answers when somebody asks to do something: rules and quotas as the controller group has agreed on them, super
-//! users from the configuration, the audit trail and the counts.
+//! Access control of a node: checks callers against the committed rules and quotas and the super users of the
+//! configuration; writes the audit trail and counts denials.
 //!
-//! The index over the rules is made again by the first question after they have changed: a rule is in force on a node as soon
-//! as the node has applied it. `broker/for_caller.rs` and `groups/for_caller.rs` say what each call needs.
+//! The index over the rules is rebuilt by the first check after they have changed: a rule is in effect on a node as soon
+//! as the node has applied it. `broker/for_caller.rs` and `groups/for_caller.rs` define which permissions each call requires.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,17 +18,17 @@ use crate::model::{ApiError, Reason, unknown_topic};
 use crate::security::acl::{Action, CLUSTER, Decision, EVERY_NAME, Evaluator, ResourceKind};
 use crate::security::{Caller, Metered, OverQuota, Quota, Quotas};
 
-/// The index, and the revision of the rules that it was made of.
+/// The index over the rules, and the revision of the rules that it was built from.
 struct Compiled {
     revision: u64,
     evaluator: Arc<Evaluator>,
 }
 
-/// Judges callers for one node.
+/// Checks the permissions and quotas of callers, for one node.
 pub struct Authorizer {
     enabled: bool,
     config: Live,
-    agreed: Arc<RwLock<Arc<ControllerState>>>,
+    metadata: Arc<RwLock<Arc<ControllerState>>>,
     compiled: RwLock<Compiled>,
     audit: Audit,
     quotas: Quotas,
@@ -38,12 +38,12 @@ pub struct Authorizer {
 }
 
 impl Authorizer {
-    /// Judges by what is agreed at the moment of each question.
-    pub(crate) fn new(config: Live, agreed: Arc<RwLock<Arc<ControllerState>>>) -> Self {
+    /// An authorizer that uses the current `metadata` at each check.
+    pub(crate) fn new(config: Live, metadata: Arc<RwLock<Arc<ControllerState>>>) -> Self {
         Self {
             enabled: config.now().security.authorization.enabled,
             config,
-            agreed,
+            metadata,
             compiled: RwLock::new(Compiled { revision: 0, evaluator: Arc::default() }),
             audit: Audit::default(),
             quotas: Quotas::default(),
@@ -53,17 +53,17 @@ impl Authorizer {
         }
     }
 
-    /// Whether anybody is judged at all.
+    /// Whether authorization is enabled.
     pub fn is_enabled(&self) -> bool {
         self.enabled
     }
 
-    /// Refusals since the start, by action.
+    /// Denials since the start, by action.
     pub fn denied(&self) -> impl Iterator<Item = (Action, u64)> {
         Action::ALL.iter().map(|action| (*action, self.denied[*action as usize].load(Ordering::Relaxed)))
     }
 
-    /// Requests that were over a quota since the start: delayed, and refused.
+    /// Requests over a quota since the start, by resource: delayed, and rejected.
     pub fn throttled(&self) -> impl Iterator<Item = (Metered, u64, u64)> {
         let count = |counters: &[AtomicU64], resource: Metered| counters[resource as usize].load(Ordering::Relaxed);
         Metered::ALL
@@ -72,16 +72,16 @@ impl Authorizer {
     }
 
     fn evaluator(&self) -> Arc<Evaluator> {
-        let revision = self.agreed.read().access.revision;
+        let revision = self.metadata.read().access.revision;
         {
             let compiled = self.compiled.read();
             if compiled.revision == revision {
                 return compiled.evaluator.clone();
             }
         }
-        // One makes it, the others wait: it takes milliseconds.
+        // One thread builds it, the others wait: it takes milliseconds.
         let mut compiled = self.compiled.write();
-        let state = self.agreed.read().clone();
+        let state = self.metadata.read().clone();
         if compiled.revision != state.access.revision {
             let evaluator = Arc::new(Evaluator::new(&state.access.rules));
             *compiled = Compiled { revision: state.access.revision, evaluator };
@@ -89,29 +89,29 @@ impl Authorizer {
         compiled.evaluator.clone()
     }
 
-    /// Nothing that this caller asks for is judged.
-    pub(crate) fn is_free(&self, caller: &Caller) -> bool {
+    /// Whether this caller may do everything: authorization is disabled, or it is a super user.
+    pub(crate) fn is_unrestricted(&self, caller: &Caller) -> bool {
         !self.enabled || self.config.now().security.authorization.super_users.iter().any(|user| user == caller.name())
     }
 
-    /// Whether a caller may do this. Not a refusal: for lists that leave out what somebody may not see.
+    /// Returns whether a caller may do this. Does not log or count a denial: for lists that omit what the caller may not see.
     pub(crate) fn may(&self, caller: &Caller, action: Action, kind: ResourceKind, name: &str) -> bool {
-        self.is_free(caller) || self.evaluator().allows(caller.name(), kind, name, action)
+        self.is_unrestricted(caller) || self.evaluator().allows(caller.name(), kind, name, action)
     }
 
-    /// What a caller may see, for lists: the question for many names.
+    /// Returns a check of which names a caller may describe, for lists of many names.
     pub(crate) fn describable(&self, caller: &Caller, kind: ResourceKind) -> impl Fn(&str) -> bool + Send + use<> {
-        let evaluator = (!self.is_free(caller)).then(|| self.evaluator());
+        let evaluator = (!self.is_unrestricted(caller)).then(|| self.evaluator());
         let principal = caller.name().to_owned();
         move |name| {
             evaluator.as_ref().is_none_or(|evaluator| evaluator.allows(&principal, kind, name, Action::Describe))
         }
     }
 
-    /// A caller must be allowed to do this to a topic.
+    /// Checks that a caller may do this to a topic.
     ///
     /// # Errors
-    /// [`Reason::PermissionDenied`]; [`Reason::UnknownTopic`] when it may not even be described, whether it is there or not.
+    /// [`Reason::PermissionDenied`]; [`Reason::UnknownTopic`] when the caller may not describe the topic, whether it exists or not.
     pub(crate) fn topic(&self, caller: &Caller, action: Action, name: &str) -> Result<(), ApiError> {
         if self.may(caller, action, ResourceKind::Topic, name) {
             return Ok(());
@@ -123,12 +123,12 @@ impl Authorizer {
         }
     }
 
-    /// A caller must be allowed to create a topic of this name: by a rule about the name, or else about the cluster.
+    /// Checks that a caller may create a topic with this name: by a rule for the name, or else by one for the cluster.
     ///
     /// # Errors
-    /// [`Reason::PermissionDenied`], whether the topic is there or not.
+    /// [`Reason::PermissionDenied`], whether the topic exists or not.
     pub(crate) fn create(&self, caller: &Caller, name: &str) -> Result<(), ApiError> {
-        if self.is_free(caller) {
+        if self.is_unrestricted(caller) {
             return Ok(());
         }
         let evaluator = self.evaluator();
@@ -139,7 +139,7 @@ impl Authorizer {
         }
     }
 
-    /// A caller must be allowed to do this to a group. The answer is the same whether there is one or not.
+    /// Checks that a caller may do this to a group. The result does not depend on whether the group exists.
     ///
     /// # Errors
     /// [`Reason::PermissionDenied`].
@@ -150,7 +150,7 @@ impl Authorizer {
         }
     }
 
-    /// A caller must be allowed to do this to the cluster.
+    /// Checks that a caller may do this to the cluster.
     ///
     /// # Errors
     /// [`Reason::PermissionDenied`].
@@ -161,39 +161,39 @@ impl Authorizer {
         }
     }
 
-    /// A caller must be allowed to do this to some topic, whichever.
+    /// Checks that a caller may do this to at least one topic.
     ///
     /// # Errors
     /// [`Reason::PermissionDenied`].
     pub(crate) fn some_topic(&self, caller: &Caller, action: Action) -> Result<(), ApiError> {
         let kind = ResourceKind::Topic;
-        match self.is_free(caller) || self.evaluator().allows_some(caller.name(), kind, action) {
+        match self.is_unrestricted(caller) || self.evaluator().allows_some(caller.name(), kind, action) {
             true => Ok(()),
             false => Err(self.refuse(caller, action, kind, EVERY_NAME)),
         }
     }
 
-    /// A caller must be allowed to do something, whatever: then it may know which nodes to ask.
+    /// Checks that a caller has at least one permission: then it may see the addresses of the nodes.
     ///
     /// # Errors
     /// [`Reason::PermissionDenied`].
     pub(crate) fn anything(&self, caller: &Caller) -> Result<(), ApiError> {
-        match self.is_free(caller) || self.evaluator().knows(caller.name()) {
+        match self.is_unrestricted(caller) || self.evaluator().knows(caller.name()) {
             true => Ok(()),
             false => Err(self.refuse(caller, Action::Describe, ResourceKind::Cluster, CLUSTER)),
         }
     }
 
-    /// Notes a refusal, and says it.
+    /// Counts and logs a denial; returns its error.
     fn refuse(&self, caller: &Caller, action: Action, kind: ResourceKind, name: &str) -> ApiError {
         self.denied[action as usize].fetch_add(1, Ordering::Relaxed);
         self.audit.denied(caller, action, kind, name, Instant::now());
         let shown: String = name.chars().take(249).collect();
-        let message = format!("principal {}: may not {action} the {kind} {shown:?}", caller.name());
+        let message = format!("principal {:?}: may not {action} the {kind} {shown:?}", caller.name());
         ApiError::new(Reason::PermissionDenied, message).with("operation", action).with("resource", kind)
     }
 
-    /// Notes a change that a caller asked for, and how it ended.
+    /// Writes an administrative change and its outcome to the audit trail.
     pub(crate) fn changed<T>(
         &self,
         caller: &Caller,
@@ -205,15 +205,15 @@ impl Authorizer {
         self.audit.changed(caller, change, name, details, outcome);
     }
 
-    /// The quota that counts for a caller.
+    /// The effective quota of a caller.
     pub(crate) fn quota(&self, caller: &Caller) -> Quota {
-        self.agreed.read().access.quota(caller.name())
+        self.metadata.read().access.quota(caller.name())
     }
 
-    /// Takes from a caller's quotas, and waits while they are overdrawn. Dropping the wait gives nothing back.
+    /// Charges a caller's quotas, and waits while they are overdrawn. Cancelling the wait does not refund the charge.
     ///
     /// # Errors
-    /// [`Reason::Overloaded`] when that would take too long; nothing was taken.
+    /// [`Reason::Overloaded`] when the wait would be too long; nothing is charged then.
     pub(crate) async fn admit(&self, caller: &Caller, amounts: &[(Metered, u64)]) -> Result<(), ApiError> {
         let quota = self.quota(caller);
         if quota.is_unlimited() {
@@ -236,7 +236,7 @@ impl Authorizer {
         }
     }
 
-    /// Takes what a caller has got already.
+    /// Charges a caller's quota for what it has already received, without a wait.
     pub(crate) fn charge(&self, caller: &Caller, resource: Metered, amount: u64) {
         let quota = self.quota(caller);
         if !quota.is_unlimited() {
@@ -244,7 +244,7 @@ impl Authorizer {
         }
     }
 
-    /// To be called now and then: writes what the audit trail has left out.
+    /// To be called periodically: logs the number of denials that the audit trail has suppressed.
     pub(crate) fn tidy(&self) {
         self.audit.flush(Instant::now());
     }
@@ -255,7 +255,7 @@ fn over_quota(caller: &Caller, over: OverQuota) -> ApiError {
     let retry_after_ms = retry_after.as_millis().max(1);
     let what = resource.as_str();
     let message =
-        format!("quota {what}: {rate} a second: principal {} is over it; wait {retry_after_ms} ms", caller.name());
+        format!("quota: {what}: principal {:?} is over {rate} per second: wait {retry_after_ms} ms", caller.name());
     ApiError::new(Reason::Overloaded, message).with("quota", what).with("retry_after_ms", retry_after_ms)
 }
 
@@ -273,13 +273,13 @@ mod tests {
     fn authorizer(rules: Vec<AclRule>) -> (Authorizer, Arc<RwLock<Arc<ControllerState>>>) {
         let mut config = Config::default();
         config.security.authorization = AuthorizationConfig { enabled: true, super_users: vec!["root".into()] };
-        let agreed = Arc::default();
-        set(&agreed, rules);
-        (Authorizer::new(Live::new(Arc::new(config)), agreed.clone()), agreed)
+        let metadata = Arc::default();
+        set(&metadata, rules);
+        (Authorizer::new(Live::new(Arc::new(config)), metadata.clone()), metadata)
     }
 
-    fn set(agreed: &RwLock<Arc<ControllerState>>, rules: Vec<AclRule>) {
-        let mut guard = agreed.write();
+    fn set(metadata: &RwLock<Arc<ControllerState>>, rules: Vec<AclRule>) {
+        let mut guard = metadata.write();
         let state = Arc::make_mut(&mut guard);
         state.access.rules = rules.into_iter().collect();
         state.access.revision += 1;
@@ -302,12 +302,12 @@ mod tests {
 
     #[test]
     fn a_rule_counts_as_soon_as_it_is_agreed_and_no_longer() {
-        let (authorizer, agreed) = authorizer(vec![]);
+        let (authorizer, metadata) = authorizer(vec![]);
         let ann = caller("ann");
         assert!(authorizer.topic(&ann, Action::Read, "t").is_err());
-        set(&agreed, vec![topic(Action::Read, "t", Effect::Allow)]);
+        set(&metadata, vec![topic(Action::Read, "t", Effect::Allow)]);
         assert!(authorizer.topic(&ann, Action::Read, "t").is_ok());
-        set(&agreed, vec![]);
+        set(&metadata, vec![]);
         assert!(authorizer.topic(&ann, Action::Read, "t").is_err());
     }
 
@@ -347,9 +347,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn over_quota_the_answer_waits_and_far_over_it_is_refused_with_a_time() {
-        let (authorizer, agreed) = authorizer(vec![]);
+        let (authorizer, metadata) = authorizer(vec![]);
         let quota = Quota { requests: 10, ..Quota::default() };
-        Arc::make_mut(&mut *agreed.write()).access.default_quota = Some(quota);
+        Arc::make_mut(&mut *metadata.write()).access.default_quota = Some(quota);
         let ann = caller("ann");
         let began = Instant::now();
         for _ in 0..30 {

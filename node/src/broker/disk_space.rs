@@ -1,4 +1,4 @@
-//! Admission by free space: appends are refused before the volume is so full that the node cannot write what it must.
+//! Admission by free space: appends are rejected before the volume is so full that the node cannot write its own state.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,11 +9,11 @@ use tokio::time::Instant;
 use crate::config::Live;
 use crate::model::{ApiError, Reason};
 
-/// How long one look at the volume is good for. A volume fills by at most a few GB/s, so that the reserve (64 MiB) and
-/// the bound on unflushed bytes leave room for what is accepted in between.
+/// How long one measurement is used. A volume fills by at most a few GB/s, so the reserve (64 MiB) and
+/// the limit on unflushed bytes leave room for appends that are accepted until the next one.
 const FRESH: Duration = Duration::from_millis(20);
 
-/// Watches the free space of the data directory's volume.
+/// Measures the free space of the data directory's volume.
 pub(super) struct DiskSpace {
     config: Live,
     start: Instant,
@@ -37,7 +37,7 @@ impl DiskSpace {
         self.config.now().storage.reserve_bytes
     }
 
-    /// Refuses while fewer than the reserve (`storage.reserve-bytes`) are free.
+    /// Returns an error while fewer bytes than the reserve (`storage.reserve-bytes`) are free.
     pub(super) fn check(&self, store: &Store) -> Result<(), ApiError> {
         let now = self.start.elapsed().as_micros() as u64 + 1;
         let checked = self.checked_us.load(Ordering::Relaxed);
@@ -52,7 +52,7 @@ impl DiskSpace {
                         tracing::warn!(free, reserve = reserve_bytes, full, "free space crossed the reserve");
                     }
                 }
-                Err(error) => tracing::warn!(%error, "free space is not known"),
+                Err(error) => tracing::warn!(%error, "cannot read free space"),
             }
         }
         if !self.full.load(Ordering::Relaxed) {
@@ -61,7 +61,7 @@ impl DiskSpace {
         let (free, reserve_bytes) = (self.free_bytes.load(Ordering::Relaxed), self.reserve_bytes());
         Err(ApiError::new(
             Reason::DiskFull,
-            format!("free space: {free} bytes are left, storage.reserve-bytes keeps {reserve_bytes}"),
+            format!("free space: {free} bytes: must be at least {reserve_bytes} (storage.reserve-bytes)"),
         )
         .with("free", free))
     }

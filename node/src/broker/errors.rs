@@ -1,10 +1,10 @@
-//! The one table from what happened inside to what a client is answered.
+//! Maps errors of partitions and of the controller to the errors that clients receive.
 
 use crate::controller::ControllerError;
 use crate::metadata::{ControllerState, Refusal};
 use crate::model::{ApiError, PartitionError, Reason};
 
-/// What a failure of a partition means to a client. `state`: where the leader's address comes from.
+/// Converts an error of a partition for clients. `state`: contains the leader's address.
 pub(crate) fn partition_error(error: PartitionError, state: &ControllerState) -> ApiError {
     let message = error.to_string();
     match error {
@@ -54,7 +54,7 @@ impl From<ControllerError> for ApiError {
             ControllerError::Refused(refusal) => refusal.into(),
             ControllerError::UnknownCommand(_) => Self::new(Reason::InvalidRequest, message),
             ControllerError::OutcomeUnknown(cause) => Self::unknown(&Self::from(*cause)),
-            // The controller's log names no leader.
+            // This error never contains a leader, so no metadata is needed.
             ControllerError::Failed(error) => partition_error(error, &ControllerState::default()),
             ControllerError::Internal(_) => Self::new(Reason::Internal, message),
         }

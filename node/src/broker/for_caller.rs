@@ -1,12 +1,12 @@
-//! The broker as one caller sees it: what each call needs, and what it costs. The way in for every listener.
+//! Access control for the broker: the permissions that each call requires, and the quotas that it uses. Entry point for all listeners.
 //!
-//! Each method of [`ForCaller`] takes from the caller's quotas, asks the [`Authorizer`] for what the call needs, and then
-//! calls the method of the same name of [`Broker`], which judges nobody: that one is for the node itself (its groups, its
-//! peers' requests, which were judged where they came in).
+//! Each method of [`ForCaller`] charges the caller's quotas, checks with the [`Authorizer`] that the caller has the required
+//! permissions, and then calls the method of the same name of [`Broker`], which does no access control: the node itself uses that
+//! one (for its groups, and for requests of peers, which the receiving peer has already checked).
 //!
 //! Invariants:
-//! - Rights are asked before anything is looked up, so that a refusal tells nothing about what is there.
-//! - A read is judged again when it ends: whoever lost the right while it waited gets nothing.
+//! - Permissions are checked before any lookup, so that a denial does not reveal what exists.
+//! - A read is checked again when it ends: a caller that lost the permission during the wait receives no records.
 //! - Every change that goes through here is in the audit trail.
 
 use std::collections::BTreeMap;
@@ -24,12 +24,12 @@ use crate::model::{
 };
 use crate::security::{AclFilter, AclRule, Action, Caller, Metered, Quota, ResourceKind, acl};
 
-/// Most rules or filters of one request.
+/// Maximum number of rules or filters in one request.
 const RULES_PER_CALL_MAX: usize = 500;
-/// Bytes of principals and names of one request's rules.
+/// Maximum size of the principals and names of one request's rules, in bytes.
 const RULES_BYTES_PER_CALL_MAX: usize = 512 << 10;
 
-/// The broker for one caller. See the module.
+/// The broker, with the permissions and quotas of one caller. See the module.
 #[derive(Clone, Copy)]
 pub struct ForCaller<'a> {
     broker: &'a Broker,
@@ -37,13 +37,13 @@ pub struct ForCaller<'a> {
 }
 
 impl Broker {
-    /// The broker as this caller sees it.
+    /// The broker, with the permissions and quotas of this caller.
     pub fn for_caller<'a>(&'a self, caller: &'a Caller) -> ForCaller<'a> {
         ForCaller { broker: self, caller }
     }
 }
 
-/// Bytes that a payload brings.
+/// Size of a payload in bytes, for quotas.
 fn payload_bytes(payload: &Payload) -> u64 {
     let length = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
     let bytes = match payload {
@@ -64,7 +64,7 @@ impl ForCaller<'_> {
         self.broker.authorizer()
     }
 
-    /// One request, with nothing in it that counts.
+    /// Charges one request without payload.
     async fn request(&self) -> Result<(), ApiError> {
         self.authorizer().admit(self.caller, &[(Metered::Requests, 1)]).await
     }
@@ -73,7 +73,7 @@ impl ForCaller<'_> {
         self.authorizer().topic(self.caller, action, name)
     }
 
-    /// Notes a change and how it ended.
+    /// Writes a change and its outcome to the audit trail.
     fn changed<T>(
         &self,
         change: &'static str,
@@ -91,26 +91,26 @@ impl ForCaller<'_> {
         self.topic(Action::Write, &request.target.topic)
     }
 
-    /// As [`Broker::submit`]. Needs: write the topic.
+    /// As [`Broker::submit`]. Requires: write the topic.
     ///
     /// # Errors
-    /// As [`Broker::submit`]; refusals of the [`Authorizer`], and [`Reason::Overloaded`] over quota, here and everywhere below.
+    /// As [`Broker::submit`]; errors of the [`Authorizer`], and [`Reason::Overloaded`] over quota, in this and all other methods.
     pub async fn submit(&self, request: Produce) -> Result<PendingProduce, ApiError> {
         self.may_append(&request).await?;
         self.broker.submit(request).await
     }
 
-    /// As [`Broker::produce`]. Needs: write the topic.
+    /// As [`Broker::produce`]. Requires: write the topic.
     ///
     /// # Errors
     /// As [`Broker::produce`].
     pub async fn produce(&self, request: Produce, route: Route) -> Result<Produced, ApiError> {
         self.may_append(&request).await?;
-        // Boxed here and below: the futures of listeners, broker and partition in one are too large a type.
+        // Boxed here and below: otherwise the combined future of listener, broker and partition is too large.
         Box::pin(self.broker.produce(request, route)).await
     }
 
-    /// As [`Broker::init_producer`]. Needs: write some topic.
+    /// As [`Broker::init_producer`]. Requires: write at least one topic.
     ///
     /// # Errors
     /// As [`Broker::init_producer`].
@@ -126,7 +126,7 @@ impl ForCaller<'_> {
         self.topic(Action::Read, &request.target.topic)
     }
 
-    /// No more than a second's worth of the caller's quota at a time: what is overdrawn is waited for before the next request.
+    /// At most the bytes of one second of the caller's quota in one read: the next request waits while the quota is overdrawn.
     fn within_rate(&self, max_bytes: usize) -> usize {
         match self.authorizer().quota(self.caller).bytes_out {
             0 => max_bytes,
@@ -144,7 +144,7 @@ impl ForCaller<'_> {
         Ok(())
     }
 
-    /// As [`Broker::fetch`]. Needs: read the topic.
+    /// As [`Broker::fetch`]. Requires: read the topic.
     ///
     /// # Errors
     /// As [`Broker::fetch`].
@@ -155,8 +155,8 @@ impl ForCaller<'_> {
         self.read(&topic, &fetched).map(|()| fetched)
     }
 
-    /// As [`Broker::read_now`]: one request, whatever the number of partitions. Needs: read each topic; a want without that right
-    /// has its refusal as its answer.
+    /// As [`Broker::read_now`]: one request, whatever the number of partitions. Requires: read each topic; a want without that
+    /// permission gets its denial as its answer.
     ///
     /// # Errors
     /// [`Reason::Overloaded`] over quota.
@@ -179,7 +179,7 @@ impl ForCaller<'_> {
         Ok(answers.collect())
     }
 
-    /// As [`Broker::offsets`]. Needs: describe the topic.
+    /// As [`Broker::offsets`]. Requires: describe the topic.
     ///
     /// # Errors
     /// As [`Broker::offsets`].
@@ -194,7 +194,7 @@ impl ForCaller<'_> {
         self.broker.offsets(target, time_ms, route).await
     }
 
-    /// As [`Broker::create_topic`]. Needs: create the topic, or create on the cluster.
+    /// As [`Broker::create_topic`]. Requires: create the topic, or create on the cluster.
     ///
     /// # Errors
     /// As [`Broker::create_topic`].
@@ -204,14 +204,14 @@ impl ForCaller<'_> {
         let name = topic.name.clone();
         let details = format!("partitions {}, replicas {}", topic.partitions, topic.replication_factor);
         let (topic, created) = self.changed("create-topic", &name, &details, self.broker.create_topic(topic).await)?;
-        // Who may create it need not be allowed to know what is there.
+        // A caller that may create the topic may not be allowed to describe the existing one.
         if !created && !self.authorizer().may(self.caller, Action::Describe, ResourceKind::Topic, &name) {
-            return Err(ApiError::new(Reason::TopicExists, format!("topic {name}: exists already")));
+            return Err(ApiError::new(Reason::TopicExists, format!("topic {name:?}: already exists")));
         }
         Ok((topic, created))
     }
 
-    /// As [`Broker::topics`], those that the caller may describe.
+    /// As [`Broker::topics`], only topics that the caller may describe.
     ///
     /// # Errors
     /// As [`Broker::topics`].
@@ -223,7 +223,7 @@ impl ForCaller<'_> {
         Ok(topics)
     }
 
-    /// As [`Broker::describe_topic`]. Needs: describe the topic.
+    /// As [`Broker::describe_topic`]. Requires: describe the topic.
     ///
     /// # Errors
     /// As [`Broker::describe_topic`].
@@ -233,7 +233,7 @@ impl ForCaller<'_> {
         self.broker.describe_topic(name).await
     }
 
-    /// As [`Broker::alter_topic`]. Needs: alter the topic.
+    /// As [`Broker::alter_topic`]. Requires: alter the topic.
     ///
     /// # Errors
     /// As [`Broker::alter_topic`].
@@ -244,7 +244,7 @@ impl ForCaller<'_> {
         self.changed("alter-topic", name, &details, self.broker.alter_topic(name, partitions, change).await)
     }
 
-    /// As [`Broker::delete_topic`]. Needs: delete the topic.
+    /// As [`Broker::delete_topic`]. Requires: delete the topic.
     ///
     /// # Errors
     /// As [`Broker::delete_topic`].
@@ -254,7 +254,7 @@ impl ForCaller<'_> {
         self.changed("delete-topic", name, "", self.broker.delete_topic(name).await)
     }
 
-    /// As [`Broker::servers`]. Needs: any right at all.
+    /// As [`Broker::servers`]. Requires: at least one permission.
     ///
     /// # Errors
     /// As [`Broker::servers`].
@@ -264,13 +264,13 @@ impl ForCaller<'_> {
         self.broker.servers().await
     }
 
-    /// As [`Broker::metadata`]: topics that the caller may not describe are not there. Needs: any right at all.
+    /// As [`Broker::metadata`]; topics that the caller may not describe are reported as unknown. Requires: at least one permission.
     ///
     /// # Errors
     /// As [`Broker::metadata`].
     pub async fn metadata(&self, topics: &[String]) -> Result<Metadata, ApiError> {
         self.request().await?;
-        if self.authorizer().is_free(self.caller) {
+        if self.authorizer().is_unrestricted(self.caller) {
             return self.broker.metadata(topics).await;
         }
         self.authorizer().anything(self.caller)?;
@@ -282,7 +282,7 @@ impl ForCaller<'_> {
             ),
             named => named.iter().cloned().partition(|name| visible(name)),
         };
-        // No name means all: whoever may see none asks for none.
+        // An empty list means all topics: without visible topics, the broker must not be called with one.
         let mut metadata = match shown.is_empty() {
             false => self.broker.metadata(&shown).await?,
             true => {
@@ -294,7 +294,7 @@ impl ForCaller<'_> {
         Ok(metadata)
     }
 
-    /// As [`Broker::status`]. Needs: describe the cluster.
+    /// As [`Broker::status`]. Requires: describe the cluster.
     ///
     /// # Errors
     /// As [`Broker::status`].
@@ -309,7 +309,7 @@ impl ForCaller<'_> {
         self.authorizer().cluster(self.caller, Action::Admin)
     }
 
-    /// Whether the caller may see what this node is set to log. Needs: describe the cluster.
+    /// Checks that the caller may read this node's log filter. Requires: describe the cluster.
     ///
     /// # Errors
     /// Only those of [`ForCaller`].
@@ -318,7 +318,7 @@ impl ForCaller<'_> {
         self.authorizer().cluster(self.caller, Action::Describe)
     }
 
-    /// Whether the caller may have the state and the log of this node. Needs: admin on the cluster.
+    /// Checks that the caller may read the state and the log of this node. Requires: admin on the cluster.
     ///
     /// # Errors
     /// Only those of [`ForCaller`].
@@ -326,7 +326,7 @@ impl ForCaller<'_> {
         self.administer().await
     }
 
-    /// Changes what this node logs, by `change`. Needs: admin on the cluster.
+    /// Changes this node's log filter, by calling `change`. Requires: admin on the cluster.
     ///
     /// # Errors
     /// Those of `change`.
@@ -339,7 +339,7 @@ impl ForCaller<'_> {
         self.changed("set-log-filter", filter, "", change())
     }
 
-    /// As [`Broker::decommission`]. Needs: admin on the cluster.
+    /// As [`Broker::decommission`]. Requires: admin on the cluster.
     ///
     /// # Errors
     /// As [`Broker::decommission`].
@@ -348,7 +348,7 @@ impl ForCaller<'_> {
         self.changed("decommission", node, "", self.broker.decommission(node).await)
     }
 
-    /// As [`Broker::drain`]. Needs: admin on the cluster.
+    /// As [`Broker::drain`]. Requires: admin on the cluster.
     ///
     /// # Errors
     /// As [`Broker::drain`].
@@ -357,7 +357,7 @@ impl ForCaller<'_> {
         self.changed("drain", node, "", self.broker.drain(node).await)
     }
 
-    /// As [`Broker::undrain`]. Needs: admin on the cluster.
+    /// As [`Broker::undrain`]. Requires: admin on the cluster.
     ///
     /// # Errors
     /// As [`Broker::undrain`].
@@ -366,7 +366,7 @@ impl ForCaller<'_> {
         self.changed("undrain", node, "", self.broker.undrain(node).await)
     }
 
-    /// As [`Broker::cancel_operation`]. Needs: admin on the cluster.
+    /// As [`Broker::cancel_operation`]. Requires: admin on the cluster.
     ///
     /// # Errors
     /// As [`Broker::cancel_operation`].
@@ -375,7 +375,7 @@ impl ForCaller<'_> {
         self.changed("cancel-operation", &id.to_string(), "", self.broker.cancel_operation(id).await)
     }
 
-    /// As [`Broker::transfer_leadership`]. Needs: admin on the cluster.
+    /// As [`Broker::transfer_leadership`]. Requires: admin on the cluster.
     ///
     /// # Errors
     /// As [`Broker::transfer_leadership`].
@@ -388,7 +388,7 @@ impl ForCaller<'_> {
         self.changed("transfer-leadership", &what, &details, self.broker.transfer_leadership(target, to).await)
     }
 
-    /// As [`Broker::verify`]. Needs: admin on the cluster.
+    /// As [`Broker::verify`]. Requires: admin on the cluster.
     ///
     /// # Errors
     /// As [`Broker::verify`].
@@ -400,8 +400,8 @@ impl ForCaller<'_> {
         self.broker.verify(topic).await
     }
 
-    /// Adds rules, all or none, and answers those that were not there. They are in force on this node when this returns, on
-    /// others as soon as they hear of it. Needs: alter the cluster.
+    /// Adds rules, all or none; returns those that did not exist. They are in effect on this node when this returns, on
+    /// other nodes once these have applied the change. Requires: alter the cluster.
     ///
     /// # Errors
     /// [`Reason::InvalidRequest`]; [`Reason::Overloaded`] at the limits of rules; failures of the controller group.
@@ -416,14 +416,15 @@ impl ForCaller<'_> {
             bytes += rule.principal.len() + rule.name.len();
         }
         if bytes > RULES_BYTES_PER_CALL_MAX {
-            let rule = format!("principals and names of one request may have {RULES_BYTES_PER_CALL_MAX} bytes");
+            let rule =
+                format!("principals and names of one request must have at most {RULES_BYTES_PER_CALL_MAX} bytes");
             return Err(ApiError::invalid("rules", format!("{bytes} bytes"), &rule));
         }
         let created = self.acls(&Command::CreateAcls { rules }).await;
         self.audit_rules("create-acl", created)
     }
 
-    /// Takes away the rules that any of the filters means, and answers them. Needs: alter the cluster.
+    /// Deletes the rules that match any of the filters; returns them. Requires: alter the cluster.
     ///
     /// # Errors
     /// [`Reason::InvalidRequest`]; failures of the controller group.
@@ -442,7 +443,7 @@ impl ForCaller<'_> {
         }
     }
 
-    /// A line for each rule: what somebody looks for later is a principal or a name.
+    /// Writes one audit line for each rule, so that a search for a principal or a name finds it.
     fn audit_rules(
         &self,
         change: &'static str,
@@ -459,10 +460,10 @@ impl ForCaller<'_> {
         result
     }
 
-    /// The rules that a filter means, in order. Needs: describe the cluster.
+    /// The rules that match a filter, in order. Requires: describe the cluster.
     ///
     /// # Errors
-    /// [`Reason::Unavailable`] before the node is part of a cluster.
+    /// [`Reason::Unavailable`] before the node is a member of a cluster.
     pub async fn list_acls(&self, filter: &AclFilter) -> Result<Vec<AclRule>, ApiError> {
         self.request().await?;
         self.authorizer().cluster(self.caller, Action::Describe)?;
@@ -471,8 +472,8 @@ impl ForCaller<'_> {
         Ok(state.access.rules.iter().filter(|rule| filter.matches(rule)).cloned().collect())
     }
 
-    /// Sets the quota of a principal; `None`: of everybody without one of their own. In force as rules are. Needs: alter the
-    /// cluster.
+    /// Sets the quota of a principal; `None`: the default quota, of principals without their own. In effect when rules would be, see
+    /// [`ForCaller::create_acls`]. Requires: alter the cluster.
     ///
     /// # Errors
     /// [`Reason::InvalidRequest`]; [`Reason::Overloaded`] at the limit of quotas; failures of the controller group.
@@ -480,13 +481,13 @@ impl ForCaller<'_> {
         if quota.is_unlimited() {
             self.request().await?;
             self.authorizer().cluster(self.caller, Action::Alter)?;
-            let rule = "at least one rate must be more than 0; a quota that bounds nothing is deleted";
+            let rule = "at least one rate must be more than 0: to remove the limits, delete the quota";
             return Err(ApiError::invalid("quota", "0", rule));
         }
         self.change_quota(principal, Some(quota)).await
     }
 
-    /// Removes the quota of a principal; `None`: the default one. Needs: alter the cluster.
+    /// Removes the quota of a principal; `None`: the default one. Requires: alter the cluster.
     ///
     /// # Errors
     /// As [`ForCaller::set_quota`].
@@ -515,10 +516,10 @@ impl ForCaller<'_> {
         self.changed(change, &name, &details, done)
     }
 
-    /// The default quota, and those of principals. Needs: describe the cluster.
+    /// The default quota, and those of principals. Requires: describe the cluster.
     ///
     /// # Errors
-    /// [`Reason::Unavailable`] before the node is part of a cluster.
+    /// [`Reason::Unavailable`] before the node is a member of a cluster.
     pub async fn list_quotas(&self) -> Result<(Option<Quota>, BTreeMap<String, Quota>), ApiError> {
         self.request().await?;
         self.authorizer().cluster(self.caller, Action::Describe)?;
@@ -531,6 +532,6 @@ impl ForCaller<'_> {
 fn check_number(field: &str, number: usize) -> Result<(), ApiError> {
     match number {
         1..=RULES_PER_CALL_MAX => Ok(()),
-        _ => Err(ApiError::invalid(field, number, &format!("one request takes 1 to {RULES_PER_CALL_MAX}"))),
+        _ => Err(ApiError::invalid(field, number, &format!("must be 1 to {RULES_PER_CALL_MAX} in one request"))),
     }
 }

@@ -3,9 +3,9 @@
 //! Listeners turn bytes into the requests of `model/` and answers into bytes; everything that is decided is decided here or
 //! below. They come in by `for_caller.rs`, which judges who asks; [`Broker`] itself judges nobody and serves the node.
 //!
-//! - `append.rs`, `read.rs`, `wait.rs`: the paths of data; `forward.rs`: to the leader, when it is another node; `validate.rs`: the
-//!   rules;
-//! - `topics.rs`, `nodes.rs`: changes and descriptions of topics and nodes; `observe.rs`: what metrics read;
+//! - `append.rs`, `read.rs`, `wait.rs`: the paths of data; `forward.rs`: to the leader, when it is another node;
+//!   `request_checks.rs`: the rules;
+//! - `topic_admin.rs`, `nodes.rs`: changes and descriptions of topics and nodes; `metrics_view.rs`: what metrics read;
 //! - `authorizer.rs`, `audit.rs`: who may do what, and what is written of it;
 //! - `errors.rs`: the table from errors inside to answers; `disk_space.rs`: no appends on a full volume.
 //!
@@ -19,13 +19,13 @@ mod disk_space;
 mod errors;
 mod for_caller;
 mod forward;
+mod metrics_view;
 mod nodes;
-mod observe;
 mod read;
+mod request_checks;
+mod topic_admin;
 mod topic_traffic;
-mod topics;
 mod types;
-mod validate;
 mod wait;
 
 use std::sync::{Arc, OnceLock};
@@ -38,7 +38,7 @@ pub use append::PendingProduce;
 pub use authorizer::Authorizer;
 use disk_space::DiskSpace;
 pub use for_caller::ForCaller;
-pub use observe::ControllerView;
+pub use metrics_view::ControllerView;
 use topic_traffic::TopicTable;
 pub use topic_traffic::TopicTraffic;
 pub use types::*;
@@ -214,7 +214,7 @@ impl Broker {
                 return Err(unknown_topic(&target.topic));
             }
         };
-        validate::partition(topic, target.partition)?;
+        request_checks::partition(topic, target.partition)?;
         Ok(topic.clone())
     }
 

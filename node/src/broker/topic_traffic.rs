@@ -1,7 +1,7 @@
-//! What goes into and out of each topic on this node, for metrics.
+//! Counters of records and bytes per topic on this node, for metrics.
 //!
-//! Invariant: at most `max` topics are counted apart; all others share one counter, so that metrics stay bounded however
-//! many topics there are. Who comes first is counted apart, until its topic is deleted.
+//! Invariant: at most `max` topics have their own counters; all others share one set, so that metrics stay bounded with any
+//! number of topics. The first topics in use get their own counters, until they are deleted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
-/// The label value of topics that are not counted apart. No topic's own name: those are counted apart or not at all.
+/// The label value of topics without their own counters. A topic named `other` never has its own counters.
 const OTHER: &str = "other";
 
-/// Counters of one topic, since the node started. All of records that this node acknowledged or read for clients itself.
+/// Counters of one topic, since the node started. Only records that this node itself acknowledged, or read for clients.
 #[derive(Debug, Default)]
 pub struct TopicTraffic {
     /// Records acknowledged to producers.
@@ -49,7 +49,7 @@ impl TopicTable {
         Self { max, apart: RwLock::default(), other: Arc::default() }
     }
 
-    /// The counters that a topic reports into.
+    /// The counters of a topic.
     pub(super) fn of(&self, topic: &str) -> Arc<TopicTraffic> {
         if let Some(found) = self.apart.read().get(topic) {
             return found.clone();
@@ -64,7 +64,7 @@ impl TopicTable {
         apart.entry(topic.to_owned()).or_default().clone()
     }
 
-    /// Every label value with its counters, those of deleted topics forgotten.
+    /// Every label value with its counters. Removes those of deleted topics.
     pub(super) fn all(&self, exists: impl Fn(&str) -> bool) -> Vec<(String, Arc<TopicTraffic>)> {
         self.apart.write().retain(|topic, _| exists(topic));
         let apart = self.apart.read();

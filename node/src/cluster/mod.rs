@@ -1,9 +1,9 @@
-//! The cluster as this node sees it: which node this is, who is alive, and what the controller group has committed.
+//! This node's view of the cluster: its own raft id, which nodes are alive, and the metadata that the controller group has committed.
 //!
-//! [`Cluster`] is shared by every raft group of the node, the controller's and the partitions' alike, so that these two know
-//! nothing of one another: what replicas have to tell the controller goes through [`Reports`].
+//! [`Cluster`] is shared by every raft group of the node, the controller's and the partitions', so that `controller/` and
+//! `partition/` do not depend on each other: replicas report to the controller through [`Reports`].
 //!
-//! Never names `partition/` or `controller/`. Neighbours: `metadata/` (the pure state), `peers/` (the way to other nodes),
+//! Never names `partition/` or `controller/`. Neighbours: `metadata/` (the pure state), `peers/` (connections to other nodes),
 //! `raft/` (the groups).
 
 mod reports;
@@ -34,29 +34,29 @@ use crate::telemetry::RaftMetrics;
 /// The controller group's log.
 pub const CONTROLLER_LOG: LogId = LogId { topic: Uuid::nil(), partition: 0 };
 
-/// Longest wait for an answer about a group.
+/// Timeout of a request about a group.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What every raft group of the node shares. See the module.
+/// State that all raft groups of the node share. See the module.
 pub struct Cluster {
     /// The data directory.
     pub store: Arc<Store>,
-    /// The runtime of raft groups and sequencers, which the API cannot starve.
+    /// The runtime of raft groups and sequencers; separate, so that API requests cannot starve it.
     pub consensus: Handle,
-    /// The way to other nodes.
+    /// Connections to other nodes.
     pub peers: Arc<Peers>,
-    /// The configuration, also while it changes.
+    /// The configuration; follows reloads.
     pub config: Live,
-    /// What the controller group has committed, as far as this node has applied it.
+    /// The committed metadata, as applied on this node, which may lag the leader.
     pub metadata: Arc<RwLock<Arc<ControllerState>>>,
-    /// Partitions that this node leads, or is about to.
+    /// Number of partitions that this node leads, or is about to lead.
     pub led: AtomicUsize,
-    /// What groups and sequencers count.
+    /// Counters of groups and sequencers.
     pub metrics: RaftMetrics,
 }
 
 impl Cluster {
-    /// The cluster as a node sees it that belongs to none yet.
+    /// The view of a node that has not joined a cluster yet.
     pub fn new(store: Arc<Store>, consensus: Handle, peers: Arc<Peers>, config: Live) -> Self {
         Self {
             store,
@@ -69,27 +69,27 @@ impl Cluster {
         }
     }
 
-    /// This node's raft id; 0 before it is part of a cluster.
+    /// This node's raft id; 0 before it is a member of a cluster.
     pub fn node(&self) -> u64 {
         self.peers.me().map(|me| me.node).unwrap_or(0)
     }
 
-    /// The configuration in force.
+    /// The current configuration.
     pub fn config(&self) -> Arc<Config> {
         self.config.now()
     }
 
-    /// The metadata as of now.
+    /// The current metadata, as applied on this node.
     pub fn state(&self) -> Arc<ControllerState> {
         self.metadata.read().clone()
     }
 
-    /// The node is this one, or its beats arrive.
+    /// Returns whether the node is this one, or its heartbeats arrive.
     pub fn alive(&self, node: u64) -> bool {
         node == self.node() || self.peers.liveness().alive(node)
     }
 
-    /// Nothing but a full disk keeps the node from leading.
+    /// Returns whether the node can lead: its disk is not full.
     fn fit(&self, node: u64) -> bool {
         let liveness = self.peers.liveness();
         if node == self.node() { !liveness.is_unfit() } else { !liveness.unfit(node) }
@@ -100,12 +100,12 @@ impl Cluster {
         self.state().topics.values().find(|topic| topic.id == id.topic).map(|topic| topic.settings.clone())
     }
 
-    /// Where the replicas of a log are.
+    /// The placement of a log's replicas.
     pub(crate) fn placement(&self, id: LogId) -> Option<Placement> {
         self.state().placement(id.topic, id.partition)
     }
 
-    /// Who should lead a log, as this node sees the others.
+    /// Returns the node that should lead a log, from this node's view of which nodes are alive.
     pub(crate) fn designated(&self, id: LogId) -> Option<u64> {
         let state = self.state();
         let placement = state.placement(id.topic, id.partition)?;
@@ -113,36 +113,36 @@ impl Cluster {
             .or_else(|| designated_leader(&placement, |node| self.alive(node), &state))
     }
 
-    /// The node should lead nothing.
+    /// Returns whether the node should not lead anything: it cannot, or is not active.
     pub(crate) fn leaves_leadership(&self, node: u64) -> bool {
         !self.fit(node) || self.state().nodes.get(&node).is_some_and(|node| node.state != NodeState::Active)
     }
 
-    /// How many replicas come before this node when a leader is gone: the alive ones of higher rank.
+    /// Returns how many replicas become a candidate before this node when the leader is dead: the alive ones of higher rank.
     pub(crate) fn rank(&self, id: LogId) -> u32 {
         let state = self.state();
         let Some(placement) = state.placement(id.topic, id.partition) else { return 0 };
         let mut candidates = leader_candidates(&placement, |node| self.alive(node), &state);
-        // Stable: among the fit, and among the others, the order stays.
+        // A stable sort: keeps the order among nodes that can lead, and among the others.
         candidates.sort_by_key(|node| !self.fit(*node));
         candidates.iter().position(|node| *node == self.node()).unwrap_or(candidates.len()) as u32
     }
 
-    /// The members of a new group: the same on every founder. Addresses are not part of it: nodes are found by their ids.
+    /// The initial members of a group, identical on each of them. Without addresses: nodes are looked up by their ids.
     pub(crate) fn members(&self, nodes: &[u64]) -> BTreeMap<u64, Member> {
         let state = self.state();
         nodes.iter().map(|id| (*id, member(state.nodes.get(id)))).collect()
     }
 
-    /// A leader without an answer from a majority for this long accepts nothing more.
+    /// A leader without responses from a majority for this long accepts no more appends.
     pub(crate) fn election_timeout(&self) -> Duration {
         Duration::from_millis(self.config().cluster.election_timeout_ms)
     }
 
-    /// Asks another node about its replica of a group.
+    /// Sends a request about a group to another node.
     ///
     /// # Errors
-    /// A text with the node's id when it cannot be reached, refuses, or does not answer within three seconds.
+    /// A text with the node's id when it is unreachable, rejects the request, or does not respond within three seconds.
     pub(crate) async fn ask(&self, id: LogId, node: u64, ask: Ask) -> Result<proto::GroupResponse, String> {
         let mut client = self.peers.client(node).map_err(|e| e.to_string())?;
         let group = Some(wire_id(id));
@@ -150,12 +150,12 @@ impl Cluster {
         match tokio::time::timeout(ASK_TIMEOUT, client.group(request)).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(format!("node {node}: {}", status.message())),
-            Err(_) => Err(format!("node {node} does not answer")),
+            Err(_) => Err(format!("node {node}: no response within {} s", ASK_TIMEOUT.as_secs())),
         }
     }
 }
 
-/// A node as groups know it.
+/// A node as a member of a raft group.
 pub(crate) fn member(node: Option<&NodeInfo>) -> Member {
     Member { node_id: node.map(|node| node.uuid.to_string()).unwrap_or_default(), address: String::new() }
 }

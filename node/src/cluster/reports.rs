@@ -1,14 +1,14 @@
-//! What replicas report to the controller group.
+//! Reports of replicas to the controller group.
 
 use chronicle_log::LogId;
 use futures::future::BoxFuture;
 use uuid::Uuid;
 
-/// Takes reports to the controller group. Reporting twice is reporting once.
+/// Sends reports to the controller group. Reports are idempotent.
 pub trait Reports: Send + Sync {
-    /// A partition's group has these voters (raft ids) since the membership entry at this raft index.
+    /// Reports that a partition's group has these voters (raft ids) since the membership entry at raft index `index`.
     fn voters(&self, id: LogId, voters: Vec<u64>, index: u64) -> BoxFuture<'_, Result<(), String>>;
 
-    /// This node has no file of a deleted topic any more.
+    /// Reports that this node has deleted all files of a deleted topic.
     fn topic_files_deleted(&self, topic: Uuid) -> BoxFuture<'_, Result<(), String>>;
 }

@@ -1,8 +1,9 @@
-//! What a raft group has instead of timers: the node looks at it often, and at once when a peer dies or comes back.
+//! Drives heartbeats and elections of a raft group without timers: the node ticks every open group at a fixed interval, and
+//! immediately when a peer dies or comes back.
 //!
-//! A leader says that it leads. A follower whose leader is gone stands for election, the highest in rank first, unless nobody
-//! needs a leader. Somebody does as soon as a replica asks for votes: one that is behind cannot win, and those that could must
-//! not rest.
+//! A leader sends heartbeats. A follower whose leader is dead becomes a candidate, the highest in rank first, unless the group is
+//! resting, that is, needs no leader. A request for votes ends the rest: the replica that sent it may be behind and unable to win,
+//! so the replicas that can win must take part.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,49 +15,49 @@ use super::Cluster;
 use crate::host::jitter;
 use crate::raft::{Group, HEARTBEAT, Machine};
 
-/// How often an open group is looked at.
+/// Interval between two ticks of an open group.
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(100);
-/// Head start of each replica over the next one when a leader is gone.
+/// Head start of each replica over the next one when the leader is dead.
 const RANK_STEP: Duration = Duration::from_millis(300);
 
-/// What is remembered between two looks at one group.
+/// Watches one group: the state between two of its ticks.
 pub struct Watcher {
-    state: Mutex<State>,
+    state: Mutex<WatchState>,
 }
 
-struct State {
-    /// Nobody needs a leader: the log ends here and is applied, and nobody has appended since.
+struct WatchState {
+    /// The group needs no leader: everything in the log is applied, and nothing was appended since.
     resting: bool,
     last_heartbeat: Option<Instant>,
-    /// When to stand for election; set when the leader is found gone.
+    /// When to become a candidate; set when the leader is found dead.
     next_campaign: Option<Instant>,
-    /// The leader and the start of its process, as first seen.
+    /// The leader and the start of its process (boot id), as first seen.
     leader: Option<(u64, u64)>,
 }
 
 impl Watcher {
-    /// Of a group that needs no leader, if `resting`, until it is asked to lead.
+    /// A watcher. `resting`: the group needs no leader until [`Watcher::wake`].
     pub fn new(resting: bool) -> Self {
-        let state = State { resting, last_heartbeat: None, next_campaign: None, leader: None };
+        let state = WatchState { resting, last_heartbeat: None, next_campaign: None, leader: None };
         Self { state: Mutex::new(state) }
     }
 
-    /// Somebody needs a leader.
+    /// Ends the rest: the group needs a leader.
     pub fn wake(&self) {
         self.state.lock().resting = false;
     }
 
-    /// The leader has gone to sleep in good order.
+    /// Starts the rest: the leader has closed the group in an orderly way.
     pub fn rest(&self) {
         self.state.lock().resting = true;
     }
 
-    /// Nobody needs a leader.
+    /// Returns whether the group needs no leader.
     pub fn resting(&self) -> bool {
         self.state.lock().resting
     }
 
-    /// One look at a group that this node leads.
+    /// One tick of a group that this node leads. `alone`: the group has no other member.
     pub fn led<M: Machine>(&self, cluster: &Cluster, group: &Arc<Group<M>>, alone: bool) {
         let now = Instant::now();
         let mut state = self.state.lock();
@@ -69,7 +70,7 @@ impl Watcher {
         }
     }
 
-    /// One look at a group that this node follows, as the replica of this rank (0: the first to lead).
+    /// One tick of a group that this node follows, as the replica with this rank (0: becomes a candidate first).
     pub fn followed<M: Machine>(&self, cluster: &Cluster, group: &Arc<Group<M>>, leader: Option<u64>, rank: u32) {
         let now = Instant::now();
         let liveness = cluster.peers.liveness();
@@ -87,7 +88,7 @@ impl Watcher {
         }
         if leader.is_some() && !group.leader_gone() {
             if group.heard_leader() {
-                // When this leader ends without a good-night, somebody must follow it.
+                // If this leader stops without putting the group to rest, another replica must become the leader.
                 state.resting = false;
             }
             state.next_campaign = None;
@@ -107,9 +108,9 @@ impl Watcher {
         let group = group.clone();
         cluster.consensus.spawn(async move {
             match group.campaign().await {
-                Ok(true) => tracing::info!(group = %group.id(), "stands for election"),
+                Ok(true) => tracing::info!(group = %group.id(), "starting election"),
                 Ok(false) => {}
-                Err(error) => tracing::debug!(group = %group.id(), %error, "no election"),
+                Err(error) => tracing::debug!(group = %group.id(), %error, "cannot start election"),
             }
         });
     }

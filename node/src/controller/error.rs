@@ -1,36 +1,36 @@
-//! Why the controller group did not carry out a command, as data.
+//! Errors of the controller group, as data.
 
 use crate::metadata::Refusal;
 use crate::model::PartitionError;
 use crate::raft::GroupError;
 
-/// Why the controller group did not do what it was asked to do.
+/// Why the controller group did not carry out a command.
 ///
-/// Everything but [`ControllerError::OutcomeUnknown`] means that nothing was changed.
+/// All variants except [`ControllerError::OutcomeUnknown`] mean that nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControllerError {
     /// The group has no leader, or the leader cannot be reached; the same command may succeed later.
     #[error("{0}")]
     Unavailable(String),
-    /// The group has judged the command, and refuses it.
+    /// The group has applied the command and rejected it.
     #[error("{0}")]
     Refused(Refusal),
-    /// The bytes are no command that this version knows.
-    #[error("command: this version does not know it: {0}")]
+    /// The bytes are not a command of this version.
+    #[error("command: not supported by this version: {0}")]
     UnknownCommand(String),
-    /// The change may or may not have happened.
-    #[error("it may or may not have happened: {0}")]
+    /// Outcome unknown: the change may have been committed.
+    #[error("outcome unknown: the change may have been committed: {0}")]
     OutcomeUnknown(Box<ControllerError>),
     /// The group's log on this node failed.
     #[error("{0}")]
     Failed(PartitionError),
-    /// A defect in the node.
+    /// A bug in the node.
     #[error("{0}")]
     Internal(String),
 }
 
 impl ControllerError {
-    /// A change whose outcome is open, and why.
+    /// A change whose outcome is unknown because of `cause`.
     pub fn unknown(cause: ControllerError) -> Self {
         Self::OutcomeUnknown(Box::new(cause))
     }

@@ -1,14 +1,13 @@
-//! The controller group: nodes, topics, placement, producer ids, rules and quotas, agreed through raft.
+//! The controller group: a raft group that replicates the cluster's metadata (nodes, topics, placement, producer ids, rules, quotas).
 //!
-//! Every node has a replica, with or without a vote, so that every node knows what is agreed. Commands are JSON in data
-//! entries of the group's log; they carry everything that is decided outside (ids, times), so that applying them is
-//! deterministic. A node that does not lead sends its commands to the one that does, and waits until its own replica has
-//! applied them.
+//! Every node has a replica, as a voter or a learner, so that every node has the committed metadata. Commands are JSON in data
+//! entries of the group's log; they contain everything that is not deterministic (ids, times), so that applying them is
+//! deterministic. A follower sends its commands to the leader, and waits until its own replica has applied them.
 //!
-//! `metadata/` decides and plans (pure); `duties` is what a node does for the group from time to time.
+//! `metadata/` decides and plans (pure); `maintenance.rs` is the loop that each node runs for the group.
 
-mod duties;
 mod error;
+mod maintenance;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,21 +30,21 @@ use uuid::Uuid;
 pub use error::ControllerError;
 
 use crate::cluster::{CONTROLLER_LOG, Cluster, Reports, Watcher};
-use crate::metadata::{Command, ControllerState, Observed, Outcome, Refusal};
+use crate::metadata::{ClusterObservation, Command, ControllerState, Outcome, Refusal};
 use crate::model::{PartitionError, Topic};
 use crate::raft::{Committed, Group, LeaderTerm, Machine, Member, Proposal, ProposeError, Role, Start};
 
-/// Producer ids that one command reserves; what is left at a restart is never used.
+/// Producer ids that one command reserves; ids that are unused at a restart are lost.
 const PRODUCER_BLOCK: i64 = 1000;
-/// How long a command waits for somebody to lead.
+/// How long a command waits for a leader.
 const LEADER_PATIENCE: Duration = Duration::from_secs(10);
-/// Pause before a command that found no leader looks again.
+/// Pause before a command that found no leader is retried.
 const PAUSE: Duration = Duration::from_millis(50);
 
-type Shared = Arc<RwLock<Arc<ControllerState>>>;
+type CurrentMetadata = Arc<RwLock<Arc<ControllerState>>>;
 
 struct ControllerMachine {
-    shared: Shared,
+    metadata: CurrentMetadata,
     applied: watch::Sender<u64>,
 }
 
@@ -54,10 +53,10 @@ impl Machine for ControllerMachine {
         let Some(data) = entry.data else { return Ok(Bytes::new()) };
         let outcome = match serde_json::from_slice(&data.payload) {
             Ok(command) => {
-                // Copied only when somebody looks at it just now: they keep what they see.
-                Arc::make_mut(&mut *self.shared.write()).apply(command)
+                // Copied only while a reader holds the current state: readers keep a consistent snapshot.
+                Arc::make_mut(&mut *self.metadata.write()).apply(command)
             }
-            // Every replica of this version sees the same bytes and refuses alike; none may stop for it.
+            // Every replica of this version rejects the same bytes in the same way; no replica may stop because of them.
             Err(error) => Outcome::Refused(Refusal::UnknownCommand(error.to_string())),
         };
         Ok(serde_json::to_vec(&outcome).expect("an outcome has only plain values").into())
@@ -68,12 +67,12 @@ impl Machine for ControllerMachine {
     }
 
     fn save(&self) -> Vec<u8> {
-        serde_json::to_vec(&**self.shared.read()).expect("the controller's state has string keys and plain values")
+        serde_json::to_vec(&**self.metadata.read()).expect("the controller's state has string keys and plain values")
     }
 
     fn restore(&mut self, bytes: &[u8], applied_index: Option<u64>) -> Result<(), String> {
         let state: ControllerState = serde_json::from_slice(bytes).map_err(|e| format!("controller state: {e}"))?;
-        *self.shared.write() = Arc::new(state);
+        *self.metadata.write() = Arc::new(state);
         self.applied.send_replace(applied_index.map(|index| index + 1).unwrap_or(0));
         Ok(())
     }
@@ -83,11 +82,11 @@ impl Machine for ControllerMachine {
 pub struct Controller {
     cluster: Arc<Cluster>,
     group: Arc<Group<ControllerMachine>>,
-    shared: Shared,
+    metadata: CurrentMetadata,
     /// Raft index after the last applied entry.
     applied: watch::Receiver<u64>,
     watcher: Watcher,
-    calm: std::sync::atomic::AtomicBool,
+    warmed_up: std::sync::atomic::AtomicBool,
     stop: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
     /// Producer ids reserved and not handed out yet: next and end (exclusive).
@@ -95,7 +94,8 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Opens the controller's log and starts its group, as a follower. `founders`: the first members, on a node that founds.
+    /// Opens the controller's log and starts its group, as a follower. `founders`: the initial members, on a node that
+    /// bootstraps the cluster.
     ///
     /// # Errors
     /// When the log cannot be opened (damage included) or the group does not start.
@@ -119,9 +119,9 @@ impl Controller {
             .await
             .map_err(|e| ControllerError::Internal(format!("controller: {e}")))?
             .map_err(PartitionError::from)?;
-        let shared = cluster.metadata.clone();
+        let metadata = cluster.metadata.clone();
         let (applied_sender, applied) = watch::channel(0);
-        let machine = ControllerMachine { shared: shared.clone(), applied: applied_sender };
+        let machine = ControllerMachine { metadata: metadata.clone(), applied: applied_sender };
         let start = Start {
             store: cluster.store.clone(),
             log,
@@ -136,57 +136,57 @@ impl Controller {
         let controller = Arc::new(Self {
             cluster,
             group,
-            shared,
+            metadata,
             applied,
             watcher: Watcher::new(false),
-            calm: Default::default(),
+            warmed_up: Default::default(),
             stop: CancellationToken::new(),
             task: Mutex::new(None),
             producer_ids: tokio::sync::Mutex::new((0, 0)),
         });
-        let duties = duties::run(controller.clone(), controller.stop.clone());
-        *controller.task.lock() = Some(tokio::spawn(duties));
+        let maintenance = maintenance::run(controller.clone(), controller.stop.clone());
+        *controller.task.lock() = Some(tokio::spawn(maintenance));
         Ok(controller)
     }
 
-    /// What is agreed now, as far as this node knows.
+    /// The committed metadata, as applied on this node, which may lag the leader.
     pub fn state(&self) -> Arc<ControllerState> {
-        self.shared.read().clone()
+        self.metadata.read().clone()
     }
 
-    /// Why the controller group cannot go on here, if it cannot.
+    /// Why the controller group has stopped on this node, if it has.
     pub fn failure(&self) -> Option<ControllerError> {
         self.group.failure().map(ControllerError::from)
     }
 
-    /// Raft id of the leader, and the term, as this node knows.
+    /// Raft id of the leader, and the term, as known to this node.
     pub fn leader(&self) -> (Option<u64>, u64) {
         let status = self.group.status();
         (status.leader, status.term)
     }
 
-    /// Raft ids that vote in the controller group.
+    /// Raft ids of the voters of the controller group.
     pub fn voters(&self) -> std::collections::BTreeSet<u64> {
         self.group.status().voters
     }
 
-    /// The raft group, for messages of peers.
+    /// Handles a raft message from a peer.
     pub(crate) async fn raft(&self, from: u64, message: Message) -> Message {
         self.group.handle(from, message).await
     }
 
-    /// Status for peers.
+    /// Status of the group.
     pub(crate) fn status(&self) -> crate::raft::GroupStatus {
         self.group.status()
     }
 
-    /// The log, to compare replicas.
+    /// Confirms leadership with a majority; returns the raft index after the last committed entry.
     pub(crate) async fn read_index(&self) -> Result<u64, ControllerError> {
         self.group.read_index().await.map(|index| index.map(|i| i + 1).unwrap_or(0)).map_err(ControllerError::from)
     }
 
-    /// One look at the group: see [`Watcher`].
-    fn look_after(&self) {
+    /// One tick of the group: see [`Watcher`].
+    fn tick(&self) {
         let status = self.group.status();
         if status.is_leader {
             let alone = status.voters.len() == 1 && status.learners.is_empty();
@@ -201,10 +201,10 @@ impl Controller {
         }
     }
 
-    /// Carries out a command, wherever the leader is, and waits until it is applied here.
+    /// Carries out a command on the leader, here or on another node, and waits until this node has applied it.
     ///
     /// # Errors
-    /// [`ControllerError::Unavailable`] when nobody leads in time and nothing was proposed; [`ControllerError::OutcomeUnknown`].
+    /// [`ControllerError::Unavailable`] when there is no leader in time and nothing was proposed; [`ControllerError::OutcomeUnknown`].
     pub(crate) async fn command(&self, command: &Command) -> Result<Outcome, ControllerError> {
         let payload: Bytes = serde_json::to_vec(command).expect("a command has only plain values").into();
         let until = Instant::now() + LEADER_PATIENCE;
@@ -220,9 +220,7 @@ impl Controller {
                         Err(error) => error,
                     }
                 }
-                Role::Follower { .. } => {
-                    ControllerError::Unavailable("the controller group has no leader that is known".into())
-                }
+                Role::Follower { .. } => ControllerError::Unavailable("controller: no leader is known".into()),
             };
             if !matches!(error, ControllerError::Unavailable(_)) || Instant::now() >= until || self.stop.is_cancelled()
             {
@@ -232,7 +230,7 @@ impl Controller {
         }
     }
 
-    /// A command of a peer, on the leader: the outcome, and the raft index after it.
+    /// Carries out a command of a peer, on the leader; returns the outcome, and the raft index after it.
     ///
     /// # Errors
     /// As [`Controller::command`]; never forwards.
@@ -246,7 +244,7 @@ impl Controller {
                 Ok((answer, *self.applied.borrow()))
             }
             Role::Follower { .. } => {
-                Err(ControllerError::Unavailable("this node does not lead the controller group".into()))
+                Err(ControllerError::Unavailable("controller: this node is not the leader".into()))
             }
         }
     }
@@ -259,33 +257,33 @@ impl Controller {
         match answer.await {
             Ok(Ok(answer)) => {
                 let answer = answer.into_inner();
-                // Done; only this node does not know it yet.
+                // Committed; only this node has not applied it yet.
                 self.applied_to(answer.applied).await.map_err(ControllerError::unknown)?;
                 Ok(answer.outcome)
             }
-            // What the peer itself says was not accepted; a broken connection leaves it open.
+            // This status is the peer's own "not accepted"; with any other error the outcome is unknown.
             Ok(Err(status)) if status.code() == tonic::Code::FailedPrecondition => {
                 Err(unavailable(status.message().to_owned()))
             }
             Ok(Err(status)) => Err(ControllerError::unknown(unavailable(status.message().to_owned()))),
-            Err(_) => Err(ControllerError::unknown(unavailable("the controller leader does not answer".into()))),
+            Err(_) => Err(ControllerError::unknown(unavailable("controller: no response from the leader".into()))),
         }
     }
 
-    /// Waits until this node has applied everything below a raft index.
+    /// Waits until this node has applied all entries below a raft index.
     async fn applied_to(&self, index: u64) -> Result<(), ControllerError> {
         let mut applied = self.applied.clone();
         let reached = tokio::time::timeout(LEADER_PATIENCE, applied.wait_for(|applied| *applied >= index)).await;
         match reached {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(ControllerError::Unavailable("this node lags behind the controller group".into())),
+            _ => Err(ControllerError::Unavailable("controller: this node lags behind the leader".into())),
         }
     }
 
-    /// Waits until this node knows everything that was agreed when this was called.
+    /// Waits until this node has applied everything that was committed when this was called.
     ///
     /// # Errors
-    /// [`ControllerError::Unavailable`] when the leader cannot be asked.
+    /// [`ControllerError::Unavailable`] when the leader is unreachable.
     pub async fn sync(&self) -> Result<(), ControllerError> {
         match self.group.roles().now() {
             Role::Leader(_) => self.read_index().await.map(drop),
@@ -295,7 +293,7 @@ impl Controller {
                 self.applied_to(answer.read_index).await
             }
             Role::Follower { leader: None, .. } => {
-                Err(ControllerError::Unavailable("the controller group has no leader that is known".into()))
+                Err(ControllerError::Unavailable("controller: no leader is known".into()))
             }
         }
     }
@@ -308,8 +306,9 @@ impl Controller {
         };
         self.group.propose(term, proposal, done).await.map_err(ControllerError::from)?;
         let stopped = || {
-            let cause =
-                self.failure().unwrap_or_else(|| ControllerError::Unavailable("the controller leader changed".into()));
+            let cause = self
+                .failure()
+                .unwrap_or_else(|| ControllerError::Unavailable("controller: the leader has changed".into()));
             ControllerError::unknown(cause)
         };
         match tokio::time::timeout(LEADER_PATIENCE, rx).await {
@@ -319,12 +318,12 @@ impl Controller {
         }
     }
 
-    /// Carries out a command whose repetition does no harm, again while its outcome is open.
+    /// Carries out an idempotent command; repeats it while its outcome is unknown.
     pub(crate) async fn command_again(&self, command: &Command) -> Result<Outcome, ControllerError> {
         let until = Instant::now() + LEADER_PATIENCE;
         loop {
             match self.command(command).await {
-                // A leader whose process is gone refuses at once, again and again, until somebody else leads.
+                // A leader whose process has stopped fails immediately and repeatedly, until another node leads.
                 Err(ControllerError::OutcomeUnknown(_)) if Instant::now() < until => {
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -333,6 +332,7 @@ impl Controller {
         }
     }
 
+    /// Carries out a command whose outcome is a topic, or nothing.
     pub(crate) async fn decide(&self, command: &Command) -> Result<Option<Topic>, ControllerError> {
         match self.command(command).await? {
             Outcome::Done(topic) => Ok(topic),
@@ -340,25 +340,25 @@ impl Controller {
         }
     }
 
-    /// Leads for long enough to know who is alive.
-    pub(crate) fn calm(&self) -> bool {
-        self.state().nodes.len() <= 1 || self.calm.load(std::sync::atomic::Ordering::Relaxed)
+    /// Returns whether this leader is warmed up: it has led long enough to know which nodes are alive.
+    pub(crate) fn warmed_up(&self) -> bool {
+        self.state().nodes.len() <= 1 || self.warmed_up.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// As [`Controller::alive`], and who was heard within this time.
-    pub(crate) fn heard_lately(&self, within: Duration) -> BTreeSet<u64> {
+    /// The nodes of [`Controller::alive`], and those with a heartbeat within this time.
+    pub(crate) fn alive_within(&self, within: Duration) -> BTreeSet<u64> {
         let liveness = self.cluster.peers.liveness();
         let lately = |id: &u64| self.cluster.alive(*id) || liveness.dead_for_ms(*id) < within.as_millis() as u64;
         self.state().nodes.keys().copied().filter(lately).collect()
     }
 
-    /// What this node sees of the others, for plans.
-    pub(crate) fn observed(&self) -> Observed {
+    /// This node's observation of the cluster, for plans.
+    pub(crate) fn observed(&self) -> ClusterObservation {
         let state = self.state();
         let liveness = self.cluster.peers.liveness();
         let alive = self.alive();
         let dead = state.nodes.keys().filter(|id| !alive.contains(id));
-        Observed {
+        ClusterObservation {
             dead_for_ms: dead.map(|id| (*id, liveness.dead_for_ms(*id))).collect(),
             alive,
             controller_voters: self.voters(),
@@ -372,35 +372,35 @@ impl Controller {
     pub async fn create_topic(&self, topic: Topic, topics_max: usize) -> Result<Topic, ControllerError> {
         let default_replication = self.cluster.config().cluster.replication_factor;
         let created = self.decide(&Command::CreateTopic { topic, topics_max, default_replication }).await?;
-        created.ok_or_else(|| ControllerError::Internal("controller: no topic in the answer".into()))
+        created.ok_or_else(|| ControllerError::Internal("controller: the outcome has no topic".into()))
     }
 
-    /// Replaces the settings and the partition count of a topic; `topic` is what the caller saw, changed.
+    /// Replaces the settings and the partition count of a topic. `topic`: the topic as the caller read it, with its changes.
     ///
     /// # Errors
     /// [`Refusal::UnknownTopic`]; [`Refusal::PartitionsShrink`] when partitions would shrink; failures of the group.
     pub async fn alter_topic(&self, topic: Topic) -> Result<Topic, ControllerError> {
         let altered = self.decide(&Command::AlterTopic { topic }).await?;
-        altered.ok_or_else(|| ControllerError::Internal("controller: no topic in the answer".into()))
+        altered.ok_or_else(|| ControllerError::Internal("controller: the outcome has no topic".into()))
     }
 
-    /// Takes a topic away; each node then deletes its data and calls [`Reports::topic_files_deleted`].
+    /// Deletes a topic; each node then deletes its files and calls [`Reports::topic_files_deleted`].
     ///
     /// # Errors
     /// [`Refusal::UnknownTopic`]; failures of the group.
     pub async fn delete_topic(&self, name: &str) -> Result<Topic, ControllerError> {
         let deleted = self.decide(&Command::DeleteTopic { name: name.into() }).await?;
-        deleted.ok_or_else(|| ControllerError::Internal("controller: no topic in the answer".into()))
+        deleted.ok_or_else(|| ControllerError::Internal("controller: the outcome has no topic".into()))
     }
 
-    /// A producer id that nobody has had.
+    /// Returns a producer id that was never used.
     ///
     /// # Errors
     /// Failures of the group.
     pub async fn producer_id(&self) -> Result<i64, ControllerError> {
         let mut ids = self.producer_ids.lock().await;
         if ids.0 == ids.1 {
-            // Ids whose reservation was not heard of are never used.
+            // Ids of a reservation without a response are never used.
             match self.command_again(&Command::ReserveProducerIds { count: PRODUCER_BLOCK }).await? {
                 Outcome::ProducerIds { first, count } => *ids = (first, first + count),
                 other => return Err(unexpected(other)),
@@ -411,10 +411,10 @@ impl Controller {
         Ok(id)
     }
 
-    /// Hands leadership of the controller group to another voter.
+    /// Transfers leadership of the controller group to another voter.
     ///
     /// # Errors
-    /// When this node does not lead, or the other one does not take over in time.
+    /// When this node does not lead, or the other node does not become the leader in time.
     pub async fn hand_over(&self, to: u64) -> Result<(), ControllerError> {
         self.group.transfer(to).await.map_err(ControllerError::from)
     }
@@ -422,7 +422,7 @@ impl Controller {
     /// Saves a checkpoint once the log has rolled since the last one.
     pub async fn maintain(&self) {
         if let Err(error) = self.group.checkpoint_if_rolled().await {
-            tracing::warn!(%error, "controller checkpoint failed");
+            tracing::warn!(%error, "cannot save controller checkpoint");
         }
     }
 
@@ -433,7 +433,7 @@ impl Controller {
         if let Some(task) = task
             && let Err(error) = task.await
         {
-            tracing::error!(%error, "the controller's duties panicked");
+            tracing::error!(%error, "controller maintenance panicked");
         }
         self.group.close(self.failure().is_some()).await;
     }
@@ -461,12 +461,13 @@ impl Reports for Controller {
 }
 
 fn decode(answer: &Bytes) -> Result<Outcome, ControllerError> {
-    serde_json::from_slice(answer).map_err(|e| ControllerError::Internal(format!("controller answer: {e}")))
+    serde_json::from_slice(answer)
+        .map_err(|e| ControllerError::Internal(format!("controller: cannot decode the outcome: {e}")))
 }
 
 pub(crate) fn unexpected(outcome: Outcome) -> ControllerError {
     match outcome {
         Outcome::Refused(refusal) => ControllerError::Refused(refusal),
-        _ => ControllerError::Internal("controller: unexpected answer".into()),
+        _ => ControllerError::Internal("controller: unexpected outcome".into()),
     }
 }

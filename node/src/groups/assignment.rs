@@ -1,21 +1,21 @@
-//! Who gets which partition: even, and with as few moves as that allows. Pure.
+//! Assigns partitions to members: evenly, and with as few moves as that allows. Pure.
 //!
-//! The rule is that of Kafka's sticky assignors (KIP-54, KIP-341): everybody keeps what they have; what nobody has goes
-//! to the one with the least; then single partitions move from the one with the most to the one with the least while
-//! that makes the two more even. Members with the same topics end up with counts that differ by at most one. Where
-//! all members read the same topics, no assignment as even takes fewer moves: each move takes from somebody who has too
-//! much and gives to somebody who has too little.
+//! The rule is that of Kafka's sticky assignors (KIP-54, KIP-341): every member keeps its partitions; partitions without an owner
+//! go to the member with the fewest; then single partitions move from the member with the most to the member with the fewest while
+//! that makes the two more even. Members with the same topics end up with counts that differ by at most one. If
+//! all members read the same topics, no equally even assignment needs fewer moves: each move takes from a member above its share
+//! and gives to a member below its share.
 
 use std::collections::BTreeMap;
 
-/// Topic name and partition.
+/// TopicAssignment name and partition.
 pub(super) type TopicPartitionKey = (String, i32);
 
 /// Owner of each partition, by topic and partition.
 pub(super) type Assignment = BTreeMap<TopicPartitionKey, String>;
 
-/// One topic while it is assigned.
-struct Topic<'a> {
+/// One topic, while its partitions are assigned.
+struct TopicAssignment<'a> {
     name: &'a str,
     /// Members that read it, as indexes.
     readers: Vec<usize>,
@@ -24,7 +24,7 @@ struct Topic<'a> {
 }
 
 /// Assigns every partition of `topics` (name and partition count) that has a reader among `members` (id and topics).
-/// `current` is who has what: it may name partitions and members that are gone.
+/// `current`: the current owners; it may contain partitions and members that do not exist any more.
 ///
 /// The result is the same for the same arguments.
 pub(super) fn assign(
@@ -44,7 +44,7 @@ pub(super) fn assign(
         }
     }
     let mut counts = vec![0usize; ids.len()];
-    let mut assigned: Vec<Topic<'_>> = Vec::new();
+    let mut assigned: Vec<TopicAssignment<'_>> = Vec::new();
     for (name, partitions) in topics {
         let Some(readers) = readers.remove(name.as_str()) else { continue };
         let owners = (0..*partitions)
@@ -54,7 +54,7 @@ pub(super) fn assign(
             })
             .collect::<Vec<_>>();
         owners.iter().flatten().for_each(|owner| counts[*owner] += 1);
-        assigned.push(Topic { name, readers, owners });
+        assigned.push(TopicAssignment { name, readers, owners });
     }
     for topic in &mut assigned {
         for owner in topic.owners.iter_mut().filter(|owner| owner.is_none()) {
@@ -64,7 +64,7 @@ pub(super) fn assign(
         }
     }
     while assigned.iter_mut().map(|topic| topic.even_out(&mut counts)).fold(false, |moved, one| moved | one) {}
-    let owned = |topic: Topic<'_>| {
+    let owned = |topic: TopicAssignment<'_>| {
         let ids = &ids;
         let name = topic.name.to_owned();
         let owners = topic.owners.into_iter().enumerate();
@@ -79,9 +79,9 @@ fn least(readers: &[usize], counts: &[usize]) -> usize {
     *readers.iter().min_by_key(|reader| counts[**reader]).expect("a topic is only assigned when it has readers")
 }
 
-impl Topic<'_> {
-    /// Moves partitions from the owner with the most to the reader with the least while that makes them more even. Every
-    /// move lowers the sum of the squares of the counts, so that the moves of all topics come to an end.
+impl TopicAssignment<'_> {
+    /// Moves partitions from the owner with the most to the reader with the fewest while that makes them more even. Every
+    /// move lowers the sum of the squares of the counts, so the moves of all topics terminate.
     fn even_out(&mut self, counts: &mut [usize]) -> bool {
         let mut lists = vec![Vec::new(); self.readers.len()];
         for (partition, owner) in self.owners.iter().enumerate() {
@@ -98,7 +98,7 @@ impl Topic<'_> {
             if count(&from) <= count(&to) + 1 {
                 return moved;
             }
-            // The last of equals: a member that came late gives first what it got last.
+            // Among equals the last partition: the one that the member got last.
             let Some(partition) = lists[from].pop() else { return moved };
             lists[to].push(partition);
             self.owners[partition] = Some(self.readers[to]);

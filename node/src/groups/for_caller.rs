@@ -1,13 +1,14 @@
-//! Consumer groups as one caller sees them: what each call needs. The way in for every listener; see `broker/for_caller.rs`.
+//! Access control for consumer groups: the permissions that each call requires. Entry point for all listeners; see
+//! `broker/for_caller.rs`.
 
 use super::{
-    Commit, CommittedOffset, GroupDescription, GroupSummary, Groups, Heartbeat, Membership, Partitions, Reset,
+    Commit, CommittedOffset, GroupDescription, GroupSummary, Groups, Heartbeat, HeartbeatResponse, Partitions, Reset,
 };
 use crate::broker::Authorizer;
 use crate::model::ApiError;
 use crate::security::{Action, Caller, Metered, ResourceKind};
 
-/// The groups for one caller.
+/// The groups, with the permissions and quotas of one caller.
 #[derive(Clone, Copy)]
 pub struct GroupsForCaller<'a> {
     groups: &'a Groups,
@@ -15,7 +16,7 @@ pub struct GroupsForCaller<'a> {
 }
 
 impl Groups {
-    /// The groups as this caller sees them.
+    /// The groups, with the permissions and quotas of this caller.
     pub fn for_caller<'a>(&'a self, caller: &'a Caller) -> GroupsForCaller<'a> {
         GroupsForCaller { groups: self, caller }
     }
@@ -23,10 +24,10 @@ impl Groups {
 
 impl GroupsForCaller<'_> {
     fn authorizer(&self) -> &Authorizer {
-        self.groups.inner.backing.authorizer()
+        self.groups.inner.backend.authorizer()
     }
 
-    /// One request that does this to a group.
+    /// Charges one request and checks that the caller may do this to a group.
     async fn request(&self, action: Action, group: &str) -> Result<(), ApiError> {
         self.authorizer().admit(self.caller, &[(Metered::Requests, 1)]).await?;
         self.authorizer().group(self.caller, action, group)
@@ -36,17 +37,18 @@ impl GroupsForCaller<'_> {
         topics.into_iter().try_for_each(|topic| self.authorizer().topic(self.caller, action, topic))
     }
 
-    /// As [`Groups::heartbeat`]. Needs: read the group and every topic of the member.
+    /// As [`Groups::heartbeat`]. Requires: read the group and every topic of the member.
     ///
     /// # Errors
-    /// As [`Groups::heartbeat`]; refusals of the [`Authorizer`] and over quota, here and everywhere below.
-    pub async fn heartbeat(&self, request: Heartbeat) -> Result<Membership, ApiError> {
+    /// As [`Groups::heartbeat`]; errors of the [`Authorizer`], and [`Reason::Overloaded`](crate::model::Reason::Overloaded) over
+    /// quota, in this and all other methods.
+    pub async fn heartbeat(&self, request: Heartbeat) -> Result<HeartbeatResponse, ApiError> {
         self.request(Action::Read, &request.group).await?;
         self.topics(Action::Read, &request.topics)?;
         self.groups.heartbeat(request).await
     }
 
-    /// As [`Groups::leave`]. Needs: read the group.
+    /// As [`Groups::leave`]. Requires: read the group.
     ///
     /// # Errors
     /// As [`Groups::leave`].
@@ -55,7 +57,7 @@ impl GroupsForCaller<'_> {
         self.groups.leave(group, member_id).await
     }
 
-    /// As [`Groups::commit`]. Needs: read the group and the topics.
+    /// As [`Groups::commit`]. Requires: read the group and the topics.
     ///
     /// # Errors
     /// As [`Groups::commit`].
@@ -65,7 +67,7 @@ impl GroupsForCaller<'_> {
         self.groups.commit(request).await
     }
 
-    /// As [`Groups::offsets`], of topics that the caller may describe. Needs: describe the group.
+    /// As [`Groups::offsets`], only of topics that the caller may describe. Requires: describe the group.
     ///
     /// # Errors
     /// As [`Groups::offsets`].
@@ -78,7 +80,7 @@ impl GroupsForCaller<'_> {
         Ok(offsets)
     }
 
-    /// As [`Groups::list`], those that the caller may describe.
+    /// As [`Groups::list`], only groups that the caller may describe.
     ///
     /// # Errors
     /// As [`Groups::list`].
@@ -90,7 +92,7 @@ impl GroupsForCaller<'_> {
         Ok(groups)
     }
 
-    /// As [`Groups::describe`], without topics that the caller may not describe. Needs: describe the group.
+    /// As [`Groups::describe`], without topics that the caller may not describe. Requires: describe the group.
     ///
     /// # Errors
     /// As [`Groups::describe`].
@@ -106,7 +108,7 @@ impl GroupsForCaller<'_> {
         Ok(description)
     }
 
-    /// As [`Groups::reset`]. Needs: alter the group and read the topic.
+    /// As [`Groups::reset`]. Requires: alter the group and read the topic.
     ///
     /// # Errors
     /// As [`Groups::reset`].
@@ -122,7 +124,7 @@ impl GroupsForCaller<'_> {
         result
     }
 
-    /// As [`Groups::delete`]. Needs: delete the group.
+    /// As [`Groups::delete`]. Requires: delete the group.
     ///
     /// # Errors
     /// As [`Groups::delete`].

@@ -1,31 +1,32 @@
-//! Consumer groups: partitions shared out among members, and offsets remembered.
+//! Consumer groups: assigns partitions to members, and stores offsets.
 //!
 //! A group belongs to one partition of the internal topic `__groups` (a fixed hash of its name, [`partition_of`]), and its
-//! coordinator is the leader of that partition. What must not be lost is records of that partition: generations,
-//! members, offsets (`table`). What the members hold is in memory only, and is told again by their heartbeats after a change of
-//! coordinator.
+//! coordinator is the leader of that partition. Durable state is stored as records of that partition: generations, members,
+//! offsets (`table.rs`). Which member owns which partition is in memory only; after a change of coordinator, the members'
+//! heartbeats report it again.
 //!
 //! ```text
-//! listeners -> for_caller.rs (who may) -> mod.rs (checks, order) -> group.rs (decides) -> backing.rs -> partition -> ... -> table.rs (applied)
+//! listeners -> for_caller.rs (access) -> mod.rs (checks, order) -> consumer_group.rs (decides)
+//!   -> backend.rs -> partition -> ... -> table.rs (applies)
 //! ```
 //!
 //! Invariants:
-//! - Nobody is told of a generation, a member or an offset that is not durable: when an append fails, the group in memory
-//!   is thrown away and made again from the table.
-//! - Changes of one group are decided one after the other, and their order in the log is that of the decisions.
-//! - State in memory is good for one term of leadership.
+//! - No response contains a generation, a member or an offset that is not durable: when an append fails, the cached group
+//!   is dropped and recovered from the table.
+//! - Changes of one group are decided sequentially, and their order in the log is that of the decisions.
+//! - State in memory is valid for one term of leadership.
 //!
-//! Free of any protocol: gRPC calls it today, and a Kafka listener can bring its members to the same groups.
+//! Independent of any protocol: gRPC calls it today, and a Kafka listener could serve members of the same groups.
 
 mod assignment;
-mod backing;
+mod backend;
+mod consumer_group;
 mod for_caller;
-mod group;
-mod lag;
+mod group_lag;
 mod offsets;
+mod requests;
 mod sessions;
 mod table;
-mod types;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,40 +39,40 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use backing::{Backing, Lead};
+use backend::{Backend, LedPartition};
+use consumer_group::ConsumerGroup;
 pub use for_caller::GroupsForCaller;
-use group::Group;
-pub use lag::GroupLag;
-pub use table::{Change, GroupRecord, GroupTable, MemberRecord, OffsetRecord};
-pub use types::{
-    Commit, CommittedOffset, GROUPS_TOPIC, GroupDescription, GroupState, GroupSummary, Heartbeat, MemberDescription,
-    Membership, PartitionLag, Partitions, Reset, ResetTo,
+pub use group_lag::GroupLag;
+pub use requests::{
+    Commit, CommittedOffset, GROUPS_TOPIC, GroupDescription, GroupState, GroupSummary, Heartbeat, HeartbeatResponse,
+    MemberDescription, PartitionLag, Partitions, Reset, ResetTo,
 };
+pub use table::{Change, GroupRecord, GroupTable, MemberRecord, OffsetRecord};
 
 use crate::broker::Broker;
 use crate::model::{ApiError, Reason, Topic, is_topic_name, unknown_topic};
 use crate::partition::View;
 
-/// Most groups that a node coordinates.
+/// Maximum number of groups that a node coordinates.
 const GROUPS_MAX: usize = 10_000;
-/// Most topics that a member reads.
+/// Maximum number of topics of a member.
 const TOPICS_MAX: usize = 1000;
-/// Most partitions that a heartbeat names.
+/// Maximum number of partitions in a heartbeat.
 const OWNED_MAX: usize = 20_000;
-/// Longest name of a client, in bytes.
+/// Maximum length of a client name, in bytes.
 const CLIENT_NAME_MAX: usize = 256;
-/// Session of a member that does not say, in milliseconds.
+/// Default session timeout, in milliseconds.
 const SESSION_DEFAULT_MS: u32 = 30_000;
-/// Sessions that a member may ask for, in milliseconds.
+/// Session timeouts that a member may request, in milliseconds.
 const SESSION_MS: std::ops::RangeInclusive<u32> = 1000..=600_000;
 
-/// An empty view for the internal topic, none for any other: what `partition/` asks when it opens a log.
+/// Returns an empty view for the internal topic, none for any other. `partition/` calls it when it opens a log.
 pub fn view_of(topic: &str) -> Option<Box<dyn View>> {
     (topic == GROUPS_TOPIC).then(|| Box::new(GroupTable::default()) as Box<dyn View>)
 }
 
 /// The partition of `__groups` that a group belongs to: the first eight bytes of the name's BLAKE3 hash, little-endian, modulo
-/// the number of partitions. Fixed for ever: it is where stored offsets are.
+/// the number of partitions. Must never change: it determines where stored offsets are.
 pub fn partition_of(group: &str, partitions: i32) -> i32 {
     let hash = blake3::hash(group.as_bytes());
     let first = hash.as_bytes().first_chunk::<8>().expect("a BLAKE3 hash has 32 bytes");
@@ -81,14 +82,15 @@ pub fn partition_of(group: &str, partitions: i32) -> i32 {
 /// The consumer groups that this node coordinates. Cheap to clone.
 #[derive(Clone)]
 pub struct Groups {
-    inner: Arc<Inner>,
+    inner: Arc<NodeGroups>,
 }
 
-struct Inner {
-    backing: Backing,
+/// The groups of a node: coordinators, cached groups, and background tasks.
+struct NodeGroups {
+    backend: Backend,
     /// By partition of `__groups`.
     coordinators: Mutex<HashMap<i32, Arc<Coordinator>>>,
-    /// There is a group in memory.
+    /// Notified when a group is cached.
     wake: Notify,
     stop: CancellationToken,
     /// As last measured, by group and topic.
@@ -96,65 +98,70 @@ struct Inner {
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// A group in memory; `None`: to be made from the table.
-type Slot = Arc<tokio::sync::Mutex<Option<Group>>>;
+/// A cached group; `None`: must be recovered from the table.
+type CachedGroup = Arc<tokio::sync::Mutex<Option<ConsumerGroup>>>;
 
-/// The groups of one partition in one term.
+/// The cached groups of one partition in one term.
 struct Coordinator {
     term: u64,
-    slots: Mutex<HashMap<String, Slot>>,
-    /// Groups in the table, when last looked.
+    cached_groups: Mutex<HashMap<String, CachedGroup>>,
+    /// Number of groups in the table, as last read.
     known: AtomicUsize,
 }
 
 impl Coordinator {
-    /// Begins a term: every member that is remembered is expected from now on.
+    /// Starts a term: the sessions of all stored members start at `now`.
     fn recover(term: u64, table: &GroupTable, now: Instant) -> Self {
         let with_members = table.iter().filter(|(_, record)| !record.members.is_empty());
-        let slot = |(name, record): (&String, &GroupRecord)| {
-            (name.clone(), Slot::new(tokio::sync::Mutex::new(Some(Group::recover(name, record, now)))))
+        let cached = |(name, record): (&String, &GroupRecord)| {
+            (name.clone(), CachedGroup::new(tokio::sync::Mutex::new(Some(ConsumerGroup::recover(name, record, now)))))
         };
-        Self { term, slots: Mutex::new(with_members.map(slot).collect()), known: AtomicUsize::new(table.len()) }
+        Self {
+            term,
+            cached_groups: Mutex::new(with_members.map(cached).collect()),
+            known: AtomicUsize::new(table.len()),
+        }
     }
 }
 
-/// One group, for one decision.
-struct Seat {
-    lead: Lead,
-    slot: OwnedMutexGuard<Option<Group>>,
-    /// As remembered.
+/// A cached group that is locked for one decision.
+struct LockedGroup {
+    lead: LedPartition,
+    cached: OwnedMutexGuard<Option<ConsumerGroup>>,
+    /// As stored in the table.
     record: Option<GroupRecord>,
 }
 
-impl Seat {
-    /// The group, to be put back when what it decided is durable; until then nobody finds it.
-    fn take(&mut self, name: &str) -> Group {
+impl LockedGroup {
+    /// Takes the group out of the cache. The caller puts it back once its decision is durable; until then the cache is empty.
+    fn take(&mut self, name: &str) -> ConsumerGroup {
         let record = self.record.clone().unwrap_or_default();
-        self.slot.take().unwrap_or_else(|| Group::recover(name, &record, Instant::now()))
+        self.cached.take().unwrap_or_else(|| ConsumerGroup::recover(name, &record, Instant::now()))
     }
 }
 
 impl Groups {
-    /// The groups of a node. Starts the tasks that end sessions and measure lags; [`Groups::shutdown`] ends them.
+    /// Starts the groups of a node, and the tasks that expire sessions and measure lags; [`Groups::shutdown`] ends them.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(broker: Broker) -> Self {
         let live = broker.live().clone();
-        let inner = Arc::new(Inner {
-            backing: Backing::new(broker),
+        let inner = Arc::new(NodeGroups {
+            backend: Backend::new(broker),
             coordinators: Mutex::default(),
             wake: Notify::new(),
             stop: CancellationToken::new(),
             lags: Mutex::default(),
             tasks: Mutex::default(),
         });
-        let tasks = vec![tokio::spawn(sessions::watch(inner.clone())), tokio::spawn(lag::measure(inner.clone(), live))];
+        let tasks =
+            vec![tokio::spawn(sessions::watch(inner.clone())), tokio::spawn(group_lag::measure(inner.clone(), live))];
         *inner.tasks.lock() = tasks;
         Self { inner }
     }
 
-    /// Ends the tasks that watch sessions and measure lags, and waits for them.
+    /// Ends the tasks that expire sessions and measure lags, and waits for them.
     pub async fn shutdown(&self) {
         self.inner.stop.cancel();
         let tasks = std::mem::take(&mut *self.inner.tasks.lock());
@@ -165,75 +172,76 @@ impl Groups {
         }
     }
 
-    /// Joins a group, or says that a member is still there and what it owns; answers what it should own.
+    /// Joins a group, or renews the session of a member and reports its partitions; returns its assignment.
     ///
     /// # Errors
-    /// [`Reason::InvalidRequest`], [`Reason::UnknownTopic`] when joining; [`Reason::UnknownMember`] when the session has ended;
+    /// [`Reason::InvalidRequest`], [`Reason::UnknownTopic`] when joining; [`Reason::UnknownMember`] when the session has expired;
     /// [`Reason::Overloaded`] when there are too many members or groups; [`Reason::NotLeader`] with the coordinator's address.
-    pub async fn heartbeat(&self, request: Heartbeat) -> Result<Membership, ApiError> {
+    pub async fn heartbeat(&self, request: Heartbeat) -> Result<HeartbeatResponse, ApiError> {
         let record = check_heartbeat(&request)?;
         let joins = request.member_id.is_empty();
-        if joins && let Some(topic) = record.topics.iter().find(|topic| self.inner.backing.partitions_of(topic) == 0) {
+        if joins && let Some(topic) = record.topics.iter().find(|topic| self.inner.backend.partitions_of(topic) == 0) {
             return Err(unknown_topic(topic));
         }
-        let topic = self.inner.backing.groups_topic_or_new().await?;
-        let mut seat = self.inner.sit(&request.group, &topic).await?;
-        if joins && seat.record.is_none() {
+        let topic = self.inner.backend.groups_topic_or_new().await?;
+        let mut locked = self.inner.lock_group(&request.group, &topic).await?;
+        if joins && locked.record.is_none() {
             self.inner.check_room()?;
         }
-        let mut group = seat.take(&request.group);
+        let mut group = locked.take(&request.group);
         let new_id = || Uuid::new_v4().to_string();
-        let partitions_of = |topic: &str| self.inner.backing.partitions_of(topic);
+        let partitions_of = |topic: &str| self.inner.backend.partitions_of(topic);
         match group.heartbeat(&request, record, new_id, partitions_of, Instant::now()) {
             Ok((membership, changes)) => {
-                seat.lead.append(&request.group, &changes).await?;
-                *seat.slot = Some(group);
+                locked.lead.append(&request.group, &changes).await?;
+                *locked.cached = Some(group);
                 Ok(membership)
             }
             Err(error) => {
-                *seat.slot = Some(group);
+                *locked.cached = Some(group);
                 Err(error)
             }
         }
     }
 
-    /// Ends a membership at once.
+    /// Removes a member immediately.
     ///
     /// # Errors
-    /// [`Reason::UnknownMember`] when it has ended before; [`Reason::NotLeader`].
+    /// [`Reason::UnknownMember`] when it is not a member any more; [`Reason::NotLeader`].
     pub async fn leave(&self, name: &str, member_id: &str) -> Result<(), ApiError> {
         check_name(name)?;
-        let topic = self.inner.backing.groups_topic_or_new().await?;
-        let mut seat = self.inner.sit(name, &topic).await?;
-        let mut group = seat.take(name);
+        let topic = self.inner.backend.groups_topic_or_new().await?;
+        let mut locked = self.inner.lock_group(name, &topic).await?;
+        let mut group = locked.take(name);
         let left = group.leave(member_id);
         if let Ok(changes) = &left {
-            seat.lead.append(name, changes).await?;
+            locked.lead.append(name, changes).await?;
         }
-        *seat.slot = Some(group);
+        *locked.cached = Some(group);
         left.map(drop)
     }
 
-    /// The groups of all partitions of `__groups` that this node has a replica of, by name. Of those that another node coordinates, a
-    /// change of hands that is under way is not seen.
+    /// The groups of all partitions of `__groups` with a replica on this node, by name. For groups that another node coordinates, a
+    /// running rebalance is not visible.
     ///
     /// # Errors
     /// None today: partitions that cannot be read are left out.
     pub async fn list(&self) -> Result<Vec<GroupSummary>, ApiError> {
-        let Some(topic) = self.inner.backing.groups_topic() else { return Ok(Vec::new()) };
+        let Some(topic) = self.inner.backend.groups_topic() else { return Ok(Vec::new()) };
         let mut all = Vec::new();
         for number in 0..topic.partitions {
             match self.inner.summaries(&topic, number).await {
                 Ok(found) => all.extend(found),
-                Err(error) => tracing::debug!(number, %error, "groups of a partition are left out"),
+                Err(error) => tracing::debug!(number, %error, "cannot list the groups of a partition"),
             }
         }
         for summary in &mut all {
             let coordinator =
                 self.inner.coordinators.lock().get(&partition_of(&summary.group, topic.partitions)).cloned();
-            let slot = coordinator.and_then(|coordinator| coordinator.slots.lock().get(&summary.group).cloned());
-            if let Some(slot) = slot
-                && let Some(group) = &*slot.lock().await
+            let cached =
+                coordinator.and_then(|coordinator| coordinator.cached_groups.lock().get(&summary.group).cloned());
+            if let Some(cached) = cached
+                && let Some(group) = &*cached.lock().await
             {
                 summary.state = group.state();
                 summary.members = group.len();
@@ -243,52 +251,52 @@ impl Groups {
         Ok(all)
     }
 
-    /// Forgets a group without members.
+    /// Deletes a group without members.
     ///
     /// # Errors
     /// [`Reason::UnknownGroup`], [`Reason::GroupNotEmpty`], [`Reason::NotLeader`].
     pub async fn delete(&self, name: &str) -> Result<(), ApiError> {
         check_name(name)?;
-        let mut seat = self.inner.sit(name, &self.topic(name)?).await?;
-        let group = seat.take(name);
-        let record = seat.record.clone().ok_or_else(|| unknown_group(name))?;
+        let mut locked = self.inner.lock_group(name, &self.topic(name)?).await?;
+        let group = locked.take(name);
+        let record = locked.record.clone().ok_or_else(|| unknown_group(name))?;
         if !group.is_empty() {
             let error = not_empty(name, group.len());
-            *seat.slot = Some(group);
+            *locked.cached = Some(group);
             return Err(error);
         }
         let offsets = record.offsets.iter().flat_map(|(topic, partitions)| {
             partitions.keys().map(|partition| Change::Offset(topic.clone(), *partition, None))
         });
         let changes: Vec<Change> = offsets.chain([Change::Generation(None)]).collect();
-        // The group in memory is gone with its record.
-        seat.lead.append(name, &changes).await
+        // The cached group is not put back.
+        locked.lead.append(name, &changes).await
     }
 
-    /// The internal topic; without it there is no group of this name.
+    /// The internal topic; without it the group does not exist.
     fn topic(&self, name: &str) -> Result<Topic, ApiError> {
-        self.inner.backing.groups_topic().ok_or_else(|| unknown_group(name))
+        self.inner.backend.groups_topic().ok_or_else(|| unknown_group(name))
     }
 }
 
-impl Inner {
-    /// The group of this name on its coordinator, for one decision; others wait.
-    async fn sit(&self, name: &str, topic: &Topic) -> Result<Seat, ApiError> {
-        let lead = self.backing.lead(topic, partition_of(name, topic.partitions)).await?;
+impl NodeGroups {
+    /// Locks the group with this name on its coordinator for one decision; other callers wait.
+    async fn lock_group(&self, name: &str, topic: &Topic) -> Result<LockedGroup, ApiError> {
+        let lead = self.backend.lead(topic, partition_of(name, topic.partitions)).await?;
         let coordinator = self.coordinator(&lead)?;
-        let slot = coordinator.slots.lock().entry(name.to_owned()).or_default().clone();
-        // It may be the first one in memory.
+        let cached = coordinator.cached_groups.lock().entry(name.to_owned()).or_default().clone();
+        // It may be the first cached group.
         self.wake.notify_one();
-        let slot = slot.lock_owned().await;
+        let cached = cached.lock_owned().await;
         let (record, known) = lead.read(|table| (table.get(name).cloned(), table.len()))?;
         coordinator.known.store(known, Ordering::Relaxed);
-        Ok(Seat { lead, slot, record })
+        Ok(LockedGroup { lead, cached, record })
     }
 
-    /// The groups of one partition as they are remembered.
+    /// The groups of one partition, as stored in the table.
     async fn summaries(&self, topic: &Topic, number: i32) -> Result<Vec<GroupSummary>, ApiError> {
-        if let Ok(lead) = self.backing.lead(topic, number).await {
-            // From here on the sessions of members run, whether they come or not.
+        if let Ok(lead) = self.backend.lead(topic, number).await {
+            // Starts the sessions of the members, even if they never send a heartbeat.
             self.coordinator(&lead)?;
         }
         let summary = |(name, record): (&String, &GroupRecord)| GroupSummary {
@@ -296,10 +304,11 @@ impl Inner {
             state: if record.members.is_empty() { GroupState::Empty } else { GroupState::Stable },
             members: record.members.len(),
         };
-        self.backing.read(topic, number, |table| table.iter().map(summary).collect()).await
+        self.backend.read(topic, number, |table| table.iter().map(summary).collect()).await
     }
 
-    fn coordinator(&self, lead: &Lead) -> Result<Arc<Coordinator>, ApiError> {
+    /// The coordinator of a partition in the current term; recovers the groups when the term is new.
+    fn coordinator(&self, lead: &LedPartition) -> Result<Arc<Coordinator>, ApiError> {
         let mut coordinators = self.coordinators.lock();
         match coordinators.get(&lead.number) {
             Some(current) if current.term == lead.term => Ok(current.clone()),
@@ -315,14 +324,14 @@ impl Inner {
         }
     }
 
-    /// Whether there is room for another group.
+    /// Checks that the node may coordinate another group.
     fn check_room(&self) -> Result<(), ApiError> {
         let coordinators = self.coordinators.lock();
         let groups: usize = coordinators.values().map(|one| one.known.load(Ordering::Relaxed)).sum();
         if groups < GROUPS_MAX {
             return Ok(());
         }
-        let message = format!("group: the node has {groups} groups, the most there may be is {GROUPS_MAX}");
+        let message = format!("groups: the node coordinates {groups}: at most {GROUPS_MAX}");
         Err(ApiError::new(Reason::Overloaded, message).with("limit", GROUPS_MAX))
     }
 }
@@ -332,24 +341,24 @@ fn check_name(name: &str) -> Result<(), ApiError> {
         return Ok(());
     }
     let shown: String = name.chars().take(64).collect();
-    let rule = "a group name has 1 to 249 characters of a-z A-Z 0-9 . _ - and is neither . nor ..";
+    let rule = "must have 1 to 249 characters of a-z A-Z 0-9 . _ - and be neither . nor ..";
     Err(ApiError::invalid("group", format!("{shown:?}"), rule))
 }
 
-/// The member that a heartbeat is of.
+/// Checks a heartbeat; returns its member.
 fn check_heartbeat(request: &Heartbeat) -> Result<MemberRecord, ApiError> {
     check_name(&request.group)?;
     if request.client_name.len() > CLIENT_NAME_MAX {
-        let rule = format!("must have at most {CLIENT_NAME_MAX} bytes");
+        let rule = format!("at most {CLIENT_NAME_MAX} bytes");
         return Err(ApiError::invalid("client_name", format!("{} bytes", request.client_name.len()), &rule));
     }
     if request.topics.is_empty() || request.topics.len() > TOPICS_MAX {
-        let rule = format!("a member reads 1 to {TOPICS_MAX} topics");
+        let rule = format!("must be 1 to {TOPICS_MAX} topics");
         return Err(ApiError::invalid("topics", format!("{} topics", request.topics.len()), &rule));
     }
     if let Some(topic) = request.topics.iter().find(|topic| !is_topic_name(topic)) {
         let shown: String = topic.chars().take(64).collect();
-        return Err(ApiError::invalid("topics", format!("{shown:?}"), "is no topic name"));
+        return Err(ApiError::invalid("topics", format!("{shown:?}"), "must be a topic name"));
     }
     let owned: usize = request.owned.values().map(Vec::len).sum();
     if owned > OWNED_MAX {
@@ -370,11 +379,11 @@ fn check_heartbeat(request: &Heartbeat) -> Result<MemberRecord, ApiError> {
 }
 
 fn unknown_group(name: &str) -> ApiError {
-    ApiError::new(Reason::UnknownGroup, format!("group {name:?}: no such group"))
+    ApiError::new(Reason::UnknownGroup, format!("group {name:?}: does not exist"))
 }
 
 fn not_empty(name: &str, members: usize) -> ApiError {
-    let message = format!("group {name}: has {members} members; stop them first");
+    let message = format!("group {name:?}: has {members} members: stop them first");
     ApiError::new(Reason::GroupNotEmpty, message).with("members", members)
 }
 

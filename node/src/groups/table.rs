@@ -1,6 +1,6 @@
-//! What is remembered of consumer groups: the records of `__groups`, and the view that they add up to.
+//! Durable state of consumer groups: the records of `__groups`, and the view that is built from them.
 //!
-//! A record is a change. Its key says of what, as JSON:
+//! A record is a change. Its key identifies what changes, as JSON:
 //!
 //! | key | value |
 //! |---|---|
@@ -8,11 +8,11 @@
 //! | `{"group":"g","member":"id"}` | `{"client_name":"…","topics":["…"],"session_timeout_ms":30000}` |
 //! | `{"group":"g","topic":"t","partition":0}` | `{"topic_id":"…","offset":7,"metadata":"…","committed_ms":…}` |
 //!
-//! A null value takes away what the key names. A group is there while any of these is.
+//! A null value deletes what the key identifies. A group exists while any of these exists.
 //!
 //! Invariants:
-//! - [`GroupTable`] is a pure function of the records (see [`View`]); a record that it does not understand is skipped.
-//! - A generation in the table never goes back as long as its group is there.
+//! - [`GroupTable`] is a pure function of the records (see [`View`]); a record that it cannot decode is skipped.
+//! - A generation in the table never decreases as long as its group exists.
 
 use std::collections::BTreeMap;
 
@@ -23,34 +23,34 @@ use uuid::Uuid;
 
 use crate::partition::View;
 
-/// A member as it is remembered: enough to expect it after a change of coordinator.
+/// A stored member: enough to restore its session after a change of coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberRecord {
     /// Name for people.
     pub client_name: String,
     /// Topics that it reads; sorted, each once.
     pub topics: Vec<String>,
-    /// It is dropped when it says nothing for this long, in milliseconds.
+    /// Session timeout: the member is removed after this long without a heartbeat, in milliseconds.
     pub session_timeout_ms: u32,
 }
 
-/// An offset as it is remembered.
+/// A stored offset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OffsetRecord {
-    /// The topic that had the name then: one of the same name that was created later starts without offsets.
+    /// The topic that had the name at the commit: a topic with the same name that was created later starts without offsets.
     pub topic_id: Uuid,
     /// The next offset to read.
     pub offset: i64,
-    /// Kept with it.
+    /// Metadata of the client.
     pub metadata: String,
-    /// In milliseconds since the Unix epoch.
+    /// Time of the commit, in milliseconds since the Unix epoch.
     pub committed_ms: i64,
 }
 
-/// One group as it is remembered.
+/// A stored group.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRecord {
-    /// Counts changes of members and assignment; 0: there never was a member.
+    /// Counts changes of members and assignment; 0: the group never had a member.
     pub generation: i32,
     /// By member id.
     pub members: BTreeMap<String, MemberRecord>,
@@ -59,25 +59,25 @@ pub struct GroupRecord {
 }
 
 impl GroupRecord {
-    fn is_gone(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.generation == 0 && self.members.is_empty() && self.offsets.is_empty()
     }
 }
 
-/// A change to what is remembered: one record of `__groups`.
+/// A change of a stored group: one record of `__groups`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// The group's generation; `None`: the group ends.
+    /// The group's generation; `None`: the group is deleted.
     Generation(Option<i32>),
-    /// A member came, changed or (`None`) went.
+    /// A member joined, changed or (`None`) left.
     Member(String, Option<MemberRecord>),
-    /// An offset was set or (`None`) forgotten.
+    /// An offset was set or (`None`) deleted.
     Offset(String, i32, Option<OffsetRecord>),
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Key {
+struct RecordKey {
     group: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     member: Option<String>,
@@ -88,16 +88,16 @@ struct Key {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Generation {
+struct GenerationValue {
     generation: i32,
 }
 
 impl Change {
     /// Key and value (`None`: null) of the record.
     pub fn encode(&self, group: &str) -> (Bytes, Option<Bytes>) {
-        let mut key = Key { group: group.to_owned(), member: None, topic: None, partition: None };
+        let mut key = RecordKey { group: group.to_owned(), member: None, topic: None, partition: None };
         let value = match self {
-            Self::Generation(generation) => generation.map(|generation| json(&Generation { generation })),
+            Self::Generation(generation) => generation.map(|generation| json(&GenerationValue { generation })),
             Self::Member(id, member) => {
                 key.member = Some(id.clone());
                 member.as_ref().map(json)
@@ -111,12 +111,12 @@ impl Change {
         (json(&key), value)
     }
 
-    /// The group and the change of a record; `None`: it is none of ours.
+    /// The group and the change of a record; `None`: it cannot be decoded.
     fn decode(record: &Record) -> Option<(String, Self)> {
-        let key: Key = serde_json::from_slice(record.key.as_deref()?).ok()?;
+        let key: RecordKey = serde_json::from_slice(record.key.as_deref()?).ok()?;
         let value = record.value.as_deref();
         let change = match (key.member, key.topic, key.partition) {
-            (None, None, None) => Self::Generation(parse::<Generation>(value)?.map(|value| value.generation)),
+            (None, None, None) => Self::Generation(parse::<GenerationValue>(value)?.map(|value| value.generation)),
             (Some(member), None, None) => Self::Member(member, parse(value)?),
             (None, Some(topic), Some(partition)) => Self::Offset(topic, partition, parse(value)?),
             _ => return None,
@@ -129,7 +129,7 @@ fn json<T: Serialize>(value: &T) -> Bytes {
     serde_json::to_vec(value).expect("group records have string keys and plain values").into()
 }
 
-/// `Some(None)`: a null value. `None`: not what it should be.
+/// `Some(None)`: a null value. `None`: cannot be decoded.
 fn parse<T: for<'de> Deserialize<'de>>(value: Option<&[u8]>) -> Option<Option<T>> {
     match value {
         None => Some(None),
@@ -159,7 +159,7 @@ impl GroupTable {
         self.groups.len()
     }
 
-    /// There are no groups.
+    /// Whether there are no groups.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
@@ -187,7 +187,7 @@ impl GroupTable {
                 }
             }
         }
-        if group.is_gone() {
+        if group.is_empty() {
             self.groups.remove(&name);
         }
     }
@@ -197,7 +197,7 @@ impl View for GroupTable {
     fn apply(&mut self, record: &Record) {
         match Change::decode(record) {
             Some((group, change)) => self.change(group, change),
-            None => tracing::warn!(offset = record.offset, "a record of __groups is not understood and skipped"),
+            None => tracing::warn!(offset = record.offset, "skipped a record of __groups that cannot be decoded"),
         }
     }
 
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_add_up_are_taken_back_and_a_group_without_anything_is_gone() {
+    fn changes_add_up_are_taken_back_and_a_group_without_anything_is_empty() {
         let mut table = GroupTable::default();
         let apply = |table: &mut GroupTable, change: Change| table.apply(&record(change.encode("g")));
         apply(&mut table, Change::Generation(Some(3)));

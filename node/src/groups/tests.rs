@@ -1,4 +1,4 @@
-//! What stays of groups when segments of their topic go.
+//! What remains of groups when segments of their topic are deleted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,10 +32,10 @@ async fn retention_of_the_internal_topic_keeps_every_offset() {
     let node = Node::start(config.clone()).await.unwrap();
     let broker = node.broker().clone();
     broker.create_topic(NewTopic { name: "orders".into(), ..NewTopic::default() }).await.unwrap();
-    let topic = Backing::new(broker.clone()).create(128 << 10, 64 << 10).await.unwrap();
+    let topic = Backend::new(broker.clone()).create(128 << 10, 64 << 10).await.unwrap();
     let groups = Groups::start(broker.clone());
     groups.commit(commit("kept", 7, "first")).await.unwrap();
-    // Another group of the same partition writes the first one's segment out of the log.
+    // Commits of another group of the same partition make retention delete the first one's segment.
     let number = partition_of("kept", topic.partitions);
     let other = (0..).map(|i| format!("other{i}")).find(|g| partition_of(g, topic.partitions) == number).unwrap();
     let mut written = 0;
@@ -89,11 +89,12 @@ async fn sessions_of_silent_members_end_and_groups_without_members_leave_memory(
     }
     let gone = Heartbeat { member_id: first.member_id, generation: 1, ..join.clone() };
     assert_eq!(groups.heartbeat(gone).await.unwrap_err().reason, Reason::UnknownMember);
-    let in_memory = || groups.inner.coordinators.lock().values().map(|one| one.slots.lock().len()).sum::<usize>();
+    let in_memory =
+        || groups.inner.coordinators.lock().values().map(|one| one.cached_groups.lock().len()).sum::<usize>();
     while in_memory() > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // The generation goes on where it was.
+    // The generation continues from the stored one.
     assert_eq!(groups.heartbeat(join).await.unwrap().generation, 3);
     groups.shutdown().await;
     node.shutdown().await;

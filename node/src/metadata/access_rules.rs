@@ -1,4 +1,4 @@
-//! Access rules and quotas as the controller group replicates them.
+//! Access rules and quotas: the part of the cluster's metadata that the controller group replicates.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::security::{AclRule, Quota};
 
-/// Who may do what, and how much.
+/// All access rules and quotas of the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccessRules {
-    /// Grows with every change: who has derived something from these sees by it that it is old.
+    /// Increases with every change: caches derived from the rules compare it to detect that they are stale.
     pub revision: u64,
-    /// Each rule once.
+    /// The rules; a set, so that each is stored once.
     pub rules: BTreeSet<AclRule>,
-    /// Of principals without one of their own; `None`: no bound.
+    /// Quota of principals without an entry in `quotas`; `None`: unlimited.
     #[serde(default)]
     pub default_quota: Option<Quota>,
     /// By principal.
@@ -22,7 +22,7 @@ pub struct AccessRules {
 }
 
 impl AccessRules {
-    /// The quota that counts for a principal.
+    /// Returns the effective quota of a principal.
     pub fn quota(&self, principal: &str) -> Quota {
         self.quotas.get(principal).copied().or(self.default_quota).unwrap_or_default()
     }

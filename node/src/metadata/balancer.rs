@@ -1,18 +1,18 @@
-//! What to change next, so that replicas and leaders are where they should be.
+//! Plans the next commands that bring replicas and preferred leaders to their target placement.
 //!
-//! The controller leader calls [`plan`] again and again, proposes what it says, and calls again once that is applied.
-//! In this order: operations that came to their end; replicas whose new node died while it was filled; replicas off nodes
-//! that leave; topics with fewer replicas than they ask for; while a rebalance is under way, better zones and then even
-//! loads; at last preferred leaders, which moves no data.
+//! The controller leader calls [`plan`] repeatedly: it proposes the returned commands and calls again once they are applied.
+//! The plan handles, in this order: operations that are complete; new replicas whose node died before their log was filled;
+//! replicas on nodes that are leaving; topics with fewer replicas than their replication factor; while a rebalance is running,
+//! better zones and then even loads; last, preferred leaders, which moves no data.
 //!
-//! Promises, each tested by property:
-//! - one replica of a partition changes at a time, none is given up, no node gets two;
+//! Invariants, each tested by property:
+//! - one replica of a partition changes at a time, the number of replicas never shrinks, no node gets two;
 //! - a new replica goes to a node that is active and alive;
-//! - at most [`BalancerConfig::moves_max`] partitions move at a time (those that cannot go on do not count);
-//! - it comes to rest: every move makes zones better, or loads more even at the same zones.
+//! - at most [`BalancerConfig::moves_max`] partitions move at a time (moves that wait for a dead node do not count);
+//! - it converges: every move makes zones better, or loads more even with equal zones.
 //!
-//! A partition is changed only while it is settled, but for a replica that was never filled: its node may have died, and
-//! nothing was moved yet.
+//! A partition is changed only while it is at its target placement. The exception is a replica that was never filled: its node
+//! may have died, and no data was moved yet.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,21 +23,21 @@ use super::placement::{Loads, rendezvous};
 use super::state::{Command, ControllerState};
 use super::types::{NodeState, OperationKind, OperationState, Placement};
 
-/// A node that was to take a replica and is dead for this long (milliseconds) is not waited for if another can take it.
+/// When the node of a new replica is dead for this long (milliseconds), another node gets the replica if one can.
 const FILL_PATIENCE_MS: u64 = 30_000;
 
-/// What the controller leader sees that is not in the state.
+/// What the controller leader observes and the metadata does not contain.
 #[derive(Debug, Clone, Default)]
-pub struct Observed {
-    /// Raft ids of the nodes that it hears from, itself included.
+pub struct ClusterObservation {
+    /// Raft ids of the nodes with recent heartbeats, itself included.
     pub alive: BTreeSet<u64>,
-    /// By raft id: for how many milliseconds a node was not heard. Absent: alive, or not known.
+    /// By raft id: milliseconds since a node's last heartbeat. Absent: alive, or not known.
     pub dead_for_ms: BTreeMap<u64, u64>,
     /// Raft ids that vote in the controller group.
     pub controller_voters: BTreeSet<u64>,
 }
 
-impl Observed {
+impl ClusterObservation {
     pub(super) fn is_alive(&self, node: u64) -> bool {
         self.alive.contains(&node)
     }
@@ -50,44 +50,44 @@ impl Observed {
         nodes.iter().filter(|node| self.is_alive(**node)).count()
     }
 
-    /// The partition can be led, and so be moved.
+    /// Returns whether a majority of the voters is alive: the partition can have a leader, and so be moved.
     pub(super) fn has_majority(&self, placement: &Placement) -> bool {
         self.live(&placement.voters) > placement.voters.len() / 2
     }
 
-    /// Nodes that may take a replica.
+    /// Returns the nodes that may get a replica: active and alive.
     pub(super) fn targets(&self, state: &ControllerState) -> impl Iterator<Item = u64> {
         let may = |id: &u64| state.nodes.get(id).is_some_and(|node| node.state == NodeState::Active);
         self.alive.iter().copied().filter(may)
     }
 }
 
-/// How eager the balancer is.
+/// Limits of the balancer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BalancerConfig {
-    /// Partitions whose replicas move at the same time.
+    /// Maximum number of partitions whose replicas move at the same time.
     pub moves_max: usize,
-    /// Replace a node that is dead for this many milliseconds; 0: never.
+    /// Milliseconds after which a dead node is replaced; 0: never.
     pub replace_dead_after_ms: u64,
 }
 
-/// A partition as the plan would have it.
-struct Slot<'a> {
+/// A partition, and the replicas that the plan assigns to it.
+struct PlannedPartition<'a> {
     id: (Uuid, u32),
-    /// Which topic, for counting.
+    /// Number of the topic, for counting replicas by topic.
     topic: usize,
-    /// Replicas that the topic asks for.
+    /// Replication factor of the topic.
     wanted: usize,
     now: &'a Placement,
     replicas: Cow<'a, [u64]>,
 }
 
-impl Slot<'_> {
+impl PlannedPartition<'_> {
     fn movable(&self) -> bool {
         matches!(self.replicas, Cow::Borrowed(_)) && self.now.settled()
     }
 
-    /// Nodes that are to take a replica and do not have it yet.
+    /// Nodes whose replica is assigned and does not vote yet.
     fn filling(&self) -> impl Iterator<Item = u64> {
         self.replicas.iter().copied().filter(|node| !self.now.voters.contains(node))
     }
@@ -101,29 +101,34 @@ impl Slot<'_> {
     }
 }
 
-/// How good a move is: by how much it evens loads and the topic, whether it moves no preferred leader, and a hash.
+/// Rank of a move: how much it evens the load and the topic's spread, whether it keeps the preferred leader, and a hash.
 type Merit = (u32, i64, bool, u64);
 
 struct Plan<'a> {
     state: &'a ControllerState,
-    observed: &'a Observed,
+    observed: &'a ClusterObservation,
     targets: Vec<u64>,
-    slots: Vec<Slot<'a>>,
+    partitions: Vec<PlannedPartition<'a>>,
     loads: Loads,
     /// Moves that may still be started.
     budget: usize,
-    /// Partitions move already, or could if there were no bound.
+    /// Partitions are moving, or would move without the limit.
     busy: bool,
     commands: Vec<Command>,
 }
 
-/// The next commands, to be applied in this order; none: all is as it should be, or waits for something outside.
-pub(crate) fn plan(state: &ControllerState, observed: &Observed, config: &BalancerConfig, now_ms: i64) -> Vec<Command> {
+/// Returns the next commands, to be applied in this order. Empty: everything is at its target, or waits for an external event.
+pub(crate) fn plan(
+    state: &ControllerState,
+    observed: &ClusterObservation,
+    config: &BalancerConfig,
+    now_ms: i64,
+) -> Vec<Command> {
     let mut plan = Plan::new(state, observed, config);
     plan.end_operations(now_ms);
     plan.replace_the_dead(config.replace_dead_after_ms, now_ms);
     if !plan.commands.is_empty() {
-        // They change which nodes take replicas: the rest is planned from what they lead to.
+        // They change which nodes may get replicas: the rest is planned from the resulting state.
         return plan.commands;
     }
     plan.refill();
@@ -146,26 +151,32 @@ pub(crate) fn plan(state: &ControllerState, observed: &Observed, config: &Balanc
 }
 
 impl<'a> Plan<'a> {
-    fn new(state: &'a ControllerState, observed: &'a Observed, config: &BalancerConfig) -> Self {
-        let mut slots = Vec::new();
+    fn new(state: &'a ControllerState, observed: &'a ClusterObservation, config: &BalancerConfig) -> Self {
+        let mut partitions = Vec::new();
         for (number, topic) in state.topics.values().enumerate() {
             let wanted = usize::try_from(topic.replication_factor).unwrap_or(1);
             for (partition, now) in state.placements.get(&topic.id).into_iter().flatten().enumerate() {
                 let id = (topic.id, partition as u32);
-                slots.push(Slot { id, topic: number, wanted, now, replicas: Cow::Borrowed(&now.replicas) });
+                partitions.push(PlannedPartition {
+                    id,
+                    topic: number,
+                    wanted,
+                    now,
+                    replicas: Cow::Borrowed(&now.replicas),
+                });
             }
         }
-        let moving = |slot: &&Slot<'_>| {
-            let waits = slot.filling().any(|_| true) && !slot.filling().any(|node| observed.is_alive(node));
-            !slot.now.settled() && observed.has_majority(slot.now) && !waits
+        let moving = |planned: &&PlannedPartition<'_>| {
+            let waits = planned.filling().any(|_| true) && !planned.filling().any(|node| observed.is_alive(node));
+            !planned.now.settled() && observed.has_majority(planned.now) && !waits
         };
-        let moving = slots.iter().filter(moving).count();
+        let moving = partitions.iter().filter(moving).count();
         Self {
             state,
             observed,
             targets: observed.targets(state).collect(),
-            loads: Loads::of(slots.iter().map(|slot| slot.replicas.as_ref())),
-            slots,
+            loads: Loads::of(partitions.iter().map(|planned| planned.replicas.as_ref())),
+            partitions,
             budget: config.moves_max.max(1).saturating_sub(moving),
             busy: moving > 0,
             commands: Vec::new(),
@@ -181,15 +192,15 @@ impl<'a> Plan<'a> {
     }
 
     fn assign(&mut self, at: usize, replicas: Vec<u64>) {
-        let slot = &mut self.slots[at];
-        self.loads.remove(&slot.replicas);
+        let planned = &mut self.partitions[at];
+        self.loads.remove(&planned.replicas);
         self.loads.add(&replicas);
-        let from = std::mem::replace(&mut slot.replicas, Cow::Owned(replicas.clone())).into_owned();
-        let (topic, partition) = slot.id;
+        let from = std::mem::replace(&mut planned.replicas, Cow::Owned(replicas.clone())).into_owned();
+        let (topic, partition) = planned.id;
         self.commands.push(Command::Assign { topic, partition, from, replicas });
     }
 
-    /// Assigns if the bound on moves allows it.
+    /// Assigns if the limit on moves allows it.
     fn start_move(&mut self, at: usize, replicas: Vec<u64>) {
         self.busy = true;
         if self.budget > 0 {
@@ -199,16 +210,16 @@ impl<'a> Plan<'a> {
     }
 
     fn end_operations(&mut self, now_ms: i64) {
-        // A dead node that came back before it was replaced is welcome.
-        let mut welcome = BTreeSet::new();
+        // The replacement of a dead node is cancelled when the node is alive again and no other node has superseded it.
+        let mut returned = BTreeSet::new();
         for operation in self.state.running() {
             let (id, node) = (operation.id, operation.node);
             match operation.kind {
                 OperationKind::Replace if self.observed.is_alive(node) && !self.state.superseded(node) => {
-                    welcome.insert(node);
+                    returned.insert(node);
                     self.commands.push(Command::CancelOperation { id, now_ms });
                 }
-                // A node that is gone leads nothing.
+                // A dead node leads nothing.
                 OperationKind::Drain
                     if self.observed.dead_for(node, 0) || self.state_of(node) != Some(NodeState::Draining) =>
                 {
@@ -219,13 +230,13 @@ impl<'a> Plan<'a> {
         }
         for node in self.state.nodes.values().filter(|node| node.state == NodeState::Decommissioning) {
             let needed = self.state.partitions_on(node.id) > 0 || self.observed.controller_voters.contains(&node.id);
-            if !needed && !welcome.contains(&node.id) {
+            if !needed && !returned.contains(&node.id) {
                 self.commands.push(Command::RemoveNode { node: node.id, now_ms });
             }
         }
     }
 
-    /// Starts to replace the node that is dead for longest, when the others can hold its replicas.
+    /// Starts to replace the node that has been dead longest, when the other nodes can hold its replicas.
     fn replace_the_dead(&mut self, after_ms: u64, now_ms: i64) {
         if after_ms == 0 {
             return;
@@ -235,93 +246,95 @@ impl<'a> Plan<'a> {
         let Some((node, _)) = dead.max_by_key(|(node, dead_for)| (**dead_for, std::cmp::Reverse(**node))) else {
             return;
         };
-        let needed = self.slots.iter().map(|slot| slot.replicas.len()).max().unwrap_or(0);
+        let needed = self.partitions.iter().map(|planned| planned.replicas.len()).max().unwrap_or(0);
         if self.targets.len() >= needed {
             self.commands.push(Command::StartOperation { kind: OperationKind::Replace, node: *node, now_ms });
         }
     }
 
-    /// Replicas that were never filled, and whose node leaves or is dead for long: others take them.
+    /// Assigns replicas that were never filled to other nodes, when their node is leaving or has been dead for long.
     fn refill(&mut self) {
-        for at in 0..self.slots.len() {
-            let slot = &self.slots[at];
-            let given_up = |node: &u64| {
+        for at in 0..self.partitions.len() {
+            let planned = &self.partitions[at];
+            let unusable = |node: &u64| {
                 let stays = self.state.nodes.get(node).is_some_and(|info| info.stays());
                 !stays || self.observed.dead_for(*node, FILL_PATIENCE_MS)
             };
-            let Some(from) = slot.filling().find(given_up) else { continue };
-            let others = slot.without(from);
-            // Best is a node that has the data still.
-            let has_it = self.targets.iter().copied().filter(|node| slot.now.voters.contains(node));
-            let to = self.state.best_node(slot.id, has_it, &slot.replicas, &self.loads).or_else(|| {
+            let Some(from) = planned.filling().find(unusable) else { continue };
+            let others = planned.without(from);
+            // A node that still has the data is best.
+            let has_it = self.targets.iter().copied().filter(|node| planned.now.voters.contains(node));
+            let to = self.state.best_node(planned.id, has_it, &planned.replicas, &self.loads).or_else(|| {
                 let targets = self.targets.iter().copied().filter(|node| *node != from);
-                self.state.best_node(slot.id, targets, &others, &self.loads)
+                self.state.best_node(planned.id, targets, &others, &self.loads)
             });
             if let Some(to) = to {
-                let replicas = slot.with(from, to);
+                let replicas = planned.with(from, to);
                 self.start_move(at, replicas);
             }
         }
     }
 
-    /// Replicas off nodes that leave.
+    /// Moves replicas off nodes that are leaving.
     fn evacuate(&mut self) {
         let leaving = self.state.nodes.values().filter(|node| !node.stays()).map(|node| node.id);
         let leaving: BTreeSet<u64> = leaving.collect();
-        for at in 0..self.slots.len() {
-            let slot = &self.slots[at];
-            let Some(from) = slot.replicas.iter().find(|node| leaving.contains(node)).copied() else { continue };
-            if !slot.movable() || !self.observed.has_majority(slot.now) {
+        for at in 0..self.partitions.len() {
+            let planned = &self.partitions[at];
+            let Some(from) = planned.replicas.iter().find(|node| leaving.contains(node)).copied() else { continue };
+            if !planned.movable() || !self.observed.has_majority(planned.now) {
                 continue;
             }
-            let targets = self.targets.iter().copied().filter(|node| !slot.replicas.contains(node));
-            if let Some(to) = self.state.best_node(slot.id, targets, &slot.without(from), &self.loads) {
-                let replicas = slot.with(from, to);
+            let targets = self.targets.iter().copied().filter(|node| !planned.replicas.contains(node));
+            if let Some(to) = self.state.best_node(planned.id, targets, &planned.without(from), &self.loads) {
+                let replicas = planned.with(from, to);
                 self.start_move(at, replicas);
             }
         }
     }
 
-    /// Partitions with fewer replicas than their topic asks for, those with fewest first.
+    /// Adds replicas to partitions with fewer than their replication factor, those with the fewest first.
     fn grow(&mut self) {
-        let mut short: Vec<usize> = (0..self.slots.len()).collect();
+        let mut short: Vec<usize> = (0..self.partitions.len()).collect();
         short.retain(|at| {
-            let slot = &self.slots[*at];
-            slot.replicas.len() < slot.wanted && slot.movable() && self.observed.has_majority(slot.now)
+            let planned = &self.partitions[*at];
+            planned.replicas.len() < planned.wanted && planned.movable() && self.observed.has_majority(planned.now)
         });
-        short.sort_by_key(|at| self.slots[*at].replicas.len());
+        short.sort_by_key(|at| self.partitions[*at].replicas.len());
         for at in short {
-            let slot = &self.slots[at];
-            let to = self.state.best_node(slot.id, self.targets.iter().copied(), &slot.replicas, &self.loads);
+            let planned = &self.partitions[at];
+            let to = self.state.best_node(planned.id, self.targets.iter().copied(), &planned.replicas, &self.loads);
             if let Some(to) = to {
-                let mut replicas = slot.replicas.to_vec();
+                let mut replicas = planned.replicas.to_vec();
                 replicas.push(to);
                 self.start_move(at, replicas);
             }
         }
     }
 
-    /// Partitions that could move for a rebalance, with the replicas that could.
-    fn spreadable(&self) -> impl Iterator<Item = (usize, &Slot<'a>, u64)> {
-        let movable = |(_, slot): &(usize, &Slot<'_>)| slot.movable() && self.observed.has_majority(slot.now);
-        self.slots.iter().enumerate().filter(movable).flat_map(|(at, slot)| {
+    /// Returns the replicas that a rebalance may move: position of the partition, the partition, and the node of the replica.
+    fn spreadable(&self) -> impl Iterator<Item = (usize, &PlannedPartition<'a>, u64)> {
+        let movable = |(_, planned): &(usize, &PlannedPartition<'_>)| {
+            planned.movable() && self.observed.has_majority(planned.now)
+        };
+        self.partitions.iter().enumerate().filter(movable).flat_map(|(at, planned)| {
             let active = |node: &&u64| self.state_of(**node) == Some(NodeState::Active);
-            slot.replicas.iter().filter(active).map(move |from| (at, slot, *from))
+            planned.replicas.iter().filter(active).map(move |from| (at, planned, *from))
         })
     }
 
-    /// Replicas that share a failure domain with another one of their partition, to a domain where they do less.
+    /// Moves replicas that share a failure domain with another replica of their partition to a domain with fewer of them.
     fn better_zones(&mut self) {
         loop {
-            let better = self.spreadable().find_map(|(at, slot, from)| {
-                let others = slot.without(from);
+            let better = self.spreadable().find_map(|(at, planned, from)| {
+                let others = planned.without(from);
                 let crowding = self.state.crowding(from, others.iter().copied());
                 if crowding == 0 {
                     return None;
                 }
                 let targets = self.targets.iter().copied().filter(|node| *node != from);
-                let to = self.state.best_node(slot.id, targets, &others, &self.loads)?;
-                (self.state.crowding(to, others.iter().copied()) < crowding).then(|| (at, slot.with(from, to)))
+                let to = self.state.best_node(planned.id, targets, &others, &self.loads)?;
+                (self.state.crowding(to, others.iter().copied()) < crowding).then(|| (at, planned.with(from, to)))
             });
             let Some((at, replicas)) = better else { return };
             self.start_move(at, replicas);
@@ -331,7 +344,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// From nodes with more replicas to nodes with at least two fewer, at zones that are no worse.
+    /// Moves replicas from nodes with more to nodes with at least two fewer, where zones do not get worse.
     fn even_loads(&mut self) {
         while let Some((at, replicas)) = self.evening_move() {
             self.start_move(at, replicas);
@@ -341,45 +354,45 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The move that evens most. Among equals: of the topic that is spread worst, not of the preferred leader, by hash.
+    /// Returns the move that evens the load most. Ties: the topic with the worst spread, not the preferred leader, then by hash.
     fn evening_move(&self) -> Option<(usize, Vec<u64>)> {
         let mut of_topic: BTreeMap<(usize, u64), i64> = BTreeMap::new();
-        for slot in &self.slots {
-            for node in slot.replicas.iter() {
-                *of_topic.entry((slot.topic, *node)).or_default() += 1;
+        for planned in &self.partitions {
+            for node in planned.replicas.iter() {
+                *of_topic.entry((planned.topic, *node)).or_default() += 1;
             }
         }
-        let on = |slot: &Slot<'_>, node: u64| of_topic.get(&(slot.topic, node)).copied().unwrap_or(0);
+        let on = |planned: &PlannedPartition<'_>, node: u64| of_topic.get(&(planned.topic, node)).copied().unwrap_or(0);
         let mut best: Option<(Merit, usize, u64, u64)> = None;
-        for (at, slot, from) in self.spreadable() {
-            for to in self.targets.iter().copied().filter(|to| !slot.replicas.contains(to)) {
+        for (at, planned, from) in self.spreadable() {
+            for to in self.targets.iter().copied().filter(|to| !planned.replicas.contains(to)) {
                 let gain = self.loads.replicas(from).saturating_sub(self.loads.replicas(to));
                 if gain < best.map_or(2, |((gain, ..), ..)| gain) {
                     continue;
                 }
-                let others = || slot.replicas.iter().copied().filter(|node| *node != from);
+                let others = || planned.replicas.iter().copied().filter(|node| *node != from);
                 if self.state.crowding(to, others()) > self.state.crowding(from, others()) {
                     continue;
                 }
-                let spread = on(slot, from) - on(slot, to);
-                let key = (gain, spread, slot.replicas[0] != from, rendezvous(slot.id.0, slot.id.1, to));
+                let spread = on(planned, from) - on(planned, to);
+                let key = (gain, spread, planned.replicas[0] != from, rendezvous(planned.id.0, planned.id.1, to));
                 if best.is_none_or(|(known, ..)| known < key) {
                     best = Some((key, at, from, to));
                 }
             }
         }
-        best.map(|(_, at, from, to)| (at, self.slots[at].with(from, to)))
+        best.map(|(_, at, from, to)| (at, self.partitions[at].with(from, to)))
     }
 
-    /// Preferred leaders from nodes with more to nodes with at least two fewer, over other nodes where there is no direct
-    /// way: a semi-matching is as even as can be once no such path is left (Harvey, Ladner, Lovász and Tamir 2006).
-    /// Answers whether nothing was left to do; at most `paths_max` paths are taken.
+    /// Moves preferred leaders from nodes with more to nodes with at least two fewer, through other nodes where there is no
+    /// direct way: a semi-matching is optimal once no such path is left (Harvey, Ladner, Lovász and Tamir 2006).
+    /// Returns whether nothing was left to do; takes at most `paths_max` paths.
     fn even_leaders(&mut self, paths_max: usize) -> bool {
         for _ in 0..paths_max {
             let Some(path) = self.evening_path() else { return true };
-            // From the far end on: every step on its own leaves the leaders no less even.
+            // From the far end: no single step makes the distribution of leaders less even.
             for (at, to) in path.into_iter().rev() {
-                let mut replicas = self.slots[at].replicas.to_vec();
+                let mut replicas = self.partitions[at].replicas.to_vec();
                 if let Some(place) = replicas.iter().position(|node| *node == to) {
                     replicas.swap(0, place);
                     self.assign(at, replicas);
@@ -389,7 +402,8 @@ impl<'a> Plan<'a> {
         false
     }
 
-    /// Steps from the most preferred node to one that is preferred at least two times less: partition, new first.
+    /// Returns a path from a node with the most preferred leaders to one with at least two fewer. Each step: a partition and its
+    /// new preferred leader.
     fn evening_path(&self) -> Option<Vec<(usize, u64)>> {
         let active: BTreeSet<u64> =
             self.state.nodes.values().filter(|node| node.state == NodeState::Active).map(|node| node.id).collect();
@@ -398,9 +412,9 @@ impl<'a> Plan<'a> {
             return None;
         }
         let mut edges: BTreeMap<u64, BTreeMap<u64, usize>> = BTreeMap::new();
-        for (at, slot) in self.slots.iter().enumerate() {
-            let [first, rest @ ..] = slot.replicas.as_ref() else { continue };
-            if !slot.now.settled() || !active.contains(first) {
+        for (at, planned) in self.partitions.iter().enumerate() {
+            let [first, rest @ ..] = planned.replicas.as_ref() else { continue };
+            if !planned.now.settled() || !active.contains(first) {
                 continue;
             }
             for to in rest.iter().filter(|node| active.contains(node)) {

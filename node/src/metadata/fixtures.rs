@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::balancer::Observed;
+use super::balancer::ClusterObservation;
 use super::state::{Command, ControllerState, Outcome};
 use super::types::{NodeInfo, NodeState};
 use crate::model::{Topic, TopicSettings};
@@ -65,8 +65,8 @@ pub(super) fn join(state: &ControllerState, node: &NodeInfo, alive: &[u64]) -> C
 }
 
 /// Every node that was not removed is alive, and votes in the controller group.
-pub(super) fn all_alive(state: &ControllerState) -> Observed {
+pub(super) fn all_alive(state: &ControllerState) -> ClusterObservation {
     let there = state.nodes.values().filter(|node| node.state != NodeState::Removed).map(|node| node.id);
     let alive: std::collections::BTreeSet<u64> = there.collect();
-    Observed { controller_voters: alive.clone(), alive, ..Observed::default() }
+    ClusterObservation { controller_voters: alive.clone(), alive, ..ClusterObservation::default() }
 }

@@ -4,12 +4,13 @@
 //! that every replica computes the same from the same commands.
 //!
 //! - `state.rs`: [`ControllerState`], and the [`Command`]s that change it; `refusal.rs`: why one changes nothing;
-//! - `nodes.rs`, `placement.rs`, `operations.rs`, `rules.rs`: the parts of that state;
+//! - `nodes.rs`, `placement.rs`, `operations.rs`, `acl_commands.rs`: the parts of that state;
 //! - `balancer.rs`, `voters.rs`: which commands the leader should propose next, and which nodes should vote.
 //!
 //! Never names raft, peers, or anything that runs. Neighbours: `controller/` replicates it, `cluster/` reads it.
 
 mod access_rules;
+mod acl_commands;
 mod balancer;
 #[cfg(test)]
 mod fixtures;
@@ -17,18 +18,17 @@ mod nodes;
 mod operations;
 mod placement;
 mod refusal;
-mod rules;
 mod state;
 mod types;
 mod voters;
 
 pub use access_rules::AccessRules;
+pub use acl_commands::{QUOTAS_MAX, RULES_BYTES_MAX, RULES_MAX};
 pub(crate) use balancer::plan;
-pub use balancer::{BalancerConfig, Observed};
+pub use balancer::{BalancerConfig, ClusterObservation};
 pub use operations::{remaining, waiting_for};
 pub use placement::{designated_leader, leader_candidates};
 pub use refusal::Refusal;
-pub use rules::{QUOTAS_MAX, RULES_BYTES_MAX, RULES_MAX};
 pub use state::{Command, ControllerState, DeletedTopic, Outcome};
 pub use types::{NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
 pub(crate) use voters::controller_voters;

@@ -1,15 +1,15 @@
-//! Operations: what takes long, is carried out by the controller leader, and survives a change of that leader.
+//! Operations: long-running changes that the controller leader carries out, and that survive a change of that leader.
 //!
-//! A decommission or a replacement puts the node into `Decommissioning`, from which the balancer moves its replicas away; a
-//! drain puts it into `Draining`. Ended in any other way than `Done`, an operation leaves the node `Active` again, with what
-//! was moved where it is.
+//! A decommission or a replacement sets the node to `Decommissioning`, and the balancer moves its replicas away; a drain sets it
+//! to `Draining`. An operation that ends in any other state than `Done` sets the node to `Active` again; replicas that were
+//! moved stay where they are.
 
 use super::Refusal;
-use super::balancer::Observed;
+use super::balancer::ClusterObservation;
 use super::state::{ControllerState, Outcome};
 use super::types::{NodeState, Operation, OperationKind, OperationState, Placement};
 
-/// Operations that ended and are still remembered.
+/// Maximum number of finished operations that are kept.
 const FINISHED_MAX: usize = 50;
 
 impl ControllerState {
@@ -43,19 +43,19 @@ impl ControllerState {
         }
     }
 
-    /// Operations under way.
+    /// Returns the running operations.
     pub(super) fn running(&self) -> impl Iterator<Item = &Operation> {
         self.operations.values().filter(|operation| operation.running())
     }
 
-    /// Spreads replicas onto a node that is new or moved to another zone, unless that is under way.
+    /// Starts a rebalance for a node that is new or moved to another zone, unless one is running.
     pub(super) fn begin_rebalance(&mut self, node: u64, now_ms: i64) {
         if !self.topics.is_empty() && !self.running().any(|operation| operation.kind == OperationKind::Rebalance) {
             self.begin(OperationKind::Rebalance, node, self.surplus(), now_ms);
         }
     }
 
-    /// Replicas that nodes have above a fair share.
+    /// Returns how many replicas nodes have above a fair share.
     fn surplus(&self) -> u32 {
         let loads = self.loads();
         let active = self.nodes.values().filter(|node| node.state == NodeState::Active);
@@ -64,17 +64,17 @@ impl ControllerState {
         counts.iter().map(|count| count.saturating_sub(share)).sum()
     }
 
-    /// Whether the cluster can do without a node.
+    /// Checks that a node can be removed from the cluster.
     ///
     /// # Errors
-    /// Why not: [`Refusal::NodeState`], [`Refusal::OperationRunning`], [`Refusal::LastNode`], [`Refusal::TooFewNodes`].
+    /// [`Refusal::NodeState`], [`Refusal::OperationRunning`], [`Refusal::LastNode`], [`Refusal::TooFewNodes`].
     pub(super) fn can_do_without(&self, node: u64) -> Result<(), Refusal> {
         let info = self.node(node)?;
         if !info.stays() {
-            let rule = "only a node that stays can be decommissioned or replaced".into();
+            let rule = "must be active or draining to be decommissioned or replaced".into();
             return Err(Refusal::NodeState { node, state: info.state, rule });
         }
-        // A superseded node takes no capacity away, and may wait for long for data that went with its disk.
+        // A superseded node does not reduce capacity, and may wait long for data that was lost with its disk.
         let leaving = |other: &&Operation| {
             matches!(other.kind, OperationKind::Decommission | OperationKind::Replace) && !self.superseded(other.node)
         };
@@ -96,7 +96,7 @@ impl ControllerState {
         }
     }
 
-    /// Starts an operation; one of the same kind for the same node that is under way is the answer.
+    /// Starts an operation; returns the running one if there is one of the same kind for the same node.
     pub(super) fn start_operation(&mut self, kind: OperationKind, node: u64, now_ms: i64) -> Result<Outcome, Refusal> {
         let same = |operation: &&Operation| {
             operation.kind == kind && (operation.node == node || kind == OperationKind::Rebalance)
@@ -143,19 +143,19 @@ impl ControllerState {
         Ok(Outcome::Operation(ended))
     }
 
-    /// Takes an operation back.
+    /// Cancels an operation.
     pub(super) fn cancel_operation(&mut self, id: u64, now_ms: i64) -> Result<Outcome, Refusal> {
         let operation = self.operations.get(&id).ok_or(Refusal::UnknownOperation(id))?;
         if operation.kind == OperationKind::Replace && operation.running() && self.superseded(operation.node) {
-            let rule = "another node has taken the place of the one that it replaces".into();
+            let rule = "cannot be cancelled: another node has superseded the node".into();
             return Err(Refusal::NotCancellable { id, rule });
         }
         self.finish_operation(id, OperationState::Cancelled, now_ms)
     }
 }
 
-/// How many partitions an operation has still to move, or to hand over. `led` says how many partitions its node leads now:
-/// the state does not tell.
+/// Returns how many partitions an operation still has to move, or to transfer leadership of. `led`: how many partitions its node
+/// leads now, which the metadata does not contain.
 pub fn remaining(state: &ControllerState, operation: &Operation, led: u32) -> u32 {
     match operation.kind {
         _ if !operation.running() => 0,
@@ -165,8 +165,8 @@ pub fn remaining(state: &ControllerState, operation: &Operation, led: u32) -> u3
     }
 }
 
-/// What an operation waits for, in words; empty: nothing, it goes on.
-pub fn waiting_for(state: &ControllerState, operation: &Operation, observed: &Observed) -> String {
+/// Returns what an operation waits for, human-readable; empty: nothing.
+pub fn waiting_for(state: &ControllerState, operation: &Operation, observed: &ClusterObservation) -> String {
     let leaving = matches!(operation.kind, OperationKind::Decommission | OperationKind::Replace);
     if !operation.running() || !leaving {
         return String::new();
@@ -182,25 +182,25 @@ pub fn waiting_for(state: &ControllerState, operation: &Operation, observed: &Ob
             let here = format!("topic {} partition {partition}", topic.name);
             let (voters, live) = (placement.voters.len(), observed.live(&placement.voters));
             if !observed.has_majority(placement) {
-                return format!("{here}: {live} of {voters} voters are alive, {} are needed", voters / 2 + 1);
+                return format!("{here}: {live} of {voters} voters are alive: needs {}", voters / 2 + 1);
             }
             let dead =
                 placement.replicas.iter().find(|node| !placement.voters.contains(node) && !observed.is_alive(**node));
             if let Some(dead) = dead {
-                return format!("{here}: node {dead}, which is to take a replica, is not alive");
+                return format!("{here}: waiting for node {dead}, which gets a replica and is not alive");
             }
             if placement.replicas.contains(&node) && observed.targets(state).all(|to| placement.replicas.contains(&to))
             {
-                return format!("{here}: every other node that is active and alive holds a replica already");
+                return format!("{here}: every other node that is active and alive already has a replica");
             }
         }
     }
     match on_node {
         0 if observed.controller_voters.contains(&node) => {
-            "another node to take its vote in the controller group".into()
+            "waiting for another node to replace it as a voter of the controller group".into()
         }
         0 => String::new(),
-        moving => format!("{moving} partitions to leave the node"),
+        moving => format!("waiting for {moving} partitions to be moved off the node"),
     }
 }
 

@@ -1,12 +1,12 @@
-//! Where replicas go, and who leads when nobody does.
+//! Chooses the nodes of replicas, and the candidates for a partition without a leader.
 //!
-//! The rules, in this order: no two replicas in one failure domain while there are enough domains; nodes that stay before
-//! nodes that drain; the node with the fewest replicas; the highest rendezvous hash. The preferred leader is the replica
-//! whose node is preferred least often so far. A node without a zone is a failure domain of its own.
+//! The rules, in this order: no two replicas in one failure domain while there are enough domains; active nodes before
+//! draining nodes; the node with the fewest replicas; the highest rendezvous hash. The preferred leader is the replica
+//! whose node is the preferred leader of the fewest partitions so far. A node without a zone is its own failure domain.
 //!
-//! Everything here is a pure function of the state: every node computes the same. New partitions are placed when the command
-//! is applied, so these rules are part of the meaning of the controller's log: another rule needs another command, or nodes
-//! of two versions would disagree.
+//! Everything here is a pure function of the metadata: every node computes the same. New partitions are placed when the command
+//! is applied, so these rules are part of the meaning of the controller's log: a change of the rules needs a new command, or
+//! nodes of two versions would compute different metadata.
 
 use std::collections::BTreeMap;
 
@@ -16,15 +16,15 @@ use super::Refusal;
 use super::state::{ControllerState, Outcome};
 use super::types::{NodeInfo, NodeState, Placement};
 
-/// The node of a cluster that was founded before nodes were agreed on.
+/// Raft id of the node in a cluster whose metadata predates the list of nodes.
 const ONLY_NODE: u64 = 1;
 
-/// How much each node carries.
+/// Load of each node.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Loads {
     /// Replicas, by raft id.
     pub(super) replicas: BTreeMap<u64, u32>,
-    /// Partitions that prefer it as their leader, by raft id.
+    /// Partitions whose preferred leader it is, by raft id.
     pub(super) leaders: BTreeMap<u64, u32>,
 }
 
@@ -62,8 +62,8 @@ impl Loads {
     }
 }
 
-/// Rendezvous (highest random weight) hashing, Thaler and Ravishankar 1998: ties are broken another way for every
-/// partition, and the same way everywhere. The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+/// Rendezvous (highest random weight) hashing, Thaler and Ravishankar 1998: breaks ties differently for every partition, and
+/// identically on every node. The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
 pub(super) fn rendezvous(topic: Uuid, partition: u32, node: u64) -> u64 {
     let (high, low) = topic.as_u64_pair();
     [high, low, u64::from(partition), node].into_iter().fold(0, |hash, part| {
@@ -74,17 +74,16 @@ pub(super) fn rendezvous(topic: Uuid, partition: u32, node: u64) -> u64 {
     })
 }
 
-/// Which of `order` come first when a partition that nobody leads is to be led: best first. Voters, as last reported, that
-/// are alive, in the order of preference; then those that should not lead (draining, on their way out); at the very end
-/// replicas that are not known to vote, since a report may be lost with the leader that made it. Whoever asks them to lead
-/// goes on to the next when one cannot.
+/// Returns the candidates to lead a partition without a leader, best first: voters, as last reported, that are alive, in the
+/// order of preference; then voters that should not lead (draining, leaving); last, replicas that are not known to vote, since a
+/// report may be lost with the leader that made it. The caller tries the next candidate when one cannot lead.
 pub fn leader_candidates(placement: &Placement, alive: impl Fn(u64) -> bool, state: &ControllerState) -> Vec<u64> {
     let voters = placement.replicas.iter().filter(|node| placement.voters.contains(node));
     let leaving = placement.voters.iter().filter(|node| !placement.replicas.contains(node));
     let filling = placement.replicas.iter().filter(|node| !placement.voters.contains(node));
     let mut candidates: Vec<(u8, u64)> = Vec::with_capacity(placement.replicas.len() + 1);
     for (votes, node) in voters.chain(leaving).map(|n| (true, *n)).chain(filling.map(|n| (false, *n))) {
-        // Before the nodes were agreed on there was one, and it may lead.
+        // Metadata that predates the list of nodes has one node, and it may lead.
         let state = state.nodes.get(&node).map_or(NodeState::Active, |info| info.state);
         if state == NodeState::Removed || !alive(node) {
             continue;
@@ -100,14 +99,14 @@ pub fn leader_candidates(placement: &Placement, alive: impl Fn(u64) -> bool, sta
     candidates.into_iter().map(|(_, node)| node).collect()
 }
 
-/// Who is to lead a partition that nobody leads: the first of [`leader_candidates`]. `None`: no replica is alive.
+/// Returns the node that should lead a partition without a leader: the first of [`leader_candidates`]. `None`: no replica is alive.
 pub fn designated_leader(placement: &Placement, alive: impl Fn(u64) -> bool, state: &ControllerState) -> Option<u64> {
     leader_candidates(placement, alive, state).first().copied()
 }
 
 impl ControllerState {
-    /// Where a partition's replicas are; `None` when there is no such partition. A partition that was created before
-    /// placements were agreed on is on the only node that there was.
+    /// Returns the placement of a partition; `None` when there is no such partition. A partition that was created before
+    /// the metadata contained placements is on the only node of that time.
     pub fn placement(&self, topic: Uuid, partition: u32) -> Option<Placement> {
         if let Some(placements) = self.placements.get(&topic) {
             return placements.get(partition as usize).cloned();
@@ -116,7 +115,7 @@ impl ControllerState {
         (i64::from(partition) < i64::from(known.partitions)).then(|| Placement::founded(vec![ONLY_NODE]))
     }
 
-    /// Gives a placement to topics of the version that had none.
+    /// Adds placements to topics from a version that had none.
     pub(super) fn fill_placements(&mut self) {
         for topic in self.topics.values() {
             self.placements.entry(topic.id).or_insert_with(|| {
@@ -126,8 +125,8 @@ impl ControllerState {
         }
     }
 
-    /// Raft ids of nodes that new partitions may be placed on. Draining ones are: a drain mostly is a restart, and a
-    /// topic should not be refused or be spread badly for good because of it.
+    /// Returns the raft ids of nodes that new partitions may be placed on. Draining nodes are included: a drain is mostly a
+    /// restart, which must not reject a topic or make its spread permanently bad.
     pub(super) fn holders(&self) -> Vec<u64> {
         self.nodes.values().filter(|node| node.stays()).map(|node| node.id).collect()
     }
@@ -136,7 +135,7 @@ impl ControllerState {
         Loads::of(self.placements.values().flatten().map(|placement| placement.replicas.as_slice()))
     }
 
-    /// What the node shares its fate with.
+    /// Returns the failure domain of a node.
     fn domain(&self, node: u64) -> (&str, u64) {
         match self.nodes.get(&node).map(|info| info.zone.as_str()) {
             None | Some("") => ("", node),
@@ -144,13 +143,13 @@ impl ControllerState {
         }
     }
 
-    /// How many of `others` share a failure domain with the node.
+    /// Returns how many of `others` share a failure domain with the node.
     pub(super) fn crowding(&self, node: u64, others: impl IntoIterator<Item = u64>) -> usize {
         let domain = self.domain(node);
         others.into_iter().filter(|other| *other != node && self.domain(*other) == domain).count()
     }
 
-    /// The best of `candidates` to hold a replica beside `others`, by the rules above.
+    /// Returns the best of `candidates` for a replica in addition to those on `others`, by the rules above.
     pub(super) fn best_node(
         &self,
         (topic, partition): (Uuid, u32),
@@ -176,7 +175,7 @@ impl ControllerState {
         if self.nodes.is_empty() {
             replicas.push(ONLY_NODE);
         }
-        // The order after the first is by hash, so that the partitions of a leader that dies go to different nodes.
+        // The order after the first is by hash, so that the partitions of a leader that dies move to different leaders.
         replicas.sort_by_key(|node| !rendezvous(id.0, id.1, *node));
         let draining = |node: &u64| self.nodes.get(node).is_some_and(|info| info.state != NodeState::Active);
         let first = (0..replicas.len()).min_by_key(|at| (draining(&replicas[*at]), loads.leaders(replicas[*at]), *at));
@@ -198,7 +197,7 @@ impl ControllerState {
         self.placements.insert(topic, placements);
     }
 
-    /// Partitions that name the node among their replicas or voters.
+    /// Returns how many partitions have the node among their replicas or voters.
     pub fn partitions_on(&self, node: u64) -> u32 {
         self.placements.values().flatten().filter(|placement| placement.holds(node)).count() as u32
     }
@@ -210,18 +209,18 @@ impl ControllerState {
 
     fn check_replicas(&self, field: &str, nodes: &[u64], may_hold: impl Fn(&NodeInfo) -> bool) -> Result<(), Refusal> {
         let rule = if nodes.is_empty() {
-            "at least one node is needed".to_owned()
+            "must have at least one node".to_owned()
         } else if let Some(twice) = nodes.iter().enumerate().find(|(at, node)| nodes[..*at].contains(node)) {
-            format!("node {} is named twice", twice.1)
+            format!("node {} is listed twice", twice.1)
         } else if let Some(bad) = nodes.iter().find(|node| !self.nodes.get(node).is_some_and(&may_hold)) {
-            format!("node {bad} is unknown, or may hold no replica")
+            format!("node {bad} does not exist, or may not have a replica")
         } else {
             return Ok(());
         };
         Err(Refusal::InvalidReplicas { field: field.into(), nodes: nodes.to_vec(), rule })
     }
 
-    /// Changes where a partition should be. `from` is what the change was planned from.
+    /// Changes the assigned replicas of a partition. `from`: the replicas that the change was planned from.
     pub(super) fn assign(
         &mut self,
         topic: Uuid,
@@ -239,15 +238,15 @@ impl ControllerState {
         }
         let added = replicas.iter().filter(|node| !from.contains(node)).count();
         if added > 1 || replicas.len() < from.len() {
-            let rule = format!("one replica changes at a time and none is given up; the replicas are {from:?}");
+            let rule = format!("may change one replica and drop none; the replicas are {from:?}");
             return Err(Refusal::InvalidReplicas { field: "replicas".into(), nodes: replicas, rule });
         }
         placement.replicas = replicas;
         Ok(Outcome::Done(None))
     }
 
-    /// Notes who votes in a partition's group, as its leader says. `index` is the raft index of the membership entry that
-    /// says so: a report that comes late does not undo a newer one.
+    /// Stores the voters of a partition's group, as reported by its leader. `index` is the raft index of the membership entry
+    /// with these voters: a late report does not overwrite a newer one.
     pub(super) fn settle(
         &mut self,
         topic: Uuid,

@@ -1,5 +1,5 @@
-//! Why the controller refuses a command: typed, so that every caller can tell cases apart, with a text that names the
-//! field, the value and the rule.
+//! Reasons for which the controller rejects a command: typed, so that callers can distinguish them, with a text that contains
+//! field, value and rule.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -9,41 +9,39 @@ use super::types::{NodeState, OperationKind};
 /// Why a command changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
-    /// The bytes are no command of this version.
-    #[error("command: this version does not know it: {0}")]
+    /// The bytes are not a command of this version.
+    #[error("command: not supported by this version: {0}")]
     UnknownCommand(String),
-    /// A topic of this name is there.
-    #[error("topic {0}: exists already")]
+    /// A topic with this name exists.
+    #[error("topic {0:?}: already exists")]
     TopicExists(String),
-    /// No topic has this name (or the one that had it was deleted and created again).
-    #[error("topic {0:?}: no such topic")]
+    /// No topic has this name (or it was deleted and created again).
+    #[error("topic {0:?}: does not exist")]
     UnknownTopic(String),
-    /// The cluster has as many topics as it may.
-    #[error("limits.topics-max: the cluster has {0} topics already")]
+    /// The cluster has the maximum number of topics.
+    #[error("topics: the cluster has {0}, the maximum (limits.topics-max)")]
     TooManyTopics(usize),
-    /// The number of partitions only grows.
-    #[error("partitions: {asked}: the number of partitions only grows, the topic has {current}")]
+    /// The number of partitions cannot shrink.
+    #[error("partitions: {asked}: must be at least {current}, the current number of partitions")]
     PartitionsShrink {
-        /// Partitions asked for.
+        /// Requested number of partitions.
         asked: i32,
         /// Partitions that the topic has.
         current: i32,
     },
-    /// More replicas asked for than there are nodes that may hold one.
-    #[error("replication_factor: {asked}: must be at most the number of nodes that take replicas, which is {nodes}")]
+    /// More replicas requested than there are nodes that may have one.
+    #[error("replication_factor: {asked}: must be at most {nodes}, the number of active or draining nodes")]
     ReplicationFactor {
-        /// Replicas asked for.
+        /// Requested number of replicas.
         asked: i32,
         /// Nodes that are active or draining.
         nodes: usize,
     },
-    /// The cluster has no founders yet; nobody can join it.
-    #[error("cluster_id: none: the cluster is not founded yet")]
+    /// The cluster is not bootstrapped yet; no node can join it.
+    #[error("cluster_id: none: the cluster is not bootstrapped yet")]
     NotFounded,
-    /// The node was removed for good.
-    #[error(
-        "node {node} ({name}): removed: a removed node does not come back; wipe its data directory to join as a new one"
-    )]
+    /// The node was permanently removed.
+    #[error("node {node} ({name}): permanently removed: wipe its data directory to join as a new node")]
     Removed {
         /// Raft id that it had.
         node: u64,
@@ -51,57 +49,57 @@ pub enum Refusal {
         name: String,
     },
     /// The node belongs to another cluster.
-    #[error("cluster_id: {asked}: this cluster is {ours}; a data directory belongs to one cluster for good")]
+    #[error("cluster_id: {asked}: must be {ours}: a data directory belongs to one cluster permanently")]
     ForeignCluster {
-        /// Cluster that the node says it belongs to.
+        /// Cluster in the node's data directory.
         asked: Uuid,
         /// This cluster.
         ours: Uuid,
     },
-    /// The node says that it is a member, and nobody knows it.
-    #[error("node_id: {0}: says that it is a member of this cluster, which does not know it; wipe its data directory")]
+    /// The node's data directory says that it is a member, and the metadata does not contain it.
+    #[error("node_id: {0}: joined this cluster before and is not a member of it: wipe its data directory")]
     UnknownMember(Uuid),
-    /// Another node that is alive has this name or address. Goes away when that one stops.
-    #[error("{field}: {value}: node {node} ({uuid}) has it and is alive; every node needs its own")]
+    /// Another node that is alive has this name or address. Resolved when that node stops.
+    #[error("{field}: {value}: must be unique: node {node} ({uuid}) uses it and is alive")]
     Duplicate {
         /// `name` or `address`.
         field: String,
-        /// What both say.
+        /// The value of both nodes.
         value: String,
         /// Raft id of the other node.
         node: u64,
         /// Identity of the other node.
         uuid: Uuid,
     },
-    /// The cluster has as many nodes as it may.
-    #[error("nodes: {0}: the cluster has as many nodes as it may")]
+    /// The cluster has the maximum number of nodes.
+    #[error("nodes: the cluster has {0}, the maximum")]
     TooManyNodes(usize),
     /// No node has this raft id.
-    #[error("node: {0}: no such node")]
+    #[error("node {0}: does not exist")]
     UnknownNode(u64),
     /// No node has this UUID or name.
     #[error("node: {0:?}: no node has this UUID or name")]
     NoSuchNode(String),
     /// Several nodes have this name.
-    #[error("node: {name:?}: {nodes} nodes have this name; give the UUID")]
+    #[error("node: {name:?}: {nodes} nodes have this name: use the UUID")]
     AmbiguousName {
         /// The name.
         name: String,
-        /// How many have it.
+        /// How many nodes have it.
         nodes: usize,
     },
-    /// The node's state does not allow it.
+    /// The node's state does not allow the command.
     #[error("node {node}: {state}: {rule}")]
     NodeState {
         /// Raft id.
         node: u64,
         /// Its state.
         state: NodeState,
-        /// What would be needed.
+        /// The required state.
         rule: String,
     },
-    /// The partition is not there.
-    #[error("partition: {topic}/{partition}: no such partition")]
+    /// The partition does not exist.
+    #[error("topic {topic}, partition {partition}: does not exist")]
     UnknownPartition {
         /// Topic id.
         topic: Uuid,
@@ -115,52 +113,52 @@ pub enum Refusal {
         field: String,
         /// The list.
         nodes: Vec<u64>,
-        /// What it breaks.
+        /// The rule.
         rule: String,
     },
-    /// The replicas are not what the assignment was planned from.
-    #[error("from: {expected:?}: the partition's replicas are {current:?} by now")]
+    /// The replicas are not those that the assignment was planned from.
+    #[error("from: {expected:?}: must be the current replicas, which are {current:?}")]
     Moved {
-        /// What the planner saw.
+        /// The replicas that the assignment was planned from.
         expected: Vec<u64>,
-        /// What is agreed.
+        /// The replicas in the committed metadata.
         current: Vec<u64>,
     },
-    /// Without the node there would be too few for some topic.
+    /// Without the node there would be too few nodes for some topic.
     #[error(
-        "node {node}: topic {topic} keeps {replicas} replicas of each partition, and without this node only {remaining} \
-         active nodes remain"
+        "node {node}: topic {topic} has {replicas} replicas of each partition: only {remaining} active nodes would remain \
+         without this node"
     )]
     TooFewNodes {
-        /// Raft id of the node that would go.
+        /// Raft id of the node to remove.
         node: u64,
-        /// The topic that asks for most.
+        /// The topic with the most replicas.
         topic: String,
         /// Its replicas.
         replicas: usize,
-        /// Active nodes without the one that would go.
+        /// Active nodes without the node to remove.
         remaining: usize,
     },
     /// No other active node.
-    #[error("node {0}: it is the only active node of the cluster")]
+    #[error("node {0}: is the only active node of the cluster")]
     LastNode(u64),
-    /// Nodes go one after the other.
-    #[error("operation {id}: {kind} of node {node} is under way; nodes go one after the other")]
+    /// Nodes are removed one at a time.
+    #[error("operation {id}: {kind} of node {node} is running: nodes are removed one at a time")]
     OperationRunning {
-        /// Id of the operation that runs.
+        /// Id of the running operation.
         id: u64,
-        /// What it does.
+        /// Its kind.
         kind: OperationKind,
         /// Raft id of its node.
         node: u64,
     },
     /// No operation has this id (any more).
-    #[error("operation {0}: no such operation")]
+    #[error("operation {0}: does not exist")]
     UnknownOperation(u64),
     /// The operation has ended.
-    #[error("operation {0}: has ended already")]
+    #[error("operation {0}: has already ended")]
     OperationEnded(u64),
-    /// The operation cannot be taken back.
+    /// The operation cannot be cancelled.
     #[error("operation {id}: {rule}")]
     NotCancellable {
         /// Id of the operation.
@@ -168,31 +166,31 @@ pub enum Refusal {
         /// Why.
         rule: String,
     },
-    /// There would be more rules than there may be.
+    /// There would be too many rules.
     #[error("rules: the cluster would have {rules}: must be at most {limit}")]
     TooManyRules {
-        /// With the new ones.
+        /// Number of rules with the new ones.
         rules: usize,
-        /// Most there may be.
+        /// Maximum number.
         limit: usize,
     },
-    /// The rules would take more room than they may.
+    /// The rules would be too large.
     #[error("rules: principals and names would take {bytes} bytes: must be at most {limit}")]
     RulesTooLarge {
-        /// With the new ones.
+        /// Size with the new ones, in bytes.
         bytes: usize,
-        /// Most there may be.
+        /// Maximum size, in bytes.
         limit: usize,
     },
-    /// The cluster has as many quotas as it may.
-    #[error("quotas: the cluster has {0} already, the most there may be")]
+    /// The cluster has the maximum number of quotas.
+    #[error("quotas: the cluster has {0}, the maximum")]
     TooManyQuotas(usize),
-    /// Partitions still name the node.
-    #[error("node {node}: {partitions} partitions have a replica or a voter there; move them first")]
+    /// Partitions still have the node among their replicas or voters.
+    #[error("node {node}: {partitions} partitions have a replica or a voter on it: move them first")]
     NodeInUse {
         /// Raft id.
         node: u64,
-        /// How many.
+        /// Number of partitions.
         partitions: u32,
     },
 }

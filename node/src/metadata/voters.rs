@@ -1,21 +1,21 @@
-//! Who votes in the controller group.
+//! Chooses the voters of the controller group.
 
 use std::collections::BTreeSet;
 
-use super::balancer::Observed;
+use super::balancer::ClusterObservation;
 use super::state::ControllerState;
 use super::types::NodeState;
 
-/// A voter that is dead for this long (milliseconds) gives its place to a node that is alive.
+/// A voter that is dead for this long (milliseconds) is replaced by a node that is alive.
 const PATIENCE_MS: u64 = 30_000;
 
-/// Who should vote in the controller group: an odd number of the nodes that stay, at most `max`. The others follow.
+/// Returns the target voters of the controller group: an odd number of the nodes that stay, at most `max`. The others are learners.
 ///
-/// An odd number, since an even one needs a larger majority and survives no more losses: two voters are lost with either
-/// of them, so that a cluster of two nodes has one. Voters change as little as possible: one that is fine stays, one that
-/// leaves is kept until another node can take its place, and one that is merely dead is not evicted before 30 seconds, and
-/// only for a node that is alive. Where there is a choice, voters are spread over zones.
-pub(crate) fn controller_voters(state: &ControllerState, observed: &Observed, max: usize) -> BTreeSet<u64> {
+/// An odd number, since an even one needs a larger majority and survives no more losses: two voters lose their majority when
+/// either of them dies, so a cluster of two nodes has one voter. Voters change as little as possible: a healthy voter stays, a
+/// voter that leaves is kept until another node can replace it, and a voter that is merely dead is replaced only after 30 seconds,
+/// and only by a node that is alive. Where there is a choice, voters are spread over zones.
+pub(crate) fn controller_voters(state: &ControllerState, observed: &ClusterObservation, max: usize) -> BTreeSet<u64> {
     let current = &observed.controller_voters;
     let members = state.nodes.values().filter(|node| node.stays()).count();
     let target = odd(max.min(members));
@@ -34,7 +34,7 @@ pub(crate) fn controller_voters(state: &ControllerState, observed: &Observed, ma
     let missing = target.saturating_sub(chosen.len());
     chosen.extend(dead.into_iter().chain(leaving).take(missing));
 
-    // Too many, or an even number because too few nodes are alive: give up the least useful ones.
+    // Too many, or an even number because too few nodes are alive: drop the least useful ones.
     let size = odd(chosen.len().min(target));
     while chosen.len() > size.max(1) {
         let worst = (0..chosen.len()).max_by_key(|at| {

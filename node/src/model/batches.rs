@@ -1,27 +1,27 @@
-//! Stored entries back to record batches.
+//! Converts stored entries back to record batches.
 
 use bytes::Bytes;
 use chronicle_log::StoredEntry;
 use chronicle_records::{BatchError, Limits};
 
-/// Limits for batches that were checked when they were accepted.
+/// No limits: for stored batches, which were checked when they were accepted.
 pub(crate) const STORED: Limits =
     Limits { max_batch_bytes: usize::MAX, max_decompressed_bytes: usize::MAX, max_records: usize::MAX };
 
-/// A stored entry that is not made of whole batches.
+/// A stored entry that does not consist of whole batches.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("stored entry {index}: {source}")]
 pub struct UndecodableEntry {
     /// Raft index of the entry.
     pub index: u64,
-    /// What is wrong with it.
+    /// The error of its first invalid batch.
     pub source: BatchError,
 }
 
-/// The batches of stored entries, without those that end before `offset`.
+/// Returns the batches of stored entries, without those that end before `offset`.
 ///
 /// # Errors
-/// The first entry that is not made of batches.
+/// The first entry that does not consist of batches.
 pub(crate) fn batches_from(entries: &[StoredEntry], offset: u64) -> Result<Vec<Bytes>, UndecodableEntry> {
     let mut batches = Vec::new();
     for entry in entries {

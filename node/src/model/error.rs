@@ -1,8 +1,8 @@
 //! The one error that every listener maps to its protocol.
 //!
-//! Inside, modules have precise error types; here they become a [`Reason`] (what happened, stable, documented in
+//! Modules have precise error types of their own; listeners receive a [`Reason`] (what happened, stable, documented in
 //! docs/errors.md) with an [`ErrorKind`] (what the caller should do next). "Not accepted" and "outcome unknown" are
-//! different answers: only [`ErrorKind::Unknown`] leaves open whether the append happened.
+//! different: only with [`ErrorKind::Unknown`] the append may have been stored.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,11 +14,11 @@ pub enum ErrorKind {
     Retry,
     /// Not accepted here; another node leads.
     Redirect,
-    /// Not accepted and never will be as it stands.
+    /// Not accepted; repeating the same request does not help.
     Rejected,
-    /// The append, or the change, may or may not have happened.
+    /// Outcome unknown: the append, or the change, may have been stored.
     Unknown,
-    /// This node cannot go on with the data asked for; somebody has to look.
+    /// This node cannot serve the requested data; needs an operator.
     Fatal,
 }
 
@@ -50,11 +50,11 @@ macro_rules! reasons {
 reasons! {
     /// A field of the request breaks a rule; the message names field, value and rule.
     InvalidRequest = "INVALID_REQUEST", Rejected;
-    /// The body is not what its content type says (JSON syntax, unknown field).
+    /// The body does not match its content type (JSON syntax, unknown field).
     MalformedBody = "MALFORMED_BODY", Rejected;
     /// A base64 field is not base64.
     InvalidBase64 = "INVALID_BASE64", Rejected;
-    /// The content type or the accepted types cannot be served.
+    /// The content type or the accepted types are not supported.
     UnsupportedMediaType = "UNSUPPORTED_MEDIA_TYPE", Rejected;
     /// No such path or method.
     NoSuchEndpoint = "NO_SUCH_ENDPOINT", Rejected;
@@ -64,35 +64,35 @@ reasons! {
     CorruptBatch = "CORRUPT_BATCH", Rejected;
     /// The batch names a compression that is not gzip, snappy, lz4 or zstd.
     UnsupportedCompression = "UNSUPPORTED_COMPRESSION", Rejected;
-    /// The principal may not do this; metadata `operation`, `resource`.
+    /// No rule allows the principal to do this, or one denies it; metadata `operation`, `resource`.
     PermissionDenied = "PERMISSION_DENIED", Rejected;
-    /// No topic of this name, or none that the principal may know of.
+    /// The topic does not exist, or the principal may not describe it.
     UnknownTopic = "UNKNOWN_TOPIC", Rejected;
-    /// The topic has no partition of this number.
+    /// The topic has no partition with this number.
     UnknownPartition = "UNKNOWN_PARTITION", Rejected;
-    /// A topic of this name is there already.
+    /// A topic with this name exists.
     TopicExists = "TOPIC_EXISTS", Rejected;
     /// The offset is below the earliest or at or past the end; metadata `earliest` and `next`.
     OffsetOutOfRange = "OFFSET_OUT_OF_RANGE", Rejected;
-    /// An expected version does not hold; metadata `current`.
+    /// The log or the key is not at the expected version; metadata `current`.
     VersionConflict = "VERSION_CONFLICT", Rejected;
-    /// An idempotent producer's sequence leaves a gap or is older than what is remembered; metadata `expected`.
+    /// An idempotent producer's sequence leaves a gap or is older than the stored sequences; metadata `expected`.
     OutOfOrderSequence = "OUT_OF_ORDER_SEQUENCE", Rejected;
     /// An idempotent producer's epoch is older than the one in the log.
     ProducerFenced = "PRODUCER_FENCED", Rejected;
-    /// No consumer group of this name.
+    /// The consumer group does not exist.
     UnknownGroup = "UNKNOWN_GROUP", Rejected;
-    /// The group has members: it cannot be changed from outside; metadata `members`.
+    /// The group has members: only members may change it; metadata `members`.
     GroupNotEmpty = "GROUP_NOT_EMPTY", Rejected;
-    /// The group has no such member: it left, or its session has ended.
+    /// The group has no such member: it left, or its session expired.
     UnknownMember = "UNKNOWN_MEMBER", Rejected;
-    /// The member acts on an assignment that is no longer its own; metadata `generation`.
+    /// The member's assignment is out of date; metadata `generation`.
     StaleGeneration = "STALE_GENERATION", Rejected;
-    /// A limit of bytes in flight or a quota is reached: slow down; metadata `retry_after_ms` for a quota.
+    /// A limit of bytes in flight or a quota is reached: back off; metadata `retry_after_ms` for a quota.
     Overloaded = "OVERLOADED", Retry;
     /// The connection limit is reached.
     TooManyConnections = "TOO_MANY_CONNECTIONS", Retry;
-    /// The data volume is full (ENOSPC or below the reserve). Reads go on.
+    /// The data volume is full (ENOSPC or below the reserve). Reads still work.
     DiskFull = "DISK_FULL", Retry;
     /// A write or flush failed; the partition restarts from what is on disk.
     DiskFailed = "DISK_FAILED", Retry;
@@ -100,24 +100,24 @@ reasons! {
     NotLeader = "NOT_LEADER", Redirect;
     /// The node or the partition is starting or stopping.
     Unavailable = "UNAVAILABLE", Retry;
-    /// The append, or the change, may or may not have happened; metadata `cause`.
+    /// Outcome unknown: the append, or the change, may have been stored; metadata `cause`.
     OutcomeUnknown = "OUTCOME_UNKNOWN", Unknown;
     /// Stored data fails its checks and is not served.
     DataDamaged = "DATA_DAMAGED", Fatal;
-    /// A defect in the node.
+    /// A bug in the node.
     Internal = "INTERNAL", Fatal;
 }
 
-/// An answer that is not a success.
+/// An error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiError {
     /// What happened.
     pub reason: Reason,
-    /// For a person: names the field, the value and the rule.
+    /// Human-readable: field, value and rule.
     pub message: String,
-    /// For a program: decimal or text values by name, as the reason documents.
+    /// Machine-readable: decimal or text values by name, as the reason documents.
     pub metadata: Vec<(Cow<'static, str>, String)>,
-    /// With [`Reason::NotLeader`]: raft id of the node that leads, where this node knows it.
+    /// With [`Reason::NotLeader`]: raft id of the leader, if this node knows it.
     pub leader: Option<u64>,
 }
 
@@ -127,14 +127,14 @@ impl ApiError {
         Self { reason, message: message.into(), metadata: Vec::new(), leader: None }
     }
 
-    /// Adds a value for programs.
+    /// Adds a metadata value.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.metadata.push((name.into(), value.to_string()));
         self
     }
 
-    /// Another node leads: its raft id, name and address (`HOST:PORT`).
+    /// Another node leads: `leader` is its raft id, then its name and its address (`HOST:PORT`).
     pub fn not_leader(leader: u64, name: &str, address: &str) -> Self {
         let error = Self::new(Reason::NotLeader, format!("node {name} ({address}) leads")).with("leader", address);
         Self { leader: Some(leader), ..error }
@@ -145,10 +145,13 @@ impl ApiError {
         Self::new(Reason::InvalidRequest, format!("{field}: {value}: {rule}"))
     }
 
-    /// An append or a change whose fate is open, and why.
+    /// An append or a change whose outcome is unknown because of `cause`.
     pub fn unknown(cause: &ApiError) -> Self {
-        Self::new(Reason::OutcomeUnknown, format!("it may or may not have happened: {}", cause.message))
-            .with("cause", cause.reason.as_str())
+        Self::new(
+            Reason::OutcomeUnknown,
+            format!("outcome unknown: the request may have taken effect: {}", cause.message),
+        )
+        .with("cause", cause.reason.as_str())
     }
 
     /// What the caller should do next.
@@ -156,7 +159,7 @@ impl ApiError {
         self.reason.kind()
     }
 
-    /// The metadata value of this name.
+    /// The metadata value with this name.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.metadata.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }

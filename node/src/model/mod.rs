@@ -1,25 +1,26 @@
-//! The vocabulary of the node: topics, appends, reads, and the errors that carry what happened.
+//! Types that all other modules of the node share: topics, appends, reads, and errors.
 //!
-//! Plain values without behaviour of their own; every floor above speaks in them. Two layers of error: a
-//! [`PartitionError`] says precisely what happened and carries it as data; an [`ApiError`] says to a client what happened and what
-//! to do next. `broker/errors.rs` is the one table between the two.
+//! Plain values without behaviour of their own. There are two layers of errors: a [`PartitionError`] carries what failed as data; an
+//! [`ApiError`] contains what the client receives: the reason and what to do next. `broker/errors.rs` maps one to the other.
 //!
-//! Never names anything else of the node.
+//! Never names any other module of the node.
 
-mod append;
 mod batches;
 mod error;
+mod fetch;
 mod partition;
 mod partition_error;
-mod read;
-mod topic;
+mod produce;
+mod topic_definition;
 
-pub use append::{Expectation, NewRecord, Payload, Produce, Produced, ProducerIdentity};
 pub use batches::UndecodableEntry;
 pub(crate) use batches::{STORED, batches_from};
 pub use error::{ApiError, ErrorKind, Reason};
+pub use fetch::{Fetch, Fetched, Offsets, Position, TermEnd, Want};
 pub use partition::{PartitionDescription, VerifiedPartition};
 pub use partition_error::PartitionError;
-pub use read::{Fetch, Fetched, Offsets, Position, TermEnd, Want};
-pub(crate) use topic::unknown_topic;
-pub use topic::{NewTopic, SettingsChange, Topic, TopicDurability, TopicPartition, TopicSettings, is_topic_name};
+pub use produce::{Expectation, NewRecord, Payload, Produce, Produced, ProducerIdentity};
+pub(crate) use topic_definition::unknown_topic;
+pub use topic_definition::{
+    NewTopic, SettingsChange, Topic, TopicDurability, TopicPartition, TopicSettings, is_topic_name,
+};

@@ -1,4 +1,4 @@
-//! One partition of a topic as it is described to people, and its replicas compared.
+//! Descriptions of a partition for people: its state on this node, and the result of comparing its replicas.
 
 use uuid::Uuid;
 
@@ -17,7 +17,7 @@ pub struct PartitionDescription {
     pub segments: i32,
     /// Raft term; 0 while dormant.
     pub term: i64,
-    /// Address of the node that leads it.
+    /// Address of the leader.
     pub leader: String,
     /// `active`, `dormant`, `filling` or `failed: <why>`; `elsewhere`: this node holds no replica.
     pub state: String,
@@ -25,7 +25,7 @@ pub struct PartitionDescription {
     pub replicas: Vec<Uuid>,
 }
 
-/// One partition's replicas compared.
+/// Result of comparing one partition's replicas.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedPartition {
     /// Name of the topic.
@@ -36,8 +36,8 @@ pub struct VerifiedPartition {
     pub from: u64,
     /// Exclusive end.
     pub to: u64,
-    /// One per replica: node, and BLAKE3 in hexadecimal or why there is none.
+    /// One per replica: node, and BLAKE3 in hexadecimal or the error that prevented the comparison.
     pub replicas: Vec<(Uuid, Result<String, String>)>,
-    /// Empty: all hold the same.
+    /// How the replicas differ; empty: they are equal.
     pub difference: String,
 }

@@ -1,12 +1,12 @@
-//! What went wrong with one partition, as data.
+//! Errors of one partition, as data.
 
 use chronicle_log::LogError;
 
 use super::UndecodableEntry;
 
-/// Why a partition did not do what it was asked to do.
+/// Why a request to a partition failed.
 ///
-/// Everything but [`PartitionError::OutcomeUnknown`] means that an append was not accepted.
+/// All variants except [`PartitionError::OutcomeUnknown`] mean that an append was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PartitionError {
     /// Another node leads the partition.
@@ -15,14 +15,14 @@ pub enum PartitionError {
         /// Raft id of the leader.
         leader: u64,
     },
-    /// No node leads the partition, as far as this one knows.
-    #[error("no leader is known: an election is under way")]
+    /// This node knows no leader of the partition.
+    #[error("no leader is known: an election is in progress")]
     NoLeader,
-    /// The partition is starting, stopping or out of reach; the same request may succeed later.
+    /// The partition is starting, stopping or unreachable; the same request may succeed later.
     #[error("{0}")]
     Unavailable(String),
-    /// The controller group has placed no such partition.
-    #[error("{partition}: no such partition")]
+    /// The committed metadata has no such partition.
+    #[error("partition {partition}: does not exist")]
     NoSuchPartition {
         /// The partition, as topic id and number.
         partition: String,
@@ -31,11 +31,9 @@ pub enum PartitionError {
     #[error("the topic was deleted")]
     TopicDeleted,
     /// A read outside the log.
-    #[error(
-        "offset {offset} is out of range: the partition holds offsets from {earliest} up to, not including, {next}"
-    )]
+    #[error("offset: {offset}: out of range: the partition has offsets from {earliest} up to, not including, {next}")]
     OutOfRange {
-        /// Offset asked for.
+        /// Requested offset.
         offset: i64,
         /// First retained offset.
         earliest: i64,
@@ -47,37 +45,37 @@ pub enum PartitionError {
     Damaged {
         /// Raft index of the first entry that cannot be read, when it is known.
         index: Option<u64>,
-        /// What was found, and where.
+        /// What is damaged, and where.
         why: String,
     },
-    /// A batch that could never be queued.
-    #[error("batch: {bytes} bytes are more than partitions.queue-bytes-max ({limit})")]
+    /// The batch is larger than the whole queue.
+    #[error("batch: {bytes} bytes: must be at most {limit} (partitions.queue-bytes-max)")]
     LargerThanQueue {
         /// Its size.
         bytes: usize,
         /// The limit, in bytes.
         limit: usize,
     },
-    /// The log does not end where the append expects it.
+    /// The log does not end at the offset that the append expects.
     #[error("expected next offset {expected}: the partition is at {current}")]
     OffsetConflict {
-        /// Offset that the first record should have got.
+        /// Expected offset of the first record.
         expected: i64,
-        /// Offset that it would have got.
+        /// Next offset of the log.
         current: u64,
     },
     /// The key is not at the version that the append expects.
-    #[error("expected version {expected} of the key: it is at {current} ({records} records refused)")]
+    #[error("expected version {expected} of the key: the key is at {current} ({records} records rejected)")]
     KeyConflict {
-        /// Version that the key should have.
+        /// Expected version of the key.
         expected: i64,
-        /// Version that it has; -1: none.
+        /// Version of the key; -1: none.
         current: i64,
-        /// Records in the refused batch.
+        /// Records in the rejected batch.
         records: i32,
     },
     /// The producer's epoch is older than the one in the log (KIP-98).
-    #[error("producer {producer_id}: epoch {epoch} is older than {current}")]
+    #[error("producer {producer_id}: epoch {epoch}: must be at least {current}")]
     ProducerFenced {
         /// The producer.
         producer_id: i64,
@@ -86,14 +84,14 @@ pub enum PartitionError {
         /// The epoch in the log.
         current: i16,
     },
-    /// A sequence number that neither follows on the producer's last one nor is remembered (KIP-98).
-    #[error("producer {producer_id}: sequence {sequence} is neither the next ({expected}) nor one that is remembered")]
+    /// A sequence number that is neither the producer's next one nor one of the stored ones (KIP-98).
+    #[error("producer {producer_id}: sequence {sequence}: must be {expected}, or that of a recent batch")]
     OutOfOrderSequence {
         /// The producer.
         producer_id: i64,
         /// Sequence number of the first record.
         sequence: i32,
-        /// Sequence number that would follow.
+        /// The producer's next sequence number.
         expected: i32,
     },
     /// A limit of the node is reached; the message names it.
@@ -105,21 +103,21 @@ pub enum PartitionError {
     /// The volume failed.
     #[error("{0}")]
     DiskFailed(String),
-    /// The append may or may not be stored.
-    #[error("it may or may not have happened: {0}")]
+    /// Outcome unknown: the append may have been stored.
+    #[error("outcome unknown: the append may have been stored: {0}")]
     OutcomeUnknown(Box<PartitionError>),
-    /// A defect in the node.
+    /// A bug in the node.
     #[error("{0}")]
     Internal(String),
 }
 
 impl PartitionError {
-    /// An append whose outcome is open, and why.
+    /// An append whose outcome is unknown because of `cause`.
     pub fn unknown(cause: PartitionError) -> Self {
         Self::OutcomeUnknown(Box::new(cause))
     }
 
-    /// Raft index at which damage was found, when the error is damage at a known place.
+    /// Raft index of the damage, when the error is damage at a known index.
     pub fn damaged_index(&self) -> Option<u64> {
         match self {
             Self::Damaged { index, .. } => *index,

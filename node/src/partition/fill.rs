@@ -1,14 +1,15 @@
 //! Brings a replica that is new, far behind or damaged up to date: it copies entries from the leader, outside of raft, while
 //! its own group does not run.
 //!
-//! What is copied are whole log entries, checked against the sender's content hashes and written through the engine like any
-//! other, so that an interrupted copy goes on where the log ends, and nothing has to be installed (docs/adr/0007).
+//! It copies whole log entries, checks them against the sender's content hashes and writes them through the engine like any
+//! other, so that an interrupted copy resumes where the log ends, and nothing has to be installed (docs/adr/0007).
 //!
 //! Invariants:
-//! - A replica that is filling takes part in no vote: its group is not running.
-//! - That it must fill is in the journal before anything of its log is given up, and leaves it after the last entry is on
-//!   disk. A copy that repairs takes the whole log of its source, also what is not committed yet: the leader may count on this
-//!   replica for it. The source is a confirmed leader or, in a group of two voters, the other one (`whole_alone` in `pull.rs`).
+//! - A replica that is filling does not vote: its group is not running.
+//! - The mark that it must fill is in the journal before any entry of its log is dropped, and is removed after the last entry is
+//!   on disk. A copy that repairs takes the whole log of its source, including entries that are not committed yet: the leader may
+//!   count this replica towards their majority. The source is a confirmed leader or, in a group of two voters, the other voter
+//!   (`whole_alone` in `pull.rs`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,11 +28,11 @@ use crate::host::flushed::journal;
 use crate::peers::wire_id;
 use crate::raft::{KEY_FILL, KEY_PURGED, checkpoint_index, encode_position, entry_in};
 
-/// State of a replica whose group runs, as [`crate::cluster::Cluster::ask`] answers it.
+/// State of a replica whose group runs, in the responses to [`crate::cluster::Cluster::ask`].
 pub(crate) const ACTIVE: &str = "active";
 /// Bytes that may be appended and not yet flushed.
 const UNFLUSHED_BYTES: usize = 32 << 20;
-/// Longest silence of a sender.
+/// Timeout for the next message of a sender.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a replica fills its log.
@@ -39,11 +40,11 @@ const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) enum FillReason {
     /// It is new, or the leader has deleted what it needs next.
     Behind,
-    /// It has lost something that it may have acknowledged.
+    /// It has lost entries that it may have acknowledged.
     Damaged,
 }
 
-/// Whether a replica must fill its log before its group may run.
+/// Returns why a replica must fill its log before its group may run; `None`: it need not.
 pub(super) fn pending(store: &Store, id: LogId) -> Option<FillReason> {
     match store.journal_get(id, KEY_FILL)?.first()? {
         1 => Some(FillReason::Behind),
@@ -52,8 +53,8 @@ pub(super) fn pending(store: &Store, id: LogId) -> Option<FillReason> {
     }
 }
 
-/// Notes durably that a replica must fill its log, or that it has.
-pub(super) async fn note(store: &Arc<Store>, id: LogId, reason: Option<FillReason>) -> Result<(), LogError> {
+/// Stores durably that a replica must fill its log, or (`None`) that its log is filled.
+pub(super) async fn store_pending(store: &Arc<Store>, id: LogId, reason: Option<FillReason>) -> Result<(), LogError> {
     let value: &'static [u8] = match reason {
         None => &[0],
         Some(FillReason::Behind) => &[1],
@@ -62,12 +63,12 @@ pub(super) async fn note(store: &Arc<Store>, id: LogId, reason: Option<FillReaso
     journal(store, id, KEY_FILL, Bytes::from_static(value)).await
 }
 
-/// Whether the replica on another node goes to sleep with the leader.
-pub(super) async fn ask_sleep(env: &Environment, id: LogId, node: u64, position: proto::LogPosition) -> bool {
+/// Asks the replica on another node to close together with the leader; returns whether it does.
+pub(super) async fn ask_close(env: &Environment, id: LogId, node: u64, position: proto::LogPosition) -> bool {
     env.cluster.ask(id, node, Ask::Sleep(position)).await.is_ok_and(|answer| answer.accepted)
 }
 
-/// The node that leads the group, woken if need be.
+/// Finds the leader of the group; opens the partition there if it is dormant.
 async fn find_leader(env: &Environment, id: LogId) -> Result<u64, String> {
     let placement = env.cluster.placement(id).ok_or("the partition was deleted")?;
     let me = env.cluster.node();
@@ -91,7 +92,7 @@ async fn find_leader(env: &Environment, id: LogId) -> Result<u64, String> {
     Err(why)
 }
 
-/// The node to fill the log from.
+/// Finds the node to fill the log from.
 async fn find_source(env: &Environment, id: LogId, reason: FillReason) -> Result<u64, String> {
     if reason == FillReason::Damaged
         && let Some(other) = other_of_two(env, id).await
@@ -101,8 +102,8 @@ async fn find_source(env: &Environment, id: LogId, reason: FillReason) -> Result
     find_leader(env, id).await
 }
 
-/// The other voter of a group of two, when its replica is undamaged: nobody can lead while this one is out of service. What
-/// it says of the voters it checks once more when it is asked for its log.
+/// The other voter of a group of two, when its replica is undamaged: the group cannot have a leader while this replica is out of
+/// service. The other voter checks the voters again when it receives the request for its log.
 async fn other_of_two(env: &Environment, id: LogId) -> Option<u64> {
     let placement = env.cluster.placement(id)?;
     let me = env.cluster.node();
@@ -119,13 +120,13 @@ async fn other_of_two(env: &Environment, id: LogId) -> Option<u64> {
 /// Progress of one filling.
 #[derive(Debug, Default)]
 pub struct FillProgress {
-    /// Bytes still to come, about.
+    /// Remaining bytes, an estimate.
     pub left: AtomicU64,
-    /// Bytes that have come.
+    /// Received bytes.
     pub done: AtomicU64,
 }
 
-/// Fills an open log whose group is not running. May be called again after an error: it goes on where the log ends.
+/// Fills an open log whose group is not running. May be called again after an error: it resumes where the log ends.
 pub(super) async fn fill(
     env: &Environment,
     log: &Arc<Log>,
@@ -146,29 +147,32 @@ pub(super) async fn fill(
         Ok(answer) => answer.into_inner(),
         Err(status) => {
             if status.code() == tonic::Code::Aborted {
-                give_up_tail(log).await?;
+                truncate_uncommitted(log).await?;
             }
             return Err(format!("node {source}: {}", status.message()));
         }
     };
     let next = async |parts: &mut tonic::Streaming<proto::PullResponse>| {
         let message = tokio::time::timeout(PIECE_TIMEOUT, parts.message());
-        let message = message.await.map_err(|_| format!("node {source} went silent"))?;
+        let message =
+            message.await.map_err(|_| format!("node {source}: no data within {} s", PIECE_TIMEOUT.as_secs()))?;
         message.map(|message| message.and_then(|message| message.part)).map_err(|status| status.message().to_owned())
     };
-    let Some(Part::Start(start)) = next(&mut parts).await? else { return Err("the sender did not begin".into()) };
+    let Some(Part::Start(start)) = next(&mut parts).await? else {
+        return Err("the sender sent no start message".into());
+    };
     progress.left.store(start.bytes, Ordering::Relaxed);
-    tracing::info!(partition = %id, from, to = start.end, bytes = start.bytes, source, ?reason, "fills its log");
+    tracing::info!(partition = %id, from, to = start.end, bytes = start.bytes, source, ?reason, "filling log");
     if start.first > from {
         begin_at(env, log, &start).await?;
     }
-    let mut writer = Writer::new(log.clone());
+    let mut writer = FillWriter::new(log.clone());
     let mut expected = start.first.max(from);
     let mut hash = ContentHash::new();
     let mut checked = expected;
     while let Some(part) = next(&mut parts).await? {
         match part {
-            Part::Start(_) => return Err("the sender began twice".into()),
+            Part::Start(_) => return Err("the sender sent a second start message".into()),
             Part::Entries(entries) => {
                 let mut piece = Vec::with_capacity(entries.entries.len());
                 for entry in entries.entries {
@@ -189,7 +193,7 @@ pub(super) async fn fill(
             Part::Hash(theirs) => {
                 let ours = std::mem::replace(&mut hash, ContentHash::new()).finalize();
                 if ours[..] != theirs[..] {
-                    // Nothing of this stretch may stay.
+                    // The entries since the last hash must be dropped.
                     let (log, keep) = (log.clone(), checked);
                     writer.flush().await?;
                     blocking(move || match keep {
@@ -197,7 +201,7 @@ pub(super) async fn fill(
                         index => log.truncate_after(index - 1),
                     })
                     .await?;
-                    return Err(format!("entries {checked} to {expected} arrived damaged"));
+                    return Err(format!("entries {checked} to {expected}: hash mismatch"));
                 }
                 checked = expected;
             }
@@ -215,12 +219,12 @@ pub(super) async fn fill(
         blocking(move || log.save_checkpoint(&checkpoint)).await?;
     }
     progress.left.store(0, Ordering::Relaxed);
-    tracing::info!(partition = %id, to = expected, "log is filled");
+    tracing::info!(partition = %id, to = expected, "log filled");
     Ok(())
 }
 
-/// Cuts what is not known to be committed: what the checkpoint does not cover.
-async fn give_up_tail(log: &Arc<Log>) -> Result<(), String> {
+/// Truncates the entries that are not known to be committed: those after the checkpoint.
+async fn truncate_uncommitted(log: &Arc<Log>) -> Result<(), String> {
     let log = log.clone();
     blocking(move || {
         let covered = log.load_checkpoint()?.and_then(|bytes| checkpoint_index(&bytes));
@@ -233,9 +237,9 @@ async fn give_up_tail(log: &Arc<Log>) -> Result<(), String> {
     .await
 }
 
-/// The sender's log begins later than ours ends: ours begins there too.
+/// The sender's log begins after the end of this log: resets this log to begin there too.
 async fn begin_at(env: &Environment, log: &Arc<Log>, start: &proto::PullStart) -> Result<(), String> {
-    let before = start.before.ok_or("the sender does not say what is before its first entry")?;
+    let before = start.before.ok_or("the sender did not send the position before its first entry")?;
     journal(&env.cluster.store, log.id(), KEY_PURGED, encode_position(before.term, before.leader, before.index))
         .await
         .map_err(|e| e.to_string())?;
@@ -247,21 +251,21 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, LogError> 
     crate::host::blocking(call).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
 }
 
-/// Appends with a bound on what is not flushed.
-struct Writer {
+/// Appends with a limit on the bytes that are not flushed.
+struct FillWriter {
     log: Arc<Log>,
     under_way: std::collections::VecDeque<(usize, oneshot::Receiver<Result<(), LogError>>)>,
     bytes: usize,
     next_offset: u64,
 }
 
-impl Writer {
+impl FillWriter {
     fn new(log: Arc<Log>) -> Self {
         let next_offset = log.position().next_offset;
         Self { log, under_way: Default::default(), bytes: 0, next_offset }
     }
 
-    /// Appends, and answers the entries with their base offsets.
+    /// Appends, and returns the entries with their base offsets.
     async fn append(&mut self, entries: Vec<Entry>, bytes: usize) -> Result<Vec<StoredEntry>, String> {
         let placed: Vec<StoredEntry> = entries
             .iter()

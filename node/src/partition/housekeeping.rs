@@ -1,5 +1,5 @@
-//! What the node does for its replicas from time to time: watch them, put idle ones to sleep, trim them, scrub them, and delete
-//! those that do not belong here any more.
+//! Background tasks for the node's replicas: tick them, close idle ones, apply retention, scrub them, and delete those that were
+//! reassigned to other nodes.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -7,23 +7,23 @@ use std::time::Duration;
 
 use chronicle_log::{LogError, LogId, LogSummary};
 
-use super::replicas::{Replicas, Table, for_each_bounded};
+use super::replicas::{ReplicaTable, Replicas, for_each_bounded};
 use super::{PartitionRole, Replica, ReplicaState};
 use crate::cluster::WATCH_INTERVAL;
 use crate::host::{jitter, now_ms};
 use crate::metadata::ControllerState;
 use crate::model::{PartitionError, Topic, TopicSettings};
 
-/// How often the data directory is compared with what is agreed, when nothing has changed.
+/// Interval at which the data directory is compared with the committed metadata.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
-/// How fast segments are scrubbed: slow enough not to be felt.
+/// Rate at which segments are scrubbed: slow enough not to affect clients.
 const SCRUB_BYTES_PER_SECOND: u64 = 32 << 20;
 
 impl Replicas {
-    /// Begins to look after the replicas, until `stop` of [`Replicas::new`].
+    /// Starts the background tasks, which run until `stop` of [`Replicas::new`].
     pub(crate) fn start(&self) {
-        let Table { tasks, env, .. } = &*self.inner;
-        tasks.spawn(sleep_idle(self.clone()));
+        let ReplicaTable { tasks, env, .. } = &*self.inner;
+        tasks.spawn(close_idle(self.clone()));
         tasks.spawn(maintain(self.clone()));
         tasks.spawn(reconcile(self.clone()));
         tasks.spawn(scrub(self.clone()));
@@ -31,7 +31,7 @@ impl Replicas {
     }
 }
 
-/// Looks at every open partition often, and at once when a peer dies or comes back.
+/// Ticks every open partition at a fixed interval, and immediately when a peer dies or comes back.
 async fn watch(replicas: Replicas) {
     let mut tick = tokio::time::interval(WATCH_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -46,7 +46,7 @@ async fn watch(replicas: Replicas) {
         let mut led = 0;
         for replica in replicas.all() {
             if let ReplicaState::Active(partition) = replica.state() {
-                partition.look_after();
+                partition.tick();
                 led += usize::from(!matches!(partition.role(), PartitionRole::Following { .. }));
             }
         }
@@ -54,8 +54,8 @@ async fn watch(replicas: Replicas) {
     }
 }
 
-/// Brings this node in line with what is agreed: files of deleted topics and of replicas that have moved away go, open
-/// partitions get changed settings, replicas that are expected here begin to fill.
+/// Reconciles this node with the committed metadata: deletes the files of deleted topics and of reassigned replicas, applies
+/// changed settings to open partitions, and starts to fill replicas that were assigned to this node.
 async fn reconcile(replicas: Replicas) {
     let mut tick = tokio::time::interval(TIDY_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -70,7 +70,7 @@ async fn reconcile(replicas: Replicas) {
             continue;
         }
         let state = env.cluster.state();
-        // The state is another one when it has changed; not holding on to the old one spares its copy.
+        // A changed state has another address. Only a weak reference is kept, so that the next change need not copy the state.
         let me = env.cluster.node();
         let pending = state.deleted.iter().any(|deleted| deleted.nodes.contains(&me))
             || state.placements.values().flatten().any(|placement| !placement.settled());
@@ -90,12 +90,12 @@ async fn reconcile(replicas: Replicas) {
                 replica.restart().await;
             }
         }
-        replicas.leave_moved(&state).await;
+        replicas.reconcile_placements(&state).await;
     }
 }
 
-/// Reads every sealed segment of this node's replicas again and again, about once per `cluster.scrub-interval-ms`: damage is
-/// found, and repaired, before somebody needs the data.
+/// Reads every sealed segment of this node's replicas about once per `cluster.scrub-interval-ms`, to find and repair damage
+/// before the data is needed.
 async fn scrub(replicas: Replicas) {
     loop {
         // Nodes that started together do not scrub together.
@@ -150,8 +150,8 @@ impl Replicas {
         }
     }
 
-    /// Deletes replicas that this node should not hold, and starts filling those that it should.
-    async fn leave_moved(&self, state: &ControllerState) {
+    /// Deletes replicas that are not assigned to this node any more, and starts to fill those that are.
+    async fn reconcile_placements(&self, state: &ControllerState) {
         let me = self.inner.env.cluster.node();
         let logs = self.existing_logs().await;
         for log in &logs {
@@ -160,12 +160,12 @@ impl Replicas {
             if !moved {
                 continue;
             }
-            self.delete_moved(*log).await;
+            self.delete_reassigned(*log).await;
         }
         for (topic, placements) in &state.placements {
             for (partition, placement) in placements.iter().enumerate() {
                 let id = LogId { topic: *topic, partition: partition as u32 };
-                // While the members change, every replica is awake, and the leader most of all.
+                // While the members change, every replica must be open, above all the leader's.
                 let concerned = !placement.settled() && placement.holds(me);
                 if concerned && let Ok(replica) = self.placed(id) {
                     let designated = self.inner.env.cluster.designated(id) == Some(me);
@@ -175,7 +175,7 @@ impl Replicas {
                         replica.get().await.map(drop)
                     };
                     if let Err(error) = opened {
-                        tracing::debug!(partition = %id, %error, "not open yet");
+                        tracing::debug!(partition = %id, %error, "cannot open partition yet");
                     }
                 }
             }
@@ -183,37 +183,37 @@ impl Replicas {
     }
 }
 
-/// Puts partitions to sleep that nobody uses.
-async fn sleep_idle(replicas: Replicas) {
+/// Closes idle partitions.
+async fn close_idle(replicas: Replicas) {
     loop {
         tokio::select! {
             () = replicas.inner.stop.cancelled() => return,
             () = replicas.inner.env.cluster.config.pause(|config| (config.partitions.idle_ms / 4).max(10)) => {}
         }
         let idle = Duration::from_millis(replicas.inner.env.config().partitions.idle_ms);
-        for_each_bounded(replicas.all(), |replica| async move { replica.sleep_if_idle(idle).await }).await;
+        for_each_bounded(replicas.all(), |replica| async move { replica.close_if_idle(idle).await }).await;
     }
 }
 
-/// Takes checkpoints and deletes what retention no longer keeps.
+/// Saves checkpoints and deletes segments that retention does not keep.
 async fn maintain(replicas: Replicas) {
     loop {
         tokio::select! {
             () = replicas.inner.stop.cancelled() => return,
             () = replicas.inner.env.cluster.config.pause(|config| config.partitions.retention_check_ms.max(10)) => {}
         }
-        wake_for_retention(&replicas).await;
+        open_for_retention(&replicas).await;
         for replica in replicas.all() {
             let ReplicaState::Active(partition) = replica.state() else { continue };
             if let Err(error) = partition.maintain(now_ms()).await {
-                tracing::warn!(partition = %replica.id(), %error, "maintenance failed");
+                tracing::warn!(partition = %replica.id(), %error, "partition maintenance failed");
             }
         }
     }
 }
 
-/// Opens sleeping partitions that hold something which retention may delete.
-async fn wake_for_retention(replicas: &Replicas) {
+/// Opens dormant partitions with segments that retention may delete.
+async fn open_for_retention(replicas: &Replicas) {
     let cluster = &replicas.inner.env.cluster;
     let state = cluster.state();
     let limited = |topic: &&Topic| topic.settings.retention_bytes >= 0 || topic.settings.retention_ms >= 0;
@@ -225,31 +225,31 @@ async fn wake_for_retention(replicas: &Replicas) {
     for topic in state.topics.values().filter(limited) {
         for partition in 0..topic.partitions {
             let id = LogId { topic: topic.id, partition: partition as u32 };
-            let asleep = || match replicas.used(id) {
+            let dormant = || match replicas.used(id) {
                 Some(replica) => matches!(replica.state(), ReplicaState::Dormant),
                 None => true,
             };
-            // One replica wakes, as the leader, and the others with it.
+            // One replica opens, as the leader, and opens the others.
             let leads = cluster.designated(id) == Some(cluster.node());
-            if !logs.contains(&id) || !leads || !asleep() {
+            if !logs.contains(&id) || !leads || !dormant() {
                 continue;
             }
             let expires = match cluster.store.summary(id) {
                 Ok(Some(summary)) => may_expire(&topic.settings, &summary, now),
-                // Not closed cleanly: only opening it tells.
+                // Not closed cleanly: it has to be opened to find out.
                 Ok(None) => true,
                 Err(_) => false,
             };
             if expires && let Err(error) = replicas.lead(topic, partition).await {
-                tracing::warn!(partition = %id, %error, "a partition does not open for retention");
+                tracing::warn!(partition = %id, %error, "cannot open partition for retention");
             }
         }
     }
 }
 
-/// Whether retention would delete something. Never true for what it would keep: a partition must not be woken in vain.
+/// Returns whether retention would delete a segment. Never true when it would not: a partition must not be opened in vain.
 fn may_expire(settings: &TopicSettings, summary: &LogSummary, now_ms: i64) -> bool {
-    // The oldest segment goes when what remains is still as large as the limit; it has at most this many bytes.
+    // The oldest segment is deleted when the rest is still at least as large as the limit; it has at most this many bytes.
     let too_large = settings.retention_bytes >= 0
         && summary.segments > 1
         && summary.bytes >= settings.retention_bytes as u64 + settings.segment_bytes as u64;

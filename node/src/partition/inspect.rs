@@ -1,6 +1,6 @@
-//! How the replicas on this node look from outside: to metrics, to peers, to support bundles, to people.
+//! Read-only views of the replicas on this node, for metrics, peers, support bundles and people.
 //!
-//! Nothing here counts as a use of a partition, and what does not say that it opens one opens none.
+//! Nothing here counts as a use of a partition, and only functions that say so open one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,48 +14,48 @@ use super::{ACTIVE, Partition, PartitionRole, Replica, ReplicaState};
 use crate::model::{PartitionError, Topic};
 use crate::raft::GroupStatus;
 
-/// A replica as it is.
+/// A replica's state, read without opening it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Peek {
-    /// Open: what it holds as far as it is committed here.
+    /// Open: its offsets, as committed on this node.
     Open {
         /// First retained offset.
         earliest: i64,
         /// Offset after the last one.
         next: i64,
     },
-    /// Not open; nothing is appended to any replica then.
-    Asleep,
-    /// Not here, or not in service.
+    /// Not open; no replica of the partition has appends then.
+    Dormant,
+    /// Not on this node, or not in service.
     Elsewhere,
 }
 
-/// The node's partitions at a glance, sums over all of them.
+/// Totals over the node's partitions.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PartitionTotals {
     /// Topics of the cluster.
     pub topics: usize,
     /// Partitions of all topics.
     pub partitions: usize,
-    /// Partitions with a replica on a node that this one does not hear from.
+    /// Partitions with a voter on a node without recent heartbeats.
     pub under_replicated: usize,
-    /// Partitions whose live replicas are no majority.
+    /// Partitions without a majority of live voters.
     pub offline: usize,
-    /// Partitions whose replicas are not yet where they should be.
+    /// Partitions whose replicas are not at the target placement yet.
     pub moving: usize,
-    /// Open replicas here that lead.
+    /// Open replicas on this node that lead.
     pub leading: usize,
-    /// Open replicas here that follow a leader.
+    /// Open replicas on this node that follow a leader.
     pub following: usize,
-    /// Open replicas here that know no leader, or have won and do not accept appends yet.
+    /// Open replicas on this node that know no leader, or have won an election and do not accept appends yet.
     pub leaderless: usize,
-    /// Replicas here that failed and wait to be tried again.
+    /// Replicas on this node that failed and will be retried.
     pub failed: usize,
-    /// Replicas here whose log is filled from another replica.
+    /// Replicas on this node whose log is being filled from another replica.
     pub filling: usize,
     /// Of those, replicas that were damaged.
     pub damaged: usize,
-    /// Led partitions that no majority answers.
+    /// Partitions led by this node without responses from a majority.
     pub quorum_silent: usize,
     /// Highest raft term of an open replica.
     pub term_max: u64,
@@ -63,16 +63,16 @@ pub struct PartitionTotals {
     pub log_bytes: u64,
     /// Segments of open replicas.
     pub segments: u64,
-    /// Raft entries that followers of led partitions lack, all together and of the one that lacks most.
+    /// Raft entries that the followers of partitions led by this node lack, the sum.
     pub replica_lag_entries: u64,
-    /// See `replica_lag_entries`.
+    /// Raft entries that the follower with the largest lag lacks.
     pub replica_lag_entries_max: u64,
-    /// For how long the follower that is behind longest has been.
+    /// Time that the follower with the longest lag has been behind.
     pub replica_lag_max: Duration,
 }
 
 impl PartitionTotals {
-    /// Open replicas here.
+    /// Number of open replicas on this node.
     pub fn open(&self) -> usize {
         self.leading + self.following + self.leaderless
     }
@@ -98,7 +98,7 @@ pub(crate) struct GroupReport {
 }
 
 impl Replicas {
-    /// The replica of a partition on this node as it is; nothing is opened.
+    /// The state of a partition's replica on this node; opens nothing.
     pub(crate) fn peek(&self, topic: &Topic, partition: i32) -> Peek {
         let id = log_of(topic, partition);
         if !self.inner.env.cluster.placement(id).is_some_and(|placement| placement.holds(self.inner.env.cluster.node()))
@@ -110,12 +110,12 @@ impl Replicas {
             return Peek::Open { earliest: partition.log_start() as i64, next };
         }
         match self.used(id).map(|replica| replica.state()) {
-            Some(ReplicaState::Dormant) | None => Peek::Asleep,
+            Some(ReplicaState::Dormant) | None => Peek::Dormant,
             Some(_) => Peek::Elsewhere,
         }
     }
 
-    /// A partition that is open here. It does not count as used.
+    /// A partition, if it is open on this node. Does not count as a use.
     pub(crate) fn open_partition(&self, topic: &Topic, partition: i32) -> Option<Arc<Partition>> {
         let id = log_of(topic, partition);
         match self.used(id)?.state() {
@@ -124,7 +124,7 @@ impl Replicas {
         }
     }
 
-    /// Whether this node leads a partition or, while it sleeps, would when it is woken.
+    /// Returns whether this node leads a partition or, while the partition is dormant, would lead it after it is opened.
     pub(crate) fn would_lead(&self, topic: &Topic, partition: i32) -> bool {
         let id = log_of(topic, partition);
         match self.used(id).map(|replica| replica.state()) {
@@ -133,7 +133,7 @@ impl Replicas {
         }
     }
 
-    /// Open replicas here of partitions that a node leads, as far as this node knows.
+    /// Number of open replicas on this node whose leader is the given node, as known to this node.
     pub(crate) fn led_by(&self, node: u64) -> u32 {
         let led = |replica: &Arc<Replica>| match replica.state() {
             ReplicaState::Active(partition) => partition.group().status().leader == Some(node),
@@ -142,7 +142,7 @@ impl Replicas {
         self.all().iter().filter(|replica| led(replica)).count() as u32
     }
 
-    /// Sums over the partitions of the cluster, as this node sees it, and over the replicas here.
+    /// Totals over the partitions of the cluster, as known to this node, and over the replicas on this node.
     pub fn totals(&self) -> PartitionTotals {
         let cluster = &self.inner.env.cluster;
         let state = cluster.state();
@@ -191,7 +191,7 @@ impl Replicas {
         totals
     }
 
-    /// The raft groups that are open here, at most `max` of them, and how many there are.
+    /// The open raft groups on this node, at most `max` of them, and how many there are.
     pub(crate) fn group_reports(&self, max: usize) -> (Vec<GroupReport>, usize) {
         let state = self.inner.env.cluster.state();
         let open = self.all().into_iter().filter_map(|replica| match replica.state() {
@@ -229,11 +229,11 @@ impl Replicas {
         (reports.collect(), open.len())
     }
 
-    /// This node's replica of a group. `open`: wake it, or let it begin to fill its log.
+    /// Status of this node's replica of a group. `open`: opens it, or starts to fill its log.
     pub(crate) async fn group_status(&self, id: LogId, open: bool) -> Result<proto::GroupResponse, PartitionError> {
         let replica = self.placed(id)?;
         if open {
-            // The state below says why it does not open.
+            // The state below contains the error.
             let _ = replica.get().await;
         }
         Ok(match replica.state() {
@@ -286,7 +286,7 @@ impl Replicas {
     }
 }
 
-/// The status of an open group as peers are answered it.
+/// The status of an open group as a response to peers.
 pub(crate) fn status_response(status: &GroupStatus, state: &str) -> proto::GroupResponse {
     proto::GroupResponse {
         state: state.into(),

@@ -1,8 +1,8 @@
 //! Versions of keys: the offset of each key's latest record, for expected-version appends.
 //!
-//! The index is soft state of the leader's sequencer. It is built by reading the log when the first request needs it and
-//! kept up from then on, so that partitions that never use it pay nothing. Keys are held as 128-bit keyed hashes under
-//! keys of this index alone, which nobody outside can aim at.
+//! The index is in-memory state of the leader's sequencer. It is built by reading the log when the first request needs it and
+//! updated from then on, so that partitions that never use it have no cost. Keys are stored as 128-bit keyed hashes under
+//! random keys of this index, so that clients cannot construct collisions.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -18,8 +18,8 @@ const READ_BYTES: usize = 4 << 20;
 /// Why the index cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum KeysError {
-    /// More keys than the bound.
-    #[error("partitions.versioned-keys-max: the partition has more than {0} keys")]
+    /// More keys than the limit.
+    #[error("keys: the partition has more than {0}, the maximum (partitions.versioned-keys-max)")]
     TooMany(usize),
     /// The log cannot be read.
     #[error(transparent)]
@@ -47,7 +47,7 @@ impl KeyVersions {
         let mut offset = log.position().start_offset;
         loop {
             let entries = match log.read_at_offset(offset, max_index, READ_BYTES) {
-                // Retention went past us: what it took has no version.
+                // Retention deleted records during the read: deleted records have no version.
                 Err(LogError::OffsetOutOfRange { earliest, .. }) if earliest > offset => {
                     offset = earliest;
                     continue;
@@ -62,7 +62,7 @@ impl KeyVersions {
         }
     }
 
-    /// Takes note of batches that were appended after the index was built. Their base offsets are set.
+    /// Adds batches that were appended after the index was built. Their base offsets must be set.
     ///
     /// # Errors
     /// See [`KeysError`].
@@ -82,7 +82,7 @@ impl KeyVersions {
         Ok(())
     }
 
-    /// Offset of the key's latest record at or after `log_start`, or -1.
+    /// Returns the offset of the key's latest record at or after `log_start`; -1: none.
     pub(super) fn version(&self, key: &[u8], log_start: u64) -> i64 {
         match self.latest.get(&self.hash(key)) {
             Some(offset) if *offset >= log_start as i64 => *offset,

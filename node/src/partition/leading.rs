@@ -1,10 +1,10 @@
-//! The life of a partition's leadership on this node: a sequencer while it leads, none while it follows.
+//! Leadership of a partition on this node: runs a sequencer while this node leads, none while it follows.
 //!
 //! Invariants:
 //! - A sequencer starts only when everything in the log is committed and applied, so that its speculative tail begins at the
-//!   true end. Winning an election gives that (the new term's blank entry); a second sequencer in one term asks for it with
-//!   a blank of its own.
-//! - A sequencer that has stopped proposes nothing more before another one starts.
+//!   true end. After an election the new term's blank entry ensures that; a second sequencer in one term appends another
+//!   blank entry first.
+//! - A sequencer has stopped proposing before another one starts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,44 +15,44 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::environment::Environment;
-use super::machine::{AppliedState, PartitionMachine};
-use super::sequencer::{Append, Failure, Sequencer};
+use super::sequencer::{Append, Sequencer, SequencerFailure};
+use super::state_machine::{AppliedState, PartitionMachine};
 use crate::model::PartitionError;
 use crate::raft::{Group, LeaderTerm, Role};
 
-/// First and longest pause before leadership that could not be settled is tried again.
+/// First and longest pause before a leader that could not become ready is retried.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// What this node is to a partition.
+/// This node's role in a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartitionRole {
     /// It leads and accepts appends.
     Leading(LeaderTerm),
     /// It has won an election and does not accept appends yet, or not any more.
     Settling,
-    /// Another node leads, or nobody that is known.
+    /// It follows.
     Following {
-        /// Raft id of the leader.
+        /// Raft id of the leader; `None`: not known.
         leader: Option<u64>,
     },
 }
 
-/// A sequencer at work.
-pub(super) struct Leading {
+/// A running sequencer.
+pub(super) struct RunningSequencer {
     pub(super) queue: mpsc::UnboundedSender<Append>,
     pub(super) queue_bytes: Arc<Semaphore>,
     pub(super) queue_bytes_max: usize,
-    pub(super) failure: Failure,
+    pub(super) failure: SequencerFailure,
     task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Leading {
-    /// Refuses new appends, finishes accepted ones unless the failure says why not, and waits for the sequencer.
+impl RunningSequencer {
+    /// Rejects new appends, finishes accepted ones unless a failure is set, and waits for the sequencer.
     pub(super) async fn stop(&self) {
         self.queue_bytes.close();
         self.failure.stop();
-        // Kept until it has ended: whoever gives up waiting leaves it to the next.
+        // Kept until the task has ended: when a caller stops waiting, the next caller can still wait for it.
         let mut task = self.task.lock().await;
         if let Some(running) = task.as_mut()
             && let Err(error) = running.await
@@ -63,11 +63,11 @@ impl Leading {
     }
 }
 
-/// Where the rest of the partition finds the sequencer.
+/// The role and the sequencer, as the rest of the partition reads them.
 pub(super) struct Leadership {
     pub(super) role: watch::Sender<PartitionRole>,
-    pub(super) now: parking_lot::RwLock<Option<Arc<Leading>>>,
-    /// Held while leadership is handed to another replica: no sequencer starts meanwhile.
+    pub(super) now: parking_lot::RwLock<Option<Arc<RunningSequencer>>>,
+    /// Held while leadership is transferred to another replica: no sequencer starts until then.
     pub(super) handing_over: tokio::sync::Mutex<()>,
 }
 
@@ -78,14 +78,14 @@ impl Leadership {
     }
 }
 
-/// What a leadership works with.
+/// The leadership task and what it needs.
 pub(super) struct LeadershipTask {
     pub(super) env: Arc<Environment>,
     pub(super) log: Arc<Log>,
     pub(super) group: Arc<Group<PartitionMachine>>,
     pub(super) shared: Arc<AppliedState>,
     pub(super) leadership: Arc<Leadership>,
-    /// The partition closes.
+    /// Cancelled when the partition closes.
     pub(super) stop: CancellationToken,
 }
 
@@ -93,7 +93,7 @@ impl LeadershipTask {
     /// Follows the group's role until the partition closes or the group stops.
     pub(super) async fn run(self) {
         let mut roles = self.group.roles();
-        // The term in which a sequencer ran already.
+        // The term of the last sequencer.
         let mut used: Option<LeaderTerm> = None;
         let mut pause = RETRY_MIN;
         loop {
@@ -110,7 +110,7 @@ impl LeadershipTask {
                     self.leadership.role.send_replace(PartitionRole::Settling);
                     let settled = tokio::select! {
                         () = self.stop.cancelled() => return,
-                        // What waits for a majority must not outlive the leadership.
+                        // A wait for a majority must not outlive the leadership.
                         other = roles.other(role) => match other {
                             Some(_) => continue,
                             None => return,
@@ -121,7 +121,7 @@ impl LeadershipTask {
                         if self.group.failure().is_some() {
                             return;
                         }
-                        tracing::debug!(group = %self.log.id(), %error, "leadership is not settled");
+                        tracing::debug!(group = %self.log.id(), %error, "leader is not ready, retrying");
                         tokio::select! {
                             () = self.stop.cancelled() => return,
                             _ = roles.other(role) => {}
@@ -135,7 +135,7 @@ impl LeadershipTask {
                     let leading = self.start(term);
                     *self.leadership.now.write() = Some(leading.clone());
                     self.leadership.role.send_replace(PartitionRole::Leading(term));
-                    tracing::debug!(group = %self.log.id(), term = term.term, "leads");
+                    tracing::debug!(group = %self.log.id(), term = term.term, "leading");
                     let graceful = tokio::select! {
                         () = self.stop.cancelled() => true,
                         other = roles.other(role) => {
@@ -167,9 +167,9 @@ impl LeadershipTask {
         self.group.settle(term).await.map_err(PartitionError::from)
     }
 
-    fn start(&self, term: LeaderTerm) -> Arc<Leading> {
+    fn start(&self, term: LeaderTerm) -> Arc<RunningSequencer> {
         let (queue, receiver) = mpsc::unbounded_channel();
-        let failure = Failure::new(self.env.clone(), self.log.clone());
+        let failure = SequencerFailure::new(self.env.clone(), self.log.clone());
         let config = &self.env.config().partitions;
         let sequencer = Sequencer {
             group: self.group.clone(),
@@ -184,7 +184,7 @@ impl LeadershipTask {
             failure: failure.clone(),
             metrics: self.env.cluster.metrics.clone(),
         };
-        Arc::new(Leading {
+        Arc::new(RunningSequencer {
             queue,
             queue_bytes: Arc::new(Semaphore::new(config.queue_bytes_max)),
             queue_bytes_max: config.queue_bytes_max,

@@ -1,7 +1,7 @@
-//! Brings the members of a partition's group to where the controller wants them; runs on the leader.
+//! Changes the members of a partition's group to the target placement; runs on the leader.
 //!
-//! One change at a time: a replica that is wanted becomes a learner once its log is filled, then, when it has caught up, the
-//! voters are changed by joint consensus. Every step is found again after a change of leader from what is in the log.
+//! One change at a time: a new replica becomes a learner once its log is filled; when it has caught up, the voters are changed by
+//! joint consensus. After a change of leader, the next step is derived from the log.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use super::open::Partition;
 use crate::cluster::member;
 use crate::raft::GroupError;
 
-/// Entries that a learner may lack and still become a voter: it gets them while the change commits.
+/// Entries that a learner may lack and still become a voter: it receives them while the change commits.
 const NEARLY: u64 = 64;
-/// How long one round waits for a learner to catch up before it looks again at what is wanted.
+/// How long one round waits for a learner to catch up before the target placement is read again.
 const ROUND: Duration = Duration::from_secs(2);
 
-/// One round. What could not be done yet is tried again by the next one.
+/// One round. The next round retries what could not be done yet.
 pub(super) async fn reconcile(partition: &Arc<Partition>) {
     if let Err(error) = round(partition).await {
-        tracing::debug!(partition = %partition.id(), error, "members are not where they should be yet");
+        tracing::debug!(partition = %partition.id(), error, "members are not at the target placement yet");
     }
 }
 
@@ -36,13 +36,13 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
         return Err("the last change is not committed yet".into());
     }
     for id in wanted.iter().filter(|id| !status.voters.contains(id) && !status.learners.contains(id)) {
-        // A replica that is filling would only be sent what it fetches anyway.
+        // To a replica that is filling, raft would only send the entries that it copies anyway.
         let answer = env.cluster.ask(partition.id(), *id, Ask::Status(true)).await?;
         if answer.state != super::ACTIVE {
             return Err(format!("node {id} is {}", answer.state));
         }
         group.add_learner(*id, member(env.cluster.state().nodes.get(id))).await.map_err(text)?;
-        tracing::info!(partition = %partition.id(), node = id, "replica follows");
+        tracing::info!(partition = %partition.id(), node = id, "learner added");
     }
     let until = tokio::time::Instant::now() + ROUND;
     loop {
@@ -54,20 +54,20 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
         let lags = |id: &u64| {
             *id != env.cluster.node() && status.matched.get(id).copied().flatten().is_none_or(|at| at + NEARLY < last)
         };
-        // One that votes already may be dead: what counts is that the new majority is there.
+        // A current voter may be dead: a majority of the new voters must have caught up.
         let missing = wanted.iter().find(|id| !status.voters.contains(id) && lags(id));
         let few = wanted.iter().filter(|id| !lags(id)).count() <= wanted.len() / 2;
         let behind = missing.or_else(|| wanted.iter().find(|id| few && lags(id)));
         match behind {
             None => break,
-            Some(id) if tokio::time::Instant::now() >= until => return Err(format!("node {id} is behind")),
+            Some(id) if tokio::time::Instant::now() >= until => return Err(format!("node {id} lags behind")),
             Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
     let status = group.status();
     if status.voters != wanted || status.joint {
         group.change_voters(wanted.clone()).await.map_err(text)?;
-        tracing::info!(partition = %partition.id(), voters = ?wanted, "voters have changed");
+        tracing::info!(partition = %partition.id(), voters = ?wanted, "voters changed");
     }
     let left: BTreeSet<u64> = group.status().learners.difference(&wanted).copied().collect();
     if !left.is_empty() {

@@ -14,21 +14,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::environment::Environment;
-use super::lag::ReplicaLag;
 use super::leading::{Leadership, LeadershipTask, PartitionRole};
-use super::machine::{AppliedState, PartitionMachine, Progress};
+use super::replica_lag::ReplicaLag;
 use super::retention;
-use super::sequencer::{Answer, Append, Reply};
+use super::sequencer::{Append, AppendAnswer, Reply};
+use super::state_machine::{AppliedState, PartitionMachine, Progress};
 use super::storage::{on_disk, open_log};
-use super::upkeep::Upkeep;
-use super::view::View;
+use super::tick_state::TickState;
+use super::views::View;
 use crate::host::jitter;
 use crate::metadata::Placement;
 use crate::model::{Expectation, PartitionDescription, PartitionError, TermEnd, TopicSettings};
 use crate::raft::{Group, GroupError, Start};
 use crate::telemetry::traces::Queued;
 
-/// Smallest place that a request takes in the queue's byte bound: its own cost in memory.
+/// Minimum number of bytes that a request counts in the queue's byte limit: its own cost in memory.
 const REQUEST_OVERHEAD_BYTES: usize = 512;
 /// Longest wait for the leadership of a group of one.
 const LEAD_ALONE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -43,17 +43,17 @@ pub struct Partition {
     pub(super) group: Arc<Group<PartitionMachine>>,
     pub(super) shared: Arc<AppliedState>,
     pub(super) leadership: Arc<Leadership>,
-    /// Ends with the partition, for whatever cause.
+    /// Cancelled when the partition stops, for any cause.
     stop: CancellationToken,
     leading_task: Mutex<Option<JoinHandle<()>>>,
-    pub(super) upkeep: Upkeep,
+    pub(super) tick_state: TickState,
     nudged: std::sync::atomic::AtomicBool,
     settings: TopicSettings,
     retention: tokio::sync::Mutex<()>,
 }
 
 impl Partition {
-    /// Opens the log and starts the group, as a follower; the only replica of its partition leads when this returns.
+    /// Opens the log and starts the group, as a follower. If this is the partition's only replica, it leads when this returns.
     ///
     /// # Errors
     /// When the log cannot be opened (damage included) or the group does not start.
@@ -64,11 +64,11 @@ impl Partition {
         placement: Placement,
     ) -> Result<Arc<Self>, PartitionError> {
         let handle = env.cluster.consensus.clone();
-        // Tasks that openraft starts go to the runtime that this runs on.
+        // openraft spawns its tasks on the current runtime.
         handle
             .spawn(Self::open_here(env, id, settings, placement))
             .await
-            .map_err(|e| PartitionError::Internal(format!("partition {id}: opening failed: {e}")))?
+            .map_err(|e| PartitionError::Internal(format!("partition {id}: opening was interrupted: {e}")))?
     }
 
     async fn open_here(
@@ -116,7 +116,7 @@ impl Partition {
             stop: stop.child_token(),
         };
         let status = group.status();
-        // A log that was closed after everything in it was applied waits for nobody.
+        // A log that was closed after all its entries were applied needs no leader.
         let complete = status.applied == status.last;
         let partition = Arc::new(Self {
             id,
@@ -124,7 +124,7 @@ impl Partition {
             shared,
             leadership,
             leading_task: Mutex::new(Some(tokio::spawn(leading_task.run()))),
-            upkeep: Upkeep::new(complete),
+            tick_state: TickState::new(complete),
             nudged: Default::default(),
             stop,
             settings,
@@ -132,7 +132,7 @@ impl Partition {
             env,
             group,
         });
-        tracing::debug!(partition = %id, "partition is open");
+        tracing::debug!(partition = %id, "partition opened");
         if status.voters.len() <= 1 && status.voters.contains(&partition.env.cluster.node()) {
             let led = partition.lead(LEAD_ALONE_TIMEOUT).await;
             if let Err(error) = led {
@@ -143,12 +143,12 @@ impl Partition {
         Ok(partition)
     }
 
-    /// What this node is to the partition.
+    /// This node's role in the partition.
     pub fn role(&self) -> PartitionRole {
         *self.leadership.role.borrow()
     }
 
-    /// True once in the life of an open replica that others share and that has heard no leader.
+    /// Returns true at most once per open replica: when it follows and has received nothing from a leader.
     pub(crate) fn wants_leader(&self) -> bool {
         let followed = matches!(self.role(), PartitionRole::Following { .. });
         followed && !self.group.heard_leader() && !self.nudged.swap(true, std::sync::atomic::Ordering::Relaxed)
@@ -162,14 +162,14 @@ impl Partition {
         }
     }
 
-    /// Makes this node lead unless another one does: asks for an election if nobody leads, and waits.
+    /// Makes this node the leader unless another node is: starts an election if there is no leader, and waits.
     ///
     /// # Errors
-    /// [`PartitionError::NotLeader`] with the leader's address; [`PartitionError::NoLeader`] when nobody leads within `patience`.
+    /// [`PartitionError::NotLeader`] with the leader's id; [`PartitionError::NoLeader`] when there is no leader within `patience`.
     pub async fn lead(&self, patience: Duration) -> Result<(), PartitionError> {
         let until = Instant::now() + patience;
         let mut roles = self.leadership.role.subscribe();
-        self.upkeep.watcher.wake();
+        self.tick_state.watcher.wake();
         loop {
             let role = *roles.borrow_and_update();
             match role {
@@ -193,23 +193,23 @@ impl Partition {
             if now >= until {
                 return Err(PartitionError::NoLeader);
             }
-            // Votes may be split, or answers late: then it is asked again.
+            // Votes may be split, or responses late: then the election is retried.
             let pause = jitter(CAMPAIGN_PAUSE).min(until - now);
             let _ = tokio::time::timeout(pause, roles.changed()).await;
         }
     }
 
-    /// Queues a checked batch. Appends are judged in the order in which this returns. Waits while the queue is full.
+    /// Queues a validated batch. Appends are checked in the order in which this returns. Waits while the queue is full.
     ///
     /// # Errors
-    /// [`PartitionError::NotLeader`], [`PartitionError::NoLeader`] while nobody leads; [`PartitionError::LargerThanQueue`] when the batch is larger
-    /// than the whole queue; the failure of the partition.
+    /// [`PartitionError::NotLeader`], [`PartitionError::NoLeader`] while there is no leader; [`PartitionError::LargerThanQueue`] when
+    /// the batch is larger than the whole queue; the failure of the partition.
     pub async fn submit(
         &self,
         batch: BytesMut,
         header: BatchHeader,
         expectation: Option<Expectation>,
-    ) -> Result<oneshot::Receiver<Answer>, PartitionError> {
+    ) -> Result<oneshot::Receiver<AppendAnswer>, PartitionError> {
         let leading = self.leadership.now.read().clone();
         let Some(leading) = leading else { return Err(self.refusal()) };
         let (bytes, queue_bytes_max) = (batch.len().max(REQUEST_OVERHEAD_BYTES), leading.queue_bytes_max);
@@ -225,7 +225,7 @@ impl Partition {
         Ok(answer)
     }
 
-    /// Why this replica does not take an append.
+    /// Why this replica does not accept an append.
     fn refusal(&self) -> PartitionError {
         if let Some(error) = self.failure() {
             return error;
@@ -239,14 +239,14 @@ impl Partition {
         }
     }
 
-    /// Why the partition has to start again, if it has.
+    /// Why the partition has to restart, if it has failed.
     pub fn failure(&self) -> Option<PartitionError> {
         let error = PartitionError::from(self.group.failure()?);
         self.stop.cancel();
         Some(error)
     }
 
-    /// Resolves when the partition stops, for whatever cause: whoever waits for records must look for its successor.
+    /// Resolves when the partition stops, for any cause: a caller that waits for records must then open the partition again.
     pub async fn stopped(&self) {
         self.stop.cancelled().await;
     }
@@ -256,12 +256,12 @@ impl Partition {
         &self.group
     }
 
-    /// How far the other replicas are behind; nothing while this one does not lead.
+    /// Lag of the other replicas; zero while this one does not lead.
     pub fn replica_lag(&self) -> ReplicaLag {
-        self.upkeep.lags.lock().now()
+        self.tick_state.lags.lock().now()
     }
 
-    /// The topic's settings that it was opened with.
+    /// The topic's settings when the partition was opened.
     pub fn settings(&self) -> &TopicSettings {
         &self.settings
     }
@@ -276,7 +276,7 @@ impl Partition {
         &self.log
     }
 
-    /// Waits until what is readable here includes everything that was acknowledged when this was called. On the leader only.
+    /// Waits until all records that were acknowledged when this was called can be read here. On the leader only.
     ///
     /// # Errors
     /// [`PartitionError::NotLeader`], or [`PartitionError::NoLeader`] without a majority.
@@ -288,7 +288,7 @@ impl Partition {
         })
     }
 
-    /// What readers may see, and a way to wait for more.
+    /// The progress up to which readers may read, and a way to wait for more.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.shared.progress.subscribe()
     }
@@ -356,7 +356,7 @@ impl Partition {
         .await
     }
 
-    /// The partition for people.
+    /// Describes the partition for people.
     pub fn describe(&self) -> PartitionDescription {
         let status = self.group.status();
         let state = self.env.cluster.state();
@@ -378,7 +378,7 @@ impl Partition {
         }
     }
 
-    /// Takes a checkpoint when the log has rolled, and deletes what the topic's retention no longer keeps.
+    /// Saves a checkpoint when the log has rolled, and deletes segments that the topic's retention does not keep.
     ///
     /// # Errors
     /// When the group or the disk fails.
@@ -387,10 +387,10 @@ impl Partition {
         retention::run(&self.log, &self.group, &self.shared, &self.settings, now_ms).await
     }
 
-    /// Hands leadership to another replica: accepted appends are finished first, new ones refused.
+    /// Transfers leadership to another replica: finishes accepted appends first, and rejects new ones.
     ///
     /// # Errors
-    /// When this node does not lead, or the other one does not take over in time.
+    /// When this node does not lead, or the other node does not become the leader in time.
     pub async fn hand_over(&self, to: u64) -> Result<(), PartitionError> {
         let _one = self.leadership.handing_over.lock().await;
         let leading = self.leadership.now.read().clone();
@@ -399,14 +399,14 @@ impl Partition {
         self.group.transfer(to).await.map_err(PartitionError::from)
     }
 
-    /// The partition is about to close, when its turn comes: it leads no more from now on, and does not try to.
+    /// Announces that the partition will be closed: it stops leading and does not start elections from now on.
     pub fn retire(&self) {
         self.stop.cancel();
     }
 
-    /// Refuses new appends, waits for accepted ones, saves a checkpoint and closes the log.
+    /// Rejects new appends, waits for accepted ones, saves a checkpoint and closes the log.
     pub async fn close(&self) {
-        // Maintenance that is under way deletes files and waits for checkpoints.
+        // Running maintenance deletes files and waits for checkpoints.
         let _one = self.retention.lock().await;
         self.stop.cancel();
         let leading = self.leadership.now.read().clone();
@@ -417,13 +417,13 @@ impl Partition {
         if let Some(leading_task) = leading_task
             && let Err(error) = leading_task.await
         {
-            tracing::error!(partition = %self.id, %error, "leadership panicked");
+            tracing::error!(partition = %self.id, %error, "leadership task panicked");
         }
         self.group.close(self.failure().is_some()).await;
     }
 
-    /// Reads the partition's view as of the last applied record. `None`: it has no view, or one of another type. The
-    /// reader holds up the partition: it must be quick.
+    /// Reads the partition's view as of the last applied record. `None`: it has no view, or one of another type. `read` blocks
+    /// the partition: it must be quick.
     pub(crate) fn view<V: View, R>(&self, read: impl FnOnce(&V) -> R) -> Option<R> {
         let view = self.shared.view.as_ref()?.lock();
         let any: &dyn Any = &**view;

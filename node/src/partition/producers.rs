@@ -1,11 +1,11 @@
-//! Idempotent producers: who appended which sequence numbers last (KIP-98).
+//! Idempotent producers: the last sequence numbers of each producer (KIP-98).
 //!
 //! The table is a pure function of the log prefix: every replica derives it from the batch headers of committed entries,
 //! and the leader's sequencer keeps a copy that runs ahead with what it has proposed.
 //!
-//! Where Kafka remembers five batches of a producer, this table remembers runs: consecutive batches whose sequences and
-//! offsets both follow on merge into one, so that a producer that has a partition to itself costs one run however far it
-//! pipelines, and a repeated request is recognised anywhere in the remembered runs.
+//! Kafka keeps five batches per producer; this table keeps runs: consecutive batches with contiguous sequences and
+//! offsets merge into one run. A producer that has a partition to itself uses one run however far it pipelines, and a
+//! repeated request is recognised anywhere in the stored runs.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 /// Sequence numbers are 31 bits and wrap to 0.
 const SEQUENCE_MASK: i32 = i32::MAX;
 
-/// Runs remembered per producer; the requests that a client may have in flight on one stream.
+/// Maximum number of runs per producer; the requests that a client may have in flight on one stream.
 const RUNS_MAX: usize = 256;
 
 /// A run is cut at its front when it grows past this many records, to keep sequence arithmetic within half the range.
 const RUN_RECORDS_MAX: i64 = 1 << 29;
 
-/// What a batch of an idempotent producer is, judged against the table.
+/// Result of checking a batch of an idempotent producer against the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SequenceCheck {
     /// The next one: append it.
@@ -36,9 +36,9 @@ pub(super) enum SequenceCheck {
         /// The producer's epoch in the log.
         current: i16,
     },
-    /// It does not follow on what is stored and is not remembered either.
+    /// It is neither the next batch nor one of the stored ones.
     OutOfOrder {
-        /// The sequence number that would follow.
+        /// The next sequence number.
         expected: i32,
     },
 }
@@ -61,7 +61,7 @@ struct Producer {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ProducerTable {
     producers: HashMap<i64, Producer>,
-    /// Bound of the table; 0 is none.
+    /// Maximum number of producers; 0: no limit.
     #[serde(skip)]
     max: usize,
 }
@@ -71,28 +71,28 @@ fn advance(sequence: i32, records: i64) -> i32 {
     ((i64::from(sequence) + records) & i64::from(SEQUENCE_MASK)) as i32
 }
 
-/// How far `to` lies behind `from` in sequence space.
+/// Distance from `from` forward to `to` in sequence space.
 fn distance(from: i32, to: i32) -> i64 {
     i64::from(to.wrapping_sub(from) & SEQUENCE_MASK)
 }
 
 impl ProducerTable {
-    /// An empty table that forgets the producers idle for longest beyond `max` of them.
+    /// An empty table. Beyond `max` producers it evicts those that have been idle longest.
     pub(super) fn new(max: usize) -> Self {
         Self { producers: HashMap::new(), max }
     }
 
-    /// Sets the bound of a table that was read from a checkpoint.
+    /// Sets the limit of a table that was read from a checkpoint.
     pub(super) fn set_max(&mut self, max: usize) {
         self.max = max;
     }
 
-    /// Judges a batch. Batches without a producer id are always next.
-    pub(super) fn judge(&self, header: &BatchHeader) -> SequenceCheck {
+    /// Checks a batch. Batches without a producer id are always next.
+    pub(super) fn check(&self, header: &BatchHeader) -> SequenceCheck {
         if header.producer_id < 0 {
             return SequenceCheck::Next;
         }
-        // A producer that is not remembered may go on: its state went with retention or the table's bound.
+        // An unknown producer may continue: its state was deleted with retention or evicted.
         let Some(producer) = self.producers.get(&header.producer_id) else { return SequenceCheck::Next };
         if header.producer_epoch < producer.epoch {
             return SequenceCheck::Fenced { current: producer.epoch };
@@ -119,7 +119,7 @@ impl ProducerTable {
         SequenceCheck::OutOfOrder { expected }
     }
 
-    /// Records that a batch was appended at `base_offset`. It must have been judged [`SequenceCheck::Next`].
+    /// Records that a batch was appended at `base_offset`. [`Self::check`] must have returned [`SequenceCheck::Next`] for it.
     pub(super) fn appended(&mut self, header: &BatchHeader, base_offset: i64) {
         if header.producer_id < 0 {
             return;
@@ -153,14 +153,14 @@ impl ProducerTable {
             return;
         }
         if self.max > 0 && self.producers.len() >= self.max {
-            self.forget_idle();
+            self.evict_idle();
         }
         self.producers
             .insert(header.producer_id, Producer { epoch: header.producer_epoch, runs: VecDeque::from([run]) });
     }
 
-    /// Drops the tenth of the producers whose last append is the longest ago, in offsets.
-    fn forget_idle(&mut self) {
+    /// Evicts the tenth of the producers with the oldest last append, by offset.
+    fn evict_idle(&mut self) {
         let mut last: Vec<(i64, i64)> =
             self.producers.iter().map(|(id, p)| (p.runs.back().map(|run| run.base_offset).unwrap_or(0), *id)).collect();
         last.sort_unstable();
@@ -192,15 +192,15 @@ mod tests {
         let mut table = ProducerTable::new(10);
         for (i, offset) in [(0, 100), (3, 103), (6, 106)] {
             let batch = header(1, 0, i, 3);
-            assert_eq!(table.judge(&batch), SequenceCheck::Next);
+            assert_eq!(table.check(&batch), SequenceCheck::Next);
             table.appended(&batch, offset);
         }
         assert_eq!(table.producers[&1].runs.len(), 1);
-        assert_eq!(table.judge(&header(1, 0, 3, 3)), SequenceCheck::Duplicate { base_offset: 103 });
-        assert_eq!(table.judge(&header(1, 0, 9, 1)), SequenceCheck::Next);
-        assert_eq!(table.judge(&header(1, 0, 10, 1)), SequenceCheck::OutOfOrder { expected: 9 });
-        // Half old, half new: not the request of before.
-        assert_eq!(table.judge(&header(1, 0, 8, 3)), SequenceCheck::OutOfOrder { expected: 9 });
+        assert_eq!(table.check(&header(1, 0, 3, 3)), SequenceCheck::Duplicate { base_offset: 103 });
+        assert_eq!(table.check(&header(1, 0, 9, 1)), SequenceCheck::Next);
+        assert_eq!(table.check(&header(1, 0, 10, 1)), SequenceCheck::OutOfOrder { expected: 9 });
+        // Half old, half new: not a repeated request.
+        assert_eq!(table.check(&header(1, 0, 8, 3)), SequenceCheck::OutOfOrder { expected: 9 });
     }
 
     #[test]
@@ -209,9 +209,9 @@ mod tests {
         table.appended(&header(1, 0, 0, 1), 0);
         table.appended(&header(2, 0, 0, 1), 1);
         table.appended(&header(1, 0, 1, 1), 2);
-        assert_eq!(table.judge(&header(1, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 0 });
-        assert_eq!(table.judge(&header(1, 0, 1, 1)), SequenceCheck::Duplicate { base_offset: 2 });
-        assert_eq!(table.judge(&header(2, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 1 });
+        assert_eq!(table.check(&header(1, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 0 });
+        assert_eq!(table.check(&header(1, 0, 1, 1)), SequenceCheck::Duplicate { base_offset: 2 });
+        assert_eq!(table.check(&header(2, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 1 });
     }
 
     #[test]
@@ -219,23 +219,23 @@ mod tests {
         let mut table = ProducerTable::new(10);
         table.appended(&header(1, 0, i32::MAX - 1, 1), 0);
         let last = header(1, 0, i32::MAX, 1);
-        assert_eq!(table.judge(&last), SequenceCheck::Next);
+        assert_eq!(table.check(&last), SequenceCheck::Next);
         table.appended(&last, 1);
-        assert_eq!(table.judge(&header(1, 0, 0, 2)), SequenceCheck::Next);
+        assert_eq!(table.check(&header(1, 0, 0, 2)), SequenceCheck::Next);
         table.appended(&header(1, 0, 0, 2), 2);
-        assert_eq!(table.judge(&header(1, 0, i32::MAX, 1)), SequenceCheck::Duplicate { base_offset: 1 });
-        assert_eq!(table.judge(&header(1, 0, 1, 1)), SequenceCheck::Duplicate { base_offset: 3 });
+        assert_eq!(table.check(&header(1, 0, i32::MAX, 1)), SequenceCheck::Duplicate { base_offset: 1 });
+        assert_eq!(table.check(&header(1, 0, 1, 1)), SequenceCheck::Duplicate { base_offset: 3 });
     }
 
     #[test]
     fn an_old_epoch_is_fenced_and_a_new_one_starts_at_zero() {
         let mut table = ProducerTable::new(10);
         table.appended(&header(1, 3, 7, 1), 0);
-        assert_eq!(table.judge(&header(1, 2, 8, 1)), SequenceCheck::Fenced { current: 3 });
-        assert_eq!(table.judge(&header(1, 4, 8, 1)), SequenceCheck::OutOfOrder { expected: 0 });
-        assert_eq!(table.judge(&header(1, 4, 0, 1)), SequenceCheck::Next);
+        assert_eq!(table.check(&header(1, 2, 8, 1)), SequenceCheck::Fenced { current: 3 });
+        assert_eq!(table.check(&header(1, 4, 8, 1)), SequenceCheck::OutOfOrder { expected: 0 });
+        assert_eq!(table.check(&header(1, 4, 0, 1)), SequenceCheck::Next);
         table.appended(&header(1, 4, 0, 1), 1);
-        assert_eq!(table.judge(&header(1, 3, 8, 1)), SequenceCheck::Fenced { current: 4 });
+        assert_eq!(table.check(&header(1, 3, 8, 1)), SequenceCheck::Fenced { current: 4 });
     }
 
     #[test]
@@ -245,7 +245,7 @@ mod tests {
             table.appended(&header(id, 0, 0, 1), id);
         }
         assert!(table.producers.len() <= 20);
-        assert_eq!(table.judge(&header(29, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 29 });
-        assert_eq!(table.judge(&header(0, 0, 5, 1)), SequenceCheck::Next);
+        assert_eq!(table.check(&header(29, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 29 });
+        assert_eq!(table.check(&header(0, 0, 5, 1)), SequenceCheck::Next);
     }
 }

@@ -1,4 +1,4 @@
-//! Sends the log of a replica on this node to one on another node that fills its own ([`super::fill`] is the other end).
+//! Sends the log of a replica on this node to a replica on another node that fills its log ([`super::fill`] is the receiver).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,21 +19,21 @@ use crate::raft::{GroupError, GroupStatus, checkpoint_index, entry_out};
 /// Bytes of one message of entries.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// Whether the replica of `me` holds everything that may have been acknowledged, without asking anybody: the only other
-/// voter is `from`.
+/// Returns whether the replica of `me` is known to hold every entry that may have been acknowledged, without a quorum read: the
+/// only other voter is `from`.
 ///
-/// With two voters a majority is both, so whatever is committed is in both logs, and whoever is elected needs the vote of the
-/// other. That holds from the entry on that made the two the voters: it was proposed only after the joint configuration
-/// before it, which already needs both, was committed. Not while the voters change: the configuration that comes next may do
-/// without `me`.
+/// With two voters a majority is both, so every committed entry is in both logs, and a candidate needs the vote of the
+/// other voter. That holds from the entry that made the two the voters: it was proposed only after the joint configuration
+/// before it, which already needs both, was committed. It does not hold while the voters change: the next configuration may not
+/// contain `me`.
 fn whole_alone(status: &GroupStatus, me: u64, from: u64) -> bool {
     me != from && !status.joint && status.voters == BTreeSet::from([me, from])
 }
 
-/// Answers a replica that fills its log: this node must lead, and is asked to confirm it, or be the only other voter.
+/// Serves a replica that fills its log. This node must be the leader, which is confirmed with a majority, or the only other voter.
 ///
 /// # Errors
-/// When it is neither, or has lost what is asked for.
+/// When this node is neither, or does not have the requested entries any more.
 pub(crate) async fn pull(
     env: Arc<Environment>,
     replica: &Arc<Replica>,
@@ -44,12 +44,12 @@ pub(crate) async fn pull(
     let mut partition = replica.get().await.map_err(|e| unavailable(e.to_string()))?;
     if !(request.whole && whole_alone(&partition.group().status(), env.cluster.node(), from_node)) {
         partition = replica.lead().await.map_err(|e| unavailable(e.to_string()))?;
-        // What is committed now is what the replica must have at least.
+        // The replica must receive at least everything that is committed now.
         partition.group().read_index().await.map_err(|e: GroupError| unavailable(e.to_string()))?;
     }
     partition.group().checkpoint().await.map_err(|e| unavailable(e.to_string()))?;
     let log = partition.log().clone();
-    // First the checkpoint, then the end: what is sent must cover what the checkpoint does.
+    // First the checkpoint, then the end: the sent entries must include all that the checkpoint covers.
     let reader = log.clone();
     let checkpoint = crate::host::blocking(move || reader.load_checkpoint()).await;
     let checkpoint = checkpoint.map_err(|e| unavailable(e.to_string()))?.map_err(|e| unavailable(e.to_string()))?;
@@ -62,13 +62,13 @@ pub(crate) async fn pull(
     let from = request.from.max(first);
     let before = if request.from >= first { None } else { partition.group().purged_position() };
     if request.from < first && before.is_none() {
-        return Err(Status::unavailable("what is before the first entry is not known yet"));
+        return Err(Status::unavailable("the position before the first entry is not known yet"));
     }
     if let Some(previous) = request.previous
         && request.from == first
         && partition.group().purged_position() != Some(previous)
     {
-        return Err(Status::aborted("the logs differ before the first entry that is asked for"));
+        return Err(Status::aborted("the logs differ before the first requested entry"));
     }
     let previous = request.previous.filter(|_| request.from > first);
     let (first_offset, bytes) = {
@@ -89,14 +89,14 @@ pub(crate) async fn pull(
             Ok::<_, LogError>(Some((first_offset, log.bytes_between(from, end))))
         });
         let asked = asked.await.map_err(|e| unavailable(e.to_string()))?.map_err(|e| unavailable(e.to_string()))?;
-        asked.ok_or_else(|| Status::aborted("the logs differ before the first entry that is asked for"))?
+        asked.ok_or_else(|| Status::aborted("the logs differ before the first requested entry"))?
     };
     let start = proto::PullStart { first: from, first_offset, end, bytes, checkpoint, before };
     let boundaries: Vec<u64> = log.segments().iter().map(|segment| segment.base_index).collect();
     let begin = futures::stream::once(async move { Ok(message(Part::Start(start))) });
     let state =
-        Sending { env, log, next: from, end, boundaries, hash: ContentHash::new(), hashed: from, _held: partition };
-    let rest = futures::stream::try_unfold(state, Sending::step);
+        LogTransfer { env, log, next: from, end, boundaries, hash: ContentHash::new(), hashed: from, _held: partition };
+    let rest = futures::stream::try_unfold(state, LogTransfer::step);
     Ok(begin.chain(rest).boxed())
 }
 
@@ -104,7 +104,8 @@ fn message(part: Part) -> proto::PullResponse {
     proto::PullResponse { part: Some(part) }
 }
 
-struct Sending {
+/// A log while it is sent.
+struct LogTransfer {
     env: Arc<Environment>,
     log: Arc<Log>,
     next: u64,
@@ -112,11 +113,11 @@ struct Sending {
     boundaries: Vec<u64>,
     hash: ContentHash,
     hashed: u64,
-    /// Keeps the partition awake.
+    /// Keeps the partition open.
     _held: Arc<Partition>,
 }
 
-impl Sending {
+impl LogTransfer {
     async fn step(mut self) -> Result<Option<(proto::PullResponse, Self)>, Status> {
         let boundary = self.next == self.end || self.boundaries.binary_search(&self.next).is_ok();
         if boundary && self.hashed < self.next {
@@ -135,7 +136,7 @@ impl Sending {
             .map_err(|e| Status::internal(e.to_string()))?
             .map_err(|e| Status::unavailable(format!("reading at {next}: {e}")))?;
         if entries.is_empty() {
-            return Err(Status::unavailable(format!("entry {next} is not there any more")));
+            return Err(Status::unavailable(format!("entry {next} was deleted")));
         }
         let bytes: usize = entries.iter().map(|stored| stored.entry.payload.len() + 72).sum();
         self.env.filling.pass(bytes, self.env.config().cluster.fill_bytes_per_second).await;
@@ -163,9 +164,9 @@ mod tests {
         assert!(whole_alone(&of_voters(&[1, 2]), 2, 1));
         assert!(!whole_alone(&of_voters(&[1, 2]), 1, 3), "the caller does not vote");
         assert!(!whole_alone(&of_voters(&[2, 3]), 1, 2), "this node does not vote");
-        assert!(!whole_alone(&of_voters(&[1, 2, 3]), 1, 2), "the third may hold what was acknowledged");
+        assert!(!whole_alone(&of_voters(&[1, 2, 3]), 1, 2), "the third may have acknowledged entries");
         assert!(!whole_alone(&of_voters(&[1]), 1, 1), "a node does not repair itself");
         let changing = GroupStatus { joint: true, ..of_voters(&[1, 2]) };
-        assert!(!whole_alone(&changing, 1, 2), "the next voters may do without this node");
+        assert!(!whole_alone(&changing, 1, 2), "the next voters may not include this node");
     }
 }

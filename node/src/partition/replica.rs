@@ -1,5 +1,5 @@
-//! The replica of a partition on this node: opens it on first use, fills its log when it must, puts it to sleep when it is idle,
-//! and starts it again after a failure.
+//! The replica of a partition on this node: opens it on first use, fills its log when needed, closes it when it is idle,
+//! and restarts it after a failure.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,39 +19,39 @@ use super::storage::open_log;
 use crate::metadata::Placement;
 use crate::model::PartitionError;
 
-/// First and longest wait before a failed partition is tried again.
+/// First and longest wait before a failed partition is opened again.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// Wait before a filling that broke off goes on.
+/// Wait before an interrupted fill is retried.
 const FILL_RETRY: Duration = Duration::from_millis(500);
-/// How long a request waits for somebody to lead a partition that it has woken.
+/// How long a request waits for a leader of a partition that it has opened.
 const LEAD_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Whether a replica is open.
+/// State of a replica.
 #[derive(Clone)]
 pub enum ReplicaState {
     /// Not open; the next use opens it.
     Dormant,
     /// Open.
     Active(Arc<Partition>),
-    /// Its log is brought up to date from another replica; its group does not run.
+    /// Its log is being filled from another replica; its group does not run.
     Filling(Arc<Filling>),
     /// It failed; uses before `until` get the error.
     Failed {
-        /// Why.
+        /// The failure.
         error: PartitionError,
-        /// When it may be tried again.
+        /// When it may be opened again.
         until: Instant,
-        /// The wait after that.
+        /// The wait after the next failure.
         next: Duration,
     },
-    /// Its topic is gone or the node stops: it opens no more.
+    /// Its topic was deleted or the node stops: it never opens again.
     Closed,
 }
 
-/// A filling under way.
+/// A running fill of a log.
 pub struct Filling {
-    /// How far it is.
+    /// Its progress.
     pub progress: FillProgress,
     stop: CancellationToken,
     task: parking_lot::Mutex<Option<tokio::task::JoinHandle<()>>>,
@@ -87,27 +87,27 @@ impl Replica {
         self.id
     }
 
-    /// Whether the replica is open now.
+    /// The current state.
     pub fn state(&self) -> ReplicaState {
         self.state.read().clone()
     }
 
-    /// The replica has lost something that it may have acknowledged, and is not whole again.
+    /// Returns whether the replica has lost entries that it may have acknowledged, and is not repaired yet.
     pub fn is_damaged(&self) -> bool {
         fill::pending(&self.env.cluster.store, self.id) == Some(FillReason::Damaged)
     }
 
-    /// The state once an opening or closing under way is done.
+    /// The state after any opening or closing in progress.
     pub async fn settled(&self) -> ReplicaState {
         let _changing = self.changing.lock().await;
         self.state()
     }
 
-    /// The partition, opened if need be. Opening goes on when the caller goes away: the next one finds it open.
+    /// The partition, opened if needed. Opening continues when the caller is cancelled: the next caller finds it open.
     ///
     /// # Errors
-    /// What keeps it from opening; after a failure, that error until the next try is due; [`PartitionError::NotLeader`] when this
-    /// node holds no replica, or one that is filling.
+    /// Why it cannot be opened; after a failure, that error until the next attempt is due; [`PartitionError::NotLeader`] when this
+    /// node has no replica, or one that is filling.
     pub async fn get(self: &Arc<Self>) -> Result<Arc<Partition>, PartitionError> {
         self.used();
         if let Some(partition) = self.active() {
@@ -117,10 +117,10 @@ impl Replica {
         tokio::spawn(async move { replica.open().await }).await.map_err(interrupted)?
     }
 
-    /// The partition, led by this node: opened and elected if need be.
+    /// The partition, led by this node: opened and elected if needed.
     ///
     /// # Errors
-    /// As [`Replica::get`]; [`PartitionError::NotLeader`] with the leader's address.
+    /// As [`Replica::get`]; [`PartitionError::NotLeader`] with the leader's id.
     pub async fn lead(self: &Arc<Self>) -> Result<Arc<Partition>, PartitionError> {
         let partition = self.get().await?;
         if !matches!(partition.role(), PartitionRole::Leading(_)) {
@@ -129,7 +129,7 @@ impl Replica {
         Ok(partition)
     }
 
-    /// Answers a raft message of another node.
+    /// Handles a raft message from another node.
     pub async fn raft(self: &Arc<Self>, from: u64, message: Message) -> Message {
         let partition = match self.active() {
             Some(partition) => partition,
@@ -173,11 +173,11 @@ impl Replica {
             ReplicaState::Active(partition) => match partition.failure() {
                 None => return Ok(partition),
                 Some(error) => {
-                    tracing::warn!(partition = %self.id, %error, "partition failed and starts again from disk");
+                    tracing::warn!(partition = %self.id, %error, "partition failed, restarting from disk");
                     self.set(ReplicaState::Failed { error: error.clone(), until: Instant::now(), next: RETRY_MIN });
                     let others = partition.group().status().voters.iter().any(|node| *node != self.env.cluster.node());
                     partition.close().await;
-                    // Sealed segments are not read when a log is opened: what reading found must be repaired here.
+                    // Opening a log does not read sealed segments: damage that a read has found must be repaired here.
                     if let Some(index) = error.damaged_index().filter(|_| others) {
                         drop(partition);
                         return match self.cut(Some(index)).await {
@@ -195,7 +195,7 @@ impl Replica {
             ReplicaState::Failed { next, .. } => next,
             ReplicaState::Dormant => RETRY_MIN,
         };
-        // Looked up here and not by the caller: an alter that is through has been seen.
+        // Looked up here and not by the caller, so that an applied change of settings is seen.
         let (Some(settings), Some(placement)) =
             (self.env.cluster.settings(self.id), self.env.cluster.placement(self.id))
         else {
@@ -220,8 +220,8 @@ impl Replica {
                 Ok(partition)
             }
             Err(error @ PartitionError::Damaged { .. }) if others => {
-                tracing::error!(partition = %self.id, %error, "the log is damaged: it is repaired from another replica");
-                // Opening reads more than the end of the log: what the last checkpoint does not cover is applied again.
+                tracing::error!(partition = %self.id, %error, "log is damaged, repairing from another replica");
+                // Opening reads more than the end of the log: entries after the last checkpoint are applied again.
                 match self.cut(error.damaged_index()).await {
                     Ok(()) => {
                         self.start_filling(FillReason::Damaged);
@@ -235,13 +235,13 @@ impl Replica {
     }
 
     fn fail(&self, error: PartitionError, wait: Duration) -> PartitionError {
-        tracing::error!(partition = %self.id, %error, retry_ms = wait.as_millis() as u64, "partition does not open");
+        tracing::error!(partition = %self.id, %error, retry_in_ms = wait.as_millis() as u64, "cannot open partition");
         let next = (wait * 2).min(RETRY_MAX);
         self.set(ReplicaState::Failed { error: error.clone(), until: Instant::now() + wait, next });
         error
     }
 
-    /// Why the log must be filled before the group may run, if it must.
+    /// Returns why the log must be filled before the group may run; `None`: it need not.
     async fn must_fill(&self, placement: &Placement) -> Option<FillReason> {
         if let Some(reason) = fill::pending(&self.env.cluster.store, self.id) {
             return Some(reason);
@@ -253,12 +253,12 @@ impl Replica {
         let exists = crate::host::blocking(move || store.list_logs().map(|logs| logs.contains(&id))).await;
         match exists {
             Ok(Ok(false)) => Some(FillReason::Behind),
-            // What cannot be told shows when the log is opened.
+            // An error shows again when the log is opened.
             Ok(_) | Err(_) => None,
         }
     }
 
-    /// The answer while the log is filled.
+    /// The error while the log is being filled.
     fn filling(&self) -> PartitionError {
         let me = self.env.cluster.node();
         match self.env.cluster.designated(self.id).filter(|node| *node != me) {
@@ -282,8 +282,8 @@ impl Replica {
         }
     }
 
-    /// Damage was found by reading the log of an open partition: takes it out of service and repairs it, unless this is the
-    /// only replica.
+    /// A read has found damage in the log of an open partition: takes it out of service and repairs it, unless this is the
+    /// only replica. `index`: raft index of the damage.
     pub async fn damaged(self: &Arc<Self>, index: u64) {
         let replica = self.clone();
         let done = tokio::spawn(async move {
@@ -293,7 +293,7 @@ impl Replica {
             if !others {
                 return;
             }
-            tracing::error!(partition = %replica.id, index, "the log is damaged: it is repaired from another replica");
+            tracing::error!(partition = %replica.id, index, "log is damaged, repairing from another replica");
             replica.set(ReplicaState::Dormant);
             partition.close().await;
             match replica.cut(Some(index)).await {
@@ -308,10 +308,12 @@ impl Replica {
         }
     }
 
-    /// Takes the damaged end out of a closed log, after noting that the replica has lost something. `from`: where reading has
-    /// met damage; `None`: an open of the log finds it.
+    /// Removes the damaged end from a closed log, after storing durably that the replica has lost entries. `from`: raft index of
+    /// the damage that a read has found; `None`: opening the log finds it.
     async fn cut(&self, from: Option<u64>) -> Result<(), PartitionError> {
-        fill::note(&self.env.cluster.store, self.id, Some(FillReason::Damaged)).await.map_err(PartitionError::from)?;
+        fill::store_pending(&self.env.cluster.store, self.id, Some(FillReason::Damaged))
+            .await
+            .map_err(PartitionError::from)?;
         let (store, id) = (self.env.cluster.store.clone(), self.id);
         let cut = crate::host::blocking(move || match from {
             Some(index) => store.cut_from(id, index),
@@ -323,7 +325,7 @@ impl Replica {
             kept_to = cut.next_index,
             had_to = cut.was,
             quarantine = ?cut.quarantine,
-            "damaged segments are set aside"
+            "damaged segments moved to quarantine"
         );
         Ok(())
     }
@@ -348,13 +350,13 @@ impl Replica {
         *filling.task.lock() = Some(task);
     }
 
-    /// Fills the log, however often it breaks off.
+    /// Fills the log; retries until it succeeds.
     async fn fill(&self, reason: FillReason, progress: &FillProgress) {
         loop {
             match self.fill_once(reason, progress).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(partition = %self.id, error, "filling the log broke off, and will go on");
+                    tracing::warn!(partition = %self.id, error, "filling the log was interrupted, retrying");
                     tokio::time::sleep(crate::host::jitter(FILL_RETRY)).await;
                 }
             }
@@ -363,7 +365,7 @@ impl Replica {
 
     async fn fill_once(&self, reason: FillReason, progress: &FillProgress) -> Result<(), String> {
         let text = |error: LogError| error.to_string();
-        fill::note(&self.env.cluster.store, self.id, Some(reason)).await.map_err(text)?;
+        fill::store_pending(&self.env.cluster.store, self.id, Some(reason)).await.map_err(text)?;
         let settings = self.env.cluster.settings(self.id).ok_or("the topic was deleted")?;
         let log = open_log(&self.env, self.id, &settings).await.map_err(|e| e.to_string())?;
         let open = OpenLog(Some(log.clone()));
@@ -371,15 +373,15 @@ impl Replica {
         drop(log);
         open.close().await;
         filled?;
-        fill::note(&self.env.cluster.store, self.id, None).await.map_err(text)
+        fill::store_pending(&self.env.cluster.store, self.id, None).await.map_err(text)
     }
 
     fn set(&self, state: ReplicaState) {
         *self.state.write() = state;
     }
 
-    /// Puts the partition to sleep if nobody has used it for `idle`, nobody holds it, and its group can do without.
-    pub async fn sleep_if_idle(&self, idle: Duration) {
+    /// Closes the partition if it was not used for `idle`, has no open handles, and its group does not need this replica.
+    pub async fn close_if_idle(&self, idle: Duration) {
         let quiet =
             || self.start.elapsed().saturating_sub(Duration::from_millis(self.last_used.load(Ordering::Relaxed)));
         if quiet() < idle {
@@ -391,18 +393,18 @@ impl Replica {
             _ => None,
         };
         let Some(partition) = unused() else { return };
-        if !partition.may_sleep().await {
+        if !partition.may_close().await {
             return;
         }
         drop(partition);
         self.close_unused(|| quiet() >= idle).await;
     }
 
-    /// Closes the partition if nobody holds it. The caller holds `changing`.
+    /// Closes the partition if it has no open handles. The caller holds `changing`.
     async fn close_unused(&self, still: impl Fn() -> bool) {
         let partition = {
             let mut state = self.state.write();
-            // One reference is the replica's own; under the write lock nobody gets another.
+            // One reference is the replica's own; under the write lock no caller gets another.
             match &*state {
                 ReplicaState::Active(partition) if Arc::strong_count(partition) == 1 && still() => {
                     let partition = partition.clone();
@@ -415,7 +417,7 @@ impl Replica {
         partition.close().await;
     }
 
-    /// The leader goes to sleep: so does this replica when its log ends at the same place. Answers whether it does; one that
+    /// The leader closes: this replica closes too when its log ends at the same position. Returns whether it does; a replica that
     /// is being read stays open without a leader.
     pub async fn sleep_with_leader(self: &Arc<Self>, position: chronicle_proto::internal::LogPosition) -> bool {
         let Some(partition) = self.active() else { return matches!(self.state(), ReplicaState::Dormant) };
@@ -425,7 +427,7 @@ impl Replica {
             let replica = self.clone();
             tokio::spawn(async move {
                 let _changing = replica.changing.lock().await;
-                let resting = || replica.active().is_some_and(|partition| partition.upkeep.watcher.resting());
+                let resting = || replica.active().is_some_and(|partition| partition.tick_state.watcher.resting());
                 if resting() {
                     replica.close_unused(|| true).await;
                 }
@@ -434,17 +436,17 @@ impl Replica {
         rests
     }
 
-    /// Closes the partition; the next use opens it with the settings of then.
+    /// Closes the partition; the next use opens it with the current settings.
     pub async fn restart(self: &Arc<Self>) {
         self.leave(ReplicaState::Dormant).await;
     }
 
-    /// Closes the partition for good.
+    /// Closes the partition permanently.
     pub async fn close(self: &Arc<Self>) {
         self.leave(ReplicaState::Closed).await;
     }
 
-    /// Closes the partition, to the end even when the caller goes away.
+    /// Closes the partition; completes even when the caller is cancelled.
     async fn leave(self: &Arc<Self>, then: ReplicaState) {
         let replica = self.clone();
         let left = tokio::spawn(async move {
@@ -474,7 +476,7 @@ impl Replica {
     }
 }
 
-/// A log that is closed also when its filling is given up.
+/// A log that is closed also when its fill is cancelled.
 struct OpenLog(Option<Arc<Log>>);
 
 impl OpenLog {
@@ -493,7 +495,7 @@ impl Drop for OpenLog {
     }
 }
 
-/// The runtime is going away, or opening panicked.
+/// The runtime is shutting down, or the task panicked.
 fn interrupted(error: tokio::task::JoinError) -> PartitionError {
     PartitionError::Unavailable(format!("opening the partition was interrupted: {error}"))
 }

@@ -1,11 +1,11 @@
-//! The replicas on this node: found by log, opened on first use, looked after while they are open.
+//! The replicas on this node: found by log, opened on first use, maintained while they are open.
 //!
 //! Invariants:
-//! - At most one [`Replica`] of a log is in the table; one that was taken out is closed and opens no more.
-//! - Nothing here waits for a partition that sleeps to be opened, apart from what is asked to open it.
+//! - The table has at most one [`Replica`] of a log; one that was removed from it is closed and never opens again.
+//! - Only functions whose purpose is to open a partition wait for a dormant one to open.
 //!
-//! `replica.rs` owns the life of one of them; `housekeeping.rs` is what the node does for all of them from time to time;
-//! `inspect.rs` is how they look from outside.
+//! `replica.rs` owns the lifecycle of one of them; `housekeeping.rs` runs the background tasks for all of them;
+//! `inspect.rs` has the read-only views.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::{Environment, Partition, PartitionRole, Replica, ReplicaState};
 use crate::host::blocking;
 use crate::model::{PartitionError, Topic};
 
-/// Partitions whose leadership is handed over at a time by a node that stops: they share the flushes of their votes.
+/// Concurrent leadership transfers of a node that stops: they share the flushes of their votes.
 const HAND_OVERS: usize = 64;
 /// Opening or closing a partition waits for the disk; this many at a time share its flushes.
 const CLOSES: usize = 32;
@@ -30,10 +30,11 @@ const CLOSES: usize = 32;
 /// The replicas on this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Replicas {
-    pub(super) inner: Arc<Table>,
+    pub(super) inner: Arc<ReplicaTable>,
 }
 
-pub(super) struct Table {
+/// The replicas, and what they share.
+pub(super) struct ReplicaTable {
     pub(super) env: Arc<Environment>,
     /// Replicas that have been used, by log.
     replicas: RwLock<HashMap<LogId, Arc<Replica>>>,
@@ -47,18 +48,18 @@ pub(super) fn log_of(topic: &Topic, partition: i32) -> LogId {
 }
 
 impl Replicas {
-    /// No replica is open yet, and none is opened any more after `stop`. [`Replicas::start`] begins to look after them.
+    /// No replica is open yet; none is opened after `stop`. [`Replicas::start`] starts the background tasks.
     pub fn new(env: Arc<Environment>, stop: CancellationToken) -> Self {
-        let table = Table { env, replicas: RwLock::default(), stop, tasks: TaskTracker::new() };
+        let table = ReplicaTable { env, replicas: RwLock::default(), stop, tasks: TaskTracker::new() };
         Self { inner: Arc::new(table) }
     }
 
-    /// What they share.
+    /// The state that all replicas share.
     pub fn environment(&self) -> &Arc<Environment> {
         &self.inner.env
     }
 
-    /// All that have been used.
+    /// All replicas that have been used.
     pub(super) fn all(&self) -> Vec<Arc<Replica>> {
         self.inner.replicas.read().values().cloned().collect()
     }
@@ -85,7 +86,7 @@ impl Replicas {
         Ok(replicas.entry(id).or_insert_with(|| Arc::new(Replica::new(env.clone(), id))).clone())
     }
 
-    /// The replica of a log that the controller group has placed.
+    /// The replica of a log that is in the committed metadata.
     ///
     /// # Errors
     /// [`PartitionError::NoSuchPartition`].
@@ -103,20 +104,20 @@ impl Replicas {
     /// The replica of a partition on this node, open.
     ///
     /// # Errors
-    /// What keeps it from opening.
+    /// Why it cannot be opened.
     pub(crate) async fn open(&self, topic: &Topic, partition: i32) -> Result<Arc<Partition>, PartitionError> {
         self.not_stopping()?;
         self.replica(topic, partition)?.get().await
     }
 
-    /// The replica of a partition on this node, leading: opened and elected if need be.
+    /// The replica of a partition on this node, leading: opened and elected if needed.
     ///
     /// # Errors
-    /// [`PartitionError::NotLeader`]; what keeps it from opening or from being elected.
+    /// [`PartitionError::NotLeader`]; why it cannot be opened or elected.
     pub(crate) async fn lead(&self, topic: &Topic, partition: i32) -> Result<Arc<Partition>, PartitionError> {
         self.not_stopping()?;
         let replica = self.replica(topic, partition)?;
-        // Boxed where it may take a while: the common case stays small.
+        // Boxed: keeps the caller's future small.
         Box::pin(replica.lead()).await
     }
 
@@ -127,8 +128,8 @@ impl Replicas {
         }
     }
 
-    /// Wakes the replica that should lead, once, when one that was opened to be read has heard no leader: it may lack what
-    /// others acknowledged while it was away.
+    /// Opens the replica that should lead, once, when a replica that was opened for a read has received nothing from a leader:
+    /// that replica may lack entries that others acknowledged while it was closed.
     pub(crate) fn wake_leader(&self, topic: &Topic, number: i32, partition: &Arc<Partition>) {
         if !partition.wants_leader() {
             return;
@@ -151,18 +152,18 @@ impl Replicas {
         });
     }
 
-    /// Begins to repair damage that a read has found, in the background.
+    /// Starts to repair damage that a read has found, in the background.
     pub(crate) fn report_damage(&self, id: LogId, error: &PartitionError) {
         if let (Some(replica), Some(index)) = (self.used(id), error.damaged_index()) {
             self.inner.tasks.spawn(async move { replica.damaged(index).await });
         }
     }
 
-    /// Hands leadership of a partition that this node leads to another replica; `to` 0: to the one that is furthest. Answers
-    /// the raft id of the node that leads then.
+    /// Transfers leadership of a partition that this node leads to another replica; `to` 0: to the one with the longest log.
+    /// Returns the raft id of the new leader.
     ///
     /// # Errors
-    /// When this node does not lead, or no other replica takes over.
+    /// When this node does not lead, or no other replica becomes the leader.
     pub(crate) async fn hand_over(&self, id: LogId, to: u64) -> Result<u64, PartitionError> {
         let cluster = &self.inner.env.cluster;
         let partition = self.placed(id)?.lead().await?;
@@ -176,14 +177,14 @@ impl Replicas {
                 .max_by_key(|node| status.matched.get(node).copied().flatten()),
             to => Some(to),
         };
-        let to = to.ok_or_else(|| PartitionError::Unavailable("no other replica could lead".into()))?;
+        let to = to.ok_or_else(|| PartitionError::Unavailable("no other replica can lead".into()))?;
         if to != cluster.node() {
             partition.hand_over(to).await?;
         }
         Ok(to)
     }
 
-    /// Hands over every partition that this node leads and others could lead.
+    /// Transfers leadership of every partition that this node leads and another node could lead.
     pub(crate) async fn hand_over_all(&self) {
         let led = self.all().into_iter().filter_map(|replica| match replica.state() {
             ReplicaState::Active(partition) if matches!(partition.role(), PartitionRole::Leading(_)) => {
@@ -197,20 +198,20 @@ impl Replicas {
         futures::stream::iter(led)
             .for_each_concurrent(HAND_OVERS, |id| async move {
                 if let Err(error) = self.hand_over(id, 0).await {
-                    tracing::debug!(partition = %id, %error, "leadership is not handed over");
+                    tracing::debug!(partition = %id, %error, "cannot transfer leadership");
                 }
             })
             .await;
     }
 
-    /// Closes the replicas of a topic, so that their next use opens them with the settings of then.
+    /// Closes the replicas of a topic, so that their next use opens them with the current settings.
     pub(crate) async fn restart_topic(&self, topic: Uuid) {
         for replica in self.all().into_iter().filter(|replica| replica.id().topic == topic) {
             replica.restart().await;
         }
     }
 
-    /// Deletes this node's files of a topic that was deleted, and reports it. What fails is tried again later.
+    /// Deletes this node's files of a topic that was deleted, and reports it. Failures are retried later.
     pub(crate) async fn delete_topic_files(&self, topic: Uuid) {
         for replica in self.all().into_iter().filter(|replica| replica.id().topic == topic) {
             replica.close().await;
@@ -218,26 +219,26 @@ impl Replicas {
         }
         let mut complete = true;
         for log in self.existing_logs().await.into_iter().filter(|log| log.topic == topic) {
-            complete &= self.delete_log(log, "files of a deleted topic are not deleted yet").await;
+            complete &= self.delete_log(log, "cannot delete the files of a deleted topic, retrying").await;
         }
         let Some(reports) = self.inner.env.reports.get() else { return };
         if complete && let Err(error) = reports.topic_files_deleted(topic).await {
-            tracing::warn!(%topic, error, "the deletion is reported later");
+            tracing::warn!(%topic, error, "cannot report the deletion of a topic, retrying");
         }
     }
 
-    /// Closes and deletes the replica of a log that this node should not hold any more.
-    pub(super) async fn delete_moved(&self, id: LogId) {
+    /// Closes and deletes the replica of a log that was reassigned to another node.
+    pub(super) async fn delete_reassigned(&self, id: LogId) {
         let replica = self.inner.replicas.write().remove(&id);
         if let Some(replica) = replica {
             replica.close().await;
         }
-        if self.delete_log(id, "a replica that has moved away is not deleted").await {
-            tracing::info!(partition = %id, "replica has moved away and is deleted");
+        if self.delete_log(id, "cannot delete a reassigned replica, retrying").await {
+            tracing::info!(partition = %id, "reassigned replica deleted");
         }
     }
 
-    /// Deletes the files of a log; `false`: they are still there, and the log says why.
+    /// Deletes the files of a log. Returns `false` when they could not be deleted, after logging the error as `failed`.
     async fn delete_log(&self, id: LogId, failed: &'static str) -> bool {
         let store = self.inner.env.cluster.store.clone();
         match blocking(move || store.delete_log(id)).await {
@@ -254,7 +255,7 @@ impl Replicas {
         match blocking(move || store.list_logs()).await {
             Ok(Ok(logs)) => logs.into_iter().collect(),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the data directory cannot be listed");
+                tracing::warn!(%error, "cannot list the data directory");
                 HashSet::new()
             }
             Err(error) => {
@@ -264,7 +265,7 @@ impl Replicas {
         }
     }
 
-    /// Waits for the tasks that look after the replicas; they end with `stop`.
+    /// Waits for the background tasks; they end with `stop`.
     pub(crate) async fn join(&self) {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
@@ -273,7 +274,7 @@ impl Replicas {
     /// Finishes accepted appends and closes every replica.
     pub(crate) async fn close(&self) {
         let replicas = self.all();
-        // Those that wait for their turn must not go on looking for a majority that may be gone.
+        // Replicas that wait to be closed must not continue elections: the majority may have stopped.
         for replica in &replicas {
             if let ReplicaState::Active(partition) = replica.state() {
                 partition.retire();

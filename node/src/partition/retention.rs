@@ -1,13 +1,13 @@
 //! Checkpoints and retention of one partition.
 //!
-//! Order: a checkpoint that covers what shall go, then raft's purge mark (durable), then the files, oldest first. A crash
-//! between any two leaves a log that starts: at worst it keeps more than it must.
+//! Order: a checkpoint that covers the entries to delete, then raft's purge mark (durable), then the files, oldest first. After a
+//! crash between any two of them the log still opens: at worst it keeps more than it must.
 
 use std::sync::Arc;
 
 use chronicle_log::Log;
 
-use super::machine::{AppliedState, PartitionMachine};
+use super::state_machine::{AppliedState, PartitionMachine};
 use super::storage::on_disk;
 use crate::model::{PartitionError, TopicSettings};
 use crate::raft::Group;
@@ -50,8 +50,8 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// Rolls an active segment whose newest record has expired, so that it can go: a partition that nobody writes to any
-/// more still keeps its promise about age. The newest segment always stays, so that a blank entry starts the next one.
+/// Rolls an active segment whose newest record has expired, so that it can be deleted: `retention_ms` also holds for a partition
+/// without writes. The newest segment is never deleted, so a blank entry starts the next one.
 async fn roll_if_expired(log: &Arc<Log>, group: &Group<PartitionMachine>, min_time: i64) -> Result<(), PartitionError> {
     let expired = log.segments().last().and_then(|active| active.max_timestamp).is_some_and(|newest| newest < min_time);
     if !expired {

@@ -1,15 +1,15 @@
 //! The sequencer: one task per led partition that owns the order of its appends.
 //!
-//! It gathers the requests that wait into one raft entry (bounded in bytes; batching comes from the wait for earlier
-//! entries, not from a timer), judges each against the speculative tail (what it has proposed so far) and proposes the
-//! entry pinned to its term, so that an entry that lands is valid by construction.
+//! It gathers waiting requests into one raft entry (limited in bytes; batching comes from the wait for earlier
+//! entries, not from a timer), checks each against the speculative tail (everything it has proposed so far) and proposes the
+//! entry pinned to its term, so that an entry that commits is valid by construction.
 //!
 //! Invariants:
 //! - Base offsets are assigned here, in queue order, and patched into the batches in place.
-//! - A refusal or a duplicate's answer leaves only after the entries that it was judged against are committed.
-//! - When an entry fails, everything speculative is void: the sequencer stops, and another one starts from the committed
+//! - The response to a rejected or duplicate request is sent only after the entries that it was checked against are committed.
+//! - When an entry fails, the speculative tail is void: the sequencer stops, and another one starts from the committed
 //!   state if this node still leads then.
-//! - Every request is answered: a [`Reply`] that is dropped says "not accepted" before its proposal and "outcome unknown"
+//! - Every request gets a response: a [`Reply`] that is dropped sends "not accepted" before its proposal and "outcome unknown"
 //!   after it.
 
 use std::collections::VecDeque;
@@ -25,33 +25,33 @@ use tokio_util::sync::CancellationToken;
 
 use super::environment::Environment;
 use super::keys::{KeyVersions, KeysError};
-use super::machine::{AppliedState, PartitionMachine};
 use super::producers::{ProducerTable, SequenceCheck};
+use super::state_machine::{AppliedState, PartitionMachine};
 use crate::model::{Expectation, PartitionError, Produced};
 use crate::raft::{Group, LeaderTerm, Proposal, ProposeError, ProposeResult};
 use crate::telemetry::traces::{EntryTrace, Queued};
 use crate::telemetry::{RaftMetrics, Stage};
 
-/// The answer of an append.
-pub type Answer = Result<Produced, PartitionError>;
+/// The result of an append.
+pub type AppendAnswer = Result<Produced, PartitionError>;
 
-/// A promise to one client. Dropped unanswered, it says what is known of the append's fate.
+/// A pending response to one client. When dropped, it sends the error that is certain about the append's outcome.
 #[derive(Debug)]
 pub struct Reply {
-    sender: Option<oneshot::Sender<Answer>>,
+    sender: Option<oneshot::Sender<AppendAnswer>>,
     proposed: bool,
 }
 
 impl Reply {
-    /// A reply and where its answer arrives.
-    pub fn new() -> (Self, oneshot::Receiver<Answer>) {
+    /// A reply, and the receiver of its answer.
+    pub fn new() -> (Self, oneshot::Receiver<AppendAnswer>) {
         let (sender, receiver) = oneshot::channel();
         (Self { sender: Some(sender), proposed: false }, receiver)
     }
 
-    fn send(mut self, answer: Answer) {
+    fn send(mut self, answer: AppendAnswer) {
         if let Some(sender) = self.sender.take() {
-            // A client that went away needs no answer.
+            // A client that has disconnected needs no answer.
             let _ = sender.send(answer);
         }
     }
@@ -60,7 +60,7 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(sender) = self.sender.take() {
-            let stopped = PartitionError::Unavailable("the partition stopped before the append was judged".into());
+            let stopped = PartitionError::Unavailable("the partition stopped before the append was checked".into());
             let _ = sender.send(Err(if self.proposed { PartitionError::unknown(stopped) } else { stopped }));
         }
     }
@@ -74,36 +74,36 @@ pub(super) struct Append {
     pub header: BatchHeader,
     /// Its condition.
     pub expectation: Option<Expectation>,
-    /// Where the answer goes.
+    /// Receives the result.
     pub reply: Reply,
-    /// Its place in the queue's byte bound; free once it is proposed.
+    /// Its share of the queue's byte limit; released once it is proposed.
     pub permit: OwnedSemaphorePermit,
-    /// When it got that place.
+    /// When it was queued.
     pub queued: Instant,
     /// `None`: the request is not sampled.
     pub trace: Option<Box<Queued>>,
 }
 
-/// What the sequencer works with.
+/// The sequencer of one term, and what it needs.
 pub(super) struct Sequencer {
     pub(super) group: Arc<Group<PartitionMachine>>,
     pub(super) leader: LeaderTerm,
     pub(super) log: Arc<Log>,
     pub(super) shared: Arc<AppliedState>,
     pub(super) queue: mpsc::UnboundedReceiver<Append>,
-    /// Entries that may be proposed and not committed.
+    /// Limits the entries that are proposed and not yet committed.
     pub(super) slots: Arc<Semaphore>,
-    /// KiB that all partitions together may have proposed and not committed.
+    /// KiB that all partitions together may have proposed and not yet committed.
     pub(super) budget: Arc<Semaphore>,
     pub(super) entry_bytes_max: usize,
     pub(super) versioned_keys_max: usize,
-    pub(super) failure: Failure,
+    pub(super) failure: SequencerFailure,
     pub(super) metrics: RaftMetrics,
 }
 
-/// Why the sequencer stopped; set once, by whoever sees it first.
+/// Why the sequencer stopped; the first cause is kept.
 #[derive(Clone)]
-pub(super) struct Failure {
+pub(super) struct SequencerFailure {
     env: Arc<Environment>,
     log: Arc<Log>,
     cause: Arc<Mutex<Option<PartitionError>>>,
@@ -111,12 +111,12 @@ pub(super) struct Failure {
     failed: CancellationToken,
 }
 
-impl Failure {
+impl SequencerFailure {
     pub(super) fn new(env: Arc<Environment>, log: Arc<Log>) -> Self {
         Self { env, log, cause: Arc::default(), stop: CancellationToken::new(), failed: CancellationToken::new() }
     }
 
-    /// The answer when this node does not lead any more.
+    /// The error when this node does not lead any more.
     pub(super) fn moved(&self, leader: Option<u64>, why: &str) -> PartitionError {
         match leader {
             Some(leader) => PartitionError::NotLeader { leader },
@@ -131,17 +131,17 @@ impl Failure {
         self.failed.cancel();
     }
 
-    /// Resolves when the partition stops, for whatever cause.
+    /// Resolves when the sequencer stops, for any cause.
     pub(super) async fn stopped(&self) {
         self.stop.cancelled().await;
     }
 
-    /// Stops the sequencer without a failure: accepted appends are finished, queued ones refused.
+    /// Stops the sequencer without a failure: accepted appends are finished, queued ones rejected.
     pub(super) fn stop(&self) {
         self.stop.cancel();
     }
 
-    /// The cause, once there is one. Where the log failed, that is the cause, and not what raft made of it.
+    /// The cause, once there is one. If the log failed, the log's error and not raft's.
     pub(super) fn get(&self) -> Option<PartitionError> {
         if !self.stop.is_cancelled() {
             return None;
@@ -153,58 +153,58 @@ impl Failure {
     }
 }
 
-/// What is known of the log's end, with everything proposed so far.
-struct Tail {
+/// State at the end of the log, including everything proposed so far.
+struct SpeculativeTail {
     next_offset: u64,
     producers: ProducerTable,
-    /// Built on first use. A refusal is remembered until the log start moves, since building reads the whole log.
+    /// Built on first use. An error is kept until the log start moves, since building reads the whole log.
     keys: Option<Result<KeyVersions, (PartitionError, u64)>>,
 }
 
 /// A reply that waits for a commit.
-struct Waiting {
+struct WaitingReply {
     reply: Reply,
-    answer: Answer,
-    /// Its records are in the entry, or in one before it: whether they are stored is open while the entry's fate is.
+    answer: AppendAnswer,
+    /// Its records are in the entry, or in an earlier one: while the entry's outcome is unknown, so is that of the append.
     in_log: bool,
 }
 
 /// The replies that wait for one proposed entry.
 struct InFlight {
     /// `None` once the entry has committed or failed; where it failed, the failure was set before.
-    waiting: Option<Vec<Waiting>>,
-    /// Raft has taken the proposal: from now on it may be appended.
+    waiting: Option<Vec<WaitingReply>>,
+    /// Raft has accepted the proposal: from now on it may be appended.
     sent: bool,
     /// Raft dropped the proposal without an answer before `sent` was known.
     orphaned: bool,
-    /// Places in the partition's slots and in the node's budget; free once the entry is answered.
+    /// Permits of the partition's slots and of the node's budget; released once the entry has committed or failed.
     held: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
 }
 
 type Waiters = Arc<Mutex<InFlight>>;
 
-/// An entry being put together.
+/// An entry that is being assembled.
 #[derive(Default)]
 struct Draft {
     payload: BytesMut,
     records: u32,
     max_timestamp: i64,
-    waiting: Vec<Waiting>,
+    waiting: Vec<WaitingReply>,
     /// The sampled requests in it.
     sampled: Vec<Queued>,
 }
 
 impl Sequencer {
-    /// Runs until the queue closes or the partition fails. Returns when every proposed entry has been answered.
+    /// Runs until the queue closes or the partition fails. Returns when all requests of proposed entries have a response.
     pub(super) async fn run(mut self) {
-        let mut tail = Tail {
+        let mut tail = SpeculativeTail {
             next_offset: self.shared.progress.borrow().next_offset,
             producers: self.shared.producers.lock().clone(),
             keys: None,
         };
         let slots_max = self.slots.available_permits() as u32;
         let mut last: Option<Waiters> = None;
-        // Proposed entries, oldest first; as many as there are slots, and a few that are answered.
+        // Proposed entries, oldest first; at most as many as there are slots, and a few that have completed.
         let mut proposed: VecDeque<Waiters> = VecDeque::new();
         let mut held: Option<Append> = None;
         loop {
@@ -250,15 +250,15 @@ impl Sequencer {
         self.queue.close();
         let refused = held.into_iter().chain(std::iter::from_fn(|| self.queue.try_recv().ok()));
         let Some(cause) = self.failure.get() else {
-            // Refuse what is queued, then wait for what is proposed: all slots are free again once it is answered. A
-            // majority that does not answer must not hold this up for ever.
+            // Reject queued requests, then wait for proposed entries: all slots are free once they have completed. A
+            // majority that does not respond must not block this forever.
             drop(refused.collect::<Vec<_>>());
             let patience = 2 * self.failure.env.cluster.election_timeout();
             tokio::select! {
                 _ = self.slots.acquire_many(slots_max) => return,
                 () = self.failure.failed.cancelled() => {}
                 () = tokio::time::sleep(patience) => {
-                    let why = "no majority of the replicas answers";
+                    let why = "no response from a majority of the replicas";
                     self.failure.set(PartitionError::Unavailable(why.into()));
                 }
             }
@@ -269,25 +269,25 @@ impl Sequencer {
             }
             return;
         };
-        // Whoever leads now knows what became of it, and may be asked at once.
+        // The new leader knows the outcome of these entries; clients may retry there immediately.
         for waiters in proposed {
             fail(&waiters, &self.failure, cause.clone(), true);
         }
         refused.for_each(|append| append.reply.send(Err(cause.clone())));
     }
 
-    /// Judges one append: into the draft, or to its refusal.
-    async fn take(&self, append: Append, tail: &mut Tail, draft: &mut Draft, last: &Option<Waiters>) {
+    /// Checks one append: adds it to the draft, or rejects it.
+    async fn take(&self, append: Append, tail: &mut SpeculativeTail, draft: &mut Draft, last: &Option<Waiters>) {
         let Append { mut batch, header, expectation, reply, permit, queued, trace } = append;
         self.metrics.stage(Stage::Queue, queued.elapsed());
-        let verdict = match tail.producers.judge(&header) {
+        let verdict = match tail.producers.check(&header) {
             SequenceCheck::Next => match expectation {
                 Some(expectation) => self.expect(&expectation, tail, draft, &header).await,
                 None => Ok(()),
             },
             SequenceCheck::Duplicate { base_offset } => {
                 let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: true });
-                return self.answer_after(Waiting { reply, answer, in_log: true }, draft, last);
+                return self.answer_after(WaitingReply { reply, answer, in_log: true }, draft, last);
             }
             SequenceCheck::Fenced { current } => Err(PartitionError::ProducerFenced {
                 producer_id: header.producer_id,
@@ -301,7 +301,7 @@ impl Sequencer {
             }),
         };
         if let Err(error) = verdict {
-            return self.answer_after(Waiting { reply, answer: Err(error), in_log: false }, draft, last);
+            return self.answer_after(WaitingReply { reply, answer: Err(error), in_log: false }, draft, last);
         }
         let base_offset = tail.next_offset as i64;
         chronicle_records::patch(&mut batch, base_offset, leader_epoch(self.leader.term));
@@ -310,7 +310,7 @@ impl Sequencer {
         if let Some(Ok(keys)) = &mut tail.keys {
             let batches = batch.clone().freeze();
             if let Err(error) = keys.observe(&batches) {
-                tracing::warn!(%error, "key versions are dropped");
+                tracing::warn!(%error, "key versions dropped");
                 tail.keys = Some(Err((keys_error(error), self.log.position().start_offset)));
             }
         }
@@ -323,16 +323,16 @@ impl Sequencer {
         }
         draft.records += header.record_count as u32;
         let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: false });
-        draft.waiting.push(Waiting { reply, answer, in_log: true });
+        draft.waiting.push(WaitingReply { reply, answer, in_log: true });
         draft.sampled.extend(trace.map(|queued| *queued));
         drop(permit);
     }
 
-    /// Judges an expectation against the speculative tail.
+    /// Checks an expectation against the speculative tail.
     async fn expect(
         &self,
         expectation: &Expectation,
-        tail: &mut Tail,
+        tail: &mut SpeculativeTail,
         draft: &Draft,
         header: &BatchHeader,
     ) -> Result<(), PartitionError> {
@@ -367,8 +367,7 @@ impl Sequencer {
         }
     }
 
-    /// Reads the versions of all keys: everything proposed is waited for first, so that the log holds it, and the draft
-    /// is added.
+    /// Builds the versions of all keys: waits until everything proposed is in the log, reads the log, and adds the draft.
     async fn build_keys(&self, next_offset: u64, draft: &Draft) -> Result<KeyVersions, PartitionError> {
         let committed = next_offset - u64::from(draft.records);
         let mut progress = self.shared.progress.subscribe();
@@ -394,7 +393,7 @@ impl Sequencer {
         let kib = draft.payload.len().div_ceil(1024) as u32;
         let budget = tokio::select! {
             biased;
-            () = self.failure.stop.cancelled() => return self.give_up(draft),
+            () = self.failure.stop.cancelled() => return self.reject_draft(draft),
             budget = self.budget.clone().acquire_many_owned(kib) => budget.expect("the semaphore is never closed"),
         };
         let mut waiting = draft.waiting;
@@ -438,16 +437,16 @@ impl Sequencer {
         Some(waiters)
     }
 
-    /// Answers a draft that was not proposed because the sequencer stops.
-    fn give_up(&self, draft: Draft) -> Option<Waiters> {
+    /// Rejects a draft that was not proposed because the sequencer stops.
+    fn reject_draft(&self, draft: Draft) -> Option<Waiters> {
         let stopping = PartitionError::Unavailable("the partition is stopping".into());
         let cause = self.failure.get().unwrap_or(stopping);
         draft.waiting.into_iter().for_each(|waiting| refuse(waiting, &cause, false));
         None
     }
 
-    /// Sends an answer once everything proposed before it has committed.
-    fn answer_after(&self, waiting: Waiting, draft: &mut Draft, last: &Option<Waiters>) {
+    /// Sends a response once everything proposed before it has committed.
+    fn answer_after(&self, waiting: WaitingReply, draft: &mut Draft, last: &Option<Waiters>) {
         if !draft.payload.is_empty() {
             draft.waiting.push(waiting);
             return;
@@ -460,16 +459,16 @@ impl Sequencer {
         }
         match self.failure.get() {
             None => waiting.reply.send(waiting.answer),
-            // What it was judged against may be void.
+            // The entries that it was checked against may be void.
             Some(cause) => refuse(waiting, &cause, true),
         }
     }
 }
 
-/// Answers the replies of one entry when it commits or fails.
+/// Sends the replies of one entry when it commits or fails.
 struct Completion {
     waiters: Waiters,
-    failure: Failure,
+    failure: SequencerFailure,
     metrics: RaftMetrics,
     proposed: Instant,
     done: bool,
@@ -511,7 +510,7 @@ impl Drop for Completion {
             in_flight.orphaned = true;
             in_flight.sent
         };
-        // Before that, whoever proposes knows better.
+        // Before that, `propose` sends the error.
         if sent {
             fail(&self.waiters, &self.failure, raft_stopped(), true);
         }
@@ -522,9 +521,9 @@ fn raft_stopped() -> PartitionError {
     PartitionError::Unavailable("the raft group stopped".into())
 }
 
-/// Answers everything that waits for an entry that did not commit. The failure is set first: whoever finds nobody waiting
-/// and no failure may take the entry as committed.
-fn fail(waiters: &Waiters, failure: &Failure, cause: PartitionError, accepted: bool) {
+/// Sends an error to all replies that wait for an entry that did not commit. The failure is set first: code that finds no waiting
+/// replies and no failure may treat the entry as committed.
+fn fail(waiters: &Waiters, failure: &SequencerFailure, cause: PartitionError, accepted: bool) {
     failure.set(cause.clone());
     let cause = failure.get().unwrap_or(cause);
     let (waiting, held) = {
@@ -537,8 +536,8 @@ fn fail(waiters: &Waiters, failure: &Failure, cause: PartitionError, accepted: b
     }
 }
 
-/// Tells one client what is known when the entry that it waits for did not commit. `accepted`: the entry may be in a log.
-fn refuse(waiting: Waiting, cause: &PartitionError, accepted: bool) {
+/// Sends the error to one client when the entry that it waits for did not commit. `accepted`: the entry may be in a log.
+fn refuse(waiting: WaitingReply, cause: &PartitionError, accepted: bool) {
     let unknown = waiting.in_log && accepted;
     waiting.reply.send(Err(if unknown { PartitionError::unknown(cause.clone()) } else { cause.clone() }));
 }
@@ -551,7 +550,7 @@ fn keys_error(error: KeysError) -> PartitionError {
     }
 }
 
-/// Kafka's leader epoch is 31 bits of the term.
+/// Kafka's leader epoch: the lower 31 bits of the term.
 fn leader_epoch(term: u64) -> i32 {
     (term & i32::MAX as u64) as i32
 }

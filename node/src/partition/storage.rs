@@ -1,4 +1,4 @@
-//! Reads and opens of logs, away from the threads of the API and of consensus.
+//! Opens and reads logs on threads for blocking calls, not on those of the API and of consensus.
 
 use std::sync::Arc;
 
@@ -17,11 +17,11 @@ pub(super) async fn open_log(
     let store = env.cluster.store.clone();
     crate::host::blocking(move || store.open_log(id, config))
         .await
-        .map_err(|e| PartitionError::Internal(format!("partition {id}: opening the log failed: {e}")))?
+        .map_err(|e| PartitionError::Internal(format!("partition {id}: open log: {e}")))?
         .map_err(PartitionError::from)
 }
 
-/// Runs a read that may wait for the disk away from the API's threads.
+/// Runs a read that may wait for the disk on a thread for blocking calls.
 pub(super) async fn on_disk<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, LogError> + Send + 'static,
 ) -> Result<T, PartitionError> {

@@ -1,18 +1,18 @@
-//! Bounds how fast a node fills replicas on other nodes.
+//! Limits the rate at which a node fills replicas on other nodes.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Holds all fillings of a node together to a rate.
+/// Limits the combined rate of all fills that a node serves.
 #[derive(Debug, Default)]
 pub struct Throttle {
-    /// When the next byte may go.
+    /// When the next byte may be sent.
     free_at: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl Throttle {
-    /// Waits until so many bytes may go, at this rate; 0: no bound.
+    /// Waits until this many bytes may be sent, at this rate; 0: no limit.
     pub(super) async fn pass(&self, bytes: usize, bytes_per_second: u64) {
         if bytes_per_second == 0 {
             return;

@@ -16,8 +16,8 @@ use crate::model::VerifiedPartition;
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Replicas {
-    /// Compares the replicas of one partition, here and on other nodes, from where the last of them begins to what every one
-    /// has applied. `topic`: its name, for the answer.
+    /// Compares the replicas of one partition, on this and on other nodes, from the highest first index to the highest applied
+    /// index. `topic`: its name, for the result.
     pub(crate) async fn verify(&self, topic: String, id: LogId) -> VerifiedPartition {
         let cluster = &self.inner.env.cluster;
         let state = cluster.state();
@@ -38,7 +38,7 @@ impl Replicas {
                 Err(error) => lagging.push((*node, error)),
             }
         }
-        // What every replica has applied, from where the last of them begins.
+        // From the highest first index, up to the highest applied index, for which every replica is awaited.
         verified.from = statuses.iter().map(|(_, status)| status.first_index).max().unwrap_or(0);
         verified.to = statuses.iter().map(|(_, status)| status.applied).max().unwrap_or(0);
         let uuid = |node: u64| state.nodes.get(&node).map(|node| node.uuid).unwrap_or_default();
@@ -53,7 +53,7 @@ impl Replicas {
         let failed = verified.replicas.iter().filter(|(_, digest)| digest.is_err()).count();
         verified.difference = match (digests.len(), failed) {
             (0 | 1, 0) => String::new(),
-            (0 | 1, failed) => format!("{failed} of {} replicas could not be compared", verified.replicas.len()),
+            (0 | 1, failed) => format!("cannot compare {failed} of {} replicas", verified.replicas.len()),
             (different, _) => format!("{different} different contents"),
         };
         verified
@@ -66,7 +66,7 @@ impl Replicas {
         self.inner.env.cluster.ask(id, node, Ask::Status(true)).await
     }
 
-    /// Asks until the replica is far enough, or patience ends.
+    /// Polls until the replica has applied the range, or the timeout expires.
     async fn replica_digest(&self, id: LogId, node: u64, range: DigestRange) -> Result<String, String> {
         let until = Instant::now() + CATCH_UP_TIMEOUT;
         loop {
@@ -79,7 +79,7 @@ impl Replicas {
                 Ok(digest) if !digest.is_empty() => {
                     return Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect());
                 }
-                Ok(_) if Instant::now() >= until => return Err("it lags behind".into()),
+                Ok(_) if Instant::now() >= until => return Err("the replica lags behind".into()),
                 Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 Err(error) => return Err(error),
             }

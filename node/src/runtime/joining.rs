@@ -316,12 +316,12 @@ impl Node {
                 return Err(refuse(JoinRefusal::Duplicate, why));
             }
             let known = state.node_of(node).is_some();
-            if !known && !controller.calm() {
+            if !known && !controller.warmed_up() {
                 // Who has just begun to lead does not know yet who is alive, and a name that seems free may not be.
                 tokio::time::sleep(ANNOUNCE_PAUSE).await;
                 continue;
             }
-            let alive = controller.heard_lately(DUPLICATE_PATIENCE);
+            let alive = controller.alive_within(DUPLICATE_PATIENCE);
             let command = Command::Join {
                 uuid: node,
                 name: request.name.clone(),

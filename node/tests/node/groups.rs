@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::serving::Node;
 use chronicle_client::{Client, GroupConfig, GroupConsumer, GroupStart, Partition, v1};
 use chronicle_node::config::Config;
-use chronicle_node::groups::{Commit, CommittedOffset, Groups, Heartbeat, Membership, Partitions};
+use chronicle_node::groups::{Commit, CommittedOffset, Groups, Heartbeat, HeartbeatResponse, Partitions};
 use chronicle_node::runtime;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -353,7 +353,7 @@ async fn members_keep_what_they_have_when_the_coordinator_starts_again() {
     let (node, groups) = open(dir.path()).await;
     node.broker().alter_topic("default", 4, Default::default()).await.unwrap();
     let join = Heartbeat { group: "g".into(), topics: vec!["default".into()], ..Heartbeat::default() };
-    let beat = |member: &Membership| Heartbeat {
+    let beat = |member: &HeartbeatResponse| Heartbeat {
         member_id: member.member_id.clone(),
         generation: member.generation,
         owned: member.assigned.clone(),

@@ -7,8 +7,8 @@ use tonic::{Request, Response, Status};
 use super::caller;
 use super::observe::observe;
 use crate::groups::{
-    Commit, CommittedOffset, GroupDescription, Heartbeat, MemberDescription, Membership, PartitionLag, Partitions,
-    Reset, ResetTo,
+    Commit, CommittedOffset, GroupDescription, Heartbeat, HeartbeatResponse, MemberDescription, PartitionLag,
+    Partitions, Reset, ResetTo,
 };
 use crate::listeners::context::Context;
 use crate::model::ApiError;
@@ -156,7 +156,7 @@ fn heartbeat(request: proto::GroupHeartbeatRequest) -> Heartbeat {
     }
 }
 
-fn membership(answer: Membership) -> proto::GroupHeartbeatResponse {
+fn membership(answer: HeartbeatResponse) -> proto::GroupHeartbeatResponse {
     proto::GroupHeartbeatResponse {
         member_id: answer.member_id,
         generation: answer.generation,

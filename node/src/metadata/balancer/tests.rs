@@ -8,12 +8,12 @@ use super::*;
 
 const CONFIG: BalancerConfig = BalancerConfig { moves_max: 4, replace_dead_after_ms: 0 };
 
-/// A cluster whose reconcilers and whose clock are the test.
+/// A simulated cluster: the test runs the reconcilers and the clock.
 struct Sim {
     state: ControllerState,
-    /// By raft id: for how long.
+    /// By raft id: milliseconds without a heartbeat.
     dead: BTreeMap<u64, u64>,
-    /// Nodes whose disk is gone: they never come back.
+    /// Nodes whose disk was lost: they never come back.
     wiped: BTreeSet<u64>,
     voters: BTreeSet<u64>,
     config: BalancerConfig,
@@ -28,10 +28,10 @@ impl Sim {
         Self { state, dead: BTreeMap::new(), wiped: BTreeSet::new(), voters, config, index: 0, strangers: 1000 }
     }
 
-    fn observed(&self) -> Observed {
+    fn observed(&self) -> ClusterObservation {
         let there = self.state.nodes.values().filter(|node| node.state != NodeState::Removed).map(|node| node.id);
         let alive = there.filter(|node| !self.dead.contains_key(node)).collect();
-        Observed { alive, dead_for_ms: self.dead.clone(), controller_voters: self.voters.clone() }
+        ClusterObservation { alive, dead_for_ms: self.dead.clone(), controller_voters: self.voters.clone() }
     }
 
     fn apply(&mut self, command: Command) -> Outcome {
@@ -56,7 +56,7 @@ impl Sim {
             .flat_map(|(topic, all)| (0..).zip(all).map(|(partition, now)| (*topic, partition, now)))
     }
 
-    /// Plans once, checks every promise about single commands, and applies them. Answers how many there were.
+    /// Plans once, checks every invariant of single commands, and applies them. Returns how many there were.
     fn plan(&mut self) -> usize {
         let observed = self.observed();
         let commands = plan(&self.state, &observed, &self.config, 77);
@@ -66,7 +66,7 @@ impl Sim {
                 let now = self.state.placement(*topic, *partition).unwrap();
                 assert_eq!(&now.replicas, from);
                 assert!(replicas.iter().enumerate().all(|(at, node)| !replicas[..at].contains(node)), "{replicas:?}");
-                assert!(replicas.len() >= from.len(), "a replica was given up: {command:?}");
+                assert!(replicas.len() >= from.len(), "a replica was dropped: {command:?}");
                 let added: Vec<u64> = replicas.iter().copied().filter(|node| !from.contains(node)).collect();
                 assert!(added.len() <= 1, "{command:?}");
                 for to in &added {
@@ -84,7 +84,7 @@ impl Sim {
         commands.len()
     }
 
-    /// Lets the leaders of some partitions (every `stride`-th) finish what they can. Answers how many did.
+    /// Lets the leaders of some partitions (every `stride`-th) finish their moves. Returns how many did.
     fn reconcile(&mut self, stride: usize) -> usize {
         let observed = self.observed();
         let can = |(_, _, now): &(Uuid, u32, &Placement)| {
@@ -120,7 +120,7 @@ impl Sim {
                 return;
             }
         }
-        panic!("does not come to rest: {:?}", plan(&self.state, &self.observed(), &self.config, 0));
+        panic!("does not converge: {:?}", plan(&self.state, &self.observed(), &self.config, 0));
     }
 
     fn count(&self, node: u64) -> u32 {
@@ -212,7 +212,7 @@ fn a_dead_node_is_replaced_after_its_time_unless_it_comes_back() {
         ..sim
     };
     let planned = plan(&back.state, &back.observed(), &back.config, 9);
-    assert_eq!(planned, [Command::CancelOperation { id: 0, now_ms: 9 }], "and no replica is moved off it meanwhile");
+    assert_eq!(planned, [Command::CancelOperation { id: 0, now_ms: 9 }], "and no replica is moved off it concurrently");
     back.run_to_rest();
     assert_eq!(back.state.nodes[&3].state, NodeState::Active);
     assert_eq!(back.state.operations[&0].state, OperationState::Cancelled);
@@ -252,7 +252,7 @@ fn partitions_that_cannot_move_do_not_keep_others_from_moving() {
     let mut sim = Sim::new(&[""; 4], CONFIG);
     create(&mut sim.state, topic("lost", 1, 40, 1));
     create(&mut sim.state, topic("kept", 2, 8, 3));
-    // Everything with its only replica on node 2 is lost with its disk, and waits for it.
+    // Partitions with their only replica on node 2 are lost with its disk, and wait for it.
     sim.dead.insert(2, 0);
     sim.wiped.insert(2);
     sim.join(Some("n2".into()), "");
@@ -298,7 +298,7 @@ fn a_rebalance_moves_replicas_that_are_not_preferred_leaders_where_it_can() {
 fn moves_that_wait_for_a_dead_node_do_not_count() {
     let mut sim = Sim::new(&[""; 4], CONFIG);
     create(&mut sim.state, topic("t", 1, 8, 3));
-    // A new disk in node 2, and the node dies before it is filled: nobody else can take its replicas but node 4.
+    // A new disk in node 2, and the node dies before its replicas are filled: only node 4 can get them.
     sim.dead.insert(2, 0);
     sim.wiped.insert(2);
     sim.join(Some("n2".into()), "");
@@ -350,9 +350,9 @@ fn a_drain_ends_when_its_node_is_gone() {
     assert_eq!(sim.state.operations[&0].state, OperationState::Done);
 }
 
-/// Something that happens to a cluster; numbers are taken modulo what there is.
+/// An event in a cluster; numbers are taken modulo the number of nodes or topics.
 #[derive(Debug, Clone)]
-enum Event {
+enum ClusterEvent {
     Join(usize),
     Wipe(usize),
     Kill(usize),
@@ -367,31 +367,31 @@ enum Event {
     Work(usize),
 }
 
-fn event() -> impl Strategy<Value = Event> {
+fn cluster_event() -> impl Strategy<Value = ClusterEvent> {
     prop_oneof![
-        3 => (0usize..3).prop_map(Event::Join),
-        1 => (0usize..9).prop_map(Event::Wipe),
-        2 => (0usize..9).prop_map(Event::Kill),
-        1 => Just(Event::Revive),
-        1 => (0usize..9, 0usize..3).prop_map(|(node, zone)| Event::Restart(node, zone)),
-        1 => (0usize..9).prop_map(Event::Drain),
-        2 => (0usize..9).prop_map(Event::Decommission),
-        1 => Just(Event::Cancel),
-        3 => (1i32..10, 0i32..5).prop_map(|(partitions, factor)| Event::Create(partitions, factor)),
-        1 => (0usize..9, 1i32..5).prop_map(|(topic, more)| Event::Grow(topic, more)),
-        1 => (0usize..9).prop_map(Event::Delete),
-        3 => (1usize..6).prop_map(Event::Work),
+        3 => (0usize..3).prop_map(ClusterEvent::Join),
+        1 => (0usize..9).prop_map(ClusterEvent::Wipe),
+        2 => (0usize..9).prop_map(ClusterEvent::Kill),
+        1 => Just(ClusterEvent::Revive),
+        1 => (0usize..9, 0usize..3).prop_map(|(node, zone)| ClusterEvent::Restart(node, zone)),
+        1 => (0usize..9).prop_map(ClusterEvent::Drain),
+        2 => (0usize..9).prop_map(ClusterEvent::Decommission),
+        1 => Just(ClusterEvent::Cancel),
+        3 => (1i32..10, 0i32..5).prop_map(|(partitions, factor)| ClusterEvent::Create(partitions, factor)),
+        1 => (0usize..9, 1i32..5).prop_map(|(topic, more)| ClusterEvent::Grow(topic, more)),
+        1 => (0usize..9).prop_map(ClusterEvent::Delete),
+        3 => (1usize..6).prop_map(ClusterEvent::Work),
     ]
 }
 
 impl Sim {
-    fn happen(&mut self, event: Event, zones: &[&str; 3], topics: &mut u128) {
+    fn happen(&mut self, event: ClusterEvent, zones: &[&str; 3], topics: &mut u128) {
         let pick = |nodes: Vec<u64>, at: usize| nodes.get(at % nodes.len().max(1)).copied();
         let alive: Vec<u64> = self.observed().alive.into_iter().collect();
         match event {
-            Event::Join(zone) if self.active().len() < 9 => self.join(None, zones[zone]),
-            Event::Join(_) => {}
-            Event::Wipe(at) => {
+            ClusterEvent::Join(zone) if self.active().len() < 9 => self.join(None, zones[zone]),
+            ClusterEvent::Join(_) => {}
+            ClusterEvent::Wipe(at) => {
                 if let Some(node) = pick(alive, at).filter(|node| self.state.nodes[node].stays()) {
                     self.dead.insert(node, 1_000);
                     self.wiped.insert(node);
@@ -399,14 +399,14 @@ impl Sim {
                     self.join(Some(name), &zone);
                 }
             }
-            Event::Kill(at) if alive.len() > 1 => {
+            ClusterEvent::Kill(at) if alive.len() > 1 => {
                 if let Some(node) = pick(alive, at) {
                     self.dead.insert(node, 0);
                 }
             }
-            Event::Kill(_) => {}
-            Event::Revive => self.dead.retain(|node, _| self.wiped.contains(node)),
-            Event::Restart(at, zone) => {
+            ClusterEvent::Kill(_) => {}
+            ClusterEvent::Revive => self.dead.retain(|node, _| self.wiped.contains(node)),
+            ClusterEvent::Restart(at, zone) => {
                 if let Some(node) = pick(alive.clone(), at) {
                     let mut info = self.state.nodes[&node].clone();
                     info.boot += 1;
@@ -415,40 +415,40 @@ impl Sim {
                     self.apply(command);
                 }
             }
-            Event::Drain(at) => {
+            ClusterEvent::Drain(at) => {
                 if let Some(node) = pick(alive, at) {
                     self.apply(Command::StartOperation { kind: OperationKind::Drain, node, now_ms: 2 });
                 }
             }
-            Event::Decommission(at) => {
+            ClusterEvent::Decommission(at) => {
                 if let Some(node) = pick(alive, at) {
                     self.apply(Command::StartOperation { kind: OperationKind::Decommission, node, now_ms: 2 });
                 }
             }
-            Event::Cancel => {
+            ClusterEvent::Cancel => {
                 let running = self.state.running().last().map(|operation| operation.id);
                 if let Some(id) = running {
                     self.apply(Command::CancelOperation { id, now_ms: 3 });
                 }
             }
-            Event::Create(partitions, factor) => {
+            ClusterEvent::Create(partitions, factor) => {
                 *topics += 1;
                 create(&mut self.state, topic(&format!("t{topics}"), *topics, partitions, factor));
             }
-            Event::Grow(at, more) => {
+            ClusterEvent::Grow(at, more) => {
                 let known: Vec<_> = self.state.topics.values().cloned().collect();
                 if let Some(mut topic) = known.get(at % known.len().max(1)).cloned() {
                     topic.partitions += more;
                     self.apply(Command::AlterTopic { topic });
                 }
             }
-            Event::Delete(at) => {
+            ClusterEvent::Delete(at) => {
                 let names: Vec<String> = self.state.topics.keys().cloned().collect();
                 if let Some(name) = names.get(at % names.len().max(1)).cloned() {
                     self.apply(Command::DeleteTopic { name });
                 }
             }
-            Event::Work(rounds) => {
+            ClusterEvent::Work(rounds) => {
                 for round in 0..rounds {
                     self.round(1 + round % 3);
                 }
@@ -470,7 +470,7 @@ proptest! {
         start in 1usize..6,
         moves_max in 1usize..5,
         replace_dead_after_ms in prop::sample::select(vec![0u64, 50_000]),
-        events in prop::collection::vec(event(), 1..30),
+        events in prop::collection::vec(cluster_event(), 1..30),
     ) {
         let zones = if zoned { ["a", "b", "c"] } else { [""; 3] };
         let founders: Vec<&str> = zones.iter().copied().cycle().take(start).collect();
@@ -481,7 +481,7 @@ proptest! {
         }
         sim.run_to_rest();
 
-        // Everybody who can come back does, and the replicas are spread once more.
+        // Every node that can come back does, and the replicas are rebalanced once more.
         sim.dead.retain(|node, _| sim.wiped.contains(node));
         let drained: Vec<u64> = sim.state.nodes.values().filter(|n| n.state == NodeState::Draining).map(|n| n.id).collect();
         for node in drained {
@@ -493,11 +493,11 @@ proptest! {
 
         let (observed, active) = (sim.observed(), sim.active());
         if sim.placements().any(|(_, _, now)| !observed.has_majority(now)) {
-            // Disks were lost, and with them the majority of some partition: it waits for them.
+            // The majority of some partition was lost with its disks: it waits for them.
             return Ok(());
         }
         if active.iter().any(|node| sim.wiped.contains(node)) {
-            // The replacement of a node without its disk was cancelled: it counts as one that may come back, and is waited for.
+            // The replacement of a node without its disk was cancelled: the balancer waits for it as for one that may come back.
             return Ok(());
         }
         prop_assert!(sim.state.running().next().is_none(), "{:?}", sim.state.operations);

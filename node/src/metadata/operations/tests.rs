@@ -19,7 +19,7 @@ fn a_decommission_that_leaves_too_few_nodes_is_refused_with_the_numbers() {
     let refusal = start(&mut state, OperationKind::Decommission, 2).unwrap_err();
     assert_eq!(
         refusal.to_string(),
-        "node 2: topic orders keeps 3 replicas of each partition, and without this node only 2 active nodes remain"
+        "node 2: topic orders has 3 replicas of each partition: only 2 active nodes would remain without this node"
     );
     assert_eq!(state.nodes[&2].state, NodeState::Active);
     assert_eq!(start(&mut cluster(&[""]), OperationKind::Decommission, 1).unwrap_err(), Refusal::LastNode(1));
@@ -62,7 +62,7 @@ fn a_drain_is_taken_back_by_undrain_and_by_cancel() {
     assert_eq!(state.nodes[&2].state, NodeState::Active);
     let again = state.apply(Command::CancelOperation { id: drain.id, now_ms: 14 });
     assert_eq!(again, Outcome::Refused(Refusal::OperationEnded(drain.id)));
-    // Handed over is done, and the node stays drained.
+    // A finished drain leaves the node drained.
     let drain = start(&mut state, OperationKind::Drain, 2).unwrap();
     state.apply(Command::FinishOperation { id: drain.id, state: OperationState::Done, now_ms: 15 });
     assert_eq!(state.nodes[&2].state, NodeState::Draining);
@@ -94,12 +94,13 @@ fn progress_says_what_is_left_and_what_it_waits_for() {
     let leave = start(&mut state, OperationKind::Decommission, 3).unwrap();
     let mut observed = all_alive(&state);
     assert_eq!(remaining(&state, &leave, 0), 2);
-    assert_eq!(waiting_for(&state, &leave, &observed), "2 partitions to leave the node");
+    assert_eq!(waiting_for(&state, &leave, &observed), "waiting for 2 partitions to be moved off the node");
     observed.alive.remove(&2);
-    assert!(waiting_for(&state, &leave, &observed).contains("1 of 2 voters are alive, 2 are needed"));
+    assert!(waiting_for(&state, &leave, &observed).contains("1 of 2 voters are alive: needs 2"));
     observed.alive.insert(2);
     state.apply(Command::DeleteTopic { name: "t".into() });
-    assert_eq!(waiting_for(&state, &leave, &observed), "another node to take its vote in the controller group");
+    let replaced = "waiting for another node to replace it as a voter of the controller group";
+    assert_eq!(waiting_for(&state, &leave, &observed), replaced);
     observed.controller_voters.remove(&3);
     assert_eq!((remaining(&state, &leave, 0), waiting_for(&state, &leave, &observed)), (0, String::new()));
     let drain = start(&mut state, OperationKind::Drain, 1).unwrap();

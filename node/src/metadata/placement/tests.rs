@@ -68,7 +68,7 @@ fn the_designated_leader_is_the_first_live_voter_that_may_lead() {
     assert_eq!(leader(&placement, &[], &state), Some(3));
     assert_eq!(leader(&placement, &[3], &state), Some(1));
     assert_eq!(leader(&placement, &[1, 2, 3], &state), None);
-    // 4 is to take the place of 3: it has no log yet, and 3 still votes.
+    // 4 replaces 3: it has no log yet, and 3 still votes.
     placement.replicas = vec![4, 1, 2];
     assert_eq!(leader(&placement, &[], &state), Some(1));
     assert_eq!(leader(&placement, &[1, 2], &state), Some(3));
@@ -93,12 +93,12 @@ fn an_assignment_changes_one_replica_and_is_checked() {
             _ => String::new(),
         }
     };
-    assert!(assign(0, &now, &[]).contains("at least one node"));
-    assert!(assign(0, &now, &[now[0], now[0]]).contains("named twice"));
-    assert!(assign(0, &now, &[now[0], 77]).contains("node 77 is unknown"));
-    assert!(assign(0, &now, &free).contains("one replica changes at a time"));
-    assert!(assign(0, &now, &now[..1]).contains("none is given up"));
-    assert!(assign(9, &now, &now).contains("no such partition"));
+    assert!(assign(0, &now, &[]).contains("must have at least one node"));
+    assert!(assign(0, &now, &[now[0], now[0]]).contains("listed twice"));
+    assert!(assign(0, &now, &[now[0], 77]).contains("node 77 does not exist"));
+    assert!(assign(0, &now, &free).contains("may change one replica"));
+    assert!(assign(0, &now, &now[..1]).contains("drop none"));
+    assert!(assign(9, &now, &now).contains("partition 9: does not exist"));
     assert!(assign(0, &free, &[now[0], free[0]]).contains("are"), "planned from something else");
     assert_eq!(assign(0, &now, &[now[0], free[0]]), "");
     assert_eq!(assign(0, &now, &[now[0], free[0]]), "", "once more is no change");

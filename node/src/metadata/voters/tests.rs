@@ -4,15 +4,15 @@ use super::super::fixtures::{cluster, node};
 use super::super::types::NodeState;
 use super::*;
 
-fn observed(alive: &[u64], dead: &[(u64, u64)], current: &[u64]) -> Observed {
-    Observed {
+fn observed(alive: &[u64], dead: &[(u64, u64)], current: &[u64]) -> ClusterObservation {
+    ClusterObservation {
         alive: alive.iter().copied().collect(),
         dead_for_ms: dead.iter().copied().collect(),
         controller_voters: current.iter().copied().collect(),
     }
 }
 
-fn voters(state: &ControllerState, observed: &Observed, max: usize) -> Vec<u64> {
+fn voters(state: &ControllerState, observed: &ClusterObservation, max: usize) -> Vec<u64> {
     controller_voters(state, observed, max).into_iter().collect()
 }
 
@@ -47,7 +47,7 @@ fn a_node_that_leaves_gives_its_vote_to_one_that_stays_and_keeps_it_until_then()
     state.nodes.get_mut(&2).unwrap().state = NodeState::Decommissioning;
     assert_eq!(voters(&state, &observed(&[1, 2, 3, 4], &[], &[1, 2, 3]), 5), [1, 3, 4]);
     assert_eq!(voters(&state, &observed(&[1, 2, 3], &[(4, 9)], &[1, 2, 3]), 5), [1, 2, 3]);
-    // Three nodes, one leaves: two are left, one votes.
+    // Three nodes, one leaves: two remain, one votes.
     let mut state = cluster(&[""; 3]);
     state.nodes.get_mut(&1).unwrap().state = NodeState::Decommissioning;
     assert_eq!(voters(&state, &observed(&[1, 2, 3], &[], &[1, 2, 3]), 5), [2]);
@@ -62,14 +62,14 @@ fn new_voters_are_spread_over_zones() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
-    /// Whoever carries out the change gets the same answer afterwards, and never an even number or a removed node.
+    /// The choice is the same after the change is carried out, and never an even number or a removed node.
     #[test]
     fn the_choice_is_odd_and_stable(
         states in prop::collection::vec((0u8..8, prop::bool::ANY, prop::bool::ANY, 0u64..60_000), 1..10),
         max in prop::sample::select(vec![1usize, 3, 5, 7]),
     ) {
         let mut state = ControllerState::default();
-        let mut seen = Observed::default();
+        let mut seen = ClusterObservation::default();
         for (id, (kind, alive, votes, dead_for)) in (1..).zip(states) {
             let mut info = node(id, ["a", "b", ""][id as usize % 3]);
             info.state = match kind {
@@ -89,7 +89,7 @@ proptest! {
         for new in chosen.difference(&seen.controller_voters) {
             prop_assert!(seen.is_alive(*new) && state.nodes[new].state == NodeState::Active);
         }
-        let after = Observed { controller_voters: chosen.clone(), ..seen };
+        let after = ClusterObservation { controller_voters: chosen.clone(), ..seen };
         prop_assert_eq!(controller_voters(&state, &after, max), chosen);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use chronicle_log::LogId;
 use uuid::Uuid;
 
-use super::{Broker, validate};
+use super::{Broker, request_checks};
 use crate::host::now_ms;
 use crate::model::{
     ApiError, NewTopic, PartitionDescription, Reason, SettingsChange, Topic, TopicSettings, unknown_topic,
@@ -13,23 +13,23 @@ use crate::model::{
 use crate::partition::ReplicaState;
 
 impl Broker {
-    /// Creates a topic; `false` when it was there and the request allows it.
+    /// Creates a topic; `false` when it existed and the request allows that.
     ///
     /// # Errors
     /// [`Reason::InvalidRequest`], [`Reason::TopicExists`], [`Reason::Overloaded`] at the limit of topics,
     /// [`Reason::DiskFull`]; failures of the controller group.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<(Topic, bool), ApiError> {
-        validate::not_internal("name", &topic.name)?;
+        request_checks::not_internal("name", &topic.name)?;
         self.create_any_topic(topic).await
     }
 
     /// As [`Broker::create_topic`], for internal topics too.
     pub(crate) async fn create_any_topic(&self, topic: NewTopic) -> Result<(Topic, bool), ApiError> {
-        validate::topic_name(&topic.name)?;
-        let (partitions, replication_factor) = validate::topic_shape(&topic)?;
+        request_checks::topic_name(&topic.name)?;
+        let (partitions, replication_factor) = request_checks::topic_shape(&topic)?;
         let config = self.config();
         let limits = &config.limits;
-        let settings = validate::settings(TopicSettings::default(), &topic.settings, limits)?;
+        let settings = request_checks::settings(TopicSettings::default(), &topic.settings, limits)?;
         self.check_space()?;
         let created = Topic {
             name: topic.name.clone(),
@@ -55,7 +55,7 @@ impl Broker {
     /// All topics, by name.
     ///
     /// # Errors
-    /// [`Reason::Unavailable`] before the node is part of a cluster.
+    /// [`Reason::Unavailable`] before the node is a member of a cluster.
     pub async fn topics(&self) -> Result<Vec<Topic>, ApiError> {
         self.controller()?;
         Ok(self.inner.cluster.state().topics.values().cloned().collect())
@@ -65,14 +65,14 @@ impl Broker {
         self.inner.cluster.state().topics.get(name).cloned().ok_or_else(|| unknown_topic(name))
     }
 
-    /// One topic and its partitions. A partition that sleeps is described from what its log said when it closed, one that
-    /// was never used as empty.
+    /// One topic and its partitions. A dormant partition is described from the summary that its log stored when it was closed, one
+    /// that was never used as empty.
     ///
     /// # Errors
     /// [`Reason::UnknownTopic`].
     pub async fn describe_topic(&self, name: &str) -> Result<(Topic, Vec<PartitionDescription>), ApiError> {
         if self.topic_named(name).is_err() && !self.alone() {
-            // It may have been agreed a moment ago.
+            // It may be committed and not applied on this node yet.
             let _ = self.controller()?.sync().await;
         }
         let topic = self.topic_named(name)?;
@@ -90,10 +90,10 @@ impl Broker {
         partition: i32,
         logs: &HashSet<LogId>,
     ) -> Result<PartitionDescription, ApiError> {
-        let agreed = self.inner.cluster.state();
+        let metadata = self.inner.cluster.state();
         let id = LogId { topic: topic.id, partition: partition as u32 };
         let placement = self.inner.cluster.placement(id).unwrap_or_default();
-        let node = |id: &u64| agreed.nodes.get(id);
+        let node = |id: &u64| metadata.nodes.get(id);
         let replicas: Vec<Uuid> = placement.replicas.iter().filter_map(node).map(|node| node.uuid).collect();
         let designated = self.inner.cluster.designated(id).and_then(|id| node(&id)).map(|node| node.address.clone());
         let leader = designated.unwrap_or_default();
@@ -127,7 +127,7 @@ impl Broker {
             }
             // Nothing was ever stored.
             Ok(None) if !logs.contains(&replica.id()) || description.state == "filling" => {}
-            // Not closed cleanly: opening it tells.
+            // Not closed cleanly: it has to be opened.
             Ok(None) => match self.partition(topic, partition).await {
                 Ok(open) => return Ok(PartitionDescription { replicas: description.replicas, ..open.describe() }),
                 Err(error) => description.state = format!("failed: {error}"),
@@ -142,20 +142,20 @@ impl Broker {
     /// # Errors
     /// [`Reason::UnknownTopic`], [`Reason::InvalidRequest`]; failures of the controller group.
     pub async fn alter_topic(&self, name: &str, partitions: i32, change: SettingsChange) -> Result<Topic, ApiError> {
-        validate::not_internal("name", name)?;
+        request_checks::not_internal("name", name)?;
         let (broker, name) = (self.clone(), name.to_owned());
         to_the_end(async move {
             let _one = broker.inner.changing_topics.lock().await;
             let before = broker.topic_named(&name)?;
             let mut topic = before.clone();
             if partitions != 0 {
-                validate::partition_count(partitions)?;
+                request_checks::partition_count(partitions)?;
                 topic.partitions = partitions;
             }
-            topic.settings = validate::settings(topic.settings, &change, &broker.config().limits)?;
+            topic.settings = request_checks::settings(topic.settings, &change, &broker.config().limits)?;
             let topic = broker.controller()?.alter_topic(topic).await?;
             if topic.settings != before.settings {
-                // Open partitions carry the old settings.
+                // Open partitions still use the old settings.
                 broker.inner.replicas.restart_topic(topic.id).await;
             }
             Ok(topic)
@@ -168,7 +168,7 @@ impl Broker {
     /// # Errors
     /// [`Reason::UnknownTopic`]; failures of the controller group.
     pub async fn delete_topic(&self, name: &str) -> Result<(), ApiError> {
-        validate::not_internal("name", name)?;
+        request_checks::not_internal("name", name)?;
         let (broker, name) = (self.clone(), name.to_owned());
         to_the_end(async move {
             let _one = broker.inner.changing_topics.lock().await;
@@ -180,7 +180,7 @@ impl Broker {
     }
 }
 
-/// Runs a change of several steps to its end even when the client that asked for it goes away.
+/// Runs a change of several steps to completion even when the client disconnects.
 async fn to_the_end<T: Send + 'static>(
     change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
 ) -> Result<T, ApiError> {

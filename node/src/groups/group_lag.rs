@@ -1,10 +1,10 @@
-//! How far behind consumer groups are, for metrics: measured from time to time, by the node that coordinates them.
+//! Lag of consumer groups, for metrics: measured periodically, by the node that coordinates them.
 //!
 //! Invariants:
-//! - What sleeps is not kept awake by being measured: the ends of sleeping partitions and the offsets of sleeping groups cannot
-//!   have changed, and are remembered. Only what was never seen since the node started is woken, once; a partition without a
-//!   replica here is asked of its leader, less and less often while nothing changes.
-//! - A round makes at most [`ASKS_MAX`] calls of each kind, so that it ends; what is left has its turn in the next rounds.
+//! - Measuring does not keep partitions open: the ends of dormant partitions and the offsets of their groups cannot
+//!   change, and are stored. Only a partition that was never read since the node started is opened, once. For a partition without a
+//!   replica on this node the leader is asked, with exponential back-off while nothing changes.
+//! - A round makes at most [`ASKS_MAX`] calls of each kind, so that it ends; the next rounds handle the rest.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -13,65 +13,65 @@ use std::time::Duration;
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use super::backing::now_ms;
+use super::backend::now_ms;
 use super::offsets::valid_offsets;
-use super::{GroupTable, Groups, Inner};
+use super::{GroupTable, Groups, NodeGroups};
 use crate::config::Live;
 use crate::model::Topic;
 use crate::partition::Peek;
 
-/// Most partitions that are asked for their end, and most records that are read for their time, in one round.
+/// Maximum number of requests for a partition's end, and of reads of a record's time, in one round.
 const ASKS_MAX: usize = 1000;
-/// Calls under way at the same time.
+/// Concurrent calls.
 const AT_ONCE: usize = 16;
-/// Longest wait before a partition elsewhere, which does not change, is asked again.
+/// Longest wait before the end of an unchanged partition on another node is requested again.
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(600);
 
-/// How far a group is behind in one topic.
+/// Lag of a group in one topic.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupLag {
-    /// The group; `other` for those beyond the bound.
+    /// The group; `other` for those beyond the limit.
     pub group: String,
     /// The topic; `other` likewise.
     pub topic: String,
-    /// Records that it has not consumed, all partitions together.
+    /// Records that it has not consumed, the sum over all partitions.
     pub records: u64,
     /// Age of the oldest of them, in milliseconds.
     pub age_ms: u64,
 }
 
 type PartitionName = (String, i32);
-type Place = (String, String, i32);
+type GroupPartition = (String, String, i32);
 
 /// A committed offset and, while the group is behind, when the record there was written.
 #[derive(Debug, Clone, Copy)]
-struct Committed {
+struct CommittedPosition {
     offset: i64,
     timestamp_ms: Option<i64>,
 }
 
-/// What is known of the end of a partition.
+/// The offsets of a partition, as last read.
 #[derive(Debug, Clone, Copy)]
-struct End {
+struct PartitionEnd {
     earliest: i64,
     next: i64,
-    /// Elsewhere: when to ask again, and the wait after that.
+    /// On another node: when to request it again, and the wait after that.
     ask_at: Instant,
     wait: Duration,
 }
 
-/// What is remembered between rounds.
+/// State between rounds.
 #[derive(Default)]
-struct Memory {
+struct LagTracker {
     /// Offsets by partition of the internal topic.
-    groups: HashMap<i32, Vec<(Place, i64)>>,
-    ends: HashMap<PartitionName, End>,
-    committed: HashMap<Place, Committed>,
+    groups: HashMap<i32, Vec<(GroupPartition, i64)>>,
+    ends: HashMap<PartitionName, PartitionEnd>,
+    committed: HashMap<GroupPartition, CommittedPosition>,
 }
 
 impl Groups {
     /// The lags of the groups that this node coordinates, as last measured: at most `max` pairs of group and topic, the first
-    /// by name; all others added up under `other`.
+    /// by name; the sum of the others as `other`.
     pub fn lags(&self, max: usize) -> Vec<GroupLag> {
         bounded(&self.inner.lags.lock(), max)
     }
@@ -92,18 +92,18 @@ fn bounded(all: &[GroupLag], max: usize) -> Vec<GroupLag> {
     lags
 }
 
-/// Measures every so often, until the node stops.
-pub(super) async fn measure(inner: Arc<Inner>, config: Live) {
-    let mut memory = Memory::default();
+/// Measures at the configured interval, until the node stops.
+pub(super) async fn measure(inner: Arc<NodeGroups>, config: Live) {
+    let mut tracker = LagTracker::default();
     loop {
         let every = Duration::from_millis(config.now().metrics.lag_interval_ms);
-        // What a round has begun is of no use to anybody else: it may be dropped anywhere.
+        // A round has no side effects: it may be cancelled at any point.
         tokio::select! {
             () = inner.stop.cancelled() => return,
             () = async {
                 match every {
                     Duration::ZERO => inner.lags.lock().clear(),
-                    _ => memory.round(&inner, every).await,
+                    _ => tracker.round(&inner, every).await,
                 }
                 config.pause(|config| config.metrics.lag_interval_ms).await;
             } => {}
@@ -111,40 +111,40 @@ pub(super) async fn measure(inner: Arc<Inner>, config: Live) {
     }
 }
 
-/// The offsets of all groups of a table whose topics are still there.
-fn offsets_of(inner: &Inner, table: &GroupTable) -> Vec<(Place, i64)> {
+/// The offsets of all groups of a table whose topics still exist.
+fn offsets_of(inner: &NodeGroups, table: &GroupTable) -> Vec<(GroupPartition, i64)> {
     let mut offsets = Vec::new();
     for (name, record) in table.iter() {
-        let valid = valid_offsets(&inner.backing, record).into_iter();
+        let valid = valid_offsets(&inner.backend, record).into_iter();
         offsets.extend(valid.map(|((topic, partition), one)| ((name.clone(), topic, partition), one.offset)));
     }
     offsets
 }
 
-impl Memory {
-    async fn round(&mut self, inner: &Inner, every: Duration) {
-        let Some(topic) = inner.backing.groups_topic() else { return };
-        self.see_groups(inner, &topic).await;
-        let places: Vec<(Place, i64)> = self.groups.values().flatten().cloned().collect();
-        let known: HashSet<&Place> = places.iter().map(|(place, _)| place).collect();
-        self.committed.retain(|place, _| known.contains(place));
-        self.see_ends(inner, &places, every).await;
-        self.see_times(inner, &places).await;
-        *inner.lags.lock() = self.lags(&places, now_ms());
+impl LagTracker {
+    async fn round(&mut self, inner: &NodeGroups, every: Duration) {
+        let Some(topic) = inner.backend.groups_topic() else { return };
+        self.read_groups(inner, &topic).await;
+        let positions: Vec<(GroupPartition, i64)> = self.groups.values().flatten().cloned().collect();
+        let known: HashSet<&GroupPartition> = positions.iter().map(|(key, _)| key).collect();
+        self.committed.retain(|key, _| known.contains(key));
+        self.read_ends(inner, &positions, every).await;
+        self.read_times(inner, &positions).await;
+        *inner.lags.lock() = self.lags(&positions, now_ms());
     }
 
-    /// The offsets of the groups that this node coordinates.
-    async fn see_groups(&mut self, inner: &Inner, topic: &Topic) {
+    /// Reads the offsets of the groups that this node coordinates.
+    async fn read_groups(&mut self, inner: &NodeGroups, topic: &Topic) {
         for number in 0..topic.partitions {
-            if !inner.backing.coordinates(topic, number) {
+            if !inner.backend.coordinates(topic, number) {
                 self.groups.remove(&number);
                 continue;
             }
             let offsets = |table: &GroupTable| offsets_of(inner, table);
-            let seen = match inner.backing.look_if_open(topic, number, offsets) {
+            let seen = match inner.backend.read_if_open(topic, number, offsets) {
                 Some(seen) => seen,
                 None if self.groups.contains_key(&number) => continue,
-                None => match inner.backing.lead(topic, number).await.and_then(|lead| lead.read(offsets)) {
+                None => match inner.backend.lead(topic, number).await.and_then(|lead| lead.read(offsets)) {
                     Ok(seen) => seen,
                     Err(_) => continue,
                 },
@@ -153,29 +153,29 @@ impl Memory {
         }
     }
 
-    /// Where the partitions end that groups have offsets of.
-    async fn see_ends(&mut self, inner: &Inner, places: &[(Place, i64)], every: Duration) {
+    /// Reads the ends of the partitions that groups have offsets of.
+    async fn read_ends(&mut self, inner: &NodeGroups, positions: &[(GroupPartition, i64)], every: Duration) {
         let mut wanted: Vec<PartitionName> =
-            places.iter().map(|((_, topic, partition), _)| (topic.clone(), *partition)).collect();
+            positions.iter().map(|((_, topic, partition), _)| (topic.clone(), *partition)).collect();
         wanted.sort_unstable();
         wanted.dedup();
         self.ends.retain(|name, _| wanted.binary_search(name).is_ok());
         let now = Instant::now();
         let mut ask = Vec::new();
         for name in wanted {
-            let Some(topic) = inner.backing.topic(&name.0) else { continue };
-            match (inner.backing.peek(&topic, name.1), self.ends.get(&name)) {
+            let Some(topic) = inner.backend.topic(&name.0) else { continue };
+            match (inner.backend.peek(&topic, name.1), self.ends.get(&name)) {
                 (Peek::Open { earliest, next }, _) => {
-                    self.ends.insert(name, End { earliest, next, ask_at: now, wait: every });
+                    self.ends.insert(name, PartitionEnd { earliest, next, ask_at: now, wait: every });
                 }
-                (Peek::Asleep, Some(_)) => {}
+                (Peek::Dormant, Some(_)) => {}
                 (Peek::Elsewhere, Some(end)) if end.ask_at > now => {}
-                (Peek::Asleep | Peek::Elsewhere, _) => ask.push(name),
+                (Peek::Dormant | Peek::Elsewhere, _) => ask.push(name),
             }
         }
         ask.truncate(ASKS_MAX);
         let asked = futures::stream::iter(ask).map(|name| async move {
-            let offsets = inner.backing.offsets(&name.0, name.1, None).await;
+            let offsets = inner.backend.offsets(&name.0, name.1, None).await;
             (name, offsets)
         });
         let answers: Vec<_> = asked.buffer_unordered(AT_ONCE).collect().await;
@@ -184,48 +184,48 @@ impl Memory {
             let Ok(offsets) = offsets else { continue };
             let same = before.is_some_and(|end| end.next == offsets.next);
             let wait = before.filter(|_| same).map_or(every, |end| (end.wait * 2).min(ASK_AGAIN_MAX));
-            let end = End { earliest: offsets.earliest, next: offsets.next, ask_at: now + wait, wait };
+            let end = PartitionEnd { earliest: offsets.earliest, next: offsets.next, ask_at: now + wait, wait };
             self.ends.insert(name, end);
         }
     }
 
-    /// When the records were written that groups read next.
-    async fn see_times(&mut self, inner: &Inner, places: &[(Place, i64)]) {
+    /// Reads the timestamps of the records that groups read next.
+    async fn read_times(&mut self, inner: &NodeGroups, positions: &[(GroupPartition, i64)]) {
         let mut read = Vec::new();
-        for (place, offset) in places {
-            let Some(end) = self.ends.get(&(place.1.clone(), place.2)) else { continue };
+        for (key, offset) in positions {
+            let Some(end) = self.ends.get(&(key.1.clone(), key.2)) else { continue };
             let offset = (*offset).max(end.earliest);
-            let known = self.committed.entry(place.clone()).or_insert(Committed { offset, timestamp_ms: None });
+            let known = self.committed.entry(key.clone()).or_insert(CommittedPosition { offset, timestamp_ms: None });
             if known.offset != offset {
-                // A little too old rather than unknown, until it is read.
+                // Keeps the old timestamp until the new one is read: slightly too old rather than unknown.
                 known.offset = offset;
-                read.push((place.clone(), offset, end.next));
+                read.push((key.clone(), offset, end.next));
             } else if known.timestamp_ms.is_none() {
-                read.push((place.clone(), offset, end.next));
+                read.push((key.clone(), offset, end.next));
             }
         }
         read.retain(|(_, offset, next)| offset < next);
         read.truncate(ASKS_MAX);
-        let times = futures::stream::iter(read).map(|(place, offset, _)| async move {
-            let time = inner.backing.timestamp(&place.1, place.2, offset).await;
-            (place, time)
+        let times = futures::stream::iter(read).map(|(key, offset, _)| async move {
+            let time = inner.backend.timestamp(&key.1, key.2, offset).await;
+            (key, time)
         });
         let times: Vec<_> = times.buffer_unordered(AT_ONCE).collect().await;
-        for (place, time) in times {
-            if let (Ok(time), Some(known)) = (time, self.committed.get_mut(&place)) {
+        for (key, time) in times {
+            if let (Ok(time), Some(known)) = (time, self.committed.get_mut(&key)) {
                 known.timestamp_ms = Some(time);
             }
         }
     }
 
     /// By group and topic, sorted.
-    fn lags(&self, places: &[(Place, i64)], now_ms: i64) -> Vec<GroupLag> {
+    fn lags(&self, positions: &[(GroupPartition, i64)], now_ms: i64) -> Vec<GroupLag> {
         let mut lags: BTreeMap<(&str, &str), (u64, u64)> = BTreeMap::new();
-        for (place, offset) in places {
-            let (group, topic, partition) = place;
+        for (key, offset) in positions {
+            let (group, topic, partition) = key;
             let Some(end) = self.ends.get(&(topic.clone(), *partition)) else { continue };
             let records = (end.next - (*offset).max(end.earliest)).max(0) as u64;
-            let written = self.committed.get(place).and_then(|known| known.timestamp_ms);
+            let written = self.committed.get(key).and_then(|known| known.timestamp_ms);
             let age = if records > 0 { written.map_or(0, |written| (now_ms - written).max(0) as u64) } else { 0 };
             let (all, oldest) = lags.entry((group, topic)).or_default();
             *all += records;
@@ -259,21 +259,21 @@ mod tests {
 
     #[test]
     fn lags_add_up_over_partitions_and_a_group_at_the_end_has_none() {
-        let place = |group: &str, partition| (group.to_owned(), "t".to_owned(), partition);
-        let end = |earliest, next| End { earliest, next, ask_at: Instant::now(), wait: Duration::ZERO };
-        let known = |offset, timestamp_ms| Committed { offset, timestamp_ms };
-        let memory = Memory {
+        let key = |group: &str, partition| (group.to_owned(), "t".to_owned(), partition);
+        let end = |earliest, next| PartitionEnd { earliest, next, ask_at: Instant::now(), wait: Duration::ZERO };
+        let known = |offset, timestamp_ms| CommittedPosition { offset, timestamp_ms };
+        let tracker = LagTracker {
             groups: HashMap::new(),
             ends: [(("t".to_owned(), 0), end(5, 10)), (("t".to_owned(), 1), end(0, 7))].into(),
             committed: [
-                (place("g", 0), known(5, Some(1000))),
-                (place("g", 1), known(6, Some(400))),
-                (place("h", 1), known(7, Some(100))),
+                (key("g", 0), known(5, Some(1000))),
+                (key("g", 1), known(6, Some(400))),
+                (key("h", 1), known(7, Some(100))),
             ]
             .into(),
         };
         // One offset lies before the log start, one behind its end.
-        let places = [(place("g", 0), 2), (place("g", 1), 6), (place("h", 1), 8), (place("i", 9), 1)];
-        assert_eq!(memory.lags(&places, 1500), [lag("g", 6, 1100), lag("h", 0, 0)]);
+        let positions = [(key("g", 0), 2), (key("g", 1), 6), (key("h", 1), 8), (key("i", 9), 1)];
+        assert_eq!(tracker.lags(&positions, 1500), [lag("g", 6, 1100), lag("h", 0, 0)]);
     }
 }

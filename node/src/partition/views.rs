@@ -5,10 +5,10 @@
 //!
 //! Invariants:
 //! - A view is a pure function of the records, without a clock, randomness or I/O: all replicas hold the same.
-//! - A view decides nothing about what is appended. Bytes that it does not understand are skipped: a record that was
+//! - A view does not decide what is appended. Bytes that it cannot decode are skipped: a record that was
 //!   acknowledged must never stop a replica.
 //!
-//! `machine` applies, saves and restores; which topics have one, [`super::ViewOf`] says.
+//! `state_machine.rs` applies, saves and restores views; [`super::ViewOf`] defines which topics have one.
 
 use std::any::Any;
 
@@ -17,12 +17,12 @@ use chronicle_records::Record;
 
 use crate::model::{STORED, batches_from};
 
-/// Bytes of entries that are read at a time when a view is made again from the log.
+/// Bytes of entries that are read at a time when a view is rebuilt from the log.
 const REBUILD_BYTES: usize = 4 << 20;
 
 /// State derived from the records of a partition.
 pub trait View: Any + Send {
-    /// Takes in the next record.
+    /// Applies the next record.
     fn apply(&mut self, record: &Record);
 
     /// The state as bytes, for [`View::restore`].
@@ -31,22 +31,24 @@ pub trait View: Any + Send {
     /// Replaces the state by a saved one.
     ///
     /// # Errors
-    /// A text that says what is wrong with the bytes; the replica does not start then.
+    /// Why the bytes are invalid; the replica does not start then.
     fn restore(&mut self, bytes: &[u8]) -> Result<(), String>;
 
-    /// Empties the state: what it is before the first record.
+    /// Clears the state: as before the first record.
     fn clear(&mut self);
 }
 
-/// Makes a view again from the entries that the log holds up to raft index `last` (inclusive): for a checkpoint that was
-/// taken before the partition had the view.
+/// Rebuilds a view from the entries of the log up to raft index `last` (inclusive): for a checkpoint that was
+/// saved before the partition had the view.
 pub(super) fn rebuild(view: &mut dyn View, log: &Log, next_offset: u64, last: u64) -> Result<(), String> {
     view.clear();
     let mut from = log.position().start_offset;
     while from < next_offset {
         let entries = log.read_at_offset(from, last, REBUILD_BYTES).map_err(|e| e.to_string())?;
         let Some(entry) = entries.last() else {
-            return Err(format!("the log has no records from offset {from} on, the checkpoint covers {next_offset}"));
+            return Err(format!(
+                "log: no records from offset {from}: must have all up to {next_offset}, the end of the checkpoint"
+            ));
         };
         let after = entry.next_offset();
         for batch in batches_from(&entries, from).map_err(|e| e.to_string())? {
@@ -57,7 +59,7 @@ pub(super) fn rebuild(view: &mut dyn View, log: &Log, next_offset: u64, last: u6
     Ok(())
 }
 
-/// Takes in the records of one stored batch.
+/// Applies the records of one stored batch.
 pub(super) fn apply_batch(view: &mut dyn View, batch: &bytes::Bytes) -> Result<(), String> {
     for record in chronicle_records::records(batch, &STORED).map_err(|e| e.to_string())? {
         view.apply(&record.map_err(|e| e.to_string())?);
@@ -69,7 +71,7 @@ pub(super) fn apply_batch(view: &mut dyn View, batch: &bytes::Bytes) -> Result<(
 mod tests {
     use std::sync::Arc;
 
-    use super::super::machine::PartitionMachine;
+    use super::super::state_machine::PartitionMachine;
     use super::*;
     use crate::config::Config;
     use crate::groups::{Commit, CommittedOffset, GROUPS_TOPIC, GroupTable, Groups, Partitions, partition_of};
@@ -98,7 +100,7 @@ mod tests {
         machine.restore(saved.as_bytes(), progress.index).unwrap();
         let live = partition.view(|live: &GroupTable| live.save()).unwrap();
         assert_eq!(shared.view.as_ref().unwrap().lock().save(), live);
-        // A checkpoint with the view is taken as it is, by a topic without one too.
+        // A checkpoint that contains the view is restored unchanged, also by a topic without a view.
         let (_, shared) = PartitionMachine::new(partition.log.clone(), 10, Some(Box::new(GroupTable::default())));
         assert_ne!(shared.view.as_ref().unwrap().lock().save(), live);
         let whole = machine.save();

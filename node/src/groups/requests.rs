@@ -1,64 +1,64 @@
-//! Requests and answers of consumer groups: what every listener speaks, free of any protocol.
+//! Requests and responses of consumer groups, independent of any protocol.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-/// The internal topic that remembers groups.
+/// The internal topic that stores groups.
 pub const GROUPS_TOPIC: &str = "__groups";
-/// Its number of partitions, which never changes: groups find theirs by it.
+/// Its number of partitions. Must never change: it determines the partition of each group.
 pub(super) const GROUPS_PARTITIONS: i32 = 16;
 
 /// Partitions by topic name.
 pub type Partitions = BTreeMap<String, Vec<i32>>;
 
-/// A member joins, or says that it is still there.
+/// Joins a group, or renews the session of a member.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Name of the group.
     pub group: String,
     /// Empty to join.
     pub member_id: String,
-    /// From the last answer; 0 to join.
+    /// From the last response; 0 to join.
     pub generation: i32,
     /// Name for people, at most 256 bytes.
     pub client_name: String,
     /// Topics to read.
     pub topics: Vec<String>,
-    /// Milliseconds; 0: 30000.
+    /// Session timeout in milliseconds, 1000 to 600000; 0: 30000.
     pub session_timeout_ms: u32,
-    /// What the member consumes at the moment.
+    /// Partitions that the member consumes now.
     pub owned: Partitions,
 }
 
-/// What a member should know and do.
+/// Response to a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Membership {
+pub struct HeartbeatResponse {
     /// Id of the member.
     pub member_id: String,
-    /// What commits are fenced with.
+    /// The group's generation, which fences commits.
     pub generation: i32,
-    /// What the member should own; it gives up the rest.
+    /// Partitions that the member should own; it must release all others.
     pub assigned: Partitions,
-    /// When to come back.
+    /// Wait until the next heartbeat.
     pub interval: Duration,
 }
 
-/// Offsets to remember.
+/// Offsets to store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Commit {
     /// Name of the group.
     pub group: String,
-    /// Empty: from outside, for a group without members.
+    /// Empty: not from a member, for a group without members.
     pub member_id: String,
     /// The member's generation.
     pub generation: i32,
-    /// Which.
+    /// The offsets.
     pub offsets: Vec<CommittedOffset>,
 }
 
-/// The place that a group has reached in a partition.
+/// The position of a group in a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommittedOffset {
     /// Name of the topic.
@@ -67,23 +67,23 @@ pub struct CommittedOffset {
     pub partition: i32,
     /// The next offset to read.
     pub offset: i64,
-    /// Kept with it, at most 4096 bytes.
+    /// Stored with the offset, at most 4096 bytes.
     pub metadata: String,
 }
 
-/// Whether a group is at rest.
+/// State of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GroupState {
     /// No members.
     Empty,
-    /// Every partition is with the member that should have it.
+    /// Every partition is owned by its target member.
     Stable,
-    /// Partitions are on their way from member to member, or members are waited for.
+    /// Partitions are being reassigned, or the coordinator waits for heartbeats of members.
     Rebalancing,
 }
 
 impl GroupState {
-    /// As the API says it.
+    /// The text form in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Empty => "empty",
@@ -98,7 +98,7 @@ impl GroupState {
 pub struct GroupSummary {
     /// Its name.
     pub group: String,
-    /// Whether it is at rest.
+    /// Its state.
     pub state: GroupState,
     /// How many members it has.
     pub members: usize,
@@ -109,7 +109,7 @@ pub struct GroupSummary {
 pub struct GroupDescription {
     /// Its name.
     pub group: String,
-    /// Whether it is at rest.
+    /// Its state.
     pub state: GroupState,
     /// Counts changes of members and assignment.
     pub generation: i32,
@@ -130,11 +130,11 @@ pub struct MemberDescription {
     pub client_name: String,
     /// Topics that it reads.
     pub topics: Vec<String>,
-    /// What it owns.
+    /// Partitions that it owns.
     pub assigned: Partitions,
 }
 
-/// How far a group is behind in a partition.
+/// Lag of a group in a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionLag {
     /// Name of the topic.
@@ -145,18 +145,18 @@ pub struct PartitionLag {
     pub offset: i64,
     /// Exclusive end; -1: not known.
     pub end: i64,
-    /// Records that are still there and were not consumed; -1: not known.
+    /// Retained records that were not consumed; -1: not known.
     pub lag_records: i64,
     /// Age of the oldest of them in milliseconds; 0: there is none, -1: not known.
     pub lag_ms: i64,
-    /// Who owns it; empty: nobody.
+    /// The member that owns the partition; empty: none.
     pub member_id: String,
 }
 
-/// Where a reset goes.
+/// Target of a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResetTo {
-    /// This offset, moved to the nearest that is there.
+    /// This offset, clamped to the retained range.
     Offset(i64),
     /// The first record at or after this time (milliseconds since the Unix epoch), or the end.
     Timestamp(i64),
@@ -175,8 +175,8 @@ pub struct Reset {
     pub topic: String,
     /// Empty: all.
     pub partitions: Vec<i32>,
-    /// Where to.
+    /// The target.
     pub to: ResetTo,
-    /// Set nothing.
+    /// Only return the offsets; change nothing.
     pub dry_run: bool,
 }

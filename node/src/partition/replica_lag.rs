@@ -1,8 +1,8 @@
-//! How far the other replicas of a led partition are behind, in entries and in time.
+//! Lag of the other replicas of a led partition, in entries and in time.
 //!
-//! A replica is behind from the moment at which the log had an entry that it does not hold. When it reaches what was the end of
-//! the log then, it is behind only since that was so: a replica that follows under load at a small distance is never behind for
-//! long.
+//! A replica is behind from the moment when the leader's log has an entry that the replica lacks. That moment and the end of the
+//! log then are stored. When the replica reaches that end, the measurement restarts from now: a replica that follows under load at
+//! a small distance is never behind for long.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,34 +11,34 @@ use tokio::time::Instant;
 
 use crate::raft::GroupStatus;
 
-/// Where one replica was, and what it is measured by.
+/// Reference point for the lag of one replica.
 #[derive(Debug, Clone, Copy)]
 struct Behind {
-    /// Last index of the leader's log when this was noted.
+    /// Last index of the leader's log at `since`.
     end: u64,
     since: Instant,
 }
 
-/// The other replicas of one partition.
+/// Lags of the other replicas of one partition.
 #[derive(Debug, Default)]
 pub(super) struct ReplicaLags {
     behind: BTreeMap<u64, Behind>,
     now: ReplicaLag,
 }
 
-/// The other replicas of one partition, together.
+/// Lag of the other replicas of one partition, combined.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReplicaLag {
     /// Raft entries that they lack, the sum.
     pub entries: u64,
-    /// Of the one that lacks most.
+    /// Raft entries that the replica with the largest lag lacks.
     pub entries_max: u64,
-    /// For how long the one that is behind longest has been.
+    /// Time that the replica with the longest lag has been behind.
     pub longest: Duration,
 }
 
 impl ReplicaLags {
-    /// Looks at a group that this node leads.
+    /// Updates the lags from the status of a group that this node leads.
     pub(super) fn observe(&mut self, status: &GroupStatus, now: Instant) {
         let Some(end) = status.last else { return };
         let mut lag = ReplicaLag::default();
@@ -60,7 +60,7 @@ impl ReplicaLags {
         self.now = lag;
     }
 
-    /// Nothing is known any more: this node does not lead.
+    /// Clears the lags: this node does not lead.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(lags.now(), ReplicaLag { entries: 10, entries_max: 10, longest: Duration::ZERO });
         lags.observe(&status(19, &[(2, Some(15)), (3, Some(5))]), at(4));
         assert_eq!(lags.now(), ReplicaLag { entries: 18, entries_max: 14, longest: Duration::from_secs(4) });
-        // It reached what was the end at first.
+        // It has reached the end of the log at the first measurement.
         lags.observe(&status(19, &[(2, Some(19)), (3, Some(10))]), at(6));
         assert_eq!(lags.now(), ReplicaLag { entries: 9, entries_max: 9, longest: Duration::ZERO });
         lags.observe(&status(19, &[(2, Some(19)), (3, Some(12))]), at(8));

@@ -1,4 +1,4 @@
-//! Admission: what a request must satisfy before anything is done for it. Pure.
+//! Checks of requests, before any other work is done for them. Pure.
 
 use bytes::{Bytes, BytesMut};
 use chronicle_records::{BatchBuilder, BatchError, BatchHeader, Compression, Limits};
@@ -14,7 +14,7 @@ const SEGMENT_BYTES_MIN: i64 = 64 << 10;
 const SEGMENT_BYTES_MAX: i64 = 4 << 30;
 const MESSAGE_BYTES_MIN: i32 = 1024;
 
-/// The name of a new topic.
+/// Checks the name of a new topic.
 pub(super) fn topic_name(name: &str) -> Result<(), ApiError> {
     if is_topic_name(name) {
         return Ok(());
@@ -23,35 +23,36 @@ pub(super) fn topic_name(name: &str) -> Result<(), ApiError> {
     Err(ApiError::invalid(
         "name",
         format!("{shown:?}"),
-        "a topic name has 1 to 249 characters of a-z A-Z 0-9 . _ - and is neither . nor ..",
+        "must have 1 to 249 characters of a-z A-Z 0-9 . _ - and be neither . nor ..",
     ))
 }
 
-/// Refuses what only the node itself does: names that begin with `__` are those of its own topics, which everybody may read.
+/// Rejects names of internal topics, which begin with `__`: only the node itself writes and changes them; clients may read them.
 pub(super) fn not_internal(field: &str, name: &str) -> Result<(), ApiError> {
     if !name.starts_with("__") {
         return Ok(());
     }
     let shown: String = name.chars().take(64).collect();
-    Err(ApiError::invalid(field, format!("{shown:?}"), "names that begin with __ are internal: they can only be read"))
+    Err(ApiError::invalid(field, format!("{shown:?}"), "must not begin with __: internal topics are read-only"))
 }
 
-/// Most replicas of a partition.
+/// Maximum number of replicas of a partition.
 const REPLICATION_MAX: i32 = 7;
 
-/// Partition count and replication factor of a new topic; no partition count is one, no factor leaves it to the cluster.
+/// Checks the partition count and replication factor of a new topic. A partition count of 0 becomes 1; a factor of 0 stays, for the
+/// cluster's default.
 pub(super) fn topic_shape(topic: &NewTopic) -> Result<(i32, i32), ApiError> {
     let partitions = if topic.partitions == 0 { 1 } else { topic.partitions };
     partition_count(partitions)?;
     let replication = topic.replication_factor;
     if !(0..=REPLICATION_MAX).contains(&replication) {
-        let rule = format!("must be from 1 up to {REPLICATION_MAX}, or 0 for the cluster's default");
+        let rule = format!("must be from 1 to {REPLICATION_MAX}, or 0 for the cluster's default");
         return Err(ApiError::invalid("replication_factor", replication, &rule));
     }
     Ok((partitions, replication))
 }
 
-/// The number of partitions of a topic.
+/// Checks the number of partitions of a topic.
 pub(super) fn partition_count(partitions: i32) -> Result<(), ApiError> {
     if (1..=PARTITIONS_MAX).contains(&partitions) {
         return Ok(());
@@ -59,7 +60,7 @@ pub(super) fn partition_count(partitions: i32) -> Result<(), ApiError> {
     Err(ApiError::invalid("partitions", partitions, &format!("must be from 1 to {PARTITIONS_MAX}")))
 }
 
-/// Settings with a change made to them.
+/// Checks a change of settings and applies it.
 pub(super) fn settings(
     mut settings: TopicSettings,
     change: &SettingsChange,
@@ -105,18 +106,18 @@ fn at_least(field: &str, value: i64, least: i64) -> Result<(), ApiError> {
     Err(ApiError::invalid(field, value, &format!("must be at least {least}")))
 }
 
-/// The partition number of a topic.
+/// Checks that a topic has a partition with this number.
 pub(super) fn partition(topic: &Topic, partition: i32) -> Result<(), ApiError> {
     if (0..topic.partitions).contains(&partition) {
         return Ok(());
     }
     Err(ApiError::new(
         Reason::UnknownPartition,
-        format!("partition: {partition}: topic {} has partitions 0 to {}", topic.name, topic.partitions - 1),
+        format!("partition: {partition}: topic {:?} has partitions 0 to {}", topic.name, topic.partitions - 1),
     ))
 }
 
-/// The expectation's fields.
+/// Checks the fields of an expectation.
 pub(super) fn expectation(expectation: &Expectation) -> Result<(), ApiError> {
     match expectation {
         Expectation::NextOffset(offset) => at_least("expectation.next_offset", *offset, 0),
@@ -124,7 +125,7 @@ pub(super) fn expectation(expectation: &Expectation) -> Result<(), ApiError> {
     }
 }
 
-/// The one batch that a request stores, checked.
+/// Returns the validated batch that a request stores; encodes it when the payload has records.
 pub(super) fn batch(
     payload: Payload,
     producer: Option<ProducerIdentity>,
@@ -144,7 +145,7 @@ pub(super) fn batch(
                 return Err(ApiError::invalid(
                     "producer",
                     "given",
-                    "with `batch`, the producer fields of the batch itself are used",
+                    "must be absent with `batch`, whose own producer fields are used",
                 ));
             }
             let limits = Limits {
@@ -154,23 +155,23 @@ pub(super) fn batch(
             };
             let header = chronicle_records::check(&bytes, &limits).map_err(|e| batch_error(&e))?;
             raw_batch(&header)?;
-            // A buffer that nobody else holds is taken over without a copy.
+            // A buffer without other references is reused without a copy.
             let batch = bytes.try_into_mut().unwrap_or_else(|shared: Bytes| BytesMut::from(&shared[..]));
             Ok((batch, header))
         }
     }
 }
 
-/// Rules for batches that producers built themselves, beyond their structure.
+/// Checks a batch that a producer has built itself, beyond its structure.
 fn raw_batch(header: &BatchHeader) -> Result<(), ApiError> {
     if header.is_control {
-        return Err(ApiError::invalid("batch.attributes", "control batch", "only the log writes control batches"));
+        return Err(ApiError::invalid("batch.attributes", "control batch", "must not be set by producers"));
     }
     if header.is_transactional {
         return Err(ApiError::invalid(
             "batch.attributes",
             "transactional batch",
-            "transactions are not supported by this version",
+            "must not be set: this version does not support transactions",
         ));
     }
     if header.producer_id >= 0 {
@@ -179,7 +180,7 @@ fn raw_batch(header: &BatchHeader) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The fields of an idempotent producer. Returns the epoch in its stored width.
+/// Checks the fields of an idempotent producer. Returns the epoch in its stored width.
 pub(crate) fn producer(producer_id: i64, epoch: i32, sequence: i32) -> Result<i16, ApiError> {
     at_least("producer.producer_id", producer_id, 0)?;
     at_least("producer.sequence", i64::from(sequence), 0)?;
@@ -196,10 +197,10 @@ fn encode(
     now_ms: i64,
 ) -> Result<BytesMut, ApiError> {
     if records.is_empty() {
-        return Err(ApiError::invalid("records", "empty", "a request has at least one record"));
+        return Err(ApiError::invalid("records", "empty", "must have at least one record"));
     }
     if records.len() > limits.batch_records_max {
-        let rule = format!("a request has at most {} (limits.batch-records-max)", limits.batch_records_max);
+        let rule = format!("at most {} in a request (limits.batch-records-max)", limits.batch_records_max);
         return Err(ApiError::invalid("records", records.len(), &rule));
     }
     let size = records.iter().map(record_bytes).sum::<usize>();
@@ -217,7 +218,7 @@ fn encode(
             return Err(ApiError::invalid(
                 &format!("records[{index}].timestamp_ms"),
                 timestamp,
-                "must be milliseconds since the Unix epoch, not before it",
+                "must be at least 0 (milliseconds since the Unix epoch)",
             ));
         }
         let headers = record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
@@ -227,7 +228,7 @@ fn encode(
     }
     let batch = builder.build().map_err(|e| batch_error(&e))?;
     if batch.len() > max_batch_bytes {
-        return Err(too_large(batch.len(), max_batch_bytes, "the topic's max_message_bytes"));
+        return Err(too_large(batch.len(), max_batch_bytes, "max_message_bytes"));
     }
     Ok(batch)
 }
@@ -238,11 +239,11 @@ fn record_bytes(record: &NewRecord) -> usize {
 }
 
 fn too_large(bytes: usize, limit: usize, what: &str) -> ApiError {
-    ApiError::new(Reason::RecordTooLarge, format!("batch: {bytes} bytes are more than {what} ({limit})"))
+    ApiError::new(Reason::RecordTooLarge, format!("batch: {bytes} bytes: at most {limit} ({what})"))
         .with("limit", limit)
 }
 
-/// What a refused batch means to a client.
+/// Converts an error of a batch for clients.
 pub(super) fn batch_error(error: &BatchError) -> ApiError {
     let message = format!("batch: {error}");
     match error {

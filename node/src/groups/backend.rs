@@ -1,6 +1,6 @@
-//! Where groups meet the rest of the node: the internal topic, the partition that this node leads, and other topics' offsets.
+//! Storage of the groups: the internal topic, the partitions of it that this node leads, and offsets of other topics.
 //!
-//! Everything that depends on how partitions are led is here.
+//! All code of the groups that depends on leadership of partitions is here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,33 +9,33 @@ use chronicle_records::{BatchBuilder, Compression};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::requests::{GROUPS_PARTITIONS, GROUPS_TOPIC};
 use super::table::{Change, GroupTable};
-use super::types::{GROUPS_PARTITIONS, GROUPS_TOPIC};
 use crate::broker::{Authorizer, Broker, Route};
 use crate::model::{
     ApiError, Fetch, NewTopic, Offsets, PartitionError, Position, Reason, SettingsChange, Topic, TopicPartition,
 };
-use crate::partition::{Answer, Partition, Peek};
+use crate::partition::{AppendAnswer, Partition, Peek};
 
-/// A partition of the topic is kept below this size; the checkpoint holds what deleted records said.
+/// Retention of a partition of the topic, in bytes; the checkpoint contains the effect of deleted records.
 const RETENTION_BYTES: i64 = 64 << 20;
-/// Segments of the topic: small enough that checkpoints follow and a start replays little.
+/// Segment size of the topic, in bytes: small, so that checkpoints are frequent and a start replays little.
 const SEGMENT_BYTES: i64 = 8 << 20;
-/// Bytes of keys and values in one batch, about: well below the topic's largest batch.
+/// Approximate limit for the bytes of keys and values in one batch: well below the topic's `max_message_bytes`.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// The node as groups need it.
+/// The part of the node that groups use.
 #[derive(Clone)]
-pub(super) struct Backing {
+pub(super) struct Backend {
     broker: Broker,
 }
 
-impl Backing {
+impl Backend {
     pub(super) fn new(broker: Broker) -> Self {
         Self { broker }
     }
 
-    /// Judges callers on this node.
+    /// Checks the access of callers on this node.
     pub(super) fn authorizer(&self) -> &Authorizer {
         self.broker.authorizer()
     }
@@ -45,22 +45,22 @@ impl Backing {
         self.broker.store().node_id()
     }
 
-    /// A topic as agreed now.
+    /// A topic in the committed metadata, as applied on this node.
     pub(super) fn topic(&self, name: &str) -> Option<Topic> {
         self.broker.cluster().state().topics.get(name).cloned()
     }
 
-    /// How many partitions a topic has; 0: there is no such topic.
+    /// Number of partitions of a topic; 0: the topic does not exist.
     pub(super) fn partitions_of(&self, name: &str) -> i32 {
         self.broker.cluster().state().topics.get(name).map_or(0, |topic| topic.partitions)
     }
 
-    /// The internal topic; `None`: no group was ever there.
+    /// The internal topic; `None`: not created yet, so there are no groups.
     pub(super) fn groups_topic(&self) -> Option<Topic> {
         self.topic(GROUPS_TOPIC)
     }
 
-    /// The internal topic, created if need be.
+    /// The internal topic, created if needed.
     pub(super) async fn groups_topic_or_new(&self) -> Result<Topic, ApiError> {
         match self.groups_topic() {
             Some(topic) => Ok(topic),
@@ -68,6 +68,7 @@ impl Backing {
         }
     }
 
+    /// Creates the internal topic with these settings, in bytes.
     pub(super) async fn create(&self, retention_bytes: i64, segment_bytes: i64) -> Result<Topic, ApiError> {
         let settings = SettingsChange {
             retention_bytes: Some(retention_bytes),
@@ -80,44 +81,44 @@ impl Backing {
         Ok(self.broker.create_any_topic(new).await?.0)
     }
 
-    /// Whether this node leads a partition of the internal topic, or would when it is woken.
+    /// Returns whether this node leads a partition of the internal topic, or would lead it after it is opened.
     pub(super) fn coordinates(&self, topic: &Topic, number: i32) -> bool {
         self.broker.replicas().would_lead(topic, number)
     }
 
-    /// A partition as it is, without waking it.
+    /// The state of a partition, without opening it.
     pub(super) fn peek(&self, topic: &Topic, number: i32) -> Peek {
         self.broker.replicas().peek(topic, number)
     }
 
-    /// Reads the groups of a partition if it is open here; it counts as unused all the same.
-    pub(super) fn look_if_open<R>(&self, topic: &Topic, number: i32, read: impl FnOnce(&GroupTable) -> R) -> Option<R> {
-        look(&*self.broker.replicas().open_partition(topic, number)?, read).ok()
+    /// Reads the groups of a partition if it is open on this node. Does not count as a use.
+    pub(super) fn read_if_open<R>(&self, topic: &Topic, number: i32, read: impl FnOnce(&GroupTable) -> R) -> Option<R> {
+        read_table(&*self.broker.replicas().open_partition(topic, number)?, read).ok()
     }
 
     /// A partition of the internal topic that this node leads.
     ///
     /// # Errors
-    /// [`Reason::NotLeader`] with the leader's address; what keeps the partition from opening.
-    pub(super) async fn lead(&self, topic: &Topic, number: i32) -> Result<Lead, ApiError> {
+    /// [`Reason::NotLeader`] with the leader's address; why the partition cannot be opened.
+    pub(super) async fn lead(&self, topic: &Topic, number: i32) -> Result<LedPartition, ApiError> {
         let partition = self.broker.led_partition(topic, number).await?;
         let Some(term) = partition.leads_in() else {
-            return Err(ApiError::new(Reason::Unavailable, "leadership of the group's partition is moving"));
+            return Err(ApiError::new(Reason::Unavailable, "leadership of the group's partition is changing"));
         };
-        Ok(Lead { broker: self.broker.clone(), partition, number, term })
+        Ok(LedPartition { broker: self.broker.clone(), partition, number, term })
     }
 
-    /// Reads the groups of a partition as far as this node's replica has them.
+    /// Reads the groups of a partition, as applied on this node's replica.
     ///
     /// # Errors
-    /// What keeps the partition from opening; [`Reason::NotLeader`] when this node has no replica.
+    /// Why the partition cannot be opened; [`Reason::NotLeader`] when this node has no replica.
     pub(super) async fn read<R>(
         &self,
         topic: &Topic,
         number: i32,
         read: impl FnOnce(&GroupTable) -> R,
     ) -> Result<R, ApiError> {
-        look(&*self.broker.partition(topic, number).await?, read)
+        read_table(&*self.broker.partition(topic, number).await?, read)
     }
 
     /// Offsets of a partition, and of the first record at or after a time (milliseconds since the Unix epoch).
@@ -139,31 +140,31 @@ impl Backing {
 }
 
 /// A led partition of the internal topic.
-pub(super) struct Lead {
+pub(super) struct LedPartition {
     broker: Broker,
     partition: Arc<Partition>,
     /// Its number.
     pub(super) number: i32,
-    /// Term of the leadership: what is known of members is good for one term.
+    /// Term of the leadership: the cached state of members is valid for one term.
     pub(super) term: u64,
 }
 
-impl Lead {
+impl LedPartition {
     /// Reads the groups of the partition.
     pub(super) fn read<R>(&self, read: impl FnOnce(&GroupTable) -> R) -> Result<R, ApiError> {
-        look(&self.partition, read)
+        read_table(&self.partition, read)
     }
 
-    /// Puts changes in order behind all that were submitted before. They are durable, and readable, once
-    /// [`Pending::wait`] says so.
+    /// Queues changes after all that were submitted before. They are durable, and readable, once
+    /// [`PendingAppend::wait`] returns.
     ///
     /// # Errors
     /// When they are not accepted.
-    pub(super) async fn submit(&self, group: &str, changes: &[Change]) -> Result<Pending, ApiError> {
+    pub(super) async fn submit(&self, group: &str, changes: &[Change]) -> Result<PendingAppend, ApiError> {
         let mut answers = Vec::new();
         let broker = self.broker.clone();
         if changes.is_empty() {
-            return Ok(Pending { broker, answers });
+            return Ok(PendingAppend { broker, answers });
         }
         self.broker.check_space()?;
         let now = now_ms();
@@ -172,20 +173,20 @@ impl Lead {
         for (at, change) in changes.iter().enumerate() {
             let (key, value) = change.encode(group);
             bytes += key.len() + value.as_ref().map_or(0, |value| value.len());
-            builder.push(now, Some(&key), value.as_deref(), std::iter::empty()).map_err(|e| defect(&e))?;
+            builder.push(now, Some(&key), value.as_deref(), std::iter::empty()).map_err(|e| bug(&e))?;
             if bytes >= BATCH_BYTES || at + 1 == changes.len() {
                 let full = std::mem::replace(&mut builder, BatchBuilder::new(Compression::None));
-                let batch = full.build().map_err(|e| defect(&e))?;
-                let header = chronicle_records::parse_header(&batch).map_err(|e| defect(&e))?;
+                let batch = full.build().map_err(|e| bug(&e))?;
+                let header = chronicle_records::parse_header(&batch).map_err(|e| bug(&e))?;
                 let answer = self.partition.submit(batch, header, None).await;
                 answers.push(answer.map_err(|error| self.broker.api_error(error))?);
                 bytes = 0;
             }
         }
-        Ok(Pending { broker, answers })
+        Ok(PendingAppend { broker, answers })
     }
 
-    /// As [`Lead::submit`], and waits.
+    /// As [`LedPartition::submit`], and waits until the changes are durable.
     ///
     /// # Errors
     /// When the changes are not, or may not be, durable.
@@ -194,13 +195,13 @@ impl Lead {
     }
 }
 
-/// Changes that have their place in the log.
-pub(super) struct Pending {
+/// Queued changes.
+pub(super) struct PendingAppend {
     broker: Broker,
-    answers: Vec<oneshot::Receiver<Answer>>,
+    answers: Vec<oneshot::Receiver<AppendAnswer>>,
 }
 
-impl Pending {
+impl PendingAppend {
     /// Waits until the changes are durable.
     ///
     /// # Errors
@@ -208,7 +209,7 @@ impl Pending {
     pub(super) async fn wait(self) -> Result<(), ApiError> {
         for answer in self.answers {
             let answer = answer.await.unwrap_or_else(|_| {
-                let stopped = PartitionError::Unavailable("the partition stopped without an answer".into());
+                let stopped = PartitionError::Unavailable("the partition stopped without a response".into());
                 Err(PartitionError::unknown(stopped))
             });
             answer.map_err(|error| self.broker.api_error(error))?;
@@ -217,12 +218,12 @@ impl Pending {
     }
 }
 
-fn look<R>(partition: &Partition, read: impl FnOnce(&GroupTable) -> R) -> Result<R, ApiError> {
+fn read_table<R>(partition: &Partition, read: impl FnOnce(&GroupTable) -> R) -> Result<R, ApiError> {
     let missing = || ApiError::new(Reason::Internal, format!("a partition of {GROUPS_TOPIC} has no view"));
     partition.view(read).ok_or_else(missing)
 }
 
-fn defect(error: &dyn std::error::Error) -> ApiError {
+fn bug(error: &dyn std::error::Error) -> ApiError {
     ApiError::new(Reason::Internal, format!("a record of {GROUPS_TOPIC}: {error}"))
 }
 

@@ -1,4 +1,4 @@
-//! Groups in scenarios, with time as an argument.
+//! Scenarios of one group, with time as an argument.
 
 use proptest::prelude::*;
 
@@ -6,11 +6,11 @@ use super::*;
 
 /// A group, its clock and its topics.
 struct Scene {
-    group: Group,
+    group: ConsumerGroup,
     now: Instant,
     topics: BTreeMap<String, i32>,
     joined: usize,
-    remembered: GroupRecord,
+    stored: GroupRecord,
 }
 
 fn partitions(list: &[i32]) -> Partitions {
@@ -21,11 +21,11 @@ impl Scene {
     fn new(partitions: i32) -> Self {
         let now = Instant::now();
         Self {
-            group: Group::recover("g", &GroupRecord::default(), now),
+            group: ConsumerGroup::recover("g", &GroupRecord::default(), now),
             now,
             topics: BTreeMap::from([("t".to_owned(), partitions)]),
             joined: 0,
-            remembered: GroupRecord::default(),
+            stored: GroupRecord::default(),
         }
     }
 
@@ -33,14 +33,14 @@ impl Scene {
         for change in changes {
             match change.clone() {
                 Change::Generation(generation) => {
-                    assert!(generation.unwrap() > self.remembered.generation, "generations rise");
-                    self.remembered.generation = generation.unwrap();
+                    assert!(generation.unwrap() > self.stored.generation, "generations rise");
+                    self.stored.generation = generation.unwrap();
                 }
                 Change::Member(id, Some(member)) => {
-                    self.remembered.members.insert(id, member);
+                    self.stored.members.insert(id, member);
                 }
                 Change::Member(id, None) => {
-                    self.remembered.members.remove(&id);
+                    self.stored.members.remove(&id);
                 }
                 Change::Offset(..) => unreachable!("a group changes no offsets"),
             }
@@ -73,7 +73,7 @@ impl Scene {
 
     /// Another node becomes the coordinator.
     fn fail_over(&mut self) {
-        self.group = Group::recover("g", &self.remembered, self.now);
+        self.group = ConsumerGroup::recover("g", &self.stored, self.now);
     }
 
     fn may_commit(&self, id: &str, generation: i32, partition: i32) -> Result<(), Reason> {
@@ -89,9 +89,9 @@ fn a_partition_is_given_only_after_its_owner_has_let_go() {
     assert_eq!(scene.beat(&a, &[0, 1, 2, 3]).unwrap().0, [0, 1, 2, 3]);
     assert_eq!(scene.group.state(), GroupState::Stable);
     let (b, assigned) = scene.join();
-    assert!(assigned.is_empty(), "all is still held: {assigned:?}");
+    assert!(assigned.is_empty(), "all are still owned: {assigned:?}");
     assert_eq!(scene.group.state(), GroupState::Rebalancing);
-    // Told to give up two, and not done with one of them yet.
+    // It has to release two, and still owns one of them.
     let (keep, _) = scene.beat(&a, &[0, 1, 2, 3]).unwrap();
     assert_eq!(keep.len(), 2);
     let given: Vec<i32> = (0..4).filter(|partition| !keep.contains(partition)).collect();
@@ -142,7 +142,7 @@ fn commits_are_fenced_by_generation_and_by_what_the_member_holds() {
     let (_, first) = scene.beat(&a, &[0, 1]).unwrap();
     assert_eq!(scene.may_commit(&a, first, 1), Ok(()));
     let (b, _) = scene.join();
-    // Not told yet: still its own. Told: the old generation is stale, the new one good until it lets go.
+    // Before the next response it still owns it. After it: the old generation is stale, the new one valid until the release.
     assert_eq!(scene.may_commit(&a, first, 1), Ok(()));
     let (keep, second) = scene.beat(&a, &[0, 1]).unwrap();
     let gone = 1 - keep[0];
@@ -167,14 +167,14 @@ fn after_a_fail_over_members_keep_what_they_have_and_nothing_is_given_away_befor
     assert_eq!((of_a.len(), of_b.len()), (2, 2));
     scene.fail_over();
     assert_eq!(scene.group.state(), GroupState::Rebalancing);
-    // A commit may be the first word of a member.
+    // A commit may be the first request of a member.
     assert_eq!(scene.may_commit(&a, generation, of_a[0]), Ok(()));
     assert_eq!(scene.beat(&a, &of_a).unwrap(), (of_a.clone(), generation));
     let (c, nothing) = scene.join();
     assert!(nothing.is_empty());
     assert_eq!(scene.may_commit(&c, generation + 1, of_b[0]), Err(Reason::StaleGeneration));
     assert_eq!(scene.beat(&a, &of_a).unwrap().0, of_a, "nothing moves yet");
-    // The last one is heard: now it is decided, within what they hold.
+    // All members have reported: now the target is computed.
     let (keep, _) = scene.beat(&b, &of_b).unwrap();
     assert!(keep.iter().all(|partition| of_b.contains(partition)));
     scene.beat(&a, &of_a).unwrap();
@@ -207,7 +207,7 @@ fn more_partitions_of_a_topic_are_shared_out_in_a_new_generation() {
     let (of_a, generation) = scene.beat(&a, &[0]).unwrap();
     let (of_b, _) = scene.beat(&b, &[1]).unwrap();
     assert_eq!((of_a.len(), of_b.len(), generation), (2, 2, before + 1));
-    // And a topic that goes takes its partitions along.
+    // The partitions of a deleted topic are released.
     scene.topics.clear();
     assert!(scene.beat(&a, &of_a).unwrap().0.is_empty());
 }
@@ -229,8 +229,8 @@ fn claims_of_partitions_that_are_another_s_or_do_not_exist_are_not_taken() {
     scene.beat(&a, &[0, 1]).unwrap();
     let (claimed, _) = scene.beat(&b, &[0, 1, 7, -1]).unwrap();
     assert!(claimed.is_empty());
-    assert_eq!(scene.group.holder("t", 7), None);
-    assert_eq!(scene.group.holder("t", 0), Some(a.as_str()));
+    assert_eq!(scene.group.owner("t", 7), None);
+    assert_eq!(scene.group.owner("t", 0), Some(a.as_str()));
 }
 
 #[test]
@@ -242,43 +242,43 @@ fn a_group_has_a_limit_of_members() {
     assert_eq!(scene.beat("", &[]).unwrap_err().reason, Reason::Overloaded);
 }
 
-/// A client that does what it is told, some heartbeats later.
-struct Honest {
+/// A client that follows its assignment, some heartbeats later.
+struct TestClient {
     id: String,
     owned: Vec<i32>,
-    /// Heartbeats that it goes on reading what was revoked.
+    /// Number of heartbeats for which it keeps reading revoked partitions.
     slow: u8,
 }
 
 #[derive(Debug, Clone)]
-enum Event {
+enum GroupEvent {
     Join {
         slow: u8,
     },
     Beat(usize),
     Leave(usize),
-    /// Without a word: its session has to end.
+    /// Without leaving: its session has to expire.
     Die(usize),
     FailOver,
     Pass(u64),
     Grow,
 }
 
-fn events() -> impl Strategy<Value = Vec<Event>> {
+fn events() -> impl Strategy<Value = Vec<GroupEvent>> {
     let event = prop_oneof![
-        3 => (0..3u8).prop_map(|slow| Event::Join { slow }),
-        12 => any::<usize>().prop_map(Event::Beat),
-        1 => any::<usize>().prop_map(Event::Leave),
-        1 => any::<usize>().prop_map(Event::Die),
-        1 => Just(Event::FailOver),
-        3 => (0..4u64).prop_map(Event::Pass),
-        1 => Just(Event::Grow),
+        3 => (0..3u8).prop_map(|slow| GroupEvent::Join { slow }),
+        12 => any::<usize>().prop_map(GroupEvent::Beat),
+        1 => any::<usize>().prop_map(GroupEvent::Leave),
+        1 => any::<usize>().prop_map(GroupEvent::Die),
+        1 => Just(GroupEvent::FailOver),
+        3 => (0..4u64).prop_map(GroupEvent::Pass),
+        1 => Just(GroupEvent::Grow),
     ];
     proptest::collection::vec(event, 1..80)
 }
 
-impl Honest {
-    /// One heartbeat. A client whose session has ended drops everything.
+impl TestClient {
+    /// One heartbeat. A client whose session has expired drops its partitions.
     fn beat(&mut self, scene: &mut Scene) -> bool {
         match scene.beat(&self.id, &self.owned) {
             Ok((assigned, generation)) => {
@@ -308,15 +308,15 @@ proptest! {
         events in events(),
     ) {
         let mut scene = Scene::new(partitions);
-        let mut clients: Vec<Honest> = Vec::new();
+        let mut clients: Vec<TestClient> = Vec::new();
         for event in events {
-            let pick = |i: usize, clients: &Vec<Honest>| (!clients.is_empty()).then(|| i % clients.len());
+            let pick = |i: usize, clients: &Vec<TestClient>| (!clients.is_empty()).then(|| i % clients.len());
             match event {
-                Event::Join { slow } => {
+                GroupEvent::Join { slow } => {
                     let (id, owned) = scene.join();
-                    clients.push(Honest { id, owned, slow });
+                    clients.push(TestClient { id, owned, slow });
                 }
-                Event::Beat(i) => {
+                GroupEvent::Beat(i) => {
                     if let Some(i) = pick(i, &clients) {
                         let mut client = clients.swap_remove(i);
                         if client.beat(&mut scene) {
@@ -324,7 +324,7 @@ proptest! {
                         }
                     }
                 }
-                Event::Leave(i) => {
+                GroupEvent::Leave(i) => {
                     if let Some(i) = pick(i, &clients) {
                         let client = clients.swap_remove(i);
                         if let Ok(changes) = scene.group.leave(&client.id) {
@@ -332,16 +332,16 @@ proptest! {
                         }
                     }
                 }
-                Event::Die(i) => {
+                GroupEvent::Die(i) => {
                     if let Some(i) = pick(i, &clients) {
                         clients.swap_remove(i);
                     }
                 }
-                Event::FailOver => scene.fail_over(),
-                Event::Pass(seconds) => scene.pass(seconds),
-                Event::Grow => *scene.topics.get_mut("t").unwrap() += 1,
+                GroupEvent::FailOver => scene.fail_over(),
+                GroupEvent::Pass(seconds) => scene.pass(seconds),
+                GroupEvent::Grow => *scene.topics.get_mut("t").unwrap() += 1,
             }
-            // Who was dropped stops reading when it hears so; until then the commits of others are safe from it.
+            // A removed member stops reading at its next heartbeat; until then its commits are rejected.
             let mut read = BTreeSet::new();
             for client in clients.iter().filter(|client| scene.group.members.contains_key(&client.id)) {
                 for partition in &client.owned {
@@ -349,7 +349,7 @@ proptest! {
                 }
             }
         }
-        // Quiet: everybody says that they are there until the dead are gone and all has changed hands.
+        // No more events: all clients send heartbeats until dead members have expired and all partitions are reassigned.
         for _ in 0..20 {
             clients.retain_mut(|client| client.beat(&mut scene));
             scene.pass(1);

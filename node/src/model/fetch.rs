@@ -1,4 +1,4 @@
-//! Reads: where one starts, how much it may return, and what it found.
+//! Reads: start position, limits, and results.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ pub enum Position {
     Timestamp(i64),
     /// First retained record.
     Earliest,
-    /// The end: only what is appended from now on.
+    /// The end: only records that are appended from now on.
     Latest,
 }
 
 /// A read from one partition.
 #[derive(Debug, Clone)]
 pub struct Fetch {
-    /// Where from.
+    /// The partition.
     pub target: TopicPartition,
-    /// Which offset on.
+    /// Position of the first record.
     pub from: Position,
     /// Soft limit in bytes of stored batches; at least one batch is returned when there is one.
     pub max_bytes: usize,
@@ -54,14 +54,14 @@ pub struct TermEnd {
     pub end_offset: i64,
 }
 
-/// What a read found.
+/// Result of a read.
 #[derive(Debug, Clone)]
 pub struct Fetched {
     /// Whole stored batches; the first may begin before `start_offset`. Empty at the end of the log.
     pub batches: Vec<Bytes>,
     /// The resolved start of the read.
     pub start_offset: i64,
-    /// Where to go on reading.
+    /// Offset of the next read.
     pub next_offset: i64,
     /// First offset not committed yet (exclusive end of what can be read).
     pub high_watermark: i64,
@@ -79,13 +79,13 @@ impl Fetched {
         }
     }
 
-    /// The records at or after `start_offset`, at most `limit` of them (`None`: all), and where to go on reading.
+    /// Returns the records at or after `start_offset`, at most `limit` of them (`None`: all), and the offset of the next read.
     ///
     /// # Errors
     /// [`super::Reason::DataDamaged`] when a stored batch cannot be decoded.
     pub fn records(&self, limit: Option<usize>) -> Result<(Vec<Record>, i64), ApiError> {
         let damaged = |e: chronicle_records::BatchError| {
-            ApiError::new(Reason::DataDamaged, format!("a stored batch cannot be decoded: {e}"))
+            ApiError::new(Reason::DataDamaged, format!("cannot decode a stored batch: {e}"))
         };
         let mut records = Vec::new();
         for batch in &self.batches {
@@ -111,6 +111,6 @@ pub struct Offsets {
     pub earliest: i64,
     /// Committed end (exclusive).
     pub next: i64,
-    /// Offset and timestamp of the first record at or after the time asked for.
+    /// Offset and timestamp of the first record at or after the requested time.
     pub at_timestamp: Option<(i64, i64)>,
 }

@@ -1,5 +1,5 @@
-//! What a partition derives from its committed entries: the next offset, the producer table, and the topic's view if it
-//! has one.
+//! State machine of a partition: derives the next offset, the producer table, and the topic's view if it has one, from committed
+//! entries.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::producers::ProducerTable;
-use super::view::{self, View};
+use super::views::{self, View};
 use crate::raft::{Committed, Machine};
 
-/// How far a partition has been applied: what readers may see.
+/// Progress of applying a partition's entries; readers may read up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Last applied raft index; `None`: nothing yet.
+    /// Last applied raft index; `None`: no entry was applied yet.
     pub index: Option<u64>,
     /// Offset after the last applied record: the high watermark.
     pub next_offset: u64,
@@ -26,7 +26,7 @@ pub struct Progress {
 
 /// The part of the state that the rest of the partition reads.
 pub(super) struct AppliedState {
-    /// Applied progress; readers wait on it.
+    /// Progress; readers wait on it.
     pub progress: watch::Sender<Progress>,
     /// Producers as of the applied progress.
     pub producers: Mutex<ProducerTable>,
@@ -52,7 +52,7 @@ struct Saved {
 }
 
 impl PartitionMachine {
-    /// The machine of a log as it is without a checkpoint, with an empty view or none.
+    /// The state machine of a log without a checkpoint, with an empty view or none.
     pub(super) fn new(log: Arc<Log>, producers_max: usize, view: Option<Box<dyn View>>) -> (Self, Arc<AppliedState>) {
         let next_offset = log.position().start_offset;
         let shared = Arc::new(AppliedState {
@@ -63,7 +63,7 @@ impl PartitionMachine {
         (Self { log, shared: shared.clone(), next_offset, producers_max }, shared)
     }
 
-    /// Brings the view to where a checkpoint is.
+    /// Restores the view as of a checkpoint.
     fn restore_view(&self, saved: &Saved, applied_index: Option<u64>) -> Result<(), String> {
         let Some(view) = &self.shared.view else { return Ok(()) };
         let mut view = view.lock();
@@ -73,7 +73,7 @@ impl PartitionMachine {
                 view.restore(&bytes).map_err(|e| format!("view: {e}"))
             }
             (None, Some(last)) => {
-                view::rebuild(&mut **view, &self.log, saved.next_offset, last).map_err(|e| format!("view: {e}"))
+                views::rebuild(&mut **view, &self.log, saved.next_offset, last).map_err(|e| format!("view: {e}"))
             }
             (None, None) => {
                 view.clear();
@@ -93,16 +93,19 @@ impl Machine for PartitionMachine {
             let (header, bytes) = batch.map_err(|e| e.to_string())?;
             let offset = self.next_offset + records;
             if header.base_offset != offset as i64 {
-                return Err(format!("a batch has base offset {}, the log is at {offset}", header.base_offset));
+                return Err(format!("batch: base offset {}: must be {offset}", header.base_offset));
             }
             producers.appended(&header, header.base_offset);
             if let Some(view) = &mut view {
-                view::apply_batch(&mut ***view, &bytes)?;
+                views::apply_batch(&mut ***view, &bytes)?;
             }
             records += header.record_count as u64;
         }
         if records != u64::from(data.record_count) {
-            return Err(format!("its batches hold {records} records, the entry says {}", data.record_count));
+            return Err(format!(
+                "batches: {records} records: must be {}, the record count of the entry",
+                data.record_count
+            ));
         }
         self.next_offset += records;
         Ok(Bytes::new())

@@ -1,4 +1,4 @@
-//! Appends: what a request carries, under which condition it is accepted, and what is acknowledged.
+//! Appends: the content of a request, the condition for accepting it, and the acknowledgement.
 
 use bytes::Bytes;
 use chronicle_records::Compression;
@@ -18,17 +18,17 @@ pub struct NewRecord {
     pub timestamp_ms: Option<i64>,
 }
 
-/// What a produce request carries.
+/// Content of a produce request.
 #[derive(Debug, Clone)]
 pub enum Payload {
     /// Records that the broker encodes into one batch.
     Records {
         /// At least one.
         records: Vec<NewRecord>,
-        /// How the batch is stored.
+        /// Compression of the stored batch.
         compression: Compression,
     },
-    /// One whole Kafka v2 batch, checked and then stored as it is.
+    /// One whole Kafka v2 batch, validated and then stored unchanged.
     Batch(Bytes),
 }
 
@@ -37,13 +37,13 @@ pub enum Payload {
 pub struct ProducerIdentity {
     /// From [`super::Broker::init_producer`].
     pub producer_id: i64,
-    /// From the same answer.
+    /// From the same response.
     pub epoch: i16,
     /// Sequence number of the first record.
     pub sequence: i32,
 }
 
-/// A condition judged in log order.
+/// A condition, checked in log order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expectation {
     /// The first record must get this offset.
@@ -57,16 +57,16 @@ pub enum Expectation {
     },
 }
 
-/// An append to one partition: all of it or nothing.
+/// An append to one partition; atomic.
 #[derive(Debug, Clone)]
 pub struct Produce {
-    /// Where to.
+    /// The partition.
     pub target: TopicPartition,
-    /// What.
+    /// The records.
     pub payload: Payload,
-    /// Who, when the producer is idempotent. For [`Payload::Batch`] the batch's own producer fields are used instead.
+    /// The producer, when it is idempotent. For [`Payload::Batch`] the batch's own producer fields are used instead.
     pub producer: Option<ProducerIdentity>,
-    /// Under which condition.
+    /// Condition for accepting the append; `None`: none.
     pub expectation: Option<Expectation>,
 }
 
@@ -77,6 +77,6 @@ pub struct Produced {
     pub base_offset: i64,
     /// Number of records.
     pub record_count: i32,
-    /// The producer repeated an earlier request; the offsets are those of the first time.
+    /// The producer repeated an earlier request; the offsets are those of the first append.
     pub duplicate: bool,
 }

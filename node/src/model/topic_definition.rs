@@ -1,4 +1,4 @@
-//! Topics: their names, their settings, and what a request to create or change one says.
+//! Topics: names, settings, and requests to create or change one.
 
 use uuid::Uuid;
 
@@ -7,7 +7,7 @@ use super::{ApiError, Reason};
 /// Longest topic name, in characters.
 const TOPIC_NAME_MAX: usize = 249;
 
-/// Whether this is a topic name: 1 to 249 characters of `a-z A-Z 0-9 . _ -`, neither `.` nor `..` (Kafka's rule).
+/// Returns whether this is a valid topic name: 1 to 249 characters of `a-z A-Z 0-9 . _ -`, neither `.` nor `..` (Kafka's rule).
 pub fn is_topic_name(name: &str) -> bool {
     (1..=TOPIC_NAME_MAX).contains(&name.len())
         && name != "."
@@ -15,9 +15,9 @@ pub fn is_topic_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// The error for a name that no topic has.
+/// The error for a topic that does not exist.
 pub(crate) fn unknown_topic(name: &str) -> ApiError {
-    ApiError::new(Reason::UnknownTopic, format!("topic {name:?}: no such topic"))
+    ApiError::new(Reason::UnknownTopic, format!("topic {name:?}: does not exist"))
 }
 
 /// One partition of one topic.
@@ -29,12 +29,12 @@ pub struct TopicPartition {
     pub partition: i32,
 }
 
-/// A topic as the controller knows it.
+/// A topic in the cluster's metadata.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Topic {
     /// Its name.
     pub name: String,
-    /// Another one when deleted and created again.
+    /// Identity; a topic that is deleted and created again has a new one.
     pub id: Uuid,
     /// Number of partitions.
     pub partitions: i32,
@@ -46,14 +46,14 @@ pub struct Topic {
     pub created_ms: i64,
 }
 
-/// What an acknowledged append is good for.
+/// What the acknowledgement of an append guarantees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TopicDurability {
-    /// `fdatasync` on a majority before the answer.
+    /// `fdatasync` on a majority before the acknowledgement.
     #[default]
     Fsync,
-    /// In memory on a majority before the answer, flushed within the topic's `flush_interval_ms`.
+    /// In memory on a majority before the acknowledgement, flushed within the topic's `flush_interval_ms`.
     Memory,
 }
 
@@ -116,6 +116,6 @@ pub struct NewTopic {
     pub replication_factor: i32,
     /// Settings that differ from the defaults.
     pub settings: SettingsChange,
-    /// Succeed when the topic is there already.
+    /// Succeed when the topic exists.
     pub if_not_exists: bool,
 }

@@ -1,5 +1,4 @@
-//! Rules and quotas as the controller group agrees on them. Deterministic; whether a rule makes sense is checked before it is
-//! proposed.
+//! Applies the commands that change access rules and quotas. Deterministic; a rule is validated before it is proposed.
 
 use std::collections::BTreeSet;
 
@@ -7,11 +6,11 @@ use super::Refusal;
 use super::state::{ControllerState, Outcome};
 use crate::security::{AclFilter, AclRule, Quota};
 
-/// Most rules of a cluster.
+/// Maximum number of rules in a cluster.
 pub const RULES_MAX: usize = 10_000;
-/// Bytes of all rules' principals and names together: every node holds them, and every snapshot.
+/// Maximum size of all rules' principals and names together, in bytes: every node and every snapshot contains them.
 pub const RULES_BYTES_MAX: usize = 4 << 20;
-/// Most quotas of a cluster.
+/// Maximum number of quotas in a cluster.
 pub const QUOTAS_MAX: usize = 10_000;
 
 fn bytes(rule: &AclRule) -> usize {
@@ -19,7 +18,7 @@ fn bytes(rule: &AclRule) -> usize {
 }
 
 impl ControllerState {
-    /// All rules or none; those that are there already are there once.
+    /// Adds all rules or none; rules that exist are not added again. The outcome contains the added ones.
     pub(super) fn create_acls(&mut self, rules: Vec<AclRule>) -> Result<Outcome, Refusal> {
         let new: BTreeSet<AclRule> = rules.into_iter().filter(|rule| !self.access.rules.contains(rule)).collect();
         if self.access.rules.len() + new.len() > RULES_MAX {
@@ -36,14 +35,14 @@ impl ControllerState {
         Ok(Outcome::Acls(new.into_iter().collect()))
     }
 
-    /// Answers what any of the filters meant, which is gone.
+    /// Deletes the rules that match any of the filters. The outcome contains the deleted ones.
     pub(super) fn delete_acls(&mut self, filters: &[AclFilter]) -> Outcome {
-        let meant = |rule: &AclRule| filters.iter().any(|filter| filter.matches(rule));
-        let (gone, stay): (BTreeSet<_>, BTreeSet<_>) =
-            std::mem::take(&mut self.access.rules).into_iter().partition(|rule| meant(rule));
-        self.access.rules = stay;
-        self.access.revision += u64::from(!gone.is_empty());
-        Outcome::Acls(gone.into_iter().collect())
+        let matched = |rule: &AclRule| filters.iter().any(|filter| filter.matches(rule));
+        let (deleted, kept): (BTreeSet<_>, BTreeSet<_>) =
+            std::mem::take(&mut self.access.rules).into_iter().partition(|rule| matched(rule));
+        self.access.rules = kept;
+        self.access.revision += u64::from(!deleted.is_empty());
+        Outcome::Acls(deleted.into_iter().collect())
     }
 
     /// Sets (`Some`) or removes the quota of a principal, or the default one (`None`).

@@ -1,4 +1,4 @@
-//! The broker as metrics see it, read at scrape time.
+//! Values for metrics, read at scrape time.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::metadata::NodeState;
 use crate::partition::PartitionTotals;
 use crate::telemetry::RaftMetrics;
 
-/// The controller group as this node sees it.
+/// The controller group, as known to this node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ControllerView {
     /// A leader is known.
@@ -20,12 +20,12 @@ pub struct ControllerView {
     pub failed: bool,
     /// Members of the cluster.
     pub nodes: usize,
-    /// Members that this node hears from, itself included.
+    /// Members with recent heartbeats, this node included.
     pub nodes_alive: usize,
 }
 
 impl Broker {
-    /// What raft groups and sequencers count.
+    /// Counters of raft groups and sequencers.
     pub fn raft_metrics(&self) -> &RaftMetrics {
         &self.inner.cluster.metrics
     }
@@ -35,7 +35,7 @@ impl Broker {
         self.config().storage.reserve_bytes
     }
 
-    /// Appends are refused because the volume is full.
+    /// Whether appends are rejected because the volume is full.
     pub fn disk_is_full(&self) -> bool {
         self.check_space().is_err()
     }
@@ -46,12 +46,12 @@ impl Broker {
         self.inner.traffic.all(|topic| state.topics.contains_key(topic))
     }
 
-    /// Sums over the partitions of the cluster, as this node sees it, and over the replicas here.
+    /// Totals over the partitions of the cluster, as known to this node, and over the replicas on this node.
     pub fn partition_totals(&self) -> PartitionTotals {
         self.inner.replicas.totals()
     }
 
-    /// The controller group; all zero before the node is part of a cluster.
+    /// The controller group; all zero before the node is a member of a cluster.
     pub fn controller_view(&self) -> ControllerView {
         let cluster = &self.inner.cluster;
         let Some(controller) = self.inner.controller.get() else { return ControllerView::default() };

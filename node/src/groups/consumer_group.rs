@@ -1,16 +1,17 @@
-//! One group on its coordinator: who is a member, who holds what, and what is next. Decides, and does nothing.
+//! One group on its coordinator: its members, the partitions that they own, and the target assignment. Decides, without I/O.
 //!
-//! Time comes in as an argument, and what must be remembered goes out as [`Change`]s: the caller makes them durable before
-//! anybody hears of the answer, or throws the group away and [recovers](Group::recover) it.
+//! Time is an argument, and durable state is returned as [`Change`]s: the caller makes them durable before it sends the response,
+//! or drops the group and [recovers](ConsumerGroup::recover) it.
 //!
-//! Hand-over is cooperative (as in KIP-848): `target` is who should have a partition, `held` who has it. A member is told of a
-//! partition only when nobody else holds it, which is when its holder's heartbeat no longer names it, or the holder has gone.
+//! Rebalancing is cooperative (as in KIP-848): `target` has the new owner of each partition, `held` the current owner. A partition
+//! is assigned to a member only when no other member owns it: its owner's heartbeat does not contain it any more, or the owner is
+//! not a member any more.
 //!
 //! Invariants:
-//! - `held` has one holder for each partition, and only members hold.
-//! - The generation rises with every change of members, of their topics and of the topics' partitions.
-//! - After a change of coordinator the members are known and what they hold is not: nothing is given away until each has
-//!   said so or its session has ended.
+//! - `held` has at most one owner for each partition, and owners are members.
+//! - The generation increases with every change of members, of their topics and of the topics' partitions.
+//! - After a change of coordinator the members are known and the partitions that they own are not: no partition is reassigned
+//!   until each member has sent a heartbeat or its session has expired.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,51 +19,52 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::assignment::{Assignment, assign};
+use super::requests::{GroupState, Heartbeat, HeartbeatResponse, MemberDescription, Partitions};
 use super::table::{Change, GroupRecord, MemberRecord};
-use super::types::{GroupState, Heartbeat, MemberDescription, Membership, Partitions};
 use crate::model::{ApiError, Reason};
 
-/// Most members of a group.
+/// Maximum number of members of a group.
 pub(super) const MEMBERS_MAX: usize = 1000;
 /// Longest wait between heartbeats of a member.
 const INTERVAL_MAX: Duration = Duration::from_secs(3);
-/// Wait between heartbeats while partitions change hands.
+/// Wait between heartbeats while partitions are reassigned.
 const INTERVAL_REBALANCING: Duration = Duration::from_millis(250);
 /// Heartbeats that fit into a session.
 const HEARTBEATS_PER_SESSION: u32 = 4;
 
-struct Member {
+/// A member, with the state of its session.
+struct GroupMember {
     record: MemberRecord,
-    /// When its session ends.
+    /// When its session expires.
     expires: Instant,
-    /// Generation that it was last told; 0: none by this coordinator.
-    told: i32,
-    /// This coordinator has heard from it, so that `held` says what it holds.
-    heard: bool,
+    /// Generation in the last response to it; 0: none from this coordinator.
+    sent_generation: i32,
+    /// This coordinator has received a heartbeat from it, so `held` contains the partitions that it owns.
+    reported: bool,
 }
 
-impl Member {
+impl GroupMember {
     fn timeout(&self) -> Duration {
         Duration::from_millis(self.record.session_timeout_ms.into())
     }
 }
 
 /// A group and its members.
-pub(super) struct Group {
+pub(super) struct ConsumerGroup {
     name: String,
     generation: i32,
-    members: BTreeMap<String, Member>,
+    members: BTreeMap<String, GroupMember>,
     /// Partition counts of the topics that members read, as last seen.
     topics: BTreeMap<String, i32>,
     target: Assignment,
     held: Assignment,
 }
 
-impl Group {
-    /// A group as it is remembered. Sessions of its members begin `now`.
+impl ConsumerGroup {
+    /// A group as stored. Sessions of its members start at `now`.
     pub(super) fn recover(name: &str, record: &GroupRecord, now: Instant) -> Self {
         let member = |record: &MemberRecord| {
-            let mut member = Member { record: record.clone(), expires: now, told: 0, heard: false };
+            let mut member = GroupMember { record: record.clone(), expires: now, sent_generation: 0, reported: false };
             member.expires += member.timeout();
             member
         };
@@ -76,7 +78,7 @@ impl Group {
         }
     }
 
-    /// There are no members.
+    /// Whether the group has no members.
     pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
@@ -86,12 +88,12 @@ impl Group {
         self.members.len()
     }
 
-    /// The generation in force.
+    /// The current generation.
     pub(super) fn generation(&self) -> i32 {
         self.generation
     }
 
-    /// When the first session ends.
+    /// When the first session expires.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.members.values().map(|member| member.expires).min()
     }
@@ -101,16 +103,16 @@ impl Group {
         &self.topics
     }
 
-    /// Who holds a partition.
-    pub(super) fn holder(&self, topic: &str, partition: i32) -> Option<&str> {
+    /// The member that owns a partition.
+    pub(super) fn owner(&self, topic: &str, partition: i32) -> Option<&str> {
         self.held.get(&(topic.to_owned(), partition)).map(String::as_str)
     }
 
-    /// Whether the group is at rest.
+    /// The group's state.
     pub(super) fn state(&self) -> GroupState {
         if self.members.is_empty() {
             GroupState::Empty
-        } else if self.waits_for_members() || self.held != self.target {
+        } else if self.waits_for_reports() || self.held != self.target {
             GroupState::Rebalancing
         } else {
             GroupState::Stable
@@ -119,7 +121,7 @@ impl Group {
 
     /// The members, by id.
     pub(super) fn describe(&self) -> Vec<MemberDescription> {
-        let describe = |(id, member): (&String, &Member)| MemberDescription {
+        let describe = |(id, member): (&String, &GroupMember)| MemberDescription {
             member_id: id.clone(),
             client_name: member.record.client_name.clone(),
             topics: member.record.topics.clone(),
@@ -128,12 +130,12 @@ impl Group {
         self.members.iter().map(describe).collect()
     }
 
-    /// Takes a checked heartbeat: joins when it has no member id, with the id `new_id` then. `partitions_of` says how many
-    /// partitions a topic has; 0: it is not there.
+    /// Applies a validated heartbeat: without a member id the member joins, with the id from `new_id`. `partitions_of`: number of
+    /// partitions of a topic; 0: the topic does not exist.
     ///
     /// # Errors
-    /// [`Reason::UnknownMember`] when the member's session has ended; [`Reason::Overloaded`] when the group is full;
-    /// [`Reason::InvalidRequest`] for a generation that never was. Nothing has changed then.
+    /// [`Reason::UnknownMember`] when the member's session has expired; [`Reason::Overloaded`] when the group is full;
+    /// [`Reason::InvalidRequest`] for a generation that the group has not reached. Nothing has changed then.
     pub(super) fn heartbeat(
         &mut self,
         request: &Heartbeat,
@@ -141,23 +143,23 @@ impl Group {
         new_id: impl FnOnce() -> String,
         partitions_of: impl Fn(&str) -> i32,
         now: Instant,
-    ) -> Result<(Membership, Vec<Change>), ApiError> {
+    ) -> Result<(HeartbeatResponse, Vec<Change>), ApiError> {
         let mut changes = Vec::new();
-        let waited = self.waits_for_members();
+        let waited = self.waits_for_reports();
         let id = if request.member_id.is_empty() {
             if self.members.len() >= MEMBERS_MAX {
-                let message = format!("group {}: has {MEMBERS_MAX} members, the most there may be", self.name);
+                let message = format!("group {:?}: has {MEMBERS_MAX} members, the maximum", self.name);
                 return Err(ApiError::new(Reason::Overloaded, message).with("limit", MEMBERS_MAX));
             }
             let id = new_id();
             changes.push(Change::Member(id.clone(), Some(record.clone())));
-            self.members.insert(id.clone(), Member { record, expires: now, told: 0, heard: true });
+            self.members.insert(id.clone(), GroupMember { record, expires: now, sent_generation: 0, reported: true });
             id
         } else {
             self.known(&request.member_id, request.generation)?;
             let id = request.member_id.clone();
             let member = self.members.get_mut(&id).expect("the member was just found");
-            member.heard = true;
+            member.reported = true;
             if member.record != record {
                 changes.push(Change::Member(id.clone(), Some(record.clone())));
                 member.record = record;
@@ -170,19 +172,19 @@ impl Group {
         if self.refresh(partitions_of) || !changes.is_empty() {
             changes.push(self.next_generation());
         }
-        self.take_claims(&id, &request.owned);
+        self.take_reported(&id, &request.owned);
         if !changes.is_empty() || waited {
-            self.aim();
+            self.update_target();
         }
-        let assigned = self.give(&id);
+        let assigned = self.assign_to(&id);
         if let Some(member) = self.members.get_mut(&id) {
-            member.told = self.generation;
+            member.sent_generation = self.generation;
         }
         let interval = self.interval(&id);
-        Ok((Membership { member_id: id, generation: self.generation, assigned, interval }, changes))
+        Ok((HeartbeatResponse { member_id: id, generation: self.generation, assigned, interval }, changes))
     }
 
-    /// A member goes.
+    /// Removes a member.
     ///
     /// # Errors
     /// [`Reason::UnknownMember`].
@@ -191,24 +193,24 @@ impl Group {
         Ok(self.remove(vec![member_id.to_owned()]))
     }
 
-    /// Ends sessions that nothing was heard of in time.
+    /// Removes members whose session has expired.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<Change> {
         let late = self.members.iter().filter(|(_, member)| member.expires <= now);
         let late: Vec<String> = late.map(|(id, _)| id.clone()).collect();
         if late.is_empty() { Vec::new() } else { self.remove(late) }
     }
 
-    /// Lengthens every session: the coordinator itself was not there for so long.
+    /// Extends every session, because the coordinator itself was paused for this long.
     pub(super) fn postpone(&mut self, by: Duration) {
         self.members.values_mut().for_each(|member| member.expires += by);
     }
 
-    /// Whether a member may commit offsets of these partitions. One that lost a partition to another must not overwrite what that
-    /// one commits.
+    /// Checks that a member may commit offsets of these partitions. A member that has lost a partition must not overwrite the
+    /// commits of the new owner.
     ///
     /// # Errors
-    /// [`Reason::UnknownMember`]; [`Reason::StaleGeneration`] when the member was told of a later generation, or does not hold
-    /// one of the partitions; [`Reason::InvalidRequest`].
+    /// [`Reason::UnknownMember`]; [`Reason::StaleGeneration`] when the member is at a later generation, or does not own one of the
+    /// partitions; [`Reason::InvalidRequest`].
     pub(super) fn may_commit<'a>(
         &self,
         member_id: &str,
@@ -217,42 +219,46 @@ impl Group {
     ) -> Result<(), ApiError> {
         self.known(member_id, generation)?;
         let member = &self.members[member_id];
-        if generation < member.told {
-            let why = format!("generation: {generation}: member {member_id} was told of generation {}", member.told);
+        if generation < member.sent_generation {
+            let why =
+                format!("generation: {generation}: member {member_id:?} is at generation {}", member.sent_generation);
             return Err(self.stale(why));
         }
         for (topic, partition) in partitions {
-            let may = match self.holder(topic, partition) {
-                Some(holder) => holder == member_id,
-                // The first word of the member to a new coordinator may be a commit.
-                None => !member.heard,
+            let may = match self.owner(topic, partition) {
+                Some(owner) => owner == member_id,
+                // The member's first request to a new coordinator may be a commit.
+                None => !member.reported,
             };
             if !may {
-                return Err(self.stale(format!("member {member_id} does not hold partition {partition} of {topic}")));
+                return Err(
+                    self.stale(format!("member {member_id:?} does not own partition {partition} of topic {topic:?}"))
+                );
             }
         }
         Ok(())
     }
 
     fn stale(&self, why: String) -> ApiError {
-        ApiError::new(Reason::StaleGeneration, format!("group {}: {why}", self.name))
+        ApiError::new(Reason::StaleGeneration, format!("group {:?}: {why}", self.name))
             .with("generation", self.generation)
     }
 
     fn known(&self, member_id: &str, generation: i32) -> Result<(), ApiError> {
         if !self.members.contains_key(member_id) {
-            let message = format!("group {}: no member {member_id:?}: it left, or its session has ended", self.name);
+            let message =
+                format!("group {:?}: member {member_id:?}: not a member: left, or session expired", self.name);
             return Err(ApiError::new(Reason::UnknownMember, message));
         }
         if generation > self.generation {
-            let rule = format!("the group has reached {}", self.generation);
+            let rule = format!("must be at most {}, the group's generation", self.generation);
             return Err(ApiError::invalid("generation", generation, &rule));
         }
         Ok(())
     }
 
-    fn waits_for_members(&self) -> bool {
-        self.members.values().any(|member| !member.heard)
+    fn waits_for_reports(&self) -> bool {
+        self.members.values().any(|member| !member.reported)
     }
 
     fn next_generation(&mut self) -> Change {
@@ -260,23 +266,24 @@ impl Group {
         Change::Generation(Some(self.generation))
     }
 
-    /// Looks at the topics' partitions again. True: they changed.
+    /// Reads the topics' partition counts again. Returns whether they changed.
     fn refresh(&mut self, partitions_of: impl Fn(&str) -> i32) -> bool {
         let read: BTreeSet<&String> = self.members.values().flat_map(|member| &member.record.topics).collect();
         let topics: BTreeMap<String, i32> =
             read.into_iter().map(|topic| (topic.clone(), partitions_of(topic))).collect();
-        // A new coordinator sees them for the first time, which is no change.
+        // The first read of a new coordinator is not a change.
         let changed = !self.topics.is_empty() && topics != self.topics;
         self.topics = topics;
         changed
     }
 
-    /// What the member says that it holds, as far as it can be; the rest of what it held is free.
-    fn take_claims(&mut self, id: &str, owned: &Partitions) {
+    /// Takes over the partitions that the member reports, those that exist and have no other owner; releases the others that it
+    /// owned.
+    fn take_reported(&mut self, id: &str, owned: &Partitions) {
         let owned: BTreeMap<&str, BTreeSet<i32>> =
             owned.iter().map(|(topic, partitions)| (topic.as_str(), partitions.iter().copied().collect())).collect();
-        self.held.retain(|(topic, partition), holder| {
-            holder != id || owned.get(topic.as_str()).is_some_and(|partitions| partitions.contains(partition))
+        self.held.retain(|(topic, partition), owner| {
+            owner != id || owned.get(topic.as_str()).is_some_and(|partitions| partitions.contains(partition))
         });
         for (topic, partitions) in owned {
             let Some(count) = self.topics.get(topic) else { continue };
@@ -286,29 +293,29 @@ impl Group {
         }
     }
 
-    /// Decides anew who should have what, unless it is not known yet who has what.
-    fn aim(&mut self) {
-        if self.waits_for_members() {
+    /// Computes the target assignment, unless the current owners are not known yet.
+    fn update_target(&mut self) {
+        if self.waits_for_reports() {
             return;
         }
         let mut current = self.held.clone();
         let members = &self.members;
-        // Who was to get a partition still is.
+        // A pending target is kept where its member still exists.
         current.extend(std::mem::take(&mut self.target).into_iter().filter(|(_, id)| members.contains_key(id)));
         let wanted = members.iter().map(|(id, member)| (id.clone(), member.record.topics.clone())).collect();
         self.target = assign(&wanted, &self.topics, &current);
     }
 
-    /// Gives a member what it should have and nobody else holds; the answer is all that it should have now.
-    fn give(&mut self, id: &str) -> Partitions {
-        if self.waits_for_members() {
+    /// Assigns to a member its target partitions that no other member owns; returns its whole assignment.
+    fn assign_to(&mut self, id: &str) -> Partitions {
+        if self.waits_for_reports() {
             let reads = &self.members[id].record.topics;
-            let keeps = |((topic, _), holder): &(&(String, i32), &String)| *holder == id && reads.contains(topic);
+            let keeps = |((topic, _), owner): &(&(String, i32), &String)| *owner == id && reads.contains(topic);
             return by_topic(self.held.iter().filter(keeps).map(|(partition, _)| partition));
         }
         let wanted = self.target.iter().filter(|(_, owner)| *owner == id).map(|(partition, _)| partition);
         let free: Vec<(String, i32)> =
-            wanted.filter(|partition| self.held.get(*partition).is_none_or(|holder| holder == id)).cloned().collect();
+            wanted.filter(|partition| self.held.get(*partition).is_none_or(|owner| owner == id)).cloned().collect();
         let assigned = by_topic(free.iter());
         self.held.extend(free.into_iter().map(|partition| (partition, id.to_owned())));
         assigned
@@ -326,12 +333,12 @@ impl Group {
         let mut changes = Vec::with_capacity(ids.len() + 1);
         for id in ids {
             self.members.remove(&id);
-            self.held.retain(|_, holder| *holder != id);
+            self.held.retain(|_, owner| *owner != id);
             changes.push(Change::Member(id, None));
         }
-        // What nobody reads any more is not worth a look at the topics: the next heartbeat does that.
+        // Topics that no member reads any more are dropped by the next heartbeat.
         changes.push(self.next_generation());
-        self.aim();
+        self.update_target();
         changes
     }
 }

@@ -1,29 +1,29 @@
-//! What is remembered between two looks at an open partition ([`super::look_after`]).
+//! State between two ticks of an open partition ([`super::tick`]).
 
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::lag::ReplicaLags;
+use super::replica_lag::ReplicaLags;
 use crate::cluster::Watcher;
 
-/// What is remembered between two looks at one partition.
-pub(super) struct Upkeep {
+/// State between two ticks of one partition.
+pub(super) struct TickState {
     pub(super) watcher: Watcher,
-    /// Bytes of the log when the last checkpoint was begun, and when that was.
+    /// Bytes of the log when the last checkpoint was started, and when that was.
     pub(super) checkpoint: Mutex<(u64, Option<Instant>)>,
     /// A checkpoint is being saved.
     pub(super) saving: AtomicBool,
-    /// The members change, or leadership is handed over.
+    /// The members are being changed, or leadership is being transferred.
     pub(super) changing: AtomicBool,
-    /// Since when another replica should lead.
+    /// The replica that should lead instead, and since when.
     pub(super) preferred: Mutex<Option<(u64, Instant)>>,
-    /// How far the others are behind, while this node leads.
+    /// Lags of the other replicas, while this node leads.
     pub(super) lags: Mutex<ReplicaLags>,
 }
 
-impl Upkeep {
+impl TickState {
     pub(super) fn new(resting: bool) -> Self {
         Self {
             watcher: Watcher::new(resting),

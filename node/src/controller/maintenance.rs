@@ -1,7 +1,7 @@
-//! What a node does for the controller group from time to time; most of it only on the leader.
+//! The controller's maintenance loop, which runs on every node.
 //!
-//! Everywhere: heartbeats and elections ([`crate::cluster::Watcher`]), and addresses of peers as agreed. On the leader: the
-//! members of the controller group itself, and the balancer's next commands.
+//! On every node it drives heartbeats and elections ([`crate::cluster::Watcher`]), and updates the addresses of peers from the
+//! committed metadata. On the leader it also changes the members of the controller group, and proposes the balancer's next commands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::raft::Role;
 
 /// How often the leader plans when nothing has changed.
 const PLAN_EVERY: Duration = Duration::from_millis(200);
-/// A new leader first hears who is alive.
+/// How long a new leader waits for heartbeats before it plans, so that it knows which nodes are alive.
 const PLAN_AFTER: Duration = Duration::from_secs(2);
 /// Entries that a learner of the controller group may lack and still become a voter.
 const NEARLY: u64 = 16;
@@ -32,7 +32,7 @@ pub(super) async fn run(controller: Arc<Controller>, stop: CancellationToken) {
     let mut tick = interval(WATCH_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut changes = controller.cluster.peers.liveness().changes();
-    let mut duties = Duties { controller, led_since: None, planned: None, work: None };
+    let mut maintenance = Maintenance { controller, led_since: None, planned: None, work: None };
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -40,28 +40,29 @@ pub(super) async fn run(controller: Arc<Controller>, stop: CancellationToken) {
             // Ends only with the process.
             _ = changes.changed() => {}
         }
-        duties.look();
+        maintenance.tick();
     }
-    if let Some(work) = duties.work {
-        // Without a majority it would wait for ever. What it had begun, the next leader goes on with.
+    if let Some(work) = maintenance.work {
+        // Without a majority it would wait forever. The next leader continues what it has started.
         work.abort();
         let _ = work.await;
     }
 }
 
-struct Duties {
+/// State of the loop between two ticks.
+struct Maintenance {
     controller: Arc<Controller>,
-    /// Since when this node leads.
+    /// When this node became the leader; `None`: it does not lead.
     led_since: Option<Instant>,
     planned: Option<Instant>,
-    /// The leader's work under way: one at a time, beside the looks, which must not wait.
+    /// The running task of the leader: one at a time, separate from the ticks, which must not wait.
     work: Option<tokio::task::JoinHandle<()>>,
 }
 
-impl Duties {
-    fn look(&mut self) {
+impl Maintenance {
+    fn tick(&mut self) {
         let controller = &self.controller;
-        controller.look_after();
+        controller.tick();
         let state = controller.state();
         let known: BTreeMap<u64, Known> = state
             .nodes
@@ -77,7 +78,7 @@ impl Duties {
         let leads = matches!(controller.group.roles().now(), Role::Leader(_));
         if !leads {
             self.led_since = None;
-            controller.calm.store(false, Ordering::Relaxed);
+            controller.warmed_up.store(false, Ordering::Relaxed);
         }
         if busy || self.planned.is_some_and(|planned| now - planned < PLAN_EVERY) {
             return;
@@ -91,23 +92,23 @@ impl Duties {
             return;
         }
         let since = *self.led_since.get_or_insert(now);
-        let calm = now - since >= PLAN_AFTER;
-        controller.calm.store(calm, Ordering::Relaxed);
+        let warmed_up = now - since >= PLAN_AFTER;
+        controller.warmed_up.store(warmed_up, Ordering::Relaxed);
         self.work = Some(tokio::spawn(async move {
-            if let Err(error) = controller.lead_round(calm).await {
-                tracing::debug!(error, "the controller's work goes on later");
+            if let Err(error) = controller.lead_round(warmed_up).await {
+                tracing::debug!(error, "controller maintenance failed, retrying");
             }
         }));
     }
 }
 
 impl Controller {
-    /// One round of the leader's work. `calm`: it has led long enough to know who is alive.
-    async fn lead_round(&self, calm: bool) -> Result<(), String> {
-        if let Err(error) = self.members(calm).await {
-            tracing::debug!(error, "members of the controller group are not where they should be yet");
+    /// One round of the leader's maintenance. `warmed_up`: it has led long enough to know which nodes are alive.
+    async fn lead_round(&self, warmed_up: bool) -> Result<(), String> {
+        if let Err(error) = self.members(warmed_up).await {
+            tracing::debug!(error, "cannot change members of the controller group yet");
         }
-        if !calm {
+        if !warmed_up {
             return Ok(());
         }
         let state = self.state();
@@ -118,9 +119,9 @@ impl Controller {
             replace_dead_after_ms: cluster.replace_dead_after_ms,
         };
         for command in plan(&state, &observed, &config, now_ms()) {
-            tracing::info!(?command, "balancer");
+            tracing::info!(?command, "proposing balancer command");
             match self.command(&command).await.map_err(|e| e.to_string())? {
-                Outcome::Refused(refusal) => tracing::warn!(%refusal, "the balancer's command is refused"),
+                Outcome::Refused(refusal) => tracing::warn!(%refusal, "balancer command rejected"),
                 _ => continue,
             }
         }
@@ -132,12 +133,12 @@ impl Controller {
         self.state().nodes.keys().copied().filter(|id| self.cluster.alive(*id)).collect()
     }
 
-    /// Takes nodes into the group, gives and takes votes, and removes nodes that are gone for good.
-    async fn members(&self, calm: bool) -> Result<(), String> {
+    /// Adds nodes to the group as learners, changes the voters, and removes nodes that were permanently removed.
+    async fn members(&self, warmed_up: bool) -> Result<(), String> {
         let state = self.state();
         let status = self.group.status();
         if !status.membership_committed {
-            return Err("the members are changing".into());
+            return Err("the last change of members is not committed yet".into());
         }
         for node in state.nodes.values().filter(|node| node.state != NodeState::Removed && !status.joint) {
             if !status.voters.contains(&node.id) && !status.learners.contains(&node.id) {
@@ -150,12 +151,12 @@ impl Controller {
         if !gone.is_empty() && !status.joint {
             self.group.remove_learners(gone).await.map_err(|e| e.to_string())?;
         }
-        if !calm {
+        if !warmed_up {
             return Ok(());
         }
         let max = self.cluster.config().cluster.voters as usize;
         let wanted = controller_voters(&state, &self.observed(), max);
-        // A leader that fell in the middle of a change left both sets of voters in force: whoever leads now ends it.
+        // A leader that failed during a change left both sets of voters in effect: the next leader completes the change.
         if (wanted == status.voters && !status.joint) || wanted.is_empty() {
             return Ok(());
         }
@@ -164,13 +165,13 @@ impl Controller {
             **id != self.cluster.node() && status.matched.get(id).copied().flatten().is_none_or(|at| at + NEARLY < last)
         });
         if let Some(id) = behind {
-            return Err(format!("node {id} is behind in the controller group"));
+            return Err(format!("node {id} lags behind in the controller group"));
         }
-        tracing::info!(voters = ?wanted, "voters of the controller group change");
+        tracing::info!(voters = ?wanted, "changing voters of the controller group");
         self.group.change_voters_retain(wanted).await.map_err(|e| e.to_string())
     }
 
-    /// The operation that drains this node, once the node leads nothing any more.
+    /// The operation that drains this node, once the node leads no partition.
     fn drained(&self) -> Option<u64> {
         let me = self.cluster.node();
         let state = self.state();
@@ -181,16 +182,16 @@ impl Controller {
         (self.cluster.led.load(Ordering::Relaxed) == 0).then_some(operation)
     }
 
-    /// Says that this node leads nothing any more.
+    /// Records the end of this node's drain.
     async fn finish_drain(&self) {
         let Some(id) = self.drained() else { return };
         let command = Command::FinishOperation { id, state: OperationState::Done, now_ms: now_ms() };
         if let Err(error) = self.command_again(&command).await {
-            tracing::debug!(%error, "the end of a drain is not noted yet");
+            tracing::debug!(%error, "cannot record the end of the drain, retrying");
         }
     }
 
-    /// A node that is drained or leaves leads the controller group no longer than it must.
+    /// Transfers leadership of the controller group when this node is draining or leaving.
     async fn leave_leadership(&self, state: &ControllerState, alive: &BTreeSet<u64>) -> Result<(), String> {
         let me = self.cluster.node();
         if state.nodes.get(&me).is_none_or(|node| node.state == NodeState::Active) {
@@ -198,14 +199,14 @@ impl Controller {
         }
         match self.successor(state, alive) {
             Some(to) => {
-                tracing::info!(to, "leadership of the controller group is handed over");
+                tracing::info!(to, "transferring leadership of the controller group");
                 self.hand_over(to).await.map_err(|e| e.to_string())
             }
             None => Ok(()),
         }
     }
 
-    /// The voter that is best to lead the controller group instead of this node.
+    /// Returns the best voter to lead the controller group instead of this node: alive, active, with the longest log.
     pub(crate) fn successor(&self, state: &ControllerState, alive: &BTreeSet<u64>) -> Option<u64> {
         let status = self.group.status();
         let me = self.cluster.node();
@@ -218,7 +219,7 @@ impl Controller {
             .max_by_key(|id| status.matched.get(id).copied().flatten())
     }
 
-    /// The first command of a cluster, on whoever of its founders leads first.
+    /// Carries out the first command of a new cluster, on the first leader among its initial members.
     pub(crate) async fn init(&self, command: Command) -> Result<(), String> {
         self.command_again(&command).await.map(|_| ()).map_err(|e| e.to_string())
     }
