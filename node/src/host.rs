@@ -68,6 +68,7 @@ pub fn simulate(simulated: Simulated) {
 }
 
 /// Runs a call that blocks where it starves nobody. It runs to its end even when the handle is dropped.
+#[expect(clippy::disallowed_methods, reason = "a real thread, unless the thread is simulated")]
 pub(crate) fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     match SIMULATED.get() {
         None => tokio::task::spawn_blocking(call),
@@ -79,6 +80,7 @@ pub(crate) fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'sta
 }
 
 /// Wall-clock time in milliseconds since the Unix epoch: the default timestamp of records.
+#[expect(clippy::disallowed_methods, reason = "the real clock, unless the thread is simulated")]
 pub(crate) fn now_ms() -> i64 {
     let since = match SIMULATED.get() {
         None => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
@@ -88,6 +90,7 @@ pub(crate) fn now_ms() -> i64 {
 }
 
 /// A UUID of version 7: never the same twice, in the order of time.
+#[expect(clippy::disallowed_methods, reason = "the real clock and counter, unless the thread is simulated")]
 pub(crate) fn new_uuid() -> Uuid {
     match SIMULATED.get() {
         None => Uuid::now_v7(),

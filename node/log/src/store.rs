@@ -94,6 +94,7 @@ impl Store {
             let reason = "the directory holds logs, but its FORMAT file is missing";
             return Err(LogError::damaged(dir.join("FORMAT"), 0, None, reason));
         }
+        #[expect(clippy::disallowed_methods, reason = "a new data directory without a given identity")]
         let node_id = format.or(config.new_node_id).unwrap_or_else(Uuid::new_v4);
         let rewrite = config.journal_rewrite_bytes;
         let (journal, journal_file) = JournalFile::open(disk.clone(), &meta, node_id, rewrite, fresh)?;

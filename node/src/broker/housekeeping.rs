@@ -110,6 +110,7 @@ pub(super) async fn scrub(broker: Broker) {
 }
 
 impl Broker {
+    #[expect(clippy::disallowed_methods, reason = "throttles on a thread for blocking calls")]
     async fn scrub_log(&self, slot: &Arc<Slot>) {
         let Ok(partition) = slot.get().await else { return };
         let log = partition.log().clone();

@@ -116,6 +116,7 @@ impl Watcher {
 }
 
 /// A duration between half of it and one and a half.
+#[expect(clippy::disallowed_methods, reason = "jitter; a simulation replaces the source of randomness as a whole")]
 pub(crate) fn jitter(duration: Duration) -> Duration {
     duration.mul_f64(rand::rng().random_range(0.5..1.5))
 }

@@ -50,6 +50,7 @@ pub enum EventKind {
 
 impl Context {
     /// `instance`: name of this process in events.
+    #[expect(clippy::disallowed_methods, reason = "the real clock: everything else takes time from the Context")]
     pub fn new(client: Client, admin: Arc<dyn Admin>, settings: Settings, metrics: Metrics, instance: &str) -> Self {
         let reporter = Reporter { controller: "chronicle-operator".into(), instance: Some(instance.to_owned()) };
         Self(Arc::new(Inner {
@@ -70,6 +71,7 @@ impl Context {
     #[cfg(test)]
     pub(crate) fn for_tests(client: Client, admin: Arc<dyn Admin>, available: Available, clock: Clock) -> Self {
         let reporter = Reporter { controller: "chronicle-operator".into(), instance: None };
+        #[expect(clippy::disallowed_methods, reason = "never ends in a test")]
         let far = Instant::now() + Duration::from_secs(3600);
         Self(Arc::new(Inner {
             recorder: Recorder::new(client.clone(), reporter),
@@ -116,6 +118,7 @@ impl Context {
     }
 
     /// What the API server knows besides its own kinds. When it does not answer, what it knew before.
+    #[expect(clippy::disallowed_methods, reason = "the age of a cache of what the API server serves")]
     pub async fn available(&self) -> Available {
         let known = *self.0.available.lock();
         match known {

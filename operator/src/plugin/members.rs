@@ -89,6 +89,7 @@ pub(super) struct Configuration {
     pub(super) error: String,
 }
 
+#[expect(clippy::disallowed_methods, reason = "shows ages on this machine")]
 pub(super) async fn run(access: &Access, args: &MembersArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let members = gather(access, &args.name).await?;
     print(out, args.output, &members, |wide| text(&members, wide, Timestamp::now()))

@@ -120,6 +120,7 @@ impl View {
 }
 
 pub(super) async fn run(access: &Access, args: &StatusArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    #[expect(clippy::disallowed_methods, reason = "shows ages on this machine")]
     let now = Timestamp::now();
     let Some(name) = &args.name else {
         let mut views = Vec::new();

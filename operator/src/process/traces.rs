@@ -151,6 +151,7 @@ impl Traces {
 
     /// Sends what is queued, for a few seconds at most, and stops.
     pub async fn shutdown(self) {
+        #[expect(clippy::disallowed_methods, reason = "the exporter blocks; the operator is not simulated")]
         let stopped = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
         if let Ok(Err(error)) = stopped {
             tracing::warn!(%error, "the last spans were not sent");
