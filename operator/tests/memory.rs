@@ -286,6 +286,7 @@ async fn a_hundred_clusters_take_less_than_64_mib() {
     let waiting = api.clone();
     let reconciles = async {
         loop {
+            #[expect(clippy::disallowed_methods, reason = "a real connection")]
             let scrape = tokio::task::spawn_blocking(move || scrape(health)).await.unwrap().unwrap_or_default();
             let line = "chronicle_operator_reconciliations_total{kind=\"ChronicleCluster\"} ";
             let done = scrape.lines().find_map(|text| text.strip_prefix(line)?.parse::<u64>().ok()).unwrap_or(0);

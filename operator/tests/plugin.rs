@@ -61,6 +61,7 @@ async fn run(name: &str, args: &[&str]) -> Output {
     std::fs::write(&kubeconfig, text.to_string()).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-chronicle"));
     command.arg("--kubeconfig").arg(&kubeconfig).args(args);
+    #[expect(clippy::disallowed_methods, reason = "a real process")]
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     server.abort();
     output

@@ -8,6 +8,8 @@
 //! segments to be sealed. The yardstick writes the same bytes in 4 MiB pieces to one file per segment, and flushes each. The two take
 //! turns, three times; the best of each counts.
 
+#![expect(clippy::disallowed_methods, reason = "measures real time")]
+
 use std::{
     error::Error,
     fs::File,

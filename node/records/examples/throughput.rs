@@ -7,6 +7,8 @@
 //! A batch is 1,000 records of 1 KiB with a key; the values are words drawn at random, which compress about as well as
 //! log lines do. MB/s count the uncompressed bytes.
 
+#![expect(clippy::disallowed_methods, reason = "measures real time")]
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 

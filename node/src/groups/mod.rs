@@ -189,6 +189,7 @@ impl Groups {
             self.inner.check_room()?;
         }
         let mut group = locked.take(&request.group);
+        #[expect(clippy::disallowed_methods, reason = "member ids must be unique, and are never interpreted")]
         let new_id = || Uuid::new_v4().to_string();
         let partitions_of = |topic: &str| self.inner.backend.partitions_of(topic);
         match group.heartbeat(&request, record, new_id, partitions_of, Instant::now()) {

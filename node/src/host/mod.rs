@@ -73,6 +73,7 @@ pub fn simulate(simulated: Simulated) {
 
 /// Runs a blocking call on a thread where it starves no other task. The call runs to its end even when the handle is
 /// dropped.
+#[expect(clippy::disallowed_methods, reason = "a real thread, unless the thread is simulated")]
 pub(crate) fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     match SIMULATED.get() {
         None => tokio::task::spawn_blocking(call),
@@ -84,6 +85,7 @@ pub(crate) fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'sta
 }
 
 /// Returns wall-clock time in milliseconds since the Unix epoch: the default timestamp of records.
+#[expect(clippy::disallowed_methods, reason = "the real clock, unless the thread is simulated")]
 pub(crate) fn now_ms() -> i64 {
     let since = match SIMULATED.get() {
         None => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
@@ -93,6 +95,7 @@ pub(crate) fn now_ms() -> i64 {
 }
 
 /// Returns a unique UUID of version 7, ordered by time.
+#[expect(clippy::disallowed_methods, reason = "the real clock and counter, unless the thread is simulated")]
 pub(crate) fn new_uuid() -> Uuid {
     match SIMULATED.get() {
         None => Uuid::now_v7(),
@@ -107,6 +110,7 @@ pub(crate) fn new_uuid() -> Uuid {
 }
 
 /// Returns a random duration between 0.5 and 1.5 times `duration`.
+#[expect(clippy::disallowed_methods, reason = "jitter; a simulation replaces the source of randomness as a whole")]
 pub(crate) fn jitter(duration: Duration) -> Duration {
     duration.mul_f64(rand::rng().random_range(0.5..1.5))
 }

@@ -192,6 +192,7 @@ pub struct Chance {
 
 impl Chance {
     /// The system's.
+    #[expect(clippy::disallowed_methods, reason = "the source of chance that callers can replace")]
     pub fn system() -> Self {
         Self { seed: rand::random(), cluster_id: Box::new(crate::host::new_uuid) }
     }

@@ -121,6 +121,7 @@ async fn scrub(replicas: Replicas) {
 }
 
 impl Replicas {
+    #[expect(clippy::disallowed_methods, reason = "throttles on a thread for blocking calls")]
     async fn scrub_replica(&self, replica: &Arc<Replica>) {
         let Ok(partition) = replica.get().await else { return };
         let log = partition.log().clone();

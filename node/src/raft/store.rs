@@ -271,6 +271,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         let done = Box::new(move |result: Result<(), LogError>| {
             metrics.stage_of(Stage::Flush, began.elapsed(), &flushed[0].trace);
             callback.io_completed(result.map_err(to_io));
+            #[expect(clippy::disallowed_methods, reason = "spans carry wall-clock times, which decide nothing")]
             let now = SystemTime::now();
             for Sampled { trace, .. } in flushed {
                 trace.stage("flush", *at.get().unwrap_or(&now), now);
@@ -278,6 +279,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         });
         self.state.log.append(entries, done).map_err(to_io)?;
         self.state.metrics.stage_of(Stage::Append, began.elapsed(), &sampled[0].trace);
+        #[expect(clippy::disallowed_methods, reason = "spans carry wall-clock times, which decide nothing")]
         let now = SystemTime::now();
         let _ = appended.set(now);
         for Sampled { index, trace, is_own } in sampled {

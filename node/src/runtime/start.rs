@@ -73,6 +73,7 @@ impl Node {
         let mut runtimes = Vec::new();
         let consensus = runtime(&host, "consensus", consensus_threads(), &mut runtimes)?;
         let liveness_runtime = runtime(&host, "liveness", 1, &mut runtimes)?;
+        #[expect(clippy::disallowed_methods, reason = "two starts of a process must differ")]
         let boot = rand::random::<u64>().max(1);
         let liveness = Liveness::new(
             LivenessConfig {

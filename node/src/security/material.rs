@@ -74,6 +74,10 @@ const CA: &str = "security.tls.ca-file";
 
 impl Contents {
     /// Reads the files until two reads in a row are equal. Blocks.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "runs on a thread for blocking calls: between two readings of the files"
+    )]
     pub(super) fn read(config: &TlsConfig) -> Result<Self, MaterialError> {
         let mut last = Self::read_once(config);
         for _ in 1..READINGS_MAX {
@@ -221,6 +225,7 @@ fn valid_now(served: &CertificateFacts) -> Result<(), String> {
 }
 
 /// Seconds since the Unix epoch: validity of certificates is wall-clock time.
+#[expect(clippy::disallowed_methods, reason = "certificates are valid by the wall clock")]
 fn now_s() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }

@@ -31,6 +31,7 @@ impl Latency {
     /// Counts a duration. The id of its trace, if any, becomes the exemplar of the bucket.
     pub(super) fn observe(&self, took: Duration, trace_id: Option<String>) {
         let trace = trace_id.map(|trace_id| TraceLabels { trace_id });
+        #[expect(clippy::disallowed_methods, reason = "the time of an exemplar")]
         let at = trace.is_some().then(SystemTime::now);
         self.0.observe(took.as_secs_f64(), trace, at);
     }

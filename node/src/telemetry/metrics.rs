@@ -260,6 +260,7 @@ impl Metrics {
             "The software that runs",
             Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("rust_version", env!("CARGO_PKG_RUST_VERSION"))]),
         );
+        #[expect(clippy::disallowed_methods, reason = "exports the start of the process")]
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64();
         registry.register_with_unit(
             "process_start_time",

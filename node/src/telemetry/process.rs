@@ -9,6 +9,7 @@ use super::samples::Samples;
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Adds CPU time, memory, threads, file descriptors and the clock.
+#[expect(clippy::disallowed_methods, reason = "exports the wall clock itself, to show skew")]
 pub(super) fn collect(samples: &mut Samples) {
     if let Ok(since) = SystemTime::now().duration_since(UNIX_EPOCH) {
         let help = "Wall clock of the node, seconds since the Unix epoch; beside the time of the scrape it shows skew";

@@ -50,6 +50,7 @@ pub enum EventKind {
 
 impl Context {
     /// Creates one. `instance` is the name of this process in events.
+    #[expect(clippy::disallowed_methods, reason = "the real clock: everything else takes time from the Context")]
     pub fn new(client: Client, admin: Arc<dyn Admin>, settings: Settings, metrics: Metrics, instance: &str) -> Self {
         let reporter = Reporter { controller: "chronicle-operator".into(), instance: Some(instance.to_owned()) };
         Self(Arc::new(ContextInner {
@@ -70,6 +71,7 @@ impl Context {
     #[cfg(test)]
     pub(crate) fn for_tests(client: Client, admin: Arc<dyn Admin>, apis: OptionalApis, clock: Clock) -> Self {
         let reporter = Reporter { controller: "chronicle-operator".into(), instance: None };
+        #[expect(clippy::disallowed_methods, reason = "never ends in a test")]
         let far = Instant::now() + Duration::from_secs(3600);
         Self(Arc::new(ContextInner {
             recorder: Recorder::new(client.clone(), reporter),

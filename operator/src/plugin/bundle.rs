@@ -49,6 +49,7 @@ pub(super) struct BundleArgs {
 
 pub(super) async fn run(session: &Session, args: &BundleArgs, out: &mut dyn Write) -> Result<(), PluginError> {
     let cluster = session.cluster(&args.name).await?;
+    #[expect(clippy::disallowed_methods, reason = "names the bundle by the time on this machine")]
     let now = Timestamp::now();
     let time = now.strftime("%Y%m%dT%H%M%SZ").to_string();
     let folder = format!("chronicle-bundle-{}-{}-{time}", session.namespace, args.name);

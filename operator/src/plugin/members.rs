@@ -89,6 +89,7 @@ pub(super) struct ConfigurationState {
     pub(super) error: String,
 }
 
+#[expect(clippy::disallowed_methods, reason = "shows ages on this machine")]
 pub(super) async fn run(session: &Session, args: &MembersArgs, out: &mut dyn Write) -> Result<(), PluginError> {
     let members = gather(session, &args.name).await?;
     print(out, args.output, &members, |wide| text(&members, wide, Timestamp::now()))

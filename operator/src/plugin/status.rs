@@ -120,6 +120,7 @@ impl ClusterSummary {
 }
 
 pub(super) async fn run(session: &Session, args: &StatusArgs, out: &mut dyn Write) -> Result<(), PluginError> {
+    #[expect(clippy::disallowed_methods, reason = "shows ages on this machine")]
     let now = Timestamp::now();
     let Some(name) = &args.name else {
         let mut views = Vec::new();

@@ -103,6 +103,7 @@ async fn acquire_or_renew(
     seen: &mut Option<(String, Instant)>,
     held: bool,
 ) -> Result<bool, kube::Error> {
+    #[expect(clippy::disallowed_methods, reason = "the Lease holds wall-clock times, and other processes read them")]
     let now = MicroTime(Timestamp::now());
     let Some(mut lease) = api.get_opt(&settings.name).await? else {
         let spec = LeaseSpec {

@@ -312,6 +312,7 @@ where
                     return Ok(Action::await_change());
                 }
             };
+            #[expect(clippy::disallowed_methods, reason = "measures the duration of a reconcile for a metric")]
             let started = Instant::now();
             let span = tracing::info_span!(
                 target: SPANS,

@@ -152,6 +152,7 @@ impl Traces {
 
     /// Exports the queued spans, for five seconds at most, and stops.
     pub async fn shutdown(self) {
+        #[expect(clippy::disallowed_methods, reason = "the exporter blocks; the operator is not simulated")]
         let stopped = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
         if let Ok(Err(error)) = stopped {
             tracing::warn!(%error, "cannot export the last spans");

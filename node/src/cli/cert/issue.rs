@@ -26,6 +26,7 @@ pub(in crate::cli) struct Validity {
 impl Validity {
     /// Begins at a time in milliseconds since the Unix epoch (`None`: an hour ago) and lasts `days` days.
     pub(in crate::cli) fn new(from_ms: Option<i64>, days: u32) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "certificates are valid by the wall clock")]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         Self { from_s: from_ms.map_or(now - SKEW_S, |ms| ms / 1000), days }
     }
@@ -108,6 +109,7 @@ impl Authority {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "serial numbers must be unpredictable")]
 fn params(name: &str, validity: Validity) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();

@@ -194,6 +194,7 @@ impl Archive {
 }
 
 fn now_ms() -> i64 {
+    #[expect(clippy::disallowed_methods, reason = "names the bundle by the time on this machine")]
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     since.as_millis() as i64
 }

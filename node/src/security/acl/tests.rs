@@ -1,3 +1,5 @@
+#![expect(clippy::disallowed_methods, reason = "prints real time")]
+
 use std::time::Instant;
 
 use proptest::prelude::*;

@@ -19,6 +19,7 @@ pub(crate) struct Queued {
 
 impl Queued {
     /// Returns the request whose span is active here, as queued now; `None` when it is not sampled.
+    #[expect(clippy::disallowed_methods, reason = "spans carry wall-clock times, which decide nothing")]
     pub(crate) fn now() -> Option<Box<Self>> {
         super::current().map(|request| Box::new(Self { request, since: SystemTime::now() }))
     }
@@ -35,6 +36,7 @@ impl EntryTrace {
     /// Ends the queue stage of these requests, whose entry is being proposed. Returns `None` when there are none.
     pub(crate) fn proposed(requests: Vec<Queued>) -> Option<Arc<Self>> {
         let first = requests.first()?.request.clone();
+        #[expect(clippy::disallowed_methods, reason = "spans carry wall-clock times, which decide nothing")]
         let since = SystemTime::now();
         for (at, Queued { request, since: queued }) in requests.iter().enumerate() {
             stage(request, "queue", *queued, since, |span| {
@@ -48,6 +50,7 @@ impl EntryTrace {
     }
 
     /// Returns the trace of an entry received now from another node. `parents` are spans of that node.
+    #[expect(clippy::disallowed_methods, reason = "spans carry wall-clock times, which decide nothing")]
     pub(crate) fn received(mut parents: Vec<SpanContext>) -> Arc<Self> {
         parents.truncate(PARENTS_MAX);
         Arc::new(Self { parents, since: SystemTime::now() })

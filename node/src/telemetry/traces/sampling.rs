@@ -26,6 +26,7 @@ impl Sampling {
     }
 
     /// Whether a request with this parent is traced.
+    #[expect(clippy::disallowed_methods, reason = "sampling decides nothing but which requests have spans")]
     pub(super) fn samples(&self, parent: Option<&SpanContext>) -> bool {
         match parent {
             Some(parent) if self.by_parent => parent.is_sampled(),
