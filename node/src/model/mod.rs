@@ -5,21 +5,21 @@
 //!
 //! Never names any other module of the node.
 
+mod append_request;
 mod batches;
 mod error;
 mod fetch;
 mod partition;
 mod partition_error;
-mod produce;
 mod topic_definition;
 
+pub use append_request::{Expectation, NewRecord, Payload, Produce, Produced, ProducerIdentity};
 pub use batches::UndecodableEntry;
 pub(crate) use batches::{STORED, batches_from};
 pub use error::{ApiError, ErrorKind, Reason};
 pub use fetch::{Fetch, Fetched, Offsets, Position, TermEnd, Want};
 pub use partition::{PartitionDescription, VerifiedPartition};
 pub use partition_error::PartitionError;
-pub use produce::{Expectation, NewRecord, Payload, Produce, Produced, ProducerIdentity};
 pub(crate) use topic_definition::unknown_topic;
 pub use topic_definition::{
     NewTopic, SettingsChange, Topic, TopicDurability, TopicPartition, TopicSettings, is_topic_name,
