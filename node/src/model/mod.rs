@@ -1,4 +1,4 @@
-//! The vocabulary of the node: topics, appends, reads, and the errors that carry what happened.
+//! The vocabulary of the node: topics, listeners, appends, reads, and the errors that carry what happened.
 //!
 //! Plain values without behaviour of their own; every floor above speaks in them. Two layers of error: a
 //! [`PartitionError`] says precisely what happened and carries it as data; an [`ApiError`] says to a client what happened and what
@@ -9,6 +9,7 @@
 mod append;
 mod batches;
 mod error;
+mod listener;
 mod partition;
 mod partition_error;
 mod read;
@@ -18,6 +19,7 @@ pub use append::{Expectation, NewRecord, Payload, Produce, Produced, ProducerIde
 pub use batches::UndecodableEntry;
 pub(crate) use batches::{STORED, batches_from};
 pub use error::{ApiError, ErrorKind, Reason};
+pub use listener::{Addresses, InvalidListenerName, ListenerName, is_host_port};
 pub use partition::{PartitionDescription, VerifiedPartition};
 pub use partition_error::PartitionError;
 pub use read::{Fetch, Fetched, Offsets, Position};
