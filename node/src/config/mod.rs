@@ -14,6 +14,7 @@ mod telemetry;
 mod tests;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -23,6 +24,8 @@ pub use live::Live;
 pub use load::{ConfigError, Sources, field_paths, load, load_text};
 pub use telemetry::{Ratio, TelemetryConfig, TracesConfig, TracesProtocol};
 pub use validate::InvalidConfig;
+
+use crate::model::ListenerName;
 
 /// Every field with its documentation and its default, as YAML.
 pub const SAMPLE: &str = include_str!("sample.yaml");
@@ -63,6 +66,10 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// `HOST:PORT` that clients are told to use; empty: the data listener's address. Default: empty.
     pub advertised_address: String,
+    /// `HOST:PORT` that clients of other listeners use, by listener name (1 to 32 of `a-z 0-9 -`). Not `data`: that is
+    /// `advertised-address`. Each address belongs to one node. To be set after every node runs a version that has this
+    /// field. Default: none.
+    pub advertised_addresses: BTreeMap<ListenerName, String>,
     /// Create this topic (one partition, default settings) when it is missing; empty: none. Default: `default`.
     pub default_topic: String,
     /// How often the configuration file is looked at for changes, in milliseconds; 0: only at SIGHUP. Default: 10000.
@@ -75,6 +82,7 @@ impl Default for NodeConfig {
             name: "chronicle-0".into(),
             data_dir: "data".into(),
             advertised_address: String::new(),
+            advertised_addresses: BTreeMap::new(),
             default_topic: "default".into(),
             config_reload_ms: 10_000,
         }

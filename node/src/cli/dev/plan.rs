@@ -110,6 +110,7 @@ pub(super) fn plan(
         config.node.name = name(number);
         config.node.data_dir = data.join(name(number));
         config.node.advertised_address = String::new();
+        config.node.advertised_addresses.clear();
         config.listeners.data = address(port, number);
         config.listeners.ops = address(ops_port, number);
         // Only a cluster that does not exist yet is founded; later both say nothing new.
