@@ -64,7 +64,7 @@ pub enum Refusal {
     /// Another node that is alive has this name or address. Goes away when that one stops.
     #[error("{field}: {value}: node {node} ({uuid}) has it and is alive; every node needs its own")]
     Duplicate {
-        /// `name` or `address`.
+        /// `name`, `address` (of the data listener), or `addresses.` and the name of another listener.
         field: String,
         /// What both say.
         value: String,
