@@ -29,6 +29,7 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(config: RetryConfig) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "without a seed from the caller")]
         let random = match config.seed {
             Some(seed) => StdRng::seed_from_u64(seed),
             None => StdRng::from_os_rng(),

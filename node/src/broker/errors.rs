@@ -9,7 +9,7 @@ pub(crate) fn partition_error(error: PartitionError, state: &ControllerState) ->
     let message = error.to_string();
     match error {
         PartitionError::NotLeader { leader } => match state.nodes.get(&leader) {
-            Some(node) => ApiError::not_leader(leader, &node.name, &node.address),
+            Some(node) => ApiError::not_leader(leader, &node.name, node.addresses.data()),
             None => partition_error(PartitionError::NoLeader, state),
         },
         PartitionError::NoLeader | PartitionError::Unavailable(_) => ApiError::new(Reason::Unavailable, message),

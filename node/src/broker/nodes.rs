@@ -37,7 +37,7 @@ impl Broker {
         let server = |node: &NodeInfo| Server {
             node_id: node.uuid,
             name: node.name.clone(),
-            address: node.address.clone(),
+            addresses: node.addresses.clone(),
             controller_leader: leader == Some(node.id),
             version: node.version.clone(),
             zone: node.zone.clone(),

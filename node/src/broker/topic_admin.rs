@@ -95,7 +95,8 @@ impl Broker {
         let placement = self.inner.cluster.placement(id).unwrap_or_default();
         let node = |id: &u64| metadata.nodes.get(id);
         let replicas: Vec<Uuid> = placement.replicas.iter().filter_map(node).map(|node| node.uuid).collect();
-        let designated = self.inner.cluster.designated(id).and_then(|id| node(&id)).map(|node| node.address.clone());
+        let designated =
+            self.inner.cluster.designated(id).and_then(|id| node(&id)).map(|node| node.addresses.data().to_owned());
         let leader = designated.unwrap_or_default();
         let replica = self.inner.replicas.replica(topic, partition).map_err(|error| self.api_error(error))?;
         let state = replica.settled().await;

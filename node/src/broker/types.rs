@@ -5,6 +5,7 @@ use uuid::Uuid;
 use crate::config::live::FileReport;
 use crate::identity::Encryption;
 use crate::metadata::{NodeState, Operation};
+use crate::model::Addresses;
 
 /// A node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,8 +14,8 @@ pub struct Server {
     pub node_id: Uuid,
     /// Name for people.
     pub name: String,
-    /// `HOST:PORT` of the data port.
-    pub address: String,
+    /// `HOST:PORT` of each listener.
+    pub addresses: Addresses,
     /// It leads the controller group.
     pub controller_leader: bool,
     /// Software version.

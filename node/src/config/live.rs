@@ -240,13 +240,15 @@ mod tests {
             config.limits.connections_max = 7;
             config.log.filter = "debug".into();
             config.partitions.producers_max = 9;
+            config.node.advertised_addresses.insert("kafka".parse().unwrap(), "k:9092".into());
         });
         live.take(&Config::default(), &wanted, "one".into());
         let now = live.now();
         assert_eq!((now.limits.connections_max, now.log.filter.as_str()), (7, "debug"));
         assert_eq!(now.partitions.producers_max, Config::default().partitions.producers_max);
         assert_eq!(now.listeners.data.port(), 4711, "what was found out at the start stays, and waits for nothing");
-        assert_eq!(live.report().restart_fields, ["partitions.producers-max"]);
+        assert!(now.node.advertised_addresses.is_empty());
+        assert_eq!(live.report().restart_fields, ["node.advertised-addresses", "partitions.producers-max"]);
         assert!(changes.has_changed().unwrap());
         live.take(&Config::default(), &Config::default(), "two".into());
         assert_eq!(live.now().limits.connections_max, Config::default().limits.connections_max);

@@ -15,6 +15,8 @@ use super::Config;
 
 /// Prefix of Chronicle's environment variables.
 const PREFIX: &str = "CHRONICLE_";
+/// What to write for a field that is a map.
+const MAP_RULE: &str = "must be a map from names to texts: set FIELD.NAME, or a map in a file";
 /// Variables with the prefix that are not configuration fields.
 const OTHER_VARIABLES: [&str; 5] =
     ["CHRONICLE_CONFIG", "CHRONICLE_SERVER", "CHRONICLE_CA", "CHRONICLE_CERT", "CHRONICLE_KEY"];
@@ -116,10 +118,15 @@ pub fn field_paths() -> Vec<String> {
 fn collect_paths(prefix: &str, tree: &Dict, paths: &mut Vec<String>) {
     for (name, value) in tree {
         match value {
-            Value::Dict(_, inner) => collect_paths(&format!("{prefix}{name}."), inner, paths),
+            Value::Dict(_, inner) if !is_map(value) => collect_paths(&format!("{prefix}{name}."), inner, paths),
             _ => paths.push(format!("{prefix}{name}")),
         }
     }
+}
+
+/// Whether a field is a map from names to texts, which the tree of defaults shows as a group without fields.
+fn is_map(default: &Value) -> bool {
+    default.as_dict().is_some_and(Dict::is_empty)
 }
 
 fn defaults() -> Dict {
@@ -158,13 +165,21 @@ fn typed(prefix: &str, values: Dict, tree: &Dict, root: &Dict, origin: &str) -> 
         let path = format!("{prefix}{name}");
         let default = tree.get(&name).ok_or_else(|| unknown(&path, root, origin))?;
         let value = match (default, value) {
+            (Value::Dict(..), Value::Dict(_, entries)) if is_map(default) => {
+                if let Some((key, _)) = entries.iter().find(|(_, value)| !matches!(value, Value::String(..))) {
+                    let path = format!("{path}.{key}");
+                    return Err(ConfigError::new(&path, "", origin, "must be a text; put it in quotes"));
+                }
+                Value::from(entries)
+            }
             (Value::Dict(_, inner), Value::Dict(_, values)) => {
                 Value::from(typed(&format!("{path}."), values, inner, root, origin)?)
             }
             // A group without any field.
             (Value::Dict(..), Value::Empty(..)) => Value::from(Dict::new()),
             (Value::Dict(..), other) => {
-                return Err(ConfigError::new(&path, show(&other), origin, "must be a group of fields, not a value"));
+                let rule = if is_map(default) { MAP_RULE } else { "must be a group of fields, not a value" };
+                return Err(ConfigError::new(&path, show(&other), origin, rule));
             }
             (Value::Array(..), Value::Array(_, elements)) => {
                 if let Some(other) = elements.iter().find(|element| !matches!(element, Value::String(..))) {
@@ -206,7 +221,7 @@ fn environment_layers(environment: &[(String, String)], defaults: &Dict) -> Resu
         let path = rest.replace("__", ".").replace('_', "-").to_lowercase();
         let origin = format!("environment variable {variable}");
         match leaf(defaults, &path) {
-            Some(default) => layers.push(single(&path, from_text(&path, text, default, &origin)?, origin)),
+            Some(default) => layers.push(single(&path, from_text(&path, text, &default, &origin)?, origin)),
             None if is_service_variable(rest, text) => {}
             None => return Err(unknown(&path, defaults, &origin)),
         }
@@ -242,7 +257,7 @@ fn setting_layer(setting: &str, defaults: &Dict) -> Result<Layer, ConfigError> {
         .ok_or_else(|| ConfigError::source(&format!("--set {setting}"), "must be PATH.OF.FIELD=VALUE"))?;
     let origin = "--set".to_owned();
     let default = leaf(defaults, path).ok_or_else(|| unknown(path, defaults, &origin))?;
-    Ok(single(path, from_text(path, text, default, &origin)?, origin))
+    Ok(single(path, from_text(path, text, &default, &origin)?, origin))
 }
 
 fn single(path: &str, value: Value, origin: String) -> Layer {
@@ -250,10 +265,12 @@ fn single(path: &str, value: Value, origin: String) -> Layer {
     Layer { origin, values: values.into_dict().unwrap_or_default() }
 }
 
-fn leaf<'a>(tree: &'a Dict, path: &str) -> Option<&'a Value> {
+/// The default of a field that takes a text: one that is no group, or an entry of a map.
+fn leaf(tree: &Dict, path: &str) -> Option<Value> {
     match path.split_once('.') {
+        Some((name, entry)) if is_map(tree.get(name)?) => (!entry.contains('.')).then(|| Value::from("")),
         Some((name, rest)) => leaf(tree.get(name)?.as_dict()?, rest),
-        None => tree.get(path).filter(|value| value.as_dict().is_none()),
+        None => tree.get(path).filter(|value| value.as_dict().is_none()).cloned(),
     }
 }
 
@@ -304,6 +321,9 @@ fn unknown(path: &str, tree: &Dict, origin: &str) -> ConfigError {
     let mut level = tree;
     let mut known = 0;
     for name in path.split('.') {
+        if level.get(name).is_some_and(is_map) {
+            return ConfigError::new(path, "", origin, MAP_RULE);
+        }
         match level.get(name).and_then(Value::as_dict) {
             Some(inner) => level = inner,
             None => break,

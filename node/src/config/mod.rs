@@ -15,6 +15,7 @@ mod telemetry;
 mod tests;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -24,6 +25,8 @@ pub use live::Live;
 pub use load::{ConfigError, Sources, field_paths, load, load_text};
 pub use telemetry::{Ratio, TelemetryConfig, TracesConfig, TracesProtocol};
 pub use validate::InvalidConfig;
+
+use crate::model::ListenerName;
 
 /// Every field with its documentation and its default, as YAML.
 pub const SAMPLE: &str = include_str!("sample.yaml");
@@ -65,6 +68,10 @@ pub struct NodeConfig {
     /// `HOST:PORT` that clients and other nodes receive as this node's address; empty: the data listener's address.
     /// Default: empty.
     pub advertised_address: String,
+    /// `HOST:PORT` that clients of other listeners use, by listener name (1 to 32 of `a-z 0-9 -`). Not `data`: that is
+    /// `advertised-address`. Each address belongs to one node. To be set after every node runs a version that has this
+    /// field. Default: none.
+    pub advertised_addresses: BTreeMap<ListenerName, String>,
     /// Create this topic (one partition, default settings) when it is missing; empty: none. Default: `default`.
     pub default_topic: String,
     /// Interval between checks of the configuration file for changes, in milliseconds; 0: only on SIGHUP. Default:
@@ -78,6 +85,7 @@ impl Default for NodeConfig {
             name: "chronicle-0".into(),
             data_dir: "data".into(),
             advertised_address: String::new(),
+            advertised_addresses: BTreeMap::new(),
             default_topic: "default".into(),
             config_reload_ms: 10_000,
         }

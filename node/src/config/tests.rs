@@ -123,6 +123,49 @@ fn a_list_is_a_list_in_files_and_separated_by_commas_elsewhere() {
 }
 
 #[test]
+fn a_map_is_a_map_in_files_and_has_an_entry_per_variable_and_flag() {
+    let file = file("node:\n  advertised-addresses: {kafka: 'from-file:1', kafka-tls: 'from-file:2'}\n");
+    let variable =
+        |name: &str, value: &str| (format!("CHRONICLE_NODE__ADVERTISED_ADDRESSES__{name}"), value.to_owned());
+    let config = load(&Sources {
+        file: Some(file.path().into()),
+        environment: vec![variable("KAFKA", "from-variable:1"), variable("KAFKA_EXTERNAL", "from-variable:3")],
+        settings: vec!["node.advertised-addresses.kafka-external=from-flag:3".into()],
+    })
+    .unwrap();
+    config.validate().unwrap();
+    let addresses = config.node.advertised_addresses.iter().map(|(name, address)| format!("{name}={address}"));
+    let wanted = ["kafka=from-variable:1", "kafka-external=from-flag:3", "kafka-tls=from-file:2"];
+    assert_eq!(addresses.collect::<Vec<_>>(), wanted);
+    assert_eq!(from_file(&serde_yaml::to_string(&config).unwrap()).unwrap(), config);
+    assert_eq!(from_file("node:\n  advertised-addresses:\n").unwrap(), Config::default());
+    for (result, wanted) in [
+        (from_file("node: {advertised-addresses: 'k:1'}"), "node.advertised-addresses: k:1 (from FILE): is a map from"),
+        (from_settings(&["node.advertised-addresses=k:1"]), "node.advertised-addresses (from --set): is a map from"),
+        (from_settings(&["node.advertised-addresses.a.b=k:1"]), "node.advertised-addresses.a.b (from --set): is a map"),
+        (
+            from_environment(&[("CHRONICLE_NODE__ADVERTISED_ADDRESSES", "kafka=k:1")]),
+            "node.advertised-addresses (from environment variable CHRONICLE_NODE__ADVERTISED_ADDRESSES): is a map from",
+        ),
+        (
+            from_file("node: {advertised-addresses: {kafka: 9092}}"),
+            "node.advertised-addresses.kafka (from FILE): must be a text; put it in quotes",
+        ),
+        (
+            from_file("node: {advertised-addresses: {Kafka: 'k:1'}}"),
+            "node.advertised-addresses.Kafka: k:1 (from FILE): listener name: \"Kafka\": must be 1 to 32 of a-z 0-9 -",
+        ),
+    ] {
+        let error = result.unwrap_err();
+        assert!(error.starts_with(wanted), "wanted: {wanted}\ngot:    {error}");
+    }
+    let many: Vec<String> = (0..17).map(|number| format!("node.advertised-addresses.l{number}=k:1")).collect();
+    let many = from_settings(&many.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    let error = many.validate().unwrap_err().to_string();
+    assert_eq!(error, "node.advertised-addresses: 17: must be at most 16 listeners");
+}
+
+#[test]
 fn what_is_written_is_read_back_the_same() {
     let mut config = Config::default();
     config.cluster.seeds = vec!["127.0.0.1:7400".into(), "localhost:7401".into()];
@@ -237,6 +280,11 @@ fn ranges_and_relations_are_checked() {
         ("node.data-dir=", "node.data-dir: \"\": must not be empty"),
         ("node.default-topic=a b", "node.default-topic: a b: must be 1 to 249"),
         ("node.advertised-address=host", "node.advertised-address: host: must be HOST:PORT or empty"),
+        (
+            "node.advertised-addresses.data=h:1",
+            "node.advertised-addresses: data: each must be of another listener: that of data is node.advertised-address",
+        ),
+        ("node.advertised-addresses.kafka=h", "node.advertised-addresses: kafka: h: each must be HOST:PORT"),
         ("log.filter=no=such=level", "log.filter: no=such=level: must be a log filter"),
     ] {
         let error = from_settings(&[setting]).unwrap().validate().unwrap_err().to_string();

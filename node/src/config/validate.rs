@@ -1,8 +1,10 @@
 //! Validates ranges and relations that the types cannot express, before the node opens anything.
 
+use std::collections::BTreeMap;
+
 use super::{ClusterConfig, Config, DiscoveryKind, SecurityConfig, TlsMode, TracesConfig, TracesProtocol};
 use crate::identity::{ANYONE, NodeRules, Principal, PrincipalRules, is_server_name};
-use crate::model::is_topic_name;
+use crate::model::{Addresses, ListenerName, is_host_port, is_topic_name};
 
 /// A field, its value, and the rule that it breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +30,7 @@ impl Config {
         rule("node.data-dir", data_dir, !node.data_dir.as_os_str().is_empty(), "must not be empty")?;
         let advertised = &node.advertised_address;
         rule("node.advertised-address", advertised, is_host_port_or_empty(advertised), "must be HOST:PORT or empty")?;
+        validate_advertised(&node.advertised_addresses)?;
         let topic = &node.default_topic;
         let named = topic.is_empty() || is_topic_name(topic);
         rule("node.default-topic", topic, named, "must be 1 to 249 of a-z A-Z 0-9 . _ -, not . or .., or empty")?;
@@ -93,6 +96,19 @@ impl Config {
         let why = parsed.as_ref().err().map(|error| format!("must be a log filter: {error}")).unwrap_or_default();
         rule("log.filter", &log.filter, parsed.is_ok(), &why)
     }
+}
+
+fn validate_advertised(addresses: &BTreeMap<ListenerName, String>) -> Result<(), InvalidConfig> {
+    let field = "node.advertised-addresses";
+    let count = addresses.len();
+    let why = format!("must be at most {} listeners", Addresses::OTHERS_MAX);
+    rule(field, count, count <= Addresses::OTHERS_MAX, &why)?;
+    for (name, address) in addresses {
+        let why = "each must be of another listener: that of data is node.advertised-address";
+        rule(field, name, !name.is_data(), why)?;
+        rule(field, format!("{name}: {address}"), is_host_port(address), "each must be HOST:PORT")?;
+    }
+    Ok(())
 }
 
 fn validate_traces(traces: &TracesConfig) -> Result<(), InvalidConfig> {

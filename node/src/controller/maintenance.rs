@@ -68,7 +68,7 @@ impl Maintenance {
             .nodes
             .values()
             .filter(|node| node.state != NodeState::Removed)
-            .map(|node| (node.id, Known { name: node.name.clone(), address: node.address.clone() }))
+            .map(|node| (node.id, Known { name: node.name.clone(), address: node.addresses.data().to_owned() }))
             .collect();
         if !known.is_empty() {
             controller.cluster.peers.set_known(&known);

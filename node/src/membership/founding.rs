@@ -36,7 +36,7 @@ impl Membership {
         HelloResponse {
             node_id: own.node_id.to_string(),
             name: own.name.clone(),
-            address: own.address.clone(),
+            address: own.addresses.data().to_owned(),
             zone: own.zone.clone(),
             version: own.version.clone(),
             protocol: PROTOCOL,
@@ -267,7 +267,7 @@ impl Membership {
                 node_id,
                 raft_id,
                 name: self.own.name.clone(),
-                address: self.own.address.clone(),
+                address: self.own.addresses.data().to_owned(),
                 zone: self.own.zone.clone(),
                 version: self.own.version.clone(),
             },

@@ -65,7 +65,8 @@ impl Membership {
         let request = JoinRequest {
             node_id: own.node_id.to_string(),
             name: own.name.clone(),
-            address: own.address.clone(),
+            address: own.addresses.data().to_owned(),
+            addresses: own.addresses.to_message(),
             zone: own.zone.clone(),
             version: own.version.clone(),
             protocol: PROTOCOL,

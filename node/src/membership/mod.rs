@@ -64,6 +64,7 @@ pub use peers::{JoinRefusal, PeerError, Peers};
 pub use state::{Founder, Memory, Origin, Place, Promised, Remembered};
 
 use crate::discovery::Discovery;
+use crate::model::Addresses;
 
 /// Version of the protocol between nodes (`peer.proto`) that this build speaks.
 pub const PROTOCOL: u32 = 1;
@@ -168,8 +169,8 @@ pub struct Own {
     pub node_id: Uuid,
     /// Name for people.
     pub name: String,
-    /// `HOST:PORT` that peers are to use.
-    pub address: String,
+    /// `HOST:PORT` of each listener; peers use the data listener's.
+    pub addresses: Addresses,
     /// Failure domain; empty: none.
     pub zone: String,
     /// Software version.

@@ -85,7 +85,7 @@ impl Membership {
             node_id: self.own.node_id.to_string(),
             protocol: PROTOCOL,
             name: self.own.name.clone(),
-            address: self.own.address.clone(),
+            address: self.own.addresses.data().to_owned(),
         };
         let hello = within(self.peers.hello(address, request)).await.map_err(|error| error.to_string())?;
         Peer::parse(address, hello)

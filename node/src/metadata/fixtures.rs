@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::balancer::ClusterObservation;
 use super::state::{Command, ControllerState, Outcome};
 use super::types::{NodeInfo, NodeState};
-use crate::model::{Topic, TopicSettings};
+use crate::model::{Addresses, Topic, TopicSettings};
 
 pub(super) const CLUSTER: Uuid = Uuid::from_u128(0xc1);
 
@@ -15,7 +15,7 @@ pub(super) fn node(id: u64, zone: &str) -> NodeInfo {
         id,
         uuid: Uuid::from_u128(id.into()),
         name: format!("n{id}"),
-        address: format!("n{id}:7400"),
+        addresses: Addresses::of_data(format!("n{id}:7400")),
         zone: zone.into(),
         version: "1".into(),
         boot: 1,
@@ -54,7 +54,7 @@ pub(super) fn join(state: &ControllerState, node: &NodeInfo, alive: &[u64]) -> C
     Command::Join {
         uuid: node.uuid,
         name: node.name.clone(),
-        address: node.address.clone(),
+        addresses: node.addresses.clone(),
         zone: node.zone.clone(),
         version: node.version.clone(),
         boot: node.boot,

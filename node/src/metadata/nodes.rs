@@ -1,6 +1,6 @@
 //! Who belongs to the cluster: founding, joining, leaving for good.
 //!
-//! A node is its UUID, which is in its data directory; name and address may change. Raft ids count up and are never used
+//! A node is its UUID, which is in its data directory; name and addresses may change. Raft ids count up and are never used
 //! again. A node that comes with a new UUID and the name of a node that nobody hears from any more is that node with a wiped
 //! or replaced disk: it takes the old one's place in every partition, and the old one is on its way out ("superseded").
 
@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Refusal;
 use super::state::{ControllerState, Outcome};
 use super::types::{Joining, NodeInfo, NodeState, OperationKind, OperationState};
+use crate::model::{Addresses, ListenerName};
 
 /// Nodes of a cluster that were not removed. Every one of them is a member of the controller group.
 pub(crate) const NODES_MAX: usize = 256;
@@ -124,25 +125,52 @@ impl ControllerState {
         if self.node_of(node.uuid).is_some_and(|known| self.superseded(known.id)) {
             return Ok(());
         }
-        let others = || self.nodes.values().filter(|other| other.uuid != node.uuid && alive.contains(&other.uuid));
+        let others = || self.alive_others(node.uuid, alive);
         let by_name = others().find(|other| other.stays() && other.name == node.name);
-        let by_address = others().find(|other| {
-            other.state != NodeState::Removed && other.address == node.address && !self.superseded(other.id)
-        });
+        let by_address =
+            others().find(|other| self.has_addresses(other) && other.addresses.data() == node.addresses.data());
         let (field, value, other) = match (by_name, by_address) {
-            (Some(other), _) => ("name", &node.name, other),
-            (None, Some(other)) => ("address", &node.address, other),
+            (Some(other), _) => ("name", node.name.as_str(), other),
+            (None, Some(other)) => ("address", node.addresses.data(), other),
             (None, None) => return Ok(()),
         };
-        Err(Refusal::Duplicate { field: field.into(), value: value.clone(), node: other.id, uuid: other.uuid })
+        Err(duplicate(field.into(), value, other))
+    }
+
+    /// Returns why a node must not join with these addresses: a live node has one of them, for whichever listener. Two data
+    /// listeners with one address are left to [`Command::Join`](super::Command::Join).
+    ///
+    /// The leader calls this before it proposes the command. Applying the command does not: nodes of the version before apply
+    /// the same command, know only the data listener's address, and would admit a node that this version refuses. So two nodes
+    /// that join at the same moment with the same address of another listener may both be admitted.
+    pub(crate) fn address_conflict(&self, node: Uuid, addresses: &Addresses, alive: &[Uuid]) -> Option<Refusal> {
+        if self.node_of(node).is_some_and(|known| self.superseded(known.id)) {
+            return None;
+        }
+        self.alive_others(node, alive).filter(|other| self.has_addresses(other)).find_map(|other| {
+            let taken = |(name, address): &(&ListenerName, &str)| {
+                other.addresses.iter().any(|(its, has)| has == *address && !(its.is_data() && name.is_data()))
+            };
+            addresses.iter().find(taken).map(|(name, address)| duplicate(name.field(), address, other))
+        })
+    }
+
+    /// Nodes with another identity that the controller leader hears from.
+    fn alive_others<'a>(&'a self, node: Uuid, alive: &'a [Uuid]) -> impl Iterator<Item = &'a NodeInfo> {
+        self.nodes.values().filter(move |other| other.uuid != node && alive.contains(&other.uuid))
+    }
+
+    /// The addresses of the node are its own: it is neither removed nor superseded by another on the same machine.
+    fn has_addresses(&self, node: &NodeInfo) -> bool {
+        node.state != NodeState::Removed && !self.superseded(node.id)
     }
 
     fn come_back(&mut self, id: u64, node: Joining, now_ms: i64) -> Result<u64, Refusal> {
         let info = self.node_mut(id)?;
         let restarted = info.boot != node.boot;
         let moved = info.zone != node.zone;
-        let Joining { name, address, zone, version, boot, .. } = node;
-        *info = NodeInfo { name, address, zone, version, boot, ..info.clone() };
+        let Joining { name, addresses, zone, version, boot, .. } = node;
+        *info = NodeInfo { name, addresses, zone, version, boot, ..info.clone() };
         if restarted && info.state == NodeState::Draining {
             info.state = NodeState::Active;
             self.end_operations_of(id, OperationKind::Drain, OperationState::Done, now_ms);
@@ -163,10 +191,10 @@ impl ControllerState {
         // In a state of the version before, the counter is not there.
         let id = self.next_node.max(self.nodes.keys().last().map_or(1, |last| last + 1));
         self.next_node = id + 1;
-        let Joining { uuid, name, address, zone, version, boot, .. } = node;
+        let Joining { uuid, name, addresses, zone, version, boot, .. } = node;
         let state = NodeState::Active;
         let joined_ms = now_ms;
-        self.nodes.insert(id, NodeInfo { id, uuid, name, address, zone, version, boot, state, joined_ms });
+        self.nodes.insert(id, NodeInfo { id, uuid, name, addresses, zone, version, boot, state, joined_ms });
         if old.is_empty() {
             self.begin_rebalance(id, now_ms);
         }
@@ -239,6 +267,10 @@ impl ControllerState {
         }
         Ok(Outcome::Node(gone))
     }
+}
+
+fn duplicate(field: String, value: &str, other: &NodeInfo) -> Refusal {
+    Refusal::Duplicate { field, value: value.to_owned(), node: other.id, uuid: other.uuid }
 }
 
 #[cfg(test)]

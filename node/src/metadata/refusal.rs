@@ -62,7 +62,7 @@ pub enum Refusal {
     /// Another node that is alive has this name or address. Resolved when that node stops.
     #[error("{field}: {value}: must be unique: node {node} ({uuid}) uses it and is alive")]
     Duplicate {
-        /// `name` or `address`.
+        /// `name`, `address` (of the data listener), or `addresses.` and the name of another listener.
         field: String,
         /// The value of both nodes.
         value: String,

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::types::{Joining, NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
 use super::{AccessRules, Refusal};
-use crate::model::Topic;
+use crate::model::{Addresses, Topic};
 use crate::security::{AclFilter, AclRule, Quota};
 
 /// A change to the state, as it stands in the controller's log. Times are milliseconds since the Unix epoch.
@@ -35,8 +35,9 @@ pub enum Command {
         uuid: Uuid,
         /// Name for people.
         name: String,
-        /// `HOST:PORT` of its data port.
-        address: String,
+        /// `HOST:PORT` of each of its listeners.
+        #[serde(flatten)]
+        addresses: Addresses,
         /// Failure domain; empty: none.
         zone: String,
         /// Software version.
@@ -252,8 +253,8 @@ impl ControllerState {
     fn decide(&mut self, command: Command) -> Result<Outcome, Refusal> {
         match command {
             Command::InitCluster { cluster_id, nodes } => Ok(self.found(cluster_id, nodes)),
-            Command::Join { uuid, name, address, zone, version, boot, now_ms, cluster_id, alive_uuids } => {
-                self.join(Joining { uuid, name, address, zone, version, boot, cluster_id }, &alive_uuids, now_ms)
+            Command::Join { uuid, name, addresses, zone, version, boot, now_ms, cluster_id, alive_uuids } => {
+                self.join(Joining { uuid, name, addresses, zone, version, boot, cluster_id }, &alive_uuids, now_ms)
             }
             Command::CreateTopic { topic, topics_max, default_replication } => {
                 self.create_topic(topic, topics_max, default_replication)

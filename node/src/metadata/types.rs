@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::model::Addresses;
+
 /// What a node may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -40,8 +42,9 @@ pub struct NodeInfo {
     pub uuid: Uuid,
     /// Name for people; may change.
     pub name: String,
-    /// `HOST:PORT` of the data port; may change.
-    pub address: String,
+    /// `HOST:PORT` of each listener; may change.
+    #[serde(flatten)]
+    pub addresses: Addresses,
     /// Failure domain; empty: none.
     pub zone: String,
     /// Software version.
@@ -170,7 +173,7 @@ impl Operation {
 pub(super) struct Joining {
     pub(super) uuid: Uuid,
     pub(super) name: String,
-    pub(super) address: String,
+    pub(super) addresses: Addresses,
     pub(super) zone: String,
     pub(super) version: String,
     pub(super) boot: u64,

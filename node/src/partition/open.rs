@@ -360,7 +360,7 @@ impl Partition {
     pub fn describe(&self) -> PartitionDescription {
         let status = self.group.status();
         let state = self.env.cluster.state();
-        let leader = status.leader.and_then(|id| state.nodes.get(&id)).map(|node| node.address.clone());
+        let leader = status.leader.and_then(|id| state.nodes.get(&id)).map(|node| node.addresses.data().to_owned());
         let position = self.log.position();
         PartitionDescription {
             partition: self.id.partition as i32,

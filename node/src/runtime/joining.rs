@@ -23,7 +23,7 @@ use crate::host::flushed::journal;
 use crate::host::{jitter, now_ms};
 use crate::membership::{Founder, JoinRefusal, Memory, Origin, PeerError, Refused, Remembered, Start};
 use crate::metadata::{Command, NodeInfo, NodeState, Outcome, Refusal};
-use crate::model::{ApiError, NewTopic, Reason};
+use crate::model::{Addresses, ApiError, NewTopic, Reason};
 use crate::peers::{Known, Me, PROTOCOL, Peers};
 
 /// Journal key of the controller's log that holds what `membership` remembers, as JSON.
@@ -200,7 +200,8 @@ impl Node {
             id: founder.raft_id,
             uuid: founder.node_id,
             name: founder.name.clone(),
-            address: founder.address.clone(),
+            // Its other listeners' addresses come with its own `Join`.
+            addresses: Addresses::of_data(founder.address.clone()),
             zone: founder.zone.clone(),
             version: founder.version.clone(),
             boot: 0,
@@ -209,7 +210,7 @@ impl Node {
         }
     }
 
-    /// Tells the cluster of this process: its name, address and zone may have changed, and a drain has ended.
+    /// Tells the cluster of this process: its name, addresses and zone may have changed, and a drain has ended.
     async fn announce(&self) -> Result<(), ApiError> {
         let cluster = &self.inner.cluster;
         loop {
@@ -254,21 +255,18 @@ impl Node {
 
     fn join_request(&self) -> proto::JoinRequest {
         let config = self.inner.cluster.config();
+        let addresses = advertised(&config);
         proto::JoinRequest {
             node_id: self.inner.cluster.store.node_id().to_string(),
             name: config.node.name.clone(),
-            address: self.address(),
+            address: addresses.data().to_owned(),
+            addresses: addresses.to_message(),
             zone: config.cluster.zone.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             protocol: PROTOCOL,
             cluster_id: self.inner.cluster.peers.me().map(|me| me.cluster.to_string()).unwrap_or_default(),
             boot: self.inner.cluster.peers.liveness().boot(),
         }
-    }
-
-    /// `HOST:PORT` that others are told to use.
-    pub(super) fn address(&self) -> String {
-        advertised(&self.inner.cluster.config())
     }
 
     /// Takes a node into the cluster, or takes note that it is back.
@@ -287,6 +285,8 @@ impl Node {
             "" => Uuid::nil(),
             text => uuid("cluster_id", text)?,
         };
+        let addresses = Addresses::from_message(request.address, request.addresses)
+            .map_err(|error| Status::invalid_argument(error.message))?;
         let controller = self.inner.broker.controller().map_err(|e| Status::unavailable(e.message))?;
         let until = Instant::now() + DUPLICATE_PATIENCE;
         loop {
@@ -295,7 +295,7 @@ impl Node {
             match leader {
                 None => return Err(Status::unavailable("the controller group has no leader that is known")),
                 Some(leader) if leader != self.inner.cluster.node() => {
-                    let address = state.nodes.get(&leader).map(|node| node.address.clone());
+                    let address = state.nodes.get(&leader).map(|node| node.addresses.data().to_owned());
                     let address = address.ok_or_else(|| Status::unavailable("the controller leader is not known"))?;
                     return Ok(proto::JoinResponse { leader: address, ..Default::default() });
                 }
@@ -304,7 +304,7 @@ impl Node {
             let liveness = self.inner.cluster.peers.liveness();
             if let Some(holder) = state.node_of(node)
                 && holder.id != self.inner.cluster.node()
-                && holder.address != request.address
+                && holder.addresses.data() != addresses.data()
                 && liveness.alive(holder.id)
                 && liveness.boot_of(holder.id) != request.boot
             {
@@ -312,7 +312,8 @@ impl Node {
                     tokio::time::sleep(ANNOUNCE_PAUSE).await;
                     continue;
                 }
-                let why = format!("node {node} is alive at {}: its data directory is a copy", holder.address);
+                let at = holder.addresses.data();
+                let why = format!("node {node} is alive at {at}: its data directory is a copy");
                 return Err(refuse(JoinRefusal::Duplicate, why));
             }
             let known = state.node_of(node).is_some();
@@ -322,30 +323,32 @@ impl Node {
                 continue;
             }
             let alive = controller.alive_within(DUPLICATE_PATIENCE);
+            let alive_uuids: Vec<Uuid> =
+                state.nodes.values().filter(|node| alive.contains(&node.id)).map(|node| node.uuid).collect();
+            let conflict = state.address_conflict(node, &addresses, &alive_uuids);
             let command = Command::Join {
                 uuid: node,
                 name: request.name.clone(),
-                address: request.address.clone(),
+                addresses: addresses.clone(),
                 zone: request.zone.clone(),
                 version: request.version.clone(),
                 boot: request.boot,
                 cluster_id,
-                alive_uuids: state
-                    .nodes
-                    .values()
-                    .filter(|node| alive.contains(&node.id))
-                    .map(|node| node.uuid)
-                    .collect(),
+                alive_uuids,
                 now_ms: now_ms(),
             };
-            match controller.command_again(&command).await.map_err(|e| Status::unavailable(e.to_string()))? {
+            let outcome = match conflict {
+                Some(refusal) => Outcome::Refused(refusal),
+                None => controller.command_again(&command).await.map_err(|e| Status::unavailable(e.to_string()))?,
+            };
+            match outcome {
                 Outcome::Node(info) => {
                     tracing::info!(
                         target: "chronicle::audit",
                         event = "join",
                         node = info.id,
                         name = info.name,
-                        address = info.address,
+                        address = info.addresses.data(),
                         "node is a member"
                     );
                     return Ok(self.taken_in(info.id));
@@ -370,7 +373,7 @@ impl Node {
         let member = |node: &NodeInfo| proto::Founder {
             node_id: node.uuid.to_string(),
             name: node.name.clone(),
-            address: node.address.clone(),
+            address: node.addresses.data().to_owned(),
             zone: node.zone.clone(),
             version: node.version.clone(),
             raft_id: node.id,
@@ -395,10 +398,11 @@ impl Node {
     }
 }
 
-/// `HOST:PORT` that others are told to use.
-pub(super) fn advertised(config: &Config) -> String {
-    match config.node.advertised_address.as_str() {
+/// `HOST:PORT` of each listener that nodes and clients are to use.
+pub(super) fn advertised(config: &Config) -> Addresses {
+    let data = match config.node.advertised_address.as_str() {
         "" => config.listeners.data.to_string(),
         address => address.to_owned(),
-    }
+    };
+    Addresses::new(data, config.node.advertised_addresses.clone())
 }

@@ -181,14 +181,14 @@ async fn discover(
     boot: u64,
 ) -> Result<(Arc<Membership>, Arc<dyn discovery::Discovery>), ApiError> {
     let refused = |error: String| ApiError::new(Reason::Unavailable, error);
-    let address = advertised(config);
-    let announced = Announced { node_id: store.node_id(), boot, address: address.clone() };
+    let addresses = advertised(config);
+    let announced = Announced { node_id: store.node_id(), boot, address: addresses.data().to_owned() };
     let discovery = discovery::from_config(&config.cluster, &announced).await.map_err(|e| refused(e.to_string()))?;
     let seeded = config.cluster.discovery != crate::config::DiscoveryKind::Static || !config.cluster.seeds.is_empty();
     let own = Own {
         node_id: store.node_id(),
         name: config.node.name.clone(),
-        address,
+        addresses,
         zone: config.cluster.zone.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         boot,

@@ -37,7 +37,8 @@ async fn report_state(node: Node) {
         cluster.peers.liveness().set_unfit(node.broker().disk_is_full());
         if let Ok(controller) = node.broker().controller() {
             let state = cluster.state();
-            let leader = controller.leader().0.and_then(|id| state.nodes.get(&id)).map(|node| node.address.clone());
+            let leader =
+                controller.leader().0.and_then(|id| state.nodes.get(&id)).map(|node| node.addresses.data().to_owned());
             node.inner.membership.set_controller_leader(leader);
         }
     }

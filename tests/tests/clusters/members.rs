@@ -1,5 +1,6 @@
 //! Nodes that come and go while the cluster serves: grown, shrunk, drained, wiped, removed.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +9,7 @@ use chronicle_tests::api;
 use chronicle_tests::cluster::Cluster;
 use chronicle_tests::history::{Following, Load, check_read};
 use chronicle_tests::node::{PATIENCE, output};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const TOPIC: &str = "members";
 
@@ -166,6 +167,51 @@ async fn a_drained_node_leads_nothing_until_it_is_undrained_and_leadership_moves
     ensure!(history.errors().is_empty(), "the client did not hide {:?}", history.errors());
     ensure!(history.longest_silence() < Duration::from_secs(5), "silent for {:?}", history.longest_silence());
     cluster.finish()
+}
+
+/// What a listener for another protocol gives its clients, at whichever node they ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_address_of_every_listener_is_known_at_every_node_and_belongs_to_one() -> Result<()> {
+    const FIELD: &str = "node.advertised-addresses.kafka";
+    let mut cluster = Cluster::of(1).start().await?;
+    cluster.add_node(|setup| setup.set(FIELD, "node-1.example.com:9092"))?;
+    advertises(&cluster, 1, Some("node-1.example.com:9092")).await?;
+    advertises(&cluster, 0, None).await?;
+    let members = json(&cluster, 0, &["members"])?;
+    let data = cluster.node(1).address().to_string();
+    ensure!(members[1]["addresses"] == json!({"data": data, "kafka": "node-1.example.com:9092"}), "{members}");
+
+    let same = cluster.add_node(|setup| setup.set(FIELD, "node-1.example.com:9092")).expect_err("an address twice");
+    let wanted = "addresses.kafka: node-1.example.com:9092: node 2 (";
+    ensure!(format!("{same:#}").contains(wanted), "{same:#}");
+
+    // The last start counts, also for a node that founded the cluster.
+    for (number, address) in [(1, "moved.example.com:9094"), (0, "node-0.example.com:9092")] {
+        cluster.terminate(number)?;
+        cluster.node_mut(number).set(FIELD, address);
+        cluster.restart(number)?;
+        advertises(&cluster, number, Some(address)).await?;
+    }
+    advertises(&cluster, 1, Some("moved.example.com:9094")).await?;
+    cluster.finish()
+}
+
+/// Waits until every node returns these addresses for one of them: that of its data port, and this one of a Kafka listener.
+async fn advertises(cluster: &Cluster, number: usize, kafka: Option<&str>) -> Result<()> {
+    let data = cluster.node(number).address().to_string();
+    let kafka = kafka.map(|address| ("kafka".to_owned(), address.to_owned()));
+    let wanted: HashMap<_, _> = [("data".to_owned(), data.clone())].into_iter().chain(kafka).collect();
+    let what = format!("the addresses of node-{number} at every node");
+    let look = async |cluster: &Cluster| {
+        for asked in 0..cluster.len() {
+            let mut client = api::cluster(cluster.node(asked).address()).await?;
+            let servers = client.get_servers(v1::GetServersRequest {}).await?.into_inner().servers;
+            let server = servers.iter().find(|server| server.address == data).context("not listed yet")?;
+            ensure!(server.addresses == wanted, "node-{asked}: {:?}", server.addresses);
+        }
+        Ok(())
+    };
+    cluster.eventually(&what, look).await
 }
 
 /// The scenario of proglog's agent test: three nodes, produce at one, consume at the others, nothing beyond the last offset.

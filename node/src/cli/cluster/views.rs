@@ -29,7 +29,10 @@ pub(super) struct ServerView {
     pub(super) name: String,
     pub(super) node_id: String,
     pub(super) raft_id: u64,
+    /// Of the data listener.
     pub(super) address: String,
+    /// Of every listener, by its name.
+    pub(super) addresses: BTreeMap<String, String>,
     /// Role in the controller group: `leader`, `voter` or `learner`.
     pub(super) role: &'static str,
     pub(super) state: &'static str,
@@ -77,6 +80,8 @@ impl From<v1::Server> for ServerView {
             name: server.name,
             node_id: server.node_id,
             raft_id: server.raft_id,
+            // The data listener's also where the answering node sends only `address`.
+            addresses: [("data".to_owned(), server.address.clone())].into_iter().chain(server.addresses).collect(),
             address: server.address,
             alive: server.alive,
             zone: server.zone,
@@ -420,6 +425,16 @@ mod tests {
         let server = v1::Server { node_id: "u".into(), name: "node-0".into(), ..Default::default() };
         let names = ServerNames::new(&[server]);
         assert_eq!((names.of("u"), names.of("v")), ("node-0", "v"));
+    }
+
+    #[test]
+    fn every_listener_has_its_address_and_the_data_listener_has_one_of_any_version() {
+        let server = v1::Server { address: "d:1".into(), ..Default::default() };
+        let view = ServerView::from(server.clone());
+        assert_eq!((view.address.as_str(), view.addresses["data"].as_str()), ("d:1", "d:1"));
+        let addresses = [("data", "d:1"), ("kafka", "k:1")].map(|(name, at)| (name.to_owned(), at.to_owned()));
+        let view = ServerView::from(v1::Server { addresses: addresses.clone().into(), ..server });
+        assert_eq!(view.addresses, addresses.into());
     }
 
     #[test]

@@ -111,6 +111,7 @@ pub(super) fn plan(
         config.node.name = name(number);
         config.node.data_dir = data.join(name(number));
         config.node.advertised_address = String::new();
+        config.node.advertised_addresses.clear();
         config.listeners.data = address(port, number);
         config.listeners.ops = address(ops_port, number);
         // Both fields matter only while the cluster is bootstrapped and have no effect later.

@@ -285,7 +285,8 @@ pub(super) fn server(server: Server) -> proto::Server {
     proto::Server {
         node_id: server.node_id.to_string(),
         name: server.name,
-        address: server.address,
+        address: server.addresses.data().to_owned(),
+        addresses: server.addresses.to_message(),
         controller_leader: server.controller_leader,
         version: server.version,
         zone: server.zone,

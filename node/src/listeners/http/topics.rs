@@ -136,7 +136,7 @@ pub(super) async fn servers(context: &Context, call: Call) -> Result<Response<Bo
 
 fn server(server: Server) -> serde_json::Value {
     json!({
-        "node_id": server.node_id, "name": server.name, "address": server.address,
+        "node_id": server.node_id, "name": server.name, "address": server.addresses.data(),
         "controller_leader": server.controller_leader, "version": server.version, "zone": server.zone,
         "role": if server.voter { "voter" } else { "learner" }, "state": server.state, "alive": server.alive,
         "raft_id": server.raft_id, "replicas": server.replicas, "preferred_leaders": server.preferred_leaders,

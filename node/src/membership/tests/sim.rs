@@ -48,6 +48,12 @@ pub(super) enum Fault {
     CrashAfter { down: Duration, wiped: bool },
 }
 
+/// What the node whose data listener has this address advertises.
+fn advertised(address: &str) -> Addresses {
+    let kafka = address.replace(":7400", ":9092");
+    Addresses::new(address, BTreeMap::from([("kafka".parse().unwrap(), kafka)]))
+}
+
 pub(super) struct Host {
     pub(super) address: String,
     pub(super) node_id: Uuid,
@@ -191,10 +197,12 @@ impl Net {
         if up.len() * 2 <= cluster.founders.len() {
             return Err(PeerError::Unavailable("no leader".into()));
         }
-        if up[0].address != at.own.address {
+        if up[0].address != at.own.addresses.data() {
             return Ok(JoinResponse { leader: up[0].address.clone(), ..JoinResponse::default() });
         }
         let caller: Uuid = request.node_id.parse().unwrap();
+        let (address, addresses) = (request.address.clone(), request.addresses.clone());
+        assert_eq!(Addresses::from_message(address, addresses).unwrap(), advertised(&request.address));
         if cluster.removed.contains(&caller) {
             return Err(PeerError::Refused(JoinRefusal::Removed, "removed on request".into()));
         }
@@ -370,7 +378,7 @@ impl World {
         let own = Own {
             node_id: host.node_id,
             name: host.name.clone(),
-            address: host.address.clone(),
+            addresses: advertised(&host.address),
             zone: String::new(),
             version: "0.1.0".into(),
             boot: starts,

@@ -5,6 +5,7 @@ use super::super::state::Outcome;
 use super::super::types::NodeInfo;
 use super::super::voters::controller_voters;
 use super::*;
+use crate::model::Addresses;
 
 const CONFIG: BalancerConfig = BalancerConfig { moves_max: 4, replace_dead_after_ms: 0 };
 
@@ -42,7 +43,7 @@ impl Sim {
         self.strangers += 1;
         let mut info = node(self.strangers, zone);
         if let Some(name) = name {
-            info = NodeInfo { address: format!("{name}:7400"), name, ..info };
+            info = NodeInfo { addresses: Addresses::of_data(format!("{name}:7400")), name, ..info };
         }
         let alive: Vec<u64> = self.observed().alive.into_iter().collect();
         let command = join(&self.state, &info, &alive);

@@ -19,7 +19,7 @@ fn taken_in(outcome: Outcome) -> NodeInfo {
 
 /// A node that nobody knows, under some name.
 fn stranger(uuid: u64, name: &str) -> NodeInfo {
-    NodeInfo { name: name.into(), address: format!("{name}:7400"), ..node(uuid, "") }
+    NodeInfo { name: name.into(), addresses: Addresses::of_data(format!("{name}:7400")), ..node(uuid, "") }
 }
 
 #[test]
@@ -27,9 +27,9 @@ fn a_node_gets_an_id_that_was_never_used_and_keeps_it() {
     let mut state = cluster(&[""; 3]);
     let four = taken_in(state.apply(join(&state.clone(), &node(77, ""), &[1, 2, 3])));
     assert_eq!((four.id, four.state), (4, NodeState::Active));
-    let moved = NodeInfo { name: "other".into(), address: "other:1".into(), boot: 2, ..node(77, "") };
+    let moved = NodeInfo { name: "other".into(), addresses: Addresses::of_data("other:1"), boot: 2, ..node(77, "") };
     let again = taken_in(state.apply(join(&state.clone(), &moved, &[1, 2, 3])));
-    assert_eq!((again.id, again.name.as_str(), again.address.as_str(), again.joined_ms), (4, "other", "other:1", 5));
+    assert_eq!((again.id, again.name.as_str(), again.addresses.data(), again.joined_ms), (4, "other", "other:1", 5));
     state.apply(Command::StartOperation { kind: OperationKind::Decommission, node: 4, now_ms: 6 });
     taken_in(state.apply(Command::RemoveNode { node: 4, now_ms: 7 }));
     let removed = refusal(state.apply(join(&state.clone(), &moved, &[1, 2, 3])));
@@ -59,18 +59,18 @@ fn nobody_joins_a_cluster_that_is_not_founded_or_is_another_one() {
     assert_eq!(refusal(state.apply(join(&state.clone(), &node(5, ""), &[]))), Refusal::NotFounded);
     let mut state = cluster(&[""]);
     let asked = Uuid::from_u128(99);
-    let Command::Join { uuid, name, address, zone, version, boot, now_ms, alive_uuids, .. } =
+    let Command::Join { uuid, name, addresses, zone, version, boot, now_ms, alive_uuids, .. } =
         join(&state, &node(5, ""), &[])
     else {
         unreachable!()
     };
     let mut ask = |cluster_id| {
-        let (name, address, zone, version) = (name.clone(), address.clone(), zone.clone(), version.clone());
+        let (name, addresses, zone, version) = (name.clone(), addresses.clone(), zone.clone(), version.clone());
         let alive_uuids = alive_uuids.clone();
         refusal(state.apply(Command::Join {
             uuid,
             name,
-            address,
+            addresses,
             zone,
             version,
             boot,
@@ -92,9 +92,9 @@ fn names_and_addresses_of_live_nodes_are_not_given_twice() {
         node: 2,
         uuid: Uuid::from_u128(2),
     };
-    let same_name = NodeInfo { address: "new:1".into(), ..stranger(9, "n2") };
+    let same_name = NodeInfo { addresses: Addresses::of_data("new:1"), ..stranger(9, "n2") };
     assert_eq!(refusal(state.apply(join(&state.clone(), &same_name, &[1, 2, 3]))), duplicate("name", "n2"));
-    let same_address = NodeInfo { address: "n2:7400".into(), ..stranger(9, "n9") };
+    let same_address = NodeInfo { addresses: Addresses::of_data("n2:7400"), ..stranger(9, "n9") };
     assert_eq!(refusal(state.apply(join(&state.clone(), &same_address, &[1, 2]))), duplicate("address", "n2:7400"));
     // A known node may not take the name of a live one either, but that of a dead one.
     let renamed = NodeInfo { name: "n2".into(), ..node(1, "") };
@@ -103,6 +103,78 @@ fn names_and_addresses_of_live_nodes_are_not_given_twice() {
     assert_eq!(state.nodes[&2].state, NodeState::Active, "a known node supersedes nobody");
     // The address of a dead node may be given again.
     taken_in(state.apply(join(&state.clone(), &same_address, &[1, 3])));
+}
+
+/// A node that advertises a Kafka listener, too.
+fn with_kafka(node: NodeInfo, kafka: &str) -> NodeInfo {
+    let others = [("kafka".parse().unwrap(), kafka.to_owned())].into();
+    NodeInfo { addresses: Addresses::new(node.addresses.data(), others), ..node }
+}
+
+#[test]
+fn a_node_has_the_addresses_that_it_announced_last() {
+    let mut state = cluster(&[""; 3]);
+    let kafka = "kafka".parse().unwrap();
+    let address = |state: &ControllerState, id: u64| state.nodes[&id].addresses.get(&kafka).map(str::to_owned);
+    let joined = with_kafka(node(77, ""), "n77:9092");
+    assert_eq!(taken_in(state.apply(join(&state.clone(), &joined, &[1, 2, 3]))).addresses, joined.addresses);
+    // A founder announces its other listeners when it starts.
+    assert_eq!(address(&state, 1), None);
+    let founder = with_kafka(node(1, ""), "n1:9092");
+    taken_in(state.apply(join(&state.clone(), &founder, &[1, 2, 3])));
+    assert_eq!(address(&state, 1).as_deref(), Some("n1:9092"));
+    let moved = with_kafka(NodeInfo { boot: 2, ..node(77, "") }, "n77.example.com:9094");
+    let moved = taken_in(state.apply(join(&state.clone(), &moved, &[1, 2, 3])));
+    assert_eq!((moved.id, address(&state, 4).as_deref()), (4, Some("n77.example.com:9094")));
+    taken_in(state.apply(join(&state.clone(), &NodeInfo { boot: 3, ..node(77, "") }, &[1, 2, 3])));
+    assert_eq!(address(&state, 4), None, "it has no such listener any more");
+}
+
+#[test]
+fn an_address_of_any_listener_of_a_live_node_is_refused() {
+    let mut state = cluster(&[""; 3]);
+    taken_in(state.apply(join(&state.clone(), &with_kafka(node(2, ""), "n2:9092"), &[1, 2, 3])));
+    let conflict = |state: &ControllerState, node: &NodeInfo, alive: &[u64]| {
+        let alive: Vec<Uuid> = alive.iter().map(|id| state.nodes[id].uuid).collect();
+        state.address_conflict(node.uuid, &node.addresses, &alive)
+    };
+    let duplicate = |field: &str, value: &str| {
+        let (field, value) = (field.into(), value.into());
+        Some(Refusal::Duplicate { field, value, node: 2, uuid: Uuid::from_u128(2) })
+    };
+    let all = [1, 2, 3];
+    let same = with_kafka(stranger(9, "n9"), "n2:9092");
+    assert_eq!(conflict(&state, &same, &all), duplicate("addresses.kafka", "n2:9092"));
+    let across = with_kafka(stranger(9, "n9"), "n2:7400");
+    assert_eq!(conflict(&state, &across, &all), duplicate("addresses.kafka", "n2:7400"));
+    let across = NodeInfo { addresses: Addresses::of_data("n2:9092"), ..stranger(9, "n9") };
+    assert_eq!(conflict(&state, &across, &all), duplicate("address", "n2:9092"));
+    // A member may not take it either. A dead node, a removed one and the node itself do not count.
+    assert_eq!(conflict(&state, &with_kafka(node(3, ""), "n2:9092"), &all), duplicate("addresses.kafka", "n2:9092"));
+    assert_eq!(conflict(&state, &same, &[1, 3]), None);
+    assert_eq!(conflict(&state, &with_kafka(node(2, ""), "n2:9092"), &all), None);
+    assert_eq!(conflict(&state, &with_kafka(stranger(9, "n9"), "n9:9092"), &all), None);
+    // A wiped node and its former self have the same addresses and may both be alive for a moment.
+    let wiped = with_kafka(stranger(9, "n2"), "n2:9092");
+    let wiped = taken_in(state.apply(join(&state.clone(), &wiped, &[1, 3])));
+    assert_eq!(conflict(&state, &wiped, &[1, 2, 3, 4]), None);
+    assert_eq!(conflict(&state, &with_kafka(node(2, ""), "n2:9092"), &[1, 2, 3, 4]), None);
+    state.nodes.get_mut(&4).unwrap().state = NodeState::Removed;
+    state.nodes.get_mut(&2).unwrap().state = NodeState::Removed;
+    assert_eq!(conflict(&state, &same, &[1, 2, 3, 4]), None);
+}
+
+/// Nodes of the version before apply the same log and know only the data listener's address: what they admit is admitted.
+#[test]
+fn applying_a_join_does_not_depend_on_the_addresses_of_other_listeners() {
+    let mut with = cluster(&[""; 3]);
+    let mut without = with.clone();
+    for node in [node(2, ""), stranger(9, "n9"), stranger(10, "n10")] {
+        let announced = with_kafka(node.clone(), "all-the-same:9092");
+        let new = taken_in(with.apply(join(&with.clone(), &announced, &[1, 2, 3])));
+        let old = taken_in(without.apply(join(&without.clone(), &node, &[1, 2, 3])));
+        assert_eq!(NodeInfo { addresses: node.addresses, ..new }, old);
+    }
 }
 
 #[test]

@@ -95,6 +95,94 @@ fn a_state_of_the_version_without_nodes_is_read_and_its_node_is_entered_later() 
     assert_eq!(state.cluster_id, CLUSTER, "a cluster is founded once");
 }
 
+const OLD_JOIN: &str = r#"{"command":"join","uuid":"00000000-0000-0000-0000-000000000007","name":"n7","address":"n7:7400","zone":"b","version":"0.1.0","boot":18446744073709551615,"now_ms":-5,"cluster_id":"00000000-0000-0000-0000-000000000000","alive_uuids":["00000000-0000-0000-0000-000000000001"]}"#;
+
+const OLD_INIT: &str = r#"{"command":"init-cluster","cluster_id":"00000000-0000-0000-0000-0000000000c1","nodes":[{"id":1,"uuid":"00000000-0000-0000-0000-000000000001","name":"n1","address":"n1:7400","zone":"","version":"0.1.0","boot":0,"state":"active","joined_ms":0}]}"#;
+
+/// Commands with nodes as the version before the addresses of other listeners read them.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+#[expect(dead_code, reason = "its fields are there to be read")]
+enum OldCommand {
+    InitCluster {
+        cluster_id: Uuid,
+        #[serde(default)]
+        nodes: Vec<OldNode>,
+    },
+    Join {
+        uuid: Uuid,
+        name: String,
+        address: String,
+        zone: String,
+        version: String,
+        boot: u64,
+        now_ms: i64,
+        cluster_id: Uuid,
+        #[serde(default)]
+        alive_uuids: Vec<Uuid>,
+    },
+}
+
+/// A node as that version reads it.
+#[derive(Debug, PartialEq, Deserialize)]
+struct OldNode {
+    id: u64,
+    uuid: Uuid,
+    name: String,
+    address: String,
+    zone: String,
+    version: String,
+    boot: u64,
+    state: NodeState,
+    joined_ms: i64,
+}
+
+const OLD_NODE: &str = r#"{"id":2,"uuid":"00000000-0000-0000-0000-000000000007","name":"n7","address":"n7:7400","zone":"b","version":"0.1.0","boot":18446744073709551615,"state":"active","joined_ms":-5}"#;
+
+#[test]
+fn one_address_is_read_and_written_as_the_version_before_does() {
+    let mut state = ControllerState::default();
+    for text in [OLD_INIT, OLD_JOIN] {
+        let command: Command = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&command).unwrap(), text);
+        let outcome = state.apply(command);
+        assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+    }
+    assert_eq!(state.nodes[&1].addresses, Addresses::of_data("n1:7400"));
+    assert_eq!(state.nodes[&2].addresses, Addresses::of_data("n7:7400"));
+    assert_eq!(serde_json::to_string(&state.nodes[&2]).unwrap(), OLD_NODE);
+    assert_eq!(serde_json::from_str::<NodeInfo>(OLD_NODE).unwrap(), state.nodes[&2]);
+    let outcome = Outcome::Node(state.nodes[&2].clone());
+    assert_eq!(serde_json::to_string(&outcome).unwrap(), format!(r#"{{"Node":{OLD_NODE}}}"#));
+}
+
+#[test]
+fn addresses_of_other_listeners_are_written_beside_the_one_that_the_version_before_reads() {
+    let with_kafka = |text: &str, node: &str| {
+        let address = format!(r#""address":"{node}:7400","#);
+        text.replace(&address, &format!(r#"{address}"addresses":{{"kafka":"{node}:9092"}},"#))
+    };
+    let (init, join, node) = (with_kafka(OLD_INIT, "n1"), with_kafka(OLD_JOIN, "n7"), with_kafka(OLD_NODE, "n7"));
+    let mut state = ControllerState::default();
+    for text in [&init, &join] {
+        let command: Command = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&command).unwrap(), *text);
+        state.apply(command);
+    }
+    let kafka = "kafka".parse().unwrap();
+    assert_eq!(state.nodes[&1].addresses.get(&kafka), Some("n1:9092"));
+    assert_eq!(serde_json::to_string(&state.nodes[&2]).unwrap(), node);
+    let restored: ControllerState = serde_json::from_slice(&serde_json::to_vec(&state).unwrap()).unwrap();
+    assert_eq!(restored, state);
+
+    let OldCommand::InitCluster { nodes, .. } = serde_json::from_str(&init).unwrap() else { panic!("{init}") };
+    assert_eq!(nodes[0].address, "n1:7400");
+    let old = serde_json::from_str(&join).unwrap();
+    assert!(matches!(&old, OldCommand::Join { address, boot: u64::MAX, .. } if address == "n7:7400"), "{old:?}");
+    let old: OldNode = serde_json::from_str(&node).unwrap();
+    assert_eq!(old, serde_json::from_str(OLD_NODE).unwrap());
+}
+
 #[test]
 fn commands_outcomes_and_states_survive_their_text_form() {
     let mut state = cluster(&["a", "b", "c"]);

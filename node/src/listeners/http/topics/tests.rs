@@ -1,7 +1,7 @@
 use serde_json::Value;
 
 use super::*;
-use crate::model::Reason;
+use crate::model::{Addresses, Reason};
 
 /// A partition and a server as they are answered.
 pub(in crate::listeners::http) fn samples() -> (Value, Value) {
@@ -19,7 +19,7 @@ pub(in crate::listeners::http) fn samples() -> (Value, Value) {
     let node = Server {
         node_id: uuid::Uuid::nil(),
         name: "chronicle-0".into(),
-        address: "127.0.0.1:7400".into(),
+        addresses: Addresses::of_data("127.0.0.1:7400"),
         controller_leader: true,
         version: "0.1.0".into(),
         zone: String::new(),
