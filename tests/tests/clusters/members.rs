@@ -202,16 +202,17 @@ async fn advertises(cluster: &Cluster, number: usize, kafka: Option<&str>) -> Re
     let kafka = kafka.map(|address| ("kafka".to_owned(), address.to_owned()));
     let wanted: HashMap<_, _> = [("data".to_owned(), data.clone())].into_iter().chain(kafka).collect();
     let what = format!("the addresses of node-{number} at every node");
-    let look = async |cluster: &Cluster| {
-        for asked in 0..cluster.len() {
-            let mut client = api::cluster(cluster.node(asked).address()).await?;
-            let servers = client.get_servers(v1::GetServersRequest {}).await?.into_inner().servers;
-            let server = servers.iter().find(|server| server.address == data).context("not listed yet")?;
-            ensure!(server.addresses == wanted, "node-{asked}: {:?}", server.addresses);
-        }
-        Ok(())
-    };
-    cluster.eventually(&what, look).await
+    cluster
+        .eventually(&what, async |cluster| {
+            for asked in 0..cluster.len() {
+                let mut client = api::cluster(cluster.node(asked).address()).await?;
+                let servers = client.get_servers(v1::GetServersRequest {}).await?.into_inner().servers;
+                let server = servers.iter().find(|server| server.address == data).context("not listed yet")?;
+                ensure!(server.addresses == wanted, "node-{asked}: {:?}", server.addresses);
+            }
+            Ok(())
+        })
+        .await
 }
 
 /// The scenario of proglog's agent test: three nodes, produce at one, consume at the others, nothing beyond the last offset.
