@@ -1,7 +1,5 @@
 //! The command line of the operator. Every flag has an environment variable.
 
-#![expect(clippy::disallowed_methods, reason = "processes without a pod name need different names")]
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

@@ -63,6 +63,7 @@ impl DataDir {
             let reason = "the directory holds logs, but its FORMAT file is missing";
             return Err(LogError::damaged(dir.join("FORMAT"), 0, None, reason));
         }
+        #[expect(clippy::disallowed_methods, reason = "a new data directory without a given identity")]
         let node_id = format.or(new_node_id).unwrap_or_else(Uuid::new_v4);
         Ok(Self { disk, path: dir.to_owned(), logs, volume, node_id, fresh, lock: Mutex::new(Some(lock)) })
     }

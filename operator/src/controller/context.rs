@@ -118,6 +118,7 @@ impl Context {
     }
 
     /// Returns the optional APIs that the API server serves; the previous result if discovery fails.
+    #[expect(clippy::disallowed_methods, reason = "the age of a cached answer of the API server")]
     pub async fn optional_apis(&self) -> OptionalApis {
         let known = *self.0.apis.lock();
         match known {

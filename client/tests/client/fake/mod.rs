@@ -1,7 +1,9 @@
 //! Fake nodes in memory, which the client reaches through its connector.
 
-pub mod multi_node;
-pub mod single_node;
+#![allow(unreachable_pub, reason = "a module of a test program: what its siblings use")]
 
-pub use multi_node::{Cluster, Reach};
-pub use single_node::{Fault, Node};
+mod multi_node;
+mod single_node;
+
+pub(crate) use multi_node::{Cluster, Reach};
+pub(crate) use single_node::{Fault, Node};
