@@ -1,45 +1,48 @@
-//! Which cluster this node is in: founding one, joining one, and knowing it again after a restart.
+//! Cluster membership of this node: bootstrapping a cluster, joining one, and finding its own again after a restart.
 //!
-//! [`Membership`] answers `Hello`, `Promise` and `Found` from the first moment on, and [`Membership::establish`] runs once at
-//! start until the node knows where it belongs.
+//! [`Membership`] answers `Hello`, `Promise` and `Found` from the first moment on. [`Membership::establish`] runs once at
+//! start, until the node knows which cluster it belongs to.
 //!
-//! # How a cluster is founded
+//! # How nodes bootstrap a cluster
 //!
-//! In rounds: look addresses up, say hello to all of them, decide. When anybody has a cluster, the node joins that and never
-//! founds. Otherwise, when at least `bootstrap-expect` nodes are seen, all of them without a cluster, with the same
-//! `bootstrap-expect`, and reporting the same set of nodes, the one with the smallest UUID coordinates: a two-phase commit
-//! among that set, the *founders*, of a proposal that is named by the UUID of the cluster to be.
+//! In rounds: resolve the addresses, send hello to all of them, decide. When any node has a cluster, this node joins that one and
+//! never bootstraps. Otherwise, when at least `bootstrap-expect` nodes respond, all of them without a cluster, with the same
+//! `bootstrap-expect`, and reporting the same set of nodes, the node with the smallest UUID coordinates a two-phase commit
+//! among that set, the *founders*. The proposal is named by the UUID of the future cluster.
 //!
-//! 1. The coordinator promises itself, durably, then has everybody promise. A node has at most one promise.
-//! 2. When all founders have promised, the coordinator is in the cluster, durably, and tells the others by `Found`. Only who
-//!    holds the promise takes that. Who misses it follows when it sees somebody in the cluster that it promised to.
+//! 1. The coordinator promises, durably, and then asks every other founder to promise. A node holds at most one promise.
+//! 2. When all founders have promised, the coordinator enters the cluster, durably, and sends `Found` to the others. Only a node
+//!    that holds the promise accepts it. A founder that misses the message enters when it sees a founder in the cluster of its
+//!    promise.
 //!
-//! Who refuses a proposal, or forgets one, remembers that and refuses it for good. So once all have promised, anybody who
-//! knows it may finish the founding, with the same result; and once one has refused, nobody ever can. A lost message, a crash
-//! and a restart at any point lead to one of the two:
+//! A node that refuses a proposal, or releases its promise, records that and refuses the proposal permanently. So once all have
+//! promised, any node that knows it may complete the bootstrap, with the same result; and once one has refused, no node can.
+//! A lost message, a crash or a restart at any point leads to one of these:
 //!
-//! - A coordinator that restarts goes on with the same proposal.
-//! - A coordinator that is *gone* ([`GONE_AFTER`]) is replaced by whoever promised: they ask the remaining founders to
-//!   promise, and found. It is a founder too; with its disk lost it comes back as another node, and joins.
-//! - A founder that is gone before the coordinator has its promise: the coordinator says that it gives the proposal up, those
-//!   who promised forget it when they see that, and when the coordinator sees one that did, it forgets it, too.
-//! - Coordinator and another founder both gone, or the coordinator of two: nobody can know whether they founded. The others
-//!   wait and say for whom. When another node answers at the address of one of them, its disk is lost, and so is what it
-//!   knew. Otherwise a person decides: bring them back, or empty the data directories, in which nothing is stored yet.
+//! - A coordinator that restarts continues with the same proposal.
+//! - A coordinator that is *gone* ([`GONE_AFTER`]) is replaced by a founder that promised: it asks the remaining founders to
+//!   promise, and bootstraps. The old coordinator is a founder too; if it lost its disk, it returns as another node, and joins.
+//! - A founder is gone before the coordinator has its promise: the coordinator aborts the proposal. The nodes that promised
+//!   release their promise when they see the abort, and the coordinator drops the proposal when it sees that one of them has.
+//! - The coordinator and another founder are both gone, or the coordinator of two: no remaining node can know whether they
+//!   bootstrapped. The others wait and log which nodes they wait for. When another node answers at the address of one of them,
+//!   its disk is lost, and so is what it knew. Otherwise an operator decides: start them again, or empty the data
+//!   directories, which contain no records yet.
 //!
-//! Gone is a node that neither answered nor called for that long, and that nobody who answers sees.
+//! A node is gone when it has neither answered nor called for that long, and no node that answers sees it.
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! - Of two sets of founders that have a node in common at most one becomes a cluster, whatever is lost or restarted. Sets in
-//!   common are what `bootstrap-expect` is for: it must be more than half of the nodes that will be started.
-//! - The one way around it that we know: founders finish without a coordinator that they have not heard of for
-//!   [`GONE_AFTER`], and within the second that this takes one of them hears that it had given up.
-//! - Time is tokio's and only measures how long somebody was not seen; a clock that jumps does nothing.
-//! - Every answer and every decision rests on what is durable, not on what is being written.
+//! - Of two sets of founders that have a node in common at most one becomes a cluster, whatever is lost or restarted.
+//!   `bootstrap-expect` must be more than half of the nodes that will be started, so that any two sets have one in common.
+//! - **Known limitation**: two clusters can result when the coordinator aborts its proposal and then stays unreachable for ten
+//!   seconds ([`GONE_AFTER`]), the remaining founders complete that proposal without it, and one of them receives the abort
+//!   during the second that completing takes.
+//! - Time is tokio's and measures only how long a node was not seen. A wall clock that jumps has no effect.
+//! - Every answer and every decision depends on durable state, never on state that is being written.
 //!
-//! `state.rs` owns the durable part and the answers, `round.rs` looks around, `founding.rs` and `joining.rs` act on what it
-//! saw, `establish.rs` is the loop.
+//! `state.rs` owns the durable part and the answers, `round.rs` collects what the other nodes report, `founding.rs` and `joining.rs` act
+//! on that, `establish.rs` is the loop. Never names raft or the controller.
 
 mod establish;
 mod founding;
