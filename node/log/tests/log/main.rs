@@ -1,11 +1,10 @@
 //! The log engine through its public interface, on disks in memory, real ones and failing ones.
 //!
-//! `memory.rs` beside this folder counts what the whole process allocates and is a program of its own.
+//! Beside this folder, `memory.rs` counts what the whole process allocates and `driven.rs` looks at its threads: programs of their own.
 
 mod common;
 mod conformance;
 mod damage;
-mod driven;
 mod engine;
 mod faults;
 mod inspect;

@@ -1,5 +1,8 @@
 //! A store without threads: the same seed gives the same disk, byte by byte.
 
+#[path = "log/common/mod.rs"]
+mod common;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -10,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use crate::common::*;
+use common::*;
 use bytes::Bytes;
 use chronicle_log::{
     Clock, Entry, Log, LogConfig, LogError, Store, StoreConfig, Threads,
