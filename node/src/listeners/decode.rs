@@ -5,8 +5,8 @@ use chronicle_records::Record;
 use crate::model::{ApiError, Fetched};
 
 /// Returns the records of `fetched` and the offset of the next read. At most `max_records` records (`None`: no limit)
-/// and about `max_bytes` bytes of them, but at least one record. Decodes batch by batch, so the
-/// decompressed data exceeds the limits of the response by at most one batch.
+/// and about `max_bytes` bytes of them, but at least one record. Decodes batch by batch, so the decompressed
+/// data exceeds the limits of the response by at most one batch.
 ///
 /// # Errors
 /// DATA_DAMAGED when a stored batch cannot be decoded.

@@ -138,7 +138,7 @@ where
             return Poll::Ready(Some(Err(Box::new(Refused::new(error)))));
         }
         let frame = match Pin::new(&mut this.body).poll_frame(cx) {
-            // A gRPC stream may pause between two messages. An HTTP body may not pause.
+            // A gRPC stream may pause between two messages without limit. The rate applies to all of an HTTP body.
             Poll::Pending if this.messages.as_ref().is_some_and(Messages::is_between) => return Poll::Pending,
             Poll::Pending => {
                 let late = std::task::ready!(this.pace.poll_late(cx));
