@@ -1,8 +1,8 @@
-//! One connection from its first byte to its last: version, limits, draining, and the end of clients that stall.
+//! Serves one connection of the data port: detects the protocol, applies limits, drains, and closes stalled clients.
 //!
 //! Memory that one HTTP/2 connection can pin before a handler runs: [`CONNECTION_WINDOW_BYTES`] of unread request
-//! bodies, [`STREAMS_MAX`] × [`HEADER_LIST_BYTES`] of headers. Bodies that handlers read, and answers, are in the
-//! byte budgets (`budget.rs`).
+//! bodies, [`STREAMS_MAX`] × [`HEADER_LIST_BYTES`] of headers. The byte budgets (`budget.rs`) count the bodies that
+//! handlers read, and the responses.
 
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -44,19 +44,20 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Largest HTTP/2 frame accepted, in bytes: fewer, larger reads for large batches.
 const FRAME_BYTES: u32 = 256 << 10;
-/// Requests of one HTTP/2 connection at a time.
+/// Most concurrent requests of one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
-/// Headers of one request, in bytes.
+/// Largest size of the headers of one request, in bytes.
 const HEADER_LIST_BYTES: u32 = 16 << 10;
-/// Bytes of one answer that HTTP/2 buffers beyond what the client has room for.
+/// Bytes of one response that HTTP/2 buffers beyond the client's flow-control window.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
-/// Read and write buffer of one HTTP/1 connection, in bytes each: all that a client can pin after its last answer.
+/// Size of the read buffer and of the write buffer of one HTTP/1 connection, in bytes each. A client can pin no more
+/// than these two after its last response.
 const HTTP1_BUFFER_BYTES: usize = 128 << 10;
-/// How long a client's first request waits for a node that is not part of its cluster yet.
+/// How long a client's first request waits when the node is not part of its cluster yet.
 const ESTABLISH_PATIENCE: Duration = Duration::from_secs(3);
-/// The TLS alert `protocol_version`, fatal (RFC 8446, section 6): the answer to TLS on a port that speaks plaintext.
+/// The TLS alert `protocol_version`, fatal (RFC 8446, section 6): the response to TLS on a plaintext port.
 const NO_TLS: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
-/// Longest life of a connection over the limit.
+/// Longest time that a connection over the limit stays open.
 const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Runs HTTP/2's per-request futures as tasks that the server waits for.
@@ -106,7 +107,7 @@ impl Protocol for DataPort {
     }
 }
 
-/// Both versions' settings.
+/// The settings of both HTTP versions.
 #[derive(Clone)]
 struct Builders {
     http1: http1::Builder,
@@ -115,8 +116,9 @@ struct Builders {
 }
 
 impl Builders {
-    /// `header_timeout` bounds the wait for a whole request header, and so the time that an idle HTTP/1 connection is
-    /// kept. An idle HTTP/2 connection is pinged as often, and closed when it does not answer in that time.
+    /// `header_timeout` limits the wait for a complete request header, and so how long an idle HTTP/1 connection stays
+    /// open. An idle HTTP/2 connection is pinged at this interval, and closed when no response to the ping arrives in
+    /// the same time.
     fn new(header_timeout: Duration, tasks: &TaskTracker) -> Self {
         let mut http1 = http1::Builder::new();
         http1
@@ -138,7 +140,7 @@ impl Builders {
         Self { http1, http2, header_timeout }
     }
 
-    /// Serves one connection to its end.
+    /// Serves one connection until it ends.
     async fn serve(&self, socket: Socket, address: SocketAddr, routes: &Routes, ending: &Ending) {
         let context = routes.context();
         let begin = async {
@@ -155,7 +157,8 @@ impl Builders {
         };
         match (version, &certificate) {
             (Version::Peer(_) | Version::UnknownPeer(_), None) if context.tls.is_some() => {
-                let why = "CERTIFICATE: it speaks as a node over a connection for clients";
+                let why =
+                    "CERTIFICATE: node protocol on a client connection: must negotiate the ALPN protocol of nodes";
                 let status = tonic::Status::permission_denied(why);
                 return self
                     .refuse_peer(io.into_inner(), (status, format!("{why} (from {address})")), &context.peers)
@@ -168,18 +171,18 @@ impl Builders {
                 return self.refuse_peer(io.into_inner(), other_version(&first), &context.peers).await;
             }
             (Version::Tls, _) => {
-                tracing::debug!(%address, "a client speaks TLS on a port that speaks plaintext");
-                // What it has sent need not be read: the answer fits into the empty send buffer.
+                tracing::debug!(%address, "client sent TLS to a plaintext port");
+                // No need to read the bytes of the client first: the response fits into the empty send buffer.
                 let _ = io.write_all(NO_TLS).await;
                 return;
             }
             (Version::Http1 | Version::Http2, Some(certificate)) => {
-                tracing::debug!(%address, node = certificate.describe(), "a connection for nodes carries HTTP");
+                tracing::debug!(%address, node = certificate.describe(), "HTTP on a node connection, closing");
                 return;
             }
             (Version::Http1 | Version::Http2, None) => {}
         }
-        // A node that has just started soon knows its cluster: that is worth a moment, before it has nothing but refusals.
+        // A node that has just started joins its cluster soon. Until then it can only reject requests: wait briefly.
         tokio::select! {
             _ = timeout(ESTABLISH_PATIENCE, context.broker.established()) => {}
             () = ending.drain.cancelled() => return,
@@ -208,7 +211,9 @@ impl Builders {
         }
     }
 
-    /// Encryption, when there is any, and the first bytes: what they are, and who sends them. `None`: the end, in time.
+    /// Does the TLS handshake, where TLS is on, and reads the first bytes. Returns the protocol that they start, the
+    /// connection, and the remote side's identity (`None` without TLS). Returns `None` when the handshake or the read
+    /// fails or times out.
     async fn begin(
         &self,
         socket: Socket,
@@ -220,7 +225,12 @@ impl Builders {
             Some(tls) => match timeout(self.header_timeout, tls.accept(socket)).await {
                 Ok(Ok((socket, remote))) => (socket, Some(remote)),
                 Ok(Err(error)) => {
-                    tracing::debug!(%address, outcome = error.outcome.as_str(), %error, "no TLS with a client");
+                    tracing::debug!(
+                        %address,
+                        outcome = error.outcome.as_str(),
+                        %error,
+                        "TLS handshake with client failed"
+                    );
                     return None;
                 }
                 Err(_) => {
@@ -233,8 +243,8 @@ impl Builders {
         Some((version, io, remote))
     }
 
-    /// Tells a node that it cannot be talked to, in what all versions have in common: HTTP/2 behind the first bytes, and
-    /// gRPC's way to fail.
+    /// Rejects another node's connection. The response uses only what all versions of the protocol have in common:
+    /// HTTP/2 after the first bytes, and a gRPC status.
     async fn refuse_peer(&self, socket: Socket, (status, why): (tonic::Status, String), peers: &PeerServer) {
         peers.refused(&why);
         let service = service_fn(|_: Request<Incoming>| {
@@ -243,7 +253,8 @@ impl Builders {
         let _ = timeout(REFUSAL, self.http2.serve_connection(TokioIo::new(socket), service)).await;
     }
 
-    /// Tells a client that is over the connection limit so, in its protocol, and closes.
+    /// Sends `error` to a client that is over the connection limit, in the client's protocol, and closes the
+    /// connection.
     async fn refuse(&self, socket: Socket, tls: Option<&Tls>, error: &ApiError) {
         let refusal = async {
             let socket = match tls {
@@ -270,16 +281,18 @@ impl Builders {
                     }
                     connection.await.ok()
                 }
-                // Peers do not count against the limit of connections; this one came while none was free.
+                // No error response for peers: the connection arrived while no slot was free. An accepted peer
+                // connection does not keep its slot.
                 Version::Peer(_) | Version::UnknownPeer(_) | Version::Tls => None,
             }
         };
-        // A client that does not even ask in time is closed without an answer.
+        // A client that sends no request in time is disconnected without a response.
         let _ = timeout(REFUSAL, refusal).await;
     }
 }
 
-/// Gives another node's connection to the runtime that it belongs to. It ends with the broker, not with the listener.
+/// Moves another node's connection to the runtime of its purpose. The connection ends with the broker, not with the
+/// listener.
 fn hand_over(purpose: Purpose, socket: Socket, certificate: Option<Arc<PeerCertificate>>, peers: PeerServer) {
     let runtime = match purpose {
         Purpose::Consensus => peers.consensus().clone(),
@@ -288,12 +301,12 @@ fn hand_over(purpose: Purpose, socket: Socket, certificate: Option<Arc<PeerCerti
     };
     let socket = match net::release(socket) {
         Ok(socket) => socket,
-        Err(error) => return tracing::warn!(%error, "a peer's connection cannot be handed over"),
+        Err(error) => return tracing::warn!(%error, "cannot release peer connection from the listener"),
     };
     runtime.spawn(async move {
         match net::adopt(socket) {
             Ok(socket) => peers.serve(socket, certificate).await,
-            Err(error) => tracing::warn!(%error, "a peer's connection cannot be taken over"),
+            Err(error) => tracing::warn!(%error, "cannot move peer connection to its runtime"),
         }
     });
 }
@@ -320,7 +333,7 @@ where
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut draining = false;
     loop {
-        // Each branch only signals; the connection itself is polled again until it ends or is closed on purpose.
+        // The other branches only signal. The loop polls the connection until it ends, or closes it by returning.
         tokio::select! {
             result = connection.as_mut() => return result,
             () = ending.drain.cancelled(), if !draining => {
@@ -333,12 +346,12 @@ where
                     Verdict::Fine => {}
                     Verdict::Idle if draining => {}
                     Verdict::Idle => {
-                        tracing::debug!("closing a connection that carries no requests");
+                        tracing::debug!("closing idle connection");
                         draining = true;
                         drain(connection.as_mut());
                     }
                     Verdict::Close => {
-                        tracing::info!("closing a connection whose client does not read");
+                        tracing::info!("closing connection: client does not read");
                         return Ok(());
                     }
                 }

@@ -1,4 +1,4 @@
-//! What every handler of every protocol needs, in one handle.
+//! One handle with everything that the handlers of all protocols need.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::security::budget::{Budget, Hold, Shares};
 use crate::security::{Caller, Tls};
 use crate::telemetry::{Listener, Metrics, Operation};
 
-/// The topic that requests without one mean.
+/// The topic of requests that name no topic.
 pub(crate) const DEFAULT_TOPIC: &str = "default";
 
 impl AsRef<ApiError> for ApiError {
@@ -31,20 +31,20 @@ pub(crate) struct Context {
     pub(crate) broker: Broker,
     pub(crate) groups: Groups,
     pub(crate) metrics: Metrics,
-    /// Bytes in flight, all of them.
+    /// All bytes in flight on this node.
     pub(crate) budget: Budget,
-    /// Bytes in flight, by who has them.
+    /// Bytes in flight by holder: a principal or a client address.
     pub(crate) shares: Shares,
     /// Serves connections of other nodes.
     pub(crate) peers: PeerServer,
-    /// Encrypts the data port; `None`: it speaks plaintext.
+    /// Encrypts the data port; `None`: the port is plaintext.
     pub(crate) tls: Option<Arc<Tls>>,
-    /// Cancelled when the node begins to stop: streams and long polls end, accepted appends go on.
+    /// Cancelled when the node begins to stop: streams and long polls end, accepted appends continue.
     pub(crate) stopping: CancellationToken,
 }
 
 impl Context {
-    /// The context of ports that serve these, with its metrics registered.
+    /// Creates the context of ports that serve `services`, and registers its metrics.
     pub(crate) fn new(services: Services) -> Self {
         let Services { broker, groups, peers, tls, metrics } = services;
         let limits = &broker.config().limits;
@@ -72,12 +72,12 @@ impl Context {
         Self { broker, groups, metrics, budget, shares, peers, tls, stopping: CancellationToken::new() }
     }
 
-    /// What is configured now.
+    /// Returns the current configuration.
     pub(crate) fn config(&self) -> Arc<Config> {
         self.broker.config()
     }
 
-    /// Limits of bytes in flight as they are configured now; shares of connections stay as they are.
+    /// Sets the limits of bytes in flight to the current configuration. Shares of open connections keep their limits.
     pub(crate) fn resize(&self) {
         let limits = &self.config().limits;
         self.budget.resize(limits.in_flight_bytes_max);
@@ -96,12 +96,12 @@ impl Context {
         let error = result.as_ref().err().map(AsRef::as_ref);
         self.metrics.request(listener, operation, error.map(|error| error.reason), began.elapsed());
         if let Some(error) = error.filter(|error| error.reason == Reason::Internal) {
-            tracing::error!(operation = operation.as_str(), %error, "request failed by a defect");
+            tracing::error!(operation = operation.as_str(), %error, "request failed because of a bug");
         }
         result
     }
 
-    /// Appends and waits.
+    /// Appends, and waits for the outcome.
     pub(crate) async fn produce(
         &self,
         listener: Listener,
@@ -114,7 +114,7 @@ impl Context {
         Ok(produced)
     }
 
-    /// Reads, and takes what was read from the budget. The wait ends early when the node stops.
+    /// Reads, and charges the bytes read to the budget of the caller. The wait ends early when the node stops.
     pub(crate) async fn fetch(
         &self,
         caller: &Caller,
@@ -125,13 +125,13 @@ impl Context {
         request.max_wait = request.max_wait.min(Duration::from_millis(limits.wait_ms_max));
         request.max_bytes = request.max_bytes.clamp(1, limits.fetch_bytes_max);
         let (broker, max_wait) = (self.broker.for_caller(caller), request.max_wait);
-        // Dropping the fetch loses nothing: it changes nothing.
+        // Safe to drop: a fetch changes no state.
         let fetched = tokio::select! {
             biased;
             fetched = broker.fetch(request, route) => fetched?,
             () = self.stopping.cancelled() => return Err(stopping()),
         };
-        // The protocols of this port call that an error; see docs/errors.md.
+        // In the protocols of this port, an empty read without a wait is an error; see docs/errors.md.
         if fetched.batches.is_empty() && max_wait.is_zero() {
             return Err(self.broker.api_error(fetched.at_end()));
         }
@@ -140,7 +140,7 @@ impl Context {
     }
 }
 
-/// The answer to work that is given up because the node stops.
+/// Returns the error of requests that end because the node stops.
 pub(crate) fn stopping() -> ApiError {
     ApiError::new(Reason::Unavailable, "the node is stopping")
 }

@@ -1,12 +1,12 @@
-//! What a fetch found, as records, within the limits of one answer.
+//! Decodes the batches of a fetch into records, within the limits of one response.
 
 use chronicle_records::Record;
 
 use crate::model::{ApiError, Fetched};
 
-/// The records of `fetched`, at most `max_records` (`None`: no limit) and about `max_bytes` of them but at least one,
-/// and where to go on reading. Decodes batch by batch, so that what a small compressed answer unfolds to is bounded by
-/// one batch more than the answer.
+/// Returns the records of `fetched` and the offset of the next read. At most `max_records` records (`None`: no limit)
+/// and about `max_bytes` bytes of them, but at least one record. Decodes batch by batch, so the decompressed
+/// data exceeds the limits of the response by at most one batch.
 ///
 /// # Errors
 /// DATA_DAMAGED when a stored batch cannot be decoded.
@@ -38,7 +38,7 @@ pub(crate) fn records(
     Ok((records, fetched.next_offset))
 }
 
-/// Bytes of a record that a client gets, about.
+/// Returns the approximate size of a record in a response, in bytes.
 fn size(record: &Record) -> usize {
     let len = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, |bytes| bytes.len());
     let headers: usize = record.headers.iter().map(|(name, value)| name.len() + len(value) + 8).sum();

@@ -1,4 +1,4 @@
-//! The one service behind every connection of the data port: gRPC and HTTP/JSON told apart by content type.
+//! The one service behind every connection of the data port. It distinguishes gRPC and HTTP/JSON by content type.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -41,7 +41,7 @@ impl Routes {
         &self.context
     }
 
-    /// The service of one connection, whose requests all come from `caller`.
+    /// Returns the service of one connection. All its requests come from `caller`.
     pub(crate) fn front(&self, caller: Caller, stalls: Arc<Stalls>) -> Front {
         Front { routes: self.clone(), caller, stalls }
     }
@@ -55,7 +55,7 @@ pub(crate) struct Front {
     stalls: Arc<Stalls>,
 }
 
-/// Whether a request is gRPC, by its content type.
+/// Returns whether a request is gRPC, by its content type.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }

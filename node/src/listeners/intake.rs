@@ -1,7 +1,7 @@
-//! The body of a request on its way in: counted, metered against the byte budgets, not slower than [`Pace`] allows, and for gRPC checked against the
-//! message size limit before a message is buffered.
+//! Wraps the body of a request: counts its bytes, charges them to the byte budgets, and enforces the lowest rate
+//! ([`Pace`]). For gRPC, checks each message against the size limit before the message is buffered.
 //!
-//! A gRPC body is a sequence of messages, each behind one byte of flags and four of length, big endian
+//! A gRPC body is a sequence of messages. Before each come one byte of flags and four bytes of length, big endian
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, "Length-Prefixed-Message").
 
 use std::error::Error;
@@ -19,7 +19,8 @@ use crate::model::{ApiError, Reason};
 use crate::security::budget::Ticket;
 use crate::telemetry::{Listener, Metrics};
 
-/// Why a body is not read further. Its source is a [`tonic::Status`], where tonic looks for one.
+/// The error that ends the reading of a body. Its source is a [`tonic::Status`], because tonic searches the sources of
+/// an error for one.
 #[derive(Debug)]
 pub(crate) struct Refused {
     pub(crate) error: ApiError,
@@ -32,7 +33,7 @@ impl Refused {
         Self { error, status }
     }
 
-    /// The refusal in a chain of errors.
+    /// Returns the [`ApiError`] of the first `Refused` in a chain of errors.
     pub(crate) fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a ApiError> {
         let mut next = Some(error);
         while let Some(error) = next {
@@ -62,20 +63,21 @@ impl Error for Refused {
 pub(crate) struct Messages {
     prefix: [u8; 5],
     prefix_filled: usize,
-    /// Bytes of the current message still to come.
+    /// Bytes of the current message that have not arrived yet.
     left: usize,
 }
 
 impl Messages {
-    /// Whether no message has begun that is not whole.
+    /// Returns whether no message is incomplete.
     pub(crate) fn is_between(&self) -> bool {
         self.left == 0 && self.prefix_filled == 0
     }
 
-    /// Takes the next bytes of the body.
+    /// Processes the next bytes of the body.
     ///
     /// # Errors
-    /// RECORD_TOO_LARGE at the prefix of a message longer than `limit` bytes, and how many of the bytes lie before it.
+    /// RECORD_TOO_LARGE at the prefix of a message longer than `limit` bytes, and how many of `bytes` come before this
+    /// prefix.
     pub(crate) fn advance(&mut self, mut bytes: &[u8], limit: usize) -> Result<(), (usize, ApiError)> {
         let all = bytes.len();
         while !bytes.is_empty() {
@@ -100,14 +102,14 @@ impl Messages {
     }
 }
 
-/// A message or body over `limits.request-bytes-max`.
+/// Returns the error for a message or body over `limits.request-bytes-max`.
 pub(crate) fn too_large(what: &str, bytes: usize, limit: usize) -> ApiError {
     ApiError::new(Reason::RecordTooLarge, format!("{what}: {bytes} bytes: at most {limit} (limits.request-bytes-max)"))
         .with("bytes", bytes)
         .with("limit", limit)
 }
 
-/// A request body that is metered. `messages` is there for gRPC.
+/// A metered request body. `messages` is `Some` for gRPC.
 pub(crate) struct Intake<B> {
     pub(crate) body: B,
     pub(crate) ticket: Arc<Ticket>,
@@ -115,7 +117,7 @@ pub(crate) struct Intake<B> {
     pub(crate) messages: Option<Messages>,
     pub(crate) message_bytes_max: usize,
     pub(crate) pace: Pace,
-    /// Why the body is not read further, once the messages before are handed on.
+    /// The error that ends the body, returned after the complete messages before it.
     pub(crate) refused: Option<ApiError>,
 }
 
@@ -136,7 +138,7 @@ where
             return Poll::Ready(Some(Err(Box::new(Refused::new(error)))));
         }
         let frame = match Pin::new(&mut this.body).poll_frame(cx) {
-            // A stream of messages may rest between two of them; any other body is one thing.
+            // A gRPC stream may pause between two messages without limit. The rate applies to all of an HTTP body.
             Poll::Pending if this.messages.as_ref().is_some_and(Messages::is_between) => return Poll::Pending,
             Poll::Pending => {
                 let late = std::task::ready!(this.pace.poll_late(cx));

@@ -1,19 +1,19 @@
-//! Listeners: bytes to requests and answers to bytes, no decisions.
+//! Listeners: turn bytes into requests and responses into bytes. They make no decisions.
 //!
-//! One TCP port carries gRPC and HTTP/JSON, over HTTP/1.1 and HTTP/2. The way of a request:
+//! One TCP port serves gRPC and HTTP/JSON, over HTTP/1.1 and HTTP/2. The path of a request:
 //!
 //! ```text
 //! net (accept) -> security (TLS, if on) -> sniff (HTTP version, or a peer) -> connection (limits) -> front (gRPC or JSON) -> intake (metered body)
-//!   -> grpc/ or http/ (request of the broker) -> broker -> outflow (chunked, watched answer)
+//!   -> grpc/ or http/ (request of the broker) -> broker -> outflow (response in chunks, checked for slow readers)
 //! ```
 //!
 //! Invariants:
 //! - Memory is bounded: connections, streams of a connection, headers, message size, bytes in flight (`budget`), and
-//!   what a client that does not read can pin (`outflow`).
-//! - Every task started here is waited for by [`Server::serve`].
-//! - A protocol has one table for errors: `grpc::status` and `http::problem`.
+//!   the memory that a client that does not read can pin (`outflow`).
+//! - [`Server::serve`] waits for every task that is started here.
+//! - Each protocol has exactly one table of errors: `grpc::status` and `http::problem`.
 //!
-//! `ops.rs` is a port of its own: health and metrics, no data. Neighbours: `broker/` and `groups/` below.
+//! `ops.rs` is a separate port for health and metrics, without data. Neighbours: calls `broker/` and `groups/`.
 
 mod connection;
 mod context;
@@ -50,10 +50,10 @@ use crate::peers::PeerServer;
 use crate::security::Tls;
 use crate::telemetry::Metrics;
 
-/// Listens on the data port; returns the address in force.
+/// Listens on the data port and returns the address that the port is bound to.
 ///
 /// # Errors
-/// When the address cannot be listened on.
+/// When the node cannot listen on the address.
 pub async fn listen(wanted: SocketAddr) -> Result<(Acceptor, SocketAddr), BindError> {
     let error = |source| BindError { field: "listeners.data", address: wanted, source };
     let acceptor = Acceptor::bind(wanted).await.map_err(error)?;
@@ -61,7 +61,7 @@ pub async fn listen(wanted: SocketAddr) -> Result<(Acceptor, SocketAddr), BindEr
     Ok((acceptor, address))
 }
 
-/// What the data port serves.
+/// The services behind the data port.
 pub struct Services {
     /// The node's API.
     pub broker: Broker,
@@ -69,31 +69,31 @@ pub struct Services {
     pub groups: Groups,
     /// Serves connections of other nodes.
     pub peers: PeerServer,
-    /// Encrypts the port; `None`: it speaks plaintext.
+    /// Encrypts the port; `None`: the port is plaintext.
     pub tls: Option<Arc<Tls>>,
-    /// What is measured of requests and connections.
+    /// Metrics of requests and connections.
     pub metrics: Metrics,
 }
 
-/// The ports of a node, bound, and serving once [`Server::serve`] runs.
+/// The bound ports of a node. They accept connections while [`Server::serve`] runs.
 pub struct Server {
     ports: Vec<Port>,
     context: Context,
-    /// Connections, and the requests of HTTP/2 connections.
+    /// The tasks of connections and of requests on HTTP/2 connections.
     tasks: TaskTracker,
 }
 
 impl Server {
-    /// Listens on `listeners.data` of the broker's configuration. Limits are those of its `limits`.
+    /// Listens on `listeners.data` of the broker's configuration, with the limits in its section `limits`.
     ///
     /// # Errors
-    /// When the address cannot be listened on.
+    /// When the node cannot listen on the address.
     pub async fn bind(services: Services) -> Result<Self, BindError> {
         let (acceptor, address) = listen(services.broker.config().listeners.data).await?;
         Ok(Self::new(acceptor, address, services))
     }
 
-    /// As [`Server::bind`], on a port that was bound before the broker started.
+    /// Like [`Server::bind`], with a port that was bound before the broker started.
     pub fn new(acceptor: Acceptor, address: SocketAddr, services: Services) -> Self {
         let context = Context::new(services);
         let tasks = TaskTracker::new();
@@ -101,13 +101,14 @@ impl Server {
         Self { ports: vec![Port { acceptor, address, protocol }], context, tasks }
     }
 
-    /// The address of the data port; the port is the real one when the configuration says 0.
+    /// Returns the address of the data port, with the assigned port number when the configured one is 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.ports[0].address
     }
 
-    /// Serves until `shutdown`: then accepts no more, ends streams and long polls, finishes accepted requests for at most
-    /// `limits.shutdown-grace-ms`, and closes what is left. Returns when every connection and task has ended.
+    /// Serves until `shutdown` is cancelled. Then it accepts no more connections, ends streams and long polls, lets
+    /// accepted requests finish for at most `limits.shutdown-grace-ms`, and closes the remaining connections. Returns
+    /// when every connection and task has ended.
     pub async fn serve(self, shutdown: CancellationToken) {
         let Self { ports, context, tasks } = self;
         let ending = Ending { drain: context.stopping.clone(), kill: CancellationToken::new() };
@@ -126,7 +127,7 @@ impl Server {
     }
 }
 
-/// Keeps the byte budgets at what is configured, until `shutdown`.
+/// Applies configuration changes to the byte budgets until `shutdown` is cancelled.
 async fn resize(context: &Context, shutdown: &CancellationToken) {
     let mut changes = context.broker.live().changes();
     context.resize();
@@ -134,7 +135,7 @@ async fn resize(context: &Context, shutdown: &CancellationToken) {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            // The sender lives as long as the broker, which is in the context.
+            // `changed` cannot fail: the broker owns the sender, and the context holds the broker.
             Ok(()) = changes.changed() => context.resize(),
         }
     }

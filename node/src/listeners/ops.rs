@@ -1,8 +1,8 @@
 //! The ops port: plain HTTP, no data. `/livez`, `/readyz` and `/metrics`.
 //!
-//! It is apart from the data port, so that it answers while the node recovers and when the data port is full. Liveness
-//! says only that the process runs its tasks: a node that cannot write is not made better by a restart loop, so
-//! everything else is readiness.
+//! It is separate from the data port, so that it responds while the node recovers and when the data port is full.
+//! Liveness reports only that the process runs its tasks. Everything else is readiness, because restarts in a loop do
+//! not repair, for example, a node that cannot write.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -25,32 +25,32 @@ use crate::broker::{Broker, Readiness};
 use crate::host::net::{Acceptor, BindError};
 use crate::telemetry::Metrics;
 
-/// Open connections: a few probes and scrapers.
+/// Most open connections: enough for a few probes and scrapers.
 const CONNECTIONS_MAX: usize = 64;
-/// Wait for a request header, and the time that an idle connection is kept.
+/// Longest wait for a request header, and how long an idle connection stays open.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest life of one connection, which also ends clients that do not read.
+/// Longest time that one connection stays open. This also disconnects clients that do not read.
 const CONNECTION_LIFE: Duration = Duration::from_secs(300);
-/// Wait for answers under way when stopping.
+/// Longest wait for responses in progress when stopping.
 const GRACE: Duration = Duration::from_secs(1);
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// Where readiness comes from: nowhere until the broker has started. Cheap to clone.
+/// The source of readiness: the broker, once it has started. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Probe(Arc<OnceLock<Broker>>);
 
 impl Probe {
-    /// Not ready: starting.
+    /// Returns a probe that reports "not ready: starting" until [`Probe::attach`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// From now on readiness is the broker's. Later calls change nothing.
+    /// Reports the readiness of `broker` from now on. Later calls have no effect.
     pub fn attach(&self, broker: Broker) {
         let _ = self.0.set(broker);
     }
 
-    /// Whether the node can serve.
+    /// Returns whether the node can serve.
     pub fn readiness(&self) -> Readiness {
         match self.0.get() {
             Some(broker) => broker.readiness(),
@@ -59,7 +59,7 @@ impl Probe {
     }
 }
 
-/// The ops port: bound, and serving once [`OpsServer::serve`] runs.
+/// The bound ops port. It accepts connections while [`OpsServer::serve`] runs.
 pub struct OpsServer {
     acceptor: Acceptor,
     address: SocketAddr,
@@ -71,7 +71,7 @@ impl OpsServer {
     /// Listens on `address`, the configuration's `listeners.ops`.
     ///
     /// # Errors
-    /// When the address cannot be listened on.
+    /// When the node cannot listen on the address.
     pub async fn bind(address: SocketAddr, probe: Probe, metrics: Metrics) -> Result<Self, BindError> {
         let error = |source| BindError { field: "listeners.ops", address, source };
         let acceptor = Acceptor::bind(address).await.map_err(error)?;
@@ -79,17 +79,18 @@ impl OpsServer {
         Ok(Self { acceptor, address, probe, metrics })
     }
 
-    /// The address in force; the port is the real one when the configuration says 0.
+    /// Returns the address of the port, with the assigned port number when the configured one is 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until `shutdown`, then finishes what is under way. Returns when every connection has ended.
+    /// Serves until `shutdown` is cancelled, then finishes requests in progress. Returns when every connection has
+    /// ended.
     pub async fn serve(self, shutdown: CancellationToken) {
         let (tasks, kill, places) =
             (TaskTracker::new(), CancellationToken::new(), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
         loop {
-            // Dropping the accept loses nothing: an accepted connection is returned by the poll that took it.
+            // Safe to drop: the poll that accepts a connection also returns it.
             let accepted = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
@@ -155,7 +156,7 @@ fn answer(method: &Method, path: &str, probe: &Probe, metrics: &Metrics) -> Resp
             Readiness::NotReady(why) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {why}\n")),
         },
         "/metrics" => (StatusCode::OK, METRICS, metrics.encode()),
-        _ => (StatusCode::NOT_FOUND, PLAIN, "no such path: /livez, /readyz, /metrics\n".into()),
+        _ => (StatusCode::NOT_FOUND, PLAIN, "path: must be /livez, /readyz or /metrics\n".into()),
     };
     text(status, kind, body)
 }

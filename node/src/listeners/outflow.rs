@@ -1,13 +1,14 @@
-//! The body of an answer on its way out: counted, cut into chunks, and watched, so that a client that takes nothing
-//! does not keep memory for ever.
+//! Wraps the body of a response: counts its bytes, cuts it into chunks, and detects clients that do not read, so that
+//! they do not pin memory for ever.
 //!
 //! Invariants:
-//! - hyper asks for the next chunk only once the client has room for the one before, so an unanswered chunk is a client
-//!   that does not read. Chunks are at most [`CHUNK_BYTES`], which bounds what is out of sight in HTTP/2's own buffers.
-//! - A stalled answer is evicted first (its stream ends with OVERLOADED as soon as the client reads again); if even
-//!   that is not taken for as long again, the connection is closed and everything it holds is freed.
+//! - hyper polls for the next chunk only when the client has room for the previous one. A chunk that no further poll
+//!   follows therefore means a client that does not read. Chunks are at most [`CHUNK_BYTES`], which limits the bytes in
+//!   HTTP/2's own buffers, where this file cannot see them.
+//! - A stalled response is evicted first: its stream ends with OVERLOADED as soon as the client reads again. When the
+//!   client does not read this end either within the same limit, the connection is closed and all its memory is freed.
 //!
-//! [`Stalls`] also knows when the connection has carried no request for too long.
+//! [`Stalls`] also detects a connection that has been idle (without requests) for too long.
 //!
 //! [`Stalls`] belongs to the connection task, which calls [`Stalls::check`] on a timer.
 
@@ -29,32 +30,32 @@ use crate::model::{ApiError, Reason};
 use crate::security::budget::Hold;
 use crate::telemetry::{Listener, Metrics};
 
-/// Largest piece handed to HTTP at once.
+/// Largest chunk that is passed to hyper at once, in bytes.
 pub(crate) const CHUNK_BYTES: usize = 64 << 10;
 
 const MOVING: u64 = 0;
 const GIVEN_UP: u64 = 1 << 63;
 
-/// Since when a chunk is outstanding, in milliseconds since the connection began plus one; [`MOVING`] while none is.
-/// With the [`GIVEN_UP`] bit: since when the answer is evicted.
+/// When the outstanding chunk was passed to hyper, in milliseconds since the connection began, plus one. [`MOVING`]
+/// while no chunk is outstanding. With the [`GIVEN_UP`] bit: when the response was evicted.
 #[derive(Debug, Default)]
 struct Stall(AtomicU64);
 
-/// The answers under way on one connection.
+/// The responses in progress on one connection.
 #[derive(Debug)]
 pub(crate) struct Stalls {
     began: Instant,
     limit: Duration,
-    /// How long the connection may be without a request; `None`: for ever.
+    /// How long the connection may be idle; `None`: without limit.
     idle: Option<Duration>,
-    /// Requests under way.
+    /// Number of requests in progress.
     requests: AtomicUsize,
-    /// When the last request was done, in milliseconds since the connection began.
+    /// When the last request ended, in milliseconds since the connection began.
     quiet_since: AtomicU64,
     answers: Mutex<Vec<Weak<Stall>>>,
 }
 
-/// One request under way, until its answer has gone or was given up.
+/// One request in progress, until its response is sent or evicted.
 #[derive(Debug)]
 pub(crate) struct Busy(Arc<Stalls>);
 
@@ -65,31 +66,31 @@ impl Drop for Busy {
     }
 }
 
-/// What the connection should do.
+/// What the connection task has to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Go on.
+    /// Continue.
     Fine,
-    /// No request for too long: let it end.
+    /// The connection was idle for too long: drain it.
     Idle,
-    /// A client does not take even the end of an evicted answer: close.
+    /// The client does not read the end of an evicted response either: close the connection.
     Close,
 }
 
 impl Stalls {
-    /// `limit`: of an answer that is not taken. `idle`: of a connection without requests; `None`: it may be idle for ever.
+    /// `limit`: longest time that a response may stall. `idle`: longest time without a request; `None`: no limit.
     pub(crate) fn new(limit: Duration, idle: Option<Duration>) -> Arc<Self> {
         let (requests, quiet_since, answers) = Default::default();
         Arc::new(Self { began: Instant::now(), limit, idle, requests, quiet_since, answers })
     }
 
-    /// A request begins.
+    /// Counts a request as in progress until the returned value is dropped.
     pub(crate) fn busy(self: &Arc<Self>) -> Busy {
         self.requests.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
     }
 
-    /// How often to call [`Stalls::check`].
+    /// Returns the interval at which to call [`Stalls::check`].
     pub(crate) fn interval(&self) -> Duration {
         (self.limit.min(self.idle.unwrap_or(self.limit)) / 8).clamp(Duration::from_millis(10), Duration::from_secs(10))
     }
@@ -108,7 +109,7 @@ impl Stalls {
         stall
     }
 
-    /// Evicts answers that stall for longer than the limit.
+    /// Evicts responses that have stalled for the limit, and returns what the connection task has to do.
     pub(crate) fn check(&self, metrics: &Metrics) -> Verdict {
         self.check_at(self.now_ms(), metrics)
     }
@@ -125,7 +126,7 @@ impl Stalls {
             }
             let stalled = now.saturating_sub(since);
             if state & GIVEN_UP == 0 {
-                // Lost against a poll in between: the client took something after all.
+                // When the exchange fails, a concurrent poll has changed the state: the client has read after all.
                 if stalled >= limit
                     && stall.0.compare_exchange(state, now | GIVEN_UP, Ordering::Relaxed, Ordering::Relaxed).is_ok()
                 {
@@ -147,7 +148,7 @@ impl Stalls {
     }
 }
 
-/// A response body under watch.
+/// A response body that detects a client that does not read.
 pub(crate) struct Outflow<B> {
     body: Option<B>,
     rest: Bytes,
@@ -172,12 +173,12 @@ impl<B> Outflow<B> {
     }
 }
 
-/// The client did not read for too long.
+/// Returns the error for a client that did not read for too long.
 pub(crate) fn slow_reader(limit: Duration) -> ApiError {
     let ms = limit.as_millis();
     ApiError::new(
         Reason::Overloaded,
-        format!("the client took nothing of the answer for {ms} ms (limits.slow-reader-ms): the rest is dropped"),
+        format!("response: the client read nothing for {ms} ms (limits.slow-reader-ms): the rest is dropped"),
     )
     .with("slow_reader_ms", ms)
 }

@@ -1,4 +1,4 @@
-//! How slowly a client may send: against those that keep a request open a byte at a time.
+//! The lowest rate at which a client may send a body: against clients that keep a request open by sending single bytes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,15 +8,15 @@ use tokio::time::Sleep;
 
 use crate::model::{ApiError, Reason};
 
-/// What must come of a message within the limit, unless it ends.
+/// Bytes of a message that must arrive within the time limit, unless the message ends before.
 const PROGRESS_BYTES: usize = 64 << 10;
 
-/// The pace of one body: while something has begun and is not whole, the limit runs from the first wait on.
+/// The rate of one body. The time limit applies while a message is incomplete, from the first wait for its bytes.
 #[derive(Debug)]
 pub(crate) struct Pace {
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Bytes since the timer runs.
+    /// Bytes that arrived since the timer started.
     bytes: usize,
 }
 
@@ -25,7 +25,7 @@ impl Pace {
         Self { limit, timer: None, bytes: 0 }
     }
 
-    /// These many bytes came. `whole`: nothing that has begun is open.
+    /// Records that `bytes` bytes arrived. `whole`: no message is incomplete.
     pub(crate) fn came(&mut self, bytes: usize, whole: bool) {
         self.bytes += bytes;
         if whole || self.bytes >= PROGRESS_BYTES {
@@ -33,7 +33,7 @@ impl Pace {
         }
     }
 
-    /// Nothing came, and something is open. Ready: it has been too slow.
+    /// Call when no bytes are ready while a message is incomplete. Ready with an error when the client was too slow.
     pub(crate) fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<ApiError> {
         let (limit, bytes) = (self.limit, &mut self.bytes);
         let timer = self.timer.get_or_insert_with(|| {
@@ -43,7 +43,7 @@ impl Pace {
         timer.as_mut().poll(cx).map(|()| {
             let (ms, bytes) = (limit.as_millis(), self.bytes);
             let message = format!(
-                "body: {bytes} bytes came in {ms} ms: at least {PROGRESS_BYTES}, or its end (limits.body-timeout-ms)"
+                "body: {bytes} bytes in {ms} ms: at least {PROGRESS_BYTES}, or the end (limits.body-timeout-ms)"
             );
             ApiError::new(Reason::MalformedBody, message)
         })

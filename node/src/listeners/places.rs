@@ -1,4 +1,4 @@
-//! Places for connections, under a limit of the port and one of each address.
+//! Connection slots of a port, limited in total and for each client address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::port::ConnectionLimits;
 use crate::model::{ApiError, Reason};
 
-/// All places. Cheap to clone.
+/// All connection slots of a port. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Places(Arc<Inner>);
 
@@ -21,34 +21,34 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    /// Never 0.
+    /// A count is never 0: the entry is removed instead.
     by_address: HashMap<IpAddr, usize>,
 }
 
-/// The place of one connection, given back when it is dropped.
+/// The slot of one connection; released when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Places,
     address: IpAddr,
 }
 
-/// Why there is no place.
+/// Why there is no free slot.
 #[derive(Debug)]
 pub(super) struct TooMany {
-    /// For the metric.
+    /// Value of the metric's label.
     pub(super) cause: &'static str,
-    /// For the client.
+    /// The error for the client.
     pub(super) error: ApiError,
 }
 
 impl Places {
-    /// A place for a connection from this address, under the limits as they are now.
+    /// Takes a slot for a connection from `address`, under the current `limits`.
     ///
     /// # Errors
-    /// TOO_MANY_CONNECTIONS when there is none.
+    /// TOO_MANY_CONNECTIONS when no slot is free.
     pub(super) fn take(&self, address: IpAddr, limits: &ConnectionLimits) -> Result<Place, TooMany> {
         let ConnectionLimits { all: (field, max), per_address: (address_field, per_address_max) } = *limits;
-        // An IPv4 client is the same one over a socket for both families.
+        // A dual-stack socket reports an IPv4 client as an IPv4-mapped IPv6 address: count both forms as one address.
         let address = address.to_canonical();
         let mut taken = self.0.taken.lock();
         if taken.all >= max {

@@ -1,7 +1,7 @@
-//! One listening port: who may connect, how many at a time, and what happens to a connection.
+//! One listening port: accepts connections, limits their number, and ends them at shutdown.
 //!
-//! What is spoken on a port is a [`Protocol`]: its encryption, its limits and its way to refuse are its own. The accept loop, the
-//! count of connections and the order of a shutdown are the same for all.
+//! Each port has a [`Protocol`], which defines its encryption, its limits and how it rejects a connection. The accept
+//! loop, the count of connections and the order of a shutdown are the same for all ports.
 //!
 //! Never names a protocol. Neighbours: `mod.rs` has the list of ports; `connection.rs` is the data port's protocol.
 
@@ -22,51 +22,53 @@ use crate::host::net::{Acceptor, Socket};
 use crate::model::ApiError;
 use crate::telemetry::Metrics;
 
-/// Connections over the limit that are answered at a time; further ones are closed at once.
+/// How many connections over the limit get an error response at the same time. Further ones are closed at once.
 const REFUSALS_MAX: usize = 64;
-/// Wait after a failed accept: running out of file descriptors passes when connections close.
+/// Pause after a failed accept, for example without free file descriptors: these are free again when connections close.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// How connections are ended.
+/// The two signals that end connections.
 #[derive(Clone)]
 pub(crate) struct Ending {
-    /// Finish what was accepted, then close.
+    /// Finish the accepted requests, then close.
     pub(crate) drain: CancellationToken,
     /// Close now.
     pub(crate) kill: CancellationToken,
 }
 
-/// Most connections of a port.
+/// The largest numbers of connections of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ConnectionLimits {
-    /// All together, and the field of the configuration that says so.
+    /// Limit of all connections, after the name of its configuration field.
     pub(crate) all: (&'static str, usize),
-    /// From one address, likewise.
+    /// Limit of the connections from one address, after the name of its configuration field.
     pub(crate) per_address: (&'static str, usize),
 }
 
-/// What is spoken on a port.
+/// The protocol of a port.
 pub(crate) trait Protocol: Send + Sync + 'static {
-    /// The limits that are configured now.
+    /// Returns the connection limits of this port from the current configuration.
     fn limits(&self, limits: &LimitsConfig) -> ConnectionLimits;
 
-    /// Serves one connection to its end.
+    /// Serves one connection until it ends.
     fn serve<'a>(&'a self, socket: Socket, address: SocketAddr, ending: &'a Ending) -> BoxFuture<'a, ()>;
 
-    /// Answers a client that is over the connection limit, in its protocol, and closes. Bounded in time.
+    /// Sends `error` to a client that is over the connection limit, in the client's protocol, and closes the
+    /// connection. Bounded in time.
     fn refuse<'a>(&'a self, socket: Socket, error: &'a ApiError) -> BoxFuture<'a, ()>;
 }
 
-/// A bound port and what is spoken there.
+/// A bound port and its protocol.
 pub(crate) struct Port {
     pub(crate) acceptor: Acceptor,
-    /// The address in force.
+    /// The address that the port is bound to.
     pub(crate) address: SocketAddr,
     pub(crate) protocol: Arc<dyn Protocol>,
 }
 
 impl Port {
-    /// Accepts connections until `shutdown`; they go on in `tasks`, and end as `ending` says.
+    /// Accepts connections until `shutdown` is cancelled. Each connection runs as a task in `tasks`, which continues
+    /// after `shutdown` and stops when `ending` signals it.
     pub(crate) async fn accept_until(
         self,
         shutdown: &CancellationToken,
@@ -78,7 +80,7 @@ impl Port {
         let places = Places::default();
         let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
         loop {
-            // Dropping the accept loses nothing: an accepted connection is returned by the poll that took it.
+            // Safe to drop: the poll that accepts a connection also returns it.
             let (socket, address) = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
@@ -110,7 +112,7 @@ impl Port {
     }
 }
 
-/// The next connection; failures are logged and waited out.
+/// Returns the next connection. Logs a failed accept and retries it after a pause.
 async fn accept(acceptor: &Acceptor) -> (Socket, SocketAddr) {
     loop {
         match acceptor.accept().await {
@@ -124,7 +126,7 @@ async fn accept(acceptor: &Acceptor) -> (Socket, SocketAddr) {
     }
 }
 
-/// A place under the connection limit, and its count.
+/// The connection slot of an open connection, counted in the metrics until it is dropped.
 struct Open {
     metrics: Metrics,
     _place: Place,

@@ -1,5 +1,5 @@
-//! Tells HTTP/2 (prior knowledge), HTTP/1 and other nodes apart by the first bytes of a connection, and gives the bytes
-//! back.
+//! Distinguishes HTTP/2 (prior knowledge), HTTP/1, TLS and other nodes by the first bytes of a connection. For HTTP and
+//! TLS, these bytes are read again from the returned stream.
 //!
 //! The HTTP/2 preface (RFC 9113, section 3.4) cannot be the start of an HTTP/1 request: its method, `PRI`, is reserved.
 
@@ -14,23 +14,23 @@ use crate::peers::Purpose;
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What the client speaks.
+/// The protocol of the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Version {
     Http1,
     Http2,
     /// Another node.
     Peer(Purpose),
-    /// Another node, of another version; its first bytes.
+    /// Another node with another version of the protocol; its first bytes.
     UnknownPeer([u8; 24]),
-    /// TLS, where plaintext is spoken.
+    /// TLS where plaintext is expected.
     Tls,
 }
 
-/// What a TLS handshake begins with: record type 22, major version 3 (RFC 8446, section 5.1).
+/// First bytes of a TLS handshake: record type 22, major version 3 (RFC 8446, section 5.1).
 const TLS: &[u8] = &[22, 3];
 
-/// What every version of the protocol between nodes begins with.
+/// First bytes of every version of the protocol between nodes.
 const PEER: &[u8] = b"CHRONICLE ";
 
 const PREFACES: [(&[u8; 24], Version); 4] = [
@@ -40,10 +40,10 @@ const PREFACES: [(&[u8; 24], Version); 4] = [
     (Purpose::Forwarding.preface(), Version::Peer(Purpose::Forwarding)),
 ];
 
-/// Reads until the version is clear. Not cancellation safe: when dropped, bytes read are lost with the connection.
+/// Reads until the protocol is known. Not cancellation safe: when dropped, the bytes read are lost with the connection.
 ///
 /// # Errors
-/// When reading fails or the client closes before it has said anything.
+/// When reading fails, or the client closes the connection before it sends a byte.
 pub(crate) async fn sniff<I: AsyncRead + Unpin>(mut io: I) -> io::Result<(Version, Prefixed<I>)> {
     let mut first = [0; PREFACE.len()];
     let mut filled = 0;
@@ -67,7 +67,7 @@ pub(crate) async fn sniff<I: AsyncRead + Unpin>(mut io: I) -> io::Result<(Versio
             None => {}
         }
     };
-    // A peer's preface is only for this.
+    // The preface of a peer only selects the protocol: it is not read again.
     let prefix = match version {
         Version::Peer(_) | Version::UnknownPeer(_) => &[],
         Version::Http1 | Version::Http2 | Version::Tls => &first[..filled],
@@ -76,14 +76,14 @@ pub(crate) async fn sniff<I: AsyncRead + Unpin>(mut io: I) -> io::Result<(Versio
 }
 
 impl<I> Prefixed<I> {
-    /// The stream itself, when nothing is left to be read again.
+    /// Returns the stream itself. No bytes may be left to read again.
     pub(crate) fn into_inner(self) -> I {
         debug_assert!(self.prefix.is_empty());
         self.io
     }
 }
 
-/// A byte stream whose first bytes were read before and are read again.
+/// A byte stream that first returns the bytes that [`sniff`] has read, then the rest.
 #[derive(Debug)]
 pub(crate) struct Prefixed<I> {
     prefix: Bytes,

@@ -1,4 +1,4 @@
-//! `chronicle.v1.Access`: rules and quotas, and the conversions of their messages.
+//! `chronicle.v1.Access`: access rules and quotas, and the conversions of their messages.
 
 use chronicle_proto::v1 as proto;
 use chronicle_proto::v1::access_server;
@@ -146,7 +146,7 @@ fn filter(filter: proto::AclFilter) -> Result<AclFilter, ApiError> {
     })
 }
 
-/// Two enums that say the same, here and on the wire.
+/// Defines the two conversions between an enum of this node and the enum on the wire with the same variants.
 macro_rules! same {
     ($field:literal, $into:ident, $out:ident, $ours:ident, $theirs:ident: $($name:ident),*) => {
         /// `None`: unspecified.
@@ -154,7 +154,7 @@ macro_rules! same {
             match proto::$theirs::try_from(number) {
                 Ok(proto::$theirs::Unspecified) => Ok(None),
                 $(Ok(proto::$theirs::$name) => Ok(Some($ours::$name)),)*
-                Err(_) => Err(ApiError::invalid($field, number, "must be one that this version knows")),
+                Err(_) => Err(ApiError::invalid($field, number, "must be a value that this version supports")),
             }
         }
 

@@ -1,4 +1,4 @@
-//! `chronicle.v1.Cluster`: who serves what.
+//! `chronicle.v1.Cluster`: nodes, partition leaders, status, operations on nodes, and verification.
 
 use chronicle_proto::v1 as proto;
 use chronicle_proto::v1::cluster_server::Cluster;

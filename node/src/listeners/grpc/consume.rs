@@ -1,7 +1,7 @@
-//! Reads: one answer, and the stream that follows the log.
+//! Reads: single responses, and streams that follow the log.
 //!
-//! A stream holds at most one answer: the next fetch starts when the client has room for more. A client that takes
-//! nothing is ended by the watch on the answer's body (`listeners/outflow.rs`), so no task runs per stream.
+//! A stream holds at most one response: the next fetch starts when the client has room for more. The wrapper of the
+//! response body (`listeners/outflow.rs`) ends streams of clients that do not read, so no task runs per stream.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::security::Caller;
 use crate::security::budget::Hold;
 use crate::telemetry::{Listener, Operation};
 
-/// One answer; records at or after `until` are left out.
+/// Returns one response, without the records at or after offset `until`.
 pub(super) fn response(
     context: &Context,
     fetched: Fetched,
@@ -55,12 +55,12 @@ struct Follow {
     fetch: Fetch,
     shape: Shape,
     until: Option<i64>,
-    /// Bytes of the answer before, which the client takes while the next is fetched.
+    /// Holds the bytes of the previous response in the budget, until the client has room for the next one.
     hold: Option<Hold>,
     done: bool,
 }
 
-/// Answers from the fetch's position on, until `until`, an error, or the end of the node.
+/// Returns responses from the fetch's position on, until offset `until` (exclusive), an error, or the stop of the node.
 pub(super) fn follow(
     context: Context,
     caller: Caller,
@@ -87,7 +87,7 @@ pub(super) fn follow(
 }
 
 impl Follow {
-    /// The next answer with records; `None` at the end.
+    /// Returns the next response that has records; `None` at the end.
     async fn next(&mut self) -> Result<Option<proto::ConsumeResponse>, ApiError> {
         self.fetch.max_wait = Duration::from_millis(self.context.config().limits.wait_ms_max.max(1));
         loop {
@@ -96,7 +96,7 @@ impl Follow {
             {
                 return Ok(None);
             }
-            // Asked for again, so the client has room: the answer before is on its way.
+            // This poll means that the client has room: the previous response has been passed on.
             self.hold = None;
             let (fetched, hold) = self.context.fetch(&self.caller, self.fetch.clone(), Route::Local).await?;
             if let Some(until) = self.until

@@ -1,6 +1,6 @@
-//! Messages of `chronicle.v1` to requests of the broker and back. Pure: no I/O, and nothing panics on any message.
+//! Converts messages of `chronicle.v1` to requests of the broker and back. Pure: no I/O, and no message causes a panic.
 //!
-//! A message that breaks a rule is refused with the field, its value and the rule.
+//! A message that breaks a rule is rejected with the field, its value and the rule.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::model::{
     Produced, ProducerIdentity, Reason, SettingsChange, Topic, TopicDurability, TopicPartition, VerifiedPartition,
 };
 
-/// Bytes of one answer when a read names no limit.
+/// Limit of one response in bytes when a read sets none.
 pub(super) const FETCH_BYTES_DEFAULT: usize = 1 << 20;
 
 fn at_least(field: &str, value: i64, least: i64) -> Result<i64, ApiError> {
@@ -38,12 +38,16 @@ pub(super) fn target(partition: Option<proto::Partition>) -> Result<TopicPartiti
 }
 
 pub(super) fn produce(request: proto::ProduceRequest) -> Result<Produce, ApiError> {
-    // Where it belongs in a trace was seen to before.
+    // The caller has handled the trace context already.
     let proto::ProduceRequest { partition, records, compression, batch, producer, expectation, trace: _ } = request;
     let target = target(partition)?;
     let payload = match (records.is_empty(), batch.is_empty()) {
         (true, true) => {
-            return Err(ApiError::invalid("records", "empty", "must have a record, or `batch` must be given"));
+            return Err(ApiError::invalid(
+                "records",
+                "empty",
+                "must have at least one record, or `batch` must be given",
+            ));
         }
         (false, false) => {
             return Err(ApiError::invalid("batch", format!("{} bytes", batch.len()), "must be empty beside `records`"));
@@ -79,7 +83,11 @@ fn record(i: usize, record: proto::Record) -> Result<NewRecord, ApiError> {
     let mut converted = Vec::with_capacity(headers.len());
     for (j, proto::Header { key, value }) in headers.into_iter().enumerate() {
         if key.is_empty() {
-            return Err(ApiError::invalid(&format!("records[{i}].headers[{j}].key"), "empty", "must have a character"));
+            return Err(ApiError::invalid(
+                &format!("records[{i}].headers[{j}].key"),
+                "empty",
+                "must have at least one character",
+            ));
         }
         converted.push((key, value));
     }
@@ -141,7 +149,7 @@ pub(super) fn position(from: Option<proto::Position>) -> Result<Position, ApiErr
     }
 }
 
-/// How one read is answered.
+/// The form of the response to a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) max_records: Option<usize>,
@@ -169,7 +177,7 @@ pub(super) fn consume(request: proto::ConsumeRequest) -> Result<(Fetch, Shape), 
     Ok((fetch, Shape { max_records, max_bytes, raw_batches }))
 }
 
-/// The first fetch of a stream (without a wait, which the caller sets), the form of its answers, and its end.
+/// Returns the first fetch of a stream (the caller sets its wait), the form of its responses, and its end (exclusive).
 pub(super) fn consume_stream(request: proto::ConsumeStreamRequest) -> Result<(Fetch, Shape, Option<i64>), ApiError> {
     let proto::ConsumeStreamRequest { partition, from, max_bytes, raw_batches, until_offset } = request;
     let until = until_offset.map(|offset| at_least("until_offset", offset, 0)).transpose()?;
@@ -342,7 +350,7 @@ pub(super) fn status(status: ClusterStatus) -> proto::GetStatusResponse {
     }
 }
 
-/// `None` for a node that looks at no file.
+/// Returns `None` for a node that does not watch a configuration file.
 fn configuration(report: FileReport) -> Option<proto::Configuration> {
     let FileReport { digest, restart_fields, error, .. } = report;
     let looks = !digest.is_empty() || !error.is_empty();
@@ -432,7 +440,7 @@ mod tests {
         let key_version =
             |version| proto::expectation::Expect::KeyVersion(proto::KeyVersion { key: Bytes::new(), version });
         for (error, message) in [
-            (refusal(|r| r.records.clear()), "records: empty: must have a record, or `batch` must be given"),
+            (refusal(|r| r.records.clear()), "records: empty: must have at least one record, or `batch` must be given"),
             (refusal(|r| r.batch = Bytes::from_static(b"xyz")), "batch: 3 bytes: must be empty beside `records`"),
             (
                 refusal(|r| r.partition = Some(proto::Partition { topic: "t".into(), partition: -1 })),
@@ -441,7 +449,7 @@ mod tests {
             (refusal(|r| r.records[0].timestamp_ms = Some(-5)), "records[0].timestamp_ms: -5: must be at least 0"),
             (
                 refusal(|r| r.records[0].headers = vec![header("a"), header("")]),
-                "records[0].headers[1].key: empty: must have a character",
+                "records[0].headers[1].key: empty: must have at least one character",
             ),
             (refusal(|r| r.producer = identity(-1, 0, 0)), "producer.producer_id: -1: must be at least 0"),
             (refusal(|r| r.producer = identity(1, 32768, 0)), "producer.epoch: 32768: must be from 0 to 32767"),

@@ -1,11 +1,11 @@
-//! What support needs to know of a node, as files: what `chronicle debug bundle` collects.
+//! Collects the state of a node for support, as files: the contents of `chronicle debug bundle`.
 //!
 //! Invariants:
-//! - No secret is in them: values of fields whose names speak of one are masked ([`masked`]), contents of key files are never
-//!   read, and log lines hold none.
-//! - No record is in them.
+//! - The files contain no secrets. Values of fields with the name of a secret are masked ([`masked`]), key files are
+//!   never read, and log lines contain no secrets.
+//! - The files contain no records.
 //! - Everything is bounded: [`GROUPS_MAX`] raft groups, the log lines that are in memory, one scrape.
-//! - What cannot be had is a file that says why; the others are there.
+//! - When the data of a file is not available, the file contains the reason. The other files are complete.
 
 use serde_json::json;
 use serde_yaml::Value;
@@ -13,22 +13,22 @@ use serde_yaml::Value;
 use crate::broker::Broker;
 use crate::telemetry::{Metrics, logging};
 
-/// Most raft groups that are reported.
+/// Largest number of raft groups that are reported.
 const GROUPS_MAX: usize = 5000;
 
 /// Words in the name of a field whose value is a secret.
 const SECRET_WORDS: [&str; 7] = ["password", "passphrase", "secret", "token", "credential", "authorization", "api-key"];
-/// What stands for a secret.
+/// Replaces a secret.
 const MASK: &str = "(masked)";
 
 /// One file of a bundle.
 pub(crate) struct File {
-    /// Letters, digits, `.`, `-`, `_`.
+    /// Has only letters, digits, `.`, `-` and `_`.
     pub(crate) name: &'static str,
     pub(crate) contents: Vec<u8>,
 }
 
-/// All files of this node; `log_bytes_max` bounds the log lines, in bytes.
+/// Returns all files of this node. `log_bytes_max` limits the log lines, in bytes.
 pub(crate) async fn files(broker: &Broker, metrics: &Metrics, log_bytes_max: usize) -> Vec<File> {
     let config = broker.config();
     let configuration = match serde_yaml::to_value(&*config) {
@@ -54,7 +54,7 @@ pub(crate) async fn files(broker: &Broker, metrics: &Metrics, log_bytes_max: usi
     let raft = json!({ "open": open, "reported": groups.len(), "groups": groups });
     let log = match logging::control() {
         Some(control) => control.recent(log_bytes_max),
-        None => "not available: the log of this process is not the node's\n".to_owned(),
+        None => "not available: the node did not set up the log of this process\n".to_owned(),
     };
     let pretty = |value: &serde_json::Value| serde_json::to_vec_pretty(value).unwrap_or_default();
     vec![
@@ -67,7 +67,8 @@ pub(crate) async fn files(broker: &Broker, metrics: &Metrics, log_bytes_max: usi
     ]
 }
 
-/// A configuration without its secrets: values under names that speak of one, keys in PEM, and passwords in URLs.
+/// Returns a configuration with its secrets masked: values of fields with the name of a secret, keys in PEM, and
+/// passwords in URLs.
 fn masked(value: Value) -> Value {
     match value {
         Value::Mapping(fields) => {
@@ -85,14 +86,14 @@ fn masked(value: Value) -> Value {
     }
 }
 
-/// The name of a file that holds a secret is none.
+/// Returns whether a field with this name contains a secret. The path of a file that contains a secret is not a secret.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase().replace('_', "-");
     let names_a_file = ["-file", "-path", "-dir"].iter().any(|end| name.ends_with(end));
     !names_a_file && SECRET_WORDS.iter().any(|word| name.contains(word))
 }
 
-/// `scheme://user:password@host` without user and password.
+/// Returns the URL `scheme://user:password@host` with user and password masked.
 fn without_password(text: String) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();

@@ -132,7 +132,7 @@ impl groups_server::Groups for GroupsService {
     }
 }
 
-/// The same topic may come several times.
+/// Merges the partitions of each topic. The same topic may occur several times in `list`.
 fn by_topic(list: Vec<proto::TopicPartitions>) -> Partitions {
     list.into_iter().fold(Partitions::new(), |mut all, one| {
         all.entry(one.topic).or_default().extend(one.partitions);
@@ -209,10 +209,10 @@ fn reset(request: proto::ResetOffsetsRequest) -> Result<Reset, ApiError> {
         Some(To::Earliest(true)) => ResetTo::Earliest,
         Some(To::Latest(true)) => ResetTo::Latest,
         Some(To::Earliest(false) | To::Latest(false)) => {
-            return Err(ApiError::invalid("to", "false", "earliest and latest are chosen with true"));
+            return Err(ApiError::invalid("to", "false", "must be true when earliest or latest is given"));
         }
         None => {
-            return Err(ApiError::invalid("to", "absent", "one of offset, timestamp_ms, earliest and latest"));
+            return Err(ApiError::invalid("to", "absent", "must be one of offset, timestamp_ms, earliest and latest"));
         }
     };
     let proto::ResetOffsetsRequest { group, topic, partitions, dry_run, .. } = request;

@@ -1,6 +1,6 @@
 //! `grpc.health.v1.Health`, from the broker's readiness.
 //!
-//! The node is ready or not as a whole, so every service has the state of the empty name.
+//! Readiness applies to the whole node, so every service has the same state as the empty service name.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use crate::broker::Readiness;
 use crate::listeners::context::Context;
 
-/// How often a watch looks.
+/// How often a watch checks the readiness.
 const WATCH: Duration = Duration::from_millis(500);
 
 const SERVICES: [&str; 4] = ["", "chronicle.v1.Log", "chronicle.v1.Admin", "chronicle.v1.Cluster"];

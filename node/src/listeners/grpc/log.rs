@@ -48,7 +48,7 @@ impl Log for LogService {
             let (fetch, shape) = convert::consume(request.into_inner())?;
             let (fetched, hold) = self.context.fetch(&caller, fetch, Route::Local).await?;
             let mut response = Response::new(consume::response(&self.context, fetched, shape, None)?);
-            // Given back when the client has taken the answer.
+            // Released from the budget when the response has been sent.
             response.extensions_mut().insert(Arc::new(hold));
             Ok(response)
         })

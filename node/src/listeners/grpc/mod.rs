@@ -1,8 +1,8 @@
 //! gRPC: `chronicle.v1`, health and reflection.
 //!
-//! `convert` turns messages into requests of the broker and back (pure); `status` is the one table of errors; a service
-//! has a file each, and so has each streaming call. Messages are accepted uncompressed only: record batches bring their
-//! own compression.
+//! `convert` converts messages to requests of the broker and back (pure). `status` is the only table of errors. Each
+//! service and each streaming call has its own file. Only uncompressed messages are accepted: record batches are
+//! compressed themselves.
 
 mod acls;
 mod admin;
@@ -37,9 +37,9 @@ use crate::security::Caller;
 
 /// Routes of every gRPC service of the data port.
 pub(crate) fn router(context: &Context) -> Router {
-    // `Intake` checks lengths first, with an error of ours; the limit here is a second line of defence.
+    // `Intake` checks lengths first and returns this node's own error. The limit here is a second line of defence.
     let decode_max = context.config().limits.request_bytes_max;
-    // Answers are bounded by `limits.fetch-bytes-max` and one record more.
+    // The size of a response is limited to `limits.fetch-bytes-max` and one more record.
     let encode_max = usize::MAX;
     let log = LogServer::new(log::LogService::new(context.clone()))
         .max_decoding_message_size(decode_max)
@@ -59,11 +59,11 @@ pub(crate) fn router(context: &Context) -> Router {
         .add_service(health);
     match reflection().build_v1() {
         Ok(service) => routes = routes.add_service(service),
-        Err(error) => tracing::error!(%error, "no gRPC reflection"),
+        Err(error) => tracing::error!(%error, "cannot start gRPC reflection"),
     }
     match reflection().build_v1alpha() {
         Ok(service) => routes = routes.add_service(service),
-        Err(error) => tracing::error!(%error, "no gRPC reflection (v1alpha)"),
+        Err(error) => tracing::error!(%error, "cannot start gRPC reflection (v1alpha)"),
     }
     routes.prepare().into_axum_router()
 }
@@ -74,15 +74,15 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
-/// Who a request came from: `front` has put it there.
+/// Returns the caller of a request. `front` stores it in the extensions of the request.
 fn caller<T>(request: &Request<T>) -> Result<Caller, ApiError> {
-    // Whoever is not known must not be taken for somebody.
-    let unknown = || ApiError::new(Reason::Internal, "the request came without its caller");
+    // A request without a caller must fail: never treat it as a request of a known caller.
+    let unknown = || ApiError::new(Reason::Internal, "request: has no caller");
     request.extensions().get::<Caller>().cloned().ok_or_else(unknown)
 }
 
-/// Gives the errors that tonic itself answers to bytes it cannot decode the form of ours: INTERNAL without details is
-/// never this node's own answer, and the fault is the client's.
+/// Replaces the error that tonic returns for bytes that it cannot decode (INTERNAL without details) by MALFORMED_BODY,
+/// because the client sent wrong bytes. The node's own errors always have details.
 pub(crate) fn refine(mut response: Response<Body>) -> Response<Body> {
     if let Some(status) = Status::from_header_map(response.headers())
         && let Some(error) = malformed(&status)
@@ -97,7 +97,7 @@ pub(crate) fn refine(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-/// See [`refine`].
+/// Returns the error that replaces `status`, see [`refine`]; `None`: `status` is not from tonic's decoder.
 fn malformed(status: &Status) -> Option<ApiError> {
     (status.code() == Code::Internal && status.details().is_empty())
         .then(|| ApiError::new(Reason::MalformedBody, format!("message: cannot be decoded: {}", status.message())))

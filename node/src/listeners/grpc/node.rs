@@ -1,4 +1,4 @@
-//! `chronicle.v1.Node`: what this node logs, and what support needs to know of it.
+//! `chronicle.v1.Node`: the log filter of this node, and its diagnostics for support.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use crate::model::{ApiError, Reason};
 use crate::telemetry::Operation;
 use crate::telemetry::logging::{self, FilterInForce, LogControl};
 
-/// Bytes of one part of a file.
+/// Largest part of a file, in bytes.
 const PART_BYTES: usize = 256 << 10;
-/// Longest time that a filter may hold by itself: a day.
+/// Longest time, in milliseconds, after which a filter is reverted automatically: a day.
 const LASTS_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 
 pub(super) struct NodeService {
@@ -79,7 +79,7 @@ impl Node for NodeService {
                 bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
             };
             let files = diagnostics::files(&self.context.broker, &self.context.metrics, log_bytes_max).await;
-            // A file without contents is there, too.
+            // An empty file has one empty part.
             let parts = files.into_iter().flat_map(|file| {
                 let mut rest = Bytes::from(file.contents);
                 let mut parts = vec![rest.split_to(rest.len().min(PART_BYTES))];
@@ -94,10 +94,14 @@ impl Node for NodeService {
     }
 }
 
-/// The logging of this process.
+/// Returns the control of this process's log.
+///
+/// # Errors
+/// UNAVAILABLE when the node did not set up the log of this process.
 fn control() -> Result<LogControl, ApiError> {
-    logging::control()
-        .ok_or_else(|| ApiError::new(Reason::Unavailable, "the log of this process is not the node's to change"))
+    logging::control().ok_or_else(|| {
+        ApiError::new(Reason::Unavailable, "log: not set up by the node: the filter cannot be read or changed")
+    })
 }
 
 fn in_force(filter: FilterInForce) -> proto::LogFilter {

@@ -1,4 +1,4 @@
-//! What every call does: run, be counted, have its error turned into a status.
+//! Runs a call, counts it, and converts its error to a status. Every call uses it.
 
 use tonic::Status;
 
@@ -7,7 +7,7 @@ use crate::listeners::context::Context;
 use crate::model::ApiError;
 use crate::telemetry::{Listener, Operation};
 
-/// Runs one request, counts it, and turns its error into a status.
+/// Runs one request, counts it, and converts its error to a status.
 pub(super) async fn observe<T>(
     context: &Context,
     operation: Operation,

@@ -1,13 +1,14 @@
 //! `ProduceStream`: pipelined appends of one client, the throughput path.
 //!
 //! Invariants:
-//! - Requests are submitted in the order received and answered in that order; a refused one is answered in its place.
-//! - At most `limits.stream-window-max` requests and about [`STREAM_BYTES_MAX`] bytes wait for their answer; then nothing
-//!   more is read, and HTTP/2's flow control stops the client.
-//! - The stream is driven by the client taking answers: one that takes none is not read from either.
+//! - Requests are submitted in the order received, and their responses have the same order, those of rejected requests
+//!   included.
+//! - At most `limits.stream-window-max` requests and about [`STREAM_BYTES_MAX`] bytes wait for their response. At this
+//!   limit the stream reads no further request, and HTTP/2's flow control stops the client.
+//! - Only a client that reads responses drives the stream: when it does not read, the node reads none of its requests.
 //!
-//! No task is spawned: the stream is polled by its HTTP/2 stream. Only the oldest append is polled; the others complete
-//! by themselves and are found complete when their turn comes.
+//! No task is spawned: the HTTP/2 stream polls this stream. Only the oldest append is polled. The others complete
+//! without being polled, and their results are read in order.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,18 +32,18 @@ use crate::security::Caller;
 use crate::security::budget::Ticket;
 use crate::telemetry::{Listener, Operation, traces};
 
-/// Bytes of one stream's requests that wait for their answer; one request may pass it.
+/// Limit of the bytes of one stream's requests that wait for their response. One request may exceed it.
 const STREAM_BYTES_MAX: usize = 8 << 20;
 
-/// What is kept of a request until it is answered.
+/// The data of a request that is stored until its response.
 struct Place {
     bytes: usize,
     began: Instant,
-    /// `None`: it is not sampled.
+    /// `None`: the request is not sampled.
     trace: Option<Box<traces::Request>>,
 }
 
-/// A request in its place in the order of answers.
+/// A request in the order of responses.
 struct Waiting {
     outcome: Result<PendingProduce, ApiError>,
     place: Place,
@@ -53,20 +54,21 @@ struct Pipeline {
     caller: Caller,
     ticket: Arc<Ticket>,
     requests: Streaming<proto::ProduceRequest>,
-    /// Oldest first, the one in `oldest` left out.
+    /// Oldest first, without the request in `oldest`.
     waiting: VecDeque<Waiting>,
-    /// The answer to the oldest request, while `oldest_waits`.
+    /// The response to the oldest request, while `oldest_waits` is `Some`.
     oldest: ReusableBoxFuture<'static, Result<Produced, ApiError>>,
     oldest_waits: Option<Place>,
-    /// The span that the call belongs to, for requests that name none.
+    /// The span of the call, for requests without a trace context.
     parent: Option<SpanContext>,
-    /// Bytes of all requests that wait.
+    /// Bytes of all waiting requests.
     bytes: usize,
-    /// Why no more requests are read, once it is so; `Ok` when the client is done.
+    /// Set when no more requests are read: `Ok` when the client has ended its requests, otherwise the reason.
     ended: Option<Result<(), Status>>,
 }
 
-/// The answers to the `requests` of a caller. `ticket` holds the bytes of the requests' messages; they are given back answer by answer.
+/// Returns the responses to the `requests` of a caller. `ticket` holds the bytes of the requests' messages in the
+/// budget. Each response releases the bytes of its request.
 pub(super) fn answers(
     context: Context,
     caller: Caller,
@@ -112,7 +114,7 @@ impl Pipeline {
                 None if self.ended.is_some() => return self.end(),
                 None => self.read().await,
                 Some(_) => {
-                    // Both branches can be dropped: a request not complete stays in `requests`, an answer not there yet
+                    // Both branches are safe to drop: an incomplete request stays in `requests`, a pending response
                     // stays in `oldest`.
                     tokio::select! {
                         biased;
@@ -130,7 +132,7 @@ impl Pipeline {
     fn has_room(&self) -> bool {
         let window = self.context.config().limits.stream_window_max.max(1);
         let waits = self.waiting.len() + usize::from(self.oldest_waits.is_some());
-        // With nothing waiting a stream always goes on, however busy the node.
+        // A stream without waiting requests always reads the next one, even when the node is overloaded.
         waits == 0 || (waits < window && self.bytes < STREAM_BYTES_MAX && self.caller.share.has_room())
     }
 
@@ -159,7 +161,7 @@ impl Pipeline {
                 let broker = self.context.broker.for_caller(&self.caller);
                 match &trace {
                     None => broker.submit(request).await,
-                    // Boxed: rare, and it would be a second copy of the future above.
+                    // Boxed, because it is rare and would otherwise add a second copy of the future above.
                     Some(trace) => Box::pin(trace.instrument(broker.submit(request))).await,
                 }
             }
@@ -177,7 +179,7 @@ impl Pipeline {
         match &trace {
             None => self.count(error, began.elapsed()),
             Some(trace) => {
-                // So that the figure can name the trace.
+                // In the span of the request, so that the metric can reference the trace.
                 trace.in_scope(|| self.count(error, began.elapsed()));
                 error.into_iter().for_each(|error| trace.failed(error));
             }
@@ -197,14 +199,17 @@ impl Pipeline {
         self.context.metrics.request(Listener::Grpc, Operation::ProduceStream, reason, took);
     }
 
-    /// The end of the stream: nothing, or the status that it ends with.
+    /// Returns the last item of the stream: `None` after the end of the requests, or the status that ends the stream.
     fn end(&mut self) -> Option<Result<proto::ProduceStreamResponse, Status>> {
         let ended = self.ended.replace(Ok(()))?;
         ended.err().map(Err)
     }
 }
 
-/// The next request. Ends with UNAVAILABLE when the node stops. Cancellation safe.
+/// Returns the next request; `None` at the end of the requests. Cancellation safe.
+///
+/// # Errors
+/// UNAVAILABLE when the node stops, and the errors of the stream.
 async fn receive(
     requests: &mut Streaming<proto::ProduceRequest>,
     context: &Context,

@@ -1,4 +1,4 @@
-//! The one table of errors of the gRPC listener. docs/errors.md is its text form; a test keeps them alike.
+//! The only table of errors of the gRPC listener. docs/errors.md documents the same table; a test compares the two.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::model::{ApiError, Reason};
 /// `google.rpc.ErrorInfo.domain` of every error of Chronicle.
 pub const DOMAIN: &str = "chronicle.dev";
 
-/// The gRPC code of a reason.
+/// Returns the gRPC code of a reason.
 pub fn code(reason: Reason) -> Code {
     match reason {
         Reason::InvalidRequest
@@ -40,13 +40,13 @@ pub fn code(reason: Reason) -> Code {
     }
 }
 
-/// The status of an error, with `google.rpc.ErrorInfo` in its details.
+/// Returns the status of an error, with `google.rpc.ErrorInfo` in its details.
 pub fn status(error: &ApiError) -> Status {
     let details = ErrorDetails::with_error_info(error.reason.as_str(), DOMAIN, metadata(error));
     Status::with_error_details(code(error.reason), error.message.as_str(), details)
 }
 
-/// The error of one request of a stream that goes on.
+/// Returns the error of one request in a stream. The stream continues.
 pub fn stream_error(error: &ApiError) -> StreamError {
     StreamError {
         code: code(error.reason).into(),

@@ -1,4 +1,4 @@
-//! Content types in and out: `Content-Type` of bodies, `Accept` of answers (RFC 9110, sections 8.3 and 12.5.1).
+//! Content types: `Content-Type` of request bodies, `Accept` for responses (RFC 9110, sections 8.3 and 12.5.1).
 
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -10,10 +10,10 @@ pub(super) const JSON: &str = "application/json";
 pub(super) const OCTETS: &str = "application/octet-stream";
 pub(super) const JSON_VALUE: HeaderValue = HeaderValue::from_static(JSON);
 
-/// Whether the body is JSON; anything else, and nothing, is a raw value.
+/// Returns whether the body is JSON. With any other content type, or none, the body is a raw value.
 ///
 /// # Errors
-/// UNSUPPORTED_MEDIA_TYPE for JSON that says it is not UTF-8.
+/// UNSUPPORTED_MEDIA_TYPE for JSON with a charset other than UTF-8.
 pub(super) fn is_json(headers: &HeaderMap) -> Result<bool, ApiError> {
     let Some(content_type) = headers.get(CONTENT_TYPE) else { return Ok(false) };
     let text = String::from_utf8_lossy(content_type.as_bytes());
@@ -30,7 +30,7 @@ pub(super) fn is_json(headers: &HeaderMap) -> Result<bool, ApiError> {
     Ok(true)
 }
 
-/// For endpoints that take JSON only.
+/// Checks that the body is JSON, for endpoints that accept nothing else.
 ///
 /// # Errors
 /// UNSUPPORTED_MEDIA_TYPE for anything else.
@@ -46,10 +46,10 @@ fn unsupported(message: String) -> ApiError {
     ApiError::new(Reason::UnsupportedMediaType, message)
 }
 
-/// The first of `offers` that the client likes best.
+/// Returns the media type of `offers` that the client prefers; the first one when it prefers several equally.
 ///
 /// # Errors
-/// UNSUPPORTED_MEDIA_TYPE with status 406 when it accepts none.
+/// UNSUPPORTED_MEDIA_TYPE with status 406 when the client accepts none of them.
 pub(super) fn choose(headers: &HeaderMap, offers: &'static [&'static str]) -> Result<&'static str, Problem> {
     let accept: Vec<_> =
         headers.get_all(ACCEPT).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
@@ -68,12 +68,12 @@ pub(super) fn choose(headers: &HeaderMap, offers: &'static [&'static str]) -> Re
         .ok_or_else(|| not_acceptable(format!("accept: {accept}: must allow {}", offers.join(" or "))))
 }
 
-/// An answer that cannot be given in the form asked for.
+/// Returns the error for a response that is not available in an accepted media type.
 pub(super) fn not_acceptable(message: String) -> Problem {
     Problem::from(unsupported(message)).with_status(StatusCode::NOT_ACCEPTABLE)
 }
 
-/// Thousandths that the most specific matching range gives; 0 when none matches.
+/// Returns the quality of `offer`, in thousandths, from the most specific matching range; 0 when no range matches.
 fn quality(accept: &str, offer: &str) -> u32 {
     let (kind, _) = offer.split_once('/').unwrap_or((offer, ""));
     let mut found = (0, 0);

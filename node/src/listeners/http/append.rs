@@ -1,8 +1,9 @@
 //! Appends: `POST /` and `POST /v1/topics/{topic}/partitions/{partition}/records`.
 //!
-//! With `Content-Type: application/json` the body is a document (see `json`). With any other, or none, the body is the
-//! value of one record; the rest comes as headers (`Chronicle-Key`: base64; `Chronicle-Headers`: a JSON object as in the
-//! document; `Chronicle-Timestamp`: milliseconds) and as query parameters (expectations, idempotent producer).
+//! With `Content-Type: application/json` the body is a document (see `json`). With any other content type, or none, the
+//! body is the value of one record. Then everything else is in HTTP headers (`Chronicle-Key`: base64;
+//! `Chronicle-Headers`: a JSON object as in the document; `Chronicle-Timestamp`: milliseconds) and in query parameters
+//! (expectations, idempotent producer).
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -26,15 +27,15 @@ pub(super) const TIMESTAMP: &str = "chronicle-timestamp";
 const PARAMETERS: [&str; 5] =
     ["expected_next_offset", "expected_key_version", "producer_id", "producer_epoch", "producer_sequence"];
 
-/// Answer to an append.
+/// The response to an append.
 #[derive(Serialize)]
 pub(super) struct Appended {
-    /// Of the first record.
+    /// Offset of the first record.
     pub(super) offset: i64,
-    /// For `records`.
+    /// Number of records; only when the request has `records`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) count: Option<i32>,
-    /// An idempotent producer repeated a request.
+    /// True when an idempotent producer repeated a request.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) duplicate: bool,
 }
@@ -56,7 +57,7 @@ pub(super) async fn append(context: &Context, call: Call) -> Result<Response<Bod
     document(StatusCode::OK, &Appended { offset: produced.base_offset, count, duplicate: produced.duplicate })
 }
 
-/// The request whose value is the whole body.
+/// Returns the request of a raw append: one record, with the whole body as its value.
 fn raw(target: TopicPartition, headers: &HeaderMap, query: &Query, value: Bytes) -> Result<Produce, ApiError> {
     let header = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
     let key = header(KEY).map(|text| json::base64(&text, || KEY.to_owned())).transpose()?;
@@ -80,7 +81,7 @@ fn raw(target: TopicPartition, headers: &HeaderMap, query: &Query, value: Bytes)
     Ok(Produce { target, payload: Payload::Records { records, compression: Compression::None }, producer, expectation })
 }
 
-/// All three parameters or none.
+/// Returns the idempotent producer. The request must have all three parameters or none.
 fn producer(query: &Query) -> Result<Option<ProducerIdentity>, ApiError> {
     let id = query.number("producer_id", 0)?;
     let epoch = query.number("producer_epoch", 0)?;

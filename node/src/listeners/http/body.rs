@@ -1,4 +1,4 @@
-//! Request bodies: read whole, within limits of size and time.
+//! Reads complete request bodies, within limits of size and time.
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -10,11 +10,11 @@ use crate::config::LimitsConfig;
 use crate::listeners::intake::{Refused, too_large};
 use crate::model::{ApiError, Reason};
 
-/// Reads a body to its end.
+/// Reads a body until its end.
 ///
 /// # Errors
-/// RECORD_TOO_LARGE past `limits.request-bytes-max`, OVERLOADED past the node's budget, MALFORMED_BODY when it breaks off
-/// or comes too slowly (`limits.body-timeout-ms`).
+/// RECORD_TOO_LARGE above `limits.request-bytes-max`, OVERLOADED above a budget of bytes in flight, MALFORMED_BODY when
+/// the body is incomplete or arrives too slowly (`limits.body-timeout-ms`).
 pub(super) async fn read(mut body: Body, limits: &LimitsConfig) -> Result<Bytes, ApiError> {
     let limit = limits.request_bytes_max;
     let announced = body.size_hint().lower();
@@ -27,14 +27,14 @@ pub(super) async fn read(mut body: Body, limits: &LimitsConfig) -> Result<Bytes,
         let Some(frame) = body.frame().await else { break };
         let frame = frame.map_err(|error| match Refused::find(&error) {
             Some(refused) => refused.clone(),
-            None => ApiError::new(Reason::MalformedBody, format!("body: breaks off: {error}")),
+            None => ApiError::new(Reason::MalformedBody, format!("body: incomplete: {error}")),
         })?;
         let Ok(data) = frame.into_data() else { continue };
         let bytes = first.as_ref().map_or(whole.len(), Bytes::len) + data.len();
         if bytes > limit {
             return Err(too_large("body", bytes, limit));
         }
-        // Small bodies come in one piece, which is kept as it is.
+        // A small body arrives in one piece, which is returned without a copy.
         match first.take() {
             None if whole.is_empty() => first = Some(data),
             None => whole.extend_from_slice(&data),
@@ -48,10 +48,10 @@ pub(super) async fn read(mut body: Body, limits: &LimitsConfig) -> Result<Bytes,
     Ok(first.unwrap_or_else(|| whole.freeze()))
 }
 
-/// A JSON body.
+/// Parses a JSON body.
 ///
 /// # Errors
-/// MALFORMED_BODY with line and column.
+/// MALFORMED_BODY with the line and the column of the error.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| {
         ApiError::new(Reason::MalformedBody, format!("body: {error}"))

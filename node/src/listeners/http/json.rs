@@ -1,10 +1,11 @@
-//! Records in JSON. Pure, and nothing panics on any document.
+//! Records in JSON. Pure: no I/O, and no document causes a panic.
 //!
 //! Bytes (keys, values, values of headers) are written as `{"base64": "..."}` or `{"text": "..."}` (UTF-8). A plain
-//! string is short for base64 in `key` and `value`, and for text in `headers`. Answers use the short forms wherever they
-//! are exact: base64 for `key` and `value`, text for header values that are UTF-8.
+//! string is the short form: of base64 in `key` and `value`, of text in `headers`. Responses use the short forms where
+//! these are exact: base64 for `key` and `value`, text for header values that are UTF-8.
 //!
-//! `headers` is an object; its order is kept. A name that repeats has an array: `{"trace": ["a", "b"]}`.
+//! `headers` is an object; the order of its members is kept. A name with several values has an array:
+//! `{"trace": ["a", "b"]}`.
 
 use std::fmt;
 
@@ -18,7 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::{ApiError, Expectation, NewRecord, Payload, Produce, ProducerIdentity, Reason, TopicPartition};
 
-/// Bytes as a client wrote them.
+/// Bytes in the form that the client used.
 #[derive(Debug, PartialEq, Eq)]
 enum Data {
     Plain(String),
@@ -27,7 +28,7 @@ enum Data {
 }
 
 impl Data {
-    /// `field` is for the error.
+    /// Decodes the bytes. `field` names the field in the error.
     fn decode(self, plain_is_text: bool, field: impl FnOnce() -> String) -> Result<Bytes, ApiError> {
         match self {
             Data::Text(text) => Ok(text.into()),
@@ -37,7 +38,7 @@ impl Data {
     }
 }
 
-/// Standard base64 with padding (RFC 4648, section 4). `field` is for the error.
+/// Decodes standard base64 with padding (RFC 4648, section 4). `field` names the field in the error.
 pub(super) fn base64(text: &str, field: impl FnOnce() -> String) -> Result<Bytes, ApiError> {
     STANDARD.decode(text).map(Bytes::from).map_err(|error| {
         let field = field();
@@ -87,7 +88,7 @@ impl<'de> Deserialize<'de> for Data {
     }
 }
 
-/// Headers in order; see the module's description.
+/// Headers in order; see the module documentation.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Headers(Vec<(String, Option<Data>)>);
 
@@ -151,7 +152,7 @@ impl<'de> Deserialize<'de> for Values {
     }
 }
 
-/// A record as a client writes it. `value` must be there; null is a null value.
+/// A record in a request. `value` is required; JSON null is a null value.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RecordBody {
@@ -165,7 +166,7 @@ struct RecordBody {
     timestamp: Option<i64>,
 }
 
-/// Makes null a value and absence an error.
+/// Accepts null as a value, and makes an absent field an error.
 fn required<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Data>, D::Error> {
     Option::deserialize(deserializer)
 }
@@ -189,7 +190,11 @@ impl RecordBody {
 fn headers(headers: Headers, field: &str) -> Result<Vec<(String, Option<Bytes>)>, ApiError> {
     let decode = |(name, value): (String, Option<Data>)| {
         if name.is_empty() {
-            return Err(ApiError::invalid(&format!("{field}.headers"), "empty name", "must have a character"));
+            return Err(ApiError::invalid(
+                &format!("{field}.headers"),
+                "empty name",
+                "must have at least one character",
+            ));
         }
         let value = value.map(|data| data.decode(true, || format!("{field}.headers.{name}"))).transpose()?;
         Ok((name, value))
@@ -197,7 +202,7 @@ fn headers(headers: Headers, field: &str) -> Result<Vec<(String, Option<Bytes>)>
     headers.0.into_iter().map(decode).collect()
 }
 
-/// The headers of a raw append, from the HTTP header `Chronicle-Headers`.
+/// Parses the headers of a raw append, from the HTTP header `Chronicle-Headers`.
 pub(super) fn parse_headers(text: &[u8]) -> Result<Vec<(String, Option<Bytes>)>, ApiError> {
     let parsed = serde_json::from_slice(text).map_err(|error| {
         ApiError::new(Reason::MalformedBody, format!("chronicle-headers: is not a JSON object of headers: {error}"))
@@ -224,7 +229,7 @@ pub(super) fn identity(producer_id: i64, epoch: i16, sequence: i32) -> Result<Pr
     Ok(ProducerIdentity { producer_id, epoch, sequence })
 }
 
-/// The expectation of a request: at most one of the two. `key` is that of the first record.
+/// Returns the expectation of a request. At most one of the two may be given. `key` is the key of the first record.
 pub(super) fn expectation(
     next_offset: Option<i64>,
     key_version: Option<i64>,
@@ -262,12 +267,12 @@ pub(super) struct AppendBody {
 }
 
 impl AppendBody {
-    /// The request, and whether it has one record and is to be answered so.
+    /// Returns the request, and whether it has `record` (not `records`): then the response has no `count`.
     pub(super) fn convert(self, target: TopicPartition) -> Result<(Produce, bool), ApiError> {
         let (records, single) = match (self.record, self.records) {
             (Some(record), None) => (vec![record.convert("record")?], true),
             (None, Some(records)) if records.is_empty() => {
-                return Err(ApiError::invalid("records", "empty", "must have a record"));
+                return Err(ApiError::invalid("records", "empty", "must have at least one record"));
             }
             (None, Some(records)) => {
                 let convert = |(i, record): (usize, RecordBody)| record.convert(&format!("records[{i}]"));
@@ -297,7 +302,7 @@ impl AppendBody {
     }
 }
 
-/// A record as it is read.
+/// A record in a response.
 pub(super) struct RecordDocument<'a>(pub(super) &'a Record);
 
 impl Serialize for RecordDocument<'_> {
@@ -317,7 +322,7 @@ impl Serialize for RecordDocument<'_> {
     }
 }
 
-/// Headers as they are read.
+/// Headers in a response.
 pub(super) struct HeadersDocument<'a>(pub(super) &'a [(Bytes, Option<Bytes>)]);
 
 impl Serialize for HeadersDocument<'_> {

@@ -1,8 +1,8 @@
-//! HTTP/JSON: the same log for anything that speaks HTTP.
+//! HTTP/JSON: access to the log for any HTTP client.
 //!
-//! `ROUTES` is the one list of endpoints: the router is built from it, and a test holds `openapi.json` to it.
-//! `json` and `query` turn requests into those of the broker (pure); `problem` is the one table of errors; `append`,
-//! `read` and `topics` are the handlers.
+//! `ROUTES` is the only list of endpoints: the router is built from it, and a test compares `openapi.json` with it.
+//! `json` and `query` convert requests to requests of the broker (pure). `problem` is the only table of errors.
+//! `append`, `read` and `topics` are the handlers.
 
 mod accept;
 mod append;
@@ -29,7 +29,7 @@ use crate::model::{ApiError, Reason, TopicPartition};
 use crate::security::Caller;
 use crate::telemetry::{Listener, Operation};
 
-/// An endpoint's duty.
+/// What an endpoint does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Endpoint {
     Root,
@@ -48,7 +48,7 @@ enum Endpoint {
 
 const RECORDS: &str = "/v1/topics/{topic}/partitions/{partition}/records";
 
-/// Method, path and duty of every endpoint.
+/// Method, path and purpose of every endpoint.
 const ROUTES: &[(&str, &str, Endpoint)] = &[
     ("get", "/", Endpoint::Root),
     ("post", "/", Endpoint::Append),
@@ -83,19 +83,19 @@ impl Endpoint {
     }
 }
 
-/// A request as handlers see it.
+/// A request as the handlers receive it.
 struct Call {
     topic: Option<String>,
     partition: Option<String>,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
-    /// Who asks.
+    /// The caller.
     caller: Caller,
 }
 
 impl Call {
-    /// The partition that the path names; without a path, partition 0 of the default topic.
+    /// Returns the partition in the path; partition 0 of the default topic when the path has none.
     fn target(&self) -> Result<TopicPartition, ApiError> {
         let topic = self.topic.clone().unwrap_or_else(|| DEFAULT_TOPIC.to_owned());
         let partition = match &self.partition {
@@ -143,8 +143,8 @@ async fn answer(
         let value = |name| params.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
         let (topic, partition) = (value("topic"), value("partition"));
         let (mut parts, body) = request.into_parts();
-        // Whoever is not known must not be taken for somebody.
-        let unknown = || ApiError::new(Reason::Internal, "the request came without its caller");
+        // A request without a caller must fail: never treat it as a request of a known caller.
+        let unknown = || ApiError::new(Reason::Internal, "request: has no caller");
         let caller = parts.extensions.remove::<Caller>().ok_or_else(unknown)?;
         let call = Call { topic, partition, uri: parts.uri, headers: parts.headers, body, caller };
         match endpoint {
@@ -175,7 +175,7 @@ async fn unknown_path(State(context): State<Context>, uri: Uri) -> Response<Body
 }
 
 async fn wrong_method(State(context): State<Context>, method: Method, uri: Uri) -> Response<Body> {
-    let message = format!("method: {method}: not for {}; see /openapi.json", uri.path());
+    let message = format!("method: {method}: not supported by {}; see /openapi.json", uri.path());
     let error = ApiError::new(Reason::NoSuchEndpoint, message);
     refuse(&context, Problem::from(error).with_status(StatusCode::METHOD_NOT_ALLOWED)).await
 }
@@ -186,10 +186,10 @@ async fn refuse(context: &Context, problem: Problem) -> Response<Body> {
     result.await.unwrap_or_else(Problem::into_response)
 }
 
-/// A JSON document.
+/// Returns a response with a JSON document.
 fn document(status: StatusCode, document: &impl Serialize) -> Result<Response<Body>, Problem> {
     let bytes = serde_json::to_vec(document)
-        .map_err(|error| ApiError::new(Reason::Internal, format!("answer: cannot be written as JSON: {error}")))?;
+        .map_err(|error| ApiError::new(Reason::Internal, format!("response: cannot be written as JSON: {error}")))?;
     let mut response = Response::new(Body::from(bytes));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, accept::JSON_VALUE);

@@ -1,7 +1,7 @@
 //! The description of the HTTP interface (OpenAPI 3.1), served at `/openapi.json`.
 //!
-//! `openapi.json` is written by hand; tests hold it to the routes, to the parameters and to the documents that handlers
-//! answer.
+//! `openapi.json` is written by hand. Tests compare it with the routes, the parameters and the documents in the
+//! responses of the handlers.
 
 use std::sync::LazyLock;
 
@@ -15,13 +15,13 @@ use super::accept::JSON_VALUE;
 
 const TEXT: &str = include_str!("openapi.json");
 
-/// With the version of this build filled in.
+/// Returns the description with the version of this build.
 static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| match serde_json::from_str::<Value>(TEXT) {
     Ok(mut document) => {
         document["info"]["version"] = env!("CARGO_PKG_VERSION").into();
         document.to_string().into()
     }
-    // A test parses the file, so this is for completeness: served as it is.
+    // Cannot happen: a test parses the file. If it does, the text is served without the version.
     Err(_) => Bytes::from_static(TEXT.as_bytes()),
 });
 
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(found, defined);
     }
 
-    /// Every member of the document is described, and every required one is there.
+    /// Checks that the schema describes every member of the document, and that the document has every required member.
     fn assert_matches(schema: &str, document: &Value) {
         let openapi = openapi();
         let schema = &openapi["components"]["schemas"][schema];

@@ -1,5 +1,5 @@
-//! The one table of errors of the HTTP listener, as problem documents (RFC 9457). docs/errors.md is its text form; a
-//! test keeps them alike.
+//! The only table of errors of the HTTP listener, as problem documents (RFC 9457). docs/errors.md documents the same
+//! table; a test compares the two.
 
 use axum::body::Body;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 
 use crate::model::{ApiError, Reason};
 
-/// The status of a reason. Two refusals of the protocol itself differ: a wrong method is NO_SUCH_ENDPOINT with 405, an
-/// `Accept` that cannot be met is UNSUPPORTED_MEDIA_TYPE with 406.
+/// Returns the status of a reason. Two errors of the HTTP protocol itself have another status: a wrong method is
+/// NO_SUCH_ENDPOINT with 405, an `Accept` that cannot be satisfied is UNSUPPORTED_MEDIA_TYPE with 406.
 pub fn status(reason: Reason) -> StatusCode {
     match reason {
         Reason::InvalidRequest
@@ -42,13 +42,13 @@ pub fn status(reason: Reason) -> StatusCode {
     }
 }
 
-/// The kind of problem in a few words: the same for every problem of a reason.
+/// Returns the short title of a reason. All problems with the same reason have the same title.
 pub fn title(reason: Reason) -> &'static str {
     match reason {
         Reason::InvalidRequest => "The request breaks a rule",
-        Reason::MalformedBody => "The body is not what its content type says",
+        Reason::MalformedBody => "The body does not match its content type",
         Reason::InvalidBase64 => "A field is not base64",
-        Reason::UnsupportedMediaType => "The media type cannot be served",
+        Reason::UnsupportedMediaType => "The media type is not supported",
         Reason::NoSuchEndpoint => "No such endpoint",
         Reason::RecordTooLarge => "The record or request is too large",
         Reason::CorruptBatch => "The record batch is damaged",
@@ -58,34 +58,34 @@ pub fn title(reason: Reason) -> &'static str {
         Reason::UnknownPartition => "No such partition",
         Reason::TopicExists => "The topic exists",
         Reason::OffsetOutOfRange => "The offset is out of range",
-        Reason::VersionConflict => "The expected version does not hold",
+        Reason::VersionConflict => "The expected version does not match",
         Reason::OutOfOrderSequence => "The sequence number is out of order",
-        Reason::ProducerFenced => "A newer producer has taken over",
+        Reason::ProducerFenced => "Another instance of the producer has a newer epoch",
         Reason::UnknownGroup => "No such consumer group",
         Reason::GroupNotEmpty => "The consumer group has members",
         Reason::UnknownMember => "No such member of the consumer group",
-        Reason::StaleGeneration => "The assignment is no longer the member's",
+        Reason::StaleGeneration => "The commit does not match the member's assignment",
         Reason::Overloaded => "The node is busy",
         Reason::TooManyConnections => "Too many connections",
         Reason::DiskFull => "The data volume is full",
         Reason::DiskFailed => "Writing to disk failed",
         Reason::NotLeader => "Another node leads the partition",
         Reason::Unavailable => "The node cannot serve now",
-        Reason::OutcomeUnknown => "It may or may not have happened",
+        Reason::OutcomeUnknown => "The outcome of the request is unknown",
         Reason::DataDamaged => "Stored data is damaged",
-        Reason::Internal => "A defect in the node",
+        Reason::Internal => "A bug in the node",
     }
 }
 
-/// The `type` member of a reason's problems.
+/// Returns the `type` member of problems with this reason.
 pub fn type_uri(reason: Reason) -> String {
     format!("https://chronicle.dev/errors/{}", reason.as_str())
 }
 
-/// Members that metadata may not overwrite.
+/// Members that metadata of an error must not overwrite.
 const STANDARD: [&str; 5] = ["type", "title", "status", "detail", "reason"];
 
-/// An error on its way to an HTTP client.
+/// An error in the response to an HTTP client.
 #[derive(Debug)]
 pub struct Problem {
     error: ApiError,
@@ -105,13 +105,14 @@ impl AsRef<ApiError> for Problem {
 }
 
 impl Problem {
-    /// The same with another status.
+    /// Returns the same problem with another status.
     #[must_use]
     pub fn with_status(self, status: StatusCode) -> Self {
         Self { status, ..self }
     }
 
-    /// The document: standard members, `reason`, and the error's metadata, numbers as numbers.
+    /// Returns the document: standard members, `reason`, and the metadata of the error. Numeric values
+    /// are JSON numbers.
     pub fn document(&self) -> Map<String, Value> {
         let reason = self.error.reason;
         let mut members = Map::new();
@@ -127,7 +128,7 @@ impl Problem {
         members
     }
 
-    /// The answer.
+    /// Returns the response.
     pub fn into_response(self) -> Response<Body> {
         let mut response = Response::new(Body::from(Value::Object(self.document()).to_string()));
         *response.status_mut() = self.status;

@@ -1,4 +1,4 @@
-//! Query parameters: known names only, each once, with errors that name them.
+//! Query parameters: only known names, each at most once. Errors contain the name of the parameter.
 
 use std::str::FromStr;
 
@@ -20,7 +20,7 @@ impl Query {
             let (name, value) = (decode(name)?, decode(value)?);
             if !known.contains(&name.as_str()) {
                 let rule = match known {
-                    [] => "this endpoint takes no query parameters".to_owned(),
+                    [] => "must be absent: this endpoint has no query parameters".to_owned(),
                     _ => format!("must be one of {}", known.join(", ")),
                 };
                 return Err(ApiError::invalid("query", &name, &rule));
@@ -37,10 +37,10 @@ impl Query {
         self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 
-    /// A whole number of at least `least`.
+    /// Returns a whole number that is at least `least`; `None` when the parameter is absent.
     ///
     /// # Errors
-    /// INVALID_REQUEST when it is not one, or does not fit `T`.
+    /// INVALID_REQUEST when the value is not such a number, or does not fit `T`.
     pub(super) fn number<T: FromStr + PartialOrd + std::fmt::Display>(
         &self,
         name: &str,
@@ -54,7 +54,7 @@ impl Query {
     }
 }
 
-/// `application/x-www-form-urlencoded`, as browsers write it.
+/// Decodes `application/x-www-form-urlencoded` text.
 fn decode(text: &str) -> Result<String, ApiError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,7 +1,8 @@
 //! Reads: one record (`GET /?offset=N`), many (`GET .../records`), and the offsets of a partition.
 //!
-//! With `wait_ms` a read at the end waits for a record (long poll). When none comes, a read of one answers as without
-//! waiting (404 with the range: there is still no such record) and a read of many answers an empty list.
+//! With `wait_ms` a read at the end of the partition waits for a record (long poll). When no record arrives, a read of
+//! one record returns the same error as without waiting (404 with the range), and a read of many records returns an
+//! empty list.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,12 +27,12 @@ use crate::telemetry::Listener;
 
 const OFFSET: &str = "chronicle-offset";
 const NULL_VALUE: &str = "chronicle-null-value";
-/// Key and headers of a raw answer, in bytes of HTTP headers: above it common clients give up.
+/// Limit of key and headers of a raw response, in bytes of HTTP headers. Common clients reject longer headers.
 const RAW_HEADER_BYTES_MAX: usize = 8 << 10;
-/// Bytes of one answer when a read names no limit.
+/// Limit of one response in bytes when a read sets none.
 const FETCH_BYTES_DEFAULT: usize = 1 << 20;
 
-/// What the service is, for whoever opens its address in a browser.
+/// Returns a description of the service, for a person who opens its address in a browser.
 pub(super) fn service(context: &Context, call: &Call) -> Result<Response<Body>, Problem> {
     accept::choose(&call.headers, &[accept::JSON])?;
     let service = json!({
@@ -58,7 +59,8 @@ pub(super) async fn one(context: &Context, call: Call) -> Result<Response<Body>,
     let (records, _) = decode::records(&fetched, Some(1), usize::MAX)?;
     let Some(record) = records.first() else {
         let (earliest, next) = (fetched.log_start_offset, fetched.high_watermark);
-        let message = format!("offset: {offset}: nothing came in time: must be from {earliest} to before {next}");
+        let message =
+            format!("offset: {offset}: no record arrived in time: must be at least {earliest} and below {next}");
         return Err(ApiError::new(Reason::OffsetOutOfRange, message)
             .with("earliest", earliest)
             .with("next", next)
@@ -79,7 +81,7 @@ struct One<'a> {
     record: RecordDocument<'a>,
 }
 
-/// The value as the body, everything else as HTTP headers.
+/// Returns the raw form: the value as the body, everything else as HTTP headers.
 fn raw(record: &Record) -> Result<Response<Body>, Problem> {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(accept::OCTETS));
@@ -92,8 +94,12 @@ fn raw(record: &Record) -> Result<Response<Body>, Problem> {
     };
     let bytes = key.as_ref().map_or(0, String::len) + record_headers.as_ref().map_or(0, String::len);
     if bytes > RAW_HEADER_BYTES_MAX {
-        let rule = format!("key and headers take {bytes} bytes as HTTP headers, more than {RAW_HEADER_BYTES_MAX}");
-        return Err(accept::not_acceptable(format!("accept: {}: {rule}; read it as {}", accept::OCTETS, accept::JSON)));
+        let rule = format!("key and headers take {bytes} bytes as HTTP headers: at most {RAW_HEADER_BYTES_MAX}");
+        return Err(accept::not_acceptable(format!(
+            "accept: {}: {rule}; read the record as {}",
+            accept::OCTETS,
+            accept::JSON
+        )));
     }
     for (name, value) in [(KEY, key), (HEADERS, record_headers)] {
         if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
@@ -108,7 +114,7 @@ fn raw(record: &Record) -> Result<Response<Body>, Problem> {
     Ok(response)
 }
 
-/// JSON in printable ASCII only, as an HTTP header needs it.
+/// Returns JSON that consists of printable ASCII only, as HTTP headers require.
 fn ascii_json(value: &impl Serialize) -> Result<String, ApiError> {
     let text = serde_json::to_string(value)
         .map_err(|error| ApiError::new(Reason::Internal, format!("headers: cannot be written as JSON: {error}")))?;
@@ -156,7 +162,8 @@ pub(super) async fn many(context: &Context, call: Call) -> Result<Response<Body>
     Ok(response)
 }
 
-/// At most one of `offset`, `timestamp` and `from`; none: the first retained record.
+/// Returns the start of a read: from at most one of `offset`, `timestamp` and `from`. Default: the first retained
+/// record.
 fn position(query: &Query) -> Result<Position, ApiError> {
     let given = ["offset", "timestamp", "from"].into_iter().filter(|name| query.text(name).is_some());
     if let Some(second) = given.clone().nth(1) {

@@ -1,4 +1,4 @@
-//! Topics, nodes and producer ids. Documents have the names and units of `chronicle.v1`.
+//! Topics, nodes and producer ids. Documents use the names and units of `chronicle.v1`.
 
 use axum::body::Body;
 use http::{Response, StatusCode};
@@ -65,7 +65,7 @@ fn not_negative(field: &str, value: i32) -> Result<i32, ApiError> {
     if value < 0 { Err(ApiError::invalid(field, value, "must be at least 0")) } else { Ok(value) }
 }
 
-/// What every endpoint here checks first.
+/// The checks of every endpoint in this file: `Accept`, and no query parameters.
 fn begin(call: &Call) -> Result<(), Problem> {
     accept::choose(&call.headers, &[accept::JSON])?;
     Query::parse(&call.uri, &[])?;

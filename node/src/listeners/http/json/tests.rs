@@ -55,7 +55,7 @@ fn refusals_name_field_value_and_rule() {
     let record = json!({"value": ""});
     for (body, reason, message) in [
         (json!({}), Reason::InvalidRequest, "record: missing: must be given, or `records`"),
-        (json!({"records": []}), Reason::InvalidRequest, "records: empty: must have a record"),
+        (json!({"records": []}), Reason::InvalidRequest, "records: empty: must have at least one record"),
         (
             json!({"record": record, "records": [record]}),
             Reason::InvalidRequest,
@@ -89,7 +89,7 @@ fn refusals_name_field_value_and_rule() {
         (
             json!({"record": {"value": "", "headers": {"": "x"}}}),
             Reason::InvalidRequest,
-            "record.headers: empty name: must have a character",
+            "record.headers: empty name: must have at least one character",
         ),
     ] {
         let error = convert(&body).unwrap_err();

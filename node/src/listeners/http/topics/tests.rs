@@ -3,7 +3,7 @@ use serde_json::Value;
 use super::*;
 use crate::model::{Addresses, Reason};
 
-/// A partition and a server as they are answered.
+/// Returns a partition and a server as in responses.
 pub(in crate::listeners::http) fn samples() -> (Value, Value) {
     let description = PartitionDescription {
         partition: 0,
