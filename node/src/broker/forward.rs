@@ -230,7 +230,7 @@ impl Broker {
         partition.read_index().await.map_err(|error| self.api_error(error))?;
         let fetched = self.fetch(request, Route::Local).await?;
         if fetched.batches.is_empty() && max_wait.is_zero() {
-            // Between nodes this has always been a refusal.
+            // The protocol between nodes encodes this as a refusal.
             return Err(self.api_error(fetched.at_end()));
         }
         Ok(Answer::Read(proto::ForwardedReadAnswer {
