@@ -1,4 +1,4 @@
-//! The disk by itself: what a program that only writes and flushes reaches.
+//! Measures the disk alone: the speed of a program that only writes and flushes.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::Result;
 use rand::RngCore;
 
-/// Bytes that no layer below can compress.
+/// Incompressible bytes.
 pub(crate) fn noise(bytes: usize) -> Vec<u8> {
     let mut noise = vec![0; bytes];
     rand::rng().fill_bytes(&mut noise);
@@ -62,7 +62,7 @@ impl Files {
         Ok(Self { files, journal, dir, block: noise(bytes) })
     }
 
-    /// Flushes whatever earlier rounds left in the page cache.
+    /// Flushes the writes of earlier rounds from the page cache.
     pub(crate) fn settle(&self) -> Result<()> {
         Ok(rustix::fs::syncfs(&self.dir)?)
     }

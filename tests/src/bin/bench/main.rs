@@ -1,7 +1,7 @@
 //! `make bench`: measures the disk and, in the same run on the same volume, the engine and a node, and prints how they
 //! compare and which of the project's speed and memory targets hold. `make bench-cluster` does the same for three nodes.
 //!
-//! The machine may be busy with other things, so what is compared is measured in alternating rounds, medians are
+//! Other processes may use the machine. So compared figures are measured in alternating rounds, their medians are
 //! compared, and the spread of every figure is printed beside it. Build with `--release`.
 
 mod cluster;
@@ -78,7 +78,7 @@ enum Part {
     Open,
     /// Three nodes: how long writes wait when the leader is killed, and when it hands over.
     Failover,
-    /// Three nodes against one.
+    /// Three nodes compared with one.
     Replicas,
     /// Three nodes: partitions that nobody uses, and thousands of them.
     IdleCluster,

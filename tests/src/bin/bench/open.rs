@@ -1,4 +1,4 @@
-//! How long opening a large log takes: closed cleanly, and after the process was killed while appending.
+//! Measures how long opening a large log takes: after a clean close, and after the process was killed while appending.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -85,7 +85,7 @@ fn fill(dir: &Path, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Appends durable entries for ever; the body of the process that is killed.
+/// Appends durable entries until killed; the body of the child process.
 pub(crate) fn append_until_killed(dir: &Path) -> Result<()> {
     let store = open_store(dir, StoreConfig::default())?;
     let mut appender = Appender::new(store.open_log(log_id(0), LogConfig::default())?);
