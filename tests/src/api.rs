@@ -111,7 +111,7 @@ pub async fn create_topic(
     Ok(())
 }
 
-/// Appends one record to partition 0 and answers its offset.
+/// Appends one record to partition 0 and returns its offset.
 ///
 /// # Errors
 /// The status with which the node refuses.

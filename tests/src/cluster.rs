@@ -424,7 +424,7 @@ impl Cluster {
                     let mut servers = status.servers.iter().filter(|server| server.address == address);
                     ensure!(
                         servers.any(|server| server.alive && server.state() != v1::ServerState::Removed),
-                        "node-{number} does not hear from node-{other}"
+                        "node-{number} receives no heartbeat from node-{other}"
                     );
                 }
                 let here = (status.cluster_id, status.controller_leader);
@@ -440,7 +440,7 @@ impl Cluster {
     /// # Errors
     /// None does in time.
     pub async fn leader(&self, topic: &str, partition: i32) -> Result<usize> {
-        self.eventually("a leader that says so itself", async |cluster| {
+        self.eventually("a leader that reports itself", async |cluster| {
             let mut last = None;
             for number in cluster.running() {
                 match cluster.leader_as_known_to(number, topic, partition).await {

@@ -48,7 +48,7 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Builds the collector, if need be, starts it and waits until it listens.
+    /// Builds the collector if necessary, starts it and waits until it listens.
     ///
     /// # Errors
     /// Go is missing, or the collector does not come up.

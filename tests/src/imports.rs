@@ -215,7 +215,7 @@ fn absolute(leaf: &[String], module: &[String]) -> Option<Vec<String>> {
                 rest = &rest[1..];
             }
         }
-        // A child of this module, as `pub use child::Name` says it.
+        // A child of this module, as in `pub use child::Name`.
         first if first.chars().next().is_some_and(char::is_lowercase) => {}
         _ => return None,
     }

@@ -89,7 +89,7 @@ impl Network {
         Ok(network)
     }
 
-    /// Adds a namespace for one more node; answers its number.
+    /// Adds a namespace for one more node; returns its number.
     ///
     /// # Errors
     /// As [`Network::new`].

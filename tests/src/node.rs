@@ -1,4 +1,4 @@
-//! One real node: a `chronicle` process on loopback ports of its own, with its data in a folder.
+//! One real node: a `chronicle` process on dedicated loopback ports, with its data in a folder.
 //!
 //! Invariants:
 //! - A node's child process never outlives the [`Node`] value; the threads that collect its output end with it.
@@ -179,7 +179,7 @@ pub fn program() -> Result<Command> {
     Ok(command)
 }
 
-/// Runs a command to its end and answers how it ended and what it printed.
+/// Runs a command to its end and returns how it ended and what it printed.
 ///
 /// # Errors
 /// The process does not start, or does not end within [`PATIENCE`].
@@ -197,7 +197,7 @@ pub fn output(mut command: Command) -> Result<Output> {
             // The process id is still valid: the process has not been waited for yet.
             let _ = kill_process(pid, Signal::KILL);
             let output = waiter.join().expect("waiting does not panic")?;
-            bail!("{command:?} went on running: {}", String::from_utf8_lossy(&output.stderr));
+            bail!("{command:?} did not end: {}", String::from_utf8_lossy(&output.stderr));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -392,7 +392,7 @@ impl Node {
         self.signal(Signal::HUP)
     }
 
-    /// Waits until the process has ended by itself; answers how, and what it had printed.
+    /// Waits until the process has ended by itself; returns how, and what it had printed.
     ///
     /// # Errors
     /// It does not run, or does not end.
@@ -412,7 +412,7 @@ impl Node {
         }
     }
 
-    /// Asks the process to stop (SIGTERM) and waits for it; answers how it ended and what it had printed.
+    /// Asks the process to stop (SIGTERM) and waits for it; returns how it ended and what it had printed.
     ///
     /// # Errors
     /// It does not run, or does not end in time.

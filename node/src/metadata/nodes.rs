@@ -140,7 +140,7 @@ impl ControllerState {
         Err(duplicate(field.into(), value, other))
     }
 
-    /// Returns why a node must not join with these addresses: a live node has one of them, for whichever listener. Two data
+    /// Returns why a node must not join with these addresses: a live node has one of them, for any listener. Two data
     /// listeners with one address are left to [`Command::Join`](super::Command::Join).
     ///
     /// The leader calls this before it proposes the command. Applying the command does not: nodes of the version before apply

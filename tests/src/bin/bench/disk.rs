@@ -20,7 +20,7 @@ fn append_only(path: &Path) -> Result<File> {
     Ok(OpenOptions::new().create(true).append(true).open(path)?)
 }
 
-/// Appends `count` blocks of `bytes` bytes to a growing file, each followed by `fdatasync`; answers the seconds of each.
+/// Appends `count` blocks of `bytes` bytes to a growing file, each followed by `fdatasync`; returns the seconds of each.
 pub(crate) fn append_and_sync(path: &Path, bytes: usize, count: usize) -> Result<Vec<f64>> {
     let block = noise(bytes);
     let mut file = append_only(path)?;
@@ -67,7 +67,7 @@ impl Files {
         Ok(rustix::fs::syncfs(&self.dir)?)
     }
 
-    /// One block to every file, all durable; answers the seconds it took.
+    /// One block to every file, all durable; returns the seconds it took.
     pub(crate) fn round(&mut self, variant: Variant) -> Result<f64> {
         let start = Instant::now();
         if variant == Variant::SharedJournal {

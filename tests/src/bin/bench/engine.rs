@@ -66,7 +66,7 @@ impl Appender {
     }
 }
 
-/// `groups` appends with at most `depth` of them unanswered; answers the seconds of the whole.
+/// `groups` appends with at most `depth` of them unanswered; returns the seconds of the whole.
 fn durable(appender: &mut Appender, payloads: &[Bytes], records: u32, groups: usize, depth: usize) -> Result<f64> {
     let start = Instant::now();
     let mut pending = VecDeque::new();
@@ -154,7 +154,7 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Reads a log from end to end; answers payload gigabytes per second of this thread's CPU time.
+/// Reads a log from end to end; returns payload gigabytes per second of this thread's CPU time.
 fn read_all(log: &Log) -> Result<f64> {
     let position = log.position();
     let end = position.last.context("the log is empty")?.index + 1;
@@ -235,7 +235,7 @@ pub(crate) fn partitions(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// One append to every log, all durable; answers the seconds it took.
+/// One append to every log, all durable; returns the seconds it took.
 fn engine_round(logs: &mut [Appender], payload: &[Bytes]) -> Result<f64> {
     let start = Instant::now();
     let pending: Vec<_> = logs.iter_mut().map(|log| log.append(payload, 1)).collect::<Result<_>>()?;

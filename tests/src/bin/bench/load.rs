@@ -31,7 +31,7 @@ pub(crate) struct Place<'a> {
     pub(crate) topic: &'a str,
 }
 
-/// One append after the other; answers the seconds of each.
+/// One append after the other; returns the seconds of each.
 pub(crate) async fn unbatched(place: Place<'_>, count: usize) -> Result<Vec<f64>> {
     let mut client = api::log(place.address).await?;
     let value = Bytes::from(noise(RECORD_BYTES));
@@ -135,7 +135,7 @@ pub(crate) async fn producers(place: Place<'_>, span: Duration, way: Way) -> Res
     Ok(rate)
 }
 
-/// One stream with a bounded number of requests in flight; answers acknowledged value bytes and the seconds they took.
+/// One stream with a bounded number of requests in flight; returns acknowledged value bytes and the seconds they took.
 pub(crate) async fn streaming(place: Place<'_>, span: Duration) -> Result<(f64, f64)> {
     let value = Bytes::from(noise(RECORD_BYTES));
     let record = v1::Record { value: Some(value), ..Default::default() };

@@ -57,7 +57,7 @@ impl Report {
         Self { machine, figures: Vec::new(), targets: Vec::new(), notes: Vec::new() }
     }
 
-    /// Adds a figure and answers its median.
+    /// Adds a figure and returns its median.
     pub(crate) fn figure(&mut self, name: impl Into<String>, unit: &'static str, values: Vec<f64>) -> f64 {
         let figure = Figure::new(name, unit, values);
         eprintln!(

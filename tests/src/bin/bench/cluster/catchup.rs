@@ -68,7 +68,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Copies the files into one, from disk to disk; answers MB/s.
+/// Copies the files into one, from disk to disk; returns MB/s.
 fn copy(files: &[PathBuf], to: &Path) -> Result<f64> {
     forget(files)?;
     let start = Instant::now();
