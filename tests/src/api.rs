@@ -1,6 +1,6 @@
-//! Plain gRPC and HTTP calls, and what the answers to them say.
+//! Plain gRPC and HTTP calls to a node, and helpers to read the answers.
 //!
-//! Uses the generated code and nothing of `chronicle-client`, whose retries would hide what the node really answers.
+//! Uses the generated code and nothing of `chronicle-client`, whose retries would hide the real answers of the node.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,7 +28,7 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// A connection to a node's data port.
 ///
 /// # Errors
-/// Nobody listens.
+/// The port is closed.
 pub async fn connect(address: SocketAddr) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(Duration::from_secs(10))
@@ -36,7 +36,7 @@ pub async fn connect(address: SocketAddr) -> Result<Channel> {
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(8 << 20);
     if let Some(secured) = tls::of(address) {
-        // The client's way to encrypt, and nothing else of it.
+        // Uses the client's TLS configuration, and no other part of the client.
         let connector = tls_connector(tcp_connector(), secured.client.client());
         let connect = tower::service_fn(move |_: Uri| {
             let connecting = connector(address.to_string());
@@ -51,7 +51,7 @@ pub async fn connect(address: SocketAddr) -> Result<Channel> {
 /// The `Log` service of a node.
 ///
 /// # Errors
-/// Nobody listens.
+/// The port is closed.
 pub async fn log(address: SocketAddr) -> Result<LogClient<Channel>> {
     Ok(log_on(connect(address).await?))
 }
@@ -59,7 +59,7 @@ pub async fn log(address: SocketAddr) -> Result<LogClient<Channel>> {
 /// The `Cluster` service of a node.
 ///
 /// # Errors
-/// Nobody listens.
+/// The port is closed.
 pub async fn cluster(address: SocketAddr) -> Result<ClusterClient<Channel>> {
     Ok(ClusterClient::new(connect(address).await?).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
@@ -67,7 +67,7 @@ pub async fn cluster(address: SocketAddr) -> Result<ClusterClient<Channel>> {
 /// The `Admin` service of a node.
 ///
 /// # Errors
-/// Nobody listens.
+/// The port is closed.
 pub async fn admin(address: SocketAddr) -> Result<AdminClient<Channel>> {
     Ok(AdminClient::new(connect(address).await?).max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
@@ -111,7 +111,7 @@ pub async fn create_topic(
     Ok(())
 }
 
-/// Appends one record to partition 0 and answers its offset.
+/// Appends one record to partition 0 and returns its offset.
 ///
 /// # Errors
 /// The status with which the node refuses.

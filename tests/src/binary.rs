@@ -1,4 +1,5 @@
-//! The `chronicle` program to test: found beside the running test, built when it is missing or older than its sources.
+//! Finds the `chronicle` program to test: next to the running test; builds it when it is missing or older than its
+//! sources.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,8 @@ use crate::repository;
 
 /// Path of the `chronicle` program of the same profile as the caller.
 ///
-/// `CHRONICLE_TEST_BINARY` names another one. `cargo test --workspace` has always just built it; a run of this crate alone
-/// may have to.
+/// `CHRONICLE_TEST_BINARY` names another program. `cargo test --workspace` always builds the program first; a run of
+/// this crate alone may have to build it here.
 ///
 /// # Errors
 /// It cannot be built.
@@ -40,7 +41,8 @@ fn beside_this_program() -> Result<PathBuf> {
     let built = fs::metadata(&binary).and_then(|m| m.modified()).ok();
     if built.is_none_or(|built| newest_source() > built) {
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        // The whole workspace is selected so that features, and with them most of the build, stay as in `make test`.
+        // Selects the whole workspace, so that the features, and therefore most build results, are those of `make
+        // test`.
         build.args(["build", "--workspace", "--locked", "--bin", "chronicle"]).current_dir(repository());
         build.env("CARGO_TARGET_DIR", dir.parent().context("the build folder lies in no folder")?);
         if profile == "release" {
@@ -54,7 +56,7 @@ fn beside_this_program() -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// When something that goes into the program was last changed.
+/// When a source of the program was last changed.
 fn newest_source() -> SystemTime {
     fn newest(path: &Path) -> SystemTime {
         let Ok(metadata) = fs::metadata(path) else { return SystemTime::UNIX_EPOCH };

@@ -1,10 +1,10 @@
-//! A cluster of real nodes: processes on loopback, or in namespaces of their own whose network can be cut.
+//! A cluster of real nodes: processes on loopback, or in dedicated network namespaces whose network can be partitioned.
 //!
 //! Invariants:
-//! - Nodes keep their number, ports and folder for the life of a [`Cluster`], whatever happens to their process.
-//! - A cluster that is dropped without [`Cluster::finish`] belongs to a test that failed: it prints what its nodes said.
+//! - Nodes keep their number, ports and folder as long as the [`Cluster`] exists, also when their process ends.
+//! - A cluster that is dropped without [`Cluster::finish`] belongs to a failed test: it prints the output of its nodes.
 //!
-//! Questions to nodes are bounded, because a paused or cut-off node takes connections and answers nothing.
+//! Calls to nodes have a time limit, because a paused or partitioned node accepts connections and sends no answer.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,9 +25,9 @@ use crate::node::{Node, PATIENCE, Setup};
 use crate::replica::{self, Stored};
 use crate::tls::{self, Secured};
 
-/// How long one question to one node may take.
+/// Longest wait for one call to one node.
 const ASK: Duration = Duration::from_secs(3);
-/// Between two looks at a condition that is waited for.
+/// Pause between two checks of a condition.
 const LOOK: Duration = Duration::from_millis(50);
 /// Characters of a node's output that are printed when a test fails.
 const LOG_SHOWN: usize = 8000;
@@ -52,14 +52,14 @@ impl ClusterSetup {
         self
     }
 
-    /// Encrypts: every node and the test itself have certificates of one authority, and clients must show theirs.
+    /// Enables TLS: every node and the test itself have certificates of one CA, and clients must present theirs.
     #[must_use]
     pub fn secured(mut self) -> Self {
         self.secured = true;
         self
     }
 
-    /// As far as certificates go, its nodes belong to another cluster: they are encrypted when that is, by the same authority.
+    /// Uses the CA of another cluster for the certificates of the nodes; TLS is enabled when the other cluster uses it.
     #[must_use]
     pub fn trusting(mut self, other: &Cluster) -> Self {
         self.secured = other.secured.is_some();
@@ -67,7 +67,7 @@ impl ClusterSetup {
         self
     }
 
-    /// Puts each node into a zone of its own.
+    /// Gives each node its own zone.
     #[must_use]
     pub fn zones(mut self) -> Self {
         self.zones = true;
@@ -81,7 +81,7 @@ impl ClusterSetup {
         self
     }
 
-    /// Gives each node a network namespace of its own.
+    /// Gives each node a dedicated network namespace.
     ///
     /// # Errors
     /// They cannot be made, see [`Network::new`].
@@ -131,7 +131,7 @@ pub struct Cluster {
     nodes: Vec<Node>,
     template: Setup,
     zones: bool,
-    // After the nodes: it can be removed only when nothing runs in it.
+    // Dropped after the nodes: it can be removed only when nothing runs in it.
     network: Option<Network>,
     /// `None`: plaintext.
     secured: Option<Arc<Secured>>,
@@ -139,7 +139,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster of so many nodes, which founds itself when all of them are there.
+    /// A cluster of this many nodes, which bootstraps when all of them run.
     pub fn of(nodes: usize) -> ClusterSetup {
         ClusterSetup {
             nodes,
@@ -153,7 +153,7 @@ impl Cluster {
     }
 
     fn setup_of(&self, number: usize) -> Result<Setup> {
-        // Every node has ports of its own: it shares loopback with the others.
+        // Every node has its own ports: it shares loopback with the other nodes.
         let mut setup = self.template.clone().data_port(crate::node::free_port()).ops_port(crate::node::free_port());
         setup = setup.set("node.name", format!("node-{number}"));
         if self.zones {
@@ -165,7 +165,7 @@ impl Cluster {
         self.encrypt(setup, &format!("node-{number}"))
     }
 
-    /// Gives a node the certificates of one of this name, where the cluster is secured.
+    /// Gives a node certificates with this name, when the cluster uses TLS.
     ///
     /// # Errors
     /// `chronicle cert` fails.
@@ -197,7 +197,7 @@ impl Cluster {
         &self.nodes[number]
     }
 
-    /// A node, to do something to it.
+    /// A node, mutable.
     pub fn node_mut(&mut self, number: usize) -> &mut Node {
         &mut self.nodes[number]
     }
@@ -210,7 +210,7 @@ impl Cluster {
         self.network.as_ref().expect("the cluster has a network of its own")
     }
 
-    /// Addresses of all nodes, separated by commas: what a client is given.
+    /// Addresses of all nodes, separated by commas, as a client is configured with.
     pub fn servers(&self) -> String {
         let addresses: Vec<String> = self.nodes.iter().map(|node| node.address().to_string()).collect();
         addresses.join(",")
@@ -272,7 +272,7 @@ impl Cluster {
 
     /// Kills every node, all at once.
     pub fn kill_all(&mut self) {
-        // A process that is stopped acknowledges nothing more, so that none outlives another by what killing takes.
+        // A stopped process acknowledges nothing, so no node acknowledges records while the others are being killed.
         for node in &self.nodes {
             let _ = node.pause();
         }
@@ -287,7 +287,7 @@ impl Cluster {
         blocking(|| self.nodes[number].restart()).with_context(|| format!("node-{number}"))
     }
 
-    /// Stops a node in good order.
+    /// Stops a node cleanly.
     ///
     /// # Errors
     /// It does not stop, or not with success.
@@ -297,7 +297,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Adds a node that joins the others, and waits until it is ready; answers its number. `change` sets up more.
+    /// Adds a node that joins the cluster, and waits until it is ready; returns its number. `change` modifies its
+    /// setup.
     ///
     /// # Errors
     /// It does not become ready.
@@ -309,7 +310,7 @@ impl Cluster {
         let setup = self.setup_of(number)?;
         let mut seeds: Vec<String> = self.nodes.iter().map(|node| node.address().to_string()).collect();
         seeds.push(setup.address().to_string());
-        // It must never found a cluster of its own, and alone it never sees so many.
+        // The node must never bootstrap a cluster: alone it never sees this many nodes.
         let setup = setup.set("cluster.bootstrap-expect", number + 1).set("cluster.seeds", json!(seeds));
         let mut node = change(setup).prepare()?;
         blocking(|| node.restart()).with_context(|| format!("node-{number}"))?;
@@ -317,7 +318,7 @@ impl Cluster {
         Ok(number)
     }
 
-    /// Starts a node differently from its next start on: `setup` is made from its own ([`Node::setup`]).
+    /// Changes the setup of a node from its next start on: `setup` receives its current one ([`Node::setup`]).
     ///
     /// # Errors
     /// The node runs.
@@ -360,7 +361,7 @@ impl Cluster {
         ask(async { Ok(api::admin(address).await?.describe_topic(request).await?.into_inner()) }).await
     }
 
-    /// Creates a topic through whichever running node answers.
+    /// Creates a topic through the first running node that accepts.
     ///
     /// # Errors
     /// The last node's refusal.
@@ -389,7 +390,7 @@ impl Cluster {
         Err(last.context("no node runs")?).with_context(|| format!("creating topic {name}"))
     }
 
-    /// Waits until a condition holds; the error of the last look says what was missing.
+    /// Waits until a condition holds; the error of the last check describes what was missing.
     ///
     /// # Errors
     /// It does not hold in time.
@@ -406,7 +407,8 @@ impl Cluster {
         }
     }
 
-    /// Waits until every running node knows the same cluster and controller leader, and hears from every running node.
+    /// Waits until every running node reports the same cluster and controller leader, and receives heartbeats from
+    /// every running node.
     ///
     /// # Errors
     /// It does not happen in time.
@@ -422,28 +424,28 @@ impl Cluster {
                     let mut servers = status.servers.iter().filter(|server| server.address == address);
                     ensure!(
                         servers.any(|server| server.alive && server.state() != v1::ServerState::Removed),
-                        "node-{number} does not hear from node-{other}"
+                        "node-{number} receives no heartbeat from node-{other}"
                     );
                 }
                 let here = (status.cluster_id, status.controller_leader);
-                ensure!(*seen.get_or_insert(here.clone()) == here, "node-{number} is of another mind: {here:?}");
+                ensure!(*seen.get_or_insert(here.clone()) == here, "node-{number} reports another state: {here:?}");
             }
             Ok(())
         })
         .await
     }
 
-    /// Number of the node that leads a partition: waits until one says so itself.
+    /// Number of the leader of a partition: waits until a node reports itself as the leader.
     ///
     /// # Errors
     /// None does in time.
     pub async fn leader(&self, topic: &str, partition: i32) -> Result<usize> {
-        self.eventually("a leader that says so itself", async |cluster| {
+        self.eventually("a leader that reports itself", async |cluster| {
             let mut last = None;
             for number in cluster.running() {
                 match cluster.leader_as_known_to(number, topic, partition).await {
                     Ok(leader) if leader == number => return Ok(number),
-                    Ok(leader) => last = Some(anyhow::anyhow!("node-{number} says that node-{leader} leads")),
+                    Ok(leader) => last = Some(anyhow::anyhow!("node-{number} reports node-{leader} as the leader")),
                     Err(error) => last = Some(error.context(format!("node-{number}"))),
                 }
             }
@@ -452,7 +454,7 @@ impl Cluster {
         .await
     }
 
-    /// Number of the node that leads a partition, as far as one node knows.
+    /// Number of the leader of a partition, as one node reports it.
     ///
     /// # Errors
     /// It does not answer, or knows none.
@@ -510,7 +512,8 @@ impl Cluster {
         .await
     }
 
-    /// Waits until every replica of every partition has what some replica has now: while others write, no two are the same.
+    /// Waits until every replica of every partition has what some replica has now: while writers continue, the ends are
+    /// never equal.
     ///
     /// # Errors
     /// One of them stays behind, or a replica is not usable.
@@ -589,10 +592,10 @@ impl Cluster {
         Ok(all)
     }
 
-    /// The test has come to its end: stops what runs and prints nothing.
+    /// Ends a successful test: stops the nodes and prints nothing.
     ///
     /// # Errors
-    /// A node does not stop in good order.
+    /// A node does not stop cleanly.
     pub fn finish(mut self) -> Result<()> {
         for number in self.running() {
             self.terminate(number)?;
@@ -612,12 +615,12 @@ impl Drop for Cluster {
             let log = node.whole_log();
             let cut = log.len().saturating_sub(LOG_SHOWN);
             let start = (cut..=log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(0);
-            eprintln!("--- node-{number} on {}, the end of what it said ---\n{}", node.address(), &log[start..]);
+            eprintln!("--- node-{number} on {}, the end of its output ---\n{}", node.address(), &log[start..]);
         }
     }
 }
 
-/// Compares without printing all of it.
+/// Compares two lists; the error names the first difference, not the whole content.
 fn same(expected: &[Stored], found: &[Stored]) -> Result<()> {
     for (a, b) in expected.iter().zip(found) {
         ensure!(a == b, "offset {} and offset {}", a.offset, b.offset);
@@ -633,7 +636,7 @@ async fn ask<T>(question: impl Future<Output = Result<T>>) -> Result<T> {
     }
 }
 
-/// Tests run on several threads; waiting for a process must not hold up the writers among them.
+/// Runs blocking work so that waiting for a process does not block writers on the same runtime.
 fn blocking<T>(work: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(work)
 }

@@ -1,4 +1,4 @@
-//! The real OpenTelemetry Collector on loopback, and the spans that have arrived in it.
+//! Runs the real OpenTelemetry Collector on loopback, and reads the spans that it received.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -32,13 +32,13 @@ pub struct Span {
 }
 
 impl Span {
-    /// The node that it comes from; empty: from none.
+    /// The node that sent it; empty: not sent by a node.
     pub fn node(&self) -> &str {
         self.resource.get("chronicle.node.name").map_or("", String::as_str)
     }
 }
 
-/// A collector that prints what it is sent.
+/// A collector that prints the spans that it receives.
 #[derive(Debug)]
 pub struct Collector {
     process: Child,
@@ -48,7 +48,7 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Builds the collector, if need be, starts it and waits until it listens.
+    /// Builds the collector if necessary, starts it and waits until it listens.
     ///
     /// # Errors
     /// Go is missing, or the collector does not come up.
@@ -82,17 +82,17 @@ impl Collector {
         Ok(collector)
     }
 
-    /// Where it takes OTLP over gRPC.
+    /// The address for OTLP over gRPC.
     pub fn grpc(&self) -> String {
         format!("http://127.0.0.1:{}", self.grpc)
     }
 
-    /// Where it takes OTLP over HTTP.
+    /// The address for OTLP over HTTP.
     pub fn http(&self) -> String {
         format!("http://127.0.0.1:{}", self.http)
     }
 
-    /// Everything that has arrived.
+    /// All spans that have arrived.
     ///
     /// # Errors
     /// What it has printed cannot be read.
@@ -128,7 +128,7 @@ fn parse(text: &str) -> Vec<Span> {
         } else if let Some(attribute) = line.strip_prefix("-> ")
             && let Some((name, value)) = attribute.split_once(": ")
         {
-            // Its type in front: Str(value).
+            // The type precedes the value: Str(value).
             let value = value.split_once('(').map_or(value, |(_, value)| value.trim_end_matches(')'));
             let span = spans.last_mut().map(|span| &mut span.attributes);
             if let Some(attributes) = if in_resource { Some(&mut resource) } else { span } {
@@ -146,7 +146,7 @@ fn parse(text: &str) -> Vec<Span> {
                 "Kind" => &mut span.kind,
                 _ => continue,
             };
-            // The first time only: links have ids, too.
+            // Only the first occurrence: links have ids, too.
             if field.is_empty() {
                 value.trim().clone_into(field);
             }

@@ -1,11 +1,11 @@
-//! What was acknowledged, what was read, and whether what is stored agrees with it.
+//! Records what writers and readers observed, and checks that the stored records agree with it.
 //!
-//! Writers ([`Load`]) say in each value who wrote it and as its how-manieth. The checker ([`History::check`]) goes through
-//! the stored records once and holds:
+//! Each value that a writer ([`Load`]) sends contains the number of the writer and the number of the record. The
+//! checker ([`History::check`]) goes through the stored records once and checks:
 //! - offsets are dense;
-//! - a record is stored at most once, and a writer's records lie in the order in which they were sent;
-//! - what was acknowledged is stored at the offset that the writer was told;
-//! - what was refused is not stored (what has an unknown outcome may be).
+//! - a record is stored at most once, and the records of a writer are in the order in which they were sent;
+//! - an acknowledged record is stored at the offset of its acknowledgement;
+//! - a refused record is not stored (a record with an unknown outcome may be).
 //!
 //! It needs one word per record sent, and time proportional to records sent and stored.
 
@@ -22,10 +22,10 @@ use tokio::task::JoinHandle;
 use crate::node::PATIENCE;
 use crate::replica::Stored;
 
-/// Bytes that say who wrote a value: number of the writer, number of the record.
+/// Length of the prefix of a value: number of the writer, number of the record.
 const STAMP: usize = 12;
 
-/// What became of one record.
+/// The outcome of one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Stored at this offset.
@@ -36,7 +36,7 @@ pub enum Outcome {
     Unknown,
 }
 
-/// What one writer did.
+/// The history of one writer.
 #[derive(Debug)]
 pub struct Written {
     /// Partition that it wrote to.
@@ -49,7 +49,7 @@ pub struct Written {
     pub longest_silence: Duration,
 }
 
-/// What all writers did, by their number.
+/// The histories of all writers, by their number.
 #[derive(Debug, Default)]
 pub struct History {
     /// One per writer.
@@ -69,7 +69,7 @@ pub struct Load {
     pub pace: Duration,
     /// Size of a value in bytes, at least 12.
     pub value_bytes: usize,
-    /// Records that a writer leaves unanswered before it waits for the first of them.
+    /// Records of a writer in flight, before it waits for the oldest of them.
     pub window: usize,
 }
 
@@ -86,7 +86,7 @@ impl Load {
         }
     }
 
-    /// Starts the writers. They go on, whatever happens, until [`Writing::stop`].
+    /// Starts the writers. They continue, also through failures of nodes, until [`Writing::stop`].
     ///
     /// # Errors
     /// `servers` are no addresses.
@@ -110,7 +110,7 @@ impl Load {
     }
 }
 
-/// Writers that are under way.
+/// Running writers.
 #[derive(Debug)]
 pub struct Writing {
     stop: watch::Sender<bool>,
@@ -127,7 +127,7 @@ impl Writing {
     /// Waits until `more` further records are acknowledged.
     ///
     /// # Errors
-    /// They are not in time, or a writer has ended.
+    /// They are not acknowledged in time, or a writer has ended.
     pub async fn progress(&self, more: u64, patience: Duration) -> Result<()> {
         let goal = self.acknowledged() + more;
         let mut told = self.acknowledged.subscribe();
@@ -143,12 +143,12 @@ impl Writing {
             );
             let left = deadline.saturating_duration_since(Instant::now());
             ensure!(!left.is_zero(), "{} of {more} records acknowledged in {patience:?}", more - (goal - now));
-            // An end of a writer is looked for now and then.
+            // Checks from time to time whether a writer has ended.
             let _ = tokio::time::timeout(left.min(Duration::from_millis(200)), told.changed()).await;
         }
     }
 
-    /// Lets the writers finish what they have sent, and answers what they did.
+    /// Stops the writers after their records in flight, and returns their histories.
     ///
     /// # Errors
     /// A writer failed in a way that no client may.
@@ -195,7 +195,7 @@ impl Writer {
                         sent.push_back((number, delivery));
                     }
                     Err(error) => {
-                        // The producer has failed as a whole: another one goes on once its deliveries are answered.
+                        // The producer has failed as a whole: a new one continues once all its deliveries are answered.
                         written.errors.push(error.to_string());
                         while let Some((number, delivery)) = sent.pop_front() {
                             self.note(&mut written, number, delivery.await, &mut last_answer);
@@ -206,13 +206,13 @@ impl Writer {
                 }
                 tokio::time::sleep(self.load.pace).await;
             }
-            // What is answered already is taken; with a full window, or at the end, the oldest is waited for.
+            // Takes the answers that have arrived; with a full window, or at the end, waits for the oldest.
             let wait = stopping || sent.len() >= self.load.window;
             while let Some((number, delivery)) = sent.front_mut() {
                 let answer = if wait {
                     Some(delivery.await)
                 } else {
-                    // Polls once: the pause above has let the answers in.
+                    // Polls once: answers have arrived during the pause above.
                     futures::FutureExt::now_or_never(delivery)
                 };
                 let (Some(answer), number) = (answer, *number) else { break };
@@ -262,7 +262,7 @@ impl Writer {
     }
 }
 
-/// Who wrote a value, and as its how-manieth.
+/// The number of the writer of a value, and the number of the record.
 fn stamp(value: Option<&Bytes>) -> Option<(usize, usize)> {
     let (writer, rest) = value?.split_first_chunk::<4>()?;
     let number = u64::from_be_bytes(*rest.first_chunk()?);
@@ -291,23 +291,24 @@ impl History {
         offsets.max().unwrap_or(0)
     }
 
-    /// Longest time in which a writer got no acknowledgement.
+    /// Longest time that a writer had no acknowledgement.
     pub fn longest_silence(&self) -> Duration {
         self.writers.iter().map(|writer| writer.longest_silence).max().unwrap_or_default()
     }
 
-    /// Holds what is stored in one partition, from its first offset 0 on, against what its writers were told.
+    /// Checks the stored records of one partition, from its first offset 0 on, against the answers that the writers
+    /// received.
     ///
     /// # Errors
     /// The first contradiction.
     pub fn check(&self, partition: i32, stored: &[Stored]) -> Result<()> {
-        // By writer and number: where it is stored.
+        // Offset of each record, by writer and number.
         let mut places: Vec<Vec<Option<i64>>> =
             self.writers.iter().map(|writer| vec![None; writer.outcomes.len()]).collect();
         let mut last: Vec<Option<usize>> = vec![None; self.writers.len()];
         for (expected, record) in stored.iter().enumerate() {
             let offset = record.offset;
-            ensure!(offset == i64::try_from(expected)?, "offset {offset} follows where {expected} is due");
+            ensure!(offset == i64::try_from(expected)?, "offset {offset} follows instead of {expected}");
             let (writer, number) =
                 stamp(record.value.as_ref()).with_context(|| format!("offset {offset}: no writer made this"))?;
             let place = places.get_mut(writer).and_then(|places| places.get_mut(number));
@@ -324,7 +325,8 @@ impl History {
                     "offset {offset}: record {number} of writer {writer} was acknowledged at {told}"
                 ),
                 Outcome::Refused => bail!("offset {offset}: record {number} of writer {writer} was refused"),
-                // It may come late, when another producer went on after the one that sent it had failed.
+                // The record may be stored late, when a new producer continued after the producer that sent it had
+                // failed.
                 Outcome::Unknown => continue,
             }
             if let Some(before) = last[writer] {
@@ -340,7 +342,7 @@ impl History {
                 if let Outcome::Acknowledged(offset) = outcome {
                     ensure!(
                         places[number].is_some(),
-                        "record {number} of writer {writer}, acknowledged at offset {offset}, is gone"
+                        "record {number} of writer {writer}, acknowledged at offset {offset}, is missing"
                     );
                 }
             }
@@ -349,7 +351,7 @@ impl History {
     }
 }
 
-/// A reader that follows a partition from its start through everything that happens, and remembers what it was given.
+/// A reader that follows a partition from its start through all failures, and keeps the records that it read.
 #[derive(Debug)]
 pub struct Following {
     /// Where to stop: exclusive offset, once it is known.
@@ -374,22 +376,23 @@ impl Following {
                 if end.is_some_and(|end| next >= end) {
                     return Ok(read);
                 }
-                // A record that the consumer holds already is not lost when this is dropped: `next` is cancellation-safe.
+                // Dropping this future does not lose a record that the consumer has received: `next` is
+                // cancellation-safe.
                 let record = tokio::select! {
                     record = consumer.next() => record.context("a reader failed")?.context("a reader came to an end")?,
                     _ = limit.changed() => continue,
                 };
-                ensure!(record.offset == next, "a reader was given offset {} where {next} is due", record.offset);
+                ensure!(record.offset == next, "a reader received offset {} instead of {next}", record.offset);
                 read.push(Stored { offset: record.offset, key: record.key, value: record.value });
             }
         });
         Ok(Self { until, task })
     }
 
-    /// Waits until everything below `end` was read, and answers all that was.
+    /// Waits until everything below `end` was read, and returns all records that were read.
     ///
     /// # Errors
-    /// The reader failed, was given something out of order, or does not get there in time.
+    /// The reader failed, received records out of order, or does not reach `end` in time.
     pub async fn read_to(self, end: i64) -> Result<Vec<Stored>> {
         let _ = self.until.send(Some(end));
         let read = tokio::time::timeout(PATIENCE, self.task).await;
@@ -397,7 +400,7 @@ impl Following {
     }
 }
 
-/// What was read is what is stored.
+/// Checks that the records that were read are those that are stored.
 ///
 /// # Errors
 /// The first difference.
@@ -451,7 +454,7 @@ mod tests {
     #[test]
     fn what_was_acknowledged_must_be_there_where_it_was_said() {
         let lost = history(&[&[at(0), at(1)]]);
-        assert!(contradiction(&lost, &[record(0, 0, 0)]).contains("is gone"));
+        assert!(contradiction(&lost, &[record(0, 0, 0)]).contains("is missing"));
         let moved = history(&[&[at(5)]]);
         assert!(contradiction(&moved, &[record(0, 0, 0)]).contains("acknowledged at 5"));
     }
@@ -471,7 +474,7 @@ mod tests {
     #[test]
     fn what_was_refused_is_not_stored_and_offsets_are_dense() {
         assert!(contradiction(&history(&[&[REFUSED]]), &[record(0, 0, 0)]).contains("refused"));
-        assert!(contradiction(&history(&[&[at(1)]]), &[record(1, 0, 0)]).contains("where 0 is due"));
+        assert!(contradiction(&history(&[&[at(1)]]), &[record(1, 0, 0)]).contains("instead of 0"));
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Which source file of a crate imports which: read from `use` declarations and `crate::` paths.
+//! Finds which source file of a crate imports which, from `use` declarations and `crate::` paths.
 //!
-//! A name is followed through the re-exports of a folder's `mod.rs` to the file that defines it, so that importing `super::Thing`
-//! counts as importing the file of `Thing`, not its folder. What a `mod.rs` calls in its own children (`child::run()`) is no import:
-//! it is the face of its folder. Code for tests is left out: `tests.rs`, folders called `tests`, and
-//! what follows `#[cfg(test)]` at the left margin.
+//! A name is followed through the re-exports of a folder's `mod.rs` to the file that defines it, so importing
+//! `super::Thing` counts as importing the file of `Thing`, not its folder. A call of a `mod.rs` into its own children
+//! (`child::run()`) is not an import: the `mod.rs` is the interface of its folder. Code for tests is left out:
+//! `tests.rs`, folders called `tests`, and the text after `#[cfg(test)]` at the left margin.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -116,7 +116,7 @@ fn module_path(file: &str) -> Vec<String> {
     path
 }
 
-/// The text without comments, and without what is compiled for tests only.
+/// The text without comments and without code that is compiled for tests only.
 fn without_tests(text: &str) -> String {
     let mut kept = String::new();
     let mut lines = text.lines();
@@ -215,7 +215,7 @@ fn absolute(leaf: &[String], module: &[String]) -> Option<Vec<String>> {
                 rest = &rest[1..];
             }
         }
-        // A child of this module, as `pub use child::Name` says it.
+        // A child of this module, as in `pub use child::Name`.
         first if first.chars().next().is_some_and(char::is_lowercase) => {}
         _ => return None,
     }

@@ -1,4 +1,5 @@
-//! Real data: lines that the machine's package manager wrote and source files of crates that this build uses.
+//! Finds real data: lines that the package manager of the machine wrote, and source files of crates that this build
+//! uses.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +13,7 @@ use crate::repository;
 /// A record to append: key and value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// Says which line or file it is; unique in its list.
+    /// Identifies the line or file; unique in its list.
     pub key: Bytes,
     /// The bytes of the line (without its newline) or of the file.
     pub value: Bytes,
@@ -35,7 +36,7 @@ pub fn lines() -> Result<Vec<Item>> {
                 value: content.slice_ref(line),
             });
         }
-        // What follows the last newline is no line.
+        // The text after the last newline is not a line.
         if items.last().is_some_and(|item| item.value.is_empty()) {
             items.pop();
         }

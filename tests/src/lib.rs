@@ -1,14 +1,17 @@
 //! Process harness, end-to-end tests and benchmarks.
 //!
-//! [`node`] starts real `chronicle` processes and ends them in every way a machine can, [`cluster`] several of them that find
-//! one another, [`netns`] networks between them that can be cut; [`api`] speaks to them over plain gRPC and HTTP without the
-//! project's own client, so that a mistake in both cannot hide; [`writer`] keeps writing to one node through crashes,
-//! [`history`] to a cluster, and checks what became of it; [`replica`] reads what is on a disk without the node; [`input`]
-//! finds real data to feed them; [`imports`] reads which source file imports which; [`collector`] is where spans go; [`mount`] makes small, full and read-only volumes; [`tls`]
-//! certificates; [`wire`] bytes that no library would send. The tests lie in `tests/tests`; the benchmark is `tests/src/bin/bench`.
+//! [`node`] starts real `chronicle` processes and ends them in every way that a machine can. [`cluster`] runs several
+//! of them as a cluster, and [`netns`] makes networks between them that can be partitioned. [`api`] calls them over
+//! plain gRPC and HTTP without the client library of the project, so that a bug in both node and client cannot hide.
+//! [`writer`] writes to one node through crashes, [`history`] to a cluster, and both check the outcome. [`replica`]
+//! reads the disk of a node without the node. [`input`] finds real data to write; [`imports`] finds which source file
+//! imports which; [`collector`] receives spans; [`mount`] makes small, full and read-only volumes; [`tls`] makes
+//! certificates; [`wire`] sends bytes that no library would send. The tests are in `tests/tests`; the benchmark is
+//! `tests/src/bin/bench`.
 //!
-//! Variables: `CHRONICLE_TEST_BINARY` names the program to test, `CHRONICLE_TEST_FACTOR` lengthens the tests that go on for
-//! a while, `CHRONICLE_NO_NETNS=1` leaves out those that cut networks, `CHRONICLE_TEST_TLS=1` secures every cluster.
+//! Variables: `CHRONICLE_TEST_BINARY` names the program to test, `CHRONICLE_TEST_FACTOR` multiplies the duration of the
+//! long tests, `CHRONICLE_NO_NETNS=1` leaves out the tests that partition networks, `CHRONICLE_TEST_TLS=1` enables TLS
+//! in every cluster.
 
 use std::path::PathBuf;
 
@@ -32,7 +35,7 @@ pub fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the repository").to_path_buf()
 }
 
-/// How long a part of a test goes on: `default`, times the number in `CHRONICLE_TEST_FACTOR` where that is set.
+/// Duration of a part of a test: `default`, times the number in `CHRONICLE_TEST_FACTOR` where that is set.
 pub fn length(default: std::time::Duration) -> std::time::Duration {
     let factor = std::env::var("CHRONICLE_TEST_FACTOR").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1);
     default * factor

@@ -1,7 +1,7 @@
-//! Small volumes of their own: to run full, to be read-only.
+//! Makes small dedicated volumes, to be filled up or mounted read-only.
 //!
-//! Mounting needs root. Elsewhere a test runs itself once more inside a user and mount namespace ([`with_mounts`]), so it
-//! is never skipped.
+//! Mounting needs root. Without root a test runs itself again inside a user and mount namespace ([`with_mounts`]), so
+//! it is never skipped.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 const INSIDE: &str = "CHRONICLE_TEST_INSIDE_NAMESPACE";
 
-/// Runs `body` with the right to mount: as it is for root, else by running this one test (its full name) again inside a
-/// namespace where the user is root.
+/// Runs `body` with permission to mount: directly as root, otherwise by running this one test (its full name) again
+/// inside a namespace where the user is root.
 ///
 /// # Errors
 /// `body` fails, or no namespace can be made.
@@ -41,7 +41,7 @@ impl Volume {
     /// Mounts an empty volume of `bytes` bytes.
     ///
     /// # Errors
-    /// The mount is refused.
+    /// The mount fails.
     pub fn new(bytes: u64) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         mount(&["-t", "tmpfs", "-o", &format!("size={bytes}"), "chronicle-test"], dir.path())?;
@@ -56,12 +56,12 @@ impl Volume {
     /// Makes it read-only or writable again. Fails while a file on it is open for writing.
     ///
     /// # Errors
-    /// The mount is refused.
+    /// The mount fails.
     pub fn set_read_only(&self, read_only: bool) -> Result<()> {
         mount(&["-o", if read_only { "remount,ro" } else { "remount,rw" }], self.path())
     }
 
-    /// Fills it to the last byte with a file that has nothing to do with a node.
+    /// Fills it to the last byte with a file that belongs to no node.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -82,7 +82,7 @@ impl Volume {
         Ok(path)
     }
 
-    /// Fills `bytes` of it with a file that has nothing to do with a node.
+    /// Fills `bytes` of it with a file that belongs to no node.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -95,7 +95,7 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        // Lazy: also when a killed process has not let go of it yet.
+        // Lazy, because a killed process may not have released the volume yet.
         let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
     }
 }

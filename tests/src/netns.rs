@@ -1,10 +1,11 @@
-//! Networks that can be cut: one namespace per node, joined by a bridge that the test process is on as well.
+//! Makes networks that can be partitioned: one namespace per node, connected by a bridge that the test process is on as
+//! well.
 //!
-//! A cut is one-way and silent, like a broken switch: packets of one node to another are sent to a hardware address that
-//! nobody has (a permanent entry in the sender's neighbour table), so that nothing arrives, nothing is refused, and open
-//! connections feel it too. Needs nothing of the kernel but namespaces, bridges and veth.
+//! A cut is one-way and silent, like a broken switch: packets of one node to another are sent to a hardware address
+//! that no interface has (a permanent entry in the neighbour table of the sender). So nothing arrives, nothing is
+//! refused, and open connections are affected too. Needs only namespaces, bridges and veth of the kernel.
 //!
-//! Invariant: what was made is removed when the [`Network`] is dropped; stop the nodes in it first.
+//! Invariant: dropping the [`Network`] removes everything that it created; stop the nodes in it first.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
@@ -12,13 +13,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
-/// Set to 1 where namespaces cannot be made: tests of network cuts then say that they did not run.
+/// Set to 1 where namespaces cannot be made: tests of network cuts then print that they did not run.
 pub const OPT_OUT: &str = "CHRONICLE_NO_NETNS";
 
 /// A hardware address that no interface has: locally administered, unicast.
 const NOWHERE: &str = "02:de:ad:00:00:00";
 
-/// Whether tests of network cuts are to run. Says so when not.
+/// Returns whether tests of network cuts are to run; prints a line when they are not.
 pub fn wanted(test: &str) -> bool {
     let opted_out = std::env::var_os(OPT_OUT).is_some_and(|value| value == "1");
     if opted_out {
@@ -45,7 +46,7 @@ pub fn enter(namespace: &str, command: &Command) -> Command {
 pub enum End {
     /// The node of this number.
     Node(usize),
-    /// The test process, and whatever else is outside the namespaces.
+    /// The test process, and everything else outside the namespaces.
     Outside,
 }
 
@@ -88,7 +89,7 @@ impl Network {
         Ok(network)
     }
 
-    /// Adds a namespace for one more node; answers its number.
+    /// Adds a namespace for one more node; returns its number.
     ///
     /// # Errors
     /// As [`Network::new`].
@@ -131,7 +132,7 @@ impl Network {
         }
     }
 
-    /// Nothing that `from` sends reaches `to` any more; the other direction stays as it is.
+    /// From now on nothing that `from` sends reaches `to`; the other direction is unchanged.
     ///
     /// # Errors
     /// `ip` fails.
@@ -140,7 +141,7 @@ impl Network {
         self.neighbour(from, &["replace", &address, "lladdr", NOWHERE, "nud", "permanent"])
     }
 
-    /// Takes back what [`Network::cut_one_way`] did.
+    /// Reverts [`Network::cut_one_way`].
     ///
     /// # Errors
     /// There was no cut.
@@ -157,7 +158,7 @@ impl Network {
         each_pair(side, other, |from, to| self.cut_one_way(from, to))
     }
 
-    /// Takes back what [`Network::cut`] did.
+    /// Reverts [`Network::cut`].
     ///
     /// # Errors
     /// There was no such cut.

@@ -1,4 +1,4 @@
-//! One real node: a `chronicle` process on loopback ports of its own, with its data in a folder.
+//! One real node: a `chronicle` process on dedicated loopback ports, with its data in a folder.
 //!
 //! Invariants:
 //! - A node's child process never outlives the [`Node`] value; the threads that collect its output end with it.
@@ -23,7 +23,7 @@ use crate::binary;
 /// Name of the configuration file in its folder.
 const CONFIG_FILE: &str = "chronicle.yaml";
 
-/// How long a node may take to serve or to stop before a test gives up. Generous: the machine may be busy.
+/// Longest time that a node may take to serve or to stop. Generous: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How to start a node.
@@ -44,7 +44,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// A node with default settings, free ports and an empty data folder of its own.
+    /// A node with default settings, free ports and its own empty data folder.
     pub fn new() -> Self {
         Self {
             data_dir: None,
@@ -64,12 +64,12 @@ impl Setup {
         self
     }
 
-    /// Where gRPC and HTTP will be served.
+    /// Address at which gRPC and HTTP will be served.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((self.host, self.data_port))
     }
 
-    /// Keep the data here, and leave it there.
+    /// Store the data here, and keep it after the test.
     #[must_use]
     pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.data_dir = Some(dir.into());
@@ -96,7 +96,7 @@ impl Setup {
         let (section, rest) = path.split_once('.').expect("a path has a section and a field");
         let mut place = self.settings.entry(section).or_insert_with(|| json!({}));
         for name in rest.split('.') {
-            // Missing groups come to be by being indexed.
+            // Indexing creates missing groups.
             place = &mut place[name];
         }
         *place = value.into();
@@ -122,10 +122,10 @@ impl Setup {
         Ok(Node { setup: self, dir, _temporary: temporary, child: None, earlier: String::new() })
     }
 
-    /// Starts a node that must refuse to start; answers how it ended and what it printed.
+    /// Starts a node that must fail to start; returns how it ended and what it printed.
     ///
     /// # Errors
-    /// The process does not start, or goes on running.
+    /// The process does not start, or does not end.
     pub fn start_refused(self) -> Result<Output> {
         let (dir, _temporary) = self.folder()?;
         let scratch = tempfile::tempdir()?;
@@ -145,7 +145,7 @@ impl Setup {
         let mut tree = self.settings.clone();
         let section = tree.entry("node").or_insert_with(|| json!({}));
         section["data-dir"] = json!(dir);
-        // Plaintext must be asked for.
+        // Plaintext must be configured explicitly.
         let security = tree.entry("security").or_insert_with(|| json!({}));
         if security["tls"]["mode"].is_null() {
             security["tls"]["mode"] = json!("disabled");
@@ -164,7 +164,7 @@ impl Setup {
     }
 }
 
-/// The `chronicle` program with an environment of its own: variables of whoever runs the tests must not configure it.
+/// The `chronicle` program with a clean environment: variables of the caller must not configure it.
 ///
 /// # Errors
 /// The program cannot be built.
@@ -179,10 +179,10 @@ pub fn program() -> Result<Command> {
     Ok(command)
 }
 
-/// Runs a command to its end and answers how it ended and what it printed.
+/// Runs a command to its end and returns how it ended and what it printed.
 ///
 /// # Errors
-/// The process does not start, or goes on running for [`PATIENCE`].
+/// The process does not start, or does not end within [`PATIENCE`].
 pub fn output(mut command: Command) -> Result<Output> {
     let child = command
         .stdout(Stdio::piped())
@@ -194,10 +194,10 @@ pub fn output(mut command: Command) -> Result<Output> {
     let deadline = Instant::now() + PATIENCE;
     while !waiter.is_finished() {
         if Instant::now() > deadline {
-            // The process is still ours: nobody has waited for it yet.
+            // The process id is still valid: the process has not been waited for yet.
             let _ = kill_process(pid, Signal::KILL);
             let output = waiter.join().expect("waiting does not panic")?;
-            bail!("{command:?} went on running: {}", String::from_utf8_lossy(&output.stderr));
+            bail!("{command:?} did not end: {}", String::from_utf8_lossy(&output.stderr));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -235,7 +235,7 @@ impl Node {
         SocketAddr::from((self.setup.host, self.setup.ops_port))
     }
 
-    /// Starts differently from the next start on, on the same data.
+    /// Changes the setup from the next start on, with the same data.
     ///
     /// # Errors
     /// The node runs: its addresses are in use.
@@ -268,7 +268,7 @@ impl Node {
         self.child.as_ref().expect("the node runs").child.id()
     }
 
-    /// Whether the process was started and not ended by us. It may have ended by itself.
+    /// Whether the process was started and not ended by the harness. It may have ended by itself.
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }
@@ -306,7 +306,7 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until the launched node says that it is ready.
+    /// Waits until the launched node reports that it is ready.
     ///
     /// # Errors
     /// It does not run, ends, or is not ready in time; the error carries its log.
@@ -328,7 +328,7 @@ impl Node {
         }
     }
 
-    /// Ends the process at once, as a power cut to it alone would (`kill -9`).
+    /// Ends the process at once (`kill -9`), without a clean shutdown.
     pub fn kill(&mut self) {
         if let Some(mut running) = self.child.take() {
             // Both fail only when the process has ended already.
@@ -339,7 +339,7 @@ impl Node {
         }
     }
 
-    /// Stops the process where it is (SIGSTOP), as a machine does that hangs.
+    /// Pauses the process (SIGSTOP), like a machine that hangs.
     ///
     /// # Errors
     /// It does not run.
@@ -347,7 +347,7 @@ impl Node {
         self.signal(Signal::STOP)
     }
 
-    /// Lets a paused process go on (SIGCONT).
+    /// Resumes a paused process (SIGCONT).
     ///
     /// # Errors
     /// It does not run.
@@ -360,7 +360,7 @@ impl Node {
         kill_process(Pid::from_child(&running.child), signal).with_context(|| format!("sending {signal:?}"))
     }
 
-    /// The configuration file of the running node. What is written there is gone with the next start.
+    /// The configuration file of the running node. Changes to it are lost at the next start.
     ///
     /// # Panics
     /// The node is not running.
@@ -377,13 +377,14 @@ impl Node {
         let scratch = tempfile::tempdir()?;
         self.setup.command(&self.dir, scratch.path())?;
         let file = self.config_file();
-        // Beside it first: a rename does not cross file systems, and the node never sees a part.
+        // Written to the same folder first: a rename does not cross file systems, and the node never sees a partial
+        // file.
         let new = file.with_extension("new");
         std::fs::copy(scratch.path().join(CONFIG_FILE), &new)?;
         std::fs::rename(new, file).context("replacing the configuration")
     }
 
-    /// Asks the node to look at its configuration file (SIGHUP).
+    /// Asks the node to reload its configuration file (SIGHUP).
     ///
     /// # Errors
     /// It does not run.
@@ -391,10 +392,10 @@ impl Node {
         self.signal(Signal::HUP)
     }
 
-    /// Waits until the process has ended by itself; answers how, and what it had printed.
+    /// Waits until the process has ended by itself; returns how, and what it had printed.
     ///
     /// # Errors
-    /// It does not run, or goes on running.
+    /// It does not run, or does not end.
     pub fn wait_ended(&mut self) -> Result<(ExitStatus, String)> {
         self.ended_within(PATIENCE, "did not end by itself")
     }
@@ -404,14 +405,14 @@ impl Node {
     /// # Errors
     /// The node runs, or its files cannot be deleted.
     pub fn wipe(&mut self) -> Result<()> {
-        ensure!(self.child.is_none(), "the node runs: its disk cannot be taken away");
+        ensure!(self.child.is_none(), "the node runs: stop it before deleting its data");
         match std::fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("deleting the data"),
             _ => Ok(()),
         }
     }
 
-    /// Asks the process to stop (SIGTERM) and waits for it; answers how it ended and what it had printed.
+    /// Asks the process to stop (SIGTERM) and waits for it; returns how it ended and what it had printed.
     ///
     /// # Errors
     /// It does not run, or does not end in time.
@@ -470,7 +471,7 @@ impl Node {
     /// Bytes of memory that its process has (`VmRSS`) or had at most (`VmHWM`), by the field of proc(5), `/proc/PID/status`.
     ///
     /// # Errors
-    /// The process is gone.
+    /// The process has ended.
     pub fn memory_bytes(&self, field: &str) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
@@ -511,7 +512,7 @@ fn collect(stream: impl Read + Send + 'static, log: Arc<Mutex<String>>) -> JoinH
     })
 }
 
-/// A plain HTTP/1.1 `GET`: status and body. Blocking, for the little that the harness itself asks.
+/// A plain HTTP/1.1 `GET`: status and body. Blocking; only for the few requests of the harness itself.
 ///
 /// # Errors
 /// The connection fails or the answer is not HTTP.
@@ -526,7 +527,7 @@ pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     Ok((status, body))
 }
 
-/// A loopback port that nobody listens on, and that no outgoing connection is given by the kernel (those start at 32768).
+/// A closed loopback port that the kernel assigns to no outgoing connection (those start at 32768).
 ///
 /// # Panics
 /// No port in the range is free.

@@ -1,4 +1,4 @@
-//! What a stopped node really has on its disk, read without the node.
+//! Reads what a stopped node has on its disk, without the node.
 
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,8 @@
-//! Certificates for tests: an authority made by the program itself, folders that change as a Kubernetes Secret does, and which
-//! addresses are spoken to in TLS.
+//! Certificates for tests: a CA made by the program itself, folders that change as a Kubernetes Secret does, and the
+//! list of addresses that use TLS.
 //!
-//! [`crate::api`] and [`client_config`] look up the address that they are asked for, so that a test does not say again whether
-//! its cluster is secured.
+//! [`crate::api`] and [`client_config`] look up the address that they connect to, so a test does not have to repeat
+//! whether its cluster uses TLS.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use crate::node::{output, program};
 
-/// Principal of the client that tests speak as: [`Secured::client`].
+/// Principal of the client that the tests use: [`Secured::client`].
 pub const ADMIN: &str = "admin";
 
 /// A certificate and its key.
@@ -32,7 +32,7 @@ pub struct Pair {
     pub key: PathBuf,
 }
 
-/// A certificate authority in a folder of its own, gone with this value.
+/// A certificate authority in its own folder, which is deleted with this value.
 #[derive(Debug)]
 pub struct Authority {
     folder: TempDir,
@@ -62,13 +62,13 @@ impl Authority {
         self.folder.path().join("ca.crt")
     }
 
-    /// A pair that was made.
+    /// A pair that was created before.
     pub fn pair(&self, name: &str) -> Pair {
         let file = |end: &str| self.folder.path().join(format!("{name}.{end}"));
         Pair { certificate: file("crt"), key: file("key") }
     }
 
-    /// A node's certificate, made anew. `more` are options of `chronicle cert`.
+    /// Creates or recreates the certificate of a node. `more` are options of `chronicle cert`.
     ///
     /// # Errors
     /// `chronicle cert` fails.
@@ -77,7 +77,7 @@ impl Authority {
         Ok(self.pair(name))
     }
 
-    /// A client's certificate, made anew.
+    /// Creates or recreates the certificate of a client.
     ///
     /// # Errors
     /// `chronicle cert` fails.
@@ -86,7 +86,7 @@ impl Authority {
         Ok(self.pair(name))
     }
 
-    /// How a client of this authority's nodes encrypts, with a certificate of its own or without one.
+    /// TLS configuration of a client of nodes with this authority, with or without a client certificate.
     pub fn trusted(&self, pair: Option<&Pair>) -> TlsConfig {
         let tls = TlsConfig::new(self.ca());
         match pair {
@@ -151,7 +151,7 @@ impl Mounted {
         Ok(std::fs::rename(next, self.folder.path().join("..data"))?)
     }
 
-    /// How a client that has this folder mounted encrypts.
+    /// TLS configuration of a client that has this folder mounted.
     pub fn client(&self) -> TlsConfig {
         TlsConfig::new(self.file("ca.crt")).identity(self.file("tls.crt"), self.file("tls.key"))
     }
@@ -160,15 +160,15 @@ impl Mounted {
 /// What secures one cluster: its authority, a folder for the client of the test, and one per node.
 #[derive(Debug)]
 pub struct Secured {
-    /// Signs all of it at first.
+    /// Signs all certificates at first.
     pub authority: Authority,
-    /// What the test's client shows and believes.
+    /// The certificate of the test's client, and the CAs that it trusts.
     pub client: Mounted,
     nodes: Mutex<HashMap<String, Arc<Mounted>>>,
 }
 
 impl Secured {
-    /// A new authority, and a client's certificate of it.
+    /// Creates an authority, and a client certificate signed by it.
     ///
     /// # Errors
     /// `chronicle cert` fails.
@@ -178,7 +178,7 @@ impl Secured {
         Ok(Arc::new(Self { authority, client, nodes: Mutex::default() }))
     }
 
-    /// The folder of a node, made when it is first asked for.
+    /// The folder of a node, created at the first call.
     ///
     /// # Errors
     /// `chronicle cert` fails.
@@ -196,22 +196,22 @@ impl Secured {
 
 static SECURED: LazyLock<Mutex<HashMap<SocketAddr, Arc<Secured>>>> = LazyLock::new(Mutex::default);
 
-/// From now on the address is spoken to in TLS.
+/// Marks the address as using TLS.
 pub fn register(address: SocketAddr, secured: &Arc<Secured>) {
     SECURED.lock().unwrap_or_else(PoisonError::into_inner).insert(address, secured.clone());
 }
 
-/// From now on it is spoken to in plaintext again.
+/// Marks the address as plaintext again.
 pub fn forget(address: SocketAddr) {
     SECURED.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
 }
 
-/// What secures an address; `None`: nothing.
+/// The certificates for an address; `None`: plaintext.
 pub fn of(address: SocketAddr) -> Option<Arc<Secured>> {
     SECURED.lock().unwrap_or_else(PoisonError::into_inner).get(&address).cloned()
 }
 
-/// The client's configuration for `HOST:PORT,...`, encrypted when the first of them is.
+/// The client configuration for `HOST:PORT,...`, with TLS when the first address uses it.
 pub fn client_config(servers: &str) -> ClientConfig {
     let first = servers.split(',').next().and_then(|server| server.trim().parse().ok());
     let config = ClientConfig::new(servers);
@@ -221,7 +221,7 @@ pub fn client_config(servers: &str) -> ClientConfig {
     }
 }
 
-/// Has a `chronicle` command encrypt when the address is.
+/// Configures a `chronicle` command for TLS when the address uses it.
 pub fn encrypt(command: &mut Command, address: SocketAddr) {
     let Some(secured) = of(address) else { return };
     for (variable, file) in [("CHRONICLE_CA", "ca.crt"), ("CHRONICLE_CERT", "tls.crt"), ("CHRONICLE_KEY", "tls.key")] {
@@ -242,10 +242,10 @@ pub fn http(address: SocketAddr) -> Result<reqwest::Client> {
     Ok(builder.identity(reqwest::Identity::from_pem(&identity.concat())?).build()?)
 }
 
-/// An encrypted connection that offers one protocol (ALPN) and shows a certificate. Reads wait for two seconds.
+/// A TLS connection that offers one protocol (ALPN) and presents a certificate. Reads wait for two seconds.
 ///
 /// # Errors
-/// A file cannot be read, or nobody listens. What is wrong with the handshake is told by the first read or write.
+/// A file cannot be read, or the port is closed. The first read or write returns errors of the handshake.
 pub fn raw(
     address: SocketAddr,
     authority: &Authority,
@@ -272,7 +272,7 @@ pub fn url(address: SocketAddr) -> String {
     format!("{scheme}://{address}")
 }
 
-/// Whether clusters are secured that do not say (`CHRONICLE_TEST_TLS=1`).
+/// Whether clusters use TLS when the test does not specify it (`CHRONICLE_TEST_TLS=1`).
 pub fn by_default() -> bool {
     std::env::var("CHRONICLE_TEST_TLS").is_ok_and(|value| value == "1")
 }

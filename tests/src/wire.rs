@@ -1,5 +1,5 @@
-//! Bytes as no library would send them: HTTP/2 frames and header blocks by hand (RFC 9113, RFC 7541), for tests of what a node
-//! does with clients that mean harm.
+//! Sends bytes as no library would: HTTP/2 frames and header blocks made by hand (RFC 9113, RFC 7541), for tests with
+//! malicious clients.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// What an HTTP/2 connection begins with.
+/// The preface of an HTTP/2 connection.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Frame types.
@@ -28,12 +28,12 @@ pub const END_STREAM: u8 = 1;
 /// Flag of the last frame of a header block.
 pub const END_HEADERS: u8 = 4;
 
-/// A frame that says to be as long as it is.
+/// A frame whose header states its true length.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&head(payload.len() as u32, kind, flags, stream), payload].concat()
 }
 
-/// The head of a frame that says to have `bytes` bytes.
+/// The header of a frame that states a length of `bytes` bytes.
 pub fn head(bytes: u32, kind: u8, flags: u8, stream: u32) -> [u8; 9] {
     let [_, a, b, c] = bytes.to_be_bytes();
     let [d, e, f, g] = stream.to_be_bytes();
@@ -66,7 +66,7 @@ pub fn call(path: &str) -> Vec<u8> {
     ])
 }
 
-/// What a node answered on a stream of HTTP/2, as far as it is whole: types and flags of the frames.
+/// The complete frames of an answer over HTTP/2: their types and flags.
 pub fn frames(mut answer: &[u8], stream: u32) -> Vec<(u8, u8)> {
     let mut frames = Vec::new();
     while let [a, b, c, kind, flags, d, e, f, g, rest @ ..] = answer {
@@ -79,29 +79,29 @@ pub fn frames(mut answer: &[u8], stream: u32) -> Vec<(u8, u8)> {
     frames
 }
 
-/// How a node took what it was sent.
+/// How a node reacted to the bytes.
 #[derive(Debug)]
 pub struct Taken {
-    /// Bytes that it took before it closed, or all of them.
+    /// Bytes that it accepted before it closed, or all of them.
     pub sent: usize,
-    /// The beginning of what it answered, at most 64 KiB.
+    /// The beginning of its answer, at most 64 KiB.
     pub answer: Vec<u8>,
-    /// It closed the connection, by itself or when told that nothing more comes.
+    /// It closed the connection, by itself or after the end of the input.
     pub closed: bool,
 }
 
 impl Taken {
-    /// The answer as text, for what is text of it.
+    /// The answer as text; bytes that are not text are replaced.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.answer).into_owned()
     }
 }
 
-/// Sends pieces until there are none, the node closes, or the time is over, and reads all the while. Then says that no more
-/// comes, and waits for the end.
+/// Sends pieces until all are sent, the node closes, or the time is over, and reads concurrently. Then closes the
+/// sending side and waits for the node to close.
 ///
 /// # Errors
-/// Nobody listens, or the connection stays open after `patience`.
+/// The port is closed, or the connection stays open after `patience`.
 pub fn send(address: SocketAddr, pieces: impl IntoIterator<Item = Vec<u8>>, patience: Duration) -> Result<Taken> {
     let deadline = Instant::now() + patience;
     let mut stream = TcpStream::connect(address)?;

@@ -1,8 +1,8 @@
-//! A writer that goes on through crashes of the node and remembers exactly what it was told.
+//! A writer that continues through crashes of the node and records every answer.
 //!
-//! It pipelines requests over `ProduceStream`. With a producer identity it sends unanswered requests again after a crash,
-//! so that each must be stored exactly once. Without one it must not: their outcome is unknown, and it goes on with the
-//! next ones.
+//! It pipelines requests over `ProduceStream`. With a producer identity it sends unanswered requests again after a
+//! crash; each record must be stored exactly once. Without one it must not send them again: their outcome is unknown,
+//! and it continues with the next requests.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use crate::api;
 use crate::input::Item;
 use crate::node::PATIENCE;
 
-/// What the writer was told about one record.
+/// The answer to one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Durable at this offset.
@@ -32,13 +32,13 @@ pub enum Outcome {
 /// How to write.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Send with a producer id and sequence numbers, and again what was not answered.
+    /// Send with a producer id and sequence numbers, and send unanswered requests again.
     pub idempotent: bool,
     /// Most records of one request.
     pub records_max: usize,
     /// Most bytes of keys and values in one request (one record may be larger).
     pub bytes_max: usize,
-    /// Requests sent and not answered yet.
+    /// Requests in flight.
     pub window: usize,
 }
 
@@ -66,11 +66,11 @@ pub fn requests(items: &[Item], options: &Options) -> Vec<std::ops::Range<usize>
     ranges
 }
 
-/// Writes all items to partition 0 of a topic, in order, whatever happens to the node in between, and answers what became
-/// of each. `acknowledged` is told the number of acknowledged records as it grows.
+/// Writes all items to partition 0 of a topic, in order, also through crashes of the node, and returns the outcome of
+/// each. Adds the number of acknowledged records to `acknowledged` as they are acknowledged.
 ///
 /// # Errors
-/// The node answers something that the protocol does not allow, refuses for good, or stays away for too long.
+/// The answer violates the protocol, is a permanent refusal, or the node is unreachable for too long.
 pub async fn write_all(
     address: SocketAddr,
     topic: &str,
@@ -93,7 +93,8 @@ pub async fn write_all(
         };
         let (requests, stream) = mpsc::channel(options.window);
         let opened = {
-            // The node may send its response headers only with the first answer, so the first request goes ahead of them.
+            // The node may send its response headers only with the first answer, so the first request is sent before
+            // waiting for them.
             if let Some(first) = todo.pop_front() {
                 sent.push_back(first);
                 let _ =
@@ -116,7 +117,7 @@ pub async fn write_all(
                 let answer = match answers.message().await {
                     Ok(Some(v1::ProduceStreamResponse { result: Some(answer) })) => answer,
                     Ok(Some(_)) => bail!("an answer without a result"),
-                    // The connection or the stream ended: what is left in `sent` has no answer.
+                    // The connection or the stream ended: the requests left in `sent` have no answer.
                     Ok(None) | Err(_) => break,
                 };
                 let range = ranges[expected].clone();
@@ -147,7 +148,7 @@ pub async fn write_all(
         if todo.is_empty() && sent.is_empty() {
             break;
         }
-        // The connection broke or the node asked for patience; it may be restarting.
+        // The connection was lost or the node asked to retry later; it may be restarting.
         tokio::time::sleep(Duration::from_millis(10)).await;
         if options.idempotent {
             // Again, in the same order and with the same sequence numbers.
@@ -159,7 +160,7 @@ pub async fn write_all(
     Ok(outcomes)
 }
 
-/// Refusals that a later attempt may not meet, or that leave the outcome open.
+/// Refusals that a retry may not get, or that leave the outcome unknown.
 fn may_pass(reason: &str) -> bool {
     ["OVERLOADED", "UNAVAILABLE", "NOT_LEADER", "OUTCOME_UNKNOWN", "DISK_FAILED", "DISK_FULL"].contains(&reason)
 }

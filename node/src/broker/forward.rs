@@ -1,14 +1,16 @@
-//! Requests that only the leader of a partition can answer, on a node that does not lead it: they are forwarded.
+//! Forwards requests that only the leader of a partition can answer to the leader, when this node does not lead the
+//! partition.
 //!
-//! For callers that cannot follow a leader themselves: an HTTP client behind a load balancer, the coordinator of a consumer
-//! group. gRPC clients are told who leads, and go there.
+//! For callers that cannot follow a leader themselves: an HTTP client behind a load balancer, the coordinator of a
+//! consumer group. gRPC clients receive the address of the leader, and connect to it.
 //!
 //! Invariants:
-//! - At most one hop: what comes from another node is answered here or refused ([`Broker::answer_forwarded`]).
-//! - An append is sent a second time only when the first node said that it did nothing with it.
-//! - An append without an answer has an unknown outcome, unless it cannot have arrived.
+//! - At most one hop: this node answers or rejects a request from another node, and never forwards it again
+//!   ([`Broker::answer_forwarded`]).
+//! - An append is sent a second time only when the first node reported that the append had no effect.
+//! - The outcome of an append without an answer is unknown, unless the append cannot have arrived.
 //!
-//! `peers::forwarding` bounds what is under way.
+//! `peers::forwarding` limits the requests in flight.
 
 use std::time::Duration;
 
@@ -33,7 +35,7 @@ const APPEND_PATIENCE: Duration = Duration::from_secs(30);
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Broker {
-    /// Appends on the node that leads the partition. `not_here`: why this one does not.
+    /// Appends on the leader of the partition. `not_here`: why this node cannot append.
     pub(super) async fn forward_append(
         &self,
         append: Admitted,
@@ -58,7 +60,7 @@ impl Broker {
             Ok(Answer::Refused(refusal)) => Err(refusal_in(refusal)),
             Ok(_) => Err(ApiError::unknown(&unexpected())),
             Err(ForwardError::NotSent(why)) => {
-                tracing::debug!(leader, why, "an append is not forwarded");
+                tracing::debug!(leader, why, "cannot forward append");
                 Err(not_here)
             }
             Err(ForwardError::Busy) => Err(busy(ForwardError::Busy)),
@@ -66,7 +68,8 @@ impl Broker {
         }
     }
 
-    /// Reads from the leader of the partition what only that one can tell. `here`: what this node had, or why it has nothing.
+    /// Reads from the leader of the partition what only the leader knows. `here`: what this node has, or why it has
+    /// nothing.
     pub(super) async fn fetch_from_leader(
         &self,
         topic: Topic,
@@ -78,9 +81,9 @@ impl Broker {
             Err(error) => is_at_end(request.from, error),
         };
         let leader = if at_end {
-            // Where the log ends only the leader knows: this replica may be behind.
+            // Only the leader knows the end of the log: this replica may be behind.
             match self.inner.replicas.lead(&topic, request.target.partition).await {
-                // It was not leading a moment ago.
+                // This node has become the leader since the first read.
                 Ok(_) => {
                     let again = self.fetch_here(&topic, &request).await;
                     return again.map_err(|error| self.api_error(error));
@@ -116,7 +119,7 @@ impl Broker {
         }
     }
 
-    /// Offsets as the leader of the partition knows them. `here`: why this node does not.
+    /// Returns the offsets from the leader of the partition. `here`: why this node cannot answer.
     pub(super) async fn offsets_from_leader(
         &self,
         target: &TopicPartition,
@@ -137,7 +140,7 @@ impl Broker {
         }
     }
 
-    /// The other node that leads, if it is alive.
+    /// The leader, when it is another node and alive.
     fn reachable_leader(&self, error: &PartitionError) -> Option<u64> {
         match error {
             PartitionError::NotLeader { leader } => self.reachable(*leader),
@@ -152,7 +155,8 @@ impl Broker {
         (member && leader != cluster.node() && cluster.alive(leader)).then_some(leader)
     }
 
-    /// Asks `leader`, and once more the node that leads instead, as the first one says.
+    /// Sends the request to `leader`, and once more to the current leader when the response of the first node names
+    /// one.
     async fn forward(
         &self,
         leader: u64,
@@ -170,7 +174,7 @@ impl Broker {
         }
     }
 
-    /// Answers what another node forwards. Never forwards.
+    /// Answers a request that another node forwarded. Never forwards.
     pub(crate) async fn answer_forwarded(&self, request: proto::ForwardRequest) -> proto::ForwardResponse {
         let target = TopicPartition { topic: request.topic, partition: request.partition };
         let answer = match request.ask {
@@ -199,7 +203,7 @@ impl Broker {
             Expected::NextOffset(offset) => Expectation::NextOffset(offset),
             Expected::KeyVersion(of) => Expectation::KeyVersion { key: of.key, version: of.version },
         });
-        // Its producer is in the batch, and everything is checked as if a client had sent it here.
+        // The batch contains its producer. Everything is checked as for an append that a client sends to this node.
         let request = Produce { target, payload: Payload::Batch(append.batch), producer: None, expectation };
         let produced = self.produce(request, Route::Local).await?;
         Ok(Answer::Append(proto::ForwardedAppendAnswer {
@@ -220,13 +224,13 @@ impl Broker {
         let max_bytes = usize::try_from(read.max_bytes).unwrap_or(usize::MAX).clamp(1, READ_BYTES_MAX);
         let max_wait = Duration::from_millis(read.max_wait_ms);
         let request = Fetch { target, from, max_bytes, max_wait };
-        // Another replica may be behind; what is missing there would be denied.
+        // Only the leader answers: a replica that is behind would report existing records as missing.
         let topic = self.topic(&request.target).await?;
         let partition = self.led_partition(&topic, request.target.partition).await?;
         partition.read_index().await.map_err(|error| self.api_error(error))?;
         let fetched = self.fetch(request, Route::Local).await?;
         if fetched.batches.is_empty() && max_wait.is_zero() {
-            // Between nodes this has always been a refusal.
+            // The protocol between nodes encodes this as a refusal.
             return Err(self.api_error(fetched.at_end()));
         }
         Ok(Answer::Read(proto::ForwardedReadAnswer {
@@ -239,7 +243,7 @@ impl Broker {
     }
 }
 
-/// Whether a read that was out of range asked for what lies at the end of the replica, or behind it.
+/// Returns whether a read that was out of range asked for an offset at the end of the replica, or behind it.
 fn is_at_end(from: Position, error: &PartitionError) -> bool {
     match (from, error) {
         (Position::Offset(offset), PartitionError::OutOfRange { next, .. }) => offset >= *next,
@@ -249,18 +253,18 @@ fn is_at_end(from: Position, error: &PartitionError) -> bool {
 }
 
 fn answered(response: proto::ForwardResponse) -> Result<Answer, ForwardError> {
-    response.answer.ok_or_else(|| ForwardError::NoAnswer("it is one that this version does not know".into()))
+    response.answer.ok_or_else(|| ForwardError::NoAnswer("the kind of answer is unknown to this version".into()))
 }
 
 fn unexpected() -> ApiError {
-    ApiError::new(Reason::Internal, "a forwarded request: the answer is not one to what was asked")
+    ApiError::new(Reason::Internal, "forwarded request: the answer does not match the request")
 }
 
 fn unavailable(error: &ForwardError) -> ApiError {
     ApiError::new(Reason::Unavailable, error.to_string())
 }
 
-/// Nothing was changed: the same request may succeed later.
+/// An error for a request without effect: the same request may succeed later.
 fn busy(error: ForwardError) -> ApiError {
     match error {
         ForwardError::Busy => ApiError::new(Reason::Overloaded, error.to_string()),
@@ -277,7 +281,7 @@ fn refusal_out(error: ApiError) -> proto::ForwardedRefusal {
     }
 }
 
-/// A reason that this version does not know leaves open what has happened.
+/// Decodes a refusal. With a reason that this version does not know, the outcome is unknown.
 fn refusal_in(refusal: proto::ForwardedRefusal) -> ApiError {
     let reason = Reason::ALL.iter().copied().find(|reason| reason.as_str() == refusal.reason);
     let mut metadata: Vec<_> = refusal.metadata.into_iter().map(|(name, value)| (name.into(), value)).collect();

@@ -1,16 +1,18 @@
-//! The one API of every listener: who may, admission, routing, appends, reads, topics, and the cluster as it is described.
+//! The one API of every listener: authorization, admission, routing, appends, reads, topics, and descriptions of the
+//! cluster.
 //!
-//! Listeners turn bytes into the requests of `model/` and answers into bytes; everything that is decided is decided here or
-//! below. They come in by `for_caller.rs`, which judges who asks; [`Broker`] itself judges nobody and serves the node.
+//! Listeners decode bytes into the requests of `model/` and encode the answers; all decisions are made here or below.
+//! Listeners call through `for_caller.rs`, which checks the permissions of the caller. [`Broker`] itself checks no
+//! permissions and serves the node.
 //!
-//! - `append.rs`, `read.rs`, `wait.rs`: the paths of data; `forward.rs`: to the leader, when it is another node;
-//!   `request_checks.rs`: the rules;
+//! - `append.rs`, `read.rs`, `wait.rs`: appends, reads and waits; `forward.rs`: sends requests to the leader when it is
+//!   another node; `request_checks.rs`: the rules for requests;
 //! - `topic_admin.rs`, `nodes.rs`: changes and descriptions of topics and nodes; `metrics_view.rs`: what metrics read;
-//! - `authorizer.rs`, `audit.rs`: who may do what, and what is written of it;
-//! - `errors.rs`: the table from errors inside to answers; `disk_space.rs`: no appends on a full volume.
+//! - `authorizer.rs`, `audit.rs`: permissions and quotas, and the audit trail;
+//! - `errors.rs`: the table from internal errors to answers; `disk_space.rs`: rejects appends on a full volume.
 //!
-//! Never names a protocol, nor what starts and stops the node. Neighbours: `listeners/` and `groups/` above; `partition/` and
-//! `controller/` below.
+//! Never names a protocol, nor the code that starts and stops the node. Neighbours: `listeners/` and `groups/` above;
+//! `partition/` and `controller/` below.
 
 mod append;
 mod audit;
@@ -53,9 +55,9 @@ use crate::partition::{Partition, Replicas};
 /// Where a request may be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
-    /// On this node, or not at all: for clients that find the leader themselves.
+    /// Only on this node: for clients that find the leader themselves.
     Local,
-    /// By the leader of the partition, forwarded there when it is another node: for clients that cannot.
+    /// By the leader of the partition; forwarded when that is another node: for clients that cannot find the leader.
     Leader,
 }
 
@@ -70,21 +72,22 @@ struct Inner {
     replicas: Replicas,
     /// The controller group on this node, once the node is part of a cluster.
     controller: OnceLock<Arc<Controller>>,
-    /// How far the node is on its way into a cluster, for people.
+    /// The progress of bootstrapping or joining, as human-readable text.
     joining: watch::Receiver<String>,
-    /// The cluster knows of this process of the node.
+    /// True once this process is registered with the controller.
     established: watch::Receiver<bool>,
     disk_space: DiskSpace,
     traffic: TopicTable,
     authorizer: Authorizer,
-    /// Held while a topic is changed: what is changed is what was read.
+    /// Held while a topic is changed, so that the change applies to the state that was read.
     changing_topics: tokio::sync::Mutex<()>,
     stop: CancellationToken,
 }
 
 impl Broker {
-    /// A broker over these replicas. Until [`Broker::attach`] it knows no controller group, and refuses what needs one.
-    /// `joining`, `established`: how far the node is on its way into a cluster; `stop`: requests that wait end with it.
+    /// Creates a broker over these replicas. Until [`Broker::attach`] it has no controller group, and rejects requests
+    /// that need one. `joining`, `established`: the progress of bootstrapping or joining; `stop`: ends requests that
+    /// wait.
     pub(crate) fn new(
         replicas: Replicas,
         joining: watch::Receiver<String>,
@@ -138,7 +141,7 @@ impl Broker {
         &self.inner.cluster.store
     }
 
-    /// Judges callers on this node.
+    /// Checks the permissions and quotas of callers on this node.
     pub fn authorizer(&self) -> &Authorizer {
         &self.inner.authorizer
     }
@@ -157,7 +160,7 @@ impl Broker {
                 Readiness::NotReady(JoinRefusal::Removed.to_string())
             }
             None if !*self.inner.established.borrow() => {
-                Readiness::NotReady("the cluster has not taken note of this node yet".into())
+                Readiness::NotReady("not registered with the controller yet".into())
             }
             None => Readiness::Ready,
         }
@@ -165,7 +168,7 @@ impl Broker {
 
     /// Waits until the node is part of its cluster.
     pub(crate) async fn established(&self) {
-        // Ends only with the node.
+        // The channel closes only when the node stops.
         let _ = self.inner.established.clone().wait_for(|established| *established).await;
     }
 
@@ -177,12 +180,12 @@ impl Broker {
         })
     }
 
-    /// What a failure of a partition means to a client.
+    /// Translates a failure of a partition into an error for a client.
     pub(crate) fn api_error(&self, error: PartitionError) -> ApiError {
         errors::partition_error(error, &self.inner.cluster.state())
     }
 
-    /// Whether the data volume takes another append.
+    /// Checks that the data volume has space for another append.
     ///
     /// # Errors
     /// [`Reason::DiskFull`].
@@ -190,8 +193,8 @@ impl Broker {
         self.inner.disk_space.check(self.store())
     }
 
-    /// The topic of a request, when it has the partition asked for. What this node does not know it asks the controller
-    /// leader for once: it may have been committed a moment ago.
+    /// Returns the topic of a request, when it has the requested partition. When this node does not know the topic, it
+    /// synchronises once with the controller leader: the topic may have been committed a moment ago.
     async fn topic(&self, target: &TopicPartition) -> Result<Topic, ApiError> {
         match self.known_topic(target) {
             Ok(topic) => Ok(topic),
@@ -199,7 +202,7 @@ impl Broker {
             // Boxed: rare, and large.
             Err(_) => match Box::pin(self.controller()?.sync()).await {
                 Ok(()) => self.known_topic(target),
-                // A node that has just started knows of nothing yet: "no such topic" would be final, and wrong.
+                // A node that has just started has applied no metadata yet: "no such topic" would be final, and wrong.
                 Err(unavailable) => Err(unavailable.into()),
             },
         }
@@ -218,23 +221,23 @@ impl Broker {
         Ok(topic.clone())
     }
 
-    /// This node is the whole cluster, and knows what was committed before it started.
+    /// This node is the whole cluster, and has applied everything that was committed before it started.
     pub(crate) fn alone(&self) -> bool {
         *self.inner.established.borrow() && self.inner.cluster.state().nodes.len() == 1
     }
 
-    /// A partition, opened if need be.
+    /// Returns a partition, and opens it if necessary.
     ///
     /// # Errors
-    /// What keeps it from opening.
+    /// The failure to open it.
     pub(crate) async fn partition(&self, topic: &Topic, partition: i32) -> Result<Arc<Partition>, ApiError> {
         self.inner.replicas.open(topic, partition).await.map_err(|error| self.api_error(error))
     }
 
-    /// A partition, led by this node: opened and elected if need be.
+    /// Returns a partition that this node leads; opens it and waits for an election if necessary.
     ///
     /// # Errors
-    /// [`Reason::NotLeader`]; what keeps it from opening.
+    /// [`Reason::NotLeader`]; the failure to open it.
     pub(crate) async fn led_partition(&self, topic: &Topic, partition: i32) -> Result<Arc<Partition>, ApiError> {
         self.inner.replicas.lead(topic, partition).await.map_err(|error| self.api_error(error))
     }

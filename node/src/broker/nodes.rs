@@ -1,4 +1,4 @@
-//! Nodes of the cluster: who serves what, and operations on them.
+//! Describes the nodes of the cluster and the placement of partitions, and starts operations on nodes.
 
 use chronicle_log::LogId;
 use chronicle_proto::internal::group_request::Ask;
@@ -58,14 +58,14 @@ impl Broker {
         if node == cluster.node() { Some(liveness.own_encryption()) } else { liveness.encryption(node) }
     }
 
-    /// Where the partitions of some topics are; no names: of all.
+    /// Returns where the partitions of some topics are; no names: of all topics.
     ///
     /// # Errors
     /// [`Reason::Unavailable`] before the node is part of a cluster.
     pub async fn metadata(&self, topics: &[String]) -> Result<Metadata, ApiError> {
         let mut state = self.inner.cluster.state();
         if topics.iter().any(|name| !state.topics.contains_key(name)) && !self.alone() {
-            // It may have been agreed a moment ago.
+            // The topic may have been committed a moment ago.
             let _ = self.controller()?.sync().await;
             state = self.inner.cluster.state();
         }
@@ -100,7 +100,7 @@ impl Broker {
             term = partition.group().status().term;
             leader = match partition.role() {
                 PartitionRole::Leading(_) | PartitionRole::Settling => Some(cluster.node()),
-                // A leader that is gone is no help.
+                // A leader that is not alive cannot serve the request: do not redirect to it.
                 PartitionRole::Following { leader } => {
                     leader.filter(|id| cluster.alive(*id) && !partition.group().leader_gone())
                 }
@@ -117,7 +117,7 @@ impl Broker {
         }
     }
 
-    /// The cluster at a glance, as this node sees it.
+    /// Returns a summary of the cluster, as this node sees it.
     ///
     /// # Errors
     /// [`Reason::Unavailable`] before the node is part of a cluster.
@@ -167,7 +167,7 @@ impl Broker {
     async fn operate(&self, command: &Command) -> Result<OperationView, ApiError> {
         let controller = self.controller()?;
         let outcome = match command {
-            // Begun twice, it is one operation.
+            // Starting it twice results in one operation, so the command may be repeated.
             Command::StartOperation { .. } => controller.command_again(command).await?,
             _ => controller.command(command).await?,
         };
@@ -180,16 +180,16 @@ impl Broker {
         }
     }
 
-    /// Begins to move every replica off a node (UUID or unique name) and to remove it.
+    /// Starts to move every replica off a node (UUID or unique name) and to remove the node.
     ///
     /// # Errors
-    /// [`Reason::InvalidRequest`] when no node or several have that name, or the others could not hold the replicas.
+    /// [`Reason::InvalidRequest`] when no node or several have that name, or the other nodes cannot hold the replicas.
     pub async fn decommission(&self, node: &str) -> Result<OperationView, ApiError> {
         let node = self.node(&self.inner.cluster.state(), node)?.id;
         self.operate(&Command::StartOperation { kind: OperationKind::Decommission, node, now_ms: now_ms() }).await
     }
 
-    /// Begins to hand over everything that a node leads.
+    /// Starts to transfer all leadership away from a node.
     ///
     /// # Errors
     /// [`Reason::InvalidRequest`] when no node or several have that name.
@@ -212,13 +212,13 @@ impl Broker {
                 let drains = |operation: &&Operation| operation.kind == OperationKind::Drain && operation.node == node;
                 let drain = state.operations.values().rfind(drains);
                 let drain =
-                    drain.ok_or_else(|| ApiError::new(Reason::Internal, "no drain of this node is remembered"))?;
+                    drain.ok_or_else(|| ApiError::new(Reason::Internal, "the state has no drain of this node"))?;
                 Ok(self.operation_view(&state, drain))
             }
         }
     }
 
-    /// Stops an operation; what it has done stays.
+    /// Cancels an operation; completed moves are not undone.
     ///
     /// # Errors
     /// [`Reason::InvalidRequest`] when no operation of this id is under way.
@@ -226,11 +226,12 @@ impl Broker {
         self.operate(&Command::CancelOperation { id, now_ms: now_ms() }).await
     }
 
-    /// Hands leadership of a partition (`None`: of the controller group) to a replica (UUID or unique name; empty: the best
-    /// one), and answers who leads then.
+    /// Transfers leadership of a partition (`None`: of the controller group) to a replica (UUID or unique name; empty:
+    /// the best one), and returns the leader after that.
     ///
     /// # Errors
-    /// [`Reason::InvalidRequest`], [`Reason::UnknownTopic`], [`Reason::Unavailable`] when the hand-over does not succeed.
+    /// [`Reason::InvalidRequest`], [`Reason::UnknownTopic`], [`Reason::Unavailable`] when the transfer does not
+    /// succeed.
     pub async fn transfer_leadership(&self, target: Option<TopicPartition>, to: &str) -> Result<Uuid, ApiError> {
         let state = self.inner.cluster.state();
         let to = match to {
@@ -255,7 +256,7 @@ impl Broker {
         if let Some(to) = &to
             && !replicas.contains(&to.id)
         {
-            return Err(ApiError::invalid("to", &to.name, "must be a node that votes there"));
+            return Err(ApiError::invalid("to", &to.name, "must be a voter of the group"));
         }
         let asked = to.as_ref().map(|node| node.id).unwrap_or(0);
         let led_by = if leader == self.inner.cluster.node() {
@@ -264,10 +265,15 @@ impl Broker {
             let answer = self.inner.cluster.ask(id, leader, Ask::TransferTo(asked)).await.map_err(unavailable)?;
             answer.leader
         };
-        state.nodes.get(&led_by).map(|node| node.uuid).ok_or_else(|| unavailable("nobody leads yet".into()))
+        state
+            .nodes
+            .get(&led_by)
+            .map(|node| node.uuid)
+            .ok_or_else(|| unavailable("the group has no known leader yet".into()))
     }
 
-    /// Hands over what this node leads; `to` 0: to the best replica. Answers the raft id of who leads then.
+    /// Transfers leadership of a group that this node leads; `to` 0: to the best replica. Returns the raft id of the
+    /// leader after that.
     pub(crate) async fn hand_over(&self, id: LogId, to: u64) -> Result<u64, ApiError> {
         if id == CONTROLLER_LOG {
             let controller = self.controller()?;
@@ -285,7 +291,7 @@ impl Broker {
         self.inner.replicas.hand_over(id, to).await.map_err(|error| self.api_error(error))
     }
 
-    /// Hands over everything that this node leads and others could lead.
+    /// Transfers leadership of everything that this node leads and another node can lead.
     pub(crate) async fn hand_over_all(&self) {
         self.inner.replicas.hand_over_all().await;
         let me = self.inner.cluster.node();

@@ -1,7 +1,7 @@
-//! Reads: where a position points and what lies there, of one partition or of several.
+//! Reads batches and offsets of one partition or of several, from a position.
 //!
-//! Reading at the end of a log is an answer without batches, not an error: each listener words that in its own way. `wait.rs` waits
-//! for more, `forward.rs` reads from the leader what only that one can tell.
+//! Reading at the end of a log returns an answer without batches, not an error: each listener encodes that in its own
+//! way. `wait.rs` waits for more records, `forward.rs` reads from the leader what only the leader knows.
 
 use std::time::Duration;
 
@@ -16,16 +16,17 @@ use crate::model::{
 };
 use crate::partition::{Partition, Progress};
 
-/// Bytes that a read returns when it does not say.
+/// Default limit of a read, in bytes.
 pub(super) const DEFAULT_FETCH_BYTES: usize = 1 << 20;
 
 impl Broker {
-    /// Reads whole stored batches of one partition. With [`Route::Leader`], what this node does not have or cannot tell is read
-    /// from the leader of the partition: an answer from there has at most 256 KiB, about.
+    /// Reads whole stored batches of one partition. With [`Route::Leader`], reads from the leader what this node does
+    /// not have or does not know; an answer of the leader has at most about 256 KiB.
     ///
     /// # Errors
-    /// `Reason::OffsetOutOfRange` below the log start or past the end; `Reason::UnknownTopic`, `Reason::UnknownPartition`,
-    /// `Reason::DataDamaged`; failures of the disk; `Reason::Unavailable` when the leader does not answer.
+    /// `Reason::OffsetOutOfRange` below the log start or past the end; `Reason::UnknownTopic`,
+    /// `Reason::UnknownPartition`, `Reason::DataDamaged`; failures of the disk; `Reason::Unavailable` when the leader
+    /// does not answer.
     pub async fn fetch(&self, request: Fetch, route: Route) -> Result<Fetched, ApiError> {
         not_negative(request.from)?;
         let topic = self.topic(&request.target).await?;
@@ -40,9 +41,9 @@ impl Broker {
         }
     }
 
-    /// Reads what several partitions hold now, without waiting: one answer for each want, in their order. Together they have at
-    /// most about `max_bytes` of batches, but the first partition with something gives at least one batch; wants that come after
-    /// the limit is reached get an answer without batches.
+    /// Reads what several partitions contain now, without waiting: one answer for each want, in their order. All
+    /// answers together contain at most about `max_bytes` of batches, but the first partition that has records returns
+    /// at least one batch. Wants after the limit is reached get an answer without batches.
     pub async fn read_now(&self, wants: &[Want], max_bytes: usize) -> Vec<Result<Fetched, ApiError>> {
         let mut left = max_bytes;
         let mut answers = Vec::with_capacity(wants.len());
@@ -56,7 +57,7 @@ impl Broker {
         answers
     }
 
-    /// One want of several; `left`: bytes that all together may still have.
+    /// Reads for one want of several; `left`: bytes that all of them together may still return.
     async fn read_want(&self, want: &Want, left: usize) -> Result<Fetched, ApiError> {
         not_negative(want.from)?;
         let topic = self.topic(&want.target).await?;
@@ -65,7 +66,8 @@ impl Broker {
         read.map_err(|error| self.api_error(error))
     }
 
-    /// Reads what the replica on this node has, or gets before the wait is over; the leader's for [`Position::Latest`].
+    /// Reads what the replica on this node has, or receives before the wait ends. [`Position::Latest`] requires that
+    /// this node leads the partition.
     pub(super) async fn fetch_here(&self, topic: &Topic, request: &Fetch) -> Result<Fetched, PartitionError> {
         let wait_max = Duration::from_millis(self.config().limits.wait_ms_max);
         let deadline = Instant::now() + request.max_wait.min(wait_max);
@@ -85,7 +87,7 @@ impl Broker {
         }
     }
 
-    /// One read of the replica on this node. `max_bytes` 0: no batch is wanted.
+    /// Reads once from the replica on this node. `max_bytes` 0: the caller wants no batch.
     async fn read_once(
         &self,
         topic: &Topic,
@@ -94,7 +96,7 @@ impl Broker {
         max_bytes: usize,
     ) -> Result<Fetched, PartitionError> {
         let replicas = &self.inner.replicas;
-        // Where the log ends only the leader knows.
+        // Only the leader knows the end of the log.
         let partition = match from {
             Position::Latest => replicas.lead(topic, number).await?,
             _ => replicas.open(topic, number).await?,
@@ -130,13 +132,14 @@ impl Broker {
         Ok(fetched)
     }
 
-    /// What a read of this limit may return at most.
+    /// The most bytes that a read with this limit may return.
     fn read_bytes(&self, asked: usize) -> usize {
         let asked = if asked == 0 { DEFAULT_FETCH_BYTES } else { asked };
         asked.min(self.config().limits.fetch_bytes_max)
     }
 
-    /// Where the records of a leader's term end, as the leader of the partition knows it; `None`: the log begins after that term.
+    /// Returns the end of the records of a term, as the leader of the partition knows it; `None`: the log begins after
+    /// that term.
     ///
     /// # Errors
     /// `Reason::NotLeader`; as [`Broker::fetch`], without the range.
@@ -151,11 +154,11 @@ impl Broker {
         end.await.map_err(|error| self.api_error(error))
     }
 
-    /// Offsets of a partition, and the first at or after a time (milliseconds since the Unix epoch).
+    /// Returns the offsets of a partition, and the first offset at or after a time (milliseconds since the Unix epoch).
     ///
     /// # Errors
-    /// As [`Broker::fetch`], without the range; with [`Route::Local`] `Reason::NotLeader`: only the leader knows where the log
-    /// ends.
+    /// As [`Broker::fetch`], without the range; with [`Route::Local`] `Reason::NotLeader`: only the leader knows the
+    /// end of the log.
     pub async fn offsets(
         &self,
         target: &TopicPartition,
@@ -191,7 +194,7 @@ fn not_negative(from: Position) -> Result<(), ApiError> {
 
 async fn resolve(partition: &Partition, from: Position, progress: Progress) -> Result<u64, PartitionError> {
     Ok(match from {
-        // Checked where the request came in: not negative.
+        // The caller has checked that the offset is not negative.
         Position::Offset(offset) => offset.max(0) as u64,
         Position::Earliest => partition.log_start(),
         Position::Latest => progress.next_offset,
@@ -210,7 +213,8 @@ async fn record_at_time(
 ) -> Result<Option<(i64, i64)>, PartitionError> {
     let Some(entry) = partition.entry_at_time(time_ms, progress).await? else { return Ok(None) };
     let mut from = entry.base_offset.max(partition.log_start());
-    // The newest timestamp of an entry is its producer's claim: where no record keeps it, the search goes on behind.
+    // The producer declares the newest timestamp of an entry: when no record of the entry has it, the search continues
+    // behind the entry.
     loop {
         let entries = partition.read(from, progress, DEFAULT_FETCH_BYTES).await?;
         let Some(last) = entries.last() else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! Requests and answers of the broker: what every listener speaks, free of any protocol.
+//! The requests and answers of the broker, used by every listener and independent of any protocol.
 
 use uuid::Uuid;
 
@@ -26,7 +26,7 @@ pub struct Server {
     pub voter: bool,
     /// What it may do.
     pub state: NodeState,
-    /// This node hears from it.
+    /// This node receives heartbeats from it.
     pub alive: bool,
     /// Raft id.
     pub raft_id: u64,
@@ -34,7 +34,7 @@ pub struct Server {
     pub replicas: u32,
     /// Partitions that prefer it as their leader.
     pub preferred_leaders: u32,
-    /// How its data port is encrypted; `None`: this node has not heard.
+    /// How its data port is encrypted; `None`: not known to this node.
     pub encryption: Option<Encryption>,
 }
 
@@ -60,7 +60,7 @@ pub struct PartitionMetadata {
     pub replicas: Vec<Uuid>,
 }
 
-/// What a client routes by.
+/// The nodes and partitions that a client needs to route requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
     /// The topics asked for that exist.
@@ -73,7 +73,7 @@ pub struct Metadata {
     pub unknown: Vec<String>,
 }
 
-/// The cluster at a glance.
+/// A summary of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterStatus {
     /// Nil: none yet.
@@ -86,13 +86,13 @@ pub struct ClusterStatus {
     pub servers: Vec<Server>,
     /// Partitions of all topics.
     pub partitions: u32,
-    /// With a replica on a node that is not alive.
+    /// Partitions with a replica on a node that is not alive.
     pub under_replicated: u32,
-    /// Whose live replicas are no majority.
+    /// Partitions without a majority of live replicas.
     pub offline: u32,
-    /// Whose replicas are not yet where they should be.
+    /// Partitions that are not at their target placement yet.
     pub moving: u32,
-    /// Under way, and the last ones that ended.
+    /// Operations in progress, and the last ones that ended.
     pub operations: Vec<OperationView>,
     /// What became of this node's configuration file.
     pub configuration: FileReport,
@@ -101,11 +101,11 @@ pub struct ClusterStatus {
 /// An operation with its progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperationView {
-    /// As agreed.
+    /// The operation in the committed metadata.
     pub operation: Operation,
-    /// Node that it is about.
+    /// The node that the operation concerns.
     pub node: Uuid,
-    /// Partitions still to move or to hand over.
+    /// Partitions that are still to be moved, or whose leadership is still to be transferred.
     pub remaining: u32,
     /// What it waits for; empty: nothing.
     pub waiting_for: String,

@@ -1,4 +1,4 @@
-//! Waiting until partitions hold more than was read: for long polls over one partition or many.
+//! Waits until partitions contain more than was read: for long polls over one partition or many.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::Broker;
 use crate::model::{Position, Want};
 use crate::partition::{Partition, Progress};
 
-/// A partition that is waited on, and from where.
+/// A partition to wait for, and the offset from which.
 pub(super) struct Waited {
     partition: Arc<Partition>,
     updates: watch::Receiver<Progress>,
@@ -25,7 +25,7 @@ impl Waited {
         Self { partition, updates, offset, index: None }
     }
 
-    /// About how many bytes are there to read; `None`: a read would be an error, which it reports itself.
+    /// About how many bytes are available to read; `None`: a read returns an error, which the read itself reports.
     async fn available(&mut self, min_bytes: usize) -> Option<u64> {
         let progress = *self.updates.borrow_and_update();
         if self.offset == progress.next_offset {
@@ -59,9 +59,9 @@ impl Waited {
 }
 
 impl Broker {
-    /// Waits until the partitions hold at least about `min_bytes` behind where the wants begin, all together, or until a read of
-    /// one of them would be an error, a partition stops, or `deadline`. Each want begins at an offset, as
-    /// [`Broker::read_now`] has resolved it. Dropping it loses nothing.
+    /// Waits until the partitions together contain at least about `min_bytes` behind the start offsets of the wants.
+    /// Also ends when a read of one of them would return an error, a partition stops, or at `deadline`. Each want
+    /// starts at an offset, as [`Broker::read_now`] has resolved it. Safe to drop.
     pub async fn wait_any(&self, wants: &[Want], min_bytes: usize, deadline: Instant) {
         let mut waited = Vec::with_capacity(wants.len());
         for want in wants {
@@ -73,7 +73,7 @@ impl Broker {
         self.wait_for(waited, min_bytes, deadline).await;
     }
 
-    /// As [`Broker::wait_any`]; `false`: the wait ended for another cause than that there is something to read.
+    /// As [`Broker::wait_any`]; `false`: the wait ended for another reason than that there is something to read.
     pub(super) async fn wait_for(&self, waited: Vec<Waited>, min_bytes: usize, deadline: Instant) -> bool {
         let mut available = vec![0; waited.len()];
         let mut total = 0u64;
@@ -85,7 +85,7 @@ impl Broker {
             waiting.push(waited.changed(at));
         }
         while total < min_bytes as u64 {
-            // Without partitions there is only the deadline to wait for.
+            // Without partitions the wait lasts until the deadline.
             let (at, mut waited, changed) = tokio::select! {
                 biased;
                 () = self.inner.stop.cancelled() => return false,

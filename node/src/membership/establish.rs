@@ -8,19 +8,21 @@ use super::round::{Failed, Round, Sightings};
 use super::state::{Origin, Place};
 use super::{Membership, Refused, Start};
 
-/// Pause between rounds in milliseconds while nothing changes and nobody new says hello; spread, so that nodes do not march in step.
+/// Pause between rounds in milliseconds while nothing changes and no new node calls `Hello`; random, so that nodes do
+/// not run in step.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=300;
 
-/// Pause after a round that was unlike the one before: others need to see what we saw.
+/// Pause after a round whose result differs from the previous one: other nodes have to see the same state soon.
 const BUSY_PAUSE_MS: std::ops::RangeInclusive<u64> = 10..=30;
 
 impl Membership {
-    /// Runs until this node has a cluster. Call it once, when `hello`, `promise` and `found` are being answered.
+    /// Runs until this node is a member of a cluster. Call it once, when `hello`, `promise` and `found` are being
+    /// answered.
     ///
-    /// May be dropped at any time; what was promised until then is kept.
+    /// Safe to drop at any time; promises that were made until then stay stored.
     ///
     /// # Errors
-    /// When the node cannot have one, which a person must look at.
+    /// When the node cannot become a member, which needs an operator.
     pub async fn establish(&self) -> Result<Start, Refused> {
         if let Some(Place { identity, origin }) = self.state.place() {
             self.say(format!("member of cluster {} as node {}", identity.cluster_id, identity.raft_id));
@@ -38,7 +40,7 @@ impl Membership {
         let (cluster, node) = (identity.cluster_id, identity.raft_id);
         Ok(match origin {
             Origin::Founded(founders) => {
-                self.say(format!("founded cluster {cluster} as node {node} of {}", founders.len()));
+                self.say(format!("bootstrapped cluster {cluster} as node {node} of {}", founders.len()));
                 Start::Founded { identity, founders }
             }
             Origin::Joined(members) => {
@@ -62,7 +64,7 @@ impl Membership {
         }
     }
 
-    /// Waits for it, or until a message has made this node a member. Only for what may be dropped.
+    /// Waits for the future, or until a message has made this node a member. Only for futures that are safe to drop.
     async fn unless_placed<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
         let mut identity = self.state.identity();
         tokio::select! {
@@ -71,9 +73,10 @@ impl Membership {
         }
     }
 
-    /// Returns what is waited for.
+    /// Runs one round. Returns what the node waits for.
     async fn round(&self, sightings: &mut Sightings) -> Result<String, Refused> {
-        // A peer may have answered before a promise that arrives meanwhile, so the round says nothing about that one.
+        // A peer may have answered before a promise that arrives during the round, so the round contains no information
+        // about such a promise.
         let held = self.state.promised();
         let round = if held.is_none() && self.own.bootstrap_expect == 1 && !self.own.seeded {
             Round::default()
@@ -81,8 +84,10 @@ impl Membership {
             match self.unless_placed(self.look_around()).await {
                 Some(Ok(round)) => round,
                 Some(Err(Failed::Refused(refused))) => return Err(refused),
-                Some(Err(Failed::Discovery(error))) => return Ok(format!("waiting for addresses of others: {error}")),
-                None => return Ok("a message has founded the cluster".into()),
+                Some(Err(Failed::Discovery(error))) => {
+                    return Ok(format!("waiting for addresses of other nodes: {error}"));
+                }
+                None => return Ok("another founder has bootstrapped the cluster".into()),
             }
         };
         let cluster = round.cluster()?;

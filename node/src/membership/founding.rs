@@ -1,4 +1,4 @@
-//! The founding of a cluster: proposing, promising, finishing. The protocol is described in the head of the module.
+//! Bootstraps a cluster: proposing, promising, completing. The header of `mod.rs` describes the protocol.
 
 use std::io;
 
@@ -13,9 +13,9 @@ use super::round::{Round, Sightings, within};
 use super::state::parse_uuid;
 use super::{Founder, Membership, PEERS_AT_ONCE, PROTOCOL, PeerError, Promised, Refused};
 
-/// The answers to others.
+/// The answers to other nodes.
 impl Membership {
-    /// Says who this node is.
+    /// Answers `Hello`: the identity and the state of this node.
     pub fn hello(&self, request: &HelloRequest) -> HelloResponse {
         let own = &self.own;
         let shown = self.state.look(|shown| {
@@ -50,10 +50,10 @@ impl Membership {
         }
     }
 
-    /// Promises this node to a proposal, durably, or refuses it for good.
+    /// Promises a proposal, durably, or refuses it permanently.
     ///
     /// # Errors
-    /// When the answer could not be made durable; then there is none, and the caller may ask again.
+    /// When the decision could not be made durable: then there is no answer, and the caller may retry.
     pub async fn promise(&self, request: PromiseRequest) -> io::Result<PromiseResponse> {
         let refused = match Promised::try_from(request) {
             Ok(proposal) => self.promise_self(proposal).await?.err(),
@@ -62,10 +62,10 @@ impl Membership {
         Ok(PromiseResponse { refused: refused.unwrap_or_default() })
     }
 
-    /// Makes this node a member of the cluster that it promised itself to. Repeating it changes nothing.
+    /// Makes this node a member of the cluster that it promised. Idempotent.
     ///
     /// # Errors
-    /// When it could not be made durable; then there is no answer, and the caller may ask again.
+    /// When the change could not be made durable: then there is no answer, and the caller may retry.
     pub async fn found(&self, request: FoundRequest) -> io::Result<FoundResponse> {
         let refused = match parse_uuid("cluster_id", &request.cluster_id) {
             Ok(cluster_id) => self.state.change(|memory| memory.found(cluster_id, self.own.node_id)).await?.err(),
@@ -81,11 +81,11 @@ impl Membership {
     }
 }
 
-/// What keeps a promise waiting when founders are not there.
+/// Returns the status of a promise that waits for founders that do not answer.
 fn lack(promised: &Promised, whom: impl Iterator<Item = Uuid>) -> String {
     format!(
-        "founding cluster {}: waiting for {}. If those nodes are lost for good, start the others with empty data \
-         directories; nothing is stored in them yet",
+        "bootstrapping cluster {}: waiting for {}. If those nodes are permanently lost, start the other nodes with empty \
+         data directories; the directories contain no records yet",
         promised.cluster_id,
         addresses(promised, whom)
     )
@@ -95,7 +95,7 @@ fn addresses(promised: &Promised, whom: impl Iterator<Item = Uuid>) -> String {
     whom.map(|node_id| promised.address_of(node_id)).collect::<Vec<_>>().join(", ")
 }
 
-/// What came of asking all founders.
+/// The result of calling all founders.
 #[derive(Default)]
 struct Answers {
     refused: Option<String>,
@@ -103,7 +103,7 @@ struct Answers {
 }
 
 impl Membership {
-    /// Proposes a cluster when everybody agrees and it is this node's turn. Returns what is waited for.
+    /// Proposes a cluster when all nodes agree and this node is the coordinator. Returns what the node waits for.
     pub(super) async fn propose(&self, round: &Round, sightings: &Sightings) -> Result<String, Refused> {
         let everybody = match round.agreed(self.own.node_id, self.own.bootstrap_expect) {
             Ok(everybody) => everybody,
@@ -112,17 +112,18 @@ impl Membership {
         let coordinator = everybody[0];
         if coordinator != self.own.node_id {
             let (at, count) = (round.address_of(coordinator, ""), everybody.len());
-            return Ok(format!("waiting for {at} to found a cluster of {count} nodes"));
+            return Ok(format!("waiting for {at} to bootstrap a cluster of {count} nodes"));
         }
         let founders = everybody.into_iter().zip(1..).map(|(node_id, raft_id)| self.founder(node_id, raft_id, round));
         let proposal = Promised { cluster_id: (self.cluster_id)(), coordinator, founders: founders.collect() };
         if let Err(raced) = self.promise_self(proposal.clone()).await.map_err(Refused::Memory)? {
-            return Ok(format!("not founding: {raced}"));
+            return Ok(format!("not proposing a cluster: {raced}"));
         }
         self.finish(&proposal, round, sightings).await
     }
 
-    /// Does what is to be done about a promise that was held before the round began. Returns what is waited for.
+    /// Acts on a promise that was held before the round began: completes the proposal, aborts it, or waits. Returns
+    /// what the node waits for.
     pub(super) async fn keep(
         &self,
         promised: &Promised,
@@ -139,20 +140,22 @@ impl Membership {
         }
         let address = promised.address_of(coordinator);
         match round.peers.get(&coordinator) {
-            // It promised itself before it asked anybody.
-            Some(peer) if peer.promised != Some(id) => self.forget(promised, &format!("{address} gave it up")).await,
-            Some(_) => Ok(format!("waiting for {address} to found cluster {id}")),
+            // The coordinator promises before it calls any founder: when it reports no promise, it has aborted the
+            // proposal.
+            Some(peer) if peer.promised != Some(id) => self.forget(promised, &format!("{address} aborted it")).await,
+            Some(_) => Ok(format!("waiting for {address} to bootstrap cluster {id}")),
             None if !sightings.gone(coordinator, round) => {
-                Ok(format!("waiting for {address}, which was about to found cluster {id}"))
+                Ok(format!("waiting for {address}, the coordinator of the proposal of cluster {id}"))
             }
             None => self.finish(promised, round, sightings).await,
         }
     }
 
-    /// Has all founders promise, then founds and tells them. Returns what is waited for when it does not come to that.
+    /// Asks all founders to promise, then bootstraps the cluster and sends `Found` to them. Otherwise returns what the
+    /// node waits for.
     async fn finish(&self, promised: &Promised, round: &Round, sightings: &Sightings) -> Result<String, Refused> {
         let (id, own, coordinator) = (promised.cluster_id, self.own.node_id, promised.coordinator);
-        // The coordinator has promised itself, whether or not it can be asked.
+        // The coordinator has promised, whether or not it is reachable.
         let others = |founder: &&Founder| founder.node_id != own && founder.node_id != coordinator;
         let others: Vec<_> = promised.founders.iter().filter(others).collect();
         let asked = self
@@ -168,9 +171,9 @@ impl Membership {
         let superseded = |node_id: Uuid| round.superseded(node_id, promised);
         let lost = |node_id: Uuid| superseded(node_id) || sightings.gone(node_id, round);
         if coordinator != own && (others.is_empty() || !missing.is_empty()) {
-            // Did the coordinator found? Only it knows, unless what it knew is lost too.
+            // Only the coordinator knows whether it bootstrapped, unless its disk is lost too.
             if superseded(coordinator) && missing.iter().all(|founder| superseded(founder.node_id)) {
-                return self.forget(promised, "those who promised have lost their disks").await;
+                return self.forget(promised, "the coordinator and the unreachable founders lost their disks").await;
             }
             return Ok(lack(promised, missing.iter().map(|founder| founder.node_id).chain([coordinator])));
         }
@@ -180,18 +183,19 @@ impl Membership {
                 && (others.len() == 1 || missing.iter().all(|founder| superseded(founder.node_id)))
                 && missing.iter().all(|founder| lost(founder.node_id))
             {
-                return self.forget(promised, "nobody else can found it").await;
+                return self.forget(promised, "no other founder can complete it").await;
             }
             if !alone && missing.iter().all(|founder| lost(founder.node_id)) {
                 let absent = |founder: &Founder| missing.iter().any(|other| other.node_id == founder.node_id);
                 let present = others.iter().filter(|founder| !absent(founder)).map(|founder| founder.node_id).collect();
                 let whom = addresses(promised, missing.iter().map(|founder| founder.node_id));
                 self.state.change(|memory| memory.giving_up = present).await.map_err(Refused::Memory)?;
-                return Ok(format!("giving up cluster {id}: {whom} did not promise"));
+                return Ok(format!("aborting the proposal of cluster {id}: no promise from {whom}"));
             }
             return Ok(lack(promised, missing.iter().map(|founder| founder.node_id)));
         }
-        // All have promised: from here on the cluster exists. Who is not told now will see it.
+        // All founders have promised: from here on the cluster exists. A founder that does not receive `Found` now sees
+        // the cluster later.
         let founded = self.found_self(promised).await?;
         self.ask(&others, round, |address| async move {
             let request = FoundRequest { cluster_id: id.to_string(), founders: promised.wire_founders() };
@@ -201,20 +205,21 @@ impl Membership {
         Ok(founded)
     }
 
-    /// Forgets a proposal of this node's own once one of the others who promised did. Until then they could finish it
-    /// without this node. What they said in this round is newer than the decision to give up.
+    /// Drops a proposal that this node coordinates and is aborting, once one of the other founders that promised has
+    /// released its promise. Until then those founders could complete the proposal without this node. Their answers in
+    /// this round are newer than the decision to abort.
     async fn give_up(&self, promised: &Promised, others: &[Uuid], round: &Round) -> Result<String, Refused> {
         let id = promised.cluster_id;
         match others.iter().filter_map(|node_id| round.peers.get(node_id)).find(|peer| peer.promised != Some(id)) {
-            Some(peer) => self.forget(promised, &format!("{} has forgotten it, too", peer.reached_at)).await,
+            Some(peer) => self.forget(promised, &format!("{} has released its promise", peer.reached_at)).await,
             None => {
                 let whom = addresses(promised, others.iter().copied());
-                Ok(format!("giving up cluster {id}: waiting for one of {whom} to forget it"))
+                Ok(format!("aborting the proposal of cluster {id}: waiting for one of {whom} to release its promise"))
             }
         }
     }
 
-    /// Asks each, at its address, for a refusal that is empty when it agrees.
+    /// Calls each founder at its address. An answer is a refusal, or empty when the founder agrees.
     async fn ask<F>(&self, founders: &[&Founder], round: &Round, call: impl Fn(String) -> F) -> Answers
     where
         F: Future<Output = Result<String, PeerError>>,
@@ -224,7 +229,7 @@ impl Membership {
             let answer = call(round.address_of(founder.node_id, &founder.address));
             async move { (*founder, answer.await) }
         });
-        // Collected: none of them begins before the stream asks for it.
+        // Collected first: no call starts before the stream polls it.
         let mut calls = stream::iter(calls.collect::<Vec<_>>()).buffer_unordered(PEERS_AT_ONCE);
         while let Some((founder, answer)) = calls.next().await {
             match answer {
@@ -239,7 +244,10 @@ impl Membership {
     pub(super) async fn found_self(&self, promised: &Promised) -> Result<String, Refused> {
         let id = promised.cluster_id;
         let done = self.state.change(|memory| memory.found(id, self.own.node_id)).await.map_err(Refused::Memory)?;
-        Ok(done.err().map_or_else(|| format!("founded cluster {id}"), |why| format!("cannot found {id}: {why}")))
+        Ok(done.err().map_or_else(
+            || format!("bootstrapped cluster {id}"),
+            |why| format!("cannot bootstrap cluster {id}: {why}"),
+        ))
     }
 
     async fn forget(&self, promised: &Promised, why: &str) -> Result<String, Refused> {
@@ -250,7 +258,7 @@ impl Membership {
             }
         };
         self.state.change(forget).await.map_err(Refused::Memory)?;
-        Ok(format!("there will be no cluster {id}: {why}"))
+        Ok(format!("the proposal of cluster {id} is dropped: {why}"))
     }
 
     fn founder(&self, node_id: Uuid, raft_id: u64, round: &Round) -> Founder {

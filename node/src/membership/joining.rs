@@ -1,4 +1,4 @@
-//! Asking a cluster to be taken in.
+//! Joins a cluster: asks its nodes to admit this node.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,18 +14,18 @@ use super::{Founder, Identity, Membership, PROTOCOL, PeerError, Refused};
 /// Addresses that are asked in one round, redirects counted.
 const ASKED_MAX: usize = 6;
 
-/// Taking a node in is a command that the controller group commits.
+/// Longest wait for the answer to `Join`: admitting a node is a command that the controller group must commit.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Membership {
-    /// Goes into the cluster that others are in: as its founder, when this node promised that, else by asking. Returns what
-    /// is waited for.
+    /// Enters the cluster that other nodes are members of: as its founder, when this node holds a promise for it,
+    /// otherwise by `Join`. Returns what the node waits for.
     pub(super) async fn enter(&self, cluster_id: Uuid, round: &Round) -> Result<String, Refused> {
         if let Some(promised) = self.state.promised() {
             if promised.cluster_id == cluster_id {
                 return self.found_self(&promised).await;
             }
-            // There is a cluster, so this node's promise must not help to found another one.
+            // A cluster exists, so this node's promise must not help to bootstrap another one.
             self.state.change(super::Remembered::forget).await.map_err(Refused::Memory)?;
         }
         let members = round.peers.values().filter(|peer| peer.cluster == Some(cluster_id));
@@ -43,7 +43,7 @@ impl Membership {
             }
             match self.ask_to_join(&address).await {
                 Ok(response) if response.raft_id == 0 && !response.leader.is_empty() => {
-                    failure = format!("{address} says that {} leads", response.leader);
+                    failure = format!("{address} redirects to the leader {}", response.leader);
                     to_ask.push_front(response.leader);
                 }
                 Ok(response) => match self.accept(cluster_id, &greeted, &address, response).await? {
@@ -57,7 +57,7 @@ impl Membership {
             }
             asked.push(address);
         }
-        Ok(format!("waiting to be taken into cluster {cluster_id}: {failure}"))
+        Ok(format!("waiting to join cluster {cluster_id}: {failure}"))
     }
 
     async fn ask_to_join(&self, address: &str) -> Result<JoinResponse, PeerError> {
@@ -77,7 +77,7 @@ impl Membership {
         timeout(JOIN_TIMEOUT, self.peers.join(address, request)).await.map_err(late)?
     }
 
-    /// The inner error is an answer that makes no sense, or none yet.
+    /// Stores the membership that the answer contains. The inner error: the answer is malformed, or admits no node yet.
     async fn accept(
         &self,
         cluster_id: Uuid,
@@ -87,7 +87,7 @@ impl Membership {
     ) -> Result<Result<String, String>, Refused> {
         let given = match parse_optional_uuid("cluster_id", &response.cluster_id) {
             Ok(Some(given)) => given,
-            Ok(None) => return Ok(Err("it knows no leader now".into())),
+            Ok(None) => return Ok(Err("the node knows no controller leader".into())),
             Err(malformed) => return Ok(Err(malformed)),
         };
         if given != cluster_id {
@@ -101,7 +101,7 @@ impl Membership {
         let members: Result<Vec<_>, _> = response.members.into_iter().map(Founder::try_from).collect();
         let members = match members {
             Ok(members) if response.raft_id > 0 => members,
-            Ok(_) => return Ok(Err("its answer has no raft id".into())),
+            Ok(_) => return Ok(Err("the answer has no raft id".into())),
             Err(malformed) => return Ok(Err(malformed)),
         };
         let identity = Identity { cluster_id, raft_id: response.raft_id };

@@ -72,19 +72,19 @@ use crate::model::Addresses;
 /// Version of the protocol between nodes (`peer.proto`) that this build speaks.
 pub const PROTOCOL: u32 = 1;
 
-/// A node that was not seen for this long is not waited for where the protocol can do without it.
+/// How long a node must not be seen before the protocol continues without it, where that is safe.
 pub const GONE_AFTER: Duration = Duration::from_secs(10);
 
 /// Longest wait for one answer of a peer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Peers that are asked at the same time.
+/// Peers that are called concurrently.
 const PEERS_AT_ONCE: usize = 32;
 
-/// Most founders of one cluster; what `bootstrap-expect` allows is less.
+/// Most founders of one cluster; `bootstrap-expect` allows fewer.
 const FOUNDERS_MAX: usize = 1000;
 
-/// Where a node belongs. Durable.
+/// The cluster of a node and its raft id there. Durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The cluster.
@@ -93,48 +93,48 @@ pub struct Identity {
     pub raft_id: u64,
 }
 
-/// How a node comes to its cluster.
+/// How a node became a member of its cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Start {
-    /// It is one of those that found it. Everybody in `founders` gets the same list, in the same order.
+    /// The node is a founder. Every founder gets the same list, in the same order.
     Founded {
-        /// Where it belongs from now on.
+        /// Its cluster and raft id from now on.
         identity: Identity,
         /// The first members of the controller group, this node included, by raft id.
         founders: Vec<Founder>,
     },
-    /// It was taken in.
+    /// A running cluster admitted the node.
     Joined {
-        /// Where it belongs from now on.
+        /// Its cluster and raft id from now on.
         identity: Identity,
-        /// Members of the controller group: where to get the log from.
+        /// Members of the controller group, from which the node gets the log.
         members: Vec<Founder>,
     },
-    /// It knew: this is a restart.
+    /// The node was a member already: this is a restart.
     Member {
-        /// Where it belongs.
+        /// Its cluster and raft id.
         identity: Identity,
-        /// How it once came to it. The process may have ended before anything was made of it.
+        /// How it became a member. The process may have ended before it acted on that.
         origin: Origin,
     },
 }
 
-/// Why a node cannot have a cluster. A person must look at it; trying again does not help.
+/// Why a node cannot become a member of a cluster. Needs an operator: a retry does not help.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// Discovery leads to two clusters, and this node must not choose.
+    /// Discovery finds two clusters, and this node must not choose between them.
     #[error(
-        "discovery leads to two clusters: {first} (at {first_address}) and {second} (at {second_address}); this node will \
-         not choose. Correct cluster.seeds or cluster.dns-name, or stop the nodes that do not belong there"
+        "discovery leads to two clusters: {first} (at {first_address}) and {second} (at {second_address}); this node \
+         joins neither. Correct cluster.seeds or cluster.dns-name, or stop the nodes that do not belong there"
     )]
     TwoClusters {
-        /// One of them.
+        /// The first cluster.
         first: Uuid,
-        /// A node of it.
+        /// A node of the first cluster.
         first_address: String,
-        /// The other.
+        /// The second cluster.
         second: Uuid,
-        /// A node of it.
+        /// A node of the second cluster.
         second_address: String,
     },
     /// Another process runs with the same data directory, or a copy of it.
@@ -145,27 +145,27 @@ pub enum Refused {
     Duplicate {
         /// The UUID.
         node_id: Uuid,
-        /// Where the other one answers.
+        /// Address of the other process.
         address: String,
     },
-    /// The cluster does not take this node.
-    #[error("cluster {cluster_id} (asked at {address}) does not take this node in: {reason}: {message}")]
+    /// The cluster permanently refuses this node.
+    #[error("cluster {cluster_id} (asked at {address}) does not admit this node: {reason}: {message}")]
     Join {
         /// The cluster.
         cluster_id: Uuid,
-        /// Who said so.
+        /// Address of the node that refused.
         address: String,
         /// Why.
         reason: JoinRefusal,
-        /// In the words of the cluster.
+        /// The error message of the cluster.
         message: String,
     },
-    /// What must be remembered could not be written or read.
+    /// The durable state could not be written or read.
     #[error("the node's identity could not be stored or read: {0}")]
     Memory(#[source] std::io::Error),
 }
 
-/// Who this node is, for others.
+/// What this node reports about itself to other nodes.
 #[derive(Debug, Clone)]
 pub struct Own {
     /// UUID of the data directory.
@@ -180,13 +180,14 @@ pub struct Own {
     pub version: String,
     /// New with every start of the process.
     pub boot: u64,
-    /// Found a cluster once this many nodes without one are seen, this one included.
+    /// Bootstrap a cluster once this many nodes without one are seen, this one included.
     pub bootstrap_expect: u32,
-    /// Discovery may find others. If not, and one node is enough, there is nobody to ask before founding.
+    /// Discovery may find other nodes. When it is false and one node is enough, this node bootstraps without calling
+    /// other nodes.
     pub seeded: bool,
 }
 
-/// Where chance comes from, so that a simulation can repeat it.
+/// The source of randomness, so that a simulation can repeat a run.
 pub struct Chance {
     /// Seeds the pauses between rounds.
     pub seed: u64,
@@ -195,20 +196,21 @@ pub struct Chance {
 }
 
 impl Chance {
-    /// The system's.
+    /// The randomness of the operating system.
     #[expect(clippy::disallowed_methods, reason = "the source of chance that callers can replace")]
     pub fn system() -> Self {
         Self { seed: rand::random(), cluster_id: Box::new(crate::host::new_uuid) }
     }
 }
 
-/// The node's place in a cluster. Shared by the transport, which lets it answer, and the start, which waits for it.
+/// The membership of this node. Shared by the transport, which answers calls with it, and the start, which waits for
+/// it.
 pub struct Membership {
     own: Own,
     state: state::State,
     peers: Arc<dyn Peers>,
     discovery: Arc<dyn Discovery>,
-    /// Somebody said hello whom the last round did not see.
+    /// Notified when a node that the last round did not see calls `Hello`.
     stranger: Notify,
     status: watch::Sender<String>,
     cluster_id: Box<dyn Fn() -> Uuid + Send + Sync>,
@@ -216,10 +218,10 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Reads what is remembered. From here on `hello`, `promise` and `found` can be answered.
+    /// Reads the durable state. From here on `hello`, `promise` and `found` can be answered.
     ///
     /// # Errors
-    /// When the memory cannot be read.
+    /// When the durable state cannot be read.
     pub async fn open(
         own: Own,
         memory: Arc<dyn Memory>,
@@ -239,22 +241,22 @@ impl Membership {
         })
     }
 
-    /// Where the node belongs, once it does.
+    /// Returns the cluster and the raft id of the node; `None` before it is a member.
     pub fn identity(&self) -> Option<Identity> {
         *self.state.identity().borrow()
     }
 
-    /// What `Hello` tells others about the leader of the controller group; `None` while it is not known.
+    /// Sets the address of the controller leader that `Hello` reports; `None` while it is not known.
     pub fn set_controller_leader(&self, address: Option<String>) {
         self.state.look(|shown| shown.controller_leader = address.unwrap_or_default());
     }
 
-    /// What the node waits for, for people. Also logged whenever it changes.
+    /// What the node waits for, as human-readable text. Also logged whenever it changes.
     pub fn status(&self) -> watch::Receiver<String> {
         self.status.subscribe()
     }
 
-    /// True when this was not what was said last.
+    /// Sets and logs the status; returns whether it differs from the previous one.
     fn say(&self, status: String) -> bool {
         self.status.send_if_modified(|said| {
             let new = *said != status;

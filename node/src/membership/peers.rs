@@ -1,4 +1,4 @@
-//! What is said to other nodes, and how it can fail.
+//! The calls to other nodes, and how they can fail.
 
 use std::fmt;
 
@@ -10,44 +10,44 @@ use futures::future::BoxFuture;
 
 /// Calls to the node at a `HOST:PORT`. Each may be dropped at any time; `Membership` sets the time-outs.
 pub trait Peers: Send + Sync {
-    /// Who is there.
+    /// Asks a node for its state (`Hello`).
     fn hello<'a>(&'a self, address: &'a str, request: HelloRequest) -> BoxFuture<'a, Result<HelloResponse, PeerError>>;
 
-    /// Asks to promise.
+    /// Asks a node to promise a proposal.
     fn promise<'a>(
         &'a self,
         address: &'a str,
         request: PromiseRequest,
     ) -> BoxFuture<'a, Result<PromiseResponse, PeerError>>;
 
-    /// Says that all have promised.
+    /// Reports to a node that all founders have promised.
     fn found<'a>(&'a self, address: &'a str, request: FoundRequest) -> BoxFuture<'a, Result<FoundResponse, PeerError>>;
 
-    /// Asks to be taken in.
+    /// Asks a node of a cluster to admit this node.
     fn join<'a>(&'a self, address: &'a str, request: JoinRequest) -> BoxFuture<'a, Result<JoinResponse, PeerError>>;
 }
 
-/// Why a call brought no answer.
+/// Why a call has no result.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PeerError {
-    /// Nobody answered, or the answer was that it does not work now. Whether the call had an effect is unknown.
+    /// No answer, or the node cannot serve the call now. Whether the call had an effect is unknown.
     #[error("{0}")]
     Unavailable(String),
-    /// A `Join` was refused for good.
+    /// A `Join` was permanently refused.
     #[error("{0}: {1}")]
     Refused(JoinRefusal, String),
 }
 
-/// Why a cluster does not take a node in, and will not later.
+/// Why a cluster permanently refuses a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JoinRefusal {
     /// The node was a member and has been removed.
     Removed,
     /// The node belongs to another cluster.
     ForeignCluster,
-    /// A living member has the same UUID, name or address.
+    /// A live member has the same UUID, name or address.
     Duplicate,
-    /// The cluster speaks another version of the protocol.
+    /// The cluster uses another version of the protocol.
     Protocol,
 }
 
@@ -56,8 +56,8 @@ impl fmt::Display for JoinRefusal {
         f.write_str(match self {
             Self::Removed => "the node was removed from it",
             Self::ForeignCluster => "the node belongs to another cluster",
-            Self::Duplicate => "another living node is already this one",
-            Self::Protocol => "the versions do not fit together",
+            Self::Duplicate => "a live node has its UUID, name or address",
+            Self::Protocol => "the protocol versions are incompatible",
         })
     }
 }

@@ -1,4 +1,4 @@
-//! One look around: whom discovery leads to, and what they say.
+//! One round: calls `Hello` at every discovered address and collects the answers.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -15,47 +15,47 @@ use super::{
 };
 use crate::discovery::DiscoveryError;
 
-/// Names and addresses that a status mentions; of more only the number.
+/// Names and addresses that a status lists; the others are only counted.
 const MENTIONED_MAX: usize = 8;
 
-/// What another node said.
+/// The answer of another node.
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
-    /// Where it answered.
+    /// The address at which it answered.
     pub(super) reached_at: String,
     pub(super) cluster: Option<Uuid>,
     pub(super) promised: Option<Uuid>,
-    /// Nodes without a cluster that it sees, sorted; itself among them.
+    /// Nodes without a cluster that it sees, itself included; sorted.
     pub(super) seen: Vec<Uuid>,
     pub(super) hello: HelloResponse,
 }
 
-/// What one look around found.
+/// The result of one round.
 #[derive(Debug, Default)]
 pub(super) struct Round {
     /// Other nodes.
     pub(super) peers: BTreeMap<Uuid, Peer>,
-    /// Addresses where nobody answered, or nothing of use, and why.
+    /// Addresses without a valid answer, and why.
     unreachable: Vec<(String, String)>,
-    /// Two processes with the same UUID, or one that restarted between two greetings.
+    /// Two processes with the same UUID, or one that restarted between two calls of `Hello`.
     clash: Option<(Uuid, String, String)>,
 }
 
-/// Why a look around failed.
+/// Why a round failed.
 pub(super) enum Failed {
     Discovery(DiscoveryError),
     Refused(Refused),
 }
 
 impl Membership {
-    /// Says hello to every address that discovery finds.
+    /// Calls `Hello` at every address that discovery finds.
     pub(super) async fn look_around(&self) -> Result<Round, Failed> {
         let addresses = self.discovery.lookup().await.map_err(Failed::Discovery)?;
         let greetings = addresses.into_iter().map(|address| async {
             let said = self.greet(&address).await;
             (address, said)
         });
-        // Collected: none of them begins before the stream asks for it.
+        // Collected first: no call starts before the stream polls it.
         let mut answers = stream::iter(greetings.collect::<Vec<_>>()).buffered(PEERS_AT_ONCE);
         let mut round = Round::default();
         while let Some((address, said)) = answers.next().await {
@@ -108,7 +108,8 @@ impl Peer {
 }
 
 impl Round {
-    /// The cluster that anybody belongs to. Two of them are more than this node may choose from.
+    /// Returns the cluster that any peer is a member of. With two clusters this node must not choose, which is an
+    /// error.
     pub(super) fn cluster(&self) -> Result<Option<Uuid>, Refused> {
         let mut members = self.peers.values().filter_map(|peer| Some((peer.cluster?, peer)));
         let Some((first, member)) = members.next() else { return Ok(None) };
@@ -123,12 +124,12 @@ impl Round {
         }
     }
 
-    /// Where to reach a founder: where it answered, else where it said it would be.
+    /// Returns the address of a founder: where it answered, otherwise the address that it advertised.
     pub(super) fn address_of(&self, node_id: Uuid, otherwise: &str) -> String {
         self.peers.get(&node_id).map_or(otherwise, |peer| &peer.reached_at).to_owned()
     }
 
-    /// Another node is where this founder said it would be: the founder's disk is lost.
+    /// Returns whether another node answers at the advertised address of this founder: the founder's disk is lost.
     pub(super) fn superseded(&self, node_id: Uuid, promised: &Promised) -> bool {
         let Some(founder) = promised.founders.iter().find(|founder| founder.node_id == node_id) else { return false };
         let is_founder = |other: &Uuid| promised.founders.iter().any(|founder| founder.node_id == *other);
@@ -136,15 +137,13 @@ impl Round {
             && self.peers.iter().any(|(other, peer)| !is_founder(other) && peer.hello.address == founder.address)
     }
 
-    /// Nothing keeps this node and these peers from founding a cluster together, or what does. `own` sees what the peers
-    /// should see as well.
+    /// Returns the nodes that can bootstrap a cluster together, or what prevents it. The peers must see the same nodes
+    /// as this node (`own`).
     pub(super) fn agreed(&self, own: Uuid, expected: u32) -> Result<Vec<Uuid>, String> {
         let mut everybody: Vec<Uuid> = self.peers.keys().copied().chain([own]).collect();
         everybody.sort_unstable();
         if let Some((node_id, first, second)) = &self.clash {
-            return Err(format!(
-                "the nodes at {first} and {second} both say that they are {node_id}; one must be a copy"
-            ));
+            return Err(format!("the nodes at {first} and {second} both report UUID {node_id}; one must be a copy"));
         }
         for peer in self.peers.values() {
             let (at, hello) = (&peer.reached_at, &peer.hello);
@@ -166,7 +165,7 @@ impl Round {
         }
         for peer in self.peers.values() {
             if let Some(promised) = peer.promised {
-                return Err(format!("waiting for {}, which has promised itself to {promised}", peer.reached_at));
+                return Err(format!("waiting for {}, which holds a promise for cluster {promised}", peer.reached_at));
             }
         }
         match self.peers.values().find(|peer| peer.seen != everybody) {
@@ -199,16 +198,16 @@ fn list(items: impl Iterator<Item = String>) -> String {
     if rest == 0 { mentioned } else { format!("{mentioned} and {rest} more") }
 }
 
-/// An answer, or that there was none in time.
+/// Waits for an answer; returns an error when it does not arrive in time.
 pub(super) async fn within<T>(call: impl Future<Output = Result<T, PeerError>>) -> Result<T, PeerError> {
     let late = |_| PeerError::Unavailable(format!("no answer within {} ms", ANSWER_TIMEOUT.as_millis()));
     timeout(ANSWER_TIMEOUT, call).await.map_err(late)?
 }
 
-/// When others were seen, over the rounds.
+/// When other nodes were last seen, over all rounds.
 pub(super) struct Sightings {
     seen: BTreeMap<Uuid, Instant>,
-    /// The promise that is waited on, and since when.
+    /// The promise that this node holds, and since when.
     waiting: (Option<Uuid>, Instant),
 }
 
@@ -219,7 +218,7 @@ impl Sightings {
 
     pub(super) fn note(&mut self, round: &Round, promised: Option<&Promised>, heard: &BTreeMap<Uuid, Instant>) {
         let now = Instant::now();
-        // What is older says no more than absence does.
+        // An older sighting has the same meaning as none.
         self.seen.retain(|_, seen| now.duration_since(*seen) < GONE_AFTER);
         self.seen.extend(heard.iter().map(|(node_id, heard)| (*node_id, *heard)));
         self.seen.extend(round.peers.keys().map(|node_id| (*node_id, now)));
@@ -229,7 +228,8 @@ impl Sightings {
         }
     }
 
-    /// Neither answered nor called for [`GONE_AFTER`], all the time that the promise was held, and nobody here sees it.
+    /// Returns whether the node has neither answered nor called for [`GONE_AFTER`], counted from the promise at the
+    /// earliest, and no node that answers sees it.
     pub(super) fn gone(&self, node_id: Uuid, round: &Round) -> bool {
         let seen = self.seen.get(&node_id).map_or(self.waiting.1, |seen| (*seen).max(self.waiting.1));
         seen.elapsed() >= GONE_AFTER && !round.peers.values().any(|peer| peer.seen.contains(&node_id))

@@ -1,9 +1,9 @@
-//! What a node remembers of promises and of its place, and the answers that rest on it.
+//! The durable state of a node's membership: promises and its place in a cluster, and the answers that depend on it.
 //!
 //! Invariants:
-//! - What is shown to others is durable. While a change is being written, the old state is shown.
-//! - At most one promise, none once there is a place. A proposal that was refused is never promised later.
-//! - A place is never changed for another.
+//! - The state that other nodes see is durable. While a change is being written, they see the old state.
+//! - A node holds at most one promise, and none once it has a place. It never promises a proposal that it has refused.
+//! - A place is never replaced by another.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,20 +19,20 @@ use uuid::Uuid;
 
 use super::{FOUNDERS_MAX, GONE_AFTER, Identity};
 
-/// Refused proposals that are remembered. A proposal is alive for as long as its coordinator tries, so only the last few
+/// Refused proposals that are stored. A proposal lives only as long as its coordinator retries, so only the last few
 /// matter.
 const REFUSED_MAX: usize = 256;
 
-/// Nodes of whose greetings we note the time. A bound only; greetings come from founders-to-be.
+/// Nodes whose last `Hello` is recorded. Only a bound on memory: the callers are future founders.
 const HEARD_MAX: usize = 2 * FOUNDERS_MAX;
 
 /// Durable storage of [`Remembered`].
 pub trait Memory: Send + Sync {
-    /// What was stored last; the default when nothing was.
+    /// Loads the last stored state; the default when nothing was stored.
     fn load(&self) -> BoxFuture<'_, io::Result<Remembered>>;
 
-    /// Stores the whole, replacing what was there, and returns when it is durable. Calls take effect in order, also when
-    /// the future is dropped early.
+    /// Stores the whole state, replacing the previous one, and returns when it is durable. Calls take effect in order,
+    /// even when the future is dropped early.
     fn store(&self, remembered: Remembered) -> BoxFuture<'_, io::Result<()>>;
 }
 
@@ -53,55 +53,56 @@ pub struct Founder {
     pub version: String,
 }
 
-/// A proposal that the node has promised itself to.
+/// A proposal of a cluster that the node has promised.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promised {
-    /// UUID of the cluster to be.
+    /// UUID of the proposed cluster.
     pub cluster_id: Uuid,
     /// The node that proposes.
     pub coordinator: Uuid,
-    /// All of them, by raft id.
+    /// All founders, by raft id.
     pub founders: Vec<Founder>,
 }
 
-/// How a node came to its cluster.
+/// How a node became a member of its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
-    /// It is one of these, who founded it.
+    /// The node is one of these founders.
     Founded(Vec<Founder>),
-    /// It was taken in when these were the members of the controller group.
+    /// A running cluster admitted the node; these were the members of the controller group.
     Joined(Vec<Founder>),
 }
 
-/// Where a node belongs and how it came there.
+/// The cluster of a node, and how the node became a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Cluster and raft id.
     pub identity: Identity,
-    /// How it came there.
+    /// How the node became a member.
     pub origin: Origin,
 }
 
-/// Everything about membership that survives a restart.
+/// The part of the membership that survives a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Remembered {
     /// Where the node belongs.
     pub place: Option<Place>,
-    /// What it has promised itself to.
+    /// The proposal that it has promised.
     pub promised: Option<Promised>,
-    /// This node coordinates what it promised itself to and takes that back, once one of these, who promised too, has.
-    /// Others are told that it did. Empty: it does not give up.
+    /// Not empty: this node is the coordinator of the proposal that it promised, and is aborting it. It releases its
+    /// own promise once one of these nodes, which promised too, has released theirs. Until then `Hello` already reports
+    /// no promise of this node. Empty: this node is not aborting a proposal.
     pub giving_up: Vec<Uuid>,
-    /// Proposals that it will not promise itself to, oldest first.
+    /// Proposals that it never promises, oldest first.
     pub refused: Vec<Uuid>,
 }
 
 impl Remembered {
-    /// Promises, or says why not; then never.
+    /// Promises the proposal, or refuses it permanently and returns why.
     ///
-    /// `node_id` is this node, which founds with `expected` nodes at least and knows of the cluster `in_sight`.
+    /// `node_id` is this node, which bootstraps with `expected` nodes at least and sees the cluster `in_sight`.
     pub(super) fn promise(
         &mut self,
         proposal: Promised,
@@ -116,8 +117,8 @@ impl Remembered {
         }
         let why = match (&self.promised, in_sight) {
             (Some(promised), _) if promised.cluster_id == id && *promised == proposal => return Ok(()),
-            (Some(promised), _) => format!("it has promised itself to {}", promised.cluster_id),
-            _ if self.refused.contains(&id) => "it has refused this before".to_owned(),
+            (Some(promised), _) => format!("it holds a promise for cluster {}", promised.cluster_id),
+            _ if self.refused.contains(&id) => "it has refused this proposal before".to_owned(),
             (None, Some(cluster)) if cluster != id => format!("there is a cluster already: {cluster}"),
             _ if !proposal.is_sound() => "the founders are not a set of nodes with raft ids 1, 2, 3, ...".to_owned(),
             _ if proposal.founders.iter().all(|founder| founder.node_id != node_id) => {
@@ -135,14 +136,14 @@ impl Remembered {
         Err(why)
     }
 
-    /// Takes the place in the cluster that was promised to, or says why not.
+    /// Takes the place in the cluster that the node promised, or returns why it cannot.
     pub(super) fn found(&mut self, cluster_id: Uuid, node_id: Uuid) -> Result<(), String> {
         if let Some(place) = &self.place {
             let known = place.identity.cluster_id;
             return if known == cluster_id { Ok(()) } else { Err(format!("it belongs to cluster {known}")) };
         }
         let promised = self.promised.take_if(|promised| promised.cluster_id == cluster_id);
-        let promised = promised.ok_or("it has not promised itself to this cluster")?;
+        let promised = promised.ok_or("it holds no promise for this cluster")?;
         let own = promised.founders.iter().find(|founder| founder.node_id == node_id);
         let raft_id = own.ok_or("it is not among the founders")?.raft_id;
         let identity = Identity { cluster_id, raft_id };
@@ -151,13 +152,13 @@ impl Remembered {
         Ok(())
     }
 
-    /// Takes the place that a cluster gave, unless there is one.
+    /// Takes the place that a cluster assigned, unless the node has a place already.
     pub(super) fn join(&mut self, identity: Identity, members: Vec<Founder>) {
         self.forget();
         self.place.get_or_insert(Place { identity, origin: Origin::Joined(members) });
     }
 
-    /// Takes the promise back, for good.
+    /// Permanently releases the promise.
     pub(super) fn forget(&mut self) {
         if let Some(promised) = self.promised.take() {
             self.refuse(promised.cluster_id);
@@ -175,7 +176,7 @@ impl Remembered {
 }
 
 impl Promised {
-    /// Founders sorted by UUID, each once, numbered from 1, the coordinator among them.
+    /// Checks that the founders are sorted by UUID, each once, numbered from 1, with the coordinator among them.
     fn is_sound(&self) -> bool {
         let founders = &self.founders;
         let numbered = founders.iter().zip(1..).all(|(founder, number)| founder.raft_id == number);
@@ -185,7 +186,7 @@ impl Promised {
     }
 }
 
-/// What others are told, and what was learned from them.
+/// The state that other nodes see, and what this node learned from them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Shown {
     pub(super) place: Option<Place>,
@@ -195,7 +196,7 @@ pub(super) struct Shown {
     pub(super) seen: Vec<Uuid>,
     /// The cluster that the last round saw.
     pub(super) in_sight: Option<Uuid>,
-    /// When others last said hello.
+    /// When other nodes last called `Hello`.
     pub(super) heard: BTreeMap<Uuid, Instant>,
     pub(super) controller_leader: String,
 }
@@ -212,10 +213,10 @@ impl Shown {
     }
 }
 
-/// Owner of what is remembered.
+/// Owner of the durable state.
 pub(super) struct State {
     memory: Arc<dyn Memory>,
-    /// Held while writing. `None`: a write did not end, so what is stored must be read first.
+    /// Locked while writing. `None`: a write did not complete, so the stored state must be read first.
     durable: tokio::sync::Mutex<Option<Remembered>>,
     shown: Mutex<Shown>,
     identity: watch::Sender<Option<Identity>>,
@@ -233,8 +234,8 @@ impl State {
         Ok(state)
     }
 
-    /// Changes what is remembered, durably. When this fails or is dropped, the change may or may not have happened; the next
-    /// one finds out.
+    /// Changes the durable state. When this fails or is dropped, the outcome is unknown: the change may have been
+    /// stored; the next call reads the stored state.
     pub(super) async fn change<T>(&self, change: impl FnOnce(&mut Remembered) -> T) -> io::Result<T> {
         let mut durable = self.durable.lock().await;
         let before = match durable.take() {
@@ -276,7 +277,7 @@ impl State {
         self.shown.lock().promised.clone()
     }
 
-    /// Where the node belongs, now and when it changes.
+    /// The cluster and raft id of the node, now and when they change.
     pub(super) fn identity(&self) -> watch::Receiver<Option<Identity>> {
         self.identity.subscribe()
     }
@@ -298,13 +299,13 @@ impl TryFrom<wire::Founder> for Founder {
     }
 }
 
-/// A UUID from outside; the nil one is none.
+/// Parses a UUID from outside this node; rejects the nil UUID.
 pub(super) fn parse_uuid(field: &str, text: &str) -> Result<Uuid, String> {
     let parsed = Uuid::try_parse(text).ok().filter(|uuid| !uuid.is_nil());
     parsed.ok_or_else(|| format!("{field}: {text:?}: must be a UUID"))
 }
 
-/// As `parse_uuid`; empty: none.
+/// As `parse_uuid`; an empty text: `None`.
 pub(super) fn parse_optional_uuid(field: &str, text: &str) -> Result<Option<Uuid>, String> {
     if text.is_empty() { Ok(None) } else { parse_uuid(field, text).map(Some) }
 }

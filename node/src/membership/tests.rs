@@ -1,4 +1,4 @@
-//! Founding and joining on simulated time.
+//! Tests of bootstrapping and joining on simulated time.
 
 mod answers;
 mod faults;

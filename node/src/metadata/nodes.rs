@@ -1,8 +1,9 @@
-//! Who belongs to the cluster: founding, joining, leaving for good.
+//! The members of the cluster: bootstrap, joins, permanent removal.
 //!
-//! A node is its UUID, which is in its data directory; name and addresses may change. Raft ids count up and are never used
-//! again. A node that comes with a new UUID and the name of a node that nobody hears from any more is that node with a wiped
-//! or replaced disk: it takes the old one's place in every partition, and the old one is on its way out ("superseded").
+//! A node is identified by its UUID, which is in its data directory; name and addresses may change. Raft ids increase
+//! and are never reused. When a node has a new UUID and the name of a node that is not alive, it is that node with a
+//! wiped or replaced disk: it replaces the old node in every partition, and the old node is decommissioned
+//! ("superseded").
 
 use uuid::Uuid;
 
@@ -11,15 +12,16 @@ use super::state::{ControllerState, Outcome};
 use super::types::{Joining, NodeInfo, NodeState, OperationKind, OperationState};
 use crate::model::{Addresses, ListenerName};
 
-/// Nodes of a cluster that were not removed. Every one of them is a member of the controller group.
+/// Most nodes of a cluster, without removed ones. Every node is a member of the controller group.
 pub(crate) const NODES_MAX: usize = 256;
 
-/// Removed nodes that are remembered by name. One that is forgotten is refused all the same: it says that it is a member
-/// of this cluster, and the cluster does not know it.
+/// Most removed nodes whose entries are kept. A node whose entry was deleted is still refused: it reports that it is a
+/// member of this cluster, and the cluster does not contain it.
 const REMOVED_MAX: usize = 1000;
 
 impl ControllerState {
-    /// Founds the cluster, or enters the nodes of one that was founded before nodes were agreed on.
+    /// Bootstraps the cluster, or adds the nodes of a cluster that was bootstrapped by a version without nodes in the
+    /// metadata.
     pub(super) fn found(&mut self, cluster_id: Uuid, nodes: Vec<NodeInfo>) -> Outcome {
         if self.cluster_id.is_nil() {
             self.cluster_id = cluster_id;
@@ -27,7 +29,7 @@ impl ControllerState {
         if self.cluster_id == cluster_id && self.nodes.is_empty() {
             self.nodes = nodes.into_iter().map(|node| (node.id, node)).collect();
             self.next_node = self.nodes.keys().last().map_or(0, |last| last + 1);
-            // Deletions of the version before: whoever is here now reports.
+            // Deletions of the previous version list no nodes: all current nodes report them.
             for deleted in &mut self.deleted {
                 deleted.nodes = self.nodes.keys().copied().collect();
             }
@@ -35,8 +37,8 @@ impl ControllerState {
         Outcome::Done(None)
     }
 
-    /// The node that an operator means: by UUID, or by name where that is unique. A name means a node that stays before one
-    /// that is on its way out, and that before a removed one.
+    /// Returns the node that an operator names: by UUID, or by name when that is unique. A name selects a node that
+    /// stays before one that is decommissioning, and that before a removed one.
     ///
     /// # Errors
     /// [`Refusal::NoSuchNode`], [`Refusal::AmbiguousName`].
@@ -62,19 +64,20 @@ impl ControllerState {
         Err(Refusal::NoSuchNode(text.into()))
     }
 
-    /// The node with this identity, removed ones included.
+    /// Returns the node with this UUID, removed ones included.
     pub fn node_of(&self, uuid: Uuid) -> Option<&NodeInfo> {
         self.nodes.values().find(|node| node.uuid == uuid)
     }
 
-    /// Why a peer that says it has this raft id is no member, where that is certain: it was removed. One that was never heard
-    /// of joined after what is known here, and may lead the group from which the rest is to be learnt.
+    /// Returns why a peer with this raft id is not a member, when that is certain: it was removed. A peer with an id
+    /// that is not assigned here yet joined after the metadata applied on this node, and may lead the group from which
+    /// this node gets the rest.
     pub(crate) fn departed(&self, id: u64) -> Option<Refusal> {
         let removed = |name: &str| Refusal::Removed { node: id, name: name.to_owned() };
         match self.nodes.get(&id) {
             Some(node) => (node.state == NodeState::Removed).then(|| removed(&node.name)),
-            // Ids count up: this one was given, and is not there any more.
-            None => (id < self.next_node).then(|| removed("its name is forgotten")),
+            // Ids increase: this id was assigned, and its entry has been deleted.
+            None => (id < self.next_node).then(|| removed("its name is no longer stored")),
         }
     }
 
@@ -86,7 +89,7 @@ impl ControllerState {
         self.nodes.get_mut(&id).ok_or(Refusal::UnknownNode(id))
     }
 
-    /// Another node took this one's name and place.
+    /// Returns whether another node replaced this one under the same name.
     pub(super) fn superseded(&self, node: u64) -> bool {
         self.nodes.get(&node).is_some_and(|old| {
             let heir = |other: &NodeInfo| other.state != NodeState::Removed && other.name == old.name;
@@ -94,7 +97,7 @@ impl ControllerState {
         })
     }
 
-    /// A node asks to be taken in, or says that it is back.
+    /// Applies a join: admits a new node, or updates a member that restarted.
     pub(super) fn join(&mut self, node: Joining, alive: &[Uuid], now_ms: i64) -> Result<Outcome, Refusal> {
         if self.cluster_id.is_nil() || self.nodes.is_empty() {
             return Err(Refusal::NotFounded);
@@ -118,10 +121,10 @@ impl ControllerState {
         Ok(Outcome::Node(self.node(id)?.clone()))
     }
 
-    /// No other node that is alive has the name or the address. One that nobody hears from may have had them; one that is on
-    /// its way out may be another life of the same machine.
+    /// Checks that no other live node has the name or the address. A node that is not alive may have had them; a node
+    /// that is decommissioning may be an earlier installation of the same machine.
     fn check_unique(&self, node: &Joining, alive: &[Uuid]) -> Result<(), Refusal> {
-        // A superseded node that comes back with its old disk is let in: what is on that disk may be needed.
+        // A superseded node that returns with its old disk is admitted: the data on that disk may be needed.
         if self.node_of(node.uuid).is_some_and(|known| self.superseded(known.id)) {
             return Ok(());
         }
@@ -137,7 +140,7 @@ impl ControllerState {
         Err(duplicate(field.into(), value, other))
     }
 
-    /// Returns why a node must not join with these addresses: a live node has one of them, for whichever listener. Two data
+    /// Returns why a node must not join with these addresses: a live node has one of them, for any listener. Two data
     /// listeners with one address are left to [`Command::Join`](super::Command::Join).
     ///
     /// The leader calls this before it proposes the command. Applying the command does not: nodes of the version before apply
@@ -155,12 +158,13 @@ impl ControllerState {
         })
     }
 
-    /// Nodes with another identity that the controller leader hears from.
+    /// Returns the other nodes from which the controller leader receives heartbeats.
     fn alive_others<'a>(&'a self, node: Uuid, alive: &'a [Uuid]) -> impl Iterator<Item = &'a NodeInfo> {
         self.nodes.values().filter(move |other| other.uuid != node && alive.contains(&other.uuid))
     }
 
-    /// The addresses of the node are its own: it is neither removed nor superseded by another on the same machine.
+    /// Returns whether the node still owns its addresses: it is neither removed nor superseded by another node on the
+    /// same machine.
     fn has_addresses(&self, node: &NodeInfo) -> bool {
         node.state != NodeState::Removed && !self.superseded(node.id)
     }
@@ -185,10 +189,10 @@ impl ControllerState {
         if self.nodes.values().filter(|other| other.state != NodeState::Removed).count() >= NODES_MAX {
             return Err(Refusal::TooManyNodes(NODES_MAX));
         }
-        // Nobody hears from it, or `check_unique` had refused.
+        // The node with the same name is not alive, otherwise `check_unique` would have refused.
         let old = self.nodes.values().filter(|other| other.stays() && other.name == node.name).map(|other| other.id);
         let old: Vec<u64> = old.collect();
-        // In a state of the version before, the counter is not there.
+        // A state of the previous version has no counter.
         let id = self.next_node.max(self.nodes.keys().last().map_or(1, |last| last + 1));
         self.next_node = id + 1;
         let Joining { uuid, name, addresses, zone, version, boot, .. } = node;
@@ -209,7 +213,7 @@ impl ControllerState {
         self.node_mut(old)?.state = NodeState::Decommissioning;
         self.begin(OperationKind::Replace, old, self.partitions_on(old), now_ms);
         for placement in self.placements.values_mut().flatten() {
-            // Several nodes may have had the name; the heir takes one place in each partition.
+            // Several nodes may have had the name; the new node replaces one of them in each partition.
             if placement.replicas.contains(&new) {
                 continue;
             }
@@ -220,14 +224,16 @@ impl ControllerState {
         Ok(())
     }
 
-    /// Lets a node lead, or keeps it from leading.
+    /// Allows or forbids a node to lead.
     pub(super) fn set_node_state(&mut self, id: u64, state: NodeState, now_ms: i64) -> Result<Outcome, Refusal> {
         let rule = match (self.node(id)?.state, state) {
             (NodeState::Active | NodeState::Draining, NodeState::Active | NodeState::Draining) => None,
             (NodeState::Decommissioning | NodeState::Removed, _) => {
-                Some("only a node that stays is drained or undrained")
+                Some("only an active or draining node can be drained or undrained")
             }
-            (_, NodeState::Decommissioning | NodeState::Removed) => Some("a node leaves by an operation"),
+            (_, NodeState::Decommissioning | NodeState::Removed) => {
+                Some("decommissioning a node requires an operation")
+            }
         };
         if let Some(rule) = rule {
             return Err(Refusal::NodeState { node: id, state: self.node(id)?.state, rule: rule.into() });
@@ -239,14 +245,14 @@ impl ControllerState {
         Ok(Outcome::Node(self.node(id)?.clone()))
     }
 
-    /// Removes a node for good, once no partition needs it; with that the operation that led here is done.
+    /// Removes a node permanently, when no partition needs it. This completes its decommission or replacement.
     pub(super) fn remove_node(&mut self, id: u64, now_ms: i64) -> Result<Outcome, Refusal> {
         let state = self.node(id)?.state;
         if matches!(state, NodeState::Active | NodeState::Draining) {
             return Err(Refusal::NodeState {
                 node: id,
                 state,
-                rule: "a node is decommissioned before it is removed".into(),
+                rule: "must be decommissioned before it is removed".into(),
             });
         }
         let partitions = self.partitions_on(id);
@@ -257,7 +263,7 @@ impl ControllerState {
         for kind in [OperationKind::Decommission, OperationKind::Replace] {
             self.end_operations_of(id, kind, OperationState::Done, now_ms);
         }
-        // Whatever files it has, it does not come back with them.
+        // A removed node cannot return with its files, so its report is no longer needed.
         self.deleted.retain_mut(|deleted| !deleted.reported_by(id));
         let gone = self.node(id)?.clone();
         let removed = self.nodes.values().filter(|node| node.state == NodeState::Removed).map(|node| node.id);

@@ -1,11 +1,12 @@
-//! What the controller group agrees on. Deterministic: no clock, no randomness, no I/O.
+//! The committed metadata of the controller group, and the commands that change it. Deterministic: no clock, no
+//! randomness, no I/O.
 //!
-//! [`Command`] is the format of the controller's log: a variant or field once written stays readable, new fields have a
-//! serde default. Topics are decided here; nodes in `nodes`, placements in `placement`, operations in `operations`, rules and
-//! quotas in `access`.
+//! [`Command`] is the format of the controller's log: a variant or field that was ever written stays readable, and new
+//! fields have a serde default. This file applies commands on topics; `nodes` those on nodes, `placement` on
+//! placements, `operations` on operations, `access` on rules and quotas.
 //!
-//! Invariants: every partition of every topic has a placement; a raft id is never given twice; a refused command changes
-//! nothing.
+//! Invariants: every partition of every topic has a placement; a raft id is never assigned twice; a refused command
+//! changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -17,19 +18,20 @@ use super::{AccessRules, Refusal};
 use crate::model::{Addresses, Topic};
 use crate::security::{AclFilter, AclRule, Quota};
 
-/// A change to the state, as it stands in the controller's log. Times are milliseconds since the Unix epoch.
+/// A change to the state, as stored in the controller's log. Times are milliseconds since the Unix epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Command {
-    /// First command of a cluster. A cluster that was founded before nodes were agreed on gets its only node by it.
+    /// First command of a cluster. Also adds the only node of a cluster that was bootstrapped by a version without
+    /// nodes in the metadata.
     InitCluster {
-        /// Names the cluster for good.
+        /// Permanent id of the cluster.
         cluster_id: Uuid,
         /// The founders, with their raft ids.
         #[serde(default)]
         nodes: Vec<NodeInfo>,
     },
-    /// A node asks to be taken in, or says that it is back.
+    /// A node asks to join, or reports that it has restarted.
     Join {
         /// Identity from its data directory.
         uuid: Uuid,
@@ -48,7 +50,7 @@ pub enum Command {
         now_ms: i64,
         /// The cluster that it was a member of; nil: none.
         cluster_id: Uuid,
-        /// Identities of the nodes that the controller leader hears from.
+        /// Identities of the nodes from which the controller leader receives heartbeats.
         #[serde(default)]
         alive_uuids: Vec<Uuid>,
     },
@@ -56,47 +58,47 @@ pub enum Command {
     CreateTopic {
         /// With a replication factor of 0: the default.
         topic: Topic,
-        /// Topics that the cluster may have.
+        /// Most topics that the cluster may have.
         topics_max: usize,
-        /// Replicas of a topic that does not say; as many as there are nodes while these are fewer.
+        /// Replicas of a topic that specifies none; one per node while there are fewer nodes.
         #[serde(default)]
         default_replication: u32,
     },
-    /// Replaces a topic's settings and places the partitions that it did not have.
+    /// Replaces the settings of a topic and places the partitions that are new.
     AlterTopic {
-        /// As it is to be.
+        /// The new settings.
         topic: Topic,
     },
-    /// Takes a topic away.
+    /// Deletes a topic.
     DeleteTopic {
         /// Its name.
         name: String,
     },
-    /// A node has no file of a deleted topic any more.
+    /// Reports that a node has no file of a deleted topic any more.
     ForgetTopic {
         /// Id of the topic.
         id: Uuid,
-        /// Raft id of the node; 0: no node has.
+        /// Raft id of the node; 0: no node has a file.
         #[serde(default)]
         node: u64,
     },
-    /// Sets producer ids aside.
+    /// Reserves producer ids.
     ReserveProducerIds {
         /// How many.
         count: i64,
     },
-    /// Says where the replicas of a partition should be.
+    /// Sets the target replicas of a partition.
     Assign {
         /// Topic id.
         topic: Uuid,
         /// 0-based.
         partition: u32,
-        /// The replicas that this was planned from.
+        /// The replicas on which the plan is based.
         from: Vec<u64>,
         /// The preferred leader first.
         replicas: Vec<u64>,
     },
-    /// Says who votes in a partition's group, as its leader sees it.
+    /// Reports the voters of a partition's group, as its leader sees them.
     Settle {
         /// Topic id.
         topic: Uuid,
@@ -104,7 +106,7 @@ pub enum Command {
         partition: u32,
         /// Raft ids.
         voters: Vec<u64>,
-        /// Raft index, in the partition's log, of the committed membership entry that says so.
+        /// Raft index, in the partition's log, of the committed membership entry with these voters.
         index: u64,
     },
     /// Drains a node or lets it lead again.
@@ -134,14 +136,14 @@ pub enum Command {
         /// When.
         now_ms: i64,
     },
-    /// Takes an operation back; what it moved stays moved.
+    /// Cancels an operation; completed moves are not undone.
     CancelOperation {
         /// Which.
         id: u64,
         /// When.
         now_ms: i64,
     },
-    /// Removes a node that no partition needs any more, which ends its decommission or replacement.
+    /// Removes a node that no partition needs any more, which completes its decommission or replacement.
     RemoveNode {
         /// Raft id.
         node: u64,
@@ -150,29 +152,29 @@ pub enum Command {
     },
     /// Adds rules, all or none.
     CreateAcls {
-        /// Those that are there already stay.
+        /// The rules; existing ones stay unchanged.
         rules: Vec<AclRule>,
     },
-    /// Takes rules away.
+    /// Deletes rules.
     DeleteAcls {
-        /// Those that any of these means.
+        /// Filters; every rule that matches any of them is deleted.
         filters: Vec<AclFilter>,
     },
     /// Sets or removes a quota.
     SetQuota {
-        /// Whose; `None`: of everybody without one of their own.
+        /// The principal; `None`: every principal without a quota of its own.
         principal: Option<String>,
         /// `None`: removes it.
         quota: Option<Quota>,
     },
 }
 
-/// What became of a command.
+/// The result of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// Done; the topic that it was about, if any.
+    /// Done; with the topic of the command, if any.
     Done(Option<Topic>),
-    /// These producer ids belong to whoever asked.
+    /// These producer ids are reserved for the caller.
     ProducerIds {
         /// The first.
         first: i64,
@@ -183,7 +185,7 @@ pub enum Outcome {
     Node(NodeInfo),
     /// The operation as it is now.
     Operation(Operation),
-    /// The rules that were added or taken away.
+    /// The rules that were added or deleted.
     Acls(Vec<AclRule>),
     /// Nothing was changed.
     Refused(Refusal),
@@ -196,21 +198,22 @@ pub struct DeletedTopic {
     pub id: Uuid,
     /// How many partitions it had.
     pub partitions: i32,
-    /// Raft ids of the nodes that have not reported yet that they have no file of it; sorted. Every node is asked: one may
-    /// have slept through a move. Empty in a cluster without agreed nodes: the only node reports.
+    /// Raft ids of the nodes that have not yet reported that they have no file of the topic; sorted. Contains every
+    /// node that was not removed: a node may have been down during a move. Empty in a cluster without nodes in the
+    /// metadata: the only node reports.
     #[serde(default)]
     pub nodes: Vec<u64>,
 }
 
 impl DeletedTopic {
-    /// Notes that a node has no file of it, and answers whether that was the last one.
+    /// Records that a node has no file of the topic, and returns whether it was the last one.
     pub(super) fn reported_by(&mut self, node: u64) -> bool {
         self.nodes.retain(|waiting| *waiting != node);
         self.nodes.is_empty()
     }
 }
 
-/// What the controller group agrees on.
+/// The committed metadata of the controller group.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControllerState {
     /// Nil until the cluster is initialised.
@@ -219,7 +222,7 @@ pub struct ControllerState {
     pub topics: BTreeMap<String, Topic>,
     /// Deleted topics whose files may still be there.
     pub deleted: Vec<DeletedTopic>,
-    /// First producer id that was never reserved.
+    /// First producer id that was not reserved yet.
     pub next_producer_id: i64,
     /// By raft id; removed nodes included.
     #[serde(default)]
@@ -230,13 +233,13 @@ pub struct ControllerState {
     /// By topic id; one for each partition.
     #[serde(default)]
     pub placements: BTreeMap<Uuid, Vec<Placement>>,
-    /// By id: under way, and the last ones that ended.
+    /// By id: operations in progress, and the last ones that ended.
     #[serde(default)]
     pub operations: BTreeMap<u64, Operation>,
     /// Id of the next operation.
     #[serde(default)]
     pub next_operation: u64,
-    /// Who may do what, and how much.
+    /// Access rules and quotas.
     #[serde(default)]
     pub access: AccessRules,
 }
@@ -295,13 +298,14 @@ impl ControllerState {
         if self.topics.len() >= topics_max {
             return Err(Refusal::TooManyTopics(topics_max));
         }
-        // A cluster of the version before has one node, which nobody has entered yet.
+        // A cluster of the previous version has one node, which is not in the metadata yet.
         let nodes = self.holders().len().max(usize::from(self.nodes.is_empty()));
         let asked = topic.replication_factor;
         if asked <= 0 {
             topic.replication_factor = i32::try_from(default_replication.max(1)).unwrap_or(i32::MAX);
         }
-        // The default is what the topic gets once there are nodes enough; what was asked for is there from the start.
+        // The default factor is reached once there are enough nodes; a requested factor needs enough nodes from the
+        // start.
         if nodes == 0 || (asked > 0 && asked as usize > nodes) {
             return Err(Refusal::ReplicationFactor { asked: topic.replication_factor, nodes });
         }
@@ -311,7 +315,7 @@ impl ControllerState {
     }
 
     fn alter_topic(&mut self, topic: Topic) -> Result<Outcome, Refusal> {
-        // A topic of the same name that was created again is another one.
+        // A topic that was created again under the same name has another id.
         let current = self.topics.get(&topic.name).filter(|current| current.id == topic.id);
         let current = current.ok_or_else(|| Refusal::UnknownTopic(topic.name.clone()))?;
         if topic.partitions < current.partitions {

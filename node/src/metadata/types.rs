@@ -1,4 +1,4 @@
-//! Nodes, placement and operations as the controller group agrees on them.
+//! The types of nodes, placements and operations in the committed metadata of the controller group.
 
 use std::fmt;
 
@@ -11,14 +11,14 @@ use crate::model::Addresses;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NodeState {
-    /// Holds replicas and leads.
+    /// Has replicas and leads partitions.
     #[default]
     Active,
-    /// Holds replicas, leads nothing.
+    /// Has replicas, leads no partition.
     Draining,
-    /// Its replicas are being moved away.
+    /// Its replicas are being moved to other nodes.
     Decommissioning,
-    /// Gone for good; kept so that it is refused by name when it comes back.
+    /// Permanently removed; the entry is kept so that the node is refused with its name when it returns.
     Removed,
 }
 
@@ -36,9 +36,9 @@ impl fmt::Display for NodeState {
 /// A node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
-    /// Raft id, never used again.
+    /// Raft id; never reused.
     pub id: u64,
-    /// Identity from the data directory: a wiped disk makes another node.
+    /// Identity from the data directory: a node with a wiped disk is another node.
     pub uuid: Uuid,
     /// Name for people; may change.
     pub name: String,
@@ -53,12 +53,12 @@ pub struct NodeInfo {
     pub boot: u64,
     /// What it may do.
     pub state: NodeState,
-    /// When it was taken in, in milliseconds since the Unix epoch.
+    /// When it was admitted, in milliseconds since the Unix epoch.
     pub joined_ms: i64,
 }
 
 impl NodeInfo {
-    /// It belongs here: neither gone nor on its way out.
+    /// Returns whether the node stays in the cluster: it is neither removed nor decommissioning.
     pub fn stays(&self) -> bool {
         matches!(self.state, NodeState::Active | NodeState::Draining)
     }
@@ -72,10 +72,11 @@ pub struct Placement {
     /// Raft ids that vote in the partition's group, as its leader last reported; sorted. Moving while these are not the
     /// `replicas`.
     pub voters: Vec<u64>,
-    /// Raft ids that hold a replica since the partition was created: they may begin with an empty log. A node that is in
-    /// neither list any more leaves this for good: should it come back, it fills its log before it votes.
+    /// Raft ids that have had a replica since the partition was created: their logs may start empty. A node that is no
+    /// longer in `replicas` or `voters` is removed from this list permanently: if it gets a replica again, it copies
+    /// the entries before it votes.
     pub founders: Vec<u64>,
-    /// Raft index of the membership entry that `voters` were reported from; 0: none was reported yet.
+    /// Raft index of the membership entry that the reported `voters` come from; 0: no voters were reported yet.
     #[serde(default)]
     pub settled_index: u64,
     /// The replicas when the partition was created, sorted: the voters of the first entry of its log. Never changes.
@@ -84,20 +85,20 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// A new partition on these nodes, the preferred leader first.
+    /// Creates the placement of a new partition on these nodes, the preferred leader first.
     pub fn founded(replicas: Vec<u64>) -> Self {
         let mut voters = replicas.clone();
         voters.sort_unstable();
         Self { replicas, founders: voters.clone(), first: voters.clone(), voters, settled_index: 0 }
     }
 
-    /// The replicas are where they should be.
+    /// Returns whether the partition is at its target placement.
     pub fn settled(&self) -> bool {
-        // Neither list names a node twice.
+        // Neither list contains a node twice.
         self.replicas.len() == self.voters.len() && self.replicas.iter().all(|node| self.voters.contains(node))
     }
 
-    /// The node may hold a replica: it should, or still votes.
+    /// Returns whether the node may have a replica: it is a target, or still votes.
     pub fn holds(&self, node: u64) -> bool {
         self.replicas.contains(&node) || self.voters.contains(&node)
     }
@@ -109,11 +110,11 @@ impl Placement {
 pub enum OperationKind {
     /// Moves every replica off a node and removes it.
     Decommission,
-    /// Hands over what a node leads.
+    /// Transfers all leadership away from a node.
     Drain,
-    /// As decommission, for a node that is dead or was superseded by one of the same name with a new disk.
+    /// As decommission, for a node that is dead or was superseded by a node of the same name with a new disk.
     Replace,
-    /// Spreads replicas over the nodes there are.
+    /// Spreads replicas over the current nodes.
     Rebalance,
 }
 
@@ -128,47 +129,47 @@ impl fmt::Display for OperationKind {
     }
 }
 
-/// How an operation stands.
+/// The state of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OperationState {
-    /// Under way.
+    /// In progress.
     Running,
-    /// Came to its end.
+    /// Completed.
     Done,
-    /// Cannot come to its end, and why.
+    /// Cannot complete, and why.
     Failed(String),
-    /// Taken back.
+    /// Cancelled.
     Cancelled,
 }
 
-/// Something long that the controller leader carries out; it survives a change of that leader.
+/// A long task of the controller leader; it survives a change of that leader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
-    /// Counts up.
+    /// Increases with every operation.
     pub id: u64,
     /// What it does.
     pub kind: OperationKind,
-    /// Raft id of the node that it is about; a rebalance by hand is about none: 0.
+    /// Raft id of the node that the operation concerns; 0: none, for a rebalance by hand.
     pub node: u64,
-    /// How it stands.
+    /// Its state.
     pub state: OperationState,
     /// In milliseconds since the Unix epoch.
     pub started_ms: i64,
     /// In milliseconds since the Unix epoch; 0: still running.
     pub finished_ms: i64,
-    /// Partitions that it concerned when it began.
+    /// Partitions that the operation concerned when it started.
     pub total: u32,
 }
 
 impl Operation {
-    /// It has not ended.
+    /// Returns whether the operation is in progress.
     pub fn running(&self) -> bool {
         self.state == OperationState::Running
     }
 }
 
-/// What a node says of itself when it asks to be taken in, or comes back.
+/// What a node reports about itself when it asks to join, or restarts.
 #[derive(Debug, Clone)]
 pub(super) struct Joining {
     pub(super) uuid: Uuid,

@@ -34,7 +34,7 @@ fn cluster(samples: &mut Samples, broker: &Broker) {
         ("controller_failed", "1 when the controller group has failed on this node", bit(view.failed)),
         ("controller_term", "Raft term of the controller group", view.term as f64),
         ("nodes", "Members of the cluster", view.nodes as f64),
-        ("nodes_alive", "Members that this node hears from, itself included", view.nodes_alive as f64),
+        ("nodes_alive", "Members from which this node receives heartbeats, itself included", view.nodes_alive as f64),
     ];
     for (name, help, value) in gauges {
         samples.gauge(name, help, value);
@@ -47,19 +47,19 @@ fn partitions(samples: &mut Samples, broker: &Broker) {
         ("topics", "Topics of the cluster", totals.topics),
         ("partitions", "Partitions of all topics", totals.partitions),
         ("partitions_active", "Partitions that are open on this node", totals.open()),
-        ("partitions_failed", "Partitions that failed and wait to be tried again", totals.failed),
+        ("partitions_failed", "Partitions that failed and will be retried", totals.failed),
         (
             "partitions_under_replicated",
-            "Partitions of the cluster with a replica on a node that this one does not hear from",
+            "Partitions of the cluster with a replica on a node from which this node receives no heartbeats",
             totals.under_replicated,
         ),
-        ("partitions_offline", "Partitions of the cluster whose live replicas are no majority", totals.offline),
-        ("partitions_moving", "Partitions of the cluster whose replicas are not where they should be", totals.moving),
-        ("partitions_filling", "Replicas on this node that are filled from another replica", totals.filling),
+        ("partitions_offline", "Partitions of the cluster without a majority of live replicas", totals.offline),
+        ("partitions_moving", "Partitions of the cluster that are not at their target placement", totals.moving),
+        ("partitions_filling", "Replicas on this node that are copying entries from another replica", totals.filling),
         ("partitions_damaged", "Replicas on this node that lost data and are being repaired", totals.damaged),
         (
             "raft_quorum_silent",
-            "Open partitions that this node leads and no majority of replicas answers",
+            "Open partitions that this node leads without responses from a majority of replicas",
             totals.quorum_silent,
         ),
         ("log_segments", "Segment files of open partitions", totals.segments as usize),
@@ -70,16 +70,16 @@ fn partitions(samples: &mut Samples, broker: &Broker) {
     let roles = [("leader", totals.leading), ("follower", totals.following), ("leaderless", totals.leaderless)];
     for (role, count) in roles {
         let help =
-            "Open partitions on this node by what it is to them; leaderless: an election is under way or cannot be won";
+            "Open partitions on this node by this node's role; leaderless: an election is in progress or cannot be won";
         samples.gauge_of("raft_groups", help, &[("role", role.to_owned())], count as f64);
     }
     samples.gauge("raft_term_max", "Highest raft term of an open partition", totals.term_max as f64);
     samples.gauge("log_bytes", "Bytes of segment files of open partitions", totals.log_bytes as f64);
-    let help = "Raft entries that followers of partitions led here lack, the sum";
+    let help = "Sum of the raft entries that followers of partitions led by this node lack";
     samples.gauge("replica_lag_entries", help, totals.replica_lag_entries as f64);
-    let help = "Raft entries that the follower lacks that lacks most, of partitions led here";
+    let help = "Largest number of raft entries that one follower of a partition led by this node lacks";
     samples.gauge("replica_lag_entries_max", help, totals.replica_lag_entries_max as f64);
-    let help = "For how long the follower has been behind that is longest, of partitions led here";
+    let help = "Longest time that a follower of a partition led by this node has been behind";
     samples.gauge("replica_lag_seconds", help, totals.replica_lag_max.as_secs_f64());
 }
 
@@ -107,12 +107,12 @@ fn disk(samples: &mut Samples, broker: &Broker) {
     if let Ok(size) = broker.store().volume_bytes() {
         samples.gauge("disk_size_bytes", "Size of the data volume in bytes", size as f64);
     }
-    let help = "Most of log_pending_bytes: storage.pending-bytes-max";
+    let help = "Limit of log_pending_bytes (storage.pending-bytes-max)";
     samples.gauge("log_pending_bytes_limit", help, broker.config().storage.pending_bytes_max as f64);
-    let help = "Free bytes below which appends are refused: storage.reserve-bytes";
+    let help = "Free bytes below which appends are rejected (storage.reserve-bytes)";
     samples.gauge("disk_reserve_bytes", help, broker.reserve_bytes() as f64);
     let full = f64::from(u8::from(broker.disk_is_full()));
-    samples.gauge("disk_full", "1 while appends are refused because the reserve is reached", full);
+    samples.gauge("disk_full", "1 while appends are rejected because free space is below the reserve", full);
 }
 
 fn engine(samples: &mut Samples, metrics: &StoreMetrics) {
@@ -126,7 +126,7 @@ fn engine(samples: &mut Samples, metrics: &StoreMetrics) {
     let counters = [
         ("log_appended_bytes", "Payload bytes appended", &metrics.appended_bytes),
         ("log_appended_entries", "Raft entries appended", &metrics.appended_entries),
-        ("log_flush_rounds", "Rounds of the flush scheduler that wrote something", &metrics.flush_rounds),
+        ("log_flush_rounds", "Rounds of the flush scheduler that wrote data", &metrics.flush_rounds),
         ("log_flushes", "Calls of fdatasync or syncfs for segments", &metrics.flushes),
         ("log_journal_flushes", "Flushes of the journal", &metrics.journal_flushes),
         ("log_cache_hits", "Entries read from memory", &metrics.cache_hits),
@@ -134,8 +134,8 @@ fn engine(samples: &mut Samples, metrics: &StoreMetrics) {
         ("log_sealed_segments", "Segments sealed", &metrics.sealed_segments),
         ("log_recoveries", "Logs that were scanned when opened", &metrics.recoveries),
         ("log_truncated_tail_bytes", "Bytes of torn tail that recovery cut", &metrics.truncated_tail_bytes),
-        ("log_damage_found", "Times that damaged bytes were found", &metrics.damage_found),
-        ("log_quarantines", "Times that damage was cut out of a log and set aside", &metrics.quarantines),
+        ("log_damage_found", "Detections of damaged bytes", &metrics.damage_found),
+        ("log_quarantines", "Damaged parts that were cut out of a log and moved to quarantine", &metrics.quarantines),
         ("log_failed", "Logs stopped by a failed write or flush", &metrics.failed_logs),
     ];
     for (name, help, counter) in counters {
@@ -147,7 +147,7 @@ fn engine(samples: &mut Samples, metrics: &StoreMetrics) {
     samples.histogram("log_flush_seconds", "Duration of flush barriers", &bounds, &counts, sum);
 }
 
-/// Certificates, denials and quotas.
+/// Adds certificates, authorization denials and throttled requests.
 fn security(samples: &mut Samples, broker: &Broker, tls: Option<&Tls>) {
     if let Some(tls) = tls {
         tls.collect(samples);
@@ -155,23 +155,28 @@ fn security(samples: &mut Samples, broker: &Broker, tls: Option<&Tls>) {
     let authorizer = broker.authorizer();
     for (action, count) in authorizer.denied().filter(|(action, _)| *action != Action::All) {
         let labels = [("operation", action.as_str().to_owned())];
-        samples.counter_of("authorization_denied", "Requests that the principal had no right to", &labels, count);
+        samples.counter_of(
+            "authorization_denied",
+            "Requests denied because the principal lacks the permission",
+            &labels,
+            count,
+        );
     }
     for (resource, delayed, refused) in authorizer.throttled() {
         for (outcome, count) in [("delayed", delayed), ("refused", refused)] {
             let labels = [("quota", resource.as_str().to_owned()), ("outcome", outcome.to_owned())];
-            samples.counter_of("quota_throttled", "Requests over a quota of their principal", &labels, count);
+            samples.counter_of("quota_throttled", "Requests that exceeded a quota of their principal", &labels, count);
         }
     }
 }
 
-/// The configuration file.
+/// Adds the state of the configuration file.
 fn configuration(samples: &mut Samples, broker: &Broker) {
     let report = broker.live().report();
-    let waiting = "Fields whose value in the configuration file waits for a restart";
+    let waiting = "Fields of the configuration file whose new value takes effect after a restart";
     samples.gauge("config_restart_fields", waiting, report.restart_fields.len() as f64);
-    let refused = "1 while the configuration file is refused and what was in force before stays so";
+    let refused = "1 while the configuration file is rejected and the previous settings stay in effect";
     samples.gauge("config_refused", refused, f64::from(u8::from(!report.error.is_empty())));
-    samples.counter("config_reloads", "Times that a changed configuration file was taken", report.taken);
-    samples.counter("config_reload_failures", "Times that a changed configuration file was refused", report.refused);
+    samples.counter("config_reloads", "Changed configuration files that were applied", report.taken);
+    samples.counter("config_reload_failures", "Changed configuration files that were rejected", report.refused);
 }

@@ -1,4 +1,5 @@
-//! How this node comes to its cluster and how the cluster takes note of it, from both sides.
+//! Connects this node with its cluster: bootstraps or joins it and registers this process, and, on the controller
+//! leader, admits other nodes.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,14 +27,15 @@ use crate::metadata::{Command, NodeInfo, NodeState, Outcome, Refusal};
 use crate::model::{Addresses, ApiError, NewTopic, Reason};
 use crate::peers::{Known, Me, PROTOCOL, Peers};
 
-/// Journal key of the controller's log that holds what `membership` remembers, as JSON.
+/// Journal key of the controller's log whose value is the durable state of `membership`, as JSON.
 const KEY_MEMBERSHIP: u8 = 10;
-/// Pause between two attempts to tell the cluster of this node.
+/// Pause between two attempts to register with the controller.
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(100);
-/// A name that seems to be taken may belong to a process that has just died.
+/// How long a join waits while its name, address or UUID seems to be in use: the owner may be a process that has just
+/// died.
 const DUPLICATE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The gRPC metadata key that says for which reason a node is refused for good, and its values.
+/// The gRPC metadata key whose value is the reason of a permanent refusal, and its values.
 const REFUSAL_KEY: &str = "chronicle-join-refusal";
 const REFUSALS: [(&str, JoinRefusal); 4] = [
     ("REMOVED", JoinRefusal::Removed),
@@ -42,7 +44,7 @@ const REFUSALS: [(&str, JoinRefusal); 4] = [
     ("PROTOCOL", JoinRefusal::Protocol),
 ];
 
-/// What `membership` remembers, in the store's journal.
+/// The durable state of `membership`, in the store's journal.
 pub(super) struct JournalMemory(pub(super) Arc<Store>);
 
 impl Memory for JournalMemory {
@@ -56,13 +58,13 @@ impl Memory for JournalMemory {
 
     fn store(&self, remembered: Remembered) -> BoxFuture<'_, io::Result<()>> {
         let bytes = serde_json::to_vec(&remembered).map(Bytes::from).map_err(io::Error::other);
-        // Begun here: it takes effect even when nobody waits for it.
+        // Started before the future is polled: the write takes effect even when the caller drops the future.
         let put = bytes.map(|bytes| journal(&self.0, CONTROLLER_LOG, KEY_MEMBERSHIP, bytes));
         async move { put?.await.map_err(io::Error::other) }.boxed()
     }
 }
 
-/// What `membership` says to other nodes, over the transport.
+/// The calls of `membership` to other nodes, over the transport.
 pub(super) struct Calls(pub(super) Arc<Peers>);
 
 fn unavailable(status: Status) -> PeerError {
@@ -119,7 +121,7 @@ impl crate::membership::Peers for Calls {
     }
 }
 
-/// The refusals of [`Node::take_in`], read back.
+/// Reads the refusals of [`Node::take_in`] back from a status.
 fn join_error(status: Status) -> PeerError {
     let refusal = status.metadata().get(REFUSAL_KEY).and_then(|word| word.to_str().ok());
     match REFUSALS.iter().find(|(word, _)| Some(*word) == refusal) {
@@ -131,21 +133,22 @@ fn join_error(status: Status) -> PeerError {
     }
 }
 
-/// A refusal for good: see [`join_error`].
+/// A permanent refusal: see [`join_error`].
 fn refuse(refusal: JoinRefusal, why: impl std::fmt::Display) -> Status {
     let word = REFUSALS.iter().find(|(_, of)| *of == refusal).map_or("", |(word, _)| *word);
-    // The word in the text is for people, and for nodes of earlier versions.
+    // The code in the text is for operators, and for nodes of earlier versions.
     let mut status = Status::failed_precondition(format!("{word}: {why}"));
     status.metadata_mut().insert(REFUSAL_KEY, MetadataValue::from_static(word));
     status
 }
 
 impl Node {
-    /// Finds out which cluster the node is part of, founds or joins it if need be, starts the controller group, and waits
-    /// until the cluster knows of this process. Peers must be served meanwhile.
+    /// Finds the cluster of this node, bootstraps or joins it if necessary, starts the controller group, and waits
+    /// until this process is registered with the controller. The caller must serve peers during this call.
     ///
     /// # Errors
-    /// When the cluster refuses the node for good, discovery leads to two clusters, or the controller group does not start.
+    /// When the cluster permanently refuses the node, discovery finds two clusters, or the controller group does not
+    /// start.
     pub async fn establish(&self) -> Result<(), ApiError> {
         let refused = |refused: Refused| ApiError::new(Reason::Unavailable, refused.to_string());
         let start = self.inner.membership.establish().await.map_err(refused)?;
@@ -172,18 +175,19 @@ impl Node {
         let controller = Controller::start(cluster.clone(), members).await?;
         let reports = &self.inner.replicas.environment().reports;
         if !self.inner.broker.attach(controller.clone()) || reports.set(controller.clone()).is_err() {
-            return Err(ApiError::new(Reason::Internal, "the node is established already"));
+            return Err(ApiError::new(Reason::Internal, "the node is already part of a cluster"));
         }
         if let Some(nodes) = nodes
             && controller.state().cluster_id.is_nil()
         {
-            // Every founder says the same; the first one counts. Beside the announcement, which may be refused.
+            // Every founder proposes the same initialisation; the first one that commits takes effect. Runs
+            // concurrently with the registration, which may be refused.
             let command = Command::InitCluster { cluster_id: identity.cluster_id, nodes };
             let node = self.clone();
             self.inner.tasks.spawn(async move {
                 while controller.state().cluster_id.is_nil() && node.not_stopping().is_ok() {
                     if let Err(error) = controller.init(command.clone()).await {
-                        tracing::debug!(error, "the cluster has no controller yet");
+                        tracing::debug!(error, "cannot initialise the cluster yet, retrying");
                     }
                     tokio::time::sleep(jitter(ANNOUNCE_PAUSE)).await;
                 }
@@ -200,7 +204,7 @@ impl Node {
             id: founder.raft_id,
             uuid: founder.node_id,
             name: founder.name.clone(),
-            // Its other listeners' addresses come with its own `Join`.
+            // The addresses of its other listeners arrive with its own `Join`.
             addresses: Addresses::of_data(founder.address.clone()),
             zone: founder.zone.clone(),
             version: founder.version.clone(),
@@ -210,7 +214,7 @@ impl Node {
         }
     }
 
-    /// Tells the cluster of this process: its name, addresses and zone may have changed, and a drain has ended.
+    /// Registers this process with the controller: its name, addresses and zone may have changed, and a drain ends.
     async fn announce(&self) -> Result<(), ApiError> {
         let cluster = &self.inner.cluster;
         loop {
@@ -242,12 +246,12 @@ impl Node {
         }
     }
 
-    /// A refusal for good ends the node; anything else is tried again.
+    /// Returns an error for a permanent refusal, which stops the node; every other error is retried.
     fn judge(&self, error: PeerError) -> Result<(), ApiError> {
         match error {
             PeerError::Refused(refusal, why) => Err(super::refused(refusal, &why)),
             PeerError::Unavailable(why) => {
-                tracing::debug!(why, "the cluster has not taken note of this node yet");
+                tracing::debug!(why, "not registered with the controller yet");
                 Ok(())
             }
         }
@@ -269,7 +273,7 @@ impl Node {
         }
     }
 
-    /// Takes a node into the cluster, or takes note that it is back.
+    /// Admits a node to the cluster, or registers the restart of a member.
     pub(super) async fn take_in(&self, request: proto::JoinRequest) -> Result<proto::JoinResponse, Status> {
         if request.protocol != PROTOCOL {
             return Err(refuse(
@@ -293,10 +297,11 @@ impl Node {
             let (leader, _) = controller.leader();
             let state = controller.state();
             match leader {
-                None => return Err(Status::unavailable("the controller group has no leader that is known")),
+                None => return Err(Status::unavailable("no known leader of the controller group")),
                 Some(leader) if leader != self.inner.cluster.node() => {
                     let address = state.nodes.get(&leader).map(|node| node.addresses.data().to_owned());
-                    let address = address.ok_or_else(|| Status::unavailable("the controller leader is not known"))?;
+                    let address =
+                        address.ok_or_else(|| Status::unavailable("no known address of the controller leader"))?;
                     return Ok(proto::JoinResponse { leader: address, ..Default::default() });
                 }
                 Some(_) => {}
@@ -313,12 +318,12 @@ impl Node {
                     continue;
                 }
                 let at = holder.addresses.data();
-                let why = format!("node {node} is alive at {at}: its data directory is a copy");
+                let why = format!("node {node} is alive at {at}: the joining node has a copy of its data directory");
                 return Err(refuse(JoinRefusal::Duplicate, why));
             }
             let known = state.node_of(node).is_some();
             if !known && !controller.warmed_up() {
-                // Who has just begun to lead does not know yet who is alive, and a name that seems free may not be.
+                // A new leader does not know yet which nodes are alive, so a name that seems free may be in use.
                 tokio::time::sleep(ANNOUNCE_PAUSE).await;
                 continue;
             }
@@ -354,7 +359,7 @@ impl Node {
                     return Ok(self.taken_in(info.id));
                 }
                 Outcome::Refused(refusal) => match &refusal {
-                    // Its owner may be a process that has just died.
+                    // The owner of the name or address may be a process that has just died.
                     Refusal::Duplicate { .. } if Instant::now() < until => {
                         tokio::time::sleep(ANNOUNCE_PAUSE).await;
                     }
@@ -363,7 +368,7 @@ impl Node {
                     Refusal::ForeignCluster { .. } => return Err(refuse(JoinRefusal::ForeignCluster, refusal)),
                     other => return Err(Status::unavailable(other.to_string())),
                 },
-                _ => return Err(Status::internal("controller: unexpected answer")),
+                _ => return Err(Status::internal("controller: unexpected response")),
             }
         }
     }
@@ -393,7 +398,7 @@ impl Node {
         }
         let topic = NewTopic { name, if_not_exists: true, ..NewTopic::default() };
         if let Err(error) = self.inner.broker.create_topic(topic).await {
-            tracing::warn!(%error, "the default topic is not created");
+            tracing::warn!(%error, "cannot create the default topic");
         }
     }
 }

@@ -3,15 +3,15 @@
 //! This is the composition root, the only place that knows every part and the order in which they depend on one another:
 //!
 //! ```text
-//! serve.rs    ports, listeners, the configuration file; runs a node until it is told to stop
+//! serve.rs    ports, listeners, the configuration file; runs a node until shutdown is requested
 //! start.rs    data directory, runtimes, peers, cluster, replicas, broker: opened bottom up, closed top down
-//! joining.rs  founds or joins the cluster, starts the controller group, takes other nodes in
-//! peer_calls.rs  what other nodes ask of this one
-//! tasks.rs    what the node does beside requests
-//! collect.rs  what metrics read from all of it
+//! joining.rs  bootstraps or joins the cluster, starts the controller group, admits other nodes
+//! peer_calls.rs  answers the calls of other nodes
+//! tasks.rs    background tasks of the node
+//! collect.rs  collects the metrics of all parts
 //! ```
 //!
-//! Decides nothing about data. Neighbours: `cli/` above; everything else below.
+//! Makes no decisions about data. Neighbours: `cli/` above; everything else below.
 
 mod collect;
 mod joining;
@@ -40,10 +40,10 @@ use crate::model::{ApiError, Reason};
 use crate::partition::Replicas;
 use crate::security::Tls;
 
-/// How often the controller group is looked at for a failure.
+/// Interval at which the controller group is checked for a failure.
 const FAILURE_CHECK: Duration = Duration::from_millis(500);
 
-/// The cluster does not have this node, and never will.
+/// The error of a node that its cluster permanently refuses.
 fn refused(refusal: JoinRefusal, why: &str) -> ApiError {
     ApiError::new(Reason::Unavailable, format!("the cluster refuses this node: {refusal}: {why}"))
 }
@@ -62,10 +62,10 @@ struct Inner {
     tls: Option<Arc<Tls>>,
     membership: Arc<Membership>,
     discovery: Arc<dyn Discovery>,
-    /// The cluster knows of this process of the node.
+    /// True once this process is registered with the controller.
     established: watch::Sender<bool>,
     stop: CancellationToken,
-    /// Ends what peers are served with, last of all.
+    /// Stops serving peers; cancelled last of all.
     peer_stop: CancellationToken,
     tasks: TaskTracker,
     /// Consensus and liveness. Taken at shutdown: a runtime must not be dropped inside another one.
@@ -74,7 +74,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Nobody called `shutdown`: dropping the runtime here would panic inside another one.
+        // The node was dropped without `shutdown`: dropping the runtime here would panic inside another one.
         for runtime in self.runtimes.lock().drain(..) {
             runtime.shutdown_background();
         }
@@ -87,7 +87,7 @@ impl Node {
         &self.inner.broker
     }
 
-    /// The cluster that the node is part of, once it is.
+    /// The cluster of this node; `None` before the node is part of one.
     pub fn cluster_id(&self) -> Option<Uuid> {
         self.inner.cluster.peers.me().map(|me| me.cluster)
     }
@@ -97,8 +97,8 @@ impl Node {
         self.inner.tls.clone()
     }
 
-    /// Waits until the node cannot go on, and says why: the controller group has failed, or the cluster has removed the node.
-    /// A healthy member waits for ever.
+    /// Waits until the node cannot continue, and returns why: the controller group has failed, or the cluster has
+    /// removed the node. Does not return while the node is a healthy member.
     pub async fn failed(&self) -> ApiError {
         let mut removed = self.inner.cluster.peers.liveness().removed();
         let mut tick = tokio::time::interval(FAILURE_CHECK);

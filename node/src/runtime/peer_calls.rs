@@ -1,4 +1,4 @@
-//! What peers say to this node, and what it answers.
+//! Answers the calls of other nodes to this node.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ impl Handler for Node {
 
     fn promise(&self, request: proto::PromiseRequest) -> BoxFuture<'static, Result<proto::PromiseResponse, Status>> {
         let membership = self.inner.membership.clone();
-        // What cannot be remembered is no answer: a refusal would be final.
+        // When the decision cannot be stored, the call fails and the caller retries: a refusal would be final.
         async move { membership.promise(request).await.map_err(|e| Status::unavailable(e.to_string())) }.boxed()
     }
 
@@ -123,7 +123,7 @@ impl Node {
             }
             Ask::Lead(_) => {
                 let replica = self.inner.replicas.placed(id).map_err(text)?;
-                // Who leads instead is in the answer.
+                // The response names the current leader.
                 let led = replica.lead().await;
                 let mut answer = self.group_status(id, false).await?;
                 if led.is_ok() {

@@ -19,7 +19,7 @@ use crate::security::Tls;
 use crate::telemetry::traces::Traces;
 use crate::telemetry::{Metrics, logging, traces};
 
-/// Why a node does not start.
+/// Why a node does not start, or stops with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A port cannot be listened on.
@@ -47,13 +47,13 @@ pub struct Serving {
     pub data_dir: PathBuf,
 }
 
-/// Runs a node until `stop`. The ports are bound first, so that a taken one is found before the data directory is touched
-/// and the ops port answers while the data directory recovers; `ready` is called once requests are served. Stopping
-/// refuses new work, finishes accepted work, and closes the data directory so that the next start needs no recovery. With
-/// `reload`, the live fields of the configuration follow its file.
+/// Runs a node until `stop`. Binds the ports first, so that a port in use is found before the data directory is opened,
+/// and the ops port responds while the data directory recovers. Calls `ready` once requests are served. Stopping
+/// rejects new requests, finishes accepted ones, and closes the data directory so that the next start needs no
+/// recovery. With `reload`, changes of the configuration file are applied to the live fields.
 ///
 /// # Errors
-/// What keeps the node from starting, or the failure of its controller group; nothing is left running then.
+/// What prevents the start, or the failure of the controller group. Nothing is left running then.
 pub fn run(
     config: Config,
     reload: Option<Reload>,
@@ -115,7 +115,7 @@ async fn run_here(
     result.map_err(StartError::from)
 }
 
-/// Takes changed fields to those who cannot ask for them. Dropping it loses nothing.
+/// Passes changed fields to the parts that do not read the configuration themselves. Safe to drop.
 async fn follow(live: Live, tls: Option<Arc<Tls>>) {
     let mut changes = live.changes();
     while changes.changed().await.is_ok() {
@@ -127,7 +127,7 @@ async fn follow(live: Live, tls: Option<Arc<Tls>>) {
         if let Some(control) = logging::control()
             && let Err(error) = control.configure(&config.log.filter)
         {
-            tracing::error!(%error, "what is logged stays as it was");
+            tracing::error!(%error, "cannot apply log filter, previous filter stays in effect");
         }
     }
 }
@@ -141,8 +141,8 @@ impl Node {
     }
 }
 
-/// As [`run`], without an ops port, on a host of the caller's: the machine, or a simulated one. `opened` is called with the
-/// data directory open and nothing served yet.
+/// As [`run`], without an ops port, on a host given by the caller: the machine, or a simulated one. Calls `opened` when
+/// the data directory is open and nothing is served yet.
 ///
 /// # Errors
 /// As [`run`].
@@ -159,11 +159,11 @@ pub async fn run_on(
     let node = Node::prepare(Arc::new(config), host, &stop).await?;
     opened(&node);
     let server = listeners::Server::new(acceptor, data, node.services(metrics));
-    // Peers are answered from the first moment on: that is how a cluster comes to be.
+    // Peers are served from the start: bootstrapping a cluster needs it.
     let server_task = tokio::spawn(server.serve(stop.clone()));
     let failed = serve(&node, &stop, ready).await;
     if let Some(error) = &failed {
-        tracing::error!(%error, "the node stops");
+        tracing::error!(%error, "node failed, stopping");
     }
     stop.cancel();
     if let Err(error) = server_task.await {
@@ -173,8 +173,8 @@ pub async fn run_on(
     failed.map_or(Ok(()), Err)
 }
 
-/// Until the node is to stop (`None`), is refused by its cluster, or has lost its controller group: a node without one has
-/// nothing to go by, and starts again from what is on disk.
+/// Waits until `stop` (`None`), a permanent refusal by the cluster, or a failure of the controller group. Without its
+/// controller group a node has no metadata to act on: it must restart from its data directory.
 async fn serve(node: &Node, stop: &CancellationToken, ready: impl FnOnce()) -> Option<ApiError> {
     tokio::select! {
         biased;

@@ -27,23 +27,23 @@ use crate::partition::{Environment, Replicas};
 use crate::peers::{Handler, Liveness, LivenessConfig, PeerServer, Peers};
 use crate::security::Tls;
 
-/// Longest wait for others to take over when the node stops.
+/// Longest wait for leadership transfers when the node stops.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a node looks whether another process has left the data directory.
+/// Interval at which a node checks whether another process has released the data directory.
 const LOCK_RETRY: Duration = Duration::from_millis(200);
 
 impl Node {
     /// [`Node::prepare`] and [`Node::establish`] on the real disk: for a node that is its own cluster.
     ///
     /// # Errors
-    /// Everything that keeps the data directory from opening (in use, newer format, read-only, damaged, full), with a
-    /// message that names it.
+    /// Everything that prevents opening the data directory (in use, newer format, read-only, damaged, full), with a
+    /// message that names the directory.
     pub fn start(config: Arc<Config>) -> BoxFuture<'static, Result<Node, ApiError>> {
         Self::start_on(config, Arc::new(RealDisk))
     }
 
-    /// As [`Node::start`], on another disk: a simulation's, or one that fails on purpose.
+    /// As [`Node::start`], on another disk: a simulated disk, or one that fails on purpose.
     ///
     /// # Errors
     /// As [`Node::start`].
@@ -61,12 +61,12 @@ impl Node {
         })
     }
 
-    /// Opens the data directory of `config`. The node answers its peers from now on, if they are served
-    /// ([`Node::peer_server`]); everything else waits for [`Node::establish`]. With `stop`, it no longer waits for another
-    /// process to leave the directory.
+    /// Opens the data directory of `config`. From now on the node answers its peers, if the caller serves them
+    /// ([`Node::peer_server`]); everything else requires [`Node::establish`]. When `stop` is cancelled, the call no
+    /// longer waits for another process to release the directory.
     ///
     /// # Errors
-    /// As [`Node::start`]; configuration of discovery that cannot be used.
+    /// As [`Node::start`]; invalid configuration of discovery.
     pub async fn prepare(config: Arc<Config>, host: Host, stop: &CancellationToken) -> Result<Node, ApiError> {
         let tls = security(&config).await?;
         let store = open_store(&config, &host, stop).await?;
@@ -102,7 +102,7 @@ impl Node {
         let cluster = Arc::new(Cluster::new(store, consensus, peers, live));
         if config.security.authorization.enabled && tls.is_none() {
             tracing::warn!(
-                "security.authorization is on and TLS is off: every client is anonymous, no super user can come"
+                "security.authorization is on and TLS is off: every client is anonymous, so no client can be a super user"
             );
         }
         let stop = CancellationToken::new();
@@ -127,20 +127,20 @@ impl Node {
         Ok(node)
     }
 
-    /// Serves connections of peers that the listener hands over, until [`Node::shutdown`] is through.
+    /// Serves the connections of peers that the listener passes on, until [`Node::shutdown`] is complete.
     pub fn peer_server(&self) -> PeerServer {
         let cluster = &self.inner.cluster;
         let handler: Arc<dyn Handler> = Arc::new(self.clone());
         PeerServer::new(cluster.peers.clone(), handler, cluster.consensus.clone(), self.inner.peer_stop.clone())
     }
 
-    /// Hands over what this node leads, finishes accepted work, then closes every partition and the data directory. Long
-    /// polls end at once.
+    /// Transfers all leadership to other nodes, finishes accepted requests, then closes every partition and the data
+    /// directory. Ends long polls at once.
     pub fn shutdown(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let inner = &self.inner;
             if tokio::time::timeout(HAND_OVER_TIMEOUT, inner.broker.hand_over_all()).await.is_err() {
-                tracing::warn!("not everything that this node leads was handed over in time");
+                tracing::warn!("leadership transfers timed out, stopping anyway");
             }
             inner.stop.cancel();
             inner.discovery.shutdown().await;
@@ -161,11 +161,11 @@ impl Node {
     }
 }
 
-/// The certificates of a node that has any; a word in the log about one that has none.
+/// The certificates of a node that has any; logs a warning when TLS is off.
 async fn security(config: &Arc<Config>) -> Result<Option<Arc<Tls>>, ApiError> {
     if config.security.tls.mode != TlsMode::Enabled {
         let address = config.listeners.data;
-        tracing::warn!(%address, "TLS is off (security.tls.mode): whoever reaches the data port reads and writes everything");
+        tracing::warn!(%address, "TLS is off (security.tls.mode): any client that can connect can read and write everything");
         return Ok(None);
     }
     let config = config.clone();
@@ -203,7 +203,7 @@ async fn discover(
     Ok((Arc::new(membership), discovery))
 }
 
-/// The host's runtime, or a new one that is put to `own`.
+/// The host's runtime, or a new one that is added to `own`.
 fn runtime(host: &Host, name: &'static str, threads: usize, own: &mut Vec<Runtime>) -> Result<Handle, ApiError> {
     if let Some(runtime) = &host.runtime {
         return Ok(runtime.clone());
@@ -232,7 +232,7 @@ fn consensus_threads() -> usize {
     std::thread::available_parallelism().map(|cores| (cores.get() / 2).clamp(1, 8)).unwrap_or(1)
 }
 
-/// Opens the data directory; waits for another process to leave it, as long as it may and not beyond `stop`.
+/// Opens the data directory. Waits at most the configured time for another process to release it, and not after `stop`.
 async fn open_store(config: &Config, host: &Host, stop: &CancellationToken) -> Result<Arc<Store>, ApiError> {
     let end = Instant::now() + Duration::from_millis(config.storage.lock_wait_ms);
     let mut told = false;
@@ -246,7 +246,7 @@ async fn open_store(config: &Config, host: &Host, stop: &CancellationToken) -> R
             Err(error @ LogError::Locked { .. }) if Instant::now() < end && !stop.is_cancelled() => {
                 if !told {
                     let wait_ms = config.storage.lock_wait_ms;
-                    tracing::warn!(%error, wait_ms, "waiting for the other process (storage.lock-wait-ms)");
+                    tracing::warn!(%error, wait_ms, "data directory in use, waiting for the other process (storage.lock-wait-ms)");
                     told = true;
                 }
                 stop.run_until_cancelled(tokio::time::sleep(LOCK_RETRY)).await;
@@ -262,7 +262,7 @@ fn store_config(storage: &StorageConfig) -> StoreConfig {
     StoreConfig {
         index_interval_bytes: storage.index_interval_bytes,
         tail_cache_bytes: storage.tail_cache_bytes,
-        // The bound is kept by the sequencers' budget: a refusal below raft would stop the group.
+        // The budget of the sequencers keeps this bound: a refusal below raft would stop the group.
         max_pending_bytes: u64::MAX,
         barrier: match storage.barrier {
             BarrierKind::Auto => Barrier::Auto,

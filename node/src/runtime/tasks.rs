@@ -1,15 +1,16 @@
-//! What the node does beside requests that belongs to no single part of it.
+//! The background tasks of the node that belong to no single part of it.
 
 use std::time::Duration;
 
 use super::Node;
 use crate::cluster::WATCH_INTERVAL;
 
-/// How often refusals that were left out of the audit trail are counted there, and unused quotas forgotten.
+/// Interval at which rejections that were left out of the audit trail are summarised there, and unused quotas are
+/// evicted.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 
 impl Node {
-    /// Starts them; they end when the node stops.
+    /// Starts the tasks; they end when the node stops.
     pub(super) fn start_tasks(&self) {
         let inner = &self.inner;
         if let Some(tls) = self.tls() {
@@ -22,7 +23,8 @@ impl Node {
     }
 }
 
-/// Keeps what the node says of itself to others true: whether its disk is full, and who leads the controller group.
+/// Keeps up to date what this node reports to other nodes: whether its disk is full, and the leader of the controller
+/// group.
 async fn report_state(node: Node) {
     let mut tick = tokio::time::interval(WATCH_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -1,4 +1,4 @@
-//! What is promised and refused, and what survives.
+//! Tests of promises and refusals, and of what survives a restart.
 
 use std::io;
 use std::sync::Arc;
@@ -33,11 +33,11 @@ fn a_second_promise_is_refused_for_good_and_the_first_repeated() {
     let (first, second) = (proposal(100, &[1, 2, 3]), proposal(200, &[2, 3, 4]));
     assert_eq!(memory.promise(first.clone(), id(2), 3, None), Ok(()));
     assert_eq!(memory.promise(first.clone(), id(2), 3, None), Ok(()));
-    assert!(memory.promise(second.clone(), id(2), 3, None).unwrap_err().contains("has promised itself"));
+    assert!(memory.promise(second.clone(), id(2), 3, None).unwrap_err().contains("holds a promise"));
     memory.forget();
-    // Neither the one that was taken back nor the one that was refused can come again.
-    assert!(memory.promise(first, id(2), 3, None).unwrap_err().contains("refused this before"));
-    assert!(memory.promise(second, id(2), 3, None).unwrap_err().contains("refused this before"));
+    // Neither a released nor a refused proposal can be promised again.
+    assert!(memory.promise(first, id(2), 3, None).unwrap_err().contains("refused this proposal before"));
+    assert!(memory.promise(second, id(2), 3, None).unwrap_err().contains("refused this proposal before"));
     assert_eq!(memory.promise(proposal(300, &[1, 2, 3]), id(2), 3, None), Ok(()));
 }
 
@@ -63,9 +63,9 @@ fn proposals_that_cannot_be_right_are_refused() {
 #[test]
 fn a_place_is_taken_only_where_it_was_promised_and_never_changed() {
     let mut memory = Remembered::default();
-    assert!(memory.found(id(100), id(2)).unwrap_err().contains("has not promised"));
+    assert!(memory.found(id(100), id(2)).unwrap_err().contains("holds no promise"));
     memory.promise(proposal(100, &[1, 2, 3]), id(2), 3, None).unwrap();
-    assert!(memory.found(id(200), id(2)).unwrap_err().contains("has not promised"));
+    assert!(memory.found(id(200), id(2)).unwrap_err().contains("holds no promise"));
     assert!(memory.promised.is_some());
     assert_eq!(memory.found(id(100), id(2)), Ok(()));
     let place = memory.place.clone().unwrap();
@@ -100,7 +100,7 @@ fn what_is_remembered_survives_as_text() {
     assert_eq!(serde_json::from_str::<Remembered>("{}").unwrap(), Remembered::default());
 }
 
-/// Writes that hang once, or fail once, after they took effect.
+/// A memory whose writes hang once, or fail once, after they took effect.
 #[derive(Default)]
 struct Flaky {
     stored: Mutex<Remembered>,
@@ -135,7 +135,7 @@ async fn a_write_that_was_dropped_or_failed_is_looked_up_before_anything_is_answ
     assert!(tokio::time::timeout(Duration::from_millis(1), dropped).await.is_err());
     assert!(state.promised().is_none(), "it may not be durable yet");
     let second = state.change(|memory| memory.promise(proposal(2, &[1, 2]), id(2), 2, None)).await.unwrap();
-    assert!(second.unwrap_err().contains("has promised itself"));
+    assert!(second.unwrap_err().contains("holds a promise"));
     assert_eq!(state.promised().unwrap().cluster_id, id(1));
     *memory.fail.lock() = true;
     assert!(state.change(|memory| memory.found(id(1), id(2))).await.is_err());

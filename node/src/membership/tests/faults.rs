@@ -1,4 +1,4 @@
-//! Every step of a founding going wrong, and many things going wrong by chance.
+//! Tests of faults at every step of a bootstrap, and of many random faults.
 
 use std::sync::atomic::Ordering;
 
@@ -11,7 +11,7 @@ use super::*;
 const SHORT: Duration = Duration::from_millis(400);
 const LONG: Duration = Duration::from_secs(25);
 
-/// Runs the founding of three nodes once with each fault at each step, and returns how many runs that were.
+/// Bootstraps three nodes once with each fault at each step, and returns the number of runs.
 async fn fail_at_every_step(faults: &[Fault], wiped: bool) -> usize {
     let mut runs = 0;
     for order in ORDERS {
@@ -89,7 +89,8 @@ async fn a_disk_lost_at_any_step_leads_to_one_cluster() {
     fail_at_every_step(&crashes(LONG, true), true).await;
 }
 
-/// One run of lost messages, one-way cuts and crashes, then peace. Disks are lost only before there is a cluster.
+/// One run of lost messages, one-way partitions and crashes, followed by a time without faults. Disks are lost only
+/// before a cluster exists.
 async fn chaos(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let count = rng.random_range(1..=5);
@@ -97,7 +98,7 @@ async fn chaos(seed: u64) {
     let mut world = World::new(seed, count, expect as u32);
     world.net.loss.store(rng.random_range(0..300), Ordering::Relaxed);
     let mut may_forget = expect >= 3;
-    // The slower the messages, the longer a founding is open to what goes wrong.
+    // The slower the messages, the longer faults can hit a bootstrap.
     let slow = [4, 100, 700][rng.random_range(0..3)];
     world.net.delay.store(slow, Ordering::Relaxed);
     let longest = [200, 2000, 12_000][rng.random_range(0..3)];
@@ -113,7 +114,7 @@ async fn chaos(seed: u64) {
                 let found: Vec<_> = (0..count).filter(|_| rng.random_bool(0.6)).collect();
                 world.find(number, &found);
             }
-            // More than one promise lost with its disk can cost the cluster its majority before it begins.
+            // More than one promise lost with its disk can cost the cluster its majority before it starts.
             9 if world.net.ever.lock().is_empty() && (world.promised(number).is_none() || may_forget) => {
                 may_forget &= world.promised(number).is_none();
                 world.crash(number, true);
@@ -159,7 +160,7 @@ async fn a_coordinator_that_restarts_goes_on_with_the_same_cluster() {
     assert_eq!(world.one_cluster_of_all(), proposed);
 }
 
-/// Starts three nodes whose coordinator dies for good just before it would send the first `Found`.
+/// Starts three nodes whose coordinator crashes permanently just before it would send the first `Found`.
 async fn leave_promised(count: usize, dies: &[usize]) -> World {
     let mut world = World::new(4, count, count as u32);
     for number in 0..count {
@@ -202,7 +203,7 @@ async fn when_coordinator_and_a_founder_are_lost_the_others_wait_and_say_for_who
     assert!(world.identity(2).is_none());
     let status = world.status(2);
     assert!(status.contains("waiting for host-1:7400, host-0:7400"), "{status}");
-    // Nodes with new disks at the same addresses show that nobody can have founded.
+    // Nodes with new disks at the same addresses show that no old node can have bootstrapped.
     world.start(0).await;
     world.run(Duration::from_secs(60)).await;
     assert!(world.identity(2).is_none());
@@ -215,7 +216,7 @@ async fn when_coordinator_and_a_founder_are_lost_the_others_wait_and_say_for_who
 #[tokio::test(start_paused = true)]
 async fn a_founder_lost_before_its_promise_is_given_up_and_the_others_found_with_who_is_there() {
     let mut world = World::new(16, 5, 3);
-    // The coordinator's first question finds its addressee dead; that one never comes back.
+    // The coordinator's first call finds a dead node, which never returns.
     world.fail_at(1, Fault::CrashPeer { down: Duration::from_secs(100_000), wiped: false });
     for number in 0..5 {
         world.start(number).await;
@@ -230,7 +231,7 @@ async fn a_founder_lost_before_its_promise_is_given_up_and_the_others_found_with
 #[tokio::test(start_paused = true)]
 async fn one_of_two_founders_does_not_found_with_others_while_the_coordinator_may_have_founded() {
     let mut world = World::new(17, 2, 2);
-    // Two promises and the coordinator's place are stored; it dies before it can tell.
+    // Two promises and the coordinator's place are stored; the coordinator crashes before it sends `Found`.
     world.fail_at(5, Fault::Crash { down: Duration::from_secs(60), wiped: false });
     world.start(0).await;
     world.start(1).await;
@@ -255,7 +256,8 @@ async fn a_coordinator_that_gives_up_does_not_found_with_others_while_its_founde
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     world.part(&[0, 1], &[2]);
-    // The coordinator decides to give up, and before anybody hears of it the others are cut off, but not from one another.
+    // The coordinator decides to abort. Before any node sees that, the other nodes are cut off from it, but not from
+    // one another.
     while world.steps(Step::Stored, 0) < 2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -269,7 +271,7 @@ async fn a_coordinator_that_gives_up_does_not_found_with_others_while_its_founde
     world.run(Duration::from_secs(60)).await;
     let cluster = world.one_cluster(&[1, 2]);
     assert!(world.identity(0).is_none(), "{}", world.status(0));
-    assert!(world.status(0).contains("waiting for one of host-1:7400 to forget it"), "{}", world.status(0));
+    assert!(world.status(0).contains("waiting for one of host-1:7400 to release its promise"), "{}", world.status(0));
     world.heal();
     world.settle_all().await;
     assert_eq!(world.one_cluster_of_all(), cluster);
@@ -299,6 +301,6 @@ async fn nothing_is_done_twice_when_nothing_goes_wrong() {
     world.settle_all().await;
     let trace = world.net.trace.lock();
     let count = |step| trace.iter().filter(|(other, ..)| *other == step).count();
-    // A promise and a place for each, and a question for each of both from the coordinator to the two others.
+    // Each node stores a promise and a place; the coordinator calls both other nodes for each of the two.
     assert_eq!((count(Step::Stored), count(Step::Asked), count(Step::Answered)), (6, 4, 4), "{trace:?}");
 }

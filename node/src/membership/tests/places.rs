@@ -1,4 +1,4 @@
-//! What discovery leads to, joining, and refusals.
+//! Tests of discovery, joining and refusals.
 
 use super::*;
 
@@ -48,7 +48,7 @@ async fn stale_addresses_and_an_answer_that_comes_late_do_no_harm() {
     for number in 0..3 {
         world.find(number, &[3, 0, 1, 2]);
     }
-    // Nobody ever started at host-3; host-0 has no name service for a while, and no names after that.
+    // No node ever starts at host-3. The name service of host-0 fails for a while, and then returns no names.
     world.net.names.lock().insert(world.address(0), vec!["SERVFAIL".into()]);
     start_three(&mut world, [0, 1, 2], Duration::ZERO).await;
     world.run(Duration::from_secs(5)).await;
@@ -80,7 +80,7 @@ async fn a_node_that_comes_later_joins_and_knows_its_place_after_a_restart() {
     let mut world = three().await;
     let cluster_id = world.one_cluster_of_all();
     let late = world.add();
-    // It finds only a node that does not lead, and is sent on.
+    // It finds only a follower, and is redirected to the leader.
     world.find(late, &[2]);
     world.start(late).await;
     world.settle_all().await;
@@ -94,7 +94,7 @@ async fn a_node_that_comes_later_joins_and_knows_its_place_after_a_restart() {
     assert!(
         matches!(world.outcome(late), Ok(Start::Member { identity: kept, origin: Origin::Joined(_) }) if *kept == identity)
     );
-    // A founder, too, whose process may have ended before it made anything of it.
+    // Also a founder whose process may have ended before it acted on its new place.
     world.crash(0, false);
     world.start(0).await;
     world.settle_all().await;
@@ -123,7 +123,7 @@ async fn a_cluster_without_a_leader_is_waited_for_and_no_other_is_founded() {
         world.start(number).await;
     }
     world.run(Duration::from_secs(60)).await;
-    assert!(world.status(late[0]).contains("waiting to be taken into cluster"), "{}", world.status(late[0]));
+    assert!(world.status(late[0]).contains("waiting to join cluster"), "{}", world.status(late[0]));
     assert_eq!(world.net.ever.lock().len(), 1);
     world.start(0).await;
     world.start(1).await;
@@ -176,7 +176,7 @@ async fn one_node_with_seeds_asks_them_before_it_founds_alone() {
     world.start(late).await;
     world.settle_all().await;
     assert!(matches!(world.outcome(late), Ok(Start::Joined { .. })));
-    // With no cluster at any seed it founds, also when a seed cannot be reached.
+    // With no cluster at any seed it bootstraps, even when a seed is unreachable.
     let mut world = World::new(12, 2, 1);
     world.start(0).await;
     world.settle(&[0]).await;
@@ -193,7 +193,7 @@ async fn a_copy_of_a_data_directory_is_refused() {
     world.start(1).await;
     world.settle(&[0, 1]).await;
     assert!(world.refusal(1).contains("is a copy"), "{}", world.refusal(1));
-    // Others see two nodes in one and do not count them.
+    // Other nodes see two nodes with one UUID and do not count them.
     world.start(2).await;
     world.run(Duration::from_secs(5)).await;
     assert!(world.status(2).contains("one must be a copy"), "{}", world.status(2));

@@ -1,7 +1,7 @@
-//! Nodes in one process on simulated time, with a network and disks that fail where they are told to.
+//! Nodes in one process on simulated time, with a network and disks that fail where a test requests it.
 //!
-//! The controller group is a stand-in: it takes nodes in as long as most founders are up, and its leader is the first of
-//! them that is.
+//! The controller group is a stand-in: it admits nodes as long as a majority of the founders is up, and its leader is
+//! the first founder that is up.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
@@ -27,7 +27,7 @@ use uuid::Uuid;
 use super::super::*;
 use crate::discovery::DiscoveryError;
 
-/// Something that can go wrong, counted while a cluster is being founded.
+/// A step that can fail, counted while a cluster is bootstrapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Step {
     Asked,
@@ -35,16 +35,16 @@ pub(super) enum Step {
     Stored,
 }
 
-/// What goes wrong at a step.
+/// The fault at a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     /// The message does not arrive; a write fails.
     Lost,
-    /// Whoever asks or writes dies before it does, and comes back after this long, perhaps with an empty disk.
+    /// The caller or writer crashes before the step, and restarts after this long, perhaps with an empty disk.
     Crash { down: Duration, wiped: bool },
-    /// Whoever is asked dies before the message arrives.
+    /// The called node crashes before the message arrives.
     CrashPeer { down: Duration, wiped: bool },
-    /// The message arrives, or the write happens, and then whoever sent it dies.
+    /// The message arrives, or the write happens, and then the sender or writer crashes.
     CrashAfter { down: Duration, wiped: bool },
 }
 
@@ -82,20 +82,20 @@ struct Cluster {
 pub(super) struct Net {
     alive: Mutex<BTreeMap<String, (Arc<Membership>, CancellationToken)>>,
     clusters: Mutex<BTreeMap<Uuid, Cluster>>,
-    /// Whom a node finds; others find everybody.
+    /// The addresses that discovery of a node finds; without an entry: all nodes.
     pub(super) names: Mutex<BTreeMap<String, Vec<String>>>,
     everybody: Mutex<Vec<String>>,
     pub(super) cut: Mutex<HashSet<(String, String)>>,
     rng: Mutex<StdRng>,
-    /// Longest way of a message, in milliseconds.
+    /// Longest delay of a message, in milliseconds.
     pub(super) delay: AtomicUsize,
-    /// Of a thousand messages, so many are lost.
+    /// Lost messages per thousand.
     pub(super) loss: AtomicUsize,
     steps: AtomicUsize,
     plan: Mutex<Option<(usize, Fault)>>,
     crashes: mpsc::UnboundedSender<(String, Duration, bool)>,
     pub(super) trace: Mutex<Vec<(Step, String, String)>>,
-    /// Every cluster that any disk ever had.
+    /// Every cluster that was ever stored on any disk.
     pub(super) ever: Mutex<BTreeSet<Uuid>>,
 }
 
@@ -157,7 +157,7 @@ impl Net {
         }
     }
 
-    /// One question and its answer. The asked node goes on by itself when the asking one is gone.
+    /// One call and its answer. The called node continues by itself when the caller is gone.
     async fn call<T: Send + 'static>(
         self: &Arc<Self>,
         counted: bool,
@@ -254,7 +254,7 @@ impl Memory for Writer {
             if !self.net.step(Step::Stored, &self.at, &self.at).await {
                 return Err(io::Error::other("the disk failed"));
             }
-            // As on disk: what can be read again is what was written.
+            // As on a real disk, the stored state is what a later read returns.
             let text = serde_json::to_vec(&remembered)?;
             if let Some(place) = &remembered.place {
                 self.net.ever.lock().insert(place.identity.cluster_id);
@@ -281,7 +281,7 @@ impl Discovery for Names {
     }
 }
 
-/// A world of nodes.
+/// The simulated cluster.
 pub(super) struct World {
     pub(super) net: Arc<Net>,
     pub(super) hosts: Vec<Host>,
@@ -469,7 +469,7 @@ impl World {
         self.hosts[number].disk.stored.lock().place.as_ref().map(|place| place.identity)
     }
 
-    /// Carries crashes and restarts out, and notes what nodes come to, for this long.
+    /// Carries out crashes and restarts, and records the outcome of each node, for this long.
     pub(super) async fn run(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end {
@@ -477,7 +477,7 @@ impl World {
         }
     }
 
-    /// As `run`, until these nodes have come to something.
+    /// As `run`, until each of these nodes has an outcome.
     pub(super) async fn settle(&mut self, whom: &[usize]) {
         let end = Instant::now() + Duration::from_secs(120);
         while !(self.down.is_empty() && whom.iter().all(|number| self.hosts[*number].outcome.is_some())) {
@@ -544,7 +544,7 @@ impl World {
         }
     }
 
-    /// The one cluster that all of these are in, under raft ids of their own.
+    /// The one cluster that all of these nodes are in, each with a different raft id.
     pub(super) fn one_cluster(&self, whom: &[usize]) -> Uuid {
         let identities: Vec<_> = whom.iter().map(|number| self.identity(*number)).collect();
         let clusters: BTreeSet<_> = identities.iter().flatten().map(|identity| identity.cluster_id).collect();

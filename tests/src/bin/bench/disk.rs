@@ -1,4 +1,4 @@
-//! The disk by itself: what a program that only writes and flushes reaches.
+//! Measures the disk alone: the speed of a program that only writes and flushes.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::Result;
 use rand::RngCore;
 
-/// Bytes that no layer below can compress.
+/// Incompressible bytes.
 pub(crate) fn noise(bytes: usize) -> Vec<u8> {
     let mut noise = vec![0; bytes];
     rand::rng().fill_bytes(&mut noise);
@@ -20,7 +20,7 @@ fn append_only(path: &Path) -> Result<File> {
     Ok(OpenOptions::new().create(true).append(true).open(path)?)
 }
 
-/// Appends `count` blocks of `bytes` bytes to a growing file, each followed by `fdatasync`; answers the seconds of each.
+/// Appends `count` blocks of `bytes` bytes to a growing file, each followed by `fdatasync`; returns the seconds of each.
 pub(crate) fn append_and_sync(path: &Path, bytes: usize, count: usize) -> Result<Vec<f64>> {
     let block = noise(bytes);
     let mut file = append_only(path)?;
@@ -62,12 +62,12 @@ impl Files {
         Ok(Self { files, journal, dir, block: noise(bytes) })
     }
 
-    /// Flushes whatever earlier rounds left in the page cache.
+    /// Flushes the writes of earlier rounds from the page cache.
     pub(crate) fn settle(&self) -> Result<()> {
         Ok(rustix::fs::syncfs(&self.dir)?)
     }
 
-    /// One block to every file, all durable; answers the seconds it took.
+    /// One block to every file, all durable; returns the seconds it took.
     pub(crate) fn round(&mut self, variant: Variant) -> Result<f64> {
         let start = Instant::now();
         if variant == Variant::SharedJournal {

@@ -1,4 +1,5 @@
-//! The engine beside the disk: durable appends of one log, reading it, and one small append to each of many logs.
+//! Compares the log engine with the disk: durable appends to one log, reading it, and one small append to each of many
+//! logs.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -31,7 +32,7 @@ pub(crate) fn log_id(partition: usize) -> LogId {
     LogId { topic: Uuid::from_u128(0xbe7c), partition: u32::try_from(partition).expect("few partitions") }
 }
 
-/// Appends entries and gives back what tells when they are durable.
+/// Appends entries and returns receivers that resolve when the entries are durable.
 pub(crate) struct Appender {
     pub(crate) log: Arc<Log>,
     next_index: u64,
@@ -65,7 +66,7 @@ impl Appender {
     }
 }
 
-/// `groups` appends with at most `depth` of them unanswered; answers the seconds of the whole.
+/// `groups` appends with at most `depth` of them unanswered; returns the seconds of the whole.
 fn durable(appender: &mut Appender, payloads: &[Bytes], records: u32, groups: usize, depth: usize) -> Result<f64> {
     let start = Instant::now();
     let mut pending = VecDeque::new();
@@ -86,7 +87,7 @@ pub(crate) fn append(bench: &Bench, report: &mut Report) -> Result<()> {
     let groups = 16;
     let megabytes = (groups * GROUP_BYTES) as f64 / 1e6;
     let dir = bench.fresh("append")?;
-    // Hardly any cache, so that reading goes through the files.
+    // A very small cache, so that reads go to the files.
     let store = open_store(&dir.join("store"), StoreConfig { tail_cache_bytes: 1 << 20, ..StoreConfig::default() })?;
     let data = Bytes::from(noise(GROUP_BYTES));
     let small: Vec<Bytes> =
@@ -102,7 +103,7 @@ pub(crate) fn append(bench: &Bench, report: &mut Report) -> Result<()> {
     let [mut raw, mut records, mut batches, mut piped] = [const { Vec::new() }; 4];
     let [mut raw_p50, mut engine_p50] = [const { Vec::new() }; 2];
     for round in 0..bench.rounds() {
-        // Whoever comes right after a pause finds a rested disk, so everybody gets to be first.
+        // The first measurement after a pause gets an idle disk, so each variant goes first in turn.
         for step in 0..6 {
             match (round + step) % 6 {
                 0 => {
@@ -153,7 +154,7 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Reads a log from end to end; answers payload gigabytes per second of this thread's CPU time.
+/// Reads a log from end to end; returns payload gigabytes per second of this thread's CPU time.
 fn read_all(log: &Log) -> Result<f64> {
     let position = log.position();
     let end = position.last.context("the log is empty")?.index + 1;
@@ -193,7 +194,7 @@ pub(crate) fn partitions(bench: &Bench, report: &mut Report) -> Result<()> {
         for partition in 0..PARTITIONS {
             logs.push(Appender::new(store.open_log(log_id(partition), LogConfig::default())?));
         }
-        // Creating the segments is not what is measured.
+        // Creating the segments is not part of the measurement.
         engine_round(&mut logs, &payload)?;
         stores.push((name, store, logs, Vec::new()));
     }
@@ -205,7 +206,7 @@ pub(crate) fn partitions(bench: &Bench, report: &mut Report) -> Result<()> {
             let turn = (round + step) % contestants;
             if let Some(variant) = variants.get(turn) {
                 raw[turn].push(files.round(*variant)? * 1e3);
-                // What the shared journal left in the page cache is nobody else's to flush.
+                // Flushes what the shared journal left in the page cache, so that no other variant has to.
                 files.settle()?;
             } else {
                 let (_, _, logs, seconds) = &mut stores[turn - variants.len()];
@@ -234,7 +235,7 @@ pub(crate) fn partitions(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// One append to every log, all durable; answers the seconds it took.
+/// One append to every log, all durable; returns the seconds it took.
 fn engine_round(logs: &mut [Appender], payload: &[Bytes]) -> Result<f64> {
     let start = Instant::now();
     let pending: Vec<_> = logs.iter_mut().map(|log| log.append(payload, 1)).collect::<Result<_>>()?;

@@ -1,4 +1,4 @@
-//! A node over gRPC on loopback: one producer, many producers, and a stream of batches.
+//! Measures a node over gRPC on loopback: one producer, many producers, and a stream of batches.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! 1,000 partitions that nobody uses: memory and CPU, before and after the node puts them to sleep.
+//! Measures memory and CPU of 1,000 partitions that no client uses, before and after the node closes them as dormant.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let dir = bench.fresh("idle")?;
     let span = Duration::from_secs(bench.size(15, 5));
     let runtime = Runtime::new()?;
-    // Long enough to be measured awake first.
+    // Long enough to measure the partitions while they are open.
     let idle = span + Duration::from_secs(15);
     let idle_ms = u64::try_from(idle.as_millis())?;
     let node = Setup::new().data_dir(dir.join("data")).set("partitions.idle-ms", idle_ms).start()?;
@@ -29,7 +29,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let written = Instant::now();
     let awake_cpu = cpu_percent(&node, span)?;
     let awake = (probe::resident_bytes(node.pid())? - empty) / PARTITIONS as f64 / 1024.0;
-    ensure!(written.elapsed() < idle, "the partitions fell asleep while they were measured awake");
+    ensure!(written.elapsed() < idle, "the partitions became dormant while they were measured open");
     runtime.block_on(until_asleep(&node, idle))?;
     let asleep_cpu = cpu_percent(&node, span)?;
     let asleep = (probe::resident_bytes(node.pid())? - empty) / PARTITIONS as f64 / 1024.0;
@@ -59,7 +59,7 @@ async fn write_to_each(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// CPU that the node uses over a span in which nobody asks it for anything.
+/// CPU that the node uses over a span without requests.
 fn cpu_percent(node: &Node, span: Duration) -> Result<f64> {
     let (before, start) = (probe::cpu_seconds(node.pid())?, Instant::now());
     std::thread::sleep(span);

@@ -1,4 +1,4 @@
-//! Load on one node over gRPC: one producer, many producers, and a stream of batches.
+//! The loads on one node over gRPC: one producer, many producers, and a stream of batches.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,18 +20,18 @@ use super::disk::noise;
 pub(crate) const RECORD_BYTES: usize = 1 << 10;
 /// Records of one request of the stream: 512 KiB, so that two fill one group of the sequencer.
 const STREAM_RECORDS: usize = 512;
-/// Requests of the stream that are not answered yet.
+/// Requests of the stream in flight.
 const STREAM_WINDOW: usize = 16;
 const PRODUCERS: usize = 64;
 
-/// Where records go: partition 0 of a topic, on the node that leads it.
+/// The target of the records: partition 0 of a topic, on its leader.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place<'a> {
     pub(crate) address: SocketAddr,
     pub(crate) topic: &'a str,
 }
 
-/// One append after the other; answers the seconds of each.
+/// One append after the other; returns the seconds of each.
 pub(crate) async fn unbatched(place: Place<'_>, count: usize) -> Result<Vec<f64>> {
     let mut client = api::log(place.address).await?;
     let value = Bytes::from(noise(RECORD_BYTES));
@@ -92,7 +92,8 @@ pub(crate) async fn unbatched_stream(place: Place<'_>, count: usize) -> Result<V
     Ok(seconds)
 }
 
-/// 64 producers, each with a connection of its own and one append at a time; answers records per second together.
+/// Appends with 64 producers, each with its own connection and one append at a time; returns records per second of all
+/// together.
 pub(crate) async fn producers(place: Place<'_>, span: Duration, way: Way) -> Result<f64> {
     let value = Bytes::from(noise(RECORD_BYTES));
     let count = Arc::new(AtomicU64::new(0));
@@ -134,7 +135,7 @@ pub(crate) async fn producers(place: Place<'_>, span: Duration, way: Way) -> Res
     Ok(rate)
 }
 
-/// One stream with a bounded number of requests in flight; answers acknowledged value bytes and the seconds they took.
+/// One stream with a bounded number of requests in flight; returns acknowledged value bytes and the seconds they took.
 pub(crate) async fn streaming(place: Place<'_>, span: Duration) -> Result<(f64, f64)> {
     let value = Bytes::from(noise(RECORD_BYTES));
     let record = v1::Record { value: Some(value), ..Default::default() };

@@ -1,7 +1,7 @@
 //! `make bench`: measures the disk and, in the same run on the same volume, the engine and a node, and prints how they
 //! compare and which of the project's speed and memory targets hold. `make bench-cluster` does the same for three nodes.
 //!
-//! The machine may be busy with other things, so what is compared is measured in alternating rounds, medians are
+//! Other processes may use the machine. So compared figures are measured in alternating rounds, their medians are
 //! compared, and the spread of every figure is printed beside it. Build with `--release`.
 
 mod cluster;
@@ -32,7 +32,7 @@ struct Arguments {
     /// What to measure when no parts are named.
     #[arg(long, value_enum, default_value_t)]
     suite: Suite,
-    /// Where to measure: a folder on the volume in question; what is written there is removed again.
+    /// Where to measure: a folder on the volume in question; the benchmark deletes what it writes there.
     #[arg(long, default_value = "data/bench")]
     data: PathBuf,
     /// Measure only these parts.
@@ -72,19 +72,19 @@ enum Part {
     Grpc,
     /// A node with traces of which none is sampled, and one without.
     Traces,
-    /// 1,000 partitions that nobody uses.
+    /// 1,000 partitions without clients.
     Idle,
     /// Opening a large log, closed cleanly and killed.
     Open,
-    /// Three nodes: how long writes wait when the leader is killed, and when it hands over.
+    /// Three nodes: how long writes wait when the leader is killed, and when it transfers leadership.
     Failover,
-    /// Three nodes against one.
+    /// Three nodes compared with one.
     Replicas,
-    /// Three nodes: partitions that nobody uses, and thousands of them.
+    /// Three nodes: partitions without clients, and thousands of them.
     IdleCluster,
     /// Three nodes: from their start to the first write.
     Restart,
-    /// Three nodes: filling an empty one.
+    /// Three nodes: catch-up of an empty node.
     Catchup,
     /// Three nodes: ten minutes of full load.
     Soak,

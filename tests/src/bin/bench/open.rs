@@ -1,4 +1,4 @@
-//! How long opening a large log takes: closed cleanly, and after the process was killed while appending.
+//! Measures how long opening a large log takes: after a clean close, and after the process was killed while appending.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -28,7 +28,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     for _ in 0..bench.size(5, 3) {
         forget_cache(&dir)?;
         let (seconds, position) = open(&dir)?;
-        ensure!(position.bytes >= gigabytes << 30, "only {} bytes are there", position.bytes);
+        ensure!(position.bytes >= gigabytes << 30, "the log has only {} bytes", position.bytes);
         clean.push(seconds * 1e3);
     }
     let clean = report.figure(format!("engine: open {gigabytes} GiB closed cleanly, cold cache"), "ms", clean);
@@ -50,7 +50,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Opens the log and answers the seconds until its position is known, and the position. Closes it again.
+/// Opens the log and returns the seconds until its position is known, and the position. Closes it again.
 fn open(dir: &Path) -> Result<(f64, LogPosition)> {
     let start = Instant::now();
     let store = open_store(dir, StoreConfig::default())?;
@@ -85,7 +85,7 @@ fn fill(dir: &Path, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Appends durable entries for ever; the body of the process that is killed.
+/// Appends durable entries until killed; the body of the child process.
 pub(crate) fn append_until_killed(dir: &Path) -> Result<()> {
     let store = open_store(dir, StoreConfig::default())?;
     let mut appender = Appender::new(store.open_log(log_id(0), LogConfig::default())?);
@@ -95,7 +95,7 @@ pub(crate) fn append_until_killed(dir: &Path) -> Result<()> {
     }
 }
 
-/// Lets another process append until it has filled half of a new segment, kills it and answers that segment's file.
+/// Lets another process append until it has filled half of a new segment, kills it and returns that segment's file.
 fn append_and_kill(dir: &Path) -> Result<std::path::PathBuf> {
     struct Killed(Child);
     impl Drop for Killed {

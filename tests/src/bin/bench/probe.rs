@@ -1,4 +1,4 @@
-//! What the kernel says about the machine and about processes.
+//! Reads what the kernel reports about the machine and about processes.
 
 use std::fs;
 use std::path::Path;
@@ -32,7 +32,7 @@ pub(crate) fn resident_bytes(pid: u32) -> Result<f64> {
     Ok(kib * 1024.0)
 }
 
-/// What a reader of the figures has to know about where they come from.
+/// Describes the machine and the volume on which the figures were measured.
 pub(crate) fn machine(dir: &Path) -> Result<Vec<(String, String)>> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
@@ -50,7 +50,7 @@ pub(crate) fn machine(dir: &Path) -> Result<Vec<(String, String)>> {
         .max_by_key(|(_, point, _)| point.len());
     let (device, point, kind) = volume.unwrap_or(("?", "?", "?"));
     if ["tmpfs", "ramfs"].contains(&kind) {
-        eprintln!("warning: {} is in memory ({kind}); nothing here says anything about a disk", dir.display());
+        eprintln!("warning: {} is in memory ({kind}); the figures do not measure a disk", dir.display());
     }
     Ok(vec![
         ("cpu".into(), format!("{cpus} x {}", model.unwrap_or("unknown"))),

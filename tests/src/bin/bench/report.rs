@@ -1,10 +1,10 @@
-//! Figures, how they spread, and the targets that they are held against.
+//! The figures, their spread, and the targets that they are compared with.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// One measured figure: a value a round.
+/// One measured figure: one value per round.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Figure {
     pub(crate) name: String,
@@ -43,7 +43,7 @@ pub(crate) struct Target {
     pub(crate) met: bool,
 }
 
-/// Everything that one run found.
+/// All figures and targets of one run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     machine: Vec<(String, String)>,
@@ -57,7 +57,7 @@ impl Report {
         Self { machine, figures: Vec::new(), targets: Vec::new(), notes: Vec::new() }
     }
 
-    /// Adds a figure and answers its median.
+    /// Adds a figure and returns its median.
     pub(crate) fn figure(&mut self, name: impl Into<String>, unit: &'static str, values: Vec<f64>) -> f64 {
         let figure = Figure::new(name, unit, values);
         eprintln!(

@@ -1,8 +1,9 @@
-//! What traces cost while nothing is sampled: a node that has them configured with a ratio of 0, beside one that has not.
+//! Measures the cost of traces while nothing is sampled: a node with traces configured at a ratio of 0, compared with a
+//! node without traces.
 //!
-//! What is compared is the processor time that the node spends on what it takes: how much it takes is the disk's to say, which
-//! varies by more than the cost. Both nodes run all the time, and each round measures both, in an order that alternates; the
-//! median of the ratios, pair by pair, holds against a machine that is busy for a while.
+//! Compares the processor time that the nodes spend per record or megabyte. The throughput depends on the disk, which
+//! varies by more than the cost of traces. Both nodes run all the time, and each round measures both, in an order that
+//! alternates. The median of the ratios, pair by pair, is robust against a machine that is busy for a while.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::report::{Report, Rule};
 pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let dir = bench.fresh("traces")?;
     let without = Setup::new().data_dir(dir.join("without")).start()?;
-    // Nobody listens there, and nothing is sent.
+    // The port is closed, and nothing is sent.
     let endpoint = format!("http://127.0.0.1:{}", free_port());
     let with = Setup::new()
         .data_dir(dir.join("with"))
@@ -38,7 +39,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
         let taken = if name == "64 producers" {
             runtime.block_on(producers(place(with_traces), span, Way::Stream))? * span.as_secs_f64()
         } else {
-            // Shorter: what it writes in all rounds must fit on the disk.
+            // Shorter: the records of all rounds must fit on the disk.
             runtime.block_on(streaming(place(with_traces), span / 3))?.0 / 1e6
         };
         Ok((probe::cpu_seconds(pid)? - before) * 1e6 / taken)

@@ -1,4 +1,4 @@
-//! How fast an empty node is filled, against copying the same bytes from file to file.
+//! Measures how fast an empty node catches up, compared with copying the same bytes from file to file.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -68,7 +68,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Copies the files into one, from disk to disk; answers MB/s.
+/// Copies the files into one, from disk to disk; returns MB/s.
 fn copy(files: &[PathBuf], to: &Path) -> Result<f64> {
     forget(files)?;
     let start = Instant::now();
@@ -92,7 +92,7 @@ fn copy(files: &[PathBuf], to: &Path) -> Result<f64> {
     Ok(bytes as f64 / 1e6 / seconds)
 }
 
-/// Takes files out of the page cache.
+/// Drops files from the page cache.
 fn forget(files: &[PathBuf]) -> Result<()> {
     for file in files {
         let file = File::open(file)?;

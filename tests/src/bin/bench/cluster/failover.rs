@@ -1,4 +1,4 @@
-//! How long writes wait when their leader is killed, and when leadership is handed over.
+//! Measures how long writes wait when their leader is killed, and when leadership is transferred.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use super::super::report::{Report, Rule};
 use super::pacer::Pacer;
 use super::{NODES, TOPIC, client, with_topic};
 
-/// What was on its way from a leader when it died has arrived after this.
+/// Acknowledgements that a leader had sent when it died have arrived after this time.
 const ON_ITS_WAY: Duration = Duration::from_millis(20);
 
 pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -44,7 +44,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Kills the leader, measures, and makes the cluster whole again.
+/// Kills the leader, measures, and restores the cluster.
 async fn kill(cluster: &mut Cluster, pacer: &mut Pacer) -> Result<Duration> {
     let leader = preferred_leads(cluster).await?;
     pacer.acknowledged_after(Instant::now()).await?;
@@ -53,7 +53,7 @@ async fn kill(cluster: &mut Cluster, pacer: &mut Pacer) -> Result<Duration> {
     let next = pacer.acknowledged_after(start + ON_ITS_WAY).await?;
     cluster.restart(leader)?;
     cluster.settled().await?;
-    // Writes go on, so that ends are never the same; what counts is that it follows again.
+    // Writes continue, so the ends are never equal; what counts is that the node follows again.
     cluster
         .eventually("the restarted node follows", async |cluster| {
             let end = cluster.describe(cluster.leader(TOPIC, 0).await?, TOPIC).await?.partitions[0].next;
@@ -65,7 +65,8 @@ async fn kill(cluster: &mut Cluster, pacer: &mut Pacer) -> Result<Duration> {
     Ok(next - start)
 }
 
-/// Waits until the balancer has given leadership to where it belongs: it must not move away at the moment of the kill.
+/// Waits until the balancer has transferred leadership to the preferred leader: no transfer must happen at the moment
+/// of the kill.
 async fn preferred_leads(cluster: &Cluster) -> Result<usize> {
     cluster
         .eventually("the preferred leader leads", async |cluster| {
@@ -76,7 +77,7 @@ async fn preferred_leads(cluster: &Cluster) -> Result<usize> {
         .await
 }
 
-/// Hands leadership to the next replica while the writer goes on.
+/// Transfers leadership to the next replica while the writer continues.
 async fn transfer(cluster: &Cluster, client: &chronicle_client::Client, pacer: &mut Pacer) -> Result<Duration> {
     let leader = cluster.leader(TOPIC, 0).await?;
     let to = (leader + 1) % NODES;

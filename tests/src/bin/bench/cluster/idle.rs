@@ -1,5 +1,5 @@
-//! Many partitions on three nodes: what they cost while nobody uses them, and how long they take to be elected, to serve
-//! and to come back after every node was killed.
+//! Measures many partitions on three nodes: what they use while no client uses them, and how long they take to elect
+//! leaders, to serve, and to recover after every node was killed.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use super::super::report::{Report, Rule};
 use super::super::{Bench, probe};
 use super::{NODES, TOPIC, client, setup, until};
 
-/// Partitions that are left alone.
+/// Partitions that no client uses.
 const IDLE: i32 = 1000;
-/// A topic, and its partitions, that is used before anything is measured.
+/// A topic, and its partitions, that clients use before the measurement.
 const WARM: &str = "warm";
 const FEW: i32 = 8;
-/// Appends to different partitions that are under way at once.
+/// Concurrent appends to different partitions.
 const AT_ONCE: usize = 64;
 
 pub(crate) fn run(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
@@ -35,7 +35,7 @@ async fn idle(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
     let span = Duration::from_secs(bench.size(40, 20));
     let cluster = setup(&dir).set("partitions.idle-ms", 5000).start().await?;
     let client = client(&cluster)?;
-    // What a node takes once, for its code and its connections, is no part of what a partition takes.
+    // Memory that a node uses once, for its code and its connections, is not part of the memory of a partition.
     cluster.create_topic(WARM, FEW, 3, None).await?;
     for _ in 0..IDLE / FEW {
         write_to_each(&client, WARM, FEW).await?;
@@ -47,7 +47,7 @@ async fn idle(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
     write_to_each(&client, TOPIC, IDLE).await?;
     let slept = asleep(&cluster, TOPIC).await?;
     let cpu = cpu_percent(&cluster, span).await?;
-    // The allocator gives back what is free over some ten seconds.
+    // The allocator returns free memory over about ten seconds.
     let after = resident(&cluster)?;
     let memory = before.iter().zip(&after).map(|(before, after)| (after - before) / f64::from(IDLE) / 1024.0).collect();
     report.figure(
@@ -112,7 +112,7 @@ async fn write_to_each(client: &Client, topic: &str, partitions: i32) -> Result<
     Ok(())
 }
 
-/// Waits until every replica of a topic sleeps; answers the seconds that took.
+/// Waits until every replica of a topic is dormant; returns the seconds that took.
 async fn asleep(cluster: &Cluster, topic: &str) -> Result<f64> {
     until(Instant::now(), "all replicas asleep", async || {
         for number in cluster.running() {
@@ -131,7 +131,7 @@ fn resident(cluster: &Cluster) -> Result<Vec<f64>> {
     (0..NODES).map(|node| probe::resident_bytes(cluster.node(node).pid())).collect()
 }
 
-/// CPU that each node uses over a span in which nobody asks it for anything.
+/// CPU that each node uses over a span without requests.
 async fn cpu_percent(cluster: &Cluster, span: Duration) -> Result<Vec<f64>> {
     let mut before = BTreeMap::new();
     for node in 0..NODES {

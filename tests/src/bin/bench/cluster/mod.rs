@@ -1,7 +1,7 @@
-//! Three nodes on this machine: what replication costs, and how long it takes until they serve again after something broke.
+//! Measures three nodes on this machine: the cost of replication, and the time until they serve again after a failure.
 //!
-//! All three share the disk and the cores, with the client beside them; what a machine of its own would give each is not
-//! to be had here, so that figures are held against one node's, or against the disk's, of the same run.
+//! All three nodes share the disk and the cores with the client. Separate machines are not available here, so the
+//! figures are compared with those of one node, or of the disk, from the same run.
 
 mod catchup;
 mod failover;
@@ -55,7 +55,7 @@ fn client(cluster: &Cluster) -> Result<Client> {
     Ok(Client::connect(tls::client_config(&cluster.servers()))?)
 }
 
-/// Waits until a condition holds, looking every few milliseconds; answers the seconds from `start`.
+/// Waits until a condition holds, checking it every few milliseconds; returns the seconds from `start`.
 async fn until(start: Instant, what: &str, mut look: impl AsyncFnMut() -> Result<bool>) -> Result<f64> {
     let deadline = Instant::now() + 5 * PATIENCE;
     while !look().await.with_context(|| what.to_owned())? {

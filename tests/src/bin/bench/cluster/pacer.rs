@@ -1,4 +1,4 @@
-//! A writer with one record under way at a time, which remembers when each was sent and acknowledged.
+//! A writer with one record in flight, which records when each record was sent and acknowledged.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ pub(super) struct Pacer {
 }
 
 impl Pacer {
-    /// Begins to write to partition 0 of a topic, through the client as it comes, with an idempotent producer.
+    /// Starts to write to partition 0 of a topic, through the client with its defaults, with an idempotent producer.
     pub(super) fn start(client: &Client, topic: &str) -> Self {
         let producer = client.producer(Partition::new(topic, 0), ProducerConfig::default());
         let writes: Arc<Mutex<Vec<Write>>> = Arc::default();
@@ -43,7 +43,7 @@ impl Pacer {
         Self { writes, count, stop, task }
     }
 
-    /// Waits until something was acknowledged later than `after`; answers when the first of that was.
+    /// Waits until a record was acknowledged later than `after`; returns when the first such record was.
     pub(super) async fn acknowledged_after(&mut self, after: Instant) -> Result<Instant> {
         loop {
             let found = {
@@ -58,14 +58,14 @@ impl Pacer {
         }
     }
 
-    /// The longest time that a write took of those that were under way between two moments.
+    /// The longest duration of a write among those that were in flight between two moments.
     pub(super) fn longest_wait(&self, from: Instant, to: Instant) -> Duration {
         let writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
         let under_way = writes.iter().filter(|(sent, acknowledged)| *acknowledged >= from && *sent <= to);
         under_way.map(|(sent, acknowledged)| *acknowledged - *sent).max().unwrap_or_default()
     }
 
-    /// Stops after the write that is under way; answers how many there were.
+    /// Stops after the write in flight; returns the number of writes.
     pub(super) async fn stop(self) -> Result<usize> {
         self.stop.send_replace(true);
         self.task.await??;

@@ -1,4 +1,4 @@
-//! Three nodes against one, in alternating rounds of the same load.
+//! Compares three nodes with one, in alternating rounds of the same load.
 
 use std::time::Duration;
 

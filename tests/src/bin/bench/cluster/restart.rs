@@ -1,4 +1,5 @@
-//! From starting all three nodes to the first acknowledged write: with nothing on disk, and with a gigabyte after a kill.
+//! Measures the time from starting all three nodes to the first acknowledged write: with empty disks, and with a
+//! gigabyte after a kill.
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
             while written < gigabytes * f64::from(1 << 30) {
                 written += streaming(place(&cluster).await?, Duration::from_secs(1)).await?.0;
             }
-            // Under load, so that there is something torn.
+            // Under load, so that the kill leaves torn writes.
             let place = place(&cluster).await?;
             let load = tokio::spawn(async move { streaming(place, Duration::from_secs(60)).await });
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -66,11 +67,12 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     })
 }
 
-/// Asks one node after the other until one takes a record: without the pauses of a client, which would be measured too.
+/// Sends a record to one node after the other until one accepts it: without the pauses of a client, which would be part
+/// of the measurement.
 async fn first_write(cluster: &Cluster, topic: &str) -> Result<()> {
     let value = Bytes::from(noise(RECORD_BYTES));
     let deadline = Instant::now() + Duration::from_secs(60);
-    let mut last = anyhow::anyhow!("nobody was asked");
+    let mut last = anyhow::anyhow!("no node was called");
     while Instant::now() < deadline {
         for node in 0..NODES {
             let attempt = async {

@@ -1,4 +1,4 @@
-//! Minutes of full load on three nodes: no leader changes, no write is refused.
+//! Runs minutes of full load on three nodes: no leader may change, and no write may be refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ pub(crate) fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let runtime = Runtime::new()?;
     runtime.block_on(async {
         let cluster = setup(&dir).start().await?;
-        // A bound on what ten minutes leave on the disk.
+        // Limits the disk space that ten minutes use.
         let settings = chronicle_proto::v1::TopicSettings {
             segment_bytes: Some(64 << 20),
             retention_bytes: Some(512 << 20),
