@@ -13,12 +13,12 @@ use std::{
     time::Duration,
 };
 
-use common::*;
 use bytes::Bytes;
 use chronicle_log::{
     Clock, Entry, Log, LogConfig, LogError, Store, StoreConfig, Threads,
     disk::{Disk, MemoryDisk},
 };
+use common::*;
 use uuid::Uuid;
 
 #[derive(Debug, Default)]

@@ -140,9 +140,18 @@ fn a_map_is_a_map_in_files_and_has_an_entry_per_variable_and_flag() {
     assert_eq!(from_file(&serde_yaml::to_string(&config).unwrap()).unwrap(), config);
     assert_eq!(from_file("node:\n  advertised-addresses:\n").unwrap(), Config::default());
     for (result, wanted) in [
-        (from_file("node: {advertised-addresses: 'k:1'}"), "node.advertised-addresses: k:1 (from FILE): must be a map from"),
-        (from_settings(&["node.advertised-addresses=k:1"]), "node.advertised-addresses (from --set): must be a map from"),
-        (from_settings(&["node.advertised-addresses.a.b=k:1"]), "node.advertised-addresses.a.b (from --set): must be a map"),
+        (
+            from_file("node: {advertised-addresses: 'k:1'}"),
+            "node.advertised-addresses: k:1 (from FILE): must be a map from",
+        ),
+        (
+            from_settings(&["node.advertised-addresses=k:1"]),
+            "node.advertised-addresses (from --set): must be a map from",
+        ),
+        (
+            from_settings(&["node.advertised-addresses.a.b=k:1"]),
+            "node.advertised-addresses.a.b (from --set): must be a map",
+        ),
         (
             from_environment(&[("CHRONICLE_NODE__ADVERTISED_ADDRESSES", "kafka=k:1")]),
             "node.advertised-addresses (from environment variable CHRONICLE_NODE__ADVERTISED_ADDRESSES): must be a map from",
