@@ -229,7 +229,8 @@ fn inline_paths(text: &str, module: &[String]) -> BTreeSet<Vec<String>> {
     for line in text.lines().filter(|line| !line.contains("use ") && line.contains("::")) {
         for word in line.split(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | ':'))) {
             let path: Vec<String> = word.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect();
-            if matches!(path.first().map(String::as_str), Some("crate" | "super")) {
+            // The word alone is a visibility, as in `pub(super)`.
+            if path.len() > 1 && matches!(path[0].as_str(), "crate" | "super") {
                 found.extend(absolute(&path, module));
             }
         }

@@ -10,26 +10,31 @@ use super::Broker;
 use crate::model::{Position, Want};
 use crate::partition::{Partition, Progress};
 
+/// How many bytes a wait reads at a time to count them.
+const COUNTED_AT_ONCE: usize = 1 << 20;
+
 /// A partition to wait for, and the offset from which.
 pub(super) struct Waited {
     partition: Arc<Partition>,
     updates: watch::Receiver<Progress>,
     offset: u64,
-    /// Raft index of the first entry at or after `offset`, once it is known.
-    index: Option<u64>,
+    /// The entries before this offset are counted.
+    counted_to: u64,
+    /// Bytes of their payloads.
+    bytes: u64,
 }
 
 impl Waited {
     pub(super) fn new(partition: Arc<Partition>, offset: u64) -> Self {
         let updates = partition.progress();
-        Self { partition, updates, offset, index: None }
+        Self { partition, updates, offset, counted_to: offset, bytes: 0 }
     }
 
-    /// About how many bytes are available to read; `None`: a read returns an error, which the read itself reports.
+    /// How many bytes are available to read, counted no further than `min_bytes`; `None`: a read returns an error, which
+    /// the read itself reports.
     async fn available(&mut self, min_bytes: usize) -> Option<u64> {
         let progress = *self.updates.borrow_and_update();
         if self.offset == progress.next_offset {
-            self.index = Some(progress.index.map_or(0, |index| index + 1));
             return Some(0);
         }
         if self.offset > progress.next_offset || self.offset < self.partition.log_start() {
@@ -38,13 +43,14 @@ impl Waited {
         if min_bytes <= 1 {
             return Some(1);
         }
-        let first = match self.index {
-            Some(index) => index,
-            None => self.partition.read(self.offset, progress, 1).await.ok()?.first()?.entry.index,
-        };
-        self.index = Some(first);
-        let bytes = self.partition.log().bytes_between(first, progress.index.map_or(0, |index| index + 1));
-        Some(bytes.max(1))
+        let min_bytes = min_bytes as u64;
+        while self.counted_to < progress.next_offset && self.bytes < min_bytes {
+            let missing = usize::try_from(min_bytes - self.bytes).unwrap_or(COUNTED_AT_ONCE);
+            let entries = self.partition.read(self.counted_to, progress, missing.min(COUNTED_AT_ONCE)).await.ok()?;
+            self.counted_to = entries.last()?.next_offset();
+            self.bytes += entries.iter().map(|stored| stored.entry.payload.len() as u64).sum::<u64>();
+        }
+        Some(self.bytes)
     }
 
     /// Waits for a change; `false`: the partition stops.
@@ -59,7 +65,7 @@ impl Waited {
 }
 
 impl Broker {
-    /// Waits until the partitions together contain at least about `min_bytes` behind the start offsets of the wants.
+    /// Waits until the partitions together contain at least `min_bytes` of batches behind the start offsets of the wants.
     /// Also ends when a read of one of them would return an error, a partition stops, or at `deadline`. Each want
     /// starts at an offset, as [`Broker::read_now`] has resolved it. Safe to drop.
     pub async fn wait_any(&self, wants: &[Want], min_bytes: usize, deadline: Instant) {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Services;
 use crate::broker::{Broker, Route};
 use crate::config::Config;
 use crate::groups::Groups;
@@ -23,6 +22,20 @@ impl AsRef<ApiError> for ApiError {
     fn as_ref(&self) -> &ApiError {
         self
     }
+}
+
+/// The services behind the data port.
+pub struct Services {
+    /// The node's API.
+    pub broker: Broker,
+    /// The consumer groups that this node coordinates; shut down with the port.
+    pub groups: Groups,
+    /// Serves connections of other nodes.
+    pub peers: PeerServer,
+    /// Encrypts the port; `None`: the port is plaintext.
+    pub tls: Option<Arc<Tls>>,
+    /// Metrics of requests and connections.
+    pub metrics: Metrics,
 }
 
 /// The node as handlers see it. Cheap to clone.

@@ -37,18 +37,14 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::context::Services;
 pub use self::ops::{OpsServer, Probe};
 
 use self::connection::DataPort;
 use self::context::Context;
 use self::front::Routes;
 use self::port::{Ending, Port};
-use crate::broker::Broker;
-use crate::groups::Groups;
 use crate::host::net::{Acceptor, BindError};
-use crate::peers::PeerServer;
-use crate::security::Tls;
-use crate::telemetry::Metrics;
 
 /// Listens on the data port and returns the address that the port is bound to.
 ///
@@ -59,20 +55,6 @@ pub async fn listen(wanted: SocketAddr) -> Result<(Acceptor, SocketAddr), BindEr
     let acceptor = Acceptor::bind(wanted).await.map_err(error)?;
     let address = acceptor.local_addr().map_err(error)?;
     Ok((acceptor, address))
-}
-
-/// The services behind the data port.
-pub struct Services {
-    /// The node's API.
-    pub broker: Broker,
-    /// The consumer groups that this node coordinates; shut down with the port.
-    pub groups: Groups,
-    /// Serves connections of other nodes.
-    pub peers: PeerServer,
-    /// Encrypts the port; `None`: the port is plaintext.
-    pub tls: Option<Arc<Tls>>,
-    /// Metrics of requests and connections.
-    pub metrics: Metrics,
 }
 
 /// The bound ports of a node. They accept connections while [`Server::serve`] runs.

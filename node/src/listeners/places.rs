@@ -6,8 +6,16 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::port::ConnectionLimits;
 use crate::model::{ApiError, Reason};
+
+/// The largest numbers of connections of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ConnectionLimits {
+    /// Limit of all connections, after the name of its configuration field.
+    pub(crate) all: (&'static str, usize),
+    /// Limit of the connections from one address, after the name of its configuration field.
+    pub(crate) per_address: (&'static str, usize),
+}
 
 /// All connection slots of a port. Cheap to clone.
 #[derive(Debug, Clone, Default)]

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::context::Context;
-use super::places::{Place, Places, TooMany};
+use super::places::{ConnectionLimits, Place, Places, TooMany};
 use crate::config::LimitsConfig;
 use crate::host::net::{Acceptor, Socket};
 use crate::model::ApiError;
@@ -34,15 +34,6 @@ pub(crate) struct Ending {
     pub(crate) drain: CancellationToken,
     /// Close now.
     pub(crate) kill: CancellationToken,
-}
-
-/// The largest numbers of connections of a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ConnectionLimits {
-    /// Limit of all connections, after the name of its configuration field.
-    pub(crate) all: (&'static str, usize),
-    /// Limit of the connections from one address, after the name of its configuration field.
-    pub(crate) per_address: (&'static str, usize),
 }
 
 /// The protocol of a port.

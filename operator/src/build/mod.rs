@@ -148,6 +148,12 @@ impl Cluster {
         format!("{}:{DATA_PORT}", self.pod_host(pod))
     }
 
+    /// Returns the names of the first `pods` pods, each with `HOST:PORT` of its data port.
+    pub fn pod_addresses(&self, pods: i32) -> Vec<(String, String)> {
+        let names = (0..pods).map(|ordinal| pod_name(&self.name, ordinal));
+        names.map(|pod| (pod.clone(), self.pod_address(&pod))).collect()
+    }
+
     /// Returns `HOST:PORT` of the Service for clients.
     pub fn endpoint(&self) -> String {
         format!("{}.{}.svc:{DATA_PORT}", self.name, self.namespace)

@@ -182,7 +182,7 @@ async fn the_address_of_every_listener_is_known_at_every_node_and_belongs_to_one
     ensure!(members[1]["addresses"] == json!({"data": data, "kafka": "node-1.example.com:9092"}), "{members}");
 
     let same = cluster.add_node(|setup| setup.set(FIELD, "node-1.example.com:9092")).expect_err("an address twice");
-    let wanted = "addresses.kafka: node-1.example.com:9092: node 2 (";
+    let wanted = "addresses.kafka: node-1.example.com:9092: must be unique: node 2 (";
     ensure!(format!("{same:#}").contains(wanted), "{same:#}");
 
     // The last start counts, also for a node that founded the cluster.

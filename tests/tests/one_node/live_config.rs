@@ -101,7 +101,7 @@ async fn a_file_that_cannot_be_used_is_refused_as_a_whole_and_said() -> Result<(
         ("limits: {conections-max: 3}", "limits.conections-max"),
         ("log: {filter: '=,='}", "log.filter"),
         ("limits: {connections-max: 5}", "security.tls.mode"),
-        ("{{{", "is not valid"),
+        ("{{{", "must be YAML"),
     ] {
         std::fs::write(node.config_file(), text)?;
         until(&node, word, |said| said.error.contains(word)).await?;

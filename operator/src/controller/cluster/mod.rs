@@ -444,9 +444,3 @@ impl Reconciler<'_> {
 fn observed_pods(observed: &ObservedState) -> i32 {
     observed.set.as_ref().map_or(0, |set| set.replicas)
 }
-
-/// Returns names and addresses of the first `pods` pods of a cluster.
-pub(super) fn addresses(cluster: &Cluster, pods: i32) -> Vec<(String, String)> {
-    let pods = (0..pods).map(|ordinal| pod_name(&cluster.name, ordinal));
-    pods.map(|pod| (pod.clone(), cluster.pod_address(&pod))).collect()
-}

@@ -175,7 +175,7 @@ impl Certificates {
                 key: of("tls.key").into_bytes(),
             }
         });
-        Target { nodes: super::addresses(cluster, pods), tls }
+        Target { nodes: cluster.pod_addresses(pods), tls }
     }
 
     /// Returns whether a change is being distributed to pods and nodes, and is within its normal time.
