@@ -211,6 +211,7 @@ fn fields_that_the_operator_manages_cannot_be_configured() {
         (json!({"listeners": {"data": "0.0.0.0:1"}}), "config.listeners"),
         (json!({"security": {}}), "config.security"),
         (json!({"node": {"name": "x"}}), "config.node.name"),
+        (json!({"node": {"advertised-addresses": {"kafka": "x:1"}}}), "config.node.advertised-addresses"),
         (json!({"cluster": {"discovery": "static"}}), "config.cluster.discovery"),
         (json!({"limits": 5}), "config.limits"),
     ] {

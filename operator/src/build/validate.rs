@@ -24,7 +24,8 @@ pub struct InvalidSpec {
 /// Sections and fields of the node's configuration file that the operator manages.
 const SECTIONS: [&str; 2] = ["listeners", "security"];
 const FIELDS: [(&str, &[&str]); 2] = [
-    ("node", &["name", "data-dir", "advertised-address"]),
+    // One address for all pods would belong to the first of them, and no other node could join.
+    ("node", &["name", "data-dir", "advertised-address", "advertised-addresses"]),
     (
         "cluster",
         &[
