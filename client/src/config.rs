@@ -262,7 +262,7 @@ pub struct GroupConfig {
     pub start: GroupStart,
     /// Name of this client, shown by `chronicle group describe`. Default: empty.
     pub client_name: String,
-    /// The coordinator drops the member when it hears nothing from it for this long: 1 s to 10 min. Default: 30 s.
+    /// The coordinator drops the member when it receives no heartbeat from it for this long: 1 s to 10 min. Default: 30 s.
     pub session_timeout: Duration,
     /// How often finished records are committed automatically; `None`: only by
     /// [`GroupConsumer::commit`](crate::GroupConsumer::commit). Default: 5 s.

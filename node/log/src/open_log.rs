@@ -196,7 +196,7 @@ impl OpenLog {
     }
 
     /// Releases a log whose last handle was dropped, if nothing in the background works on it any more. Returns whether it is
-    /// released, so that the log may be opened again. Called by whoever may have been the last to work on it.
+    /// released, so that the log may be opened again. Called by each thread that may have been the last to work on it.
     pub(crate) fn release_if_idle(&self, mut state: MutexGuard<'_, LogState>) -> bool {
         let done = state.is_closed() && state.is_idle();
         if done {

@@ -1,7 +1,7 @@
 //! The logs of a store that are open, or were dropped and still have work in the background.
 //!
-//! Invariant: a log id appears once. Whoever is in here alone may touch the log's directory, so that a log is opened again only
-//! after all work on the one before it is done.
+//! Invariant: a log id appears once, and only the log that is listed here touches the directory of that id. So a log is opened again only
+//! after all work on its predecessor is done.
 //!
 //! Neighbours: `store.rs` adds logs; scheduler, sealer and the dropped handle remove them. Names no thread.
 

@@ -3,7 +3,7 @@
 //! Invariant: at most `limit` are open, because each holds a file descriptor and a memory map (`vm.max_map_count`); the least
 //! recently used is closed first. A reader keeps its segment for as long as it reads.
 //!
-//! Neighbours: `log/read.rs` opens segments through it; whoever changes or closes a log calls [`SealedFiles::forget`].
+//! Neighbours: `log/read.rs` opens segments through it; code that changes or closes a log calls [`SealedFiles::forget`].
 //! Names no log, only its directory.
 
 use std::sync::{

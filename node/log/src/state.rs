@@ -4,8 +4,8 @@
 //! - `durable_next <= written_next <= next_index`: on disk, in the page cache, accepted (all exclusive ends).
 //! - Every entry from `written_next` on is in the [`Tail`], which ends at `next_index`.
 //! - The [`SegmentList`] covers exactly `first_index..written_next`.
-//! - Whoever took the [`Writer`] out (a round of the scheduler, or a change such as a truncation) alone writes the log's
-//!   files; all others find `None`. Only the sealer writes without it: footers of segments that no writer touches any more,
+//! - Only the thread that took the [`Writer`] out (a round of the scheduler, or a change such as a truncation) writes the log's
+//!   files; any other thread finds `None`. Only the sealer writes without it: footers of segments that no writer touches any more,
 //!   under the log's `seal_lock`.
 //!
 //! Every method is a step of memory alone: none waits, reads a file or takes a lock. Methods that drop entries from memory
@@ -524,7 +524,7 @@ impl LogState {
         self.closed = true;
     }
 
-    /// Closes a log that was never opened, with a writer that has nothing to write: whoever closes the store waits for one.
+    /// Closes a log that was never opened, with a writer that has nothing to write: closing the store waits for a writer.
     pub(crate) fn close_unopened(&mut self) {
         self.closed = true;
         self.writer = Some(Box::new(Writer::new(None, Expect { index: 0, offset: 0, prev_crc: 0 }, false)));

@@ -235,7 +235,7 @@ fn consensus_threads() -> usize {
 /// Opens the data directory. Waits at most the configured time for another process to release it, and not after `stop`.
 async fn open_store(config: &Config, host: &Host, stop: &CancellationToken) -> Result<Arc<Store>, ApiError> {
     let end = Instant::now() + Duration::from_millis(config.storage.lock_wait_ms);
-    let mut told = false;
+    let mut logged = false;
     loop {
         let (open, dir) = (host.open_store.clone(), config.node.data_dir.clone());
         let store_config = store_config(&config.storage);
@@ -244,10 +244,10 @@ async fn open_store(config: &Config, host: &Host, stop: &CancellationToken) -> R
             .map_err(|e| ApiError::new(Reason::Internal, format!("opening the data directory: {e}")))?;
         match opened {
             Err(error @ LogError::Locked { .. }) if Instant::now() < end && !stop.is_cancelled() => {
-                if !told {
+                if !logged {
                     let wait_ms = config.storage.lock_wait_ms;
                     tracing::warn!(%error, wait_ms, "data directory in use, waiting for the other process (storage.lock-wait-ms)");
-                    told = true;
+                    logged = true;
                 }
                 stop.run_until_cancelled(tokio::time::sleep(LOCK_RETRY)).await;
             }
