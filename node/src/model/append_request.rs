@@ -35,7 +35,7 @@ pub enum Payload {
 /// Identity and sequence of an idempotent producer's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProducerIdentity {
-    /// From [`super::Broker::init_producer`].
+    /// Assigned by `InitProducer`.
     pub producer_id: i64,
     /// From the same response.
     pub epoch: i16,

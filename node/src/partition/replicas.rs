@@ -48,7 +48,7 @@ pub(super) fn log_of(topic: &Topic, partition: i32) -> LogId {
 }
 
 impl Replicas {
-    /// No replica is open yet; none is opened after `stop`. [`Replicas::start`] starts the background tasks.
+    /// No replica is open yet; none is opened after `stop`. `start` starts the background tasks.
     pub fn new(env: Arc<Environment>, stop: CancellationToken) -> Self {
         let table = ReplicaTable { env, replicas: RwLock::default(), stop, tasks: TaskTracker::new() };
         Self { inner: Arc::new(table) }
