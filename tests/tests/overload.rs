@@ -16,10 +16,12 @@ const VALUE_BYTES: usize = 256 << 10;
 const MIB: u64 = 1 << 20;
 
 /// What the node may have in memory beyond what it has at rest, by its configuration below: bytes in flight, appends that wait
-/// to be written, and what HTTP/2 may hold unread per connection. See "Memory" in `docs/security.md`.
-const BOUND_BYTES: u64 = (32 + 32) * MIB + CONNECTIONS as u64 * 4 * MIB;
+/// to be written, and what HTTP/2 may hold unread per connection, and a quarter more, by which the allocator rounds up. See
+/// "Memory" in `docs/security.md`.
+const BOUND_BYTES: u64 = ((32 + 32) * MIB + CONNECTIONS as u64 * 4 * MIB) / 4 * 5;
 const CONNECTIONS: usize = 16;
-const CALLS_PER_CONNECTION: usize = 40;
+/// All calls at once send twice the bound.
+const CALLS_PER_CONNECTION: usize = 80;
 
 fn in_flight(node: &Node) -> Result<f64> {
     node.metric("chronicle_in_flight_bytes")?.context("chronicle_in_flight_bytes")
