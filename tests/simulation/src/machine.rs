@@ -136,7 +136,7 @@ impl Machine {
             let config = self.config.clone();
             // A child, because a node that fails cancels the token that it was given.
             let stopping = stop.child_token();
-            let ended = server::run_on(host, acceptor, config, Metrics::new(), stopping, |_| {}, ready).await;
+            let ended = runtime::run_on(host, acceptor, config, Metrics::new(), stopping, |_| {}, ready).await;
             match ended {
                 Ok(()) => {
                     note(&self.name, "stopped");
