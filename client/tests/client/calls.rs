@@ -3,21 +3,9 @@
 use std::time::Duration;
 
 use crate::fake::{Fault, Node};
-use chronicle_client::{Client, ClientConfig, ErrorKind, Partition, v1};
+use crate::inputs::{identity, partition, request};
+use chronicle_client::{Client, ClientConfig, ErrorKind};
 use tonic::Code;
-
-fn partition() -> Partition {
-    Partition::new("", 0)
-}
-
-fn request(value: &str, producer: Option<v1::ProducerIdentity>) -> v1::ProduceRequest {
-    let record = v1::Record { value: Some(value.to_owned().into()), ..Default::default() };
-    v1::ProduceRequest { records: vec![record], producer, ..Default::default() }
-}
-
-fn identity(sequence: i32) -> Option<v1::ProducerIdentity> {
-    Some(v1::ProducerIdentity { producer_id: 1, epoch: 0, sequence })
-}
 
 #[tokio::test]
 async fn reads_are_retried_while_the_node_is_unavailable() {

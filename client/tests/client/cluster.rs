@@ -3,31 +3,15 @@
 use std::time::Duration;
 
 use crate::fake::{Cluster, Fault, Reach};
+use crate::inputs::{identity, partition, request, values};
 use chronicle_client::{
-    Client, ClientError, ConsumerConfig, ErrorKind, Partition, Position, Producer, ProducerConfig, ReadFrom, Record, v1,
+    Client, ClientError, ConsumerConfig, ErrorKind, Position, Producer, ProducerConfig, ReadFrom, Record, v1,
 };
 use futures::StreamExt;
 use futures::future::join_all;
 use proptest::prelude::*;
 use tokio::time::Instant;
 use tonic::Code;
-
-fn partition() -> Partition {
-    Partition::new("", 0)
-}
-
-fn request(value: &str, producer: Option<v1::ProducerIdentity>) -> v1::ProduceRequest {
-    let record = v1::Record { value: Some(value.to_owned().into()), ..Default::default() };
-    v1::ProduceRequest { records: vec![record], producer, ..Default::default() }
-}
-
-fn identity(sequence: i32) -> Option<v1::ProducerIdentity> {
-    Some(v1::ProducerIdentity { producer_id: 1, epoch: 0, sequence })
-}
-
-fn values(range: std::ops::Range<usize>) -> Vec<String> {
-    range.map(|n| n.to_string()).collect()
-}
 
 fn producer(client: &Client, config: ProducerConfig) -> Producer {
     client.producer(partition(), config)

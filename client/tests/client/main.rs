@@ -4,4 +4,5 @@ mod calls;
 mod cluster;
 mod consumer;
 mod fake;
+mod inputs;
 mod producer;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::fake::{Fault, Node};
+use crate::inputs::values;
 use chronicle_client::v1::expectation::Expect;
 use chronicle_client::{Client, ErrorKind, Partition, Producer, ProducerConfig, Record};
 use futures::future::join_all;
@@ -15,10 +16,6 @@ fn config() -> ProducerConfig {
 
 fn producer(node: &Node, config: ProducerConfig) -> Producer {
     node.client().producer(Partition::new("", 0), config)
-}
-
-fn values(range: std::ops::Range<usize>) -> Vec<String> {
-    range.map(|n| n.to_string()).collect()
 }
 
 /// Sends the numbers of a range and returns their offsets.
