@@ -23,11 +23,11 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::connection_limits::ConnectionLimits;
 use super::front::{Routes, is_grpc};
 use super::grpc::status;
 use super::http::problem::Problem;
 use super::outflow::{Stalls, Verdict};
-use super::places::ConnectionLimits;
 use super::port::{Ending, Protocol};
 use super::sniff::{Prefixed, Version, sniff};
 use crate::config::LimitsConfig;

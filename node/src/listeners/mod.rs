@@ -16,6 +16,7 @@
 //! `ops.rs` is a separate port for health and metrics, without data. Neighbours: calls `broker/` and `groups/`.
 
 mod connection;
+mod connection_limits;
 mod context;
 mod decode;
 mod front;
@@ -25,7 +26,6 @@ mod intake;
 mod ops;
 mod outflow;
 mod pace;
-mod places;
 mod port;
 mod sniff;
 

@@ -15,8 +15,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::connection_limits::{ConnectionLimits, ConnectionSlot, ConnectionSlots, TooMany};
 use super::context::Context;
-use super::places::{ConnectionLimits, Place, Places, TooMany};
 use crate::config::LimitsConfig;
 use crate::host::net::{Acceptor, Socket};
 use crate::model::ApiError;
@@ -68,7 +68,7 @@ impl Port {
         ending: &Ending,
     ) {
         let Self { acceptor, protocol, .. } = self;
-        let places = Places::default();
+        let slots = ConnectionSlots::default();
         let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
         loop {
             // Safe to drop: the poll that accepts a connection also returns it.
@@ -79,9 +79,9 @@ impl Port {
             };
             let (protocol, ending) = (protocol.clone(), ending.clone());
             let limits = protocol.limits(&context.config().limits);
-            let error = match places.take(address.ip(), &limits) {
-                Ok(place) => {
-                    let open = Open::new(&context.metrics, place);
+            let error = match slots.take(address.ip(), &limits) {
+                Ok(slot) => {
+                    let open = Open::new(&context.metrics, slot);
                     tasks.spawn(async move {
                         protocol.serve(socket, address, &ending).await;
                         drop(open);
@@ -120,13 +120,13 @@ async fn accept(acceptor: &Acceptor) -> (Socket, SocketAddr) {
 /// The connection slot of an open connection, counted in the metrics until it is dropped.
 struct Open {
     metrics: Metrics,
-    _place: Place,
+    _slot: ConnectionSlot,
 }
 
 impl Open {
-    fn new(metrics: &Metrics, place: Place) -> Self {
+    fn new(metrics: &Metrics, slot: ConnectionSlot) -> Self {
         metrics.connection_opened();
-        Self { metrics: metrics.clone(), _place: place }
+        Self { metrics: metrics.clone(), _slot: slot }
     }
 }
 

@@ -19,12 +19,7 @@ pub(crate) struct ConnectionLimits {
 
 /// All connection slots of a port. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Places(Arc<Inner>);
-
-#[derive(Debug, Default)]
-struct Inner {
-    taken: Mutex<Taken>,
-}
+pub(super) struct ConnectionSlots(Arc<Mutex<Taken>>);
 
 #[derive(Debug, Default)]
 struct Taken {
@@ -35,8 +30,8 @@ struct Taken {
 
 /// The slot of one connection; released when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
-    places: Places,
+pub(super) struct ConnectionSlot {
+    slots: ConnectionSlots,
     address: IpAddr,
 }
 
@@ -49,16 +44,16 @@ pub(super) struct TooMany {
     pub(super) error: ApiError,
 }
 
-impl Places {
+impl ConnectionSlots {
     /// Takes a slot for a connection from `address`, under the current `limits`.
     ///
     /// # Errors
     /// TOO_MANY_CONNECTIONS when no slot is free.
-    pub(super) fn take(&self, address: IpAddr, limits: &ConnectionLimits) -> Result<Place, TooMany> {
+    pub(super) fn take(&self, address: IpAddr, limits: &ConnectionLimits) -> Result<ConnectionSlot, TooMany> {
         let ConnectionLimits { all: (field, max), per_address: (address_field, per_address_max) } = *limits;
         // A dual-stack socket reports an IPv4 client as an IPv4-mapped IPv6 address: count both forms as one address.
         let address = address.to_canonical();
-        let mut taken = self.0.taken.lock();
+        let mut taken = self.0.lock();
         if taken.all >= max {
             return Err(too_many("connection_limit", field, "", max));
         }
@@ -69,7 +64,7 @@ impl Places {
         taken.all += 1;
         taken.by_address.insert(address, of_address + 1);
         drop(taken);
-        Ok(Place { places: self.clone(), address })
+        Ok(ConnectionSlot { slots: self.clone(), address })
     }
 }
 
@@ -78,9 +73,9 @@ fn too_many(cause: &'static str, field: &str, whose: &str, limit: usize) -> TooM
     TooMany { cause, error: ApiError::new(Reason::TooManyConnections, message).with("limit", limit) }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut taken = self.places.0.taken.lock();
+        let mut taken = self.slots.0.lock();
         taken.all -= 1;
         if let Some(count) = taken.by_address.get_mut(&self.address) {
             *count -= 1;
@@ -96,18 +91,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_address_cannot_have_every_place_and_all_come_back() {
-        let places = Places::default();
+    fn one_address_cannot_have_every_slot_and_all_are_released() {
+        let slots = ConnectionSlots::default();
         let limits = ConnectionLimits { all: ("all", 3), per_address: ("each", 2) };
         let [ann, ben]: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
         let held =
-            [places.take(ann, &limits).unwrap(), places.take("::ffff:10.0.0.1".parse().unwrap(), &limits).unwrap()];
-        let refused = places.take(ann, &limits).unwrap_err();
+            [slots.take(ann, &limits).unwrap(), slots.take("::ffff:10.0.0.1".parse().unwrap(), &limits).unwrap()];
+        let refused = slots.take(ann, &limits).unwrap_err();
         assert_eq!((refused.cause, refused.error.value("limit")), ("address_limit", Some("2")));
-        let other = places.take(ben, &limits).unwrap();
-        assert_eq!(places.take(ben, &limits).unwrap_err().cause, "connection_limit");
+        let other = slots.take(ben, &limits).unwrap();
+        assert_eq!(slots.take(ben, &limits).unwrap_err().cause, "connection_limit");
         drop((held, other));
-        assert!(places.0.taken.lock().by_address.is_empty());
-        assert_eq!(places.0.taken.lock().all, 0);
+        assert!(slots.0.lock().by_address.is_empty());
+        assert_eq!(slots.0.lock().all, 0);
     }
 }
