@@ -2,7 +2,7 @@
 
 mod answers;
 mod faults;
-mod places;
+mod joining;
 mod sim;
 
 use std::time::Duration;
