@@ -3,18 +3,18 @@
 //! This is the composition root, the only place that knows every part and the order in which they depend on one another:
 //!
 //! ```text
-//! serve.rs    ports, listeners, the configuration file; runs a node until shutdown is requested
-//! start.rs    data directory, runtimes, peers, cluster, replicas, broker: opened bottom up, closed top down
-//! joining.rs  bootstraps or joins the cluster, starts the controller group, admits other nodes
-//! peer_calls.rs  answers the calls of other nodes
-//! tasks.rs    background tasks of the node
-//! collect.rs  collects the metrics of all parts
+//! serve.rs         ports, listeners, the configuration file; runs a node until shutdown is requested
+//! start.rs         data directory, runtimes, peers, cluster, replicas, broker: opened bottom up, closed top down
+//! join_cluster.rs  bootstraps or joins the cluster, starts the controller group, admits other nodes
+//! peer_calls.rs    answers the calls of other nodes
+//! tasks.rs         background tasks of the node
+//! collect.rs       collects the metrics of all parts
 //! ```
 //!
 //! Makes no decisions about data. Neighbours: `cli/` above; everything else below.
 
 mod collect;
-mod joining;
+mod join_cluster;
 mod peer_calls;
 mod serve;
 mod start;

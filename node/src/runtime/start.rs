@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::joining::{Calls, JournalMemory, advertised};
+use super::join_cluster::{Calls, JournalMemory, advertised};
 use super::{Inner, Node};
 use crate::broker::Broker;
 use crate::cluster::Cluster;
