@@ -7,7 +7,7 @@
 //!
 //! - `append.rs`, `read.rs`, `wait.rs`: appends, reads and waits; `forward.rs`: sends requests to the leader when it is
 //!   another node; `request_checks.rs`: the rules for requests;
-//! - `topic_admin.rs`, `nodes.rs`: changes and descriptions of topics and nodes; `metrics_view.rs`: what metrics read;
+//! - `topic_admin.rs`, `cluster_admin.rs`: changes and descriptions of topics and nodes; `metrics_view.rs`: what metrics read;
 //! - `authorizer.rs`, `audit.rs`: permissions and quotas, and the audit trail;
 //! - `errors.rs`: the table from internal errors to answers; `disk_space.rs`: rejects appends on a full volume.
 //!
@@ -17,17 +17,17 @@
 mod append;
 mod audit;
 mod authorizer;
+mod cluster_admin;
+mod descriptions;
 mod disk_space;
 mod errors;
 mod for_caller;
 mod forward;
 mod metrics_view;
-mod nodes;
 mod read;
 mod request_checks;
 mod topic_admin;
 mod topic_traffic;
-mod types;
 mod wait;
 
 use std::sync::{Arc, OnceLock};
@@ -38,12 +38,12 @@ use tokio_util::sync::CancellationToken;
 
 pub use append::PendingProduce;
 pub use authorizer::Authorizer;
+pub use descriptions::*;
 use disk_space::DiskSpace;
 pub use for_caller::ForCaller;
 pub use metrics_view::ControllerView;
 use topic_traffic::TopicTable;
 pub use topic_traffic::TopicTraffic;
-pub use types::*;
 
 use crate::cluster::Cluster;
 use crate::config::{Config, Live};
