@@ -5,7 +5,7 @@
 //! Listeners call through `for_caller.rs`, which checks the permissions of the caller. [`Broker`] itself checks no
 //! permissions and serves the node.
 //!
-//! - `append.rs`, `read.rs`, `wait.rs`: appends, reads and waits; `forward.rs`: sends requests to the leader when it is
+//! - `append.rs`, `read.rs`, `long_poll.rs`: appends, reads and waits; `forward.rs`: sends requests to the leader when it is
 //!   another node; `request_checks.rs`: the rules for requests;
 //! - `topic_admin.rs`, `cluster_admin.rs`: changes and descriptions of topics and nodes; `metrics_view.rs`: what metrics read;
 //! - `authorizer.rs`, `audit.rs`: permissions and quotas, and the audit trail;
@@ -23,12 +23,12 @@ mod disk_space;
 mod errors;
 mod for_caller;
 mod forward;
+mod long_poll;
 mod metrics_view;
 mod read;
 mod request_checks;
 mod topic_admin;
 mod topic_traffic;
-mod wait;
 
 use std::sync::{Arc, OnceLock};
 

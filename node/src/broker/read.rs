@@ -1,14 +1,14 @@
 //! Reads batches and offsets of one partition or of several, from a position.
 //!
 //! Reading at the end of a log returns an answer without batches, not an error: each listener encodes that in its own
-//! way. `wait.rs` waits for more records, `forward.rs` reads from the leader what only the leader knows.
+//! way. `long_poll.rs` waits for more records, `forward.rs` reads from the leader what only the leader knows.
 
 use std::time::Duration;
 
 use chronicle_records::BatchError;
 use tokio::time::Instant;
 
-use super::wait::Waited;
+use super::long_poll::Waited;
 use super::{Broker, Route};
 use crate::model::{
     ApiError, Fetch, Fetched, Offsets, PartitionError, Position, STORED, TermEnd, Topic, TopicPartition, Want,
