@@ -167,7 +167,7 @@ async fn add(global: &Global, client: &Client, args: AddArgs) -> anyhow::Result<
 }
 
 #[derive(Debug, Serialize)]
-struct RuleView {
+struct RuleOutput {
     principal: String,
     effect: &'static str,
     operation: &'static str,
@@ -179,7 +179,7 @@ struct RuleView {
 /// Shown for a value that only newer versions define.
 const UNKNOWN: &str = "unknown";
 
-impl From<v1::Acl> for RuleView {
+impl From<v1::Acl> for RuleOutput {
     fn from(rule: v1::Acl) -> Self {
         Self {
             effect: match rule.effect() {
@@ -212,11 +212,11 @@ impl From<v1::Acl> for RuleView {
 }
 
 fn show(global: &Global, rules: Vec<v1::Acl>) -> anyhow::Result<()> {
-    let views: Vec<RuleView> = rules.into_iter().map(RuleView::from).collect();
+    let views: Vec<RuleOutput> = rules.into_iter().map(RuleOutput::from).collect();
     print(global.output, &views, || {
         let mut table = Table::new(&["PRINCIPAL", "EFFECT", "OPERATION", "RESOURCE", "PATTERN", "NAME"]);
         for view in &views {
-            let RuleView { principal, effect, operation, resource, pattern, name } = view;
+            let RuleOutput { principal, effect, operation, resource, pattern, name } = view;
             let words = [*effect, *operation, *resource, *pattern].map(str::to_owned);
             table.row([principal.clone()].into_iter().chain(words).chain([name.clone()]).collect());
         }
@@ -246,7 +246,7 @@ mod tests {
         for action in Action::ALL {
             assert_eq!(super::action(action.as_str()), Ok(*action));
             let rule = v1::Acl { operation: operation_of(*action).into(), ..v1::Acl::default() };
-            assert_eq!(RuleView::from(rule).operation, action.as_str());
+            assert_eq!(RuleOutput::from(rule).operation, action.as_str());
         }
         assert!(super::action("reed").unwrap_err().contains("read, write"));
     }

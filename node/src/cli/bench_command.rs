@@ -95,14 +95,14 @@ struct Report {
     megabytes_per_second: f64,
     /// Time from sending a request to its acknowledgement, in microseconds; absent for reads.
     #[serde(skip_serializing_if = "Option::is_none")]
-    latency_us: Option<LatencyView>,
+    latency_us: Option<LatencyOutput>,
     errors: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     first_error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct LatencyView {
+struct LatencyOutput {
     p50: u64,
     p99: u64,
     p999: u64,
@@ -266,7 +266,7 @@ async fn produce(global: &Global, args: BenchProduceArgs) -> anyhow::Result<Repo
         }
     }
     let mut report = Report::new(total.records, total.records * args.record_size as u64, started.elapsed());
-    report.latency_us = Some(LatencyView {
+    report.latency_us = Some(LatencyOutput {
         p50: total.latency_us.quantile(0.5),
         p99: total.latency_us.quantile(0.99),
         p999: total.latency_us.quantile(0.999),

@@ -215,7 +215,7 @@ fn write_record(
             out.write_all(&args.delimiter.0)?;
         }
         RecordFormat::Json => {
-            serde_json::to_writer(&mut *out, &RecordView::new(record, partition, args.encoding))
+            serde_json::to_writer(&mut *out, &RecordOutput::new(record, partition, args.encoding))
                 .map_err(io::Error::from)?;
             out.write_all(b"\n")?;
         }
@@ -225,7 +225,7 @@ fn write_record(
 
 /// A record as one JSON line. Absent: no key, a null value.
 #[derive(Debug, Serialize)]
-struct RecordView {
+struct RecordOutput {
     /// Set for a group's record, which may be from any partition.
     #[serde(skip_serializing_if = "Option::is_none")]
     partition: Option<i32>,
@@ -239,7 +239,7 @@ struct RecordView {
     headers: Vec<BTreeMap<&'static str, Option<Value>>>,
 }
 
-impl RecordView {
+impl RecordOutput {
     fn new(record: &StoredRecord, partition: Option<&Partition>, encoding: Encoding) -> Self {
         let encode = |bytes: &[u8]| match (encoding, std::str::from_utf8(bytes)) {
             (Encoding::Base64, _) => json!(STANDARD.encode(bytes)),

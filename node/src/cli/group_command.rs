@@ -55,15 +55,15 @@ pub(super) async fn run(global: &Global, command: GroupCommand) -> anyhow::Resul
 }
 
 #[derive(Debug, Serialize)]
-struct SummaryView {
+struct SummaryOutput {
     group: String,
     state: String,
     members: u32,
 }
 
 async fn list(global: &Global, client: &Client) -> anyhow::Result<()> {
-    let view = |one: v1::GroupSummary| SummaryView { group: one.group, state: one.state, members: one.members };
-    let views: Vec<SummaryView> = client.list_groups().await?.into_iter().map(view).collect();
+    let view = |one: v1::GroupSummary| SummaryOutput { group: one.group, state: one.state, members: one.members };
+    let views: Vec<SummaryOutput> = client.list_groups().await?.into_iter().map(view).collect();
     print(global.output, &views, || {
         let mut table = Table::new(&["GROUP", "STATE", "MEMBERS"]);
         for view in &views {
@@ -74,17 +74,17 @@ async fn list(global: &Global, client: &Client) -> anyhow::Result<()> {
 }
 
 #[derive(Debug, Serialize)]
-struct GroupDescriptionView {
+struct GroupDescriptionOutput {
     group: String,
     state: String,
     generation: i32,
     coordinator: String,
-    members: Vec<MemberView>,
-    partitions: Vec<LagView>,
+    members: Vec<MemberOutput>,
+    partitions: Vec<LagOutput>,
 }
 
 #[derive(Debug, Serialize)]
-struct MemberView {
+struct MemberOutput {
     member_id: String,
     client_name: String,
     topics: Vec<String>,
@@ -92,7 +92,7 @@ struct MemberView {
 
 /// An absent value is unknown, or no offset was committed.
 #[derive(Debug, Serialize)]
-struct LagView {
+struct LagOutput {
     topic: String,
     partition: i32,
     offset: Option<i64>,
@@ -102,7 +102,7 @@ struct LagView {
     member_id: Option<String>,
 }
 
-impl From<v1::GroupLag> for LagView {
+impl From<v1::GroupLag> for LagOutput {
     fn from(lag: v1::GroupLag) -> Self {
         let known = |value: i64| (value >= 0).then_some(value);
         Self {
@@ -119,18 +119,18 @@ impl From<v1::GroupLag> for LagView {
 
 async fn describe(global: &Global, client: &Client, name: &str) -> anyhow::Result<()> {
     let found = client.describe_group(name).await?;
-    let member = |member: v1::GroupMember| MemberView {
+    let member = |member: v1::GroupMember| MemberOutput {
         member_id: member.member_id,
         client_name: member.client_name,
         topics: member.topics,
     };
-    let view = GroupDescriptionView {
+    let view = GroupDescriptionOutput {
         group: found.group,
         state: found.state,
         generation: found.generation,
         coordinator: found.coordinator,
         members: found.members.into_iter().map(member).collect(),
-        partitions: found.partitions.into_iter().map(LagView::from).collect(),
+        partitions: found.partitions.into_iter().map(LagOutput::from).collect(),
     };
     print(global.output, &view, || lag_table(&view))?;
     if global.output == super::output::Format::Table {
@@ -146,7 +146,7 @@ async fn describe(global: &Global, client: &Client, name: &str) -> anyhow::Resul
     Ok(())
 }
 
-fn lag_table(view: &GroupDescriptionView) -> Table {
+fn lag_table(view: &GroupDescriptionOutput) -> Table {
     let number = |value: Option<i64>| value.map_or("-".to_owned(), |value| value.to_string());
     let name = |id: &String| {
         let member = view.members.iter().find(|member| member.member_id == *id);
@@ -169,7 +169,7 @@ fn lag_table(view: &GroupDescriptionView) -> Table {
 }
 
 #[derive(Debug, Serialize)]
-struct OffsetView {
+struct OffsetOutput {
     topic: String,
     partition: i32,
     offset: i64,
@@ -189,8 +189,8 @@ async fn reset(global: &Global, client: &Client, args: ResetArgs) -> anyhow::Res
         dry_run: args.dry_run,
         to: Some(to),
     };
-    let view = |one: v1::GroupOffset| OffsetView { topic: one.topic, partition: one.partition, offset: one.offset };
-    let views: Vec<OffsetView> = client.reset_group_offsets(request).await?.into_iter().map(view).collect();
+    let view = |one: v1::GroupOffset| OffsetOutput { topic: one.topic, partition: one.partition, offset: one.offset };
+    let views: Vec<OffsetOutput> = client.reset_group_offsets(request).await?.into_iter().map(view).collect();
     print(global.output, &views, || {
         let mut table = Table::new(&["TOPIC", "PARTITION", "OFFSET"]);
         for view in &views {
@@ -205,14 +205,14 @@ async fn reset(global: &Global, client: &Client, args: ResetArgs) -> anyhow::Res
 }
 
 #[derive(Debug, Serialize)]
-struct DeletedGroupView {
+struct DeletedGroupOutput {
     group: String,
     deleted: bool,
 }
 
 async fn delete(global: &Global, client: &Client, name: String) -> anyhow::Result<()> {
     client.delete_group(&name).await?;
-    let view = DeletedGroupView { group: name, deleted: true };
+    let view = DeletedGroupOutput { group: name, deleted: true };
     print(global.output, &view, || Table::pairs(vec![("Deleted", view.group.clone())]))
 }
 
@@ -224,7 +224,7 @@ mod tests {
     fn what_is_not_known_is_absent() {
         let lag =
             v1::GroupLag { topic: "t".into(), offset: -1, end: 7, lag_records: -1, lag_ms: -1, ..Default::default() };
-        let view = LagView::from(lag);
+        let view = LagOutput::from(lag);
         assert_eq!((view.offset, view.end, view.lag_records, view.member_id), (None, Some(7), None, None));
     }
 }

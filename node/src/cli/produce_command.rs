@@ -113,7 +113,7 @@ struct Summary {
 
 /// One acknowledgement, as printed with `--each --output json`.
 #[derive(Debug, Serialize)]
-struct EachView<'a> {
+struct EachOutput<'a> {
     offset: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<&'a str>,
@@ -273,7 +273,7 @@ fn print_each(format: Format, offset: i64, source: &Source) -> io::Result<()> {
         Source::File(_) => None,
         Source::Line(line) => Some(*line),
     };
-    let text = serde_json::to_string(&EachView { offset, file: file.as_deref(), line })?;
+    let text = serde_json::to_string(&EachOutput { offset, file: file.as_deref(), line })?;
     writeln!(out, "{text}")
 }
 

@@ -64,14 +64,14 @@ pub(super) async fn run(global: &Global, command: QuotaCommand) -> anyhow::Resul
 
 /// No principal: the default quota, of every principal without its own. No rate: unlimited.
 #[derive(Debug, Serialize)]
-struct QuotaView {
+struct QuotaOutput {
     principal: Option<String>,
     bytes_in: Option<u64>,
     bytes_out: Option<u64>,
     requests: Option<u64>,
 }
 
-impl QuotaView {
+impl QuotaOutput {
     fn new(principal: Option<String>, quota: v1::Quota) -> Self {
         let bound = |rate: u64| (rate > 0).then_some(rate);
         let v1::Quota { bytes_in, bytes_out, requests } = quota;
@@ -81,9 +81,9 @@ impl QuotaView {
 
 async fn list(global: &Global, client: &Client) -> anyhow::Result<()> {
     let v1::ListQuotasResponse { default_quota, quotas } = client.list_quotas().await?;
-    let default = default_quota.map(|quota| QuotaView::new(None, quota));
-    let own = |one: v1::PrincipalQuota| QuotaView::new(Some(one.principal), one.quota.unwrap_or_default());
-    let views: Vec<QuotaView> = default.into_iter().chain(quotas.into_iter().map(own)).collect();
+    let default = default_quota.map(|quota| QuotaOutput::new(None, quota));
+    let own = |one: v1::PrincipalQuota| QuotaOutput::new(Some(one.principal), one.quota.unwrap_or_default());
+    let views: Vec<QuotaOutput> = default.into_iter().chain(quotas.into_iter().map(own)).collect();
     print(global.output, &views, || {
         let mut table = Table::new(&["PRINCIPAL", "BYTES IN", "BYTES OUT", "REQUESTS"]);
         let rate = |rate: Option<u64>| rate.map_or("-".to_owned(), |rate| rate.to_string());

@@ -113,18 +113,18 @@ impl From<&SettingsArgs> for v1::TopicSettings {
 
 /// A topic as printed.
 #[derive(Debug, Serialize)]
-struct TopicView {
+struct TopicOutput {
     name: String,
     id: String,
     partitions: i32,
     replication_factor: i32,
-    settings: SettingsView,
+    settings: SettingsOutput,
     created: String,
     created_ms: i64,
 }
 
 #[derive(Debug, Serialize)]
-struct SettingsView {
+struct SettingsOutput {
     retention_bytes: i64,
     retention_ms: i64,
     segment_bytes: i64,
@@ -133,7 +133,7 @@ struct SettingsView {
     flush_interval_ms: i32,
 }
 
-impl From<v1::Topic> for TopicView {
+impl From<v1::Topic> for TopicOutput {
     fn from(topic: v1::Topic) -> Self {
         let settings = topic.settings.unwrap_or_default();
         let durability = match settings.durability() {
@@ -145,7 +145,7 @@ impl From<v1::Topic> for TopicView {
             id: topic.id,
             partitions: topic.partitions,
             replication_factor: topic.replication_factor,
-            settings: SettingsView {
+            settings: SettingsOutput {
                 retention_bytes: settings.retention_bytes.unwrap_or(-1),
                 retention_ms: settings.retention_ms.unwrap_or(-1),
                 segment_bytes: settings.segment_bytes.unwrap_or_default(),
@@ -159,7 +159,7 @@ impl From<v1::Topic> for TopicView {
     }
 }
 
-impl TopicView {
+impl TopicOutput {
     fn durability(&self) -> String {
         match self.settings.durability {
             "memory" => format!("memory, flushed every {} ms", self.settings.flush_interval_ms),
@@ -197,14 +197,14 @@ fn human_ms(ms: i64) -> String {
 }
 
 #[derive(Debug, Serialize)]
-struct TopicDescriptionView {
+struct TopicDescriptionOutput {
     #[serde(flatten)]
-    topic: TopicView,
-    partition_list: Vec<PartitionView>,
+    topic: TopicOutput,
+    partition_list: Vec<PartitionOutput>,
 }
 
 #[derive(Debug, Serialize)]
-struct PartitionView {
+struct PartitionOutput {
     partition: i32,
     earliest: i64,
     next: i64,
@@ -218,7 +218,7 @@ struct PartitionView {
 }
 
 #[derive(Debug, Serialize)]
-struct DeletedTopicView {
+struct DeletedTopicOutput {
     name: String,
     deleted: bool,
 }
@@ -243,7 +243,7 @@ async fn create(global: &Global, client: &Client, args: CreateArgs) -> anyhow::R
         if_not_exists: args.if_not_exists,
     };
     let answer = client.create_topic(request).await?;
-    let view = TopicView::from(answer.topic.unwrap_or_default());
+    let view = TopicOutput::from(answer.topic.unwrap_or_default());
     print(global.output, &view, || view.pairs())?;
     if !answer.created {
         eprintln!("topic {}: exists already, not changed", view.name);
@@ -252,7 +252,7 @@ async fn create(global: &Global, client: &Client, args: CreateArgs) -> anyhow::R
 }
 
 async fn list(global: &Global, client: &Client) -> anyhow::Result<()> {
-    let views: Vec<TopicView> = client.list_topics().await?.into_iter().map(Into::into).collect();
+    let views: Vec<TopicOutput> = client.list_topics().await?.into_iter().map(Into::into).collect();
     print(global.output, &views, || {
         let mut table =
             Table::new(&["NAME", "PARTITIONS", "REPLICAS", "DURABILITY", "RETENTION", "SIZE LIMIT", "CREATED"]);
@@ -273,7 +273,7 @@ async fn list(global: &Global, client: &Client) -> anyhow::Result<()> {
 
 async fn describe(global: &Global, client: &Client, name: &str) -> anyhow::Result<()> {
     let answer = client.describe_topic(name).await?;
-    let partition_list = answer.partitions.into_iter().map(|partition| PartitionView {
+    let partition_list = answer.partitions.into_iter().map(|partition| PartitionOutput {
         partition: partition.partition,
         earliest: partition.earliest,
         next: partition.next,
@@ -284,7 +284,7 @@ async fn describe(global: &Global, client: &Client, name: &str) -> anyhow::Resul
         state: partition.state,
         replicas: partition.replicas,
     });
-    let view = TopicDescriptionView {
+    let view = TopicDescriptionOutput {
         topic: answer.topic.unwrap_or_default().into(),
         partition_list: partition_list.collect(),
     };
@@ -296,7 +296,7 @@ async fn describe(global: &Global, client: &Client, name: &str) -> anyhow::Resul
     print(global.output, &view, Table::default)
 }
 
-fn partition_table(partitions: &[PartitionView], names: &ServerNames) -> Table {
+fn partition_table(partitions: &[PartitionOutput], names: &ServerNames) -> Table {
     let mut table =
         Table::new(&["PARTITION", "EARLIEST", "NEXT", "BYTES", "SEGMENTS", "TERM", "LEADER", "STATE", "REPLICAS"]);
     for partition in partitions {
@@ -321,7 +321,7 @@ async fn alter(global: &Global, client: &Client, args: AlterArgs) -> anyhow::Res
         name: args.name,
         partitions: args.partitions.unwrap_or(0),
     };
-    let view = TopicView::from(client.alter_topic(request).await?.topic.unwrap_or_default());
+    let view = TopicOutput::from(client.alter_topic(request).await?.topic.unwrap_or_default());
     print(global.output, &view, || view.pairs())
 }
 
@@ -331,7 +331,7 @@ async fn delete(global: &Global, client: &Client, args: DeleteArgs) -> anyhow::R
         Err(error) if args.if_exists && error.reason == "UNKNOWN_TOPIC" => false,
         Err(error) => return Err(error.into()),
     };
-    let view = DeletedTopicView { name: args.name, deleted };
+    let view = DeletedTopicOutput { name: args.name, deleted };
     print(global.output, &view, || {
         Table::pairs(vec![(if deleted { "Deleted" } else { "No such topic" }, view.name.clone())])
     })

@@ -1,11 +1,11 @@
 //! `chronicle cluster`: shows the state of the cluster and runs operations on its nodes.
 //!
-//! `calls.rs` makes the calls, `views.rs` is the output, `wait.rs` waits for the end of an operation, `confirm.rs` asks
+//! `calls.rs` makes the calls, `outputs.rs` is the output, `wait.rs` waits for the end of an operation, `confirm.rs` asks
 //! for confirmation.
 
 pub(super) mod calls;
 mod confirm;
-mod views;
+mod outputs;
 mod wait;
 
 use anyhow::bail;
@@ -15,8 +15,8 @@ use futures::TryStreamExt;
 use super::Global;
 use super::output::{Format, Table, print};
 use calls::ClusterCalls;
-pub(super) use views::ServerNames;
-use views::{OperationView, StatusView, TransferView, VerifiedView};
+pub(super) use outputs::ServerNames;
+use outputs::{OperationOutput, StatusOutput, TransferOutput, VerifiedOutput};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClusterCommand {
@@ -120,7 +120,7 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> anyhow::Res
 }
 
 async fn status(global: &Global, calls: &ClusterCalls) -> anyhow::Result<()> {
-    let view = StatusView::from(calls.status().await?);
+    let view = StatusOutput::from(calls.status().await?);
     if global.output == Format::Table {
         return view.print_tables();
     }
@@ -128,9 +128,9 @@ async fn status(global: &Global, calls: &ClusterCalls) -> anyhow::Result<()> {
 }
 
 async fn members(global: &Global, calls: &ClusterCalls, args: &MembersArgs) -> anyhow::Result<()> {
-    let mut view = StatusView::from(calls.status().await?).servers;
+    let mut view = StatusOutput::from(calls.status().await?).servers;
     view.retain(|server| args.all || server.state != "removed");
-    print(global.output, &view, || views::members_table(&view))
+    print(global.output, &view, || outputs::members_table(&view))
 }
 
 /// Waits for the end of an operation unless `no_wait`, and prints it.
@@ -156,7 +156,7 @@ async fn print_operation(
 ) -> anyhow::Result<()> {
     // Needed only for the name; the call may fail when the node being removed answers it.
     let names = calls.servers().await.map(|answer| ServerNames::new(&answer.servers)).unwrap_or_default();
-    let view = OperationView::new(operation, &names);
+    let view = OperationOutput::new(operation, &names);
     print(global.output, &view, || view.pairs())
 }
 
@@ -165,7 +165,7 @@ async fn transfer(global: &Global, calls: &ClusterCalls, args: &TransferArgs) ->
     let topic = args.topic.clone().unwrap_or_default();
     let to = args.to.as_deref().unwrap_or_default();
     let leader = calls.transfer_leadership(&topic, args.partition, to).await?;
-    let view = TransferView::new(args.topic.clone(), args.partition, leader, &names);
+    let view = TransferOutput::new(args.topic.clone(), args.partition, leader, &names);
     print(global.output, &view, || view.pairs())
 }
 
@@ -173,9 +173,9 @@ async fn transfer(global: &Global, calls: &ClusterCalls, args: &TransferArgs) ->
 async fn verify(global: &Global, calls: &ClusterCalls, args: &VerifyArgs) -> anyhow::Result<()> {
     let names = ServerNames::new(&calls.servers().await?.servers);
     let answers = calls.verify(args.topic.as_deref().unwrap_or_default()).await?;
-    let views: Vec<VerifiedView> = answers.map_ok(|answer| VerifiedView::new(answer, &names)).try_collect().await?;
-    print(global.output, &views, || views::verified_table(&views))?;
-    let wrong: Vec<&VerifiedView> = views.iter().filter(|view| !view.same()).collect();
+    let views: Vec<VerifiedOutput> = answers.map_ok(|answer| VerifiedOutput::new(answer, &names)).try_collect().await?;
+    print(global.output, &views, || outputs::verified_table(&views))?;
+    let wrong: Vec<&VerifiedOutput> = views.iter().filter(|view| !view.same()).collect();
     for view in &wrong {
         eprintln!("{} {}: {}", view.topic, view.partition, view.problem());
     }

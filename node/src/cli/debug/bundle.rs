@@ -80,7 +80,7 @@ pub(super) async fn run(global: &Global, args: &BundleArgs) -> anyhow::Result<()
     for (what, why) in &problems {
         eprintln!("{what}: {why}");
     }
-    let view = BundleView { file: path.display().to_string(), bytes, nodes, of: servers.len(), problems };
+    let view = BundleOutput { file: path.display().to_string(), bytes, nodes, of: servers.len(), problems };
     print(global.output, &view, || {
         Table::pairs(vec![
             ("File", view.file.clone()),
@@ -91,7 +91,7 @@ pub(super) async fn run(global: &Global, args: &BundleArgs) -> anyhow::Result<()
 }
 
 #[derive(Debug, serde::Serialize)]
-struct BundleView {
+struct BundleOutput {
     file: String,
     bytes: u64,
     nodes: usize,

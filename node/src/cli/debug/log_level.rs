@@ -28,7 +28,7 @@ pub(in crate::cli) struct LogLevelArgs {
 }
 
 #[derive(Debug, Serialize)]
-struct LogLevelView {
+struct LogLevelOutput {
     node: String,
     address: String,
     filter: String,
@@ -58,7 +58,7 @@ pub(super) async fn run(global: &Global, args: &LogLevelArgs) -> anyhow::Result<
             Ok(answer) => (answer, String::new()),
             Err(error) => (v1::LogFilter::default(), error.to_string()),
         };
-        views.push(LogLevelView {
+        views.push(LogLevelOutput {
             node: server.name,
             address: server.address,
             filter: answer.filter,
@@ -68,7 +68,7 @@ pub(super) async fn run(global: &Global, args: &LogLevelArgs) -> anyhow::Result<
         });
     }
     print(global.output, &views, || table(&views))?;
-    let failed: Vec<&LogLevelView> = views.iter().filter(|view| !view.error.is_empty()).collect();
+    let failed: Vec<&LogLevelOutput> = views.iter().filter(|view| !view.error.is_empty()).collect();
     for view in &failed {
         eprintln!("{} ({}): {}", view.node, view.address, view.error);
     }
@@ -78,7 +78,7 @@ pub(super) async fn run(global: &Global, args: &LogLevelArgs) -> anyhow::Result<
     }
 }
 
-fn table(views: &[LogLevelView]) -> Table {
+fn table(views: &[LogLevelOutput]) -> Table {
     let mut table = Table::new(&["NODE", "ADDRESS", "FILTER", "CONFIGURED", "FOR"]);
     for view in views {
         let lasts = view.remaining_ms.map_or_else(|| "-".to_owned(), |ms| format!("{}s", ms.div_ceil(1000)));

@@ -146,7 +146,7 @@ fn kind(kind: EntryKind) -> &'static str {
 
 /// A record as printed.
 #[derive(Debug, Serialize)]
-struct StoredRecordView {
+struct StoredRecordOutput {
     offset: u64,
     timestamp: i64,
     key: Option<String>,
@@ -158,7 +158,7 @@ struct StoredRecordView {
 
 /// Returns the records of an entry's batches. Offsets come from the frame: a node sets the offsets in the batches when
 /// it serves them.
-fn decode(frame: &FrameInfo) -> Result<Vec<StoredRecordView>, String> {
+fn decode(frame: &FrameInfo) -> Result<Vec<StoredRecordOutput>, String> {
     let base64 = |bytes: &Bytes| STANDARD.encode(bytes);
     let mut views = Vec::new();
     for batch in split(&frame.payload) {
@@ -166,7 +166,7 @@ fn decode(frame: &FrameInfo) -> Result<Vec<StoredRecordView>, String> {
         for record in records(&batch, &Limits::default()).map_err(|error| error.to_string())? {
             let record = record.map_err(|error| error.to_string())?;
             let header = |(name, value): &(Bytes, Option<Bytes>)| json!({ "name": String::from_utf8_lossy(name), "value": value.as_ref().map(base64) });
-            views.push(StoredRecordView {
+            views.push(StoredRecordOutput {
                 offset: frame.base_offset + views.len() as u64,
                 timestamp: record.timestamp,
                 key: record.key.as_ref().map(base64),
@@ -179,13 +179,13 @@ fn decode(frame: &FrameInfo) -> Result<Vec<StoredRecordView>, String> {
     Ok(views)
 }
 
-fn print_record_line(out: &mut impl Write, record: &StoredRecordView) -> io::Result<()> {
+fn print_record_line(out: &mut impl Write, record: &StoredRecordOutput) -> io::Result<()> {
     let time = format_rfc3339(record.timestamp);
     let key = record.key.as_ref().map_or_else(|| "no key".to_owned(), |key| format!("key {key}"));
     writeln!(out, "      offset {:>8}  {time}  {key}, value of {} bytes", record.offset, record.value_bytes)
 }
 
-fn frame_document(position: u64, frame: &FrameInfo, decoded: Option<Result<Vec<StoredRecordView>, String>>) -> Value {
+fn frame_document(position: u64, frame: &FrameInfo, decoded: Option<Result<Vec<StoredRecordOutput>, String>>) -> Value {
     let mut entry = json!({
         "position": position, "bytes": frame.len, "index": frame.index, "term": frame.term, "leader": frame.leader,
         "kind": kind(frame.kind), "base_offset": frame.base_offset, "record_count": frame.record_count,

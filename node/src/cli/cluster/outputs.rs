@@ -25,7 +25,7 @@ impl ServerNames {
 
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct ServerView {
+pub(super) struct ServerOutput {
     pub(super) name: String,
     pub(super) node_id: String,
     pub(super) raft_id: u64,
@@ -50,7 +50,7 @@ pub(super) struct ServerView {
     pub(super) version: String,
 }
 
-impl From<v1::Server> for ServerView {
+impl From<v1::Server> for ServerOutput {
     fn from(server: v1::Server) -> Self {
         let role = match server.role() {
             _ if server.controller_leader => "leader",
@@ -92,7 +92,7 @@ impl From<v1::Server> for ServerView {
     }
 }
 
-pub(super) fn members_table(servers: &[ServerView]) -> Table {
+pub(super) fn members_table(servers: &[ServerOutput]) -> Table {
     let mut table = Table::new(&[
         "NAME", "ADDRESS", "ROLE", "STATE", "ALIVE", "ZONE", "REPLICAS", "LEADERS", "VERSION", "TLS", "ID",
     ]);
@@ -123,7 +123,7 @@ fn or_dash(text: &str) -> String {
 
 /// The state of the cluster.
 #[derive(Debug, Serialize)]
-pub(super) struct StatusView {
+pub(super) struct StatusOutput {
     cluster_id: String,
     /// Name of the leader; `null`: the controller group has no leader.
     controller_leader: Option<String>,
@@ -132,15 +132,15 @@ pub(super) struct StatusView {
     under_replicated: u32,
     offline: u32,
     moving: u32,
-    pub(super) servers: Vec<ServerView>,
-    operations: Vec<OperationView>,
+    pub(super) servers: Vec<ServerOutput>,
+    operations: Vec<OperationOutput>,
 }
 
-impl From<v1::GetStatusResponse> for StatusView {
+impl From<v1::GetStatusResponse> for StatusOutput {
     fn from(answer: v1::GetStatusResponse) -> Self {
         let names = ServerNames::new(&answer.servers);
         let leader = &answer.controller_leader;
-        let mut servers: Vec<ServerView> = answer.servers.into_iter().map(Into::into).collect();
+        let mut servers: Vec<ServerOutput> = answer.servers.into_iter().map(Into::into).collect();
         servers.sort_by(|a, b| (&a.name, a.raft_id).cmp(&(&b.name, b.raft_id)));
         Self {
             controller_leader: (!leader.is_empty()).then(|| names.of(leader).to_owned()),
@@ -151,12 +151,12 @@ impl From<v1::GetStatusResponse> for StatusView {
             offline: answer.offline,
             moving: answer.moving,
             servers,
-            operations: answer.operations.into_iter().map(|o| OperationView::new(o, &names)).collect(),
+            operations: answer.operations.into_iter().map(|o| OperationOutput::new(o, &names)).collect(),
         }
     }
 }
 
-impl StatusView {
+impl StatusOutput {
     fn pairs(&self) -> Table {
         let leader = self
             .controller_leader
@@ -176,7 +176,7 @@ impl StatusView {
     pub(super) fn print_tables(&self) -> anyhow::Result<()> {
         print(Format::Table, &(), || self.pairs())?;
         println!();
-        let present: Vec<ServerView> = self.servers.iter().filter(|s| s.state != "removed").cloned().collect();
+        let present: Vec<ServerOutput> = self.servers.iter().filter(|s| s.state != "removed").cloned().collect();
         print(Format::Table, &(), || members_table(&present))?;
         let open: Vec<&str> = present.iter().filter(|s| s.encryption == "plaintext").map(|s| s.name.as_str()).collect();
         if !open.is_empty() {
@@ -195,7 +195,7 @@ impl StatusView {
 
 /// An operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct OperationView {
+pub(super) struct OperationOutput {
     id: u64,
     kind: String,
     node: String,
@@ -210,7 +210,7 @@ pub(super) struct OperationView {
     remaining: u32,
 }
 
-impl OperationView {
+impl OperationOutput {
     pub(super) fn new(operation: v1::Operation, names: &ServerNames) -> Self {
         Self {
             node: names.of(&operation.node_id).to_owned(),
@@ -246,7 +246,7 @@ impl OperationView {
     }
 }
 
-fn operations_table(operations: &[OperationView]) -> Table {
+fn operations_table(operations: &[OperationOutput]) -> Table {
     let mut table = Table::new(&["OPERATION", "KIND", "NODE", "STATE", "DONE", "STARTED", "REASON"]);
     for operation in operations {
         table.row(vec![
@@ -264,7 +264,7 @@ fn operations_table(operations: &[OperationView]) -> Table {
 
 /// A transfer of leadership.
 #[derive(Debug, Serialize)]
-pub(super) struct TransferView {
+pub(super) struct TransferOutput {
     /// `null`: the controller group.
     topic: Option<String>,
     partition: i32,
@@ -272,7 +272,7 @@ pub(super) struct TransferView {
     leader_id: String,
 }
 
-impl TransferView {
+impl TransferOutput {
     pub(super) fn new(topic: Option<String>, partition: i32, leader_id: String, names: &ServerNames) -> Self {
         Self { topic, partition, leader: names.of(&leader_id).to_owned(), leader_id }
     }
@@ -288,20 +288,20 @@ impl TransferView {
 
 /// The result of comparing the replicas of one partition.
 #[derive(Debug, Serialize)]
-pub(super) struct VerifiedView {
+pub(super) struct VerifiedOutput {
     pub(super) topic: String,
     pub(super) partition: i32,
     /// First raft index compared (inclusive).
     from: u64,
     /// End of the compared raft indexes (exclusive).
     to: u64,
-    replicas: Vec<DigestView>,
+    replicas: Vec<DigestOutput>,
     /// Empty: all replicas are the same.
     difference: String,
 }
 
 #[derive(Debug, Serialize)]
-struct DigestView {
+struct DigestOutput {
     node: String,
     node_id: String,
     digest: String,
@@ -309,9 +309,9 @@ struct DigestView {
     error: String,
 }
 
-impl VerifiedView {
+impl VerifiedOutput {
     pub(super) fn new(answer: v1::VerifyResponse, names: &ServerNames) -> Self {
-        let digest = |replica: v1::ReplicaDigest| DigestView {
+        let digest = |replica: v1::ReplicaDigest| DigestOutput {
             node: names.of(&replica.node_id).to_owned(),
             node_id: replica.node_id,
             digest: replica.digest,
@@ -333,7 +333,7 @@ impl VerifiedView {
     }
 
     /// Returns the replicas that could not be read or whose digest differs from the most frequent one.
-    fn differing(&self) -> Vec<&DigestView> {
+    fn differing(&self) -> Vec<&DigestOutput> {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for replica in self.replicas.iter().filter(|replica| replica.error.is_empty()) {
             *counts.entry(&replica.digest).or_default() += 1;
@@ -347,7 +347,7 @@ impl VerifiedView {
 
     /// Returns a human-readable text that names the differing replicas.
     pub(super) fn problem(&self) -> String {
-        let replica = |replica: &&DigestView| {
+        let replica = |replica: &&DigestOutput| {
             if replica.error.is_empty() {
                 format!("{} has {}", replica.node, short(&replica.digest))
             } else {
@@ -366,7 +366,7 @@ fn short(digest: &str) -> &str {
     digest.get(..16).unwrap_or(digest)
 }
 
-pub(super) fn verified_table(views: &[VerifiedView]) -> Table {
+pub(super) fn verified_table(views: &[VerifiedOutput]) -> Table {
     let mut table = Table::new(&["TOPIC", "PARTITION", "FROM", "TO", "REPLICAS", "DIGEST", "RESULT"]);
     for view in views {
         let nodes: Vec<&str> = view.replicas.iter().map(|replica| replica.node.as_str()).collect();
@@ -388,7 +388,7 @@ pub(super) fn verified_table(views: &[VerifiedView]) -> Table {
 mod tests {
     use super::*;
 
-    fn verified(replicas: &[(&str, &str, &str)], difference: &str) -> VerifiedView {
+    fn verified(replicas: &[(&str, &str, &str)], difference: &str) -> VerifiedOutput {
         let replicas = replicas.iter().map(|(node, digest, error)| v1::ReplicaDigest {
             node_id: (*node).to_owned(),
             digest: (*digest).to_owned(),
@@ -399,7 +399,7 @@ mod tests {
             difference: difference.to_owned(),
             ..Default::default()
         };
-        VerifiedView::new(answer, &ServerNames::default())
+        VerifiedOutput::new(answer, &ServerNames::default())
     }
 
     #[test]
@@ -430,10 +430,10 @@ mod tests {
     #[test]
     fn every_listener_has_its_address_and_the_data_listener_has_one_of_any_version() {
         let server = v1::Server { address: "d:1".into(), ..Default::default() };
-        let view = ServerView::from(server.clone());
+        let view = ServerOutput::from(server.clone());
         assert_eq!((view.address.as_str(), view.addresses["data"].as_str()), ("d:1", "d:1"));
         let addresses = [("data", "d:1"), ("kafka", "k:1")].map(|(name, at)| (name.to_owned(), at.to_owned()));
-        let view = ServerView::from(v1::Server { addresses: addresses.clone().into(), ..server });
+        let view = ServerOutput::from(v1::Server { addresses: addresses.clone().into(), ..server });
         assert_eq!(view.addresses, addresses.into());
     }
 
@@ -444,9 +444,9 @@ mod tests {
             state: v1::ServerState::Draining.into(),
             ..Default::default()
         };
-        let view = ServerView::from(server.clone());
+        let view = ServerOutput::from(server.clone());
         assert_eq!((view.role, view.state), ("voter", "draining"));
-        let leader = ServerView::from(v1::Server { controller_leader: true, ..server });
+        let leader = ServerOutput::from(v1::Server { controller_leader: true, ..server });
         assert_eq!(leader.role, "leader");
     }
 }
