@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Refusal;
-use super::state::{ControllerState, Outcome};
+use super::controller_state::{ControllerState, Outcome};
 use crate::security::{AclFilter, AclRule, Quota};
 
 /// Maximum number of rules in a cluster.

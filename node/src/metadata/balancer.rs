@@ -19,9 +19,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use uuid::Uuid;
 
+use super::controller_state::{Command, ControllerState};
+use super::entities::{NodeState, OperationKind, OperationState, Placement};
 use super::placement::{Loads, rendezvous};
-use super::state::{Command, ControllerState};
-use super::types::{NodeState, OperationKind, OperationState, Placement};
 
 /// When the node of a new replica is dead for this long (milliseconds), another node gets the replica if one can.
 const FILL_PATIENCE_MS: u64 = 30_000;

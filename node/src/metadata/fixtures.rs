@@ -3,8 +3,8 @@
 use uuid::Uuid;
 
 use super::balancer::ClusterObservation;
-use super::state::{Command, ControllerState, Outcome};
-use super::types::{NodeInfo, NodeState};
+use super::controller_state::{Command, ControllerState, Outcome};
+use super::entities::{NodeInfo, NodeState};
 use crate::model::{Addresses, Topic, TopicSettings};
 
 pub(super) const CLUSTER: Uuid = Uuid::from_u128(0xc1);

@@ -8,8 +8,8 @@
 use uuid::Uuid;
 
 use super::Refusal;
-use super::state::{ControllerState, Outcome};
-use super::types::{Joining, NodeInfo, NodeState, OperationKind, OperationState};
+use super::controller_state::{ControllerState, Outcome};
+use super::entities::{Joining, NodeInfo, NodeState, OperationKind, OperationState};
 use crate::model::{Addresses, ListenerName};
 
 /// Most nodes of a cluster, without removed ones. Every node is a member of the controller group.

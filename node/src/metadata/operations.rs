@@ -6,8 +6,8 @@
 
 use super::Refusal;
 use super::balancer::ClusterObservation;
-use super::state::{ControllerState, Outcome};
-use super::types::{NodeState, Operation, OperationKind, OperationState, Placement};
+use super::controller_state::{ControllerState, Outcome};
+use super::entities::{NodeState, Operation, OperationKind, OperationState, Placement};
 
 /// Maximum number of finished operations that are kept.
 const FINISHED_MAX: usize = 50;

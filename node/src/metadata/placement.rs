@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::Refusal;
-use super::state::{ControllerState, Outcome};
-use super::types::{NodeInfo, NodeState, Placement};
+use super::controller_state::{ControllerState, Outcome};
+use super::entities::{NodeInfo, NodeState, Placement};
 
 /// Raft id of the node in a cluster whose metadata predates the list of nodes.
 const ONLY_NODE: u64 = 1;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::balancer::ClusterObservation;
-use super::state::ControllerState;
-use super::types::NodeState;
+use super::controller_state::ControllerState;
+use super::entities::NodeState;
 
 /// A voter that is dead for this long (milliseconds) is replaced by a node that is alive.
 const PATIENCE_MS: u64 = 30_000;

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
+use super::super::controller_state::Outcome;
+use super::super::entities::NodeInfo;
 use super::super::fixtures::{CLUSTER, all_alive, cluster, create, join, node, topic};
-use super::super::state::Outcome;
-use super::super::types::NodeInfo;
 use super::super::voters::controller_voters;
 use super::*;
 use crate::model::Addresses;

@@ -1,6 +1,6 @@
+use super::super::controller_state::Command;
+use super::super::entities::Placement;
 use super::super::fixtures::{CLUSTER, all_alive, cluster, create, join, node, topic};
-use super::super::state::Command;
-use super::super::types::Placement;
 use super::*;
 
 fn refusal(outcome: Outcome) -> Refusal {

@@ -1,6 +1,6 @@
+use super::super::controller_state::Command;
+use super::super::entities::NodeInfo;
 use super::super::fixtures::{all_alive, cluster, create, join, node, topic};
-use super::super::state::Command;
-use super::super::types::NodeInfo;
 use super::*;
 
 fn start(state: &mut ControllerState, kind: OperationKind, node: u64) -> Result<Operation, Refusal> {

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
+use super::super::controller_state::Command;
 use super::super::fixtures::{cluster, create, topic};
-use super::super::state::Command;
 use super::*;
 
 const ID: Uuid = Uuid::from_u128(1);

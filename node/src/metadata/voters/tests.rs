@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
+use super::super::entities::NodeState;
 use super::super::fixtures::{cluster, node};
-use super::super::types::NodeState;
 use super::*;
 
 fn observed(alive: &[u64], dead: &[(u64, u64)], current: &[u64]) -> ClusterObservation {

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::types::{Joining, NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
+use super::entities::{Joining, NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
 use super::{AccessRules, Refusal};
 use crate::model::{Addresses, Topic};
 use crate::security::{AclFilter, AclRule, Quota};
