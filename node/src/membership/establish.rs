@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use super::durable_state::{Origin, Place};
 use super::round::{Failed, Round, Sightings};
-use super::state::{Origin, Place};
 use super::{Membership, Refused, Start};
 
 /// Pause between rounds in milliseconds while nothing changes and no new node calls `Hello`; random, so that nodes do

@@ -9,8 +9,8 @@ use chronicle_proto::internal::{
 use futures::{StreamExt, stream};
 use uuid::Uuid;
 
+use super::durable_state::parse_uuid;
 use super::round::{Round, Sightings, within};
-use super::state::parse_uuid;
 use super::{Founder, Membership, PEERS_AT_ONCE, PROTOCOL, PeerError, Promised, Refused};
 
 /// The answers to other nodes.

@@ -7,8 +7,8 @@ use chronicle_proto::internal::{JoinRequest, JoinResponse};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::durable_state::parse_optional_uuid;
 use super::round::Round;
-use super::state::parse_optional_uuid;
 use super::{Founder, Identity, Membership, PROTOCOL, PeerError, Refused};
 
 /// Addresses that are asked in one round, redirects counted.

@@ -41,15 +41,15 @@
 //! - Time is tokio's and measures only how long a node was not seen. A wall clock that jumps has no effect.
 //! - Every answer and every decision depends on durable state, never on state that is being written.
 //!
-//! `state.rs` owns the durable part and the answers, `round.rs` collects what the other nodes report, `founding.rs` and `joining.rs` act
+//! `durable_state.rs` owns the durable part and the answers, `round.rs` collects what the other nodes report, `founding.rs` and `joining.rs` act
 //! on that, `establish.rs` is the loop. Never names raft or the controller.
 
+mod durable_state;
 mod establish;
 mod founding;
 mod joining;
 mod peers;
 mod round;
-mod state;
 #[cfg(test)]
 mod tests;
 
@@ -63,8 +63,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+pub use durable_state::{Founder, Memory, Origin, Place, Promised, Remembered};
 pub use peers::{JoinRefusal, PeerError, Peers};
-pub use state::{Founder, Memory, Origin, Place, Promised, Remembered};
 
 use crate::discovery::Discovery;
 use crate::model::Addresses;
@@ -207,7 +207,7 @@ impl Chance {
 /// it.
 pub struct Membership {
     own: Own,
-    state: state::State,
+    state: durable_state::DurableState,
     peers: Arc<dyn Peers>,
     discovery: Arc<dyn Discovery>,
     /// Notified when a node that the last round did not see calls `Hello`.
@@ -230,7 +230,7 @@ impl Membership {
         chance: Chance,
     ) -> Result<Self, Refused> {
         Ok(Self {
-            state: state::State::open(memory).await.map_err(Refused::Memory)?,
+            state: durable_state::DurableState::open(memory).await.map_err(Refused::Memory)?,
             own,
             peers,
             discovery,

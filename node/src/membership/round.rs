@@ -9,7 +9,7 @@ use futures::stream;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::state::{parse_optional_uuid, parse_uuid};
+use super::durable_state::{parse_optional_uuid, parse_uuid};
 use super::{
     ANSWER_TIMEOUT, FOUNDERS_MAX, GONE_AFTER, Membership, PEERS_AT_ONCE, PROTOCOL, PeerError, Promised, Refused,
 };

@@ -7,7 +7,7 @@ use chronicle_proto::internal::{FoundRequest, PromiseRequest};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use super::super::state::State;
+use super::super::durable_state::DurableState;
 use super::*;
 
 fn id(number: u128) -> Uuid {
@@ -129,7 +129,7 @@ impl Memory for Flaky {
 #[tokio::test(start_paused = true)]
 async fn a_write_that_was_dropped_or_failed_is_looked_up_before_anything_is_answered() {
     let memory = Arc::new(Flaky::default());
-    let state = State::open(Arc::clone(&memory) as Arc<dyn Memory>).await.unwrap();
+    let state = DurableState::open(Arc::clone(&memory) as Arc<dyn Memory>).await.unwrap();
     *memory.hang.lock() = true;
     let dropped = state.change(|memory| memory.promise(proposal(1, &[1, 2]), id(2), 2, None));
     assert!(tokio::time::timeout(Duration::from_millis(1), dropped).await.is_err());

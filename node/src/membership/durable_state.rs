@@ -214,7 +214,7 @@ impl Shown {
 }
 
 /// Owner of the durable state.
-pub(super) struct State {
+pub(super) struct DurableState {
     memory: Arc<dyn Memory>,
     /// Locked while writing. `None`: a write did not complete, so the stored state must be read first.
     durable: tokio::sync::Mutex<Option<Remembered>>,
@@ -222,7 +222,7 @@ pub(super) struct State {
     identity: watch::Sender<Option<Identity>>,
 }
 
-impl State {
+impl DurableState {
     pub(super) async fn open(memory: Arc<dyn Memory>) -> io::Result<Self> {
         let state = Self {
             memory,
