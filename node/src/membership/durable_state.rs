@@ -1,9 +1,9 @@
-//! The durable state of a node's membership: promises and its place in a cluster, and the answers that depend on it.
+//! The durable state of a node's membership: promises and its own cluster, and the answers that depend on it.
 //!
 //! Invariants:
 //! - The state that other nodes see is durable. While a change is being written, they see the old state.
-//! - A node holds at most one promise, and none once it has a place. It never promises a proposal that it has refused.
-//! - A place is never replaced by another.
+//! - A node holds at most one promise, and none once it has a cluster. It never promises a proposal that it has refused.
+//! - A cluster is never replaced by another.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -76,7 +76,7 @@ pub enum Origin {
 
 /// The cluster of a node, and how the node became a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct OwnCluster {
     /// Cluster and raft id.
     pub identity: Identity,
     /// How the node became a member.
@@ -88,7 +88,8 @@ pub struct Place {
 #[serde(default)]
 pub struct Remembered {
     /// Where the node belongs.
-    pub place: Option<Place>,
+    #[serde(rename = "place")]
+    pub own_cluster: Option<OwnCluster>,
     /// The proposal that it has promised.
     pub promised: Option<Promised>,
     /// Not empty: this node is the coordinator of the proposal that it promised, and is aborting it. It releases its
@@ -111,8 +112,8 @@ impl Remembered {
         in_sight: Option<Uuid>,
     ) -> Result<(), String> {
         let id = proposal.cluster_id;
-        if let Some(place) = &self.place {
-            let known = place.identity.cluster_id;
+        if let Some(own) = &self.own_cluster {
+            let known = own.identity.cluster_id;
             return if known == id { Ok(()) } else { Err(format!("it belongs to cluster {known}")) };
         }
         let why = match (&self.promised, in_sight) {
@@ -136,10 +137,10 @@ impl Remembered {
         Err(why)
     }
 
-    /// Takes the place in the cluster that the node promised, or returns why it cannot.
+    /// Enters the cluster that the node promised, or returns why it cannot.
     pub(super) fn found(&mut self, cluster_id: Uuid, node_id: Uuid) -> Result<(), String> {
-        if let Some(place) = &self.place {
-            let known = place.identity.cluster_id;
+        if let Some(own) = &self.own_cluster {
+            let known = own.identity.cluster_id;
             return if known == cluster_id { Ok(()) } else { Err(format!("it belongs to cluster {known}")) };
         }
         let promised = self.promised.take_if(|promised| promised.cluster_id == cluster_id);
@@ -147,15 +148,15 @@ impl Remembered {
         let own = promised.founders.iter().find(|founder| founder.node_id == node_id);
         let raft_id = own.ok_or("it is not among the founders")?.raft_id;
         let identity = Identity { cluster_id, raft_id };
-        self.place = Some(Place { identity, origin: Origin::Founded(promised.founders) });
+        self.own_cluster = Some(OwnCluster { identity, origin: Origin::Founded(promised.founders) });
         self.giving_up.clear();
         Ok(())
     }
 
-    /// Takes the place that a cluster assigned, unless the node has a place already.
+    /// Enters the cluster that admitted the node, unless it has a cluster already.
     pub(super) fn join(&mut self, identity: Identity, members: Vec<Founder>) {
         self.forget();
-        self.place.get_or_insert(Place { identity, origin: Origin::Joined(members) });
+        self.own_cluster.get_or_insert(OwnCluster { identity, origin: Origin::Joined(members) });
     }
 
     /// Permanently releases the promise.
@@ -189,7 +190,7 @@ impl Promised {
 /// The state that other nodes see, and what this node learned from them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Shown {
-    pub(super) place: Option<Place>,
+    pub(super) own_cluster: Option<OwnCluster>,
     pub(super) promised: Option<Promised>,
     pub(super) giving_up: Vec<Uuid>,
     /// Nodes without a cluster that the last round saw, this one not included.
@@ -258,10 +259,10 @@ impl DurableState {
 
     fn show(&self, remembered: &Remembered) {
         let mut shown = self.shown.lock();
-        shown.place = remembered.place.clone();
+        shown.own_cluster = remembered.own_cluster.clone();
         shown.promised = remembered.promised.clone();
         shown.giving_up = remembered.giving_up.clone();
-        let identity = remembered.place.as_ref().map(|place| place.identity);
+        let identity = remembered.own_cluster.as_ref().map(|own| own.identity);
         self.identity.send_if_modified(|known| std::mem::replace(known, identity) != identity);
     }
 
@@ -269,8 +270,8 @@ impl DurableState {
         look(&mut self.shown.lock())
     }
 
-    pub(super) fn place(&self) -> Option<Place> {
-        self.shown.lock().place.clone()
+    pub(super) fn own_cluster(&self) -> Option<OwnCluster> {
+        self.shown.lock().own_cluster.clone()
     }
 
     pub(super) fn promised(&self) -> Option<Promised> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::durable_state::{Origin, Place};
+use super::durable_state::{Origin, OwnCluster};
 use super::round::{Failed, Round, Sightings};
 use super::{Membership, Refused, Start};
 
@@ -24,15 +24,15 @@ impl Membership {
     /// # Errors
     /// When the node cannot become a member, which needs an operator.
     pub async fn establish(&self) -> Result<Start, Refused> {
-        if let Some(Place { identity, origin }) = self.state.place() {
+        if let Some(OwnCluster { identity, origin }) = self.state.own_cluster() {
             self.say(format!("member of cluster {} as node {}", identity.cluster_id, identity.raft_id));
             return Ok(Start::Member { identity, origin });
         }
         let mut sightings = Sightings::new();
-        let Place { identity, origin } = loop {
+        let OwnCluster { identity, origin } = loop {
             let waiting = self.round(&mut sightings).await?;
-            if let Some(place) = self.state.place() {
-                break place;
+            if let Some(own) = self.state.own_cluster() {
+                break own;
             }
             let changed = self.say(waiting);
             self.unless_placed(self.pause(changed)).await;

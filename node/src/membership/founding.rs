@@ -21,7 +21,7 @@ impl Membership {
         let shown = self.state.look(|shown| {
             if let Ok(caller) = parse_uuid("node_id", &request.node_id)
                 && caller != own.node_id
-                && shown.place.is_none()
+                && shown.own_cluster.is_none()
             {
                 shown.hear(caller);
                 if !shown.seen.contains(&caller) {
@@ -30,7 +30,7 @@ impl Membership {
             }
             shown.clone()
         });
-        let identity = shown.place.as_ref().map(|place| place.identity);
+        let identity = shown.own_cluster.as_ref().map(|own| own.identity);
         let seen = if identity.is_some() { Vec::new() } else { shown.seen };
         let promised = shown.promised.filter(|_| shown.giving_up.is_empty());
         HelloResponse {

@@ -63,7 +63,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-pub use durable_state::{Founder, Memory, Origin, Place, Promised, Remembered};
+pub use durable_state::{Founder, Memory, Origin, OwnCluster, Promised, Remembered};
 pub use peers::{JoinRefusal, PeerError, Peers};
 
 use crate::discovery::Discovery;

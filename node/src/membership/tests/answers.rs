@@ -68,13 +68,13 @@ fn a_place_is_taken_only_where_it_was_promised_and_never_changed() {
     assert!(memory.found(id(200), id(2)).unwrap_err().contains("holds no promise"));
     assert!(memory.promised.is_some());
     assert_eq!(memory.found(id(100), id(2)), Ok(()));
-    let place = memory.place.clone().unwrap();
-    assert_eq!(place.identity, Identity { cluster_id: id(100), raft_id: 2 });
+    let own = memory.own_cluster.clone().unwrap();
+    assert_eq!(own.identity, Identity { cluster_id: id(100), raft_id: 2 });
     assert_eq!(memory.found(id(100), id(2)), Ok(()));
     assert!(memory.found(id(200), id(2)).unwrap_err().contains("belongs to cluster"));
     assert!(memory.promise(proposal(200, &[1, 2, 3]), id(2), 3, None).unwrap_err().contains("belongs to cluster"));
     memory.join(Identity { cluster_id: id(300), raft_id: 9 }, Vec::new());
-    assert_eq!(memory.place, Some(place));
+    assert_eq!(memory.own_cluster, Some(own));
 }
 
 #[test]
@@ -139,9 +139,9 @@ async fn a_write_that_was_dropped_or_failed_is_looked_up_before_anything_is_answ
     assert_eq!(state.promised().unwrap().cluster_id, id(1));
     *memory.fail.lock() = true;
     assert!(state.change(|memory| memory.found(id(1), id(2))).await.is_err());
-    assert!(state.place().is_none());
+    assert!(state.own_cluster().is_none());
     state.change(|_| ()).await.unwrap();
-    assert_eq!(state.place().unwrap().identity.cluster_id, id(1));
+    assert_eq!(state.own_cluster().unwrap().identity.cluster_id, id(1));
 }
 
 #[tokio::test(start_paused = true)]

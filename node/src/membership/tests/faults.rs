@@ -231,7 +231,7 @@ async fn a_founder_lost_before_its_promise_is_given_up_and_the_others_found_with
 #[tokio::test(start_paused = true)]
 async fn one_of_two_founders_does_not_found_with_others_while_the_coordinator_may_have_founded() {
     let mut world = World::new(17, 2, 2);
-    // Two promises and the coordinator's place are stored; the coordinator crashes before it sends `Found`.
+    // Two promises and the coordinator's entry into the cluster are stored; the coordinator crashes before it sends `Found`.
     world.fail_at(5, Fault::Crash { down: Duration::from_secs(60), wiped: false });
     world.start(0).await;
     world.start(1).await;
@@ -301,6 +301,6 @@ async fn nothing_is_done_twice_when_nothing_goes_wrong() {
     world.settle_all().await;
     let trace = world.net.trace.lock();
     let count = |step| trace.iter().filter(|(other, ..)| *other == step).count();
-    // Each node stores a promise and a place; the coordinator calls both other nodes for each of the two.
+    // Each node stores a promise and its cluster; the coordinator calls both other nodes for each of the two.
     assert_eq!((count(Step::Stored), count(Step::Asked), count(Step::Answered)), (6, 4, 4), "{trace:?}");
 }

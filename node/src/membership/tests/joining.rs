@@ -94,7 +94,7 @@ async fn a_node_that_comes_later_joins_and_knows_its_place_after_a_restart() {
     assert!(
         matches!(world.outcome(late), Ok(Start::Member { identity: kept, origin: Origin::Joined(_) }) if *kept == identity)
     );
-    // Also a founder whose process may have ended before it acted on its new place.
+    // Also a founder whose process may have ended before it acted on its new cluster.
     world.crash(0, false);
     world.start(0).await;
     world.settle_all().await;

@@ -256,8 +256,8 @@ impl Memory for Writer {
             }
             // As on a real disk, the stored state is what a later read returns.
             let text = serde_json::to_vec(&remembered)?;
-            if let Some(place) = &remembered.place {
-                self.net.ever.lock().insert(place.identity.cluster_id);
+            if let Some(own) = &remembered.own_cluster {
+                self.net.ever.lock().insert(own.identity.cluster_id);
             }
             *self.disk.stored.lock() = serde_json::from_slice(&text)?;
             sleep(Duration::from_millis(2)).await;
@@ -466,7 +466,7 @@ impl World {
     }
 
     pub(super) fn identity(&self, number: usize) -> Option<Identity> {
-        self.hosts[number].disk.stored.lock().place.as_ref().map(|place| place.identity)
+        self.hosts[number].disk.stored.lock().own_cluster.as_ref().map(|own| own.identity)
     }
 
     /// Carries out crashes and restarts, and records the outcome of each node, for this long.
