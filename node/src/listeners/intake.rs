@@ -22,22 +22,22 @@ use crate::telemetry::{Listener, Metrics};
 /// The error that ends the reading of a body. Its source is a [`tonic::Status`], because tonic searches the sources of
 /// an error for one.
 #[derive(Debug)]
-pub(crate) struct Refused {
+pub(crate) struct BodyError {
     pub(crate) error: ApiError,
     status: tonic::Status,
 }
 
-impl Refused {
+impl BodyError {
     fn new(error: ApiError) -> Self {
         let status = status::status(&error);
         Self { error, status }
     }
 
-    /// Returns the [`ApiError`] of the first `Refused` in a chain of errors.
+    /// Returns the [`ApiError`] of the first `BodyError` in a chain of errors.
     pub(crate) fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a ApiError> {
         let mut next = Some(error);
         while let Some(error) = next {
-            if let Some(refused) = error.downcast_ref::<Refused>() {
+            if let Some(refused) = error.downcast_ref::<BodyError>() {
                 return Some(&refused.error);
             }
             next = error.source();
@@ -46,13 +46,13 @@ impl Refused {
     }
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
     }
 }
 
-impl Error for Refused {
+impl Error for BodyError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&self.status)
     }
@@ -135,14 +135,14 @@ where
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = &mut *self;
         if let Some(error) = this.refused.take() {
-            return Poll::Ready(Some(Err(Box::new(Refused::new(error)))));
+            return Poll::Ready(Some(Err(Box::new(BodyError::new(error)))));
         }
         let frame = match Pin::new(&mut this.body).poll_frame(cx) {
             // A gRPC stream may pause between two messages without limit. The rate applies to all of an HTTP body.
             Poll::Pending if this.messages.as_ref().is_some_and(Messages::is_between) => return Poll::Pending,
             Poll::Pending => {
                 let late = std::task::ready!(this.pace.poll_late(cx));
-                return Poll::Ready(Some(Err(Box::new(Refused::new(late)))));
+                return Poll::Ready(Some(Err(Box::new(BodyError::new(late)))));
             }
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
@@ -162,7 +162,7 @@ where
         }
         this.pace.came(data.len(), this.messages.as_ref().is_some_and(Messages::is_between));
         if let Err(error) = this.ticket.take(data.len()) {
-            return Poll::Ready(Some(Err(Box::new(Refused::new(error)))));
+            return Poll::Ready(Some(Err(Box::new(BodyError::new(error)))));
         }
         Poll::Ready(Some(Ok(Frame::data(data))))
     }

@@ -6,7 +6,7 @@ use rand::Rng;
 
 use super::durable_state::{Origin, OwnCluster};
 use super::round::{Failed, Round, Sightings};
-use super::{Membership, Refused, Start};
+use super::{Membership, MembershipError, Start};
 
 /// Pause between rounds in milliseconds while nothing changes and no new node calls `Hello`; random, so that nodes do
 /// not run in step.
@@ -23,7 +23,7 @@ impl Membership {
     ///
     /// # Errors
     /// When the node cannot become a member, which needs an operator.
-    pub async fn establish(&self) -> Result<Start, Refused> {
+    pub async fn establish(&self) -> Result<Start, MembershipError> {
         if let Some(OwnCluster { identity, origin }) = self.state.own_cluster() {
             self.say(format!("member of cluster {} as node {}", identity.cluster_id, identity.raft_id));
             return Ok(Start::Member { identity, origin });
@@ -74,7 +74,7 @@ impl Membership {
     }
 
     /// Runs one round. Returns what the node waits for.
-    async fn round(&self, sightings: &mut Sightings) -> Result<String, Refused> {
+    async fn round(&self, sightings: &mut Sightings) -> Result<String, MembershipError> {
         // A peer may have answered before a promise that arrives during the round, so the round contains no information
         // about such a promise.
         let held = self.state.promised();

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::durable_state::parse_uuid;
 use super::round::{Round, Sightings, within};
-use super::{Founder, Membership, PEERS_AT_ONCE, PROTOCOL, PeerError, Promised, Refused};
+use super::{Founder, Membership, MembershipError, PEERS_AT_ONCE, PROTOCOL, PeerError, Promised};
 
 /// The answers to other nodes.
 impl Membership {
@@ -104,7 +104,7 @@ struct Answers {
 
 impl Membership {
     /// Proposes a cluster when all nodes agree and this node is the coordinator. Returns what the node waits for.
-    pub(super) async fn propose(&self, round: &Round, sightings: &Sightings) -> Result<String, Refused> {
+    pub(super) async fn propose(&self, round: &Round, sightings: &Sightings) -> Result<String, MembershipError> {
         let everybody = match round.agreed(self.own.node_id, self.own.bootstrap_expect) {
             Ok(everybody) => everybody,
             Err(waiting) => return Ok(waiting),
@@ -116,7 +116,7 @@ impl Membership {
         }
         let founders = everybody.into_iter().zip(1..).map(|(node_id, raft_id)| self.founder(node_id, raft_id, round));
         let proposal = Promised { cluster_id: (self.cluster_id)(), coordinator, founders: founders.collect() };
-        if let Err(raced) = self.promise_self(proposal.clone()).await.map_err(Refused::Memory)? {
+        if let Err(raced) = self.promise_self(proposal.clone()).await.map_err(MembershipError::Memory)? {
             return Ok(format!("not proposing a cluster: {raced}"));
         }
         self.finish(&proposal, round, sightings).await
@@ -129,7 +129,7 @@ impl Membership {
         promised: &Promised,
         round: &Round,
         sightings: &Sightings,
-    ) -> Result<String, Refused> {
+    ) -> Result<String, MembershipError> {
         let (id, coordinator) = (promised.cluster_id, promised.coordinator);
         if coordinator == self.own.node_id {
             let others = self.state.look(|shown| shown.giving_up.clone());
@@ -153,7 +153,12 @@ impl Membership {
 
     /// Asks all founders to promise, then bootstraps the cluster and sends `Found` to them. Otherwise returns what the
     /// node waits for.
-    async fn finish(&self, promised: &Promised, round: &Round, sightings: &Sightings) -> Result<String, Refused> {
+    async fn finish(
+        &self,
+        promised: &Promised,
+        round: &Round,
+        sightings: &Sightings,
+    ) -> Result<String, MembershipError> {
         let (id, own, coordinator) = (promised.cluster_id, self.own.node_id, promised.coordinator);
         // The coordinator has promised, whether or not it is reachable.
         let others = |founder: &&Founder| founder.node_id != own && founder.node_id != coordinator;
@@ -189,7 +194,7 @@ impl Membership {
                 let absent = |founder: &Founder| missing.iter().any(|other| other.node_id == founder.node_id);
                 let present = others.iter().filter(|founder| !absent(founder)).map(|founder| founder.node_id).collect();
                 let whom = addresses(promised, missing.iter().map(|founder| founder.node_id));
-                self.state.change(|memory| memory.giving_up = present).await.map_err(Refused::Memory)?;
+                self.state.change(|memory| memory.giving_up = present).await.map_err(MembershipError::Memory)?;
                 return Ok(format!("aborting the proposal of cluster {id}: no promise from {whom}"));
             }
             return Ok(lack(promised, missing.iter().map(|founder| founder.node_id)));
@@ -208,7 +213,7 @@ impl Membership {
     /// Drops a proposal that this node coordinates and is aborting, once one of the other founders that promised has
     /// released its promise. Until then those founders could complete the proposal without this node. Their answers in
     /// this round are newer than the decision to abort.
-    async fn give_up(&self, promised: &Promised, others: &[Uuid], round: &Round) -> Result<String, Refused> {
+    async fn give_up(&self, promised: &Promised, others: &[Uuid], round: &Round) -> Result<String, MembershipError> {
         let id = promised.cluster_id;
         match others.iter().filter_map(|node_id| round.peers.get(node_id)).find(|peer| peer.promised != Some(id)) {
             Some(peer) => self.forget(promised, &format!("{} has released its promise", peer.reached_at)).await,
@@ -241,23 +246,24 @@ impl Membership {
         answers
     }
 
-    pub(super) async fn found_self(&self, promised: &Promised) -> Result<String, Refused> {
+    pub(super) async fn found_self(&self, promised: &Promised) -> Result<String, MembershipError> {
         let id = promised.cluster_id;
-        let done = self.state.change(|memory| memory.found(id, self.own.node_id)).await.map_err(Refused::Memory)?;
+        let done =
+            self.state.change(|memory| memory.found(id, self.own.node_id)).await.map_err(MembershipError::Memory)?;
         Ok(done.err().map_or_else(
             || format!("bootstrapped cluster {id}"),
             |why| format!("cannot bootstrap cluster {id}: {why}"),
         ))
     }
 
-    async fn forget(&self, promised: &Promised, why: &str) -> Result<String, Refused> {
+    async fn forget(&self, promised: &Promised, why: &str) -> Result<String, MembershipError> {
         let id = promised.cluster_id;
         let forget = |memory: &mut super::Remembered| {
             if memory.promised.as_ref() == Some(promised) {
                 memory.forget();
             }
         };
-        self.state.change(forget).await.map_err(Refused::Memory)?;
+        self.state.change(forget).await.map_err(MembershipError::Memory)?;
         Ok(format!("the proposal of cluster {id} is dropped: {why}"))
     }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::durable_state::parse_optional_uuid;
 use super::round::Round;
-use super::{Founder, Identity, Membership, PROTOCOL, PeerError, Refused};
+use super::{Founder, Identity, Membership, MembershipError, PROTOCOL, PeerError};
 
 /// Addresses that are asked in one round, redirects counted.
 const ASKED_MAX: usize = 6;
@@ -20,13 +20,13 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 impl Membership {
     /// Enters the cluster that other nodes are members of: as its founder, when this node holds a promise for it,
     /// otherwise by `Join`. Returns what the node waits for.
-    pub(super) async fn enter(&self, cluster_id: Uuid, round: &Round) -> Result<String, Refused> {
+    pub(super) async fn enter(&self, cluster_id: Uuid, round: &Round) -> Result<String, MembershipError> {
         if let Some(promised) = self.state.promised() {
             if promised.cluster_id == cluster_id {
                 return self.found_self(&promised).await;
             }
             // A cluster exists, so this node's promise must not help to bootstrap another one.
-            self.state.change(super::Remembered::forget).await.map_err(Refused::Memory)?;
+            self.state.change(super::Remembered::forget).await.map_err(MembershipError::Memory)?;
         }
         let members = round.peers.values().filter(|peer| peer.cluster == Some(cluster_id));
         let leaders = members.clone().map(|peer| peer.hello.controller_leader.clone()).filter(|at| !at.is_empty());
@@ -51,7 +51,7 @@ impl Membership {
                     Err(useless) => failure = format!("{address}: {useless}"),
                 },
                 Err(PeerError::Refused(reason, message)) => {
-                    return Err(Refused::Join { cluster_id, address, reason, message });
+                    return Err(MembershipError::Join { cluster_id, address, reason, message });
                 }
                 Err(PeerError::Unavailable(why)) => failure = format!("{address}: {why}"),
             }
@@ -84,14 +84,14 @@ impl Membership {
         greeted: &str,
         address: &str,
         response: JoinResponse,
-    ) -> Result<Result<String, String>, Refused> {
+    ) -> Result<Result<String, String>, MembershipError> {
         let given = match parse_optional_uuid("cluster_id", &response.cluster_id) {
             Ok(Some(given)) => given,
             Ok(None) => return Ok(Err("the node knows no controller leader".into())),
             Err(malformed) => return Ok(Err(malformed)),
         };
         if given != cluster_id {
-            return Err(Refused::TwoClusters {
+            return Err(MembershipError::TwoClusters {
                 first: cluster_id,
                 first_address: greeted.to_owned(),
                 second: given,
@@ -105,7 +105,7 @@ impl Membership {
             Err(malformed) => return Ok(Err(malformed)),
         };
         let identity = Identity { cluster_id, raft_id: response.raft_id };
-        self.state.change(|memory| memory.join(identity, members)).await.map_err(Refused::Memory)?;
+        self.state.change(|memory| memory.join(identity, members)).await.map_err(MembershipError::Memory)?;
         Ok(Ok(format!("joined cluster {cluster_id}")))
     }
 }

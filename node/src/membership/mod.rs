@@ -121,7 +121,7 @@ pub enum Start {
 
 /// Why a node cannot become a member of a cluster. Needs an operator: a retry does not help.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum MembershipError {
     /// Discovery finds two clusters, and this node must not choose between them.
     #[error(
         "discovery leads to two clusters: {first} (at {first_address}) and {second} (at {second_address}); this node \
@@ -228,9 +228,9 @@ impl Membership {
         peers: Arc<dyn Peers>,
         discovery: Arc<dyn Discovery>,
         chance: Chance,
-    ) -> Result<Self, Refused> {
+    ) -> Result<Self, MembershipError> {
         Ok(Self {
-            state: durable_state::DurableState::open(memory).await.map_err(Refused::Memory)?,
+            state: durable_state::DurableState::open(memory).await.map_err(MembershipError::Memory)?,
             own,
             peers,
             discovery,

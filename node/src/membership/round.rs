@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::durable_state::{parse_optional_uuid, parse_uuid};
 use super::{
-    ANSWER_TIMEOUT, FOUNDERS_MAX, GONE_AFTER, Membership, PEERS_AT_ONCE, PROTOCOL, PeerError, Promised, Refused,
+    ANSWER_TIMEOUT, FOUNDERS_MAX, GONE_AFTER, Membership, MembershipError, PEERS_AT_ONCE, PROTOCOL, PeerError, Promised,
 };
 use crate::discovery::DiscoveryError;
 
@@ -44,7 +44,7 @@ pub(super) struct Round {
 /// Why a round failed.
 pub(super) enum Failed {
     Discovery(DiscoveryError),
-    Refused(Refused),
+    Refused(MembershipError),
 }
 
 impl Membership {
@@ -63,7 +63,7 @@ impl Membership {
                 Err(why) => round.unreachable.push((address, why)),
                 Ok((node_id, peer)) if node_id == self.own.node_id => {
                     if peer.hello.boot != self.own.boot {
-                        return Err(Failed::Refused(Refused::Duplicate { node_id, address }));
+                        return Err(Failed::Refused(MembershipError::Duplicate { node_id, address }));
                     }
                 }
                 Ok((node_id, peer)) => match round.peers.get(&node_id) {
@@ -110,12 +110,12 @@ impl Peer {
 impl Round {
     /// Returns the cluster that any peer is a member of. With two clusters this node must not choose, which is an
     /// error.
-    pub(super) fn cluster(&self) -> Result<Option<Uuid>, Refused> {
+    pub(super) fn cluster(&self) -> Result<Option<Uuid>, MembershipError> {
         let mut members = self.peers.values().filter_map(|peer| Some((peer.cluster?, peer)));
         let Some((first, member)) = members.next() else { return Ok(None) };
         match members.find(|(cluster, _)| *cluster != first) {
             None => Ok(Some(first)),
-            Some((second, other)) => Err(Refused::TwoClusters {
+            Some((second, other)) => Err(MembershipError::TwoClusters {
                 first,
                 first_address: member.reached_at.clone(),
                 second,

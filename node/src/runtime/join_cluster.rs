@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::controller::Controller;
 use crate::host::flushed::journal;
 use crate::host::{jitter, now_ms};
-use crate::membership::{Founder, JoinRefusal, Memory, Origin, PeerError, Refused, Remembered, Start};
+use crate::membership::{Founder, JoinRefusal, MembershipError, Memory, Origin, PeerError, Remembered, Start};
 use crate::metadata::{Command, NodeInfo, NodeState, Outcome, Refusal};
 use crate::model::{Addresses, ApiError, NewTopic, Reason};
 use crate::peers::{Known, Me, PROTOCOL, Peers};
@@ -150,7 +150,7 @@ impl Node {
     /// When the cluster permanently refuses the node, discovery finds two clusters, or the controller group does not
     /// start.
     pub async fn establish(&self) -> Result<(), ApiError> {
-        let refused = |refused: Refused| ApiError::new(Reason::Unavailable, refused.to_string());
+        let refused = |refused: MembershipError| ApiError::new(Reason::Unavailable, refused.to_string());
         let start = self.inner.membership.establish().await.map_err(refused)?;
         self.inner.discovery.shutdown().await;
         let (identity, founders, known) = match start {

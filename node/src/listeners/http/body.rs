@@ -7,7 +7,7 @@ use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
 
 use crate::config::LimitsConfig;
-use crate::listeners::intake::{Refused, too_large};
+use crate::listeners::intake::{BodyError, too_large};
 use crate::model::{ApiError, Reason};
 
 /// Reads a body until its end.
@@ -25,7 +25,7 @@ pub(super) async fn read(mut body: Body, limits: &LimitsConfig) -> Result<Bytes,
     let mut first: Option<Bytes> = None;
     loop {
         let Some(frame) = body.frame().await else { break };
-        let frame = frame.map_err(|error| match Refused::find(&error) {
+        let frame = frame.map_err(|error| match BodyError::find(&error) {
             Some(refused) => refused.clone(),
             None => ApiError::new(Reason::MalformedBody, format!("body: incomplete: {error}")),
         })?;

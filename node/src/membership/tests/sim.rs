@@ -65,7 +65,7 @@ pub(super) struct Host {
 
 struct Running {
     stop: CancellationToken,
-    task: JoinHandle<Result<Start, Refused>>,
+    task: JoinHandle<Result<Start, MembershipError>>,
 }
 
 #[derive(Default)]
@@ -521,7 +521,7 @@ impl World {
             let Some(running) = &mut host.running else { continue };
             if host.outcome.is_none() && running.task.is_finished() {
                 let outcome = (&mut running.task).await.expect("establish does not panic");
-                if let Err(Refused::Memory(_)) = outcome {
+                if let Err(MembershipError::Memory(_)) = outcome {
                     // The process ends and is started again.
                     self.net.crashes.send((host.address.clone(), Duration::from_millis(300), false)).unwrap();
                     host.outcome = Some(Err("its disk failed".into()));
