@@ -32,7 +32,7 @@ pub use error::ControllerError;
 use crate::cluster::{CONTROLLER_LOG, Cluster, Reports, Watcher};
 use crate::metadata::{ClusterObservation, Command, ControllerState, Outcome, Refusal};
 use crate::model::{PartitionError, Topic};
-use crate::raft::{Committed, Group, LeaderTerm, Machine, Member, Proposal, ProposeError, Role, Start};
+use crate::raft::{Committed, Group, LeaderTerm, Machine, Member, Proposal, ProposeError, RaftGroupConfig, Role};
 
 /// Producer ids that one command reserves; ids that are unused at a restart are lost.
 const PRODUCER_BLOCK: i64 = 1000;
@@ -122,7 +122,7 @@ impl Controller {
         let metadata = cluster.metadata.clone();
         let (applied_sender, applied) = watch::channel(0);
         let machine = ControllerMachine { metadata: metadata.clone(), applied: applied_sender };
-        let start = Start {
+        let start = RaftGroupConfig {
             store: cluster.store.clone(),
             log,
             id: CONTROLLER_LOG,

@@ -6,7 +6,7 @@ use rand::Rng;
 
 use super::durable_state::{Origin, OwnCluster};
 use super::round::{Failed, Round, Sightings};
-use super::{Membership, MembershipError, Start};
+use super::{Membership, MembershipError, MembershipOutcome};
 
 /// Pause between rounds in milliseconds while nothing changes and no new node calls `Hello`; random, so that nodes do
 /// not run in step.
@@ -23,10 +23,10 @@ impl Membership {
     ///
     /// # Errors
     /// When the node cannot become a member, which needs an operator.
-    pub async fn establish(&self) -> Result<Start, MembershipError> {
+    pub async fn establish(&self) -> Result<MembershipOutcome, MembershipError> {
         if let Some(OwnCluster { identity, origin }) = self.state.own_cluster() {
             self.say(format!("member of cluster {} as node {}", identity.cluster_id, identity.raft_id));
-            return Ok(Start::Member { identity, origin });
+            return Ok(MembershipOutcome::Member { identity, origin });
         }
         let mut sightings = Sightings::new();
         let OwnCluster { identity, origin } = loop {
@@ -41,11 +41,11 @@ impl Membership {
         Ok(match origin {
             Origin::Founded(founders) => {
                 self.say(format!("bootstrapped cluster {cluster} as node {node} of {}", founders.len()));
-                Start::Founded { identity, founders }
+                MembershipOutcome::Founded { identity, founders }
             }
             Origin::Joined(members) => {
                 self.say(format!("joined cluster {cluster} as node {node}"));
-                Start::Joined { identity, members }
+                MembershipOutcome::Joined { identity, members }
             }
         })
     }

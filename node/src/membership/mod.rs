@@ -95,7 +95,7 @@ pub struct Identity {
 
 /// How a node became a member of its cluster.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Start {
+pub enum MembershipOutcome {
     /// The node is a founder. Every founder gets the same list, in the same order.
     Founded {
         /// Its cluster and raft id from now on.

@@ -25,7 +25,7 @@ use super::views::View;
 use crate::host::jitter;
 use crate::metadata::Placement;
 use crate::model::{Expectation, PartitionDescription, PartitionError, TermEnd, TopicSettings};
-use crate::raft::{Group, GroupError, Start};
+use crate::raft::{Group, GroupError, RaftGroupConfig};
 use crate::telemetry::traces::Queued;
 
 /// Minimum number of bytes that a request counts in the queue's byte limit: its own cost in memory.
@@ -94,7 +94,7 @@ impl Partition {
     ) -> Result<Arc<Self>, PartitionError> {
         let (machine, shared) = PartitionMachine::new(log.clone(), env.config().partitions.producers_max, env.view(id));
         let founder = placement.founders.contains(&env.cluster.node());
-        let start = Start {
+        let start = RaftGroupConfig {
             store: env.cluster.store.clone(),
             log: log.clone(),
             id,

@@ -173,7 +173,7 @@ impl Roles {
 }
 
 /// Arguments of [`Group::start`].
-pub struct Start {
+pub struct RaftGroupConfig {
     /// The data directory.
     pub store: Arc<Store>,
     /// The group's log, open.
@@ -217,8 +217,8 @@ impl<M: Machine> Group<M> {
     ///
     /// # Errors
     /// When the log or its checkpoint cannot be read, or openraft rejects the stored state.
-    pub async fn start(start: Start, machine: M) -> Result<Self, GroupError> {
-        let Start { store, log, id, node, transport, founders, election_timeout, metrics } = start;
+    pub async fn start(start: RaftGroupConfig, machine: M) -> Result<Self, GroupError> {
+        let RaftGroupConfig { store, log, id, node, transport, founders, election_timeout, metrics } = start;
         let storage = LogStorage::open(store, log.clone(), id, metrics.clone())
             .map_err(|e| GroupError::Raft { group: id, reason: e.to_string() })?;
         let reader = storage.clone();

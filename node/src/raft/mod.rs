@@ -19,7 +19,7 @@ mod traced;
 mod type_config;
 mod wire;
 
-pub use group::{Group, GroupError, GroupStatus, HEARTBEAT, ProposeError, ProposeResult, Role, Roles, Start};
+pub use group::{Group, GroupError, GroupStatus, HEARTBEAT, ProposeError, ProposeResult, RaftGroupConfig, Role, Roles};
 pub use network::Transport;
 pub(crate) use state_machine::checkpoint_index;
 pub use state_machine::{Committed, Machine};

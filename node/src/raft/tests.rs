@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::state_machine::MachineStore;
 use super::store::LogStorage;
 use super::type_config::TypeConfig;
-use super::{Committed, Group, Machine, Member, Proposal, ProposeError, Role, Start, Transport};
+use super::{Committed, Group, Machine, Member, Proposal, ProposeError, RaftGroupConfig, Role, Transport};
 use crate::peers::AskError;
 
 const LOG: LogId = LogId { topic: Uuid::from_u128(7), partition: 3 };
@@ -116,7 +116,7 @@ impl Transport for GrantsPreVotes {
 /// Node 1 of a group of nodes 1 and 2.
 async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (Group<Journal>, Arc<chronicle_log::Log>) {
     let log = store.open_log(LOG, LogConfig::default()).unwrap();
-    let start = Start {
+    let start = RaftGroupConfig {
         store: store.clone(),
         log: log.clone(),
         id: LOG,
@@ -131,7 +131,7 @@ async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (Group<Jou
 
 async fn group(store: &Arc<Store>) -> (Group<Journal>, Arc<chronicle_log::Log>) {
     let log = store.open_log(LOG, LogConfig { segment_bytes: 4096, ..LogConfig::default() }).unwrap();
-    let start = Start {
+    let start = RaftGroupConfig {
         store: store.clone(),
         log: log.clone(),
         id: LOG,

@@ -22,7 +22,9 @@ use crate::config::Config;
 use crate::controller::Controller;
 use crate::host::flushed::journal;
 use crate::host::{jitter, now_ms};
-use crate::membership::{Founder, JoinRefusal, MembershipError, Memory, Origin, PeerError, Remembered, Start};
+use crate::membership::{
+    Founder, JoinRefusal, MembershipError, MembershipOutcome, Memory, Origin, PeerError, Remembered,
+};
 use crate::metadata::{Command, NodeInfo, NodeState, Outcome, Refusal};
 use crate::model::{Addresses, ApiError, NewTopic, Reason};
 use crate::peers::{Known, Me, PROTOCOL, Peers};
@@ -154,9 +156,9 @@ impl Node {
         let start = self.inner.membership.establish().await.map_err(refused)?;
         self.inner.discovery.shutdown().await;
         let (identity, founders, known) = match start {
-            Start::Founded { identity, founders } => (identity, Some(founders.clone()), founders),
-            Start::Joined { identity, members } => (identity, None, members),
-            Start::Member { identity, origin } => match origin {
+            MembershipOutcome::Founded { identity, founders } => (identity, Some(founders.clone()), founders),
+            MembershipOutcome::Joined { identity, members } => (identity, None, members),
+            MembershipOutcome::Member { identity, origin } => match origin {
                 Origin::Founded(founders) => (identity, Some(founders.clone()), founders),
                 Origin::Joined(members) => (identity, None, members),
             },

@@ -56,7 +56,7 @@ async fn three_nodes_found_one_cluster_in_every_start_order() {
             world.one_cluster_of_all();
             assert_eq!(world.net.ever.lock().len(), 1);
             for number in 0..3 {
-                let Ok(Start::Founded { identity, founders }) = world.outcome(number) else {
+                let Ok(MembershipOutcome::Founded { identity, founders }) = world.outcome(number) else {
                     panic!("{:?}", world.outcome(number));
                 };
                 assert_eq!(founders.iter().map(|founder| founder.raft_id).collect::<Vec<_>>(), [1, 2, 3]);
@@ -183,7 +183,7 @@ async fn founders_finish_without_a_coordinator_that_is_lost_and_it_joins_as_anot
     assert_eq!(world.one_cluster(&[1, 2]), proposed);
     world.start(0).await;
     world.settle_all().await;
-    assert!(matches!(world.outcome(0), Ok(Start::Joined { identity, .. }) if identity.raft_id == 4));
+    assert!(matches!(world.outcome(0), Ok(MembershipOutcome::Joined { identity, .. }) if identity.raft_id == 4));
     world.one_cluster_of_all();
 }
 

@@ -85,20 +85,20 @@ async fn a_node_that_comes_later_joins_and_knows_its_place_after_a_restart() {
     world.start(late).await;
     world.settle_all().await;
     let identity = Identity { cluster_id, raft_id: 4 };
-    let Ok(Start::Joined { identity: given, members }) = world.outcome(late) else { panic!() };
+    let Ok(MembershipOutcome::Joined { identity: given, members }) = world.outcome(late) else { panic!() };
     assert_eq!((*given, members.len()), (identity, 3));
     world.crash(late, false);
     world.find(late, &[]);
     world.start(late).await;
     world.settle_all().await;
     assert!(
-        matches!(world.outcome(late), Ok(Start::Member { identity: kept, origin: Origin::Joined(_) }) if *kept == identity)
+        matches!(world.outcome(late), Ok(MembershipOutcome::Member { identity: kept, origin: Origin::Joined(_) }) if *kept == identity)
     );
     // Also a founder whose process may have ended before it acted on its new cluster.
     world.crash(0, false);
     world.start(0).await;
     world.settle_all().await;
-    let Ok(Start::Member { origin: Origin::Founded(founders), .. }) = world.outcome(0) else { panic!() };
+    let Ok(MembershipOutcome::Member { origin: Origin::Founded(founders), .. }) = world.outcome(0) else { panic!() };
     assert_eq!(founders.len(), 3);
 }
 
@@ -165,7 +165,7 @@ async fn one_node_that_expects_nobody_founds_alone_and_asks_nobody() {
     world.net.names.lock().insert(world.address(0), vec!["SERVFAIL".into()]);
     world.start_seeded(0, false).await;
     world.settle_all().await;
-    assert!(matches!(world.outcome(0), Ok(Start::Founded { founders, .. }) if founders.len() == 1));
+    assert!(matches!(world.outcome(0), Ok(MembershipOutcome::Founded { founders, .. }) if founders.len() == 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,7 +175,7 @@ async fn one_node_with_seeds_asks_them_before_it_founds_alone() {
     let late = world.add();
     world.start(late).await;
     world.settle_all().await;
-    assert!(matches!(world.outcome(late), Ok(Start::Joined { .. })));
+    assert!(matches!(world.outcome(late), Ok(MembershipOutcome::Joined { .. })));
     // With no cluster at any seed it bootstraps, even when a seed is unreachable.
     let mut world = World::new(12, 2, 1);
     world.start(0).await;

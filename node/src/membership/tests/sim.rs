@@ -59,13 +59,13 @@ pub(super) struct Host {
     pub(super) node_id: Uuid,
     disk: Arc<Disk>,
     running: Option<Running>,
-    pub(super) outcome: Option<Result<Start, String>>,
+    pub(super) outcome: Option<Result<MembershipOutcome, String>>,
     name: String,
 }
 
 struct Running {
     stop: CancellationToken,
-    task: JoinHandle<Result<Start, MembershipError>>,
+    task: JoinHandle<Result<MembershipOutcome, MembershipError>>,
 }
 
 #[derive(Default)]
@@ -342,7 +342,7 @@ impl World {
         *self.hosts[to].disk.stored.lock() = stored;
     }
 
-    pub(super) fn outcome(&self, number: usize) -> &Result<Start, String> {
+    pub(super) fn outcome(&self, number: usize) -> &Result<MembershipOutcome, String> {
         self.hosts[number].outcome.as_ref().expect("settled")
     }
 
@@ -528,8 +528,10 @@ impl World {
                     continue;
                 }
                 let founders = match &outcome {
-                    Ok(Start::Founded { identity, founders }) => Some((identity, founders)),
-                    Ok(Start::Member { identity, origin: Origin::Founded(founders) }) => Some((identity, founders)),
+                    Ok(MembershipOutcome::Founded { identity, founders }) => Some((identity, founders)),
+                    Ok(MembershipOutcome::Member { identity, origin: Origin::Founded(founders) }) => {
+                        Some((identity, founders))
+                    }
                     _ => None,
                 };
                 if let Some((identity, founders)) = founders {
