@@ -48,8 +48,8 @@ mod durable_state;
 mod establish;
 mod founding;
 mod joining;
-mod peers;
 mod round;
+mod rpc;
 #[cfg(test)]
 mod tests;
 
@@ -64,7 +64,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 pub use durable_state::{Founder, Memory, Origin, OwnCluster, Promised, Remembered};
-pub use peers::{JoinRefusal, PeerError, Peers};
+pub use rpc::{JoinRefusal, MembershipRpc, PeerError};
 
 use crate::discovery::Discovery;
 use crate::model::Addresses;
@@ -208,7 +208,7 @@ impl Chance {
 pub struct Membership {
     own: Own,
     state: durable_state::DurableState,
-    peers: Arc<dyn Peers>,
+    peers: Arc<dyn MembershipRpc>,
     discovery: Arc<dyn Discovery>,
     /// Notified when a node that the last round did not see calls `Hello`.
     stranger: Notify,
@@ -225,7 +225,7 @@ impl Membership {
     pub async fn open(
         own: Own,
         memory: Arc<dyn Memory>,
-        peers: Arc<dyn Peers>,
+        peers: Arc<dyn MembershipRpc>,
         discovery: Arc<dyn Discovery>,
         chance: Chance,
     ) -> Result<Self, MembershipError> {

@@ -73,7 +73,7 @@ fn unavailable(status: Status) -> PeerError {
     PeerError::Unavailable(status.message().to_owned())
 }
 
-impl crate::membership::Peers for Calls {
+impl crate::membership::MembershipRpc for Calls {
     fn hello<'a>(
         &'a self,
         address: &'a str,
@@ -237,7 +237,7 @@ impl Node {
             targets.extend(cluster.peers.known());
             let calls = Calls(cluster.peers.clone());
             for address in targets {
-                let asked = crate::membership::Peers::join(&calls, &address, request.clone());
+                let asked = crate::membership::MembershipRpc::join(&calls, &address, request.clone());
                 match tokio::time::timeout(Duration::from_secs(5), asked).await {
                     Ok(Ok(answer)) if answer.leader.is_empty() => return Ok(()),
                     Ok(Ok(_)) | Err(_) => {}

@@ -213,7 +213,7 @@ impl Net {
     }
 }
 
-impl Peers for Wire {
+impl MembershipRpc for Wire {
     fn hello<'a>(&'a self, address: &'a str, request: HelloRequest) -> BoxFuture<'a, Result<HelloResponse, PeerError>> {
         self.net.call(false, &self.from, address, move |node| async move { Ok(node.hello(&request)) }.boxed()).boxed()
     }

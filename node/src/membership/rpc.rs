@@ -9,7 +9,7 @@ use chronicle_proto::internal::{
 use futures::future::BoxFuture;
 
 /// Calls to the node at a `HOST:PORT`. Each may be dropped at any time; `Membership` sets the time-outs.
-pub trait Peers: Send + Sync {
+pub trait MembershipRpc: Send + Sync {
     /// Asks a node for its state (`Hello`).
     fn hello<'a>(&'a self, address: &'a str, request: HelloRequest) -> BoxFuture<'a, Result<HelloResponse, PeerError>>;
 
