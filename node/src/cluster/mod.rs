@@ -28,7 +28,7 @@ use crate::config::{Config, Live};
 use crate::metadata::{ControllerState, NodeInfo, NodeState, Placement, designated_leader, leader_candidates};
 use crate::model::TopicSettings;
 use crate::peers::{Peers, wire_id};
-use crate::raft::Member;
+use crate::raft::RaftMember;
 use crate::telemetry::RaftMetrics;
 
 /// The controller group's log.
@@ -129,7 +129,7 @@ impl Cluster {
     }
 
     /// The initial members of a group, identical on each of them. Without addresses: nodes are looked up by their ids.
-    pub(crate) fn members(&self, nodes: &[u64]) -> BTreeMap<u64, Member> {
+    pub(crate) fn members(&self, nodes: &[u64]) -> BTreeMap<u64, RaftMember> {
         let state = self.state();
         nodes.iter().map(|id| (*id, member(state.nodes.get(id)))).collect()
     }
@@ -156,6 +156,6 @@ impl Cluster {
 }
 
 /// A node as a member of a raft group.
-pub(crate) fn member(node: Option<&NodeInfo>) -> Member {
-    Member { node_id: node.map(|node| node.uuid.to_string()).unwrap_or_default(), address: String::new() }
+pub(crate) fn member(node: Option<&NodeInfo>) -> RaftMember {
+    RaftMember { node_id: node.map(|node| node.uuid.to_string()).unwrap_or_default(), address: String::new() }
 }

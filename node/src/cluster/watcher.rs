@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Cluster;
 use crate::host::jitter;
-use crate::raft::{Group, HEARTBEAT, Machine};
+use crate::raft::{HEARTBEAT, Machine, RaftGroup};
 
 /// Interval between two ticks of an open group.
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(100);
@@ -58,7 +58,7 @@ impl Watcher {
     }
 
     /// One tick of a group that this node leads. `alone`: the group has no other member.
-    pub fn led<M: Machine>(&self, cluster: &Cluster, group: &Arc<Group<M>>, alone: bool) {
+    pub fn led<M: Machine>(&self, cluster: &Cluster, group: &Arc<RaftGroup<M>>, alone: bool) {
         let now = Instant::now();
         let mut state = self.state.lock();
         state.next_campaign = None;
@@ -71,7 +71,7 @@ impl Watcher {
     }
 
     /// One tick of a group that this node follows, as the replica with this rank (0: becomes a candidate first).
-    pub fn followed<M: Machine>(&self, cluster: &Cluster, group: &Arc<Group<M>>, leader: Option<u64>, rank: u32) {
+    pub fn followed<M: Machine>(&self, cluster: &Cluster, group: &Arc<RaftGroup<M>>, leader: Option<u64>, rank: u32) {
         let now = Instant::now();
         let liveness = cluster.peers.liveness();
         let mut state = self.state.lock();

@@ -2,7 +2,7 @@
 
 use crate::metadata::Refusal;
 use crate::model::PartitionError;
-use crate::raft::GroupError;
+use crate::raft::RaftGroupError;
 
 /// Why the controller group did not carry out a command.
 ///
@@ -45,8 +45,8 @@ impl From<PartitionError> for ControllerError {
     }
 }
 
-impl From<GroupError> for ControllerError {
-    fn from(error: GroupError) -> Self {
+impl From<RaftGroupError> for ControllerError {
+    fn from(error: RaftGroupError) -> Self {
         PartitionError::from(error).into()
     }
 }

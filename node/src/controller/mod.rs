@@ -32,7 +32,9 @@ pub use error::ControllerError;
 use crate::cluster::{CONTROLLER_LOG, Cluster, Reports, Watcher};
 use crate::metadata::{ClusterObservation, Command, ControllerState, Outcome, Refusal};
 use crate::model::{PartitionError, Topic};
-use crate::raft::{Committed, Group, LeaderTerm, Machine, Member, Proposal, ProposeError, RaftGroupConfig, Role};
+use crate::raft::{
+    CommittedEntry, LeaderTerm, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftMember, Role,
+};
 
 /// Producer ids that one command reserves; ids that are unused at a restart are lost.
 const PRODUCER_BLOCK: i64 = 1000;
@@ -49,7 +51,7 @@ struct ControllerMachine {
 }
 
 impl Machine for ControllerMachine {
-    fn apply(&mut self, entry: &Committed<'_>) -> Result<Bytes, String> {
+    fn apply(&mut self, entry: &CommittedEntry<'_>) -> Result<Bytes, String> {
         let Some(data) = entry.data else { return Ok(Bytes::new()) };
         let outcome = match serde_json::from_slice(&data.payload) {
             Ok(command) => {
@@ -81,7 +83,7 @@ impl Machine for ControllerMachine {
 /// The controller group on this node.
 pub struct Controller {
     cluster: Arc<Cluster>,
-    group: Arc<Group<ControllerMachine>>,
+    group: Arc<RaftGroup<ControllerMachine>>,
     metadata: CurrentMetadata,
     /// Raft index after the last applied entry.
     applied: watch::Receiver<u64>,
@@ -101,7 +103,7 @@ impl Controller {
     /// When the log cannot be opened (damage included) or the group does not start.
     pub async fn start(
         cluster: Arc<Cluster>,
-        founders: Option<BTreeMap<u64, Member>>,
+        founders: Option<BTreeMap<u64, RaftMember>>,
     ) -> Result<Arc<Self>, ControllerError> {
         let handle = cluster.consensus.clone();
         handle
@@ -112,7 +114,7 @@ impl Controller {
 
     async fn start_here(
         cluster: Arc<Cluster>,
-        founders: Option<BTreeMap<u64, Member>>,
+        founders: Option<BTreeMap<u64, RaftMember>>,
     ) -> Result<Arc<Self>, ControllerError> {
         let store = cluster.store.clone();
         let log = crate::host::blocking(move || store.open_log(CONTROLLER_LOG, LogConfig::default()))
@@ -132,7 +134,7 @@ impl Controller {
             election_timeout: cluster.election_timeout(),
             metrics: cluster.metrics.clone(),
         };
-        let group = Arc::new(Group::start(start, machine).await.map_err(ControllerError::from)?);
+        let group = Arc::new(RaftGroup::start(start, machine).await.map_err(ControllerError::from)?);
         let controller = Arc::new(Self {
             cluster,
             group,
@@ -176,7 +178,7 @@ impl Controller {
     }
 
     /// Status of the group.
-    pub(crate) fn status(&self) -> crate::raft::GroupStatus {
+    pub(crate) fn status(&self) -> crate::raft::RaftGroupStatus {
         self.group.status()
     }
 

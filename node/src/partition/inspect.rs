@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::replicas::{Replicas, log_of};
 use super::{ACTIVE, Partition, PartitionRole, Replica, ReplicaState};
 use crate::model::{PartitionError, Topic};
-use crate::raft::GroupStatus;
+use crate::raft::RaftGroupStatus;
 
 /// A replica's state, read without opening it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -287,7 +287,7 @@ impl Replicas {
 }
 
 /// The status of an open group as a response to peers.
-pub(crate) fn status_response(status: &GroupStatus, state: &str) -> proto::GroupResponse {
+pub(crate) fn status_response(status: &RaftGroupStatus, state: &str) -> proto::GroupResponse {
     proto::GroupResponse {
         state: state.into(),
         term: status.term,

@@ -18,7 +18,7 @@ use super::environment::Environment;
 use super::sequencer::{Append, Sequencer, SequencerFailure};
 use super::state_machine::{AppliedState, PartitionMachine};
 use crate::model::PartitionError;
-use crate::raft::{Group, LeaderTerm, Role};
+use crate::raft::{LeaderTerm, RaftGroup, Role};
 
 /// First and longest pause before a leader that could not become ready is retried.
 const RETRY_MIN: Duration = Duration::from_millis(50);
@@ -82,7 +82,7 @@ impl Leadership {
 pub(super) struct LeadershipTask {
     pub(super) env: Arc<Environment>,
     pub(super) log: Arc<Log>,
-    pub(super) group: Arc<Group<PartitionMachine>>,
+    pub(super) group: Arc<RaftGroup<PartitionMachine>>,
     pub(super) shared: Arc<AppliedState>,
     pub(super) leadership: Arc<Leadership>,
     /// Cancelled when the partition closes.

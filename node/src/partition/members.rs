@@ -11,7 +11,7 @@ use chronicle_proto::internal::group_request::Ask;
 
 use super::open::Partition;
 use crate::cluster::member;
-use crate::raft::GroupError;
+use crate::raft::RaftGroupError;
 
 /// Entries that a learner may lack and still become a voter: it receives them while the change commits.
 const NEARLY: u64 = 64;
@@ -28,7 +28,7 @@ pub(super) async fn reconcile(partition: &Arc<Partition>) {
 async fn round(partition: &Arc<Partition>) -> Result<(), String> {
     let env = &partition.env;
     let group = partition.group();
-    let text = |e: GroupError| e.to_string();
+    let text = |e: RaftGroupError| e.to_string();
     let Some(placement) = env.cluster.placement(partition.id()) else { return Ok(()) };
     let wanted: BTreeSet<u64> = placement.replicas.iter().copied().collect();
     let status = group.status();

@@ -13,7 +13,7 @@
 //! fill.rs, pull.rs    copy a log from another replica, and to one
 //! ```
 //!
-//! Write path: [`Partition::submit`] → `sequencer` → `raft::Group` → `chronicle-log`. Reads go from [`Partition::read`]
+//! Write path: [`Partition::submit`] → `sequencer` → `raft::RaftGroup` → `chronicle-log`. Reads go from [`Partition::read`]
 //! straight to the log, up to the applied index, on every replica.
 //!
 //! Never names the controller, the broker, or a protocol: what replicas report to the controller goes through

@@ -25,7 +25,7 @@ use super::views::View;
 use crate::host::jitter;
 use crate::metadata::Placement;
 use crate::model::{Expectation, PartitionDescription, PartitionError, TermEnd, TopicSettings};
-use crate::raft::{Group, GroupError, RaftGroupConfig};
+use crate::raft::{RaftGroup, RaftGroupConfig, RaftGroupError};
 use crate::telemetry::traces::Queued;
 
 /// Minimum number of bytes that a request counts in the queue's byte limit: its own cost in memory.
@@ -40,7 +40,7 @@ pub struct Partition {
     pub(super) id: LogId,
     pub(super) env: Arc<Environment>,
     pub(super) log: Arc<Log>,
-    pub(super) group: Arc<Group<PartitionMachine>>,
+    pub(super) group: Arc<RaftGroup<PartitionMachine>>,
     pub(super) shared: Arc<AppliedState>,
     pub(super) leadership: Arc<Leadership>,
     /// Cancelled when the partition stops, for any cause.
@@ -104,7 +104,7 @@ impl Partition {
             election_timeout: env.cluster.election_timeout(),
             metrics: env.cluster.metrics.clone(),
         };
-        let group = Arc::new(Group::start(start, machine).await.map_err(PartitionError::from)?);
+        let group = Arc::new(RaftGroup::start(start, machine).await.map_err(PartitionError::from)?);
         let leadership = Leadership::new();
         let stop = CancellationToken::new();
         let leading_task = LeadershipTask {
@@ -252,7 +252,7 @@ impl Partition {
     }
 
     /// The partition's raft group.
-    pub(crate) fn group(&self) -> &Arc<Group<PartitionMachine>> {
+    pub(crate) fn group(&self) -> &Arc<RaftGroup<PartitionMachine>> {
         &self.group
     }
 
@@ -282,8 +282,8 @@ impl Partition {
     /// [`PartitionError::NotLeader`], or [`PartitionError::NoLeader`] without a majority.
     pub async fn read_index(&self) -> Result<(), PartitionError> {
         self.group.read_index().await.map(|_| ()).map_err(|e| match e {
-            GroupError::NotLeader { leader: Some(leader), .. } => PartitionError::NotLeader { leader },
-            GroupError::NotLeader { leader: None, .. } => PartitionError::NoLeader,
+            RaftGroupError::NotLeader { leader: Some(leader), .. } => PartitionError::NotLeader { leader },
+            RaftGroupError::NotLeader { leader: None, .. } => PartitionError::NoLeader,
             other => other.into(),
         })
     }

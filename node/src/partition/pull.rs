@@ -14,7 +14,7 @@ use super::environment::Environment;
 use super::open::Partition;
 use super::replica::Replica;
 use crate::peers::PullStream;
-use crate::raft::{GroupError, GroupStatus, checkpoint_index, entry_out};
+use crate::raft::{RaftGroupError, RaftGroupStatus, checkpoint_index, entry_out};
 
 /// Bytes of one message of entries.
 const PIECE_BYTES: usize = 1 << 20;
@@ -26,7 +26,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// other voter. That holds from the entry that made the two the voters: it was proposed only after the joint configuration
 /// before it, which already needs both, was committed. It does not hold while the voters change: the next configuration may not
 /// contain `me`.
-fn whole_alone(status: &GroupStatus, me: u64, from: u64) -> bool {
+fn whole_alone(status: &RaftGroupStatus, me: u64, from: u64) -> bool {
     me != from && !status.joint && status.voters == BTreeSet::from([me, from])
 }
 
@@ -45,7 +45,7 @@ pub(crate) async fn pull(
     if !(request.whole && whole_alone(&partition.group().status(), env.cluster.node(), from_node)) {
         partition = replica.lead().await.map_err(|e| unavailable(e.to_string()))?;
         // The replica must receive at least everything that is committed now.
-        partition.group().read_index().await.map_err(|e: GroupError| unavailable(e.to_string()))?;
+        partition.group().read_index().await.map_err(|e: RaftGroupError| unavailable(e.to_string()))?;
     }
     partition.group().checkpoint().await.map_err(|e| unavailable(e.to_string()))?;
     let log = partition.log().clone();
@@ -154,8 +154,8 @@ impl LogTransfer {
 mod tests {
     use super::*;
 
-    fn of_voters(voters: &[u64]) -> GroupStatus {
-        GroupStatus { voters: voters.iter().copied().collect(), ..Default::default() }
+    fn of_voters(voters: &[u64]) -> RaftGroupStatus {
+        RaftGroupStatus { voters: voters.iter().copied().collect(), ..Default::default() }
     }
 
     #[test]
@@ -166,7 +166,7 @@ mod tests {
         assert!(!whole_alone(&of_voters(&[2, 3]), 1, 2), "this node does not vote");
         assert!(!whole_alone(&of_voters(&[1, 2, 3]), 1, 2), "the third may have acknowledged entries");
         assert!(!whole_alone(&of_voters(&[1]), 1, 1), "a node does not repair itself");
-        let changing = GroupStatus { joint: true, ..of_voters(&[1, 2]) };
+        let changing = RaftGroupStatus { joint: true, ..of_voters(&[1, 2]) };
         assert!(!whole_alone(&changing, 1, 2), "the next voters may not include this node");
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::raft::GroupStatus;
+use crate::raft::RaftGroupStatus;
 
 /// Reference point for the lag of one replica.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +39,7 @@ pub struct ReplicaLag {
 
 impl ReplicaLags {
     /// Updates the lags from the status of a group that this node leads.
-    pub(super) fn observe(&mut self, status: &GroupStatus, now: Instant) {
+    pub(super) fn observe(&mut self, status: &RaftGroupStatus, now: Instant) {
         let Some(end) = status.last else { return };
         let mut lag = ReplicaLag::default();
         self.behind.retain(|node, _| status.matched.contains_key(node));
@@ -74,8 +74,8 @@ impl ReplicaLags {
 mod tests {
     use super::*;
 
-    fn status(last: u64, matched: &[(u64, Option<u64>)]) -> GroupStatus {
-        GroupStatus { last: Some(last), matched: matched.iter().copied().collect(), ..GroupStatus::default() }
+    fn status(last: u64, matched: &[(u64, Option<u64>)]) -> RaftGroupStatus {
+        RaftGroupStatus { last: Some(last), matched: matched.iter().copied().collect(), ..RaftGroupStatus::default() }
     }
 
     #[test]

@@ -10,11 +10,11 @@ use chronicle_log::Log;
 use super::state_machine::{AppliedState, PartitionMachine};
 use super::storage::on_disk;
 use crate::model::{PartitionError, TopicSettings};
-use crate::raft::Group;
+use crate::raft::RaftGroup;
 
 pub(super) async fn run(
     log: &Arc<Log>,
-    group: &Group<PartitionMachine>,
+    group: &RaftGroup<PartitionMachine>,
     shared: &AppliedState,
     settings: &TopicSettings,
     now_ms: i64,
@@ -52,7 +52,11 @@ pub(super) async fn run(
 
 /// Rolls an active segment whose newest record has expired, so that it can be deleted: `retention_ms` also holds for a partition
 /// without writes. The newest segment is never deleted, so a blank entry starts the next one.
-async fn roll_if_expired(log: &Arc<Log>, group: &Group<PartitionMachine>, min_time: i64) -> Result<(), PartitionError> {
+async fn roll_if_expired(
+    log: &Arc<Log>,
+    group: &RaftGroup<PartitionMachine>,
+    min_time: i64,
+) -> Result<(), PartitionError> {
     let expired = log.segments().last().and_then(|active| active.max_timestamp).is_some_and(|newest| newest < min_time);
     if !expired {
         return Ok(());

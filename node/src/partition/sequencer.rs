@@ -28,7 +28,7 @@ use super::keys::{KeyVersions, KeysError};
 use super::producers::{ProducerTable, SequenceCheck};
 use super::state_machine::{AppliedState, PartitionMachine};
 use crate::model::{Expectation, PartitionError, Produced};
-use crate::raft::{Group, LeaderTerm, Proposal, ProposeError, ProposeResult};
+use crate::raft::{LeaderTerm, Proposal, ProposeError, ProposeResult, RaftGroup};
 use crate::telemetry::traces::{EntryTrace, Queued};
 use crate::telemetry::{RaftMetrics, Stage};
 
@@ -86,7 +86,7 @@ pub(super) struct Append {
 
 /// The sequencer of one term, and what it needs.
 pub(super) struct Sequencer {
-    pub(super) group: Arc<Group<PartitionMachine>>,
+    pub(super) group: Arc<RaftGroup<PartitionMachine>>,
     pub(super) leader: LeaderTerm,
     pub(super) log: Arc<Log>,
     pub(super) shared: Arc<AppliedState>,

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::producers::ProducerTable;
 use super::views::{self, View};
-use crate::raft::{Committed, Machine};
+use crate::raft::{CommittedEntry, Machine};
 
 /// Progress of applying a partition's entries; readers may read up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl PartitionMachine {
 }
 
 impl Machine for PartitionMachine {
-    fn apply(&mut self, entry: &Committed<'_>) -> Result<Bytes, String> {
+    fn apply(&mut self, entry: &CommittedEntry<'_>) -> Result<Bytes, String> {
         let Some(data) = entry.data else { return Ok(Bytes::new()) };
         let mut producers = self.shared.producers.lock();
         let mut view = self.shared.view.as_ref().map(|view| view.lock());

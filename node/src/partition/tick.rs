@@ -15,7 +15,7 @@ use super::leading::PartitionRole;
 use super::open::Partition;
 use super::{fill, members};
 use crate::model::PartitionError;
-use crate::raft::{GroupStatus, Role};
+use crate::raft::{RaftGroupStatus, Role};
 
 /// Leadership is transferred to the preferred leader after it was able to lead for this long.
 const PREFERRED_AFTER: Duration = Duration::from_secs(5);
@@ -87,7 +87,7 @@ impl Partition {
     }
 
     /// Transfers leadership to the replica that should lead, once it has been able to lead for a while.
-    fn prefer(self: &Arc<Self>, status: &GroupStatus) {
+    fn prefer(self: &Arc<Self>, status: &RaftGroupStatus) {
         let now = Instant::now();
         let me = self.env.cluster.node();
         let designated = self.env.cluster.designated(self.id).filter(|id| *id != me);

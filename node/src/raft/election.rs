@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - A follower grants a vote against a leader's lease only when it considers the leader failed
-//!   ([`Group::leader_gone`]).
+//!   ([`RaftGroup::leader_gone`]).
 //! - A replica becomes a candidate only after a majority has granted a pre-vote (Raft dissertation, section 9.6), and
 //!   not while another candidate has just got this node's vote: its own election would invalidate that one before it
 //!   completes.
@@ -19,7 +19,7 @@ use openraft::raft::TransferLeaderRequest;
 use openraft::{Instant as _, ServerState};
 use tokio::time::Instant;
 
-use super::group::{Group, GroupError};
+use super::group::{RaftGroup, RaftGroupError};
 use super::state_machine::Machine;
 use super::wire;
 
@@ -31,7 +31,7 @@ const PRE_VOTE_TIMEOUT: Duration = Duration::from_millis(500);
 /// ways, short compared with a fail-over.
 const VOTE_PATIENCE: Duration = Duration::from_millis(200);
 
-impl<M: Machine> Group<M> {
+impl<M: Machine> RaftGroup<M> {
     /// Marks the leader as failed.
     pub fn lose_leader(&self) {
         self.heard.leader_lost.store(true, Ordering::Relaxed);
@@ -115,14 +115,14 @@ impl<M: Machine> Group<M> {
     }
 
     /// Requests a pre-vote from the voters, and starts an election if a majority grants it. Returns whether it started
-    /// one, once a leader is known or 200 ms have passed; [`Group::roles`] shows the result.
+    /// one, once a leader is known or 200 ms have passed; [`RaftGroup::roles`] shows the result.
     ///
     /// One at a time: a second election would invalidate the votes in flight for the first. A concurrent call returns
     /// `false` at once.
     ///
     /// # Errors
     /// When the group has stopped.
-    pub async fn campaign(&self) -> Result<bool, GroupError> {
+    pub async fn campaign(&self) -> Result<bool, RaftGroupError> {
         let Ok(_one) = self.campaigning.try_lock() else { return Ok(false) };
         if !self.majority_alive() {
             return Ok(false);
@@ -211,7 +211,7 @@ impl<M: Machine> Group<M> {
     ///
     /// # Errors
     /// When the voter does not lead within the election timeout. Another node may lead then, or an election follows.
-    pub async fn transfer(&self, to: u64) -> Result<(), GroupError> {
+    pub async fn transfer(&self, to: u64) -> Result<(), RaftGroupError> {
         // openraft gives up leadership whether or not the transfer succeeds, so the target must be able to take over
         // first.
         let until = Instant::now() + TRANSFER_PATIENCE;
@@ -224,15 +224,17 @@ impl<M: Machine> Group<M> {
             }
             if !able || Instant::now() >= until {
                 let reason = format!("transfer to node {to}: must be a voter, alive and caught up");
-                return Err(GroupError::Raft { group: self.id, reason });
+                return Err(RaftGroupError::Raft { group: self.id, reason });
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
         self.heard.resigned.store(term, Ordering::Relaxed);
         self.heard.candidate();
         self.raft.trigger().transfer_leader(to).await.map_err(|e| self.fatal(e))?;
-        let failed =
-            |reason: String| GroupError::Raft { group: self.id, reason: format!("transfer to node {to}: {reason}") };
+        let failed = |reason: String| RaftGroupError::Raft {
+            group: self.id,
+            reason: format!("transfer to node {to}: {reason}"),
+        };
         let led = self
             .raft
             .wait(Some(self.election_timeout))

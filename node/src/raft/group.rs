@@ -21,7 +21,7 @@ use super::contact::LeaderContact;
 use super::network::{Network, Transport};
 use super::state_machine::{Machine, MachineStore};
 use super::store::LogStorage;
-use super::type_config::{Callback, LeaderTerm, Member, Proposal, RaftMembership, TypeConfig};
+use super::type_config::{Callback, LeaderTerm, Proposal, RaftMember, RaftMembership, TypeConfig};
 use super::wire;
 use crate::model::PartitionError;
 use crate::telemetry::RaftMetrics;
@@ -37,7 +37,7 @@ pub const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// Why a group cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum GroupError {
+pub enum RaftGroupError {
     /// The log failed: the group stops and is restarted from the data on disk.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -67,11 +67,11 @@ pub enum GroupError {
     },
 }
 
-impl From<GroupError> for PartitionError {
-    fn from(error: GroupError) -> Self {
+impl From<RaftGroupError> for PartitionError {
+    fn from(error: RaftGroupError) -> Self {
         match error {
-            GroupError::Log(error) => error.into(),
-            GroupError::Raft { .. } | GroupError::NoLeader { .. } | GroupError::NotLeader { .. } => {
+            RaftGroupError::Log(error) => error.into(),
+            RaftGroupError::Raft { .. } | RaftGroupError::NoLeader { .. } | RaftGroupError::NotLeader { .. } => {
                 Self::Unavailable(error.to_string())
             }
         }
@@ -102,7 +102,7 @@ pub type ProposeResult = Result<Bytes, ProposeError>;
 
 /// The state of a group, for metrics and diagnostics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GroupStatus {
+pub struct RaftGroupStatus {
     /// Current term.
     pub term: u64,
     /// Raft id of the leader, as known to this node.
@@ -172,7 +172,7 @@ impl Roles {
     }
 }
 
-/// Arguments of [`Group::start`].
+/// Arguments of [`RaftGroup::start`].
 pub struct RaftGroupConfig {
     /// The data directory.
     pub store: Arc<Store>,
@@ -186,15 +186,15 @@ pub struct RaftGroupConfig {
     pub transport: Arc<dyn Transport>,
     /// Voters of a new group, the same on each of them. `None`: this replica was added later and reads the members from
     /// its log.
-    pub founders: Option<BTreeMap<u64, Member>>,
+    pub founders: Option<BTreeMap<u64, RaftMember>>,
     /// Time without responses from a majority after which a leader stops accepting proposals.
     pub election_timeout: Duration,
     /// Metrics of raft groups.
     pub metrics: RaftMetrics,
 }
 
-/// One raft group on this node. Dropping it without [`Group::shutdown`] leaves its tasks running.
-pub struct Group<M: Machine> {
+/// One raft group on this node. Dropping it without [`RaftGroup::shutdown`] leaves its tasks running.
+pub struct RaftGroup<M: Machine> {
     pub(super) raft: Raft<TypeConfig, MachineStore<M>>,
     pub(super) id: LogId,
     pub(super) node: u64,
@@ -212,19 +212,19 @@ pub struct Group<M: Machine> {
 /// Longest wait for openraft to take a checkpoint or purge.
 const OPENRAFT_TIMEOUT: Duration = Duration::from_secs(30);
 
-impl<M: Machine> Group<M> {
+impl<M: Machine> RaftGroup<M> {
     /// Restores the machine from the log's checkpoint, then starts the group on the current runtime, as a follower.
     ///
     /// # Errors
     /// When the log or its checkpoint cannot be read, or openraft rejects the stored state.
-    pub async fn start(start: RaftGroupConfig, machine: M) -> Result<Self, GroupError> {
+    pub async fn start(start: RaftGroupConfig, machine: M) -> Result<Self, RaftGroupError> {
         let RaftGroupConfig { store, log, id, node, transport, founders, election_timeout, metrics } = start;
         let storage = LogStorage::open(store, log.clone(), id, metrics.clone())
-            .map_err(|e| GroupError::Raft { group: id, reason: e.to_string() })?;
+            .map_err(|e| RaftGroupError::Raft { group: id, reason: e.to_string() })?;
         let reader = storage.clone();
         let failed = |reason: String| match log.failure().or_else(|| reader.damage()) {
-            Some(error) => GroupError::Log(error),
-            None => GroupError::Raft { group: id, reason },
+            Some(error) => RaftGroupError::Log(error),
+            None => RaftGroupError::Raft { group: id, reason },
         };
         if let Some(founders) = founders
             && storage.is_new()
@@ -322,7 +322,7 @@ impl<M: Machine> Group<M> {
         self.raft.metrics().borrow_watched().purged.map(|id| id.index + 1).unwrap_or(0)
     }
 
-    /// Returns the position of the entry before [`Group::first_index`].
+    /// Returns the position of the entry before [`RaftGroup::first_index`].
     pub fn purged_position(&self) -> Option<proto::LogPosition> {
         self.raft.metrics().borrow_watched().purged.as_ref().map(wire::position_out)
     }
@@ -388,15 +388,16 @@ impl<M: Machine> Group<M> {
     /// linearizable. Returns that raft index.
     ///
     /// # Errors
-    /// [`GroupError::NotLeader`], or no majority within the election timeout.
-    pub async fn read_index(&self) -> Result<Option<u64>, GroupError> {
+    /// [`RaftGroupError::NotLeader`], or no majority within the election timeout.
+    pub async fn read_index(&self) -> Result<Option<u64>, RaftGroupError> {
         let option = LinearizerOption::new(Some(LEASE_READ), true).with_wait_timeout(self.election_timeout);
         match tokio::time::timeout(2 * self.election_timeout, self.raft.ensure_linearizable(option)).await {
-            Err(_) => {
-                Err(GroupError::NoLeader { group: self.id, waited_ms: 2 * self.election_timeout.as_millis() as u64 })
-            }
+            Err(_) => Err(RaftGroupError::NoLeader {
+                group: self.id,
+                waited_ms: 2 * self.election_timeout.as_millis() as u64,
+            }),
             Ok(Err(RaftError::Fatal(fatal))) => Err(self.fatal(fatal)),
-            Ok(Err(_)) => Err(GroupError::NotLeader { group: self.id, leader: self.status().leader }),
+            Ok(Err(_)) => Err(RaftGroupError::NotLeader { group: self.id, leader: self.status().leader }),
             Ok(Ok(read)) => Ok(Some(read.log_id().index)),
         }
     }
@@ -405,11 +406,11 @@ impl<M: Machine> Group<M> {
     ///
     /// # Errors
     /// When the group has failed, or another node leads after the wait.
-    pub async fn settle(&self, term: LeaderTerm) -> Result<(), GroupError> {
+    pub async fn settle(&self, term: LeaderTerm) -> Result<(), RaftGroupError> {
         self.read_index().await?;
         match self.roles().now() {
             Role::Leader(now) if now == term => Ok(()),
-            _ => Err(GroupError::NotLeader { group: self.id, leader: self.status().leader }),
+            _ => Err(RaftGroupError::NotLeader { group: self.id, leader: self.status().leader }),
         }
     }
 
@@ -417,7 +418,7 @@ impl<M: Machine> Group<M> {
     ///
     /// # Errors
     /// When this node does not lead, or another change of membership is in progress.
-    pub async fn add_learner(&self, id: u64, member: Member) -> Result<(), GroupError> {
+    pub async fn add_learner(&self, id: u64, member: RaftMember) -> Result<(), RaftGroupError> {
         self.raft.add_learner(id, member, false).await.map(|_| ()).map_err(|e| self.change_error(e))
     }
 
@@ -425,35 +426,35 @@ impl<M: Machine> Group<M> {
     /// replicas.
     ///
     /// # Errors
-    /// As [`Group::add_learner`].
-    pub async fn change_voters(&self, voters: BTreeSet<u64>) -> Result<(), GroupError> {
+    /// As [`RaftGroup::add_learner`].
+    pub async fn change_voters(&self, voters: BTreeSet<u64>) -> Result<(), RaftGroupError> {
         self.raft.change_membership(voters, false).await.map(|_| ()).map_err(|e| self.change_error(e))
     }
 
-    /// As [`Group::change_voters`], but voters that lose their vote stay as learners.
+    /// As [`RaftGroup::change_voters`], but voters that lose their vote stay as learners.
     ///
     /// # Errors
-    /// As [`Group::add_learner`].
-    pub async fn change_voters_retain(&self, voters: BTreeSet<u64>) -> Result<(), GroupError> {
+    /// As [`RaftGroup::add_learner`].
+    pub async fn change_voters_retain(&self, voters: BTreeSet<u64>) -> Result<(), RaftGroupError> {
         self.raft.change_membership(voters, true).await.map(|_| ()).map_err(|e| self.change_error(e))
     }
 
     /// Removes learners.
     ///
     /// # Errors
-    /// As [`Group::add_learner`].
-    pub async fn remove_learners(&self, ids: BTreeSet<u64>) -> Result<(), GroupError> {
+    /// As [`RaftGroup::add_learner`].
+    pub async fn remove_learners(&self, ids: BTreeSet<u64>) -> Result<(), RaftGroupError> {
         let change = ChangeMembers::RemoveNodes(ids);
         self.raft.change_membership(change, false).await.map(|_| ()).map_err(|e| self.change_error(e))
     }
 
-    fn change_error(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> GroupError {
+    fn change_error(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> RaftGroupError {
         match error {
             RaftError::Fatal(fatal) => self.fatal(fatal),
             RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
-                GroupError::NotLeader { group: self.id, leader: forward.leader_id }
+                RaftGroupError::NotLeader { group: self.id, leader: forward.leader_id }
             }
-            RaftError::APIError(other) => GroupError::Raft { group: self.id, reason: other.to_string() },
+            RaftError::APIError(other) => RaftGroupError::Raft { group: self.id, reason: other.to_string() },
         }
     }
 
@@ -468,7 +469,7 @@ impl<M: Machine> Group<M> {
         leader: LeaderTerm,
         proposal: Proposal,
         done: impl FnOnce(ProposeResult) + Send + 'static,
-    ) -> Result<(), GroupError> {
+    ) -> Result<(), RaftGroupError> {
         let callback = Callback(Box::new(move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
             done(match result {
                 Ok(response) => Ok(response.data),
@@ -493,11 +494,11 @@ impl<M: Machine> Group<M> {
     ///
     /// # Errors
     /// When the group has stopped or no longer leads.
-    pub async fn blank(&self) -> Result<(), GroupError> {
+    pub async fn blank(&self) -> Result<(), RaftGroupError> {
         match self.raft.write_blank().await {
             Ok(_) => Ok(()),
             Err(openraft::errors::RaftError::Fatal(fatal)) => Err(self.fatal(fatal)),
-            Err(other) => Err(GroupError::Raft { group: self.id, reason: other.to_string() }),
+            Err(other) => Err(RaftGroupError::Raft { group: self.id, reason: other.to_string() }),
         }
     }
 
@@ -505,7 +506,7 @@ impl<M: Machine> Group<M> {
     ///
     /// # Errors
     /// When the group has stopped or the checkpoint cannot be written.
-    pub async fn checkpoint(&self) -> Result<(), GroupError> {
+    pub async fn checkpoint(&self) -> Result<(), RaftGroupError> {
         // openraft drops a request for a checkpoint while another is in progress.
         let _one = self.checkpointing.lock().await;
         let applied = self.status().applied;
@@ -516,8 +517,8 @@ impl<M: Machine> Group<M> {
         let wait = self.raft.wait(Some(OPENRAFT_TIMEOUT));
         wait.metrics(|m| m.snapshot.map(|id| id.index) >= applied, "checkpoint").await.map(|_| ()).map_err(|e| {
             match self.log.failure() {
-                Some(error) => GroupError::Log(error),
-                None => GroupError::Raft { group: self.id, reason: format!("checkpoint: {e}") },
+                Some(error) => RaftGroupError::Log(error),
+                None => RaftGroupError::Raft { group: self.id, reason: format!("checkpoint: {e}") },
             }
         })
     }
@@ -526,8 +527,8 @@ impl<M: Machine> Group<M> {
     /// most.
     ///
     /// # Errors
-    /// As [`Group::checkpoint`].
-    pub async fn checkpoint_if_rolled(&self) -> Result<(), GroupError> {
+    /// As [`RaftGroup::checkpoint`].
+    pub async fn checkpoint_if_rolled(&self) -> Result<(), RaftGroupError> {
         let active_base = self.log.segments().last().map(|segment| segment.base_index).unwrap_or(0);
         let covered = self.status().checkpoint.unwrap_or(0);
         if active_base > 0 && covered + 1 < active_base {
@@ -541,19 +542,19 @@ impl<M: Machine> Group<M> {
     ///
     /// # Errors
     /// When the group has stopped.
-    pub async fn purge(&self, index: u64) -> Result<(), GroupError> {
+    pub async fn purge(&self, index: u64) -> Result<(), RaftGroupError> {
         self.raft.trigger().purge_log(index).await.map_err(|e| self.fatal(e))?;
         let wait = self.raft.wait(Some(OPENRAFT_TIMEOUT));
         wait.metrics(|m| m.purged.map(|id| id.index) >= Some(index), "purge")
             .await
             .map(|_| ())
-            .map_err(|e| GroupError::Raft { group: self.id, reason: format!("purge up to {index}: {e}") })
+            .map_err(|e| RaftGroupError::Raft { group: self.id, reason: format!("purge up to {index}: {e}") })
     }
 
     /// Returns why the group has stopped, if it has.
-    pub fn failure(&self) -> Option<GroupError> {
+    pub fn failure(&self) -> Option<RaftGroupError> {
         if let Some(error) = self.log.failure() {
-            return Some(GroupError::Log(error));
+            return Some(RaftGroupError::Log(error));
         }
         let metrics = self.raft.metrics();
         let stopped = metrics.borrow_watched().running_state.clone().err()?;
@@ -561,12 +562,12 @@ impl<M: Machine> Group<M> {
     }
 
     /// Returns the current state of the group.
-    pub fn status(&self) -> GroupStatus {
+    pub fn status(&self) -> RaftGroupStatus {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let matched = metrics.replication.iter().flatten().filter(|(id, _)| **id != self.node);
-        GroupStatus {
+        RaftGroupStatus {
             term: metrics.current_term,
             leader: metrics.current_leader,
             is_leader: metrics.state == ServerState::Leader,
@@ -604,10 +605,10 @@ impl<M: Machine> Group<M> {
         }
     }
 
-    pub(super) fn fatal(&self, fatal: Fatal<TypeConfig>) -> GroupError {
+    pub(super) fn fatal(&self, fatal: Fatal<TypeConfig>) -> RaftGroupError {
         match self.log.failure().or_else(|| self.storage.damage()) {
-            Some(error) => GroupError::Log(error),
-            None => GroupError::Raft { group: self.id, reason: fatal.to_string() },
+            Some(error) => RaftGroupError::Log(error),
+            None => RaftGroupError::Raft { group: self.id, reason: fatal.to_string() },
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Consensus: openraft over `chronicle-log`.
 //!
 //! Promise: nothing outside this folder names an openraft type, so that it can be upgraded or replaced in one place.
-//! The rest of the node uses [`Group`] (one raft group on this node), [`Machine`] (applies a group's committed entries)
+//! The rest of the node uses [`RaftGroup`] (one raft group on this node), [`Machine`] (applies a group's committed entries)
 //! and [`Proposal`].
 //!
 //! Neighbours: `partition/` and `controller/` above; `chronicle-log` below.
@@ -19,10 +19,12 @@ mod traced;
 mod type_config;
 mod wire;
 
-pub use group::{Group, GroupError, GroupStatus, HEARTBEAT, ProposeError, ProposeResult, RaftGroupConfig, Role, Roles};
+pub use group::{
+    HEARTBEAT, ProposeError, ProposeResult, RaftGroup, RaftGroupConfig, RaftGroupError, RaftGroupStatus, Role, Roles,
+};
 pub use network::Transport;
 pub(crate) use state_machine::checkpoint_index;
-pub use state_machine::{Committed, Machine};
+pub use state_machine::{CommittedEntry, Machine};
 pub(crate) use store::{KEY_FILL, KEY_PURGED, encode_position};
-pub use type_config::{LeaderTerm, Member, Proposal};
+pub use type_config::{LeaderTerm, Proposal, RaftMember};
 pub(crate) use wire::{entry_in, entry_out};

@@ -22,7 +22,7 @@ use openraft::{AnyError, OptionalSend};
 use tokio::time::Instant;
 
 use super::traced::{SENT_MAX, Traced, encode};
-use super::type_config::{Member, RaftVote, Snapshot, TypeConfig};
+use super::type_config::{RaftMember, RaftVote, Snapshot, TypeConfig};
 use super::wire;
 use crate::peers::{AskError, Peers};
 use crate::telemetry::traces::OpenSpan;
@@ -96,11 +96,11 @@ impl Network {
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = ReplicaClient;
 
-    async fn new_client(&mut self, target: u64, _node: &Member) -> ReplicaClient {
+    async fn new_client(&mut self, target: u64, _node: &RaftMember) -> ReplicaClient {
         self.client(target, false)
     }
 
-    async fn new_heartbeat_client(&mut self, target: u64, _node: &Member) -> ReplicaClient {
+    async fn new_heartbeat_client(&mut self, target: u64, _node: &RaftMember) -> ReplicaClient {
         self.client(target, true)
     }
 }

@@ -24,7 +24,7 @@ use crate::telemetry::{RaftMetrics, Stage};
 
 /// One committed entry.
 #[derive(Debug)]
-pub struct Committed<'a> {
+pub struct CommittedEntry<'a> {
     /// The data of a data entry; `None` for control entries.
     pub data: Option<&'a Proposal>,
 }
@@ -36,7 +36,7 @@ pub trait Machine: Send + 'static {
     /// # Errors
     /// A text that names the entry and the rule that it breaks. The replica stops, since its log differs from what a
     /// leader wrote.
-    fn apply(&mut self, entry: &Committed<'_>) -> Result<Bytes, String>;
+    fn apply(&mut self, entry: &CommittedEntry<'_>) -> Result<Bytes, String>;
 
     /// Called after a run of entries up to `index` (inclusive) was applied.
     fn applied(&mut self, index: u64);
@@ -96,7 +96,7 @@ pub(crate) fn checkpoint_index(bytes: &Bytes) -> Option<u64> {
     decode_checkpoint(bytes).ok()?.0.last_log_id.map(|id| id.index)
 }
 
-struct AppliedState<M> {
+struct MachineState<M> {
     machine: M,
     last_applied: Option<RaftLogId>,
     membership: StoredMembership,
@@ -107,7 +107,7 @@ pub(super) struct MachineStore<M> {
     log: Arc<Log>,
     metrics: RaftMetrics,
     traced: Arc<Traced>,
-    inner: Arc<Mutex<AppliedState<M>>>,
+    inner: Arc<Mutex<MachineState<M>>>,
 }
 
 impl<M> Clone for MachineStore<M> {
@@ -125,7 +125,7 @@ impl<M: Machine> MachineStore<M> {
     /// Restores the machine from the log's checkpoint, if there is one.
     pub(super) fn open(log: Arc<Log>, machine: M, metrics: RaftMetrics, traced: Arc<Traced>) -> io::Result<Self> {
         let store = Self {
-            inner: Arc::new(Mutex::new(AppliedState {
+            inner: Arc::new(Mutex::new(MachineState {
                 machine,
                 last_applied: None,
                 membership: StoredMembership::default(),
@@ -191,7 +191,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for MachineStore<M> {
                         None
                     }
                 };
-                let answer = inner.machine.apply(&Committed { data }).map_err(|e| {
+                let answer = inner.machine.apply(&CommittedEntry { data }).map_err(|e| {
                     io::Error::new(io::ErrorKind::InvalidData, format!("apply raft index {index}: {e}"))
                 })?;
                 inner.last_applied = Some(entry.log_id);

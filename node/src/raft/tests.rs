@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::state_machine::MachineStore;
 use super::store::LogStorage;
 use super::type_config::TypeConfig;
-use super::{Committed, Group, Machine, Member, Proposal, ProposeError, RaftGroupConfig, Role, Transport};
+use super::{CommittedEntry, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftMember, Role, Transport};
 use crate::peers::AskError;
 
 const LOG: LogId = LogId { topic: Uuid::from_u128(7), partition: 3 };
@@ -45,7 +45,7 @@ struct Journal {
 }
 
 impl Machine for Journal {
-    fn apply(&mut self, entry: &Committed<'_>) -> Result<Bytes, String> {
+    fn apply(&mut self, entry: &CommittedEntry<'_>) -> Result<Bytes, String> {
         if let Some(data) = entry.data {
             self.lines.push(String::from_utf8(data.payload.to_vec()).map_err(|e| e.to_string())?);
         }
@@ -114,7 +114,7 @@ impl Transport for GrantsPreVotes {
 }
 
 /// Node 1 of a group of nodes 1 and 2.
-async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (Group<Journal>, Arc<chronicle_log::Log>) {
+async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (RaftGroup<Journal>, Arc<chronicle_log::Log>) {
     let log = store.open_log(LOG, LogConfig::default()).unwrap();
     let start = RaftGroupConfig {
         store: store.clone(),
@@ -122,14 +122,14 @@ async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (Group<Jou
         id: LOG,
         node: 1,
         transport,
-        founders: Some(BTreeMap::from([(1, Member::default()), (2, Member::default())])),
+        founders: Some(BTreeMap::from([(1, RaftMember::default()), (2, RaftMember::default())])),
         election_timeout: Duration::from_secs(1),
         metrics: Default::default(),
     };
-    (Group::start(start, Journal::default()).await.unwrap(), log)
+    (RaftGroup::start(start, Journal::default()).await.unwrap(), log)
 }
 
-async fn group(store: &Arc<Store>) -> (Group<Journal>, Arc<chronicle_log::Log>) {
+async fn group(store: &Arc<Store>) -> (RaftGroup<Journal>, Arc<chronicle_log::Log>) {
     let log = store.open_log(LOG, LogConfig { segment_bytes: 4096, ..LogConfig::default() }).unwrap();
     let start = RaftGroupConfig {
         store: store.clone(),
@@ -137,15 +137,15 @@ async fn group(store: &Arc<Store>) -> (Group<Journal>, Arc<chronicle_log::Log>) 
         id: LOG,
         node: 1,
         transport: Arc::new(NoPeers),
-        founders: Some(BTreeMap::from([(1, Member::default())])),
+        founders: Some(BTreeMap::from([(1, RaftMember::default())])),
         election_timeout: Duration::from_secs(1),
         metrics: Default::default(),
     };
-    (Group::start(start, Journal::default()).await.unwrap(), log)
+    (RaftGroup::start(start, Journal::default()).await.unwrap(), log)
 }
 
 /// Wins the election of a group of one.
-async fn lead(group: &Group<Journal>) -> super::LeaderTerm {
+async fn lead(group: &RaftGroup<Journal>) -> super::LeaderTerm {
     assert!(group.campaign().await.unwrap());
     let mut roles = group.roles();
     let mut role = roles.now();
@@ -158,7 +158,7 @@ async fn lead(group: &Group<Journal>) -> super::LeaderTerm {
     }
 }
 
-async fn propose(group: &Group<Journal>, leader: super::LeaderTerm, text: &str) -> Result<Bytes, ProposeError> {
+async fn propose(group: &RaftGroup<Journal>, leader: super::LeaderTerm, text: &str) -> Result<Bytes, ProposeError> {
     let (tx, rx) = tokio::sync::oneshot::channel();
     let proposal =
         Proposal { record_count: 1, max_timestamp: 0, payload: Bytes::copy_from_slice(text.as_bytes()), trace: None };

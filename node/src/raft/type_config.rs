@@ -36,7 +36,7 @@ impl fmt::Display for Proposal {
 
 /// A node in a group's membership.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Member {
+pub struct RaftMember {
     /// UUID of the data directory, as text.
     pub node_id: String,
     /// `HOST:PORT` of its data port.
@@ -60,11 +60,11 @@ impl RaftTypeConfig for TypeConfig {
     type D = Proposal;
     type R = Bytes;
     type NodeId = u64;
-    type Node = Member;
+    type Node = RaftMember;
     type Term = u64;
     type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
     type Vote = openraft::impls::Vote<Self::LeaderId>;
-    type Payload = openraft::EntryPayload<Proposal, u64, Member>;
+    type Payload = openraft::EntryPayload<Proposal, u64, RaftMember>;
     type Entry = openraft::impls::Entry<CommittedLeaderId, Self::Payload>;
     type AsyncRuntime = super::runtime::ConsensusRuntime;
     type Responder<T>
@@ -91,7 +91,7 @@ pub(super) type CommittedLeaderId = openraft::type_config::alias::CommittedLeade
 pub(super) type RaftLogId = LogId<CommittedLeaderId>;
 pub(super) type RaftEntry = <TypeConfig as RaftTypeConfig>::Entry;
 pub(super) type RaftVote = <TypeConfig as RaftTypeConfig>::Vote;
-pub(super) type RaftMembership = openraft::Membership<u64, Member>;
+pub(super) type RaftMembership = openraft::Membership<u64, RaftMember>;
 pub(super) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
 pub(super) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
 pub(super) type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, Bytes>;
@@ -104,7 +104,7 @@ pub(super) fn log_id(term: u64, leader: u64, index: u64) -> RaftLogId {
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(super) struct MembershipRecord {
     configs: Vec<std::collections::BTreeSet<u64>>,
-    nodes: std::collections::BTreeMap<u64, Member>,
+    nodes: std::collections::BTreeMap<u64, RaftMember>,
 }
 
 impl MembershipRecord {
