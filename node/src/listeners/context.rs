@@ -13,7 +13,7 @@ use crate::model::{ApiError, Fetch, Fetched, Produce, Produced, Reason};
 use crate::peers::PeerServer;
 use crate::security::budget::{Budget, Hold, Shares};
 use crate::security::{Caller, Tls};
-use crate::telemetry::{Listener, Metrics, Operation};
+use crate::telemetry::{ApiOperation, Listener, Metrics};
 
 /// The topic of requests that name no topic.
 pub(crate) const DEFAULT_TOPIC: &str = "default";
@@ -101,7 +101,7 @@ impl Context {
     pub(crate) async fn observe<T, E: AsRef<ApiError>>(
         &self,
         listener: Listener,
-        operation: Operation,
+        operation: ApiOperation,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         let began = Instant::now();

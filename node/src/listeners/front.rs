@@ -22,7 +22,7 @@ use super::{grpc, http as json};
 use crate::model::{ApiError, Reason};
 use crate::security::Caller;
 use crate::security::budget::Hold;
-use crate::telemetry::{Listener, Operation, traces};
+use crate::telemetry::{ApiOperation, Listener, traces};
 
 /// Routes of both protocols.
 #[derive(Clone)]
@@ -92,7 +92,7 @@ impl Front {
         } else {
             context.metrics.request(
                 Listener::Grpc,
-                Operation::Other,
+                ApiOperation::Other,
                 Some(Reason::UnsupportedMediaType),
                 Duration::ZERO,
             );

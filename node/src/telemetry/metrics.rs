@@ -50,15 +50,15 @@ macro_rules! operations {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
         /// The operation of a request.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Operation { $($(#[$doc])* $name,)* }
+        pub enum ApiOperation { $($(#[$doc])* $name,)* }
 
-        impl Operation {
+        impl ApiOperation {
             /// Every operation.
-            pub const ALL: &[Operation] = &[$(Operation::$name,)*];
+            pub const ALL: &[ApiOperation] = &[$(ApiOperation::$name,)*];
 
             /// The label value.
             pub fn as_str(self) -> &'static str {
-                match self { $(Operation::$name => $text,)* }
+                match self { $(ApiOperation::$name => $text,)* }
             }
         }
     };
@@ -193,7 +193,7 @@ impl Metrics {
         let latency: Family<OperationLabels, Latency, LatencyMaker> = Family::new_with_constructor(Latency::new);
         let mut resolved = Vec::new();
         for listener in Listener::ALL {
-            for operation in Operation::ALL {
+            for operation in ApiOperation::ALL {
                 let (listener, operation) = (listener.as_str(), operation.as_str());
                 resolved.push(OperationHandles {
                     ok: requests.get_or_create_owned(&RequestLabels { listener, operation, outcome: "OK" }),
@@ -293,8 +293,8 @@ impl Metrics {
     }
 
     /// Counts one request and its latency; `reason` is `None` for a success.
-    pub fn request(&self, listener: Listener, operation: Operation, reason: Option<Reason>, took: Duration) {
-        let resolved = &self.0.resolved[listener as usize * Operation::ALL.len() + operation as usize];
+    pub fn request(&self, listener: Listener, operation: ApiOperation, reason: Option<Reason>, took: Duration) {
+        let resolved = &self.0.resolved[listener as usize * ApiOperation::ALL.len() + operation as usize];
         match reason {
             None => _ = resolved.ok.inc(),
             Some(reason) => {
@@ -359,8 +359,8 @@ mod tests {
     #[test]
     fn every_metric_carries_the_prefix_and_requests_are_counted_by_outcome() {
         let metrics = Metrics::new();
-        metrics.request(Listener::Http, Operation::Produce, None, Duration::from_millis(1));
-        metrics.request(Listener::Grpc, Operation::Consume, Some(Reason::OffsetOutOfRange), Duration::ZERO);
+        metrics.request(Listener::Http, ApiOperation::Produce, None, Duration::from_millis(1));
+        metrics.request(Listener::Grpc, ApiOperation::Consume, Some(Reason::OffsetOutOfRange), Duration::ZERO);
         metrics.connection_refused("limit");
         let text = metrics.encode();
         for line in text.lines().filter(|line| !line.starts_with('#')) {

@@ -11,6 +11,6 @@ mod ring;
 mod samples;
 pub mod traces;
 
-pub use metrics::{Listener, Metrics, Operation};
+pub use metrics::{ApiOperation, Listener, Metrics};
 pub use raft::{RaftMetrics, Stage};
 pub use samples::Samples;

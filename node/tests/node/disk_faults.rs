@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::*;
-use chronicle_log::disk::{Fault, FaultRule, FaultyDisk, Operation, RealDisk};
+use chronicle_log::disk::{DiskOperation, Fault, FaultRule, FaultyDisk, RealDisk};
 use chronicle_node::broker::Route;
 use chronicle_node::model::{ApiError, NewTopic, Position, Produce, Reason};
 
@@ -57,14 +57,14 @@ impl Node {
     }
 }
 
-fn segments(operation: Operation, fault: Fault) -> FaultRule {
+fn segments(operation: DiskOperation, fault: Fault) -> FaultRule {
     FaultRule::new(operation, fault).path(".log")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_appends_serves_reads_and_heals() {
     let node = node().await;
-    node.disk.add(segments(Operation::Write, Fault::NO_SPACE));
+    node.disk.add(segments(DiskOperation::Write, Fault::NO_SPACE));
     let error = node.refused().await;
     assert_eq!(error.reason, Reason::DiskFull, "{error}");
     node.recovers().await;
@@ -77,7 +77,7 @@ async fn a_write_that_fails_half_way_is_cut_and_nothing_else() {
         Fault::Errno(errno) => errno,
         _ => unreachable!("NO_SPACE is an error number"),
     };
-    node.disk.add(segments(Operation::Write, Fault::Partial(50, errno)));
+    node.disk.add(segments(DiskOperation::Write, Fault::Partial(50, errno)));
     let error = node.refused().await;
     assert_eq!(error.reason, Reason::DiskFull, "{error}");
     node.recovers().await;
@@ -86,7 +86,7 @@ async fn a_write_that_fails_half_way_is_cut_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_io_error_on_write_refuses_appends_and_heals() {
     let node = node().await;
-    node.disk.add(segments(Operation::Write, Fault::IO_ERROR));
+    node.disk.add(segments(DiskOperation::Write, Fault::IO_ERROR));
     let error = node.refused().await;
     assert_eq!(error.reason, Reason::DiskFailed, "{error}");
     node.recovers().await;
@@ -95,7 +95,7 @@ async fn an_io_error_on_write_refuses_appends_and_heals() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_flush_is_never_retried_and_what_was_not_flushed_is_not_acknowledged() {
     let node = node().await;
-    node.disk.add(segments(Operation::Sync, Fault::IO_ERROR));
+    node.disk.add(segments(DiskOperation::Sync, Fault::IO_ERROR));
     let error = node.refused().await;
     assert_eq!(error.reason, Reason::DiskFailed, "{error}");
     node.recovers().await;
@@ -124,7 +124,7 @@ async fn free_space_below_the_reserve_refuses_appends_before_the_disk_is_full() 
 async fn a_read_only_directory_is_refused_at_start() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::new(Arc::new(RealDisk));
-    disk.add(FaultRule::new(Operation::Change, Fault::READ_ONLY));
+    disk.add(FaultRule::new(DiskOperation::Change, Fault::READ_ONLY));
     let Err(error) = Core::start_on(Arc::new(config(dir.path())), Arc::new(disk)).await else {
         panic!("a read-only directory cannot be served")
     };
@@ -186,7 +186,8 @@ async fn a_flipped_bit_in_a_sealed_segment_is_reported_and_never_served() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_whose_very_first_write_failed_opens_when_the_disk_heals() {
     use chronicle_log::disk::Trigger;
-    for (operation, nth) in [(Operation::Create, 1), (Operation::Write, 1), (Operation::Write, 2), (Operation::Sync, 1)]
+    for (operation, nth) in
+        [(DiskOperation::Create, 1), (DiskOperation::Write, 1), (DiskOperation::Write, 2), (DiskOperation::Sync, 1)]
     {
         let node = node().await;
         node.broker.create_topic(NewTopic { name: "new".into(), ..NewTopic::default() }).await.unwrap();

@@ -6,9 +6,9 @@
 //!
 //! ```
 //! # use std::sync::Arc;
-//! # use chronicle_log::disk::{Fault, FaultRule, FaultyDisk, MemoryDisk, Operation, Trigger};
+//! # use chronicle_log::disk::{Fault, FaultRule, FaultyDisk, MemoryDisk, DiskOperation, Trigger};
 //! let disk = FaultyDisk::new(Arc::new(MemoryDisk::new()));
-//! let full = disk.add(FaultRule::new(Operation::Write, Fault::NO_SPACE).path("/logs/").when(Trigger::Always));
+//! let full = disk.add(FaultRule::new(DiskOperation::Write, Fault::NO_SPACE).path("/logs/").when(Trigger::Always));
 //! // ... every write below logs/ now fails with ENOSPC ...
 //! disk.remove(full);
 //! ```
@@ -25,7 +25,7 @@ use super::{DirEntry, DirLock, Disk, DiskFile, FileMap, OpenMode, Volume};
 
 /// What an operation does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
+pub enum DiskOperation {
     /// Opening an existing file.
     Open,
     /// Creating a file or directory, or taking a lock.
@@ -83,7 +83,7 @@ pub enum Trigger {
 /// One rule of a [`FaultyDisk`].
 #[derive(Debug, Clone)]
 pub struct FaultRule {
-    operation: Operation,
+    operation: DiskOperation,
     path_contains: Option<String>,
     trigger: Trigger,
     fault: Fault,
@@ -92,7 +92,7 @@ pub struct FaultRule {
 
 impl FaultRule {
     /// A rule for every path that fires every time.
-    pub fn new(operation: Operation, fault: Fault) -> Self {
+    pub fn new(operation: DiskOperation, fault: Fault) -> Self {
         Self { operation, path_contains: None, trigger: Trigger::Always, fault, seen: 0 }
     }
 
@@ -108,9 +108,9 @@ impl FaultRule {
         self
     }
 
-    fn matches(&self, operation: Operation, path: &Path) -> bool {
-        let changes = !matches!(operation, Operation::Open | Operation::Read);
-        (self.operation == operation || (self.operation == Operation::Change && changes))
+    fn matches(&self, operation: DiskOperation, path: &Path) -> bool {
+        let changes = !matches!(operation, DiskOperation::Open | DiskOperation::Read);
+        (self.operation == operation || (self.operation == DiskOperation::Change && changes))
             && self.path_contains.as_ref().is_none_or(|part| path.to_string_lossy().contains(part.as_str()))
     }
 }
@@ -163,7 +163,7 @@ impl FaultyDisk {
         self.rules.lock().fired
     }
 
-    fn fault(&self, operation: Operation, path: &Path) -> Option<Fault> {
+    fn fault(&self, operation: DiskOperation, path: &Path) -> Option<Fault> {
         let mut rules = self.rules.lock();
         let mut due = None;
         for (_, rule) in &mut rules.rules {
@@ -189,7 +189,7 @@ impl FaultyDisk {
         due
     }
 
-    fn check(&self, operation: Operation, path: &Path) -> io::Result<()> {
+    fn check(&self, operation: DiskOperation, path: &Path) -> io::Result<()> {
         match self.fault(operation, path) {
             Some(Fault::Errno(errno) | Fault::Partial(_, errno)) => Err(io::Error::from_raw_os_error(errno)),
             Some(Fault::ShortWrite(_)) | None => Ok(()),
@@ -207,7 +207,7 @@ struct FaultyFile {
 impl Disk for FaultyDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let creates = matches!(mode, OpenMode::CreateNew | OpenMode::Truncate);
-        self.check(if creates { Operation::Create } else { Operation::Open }, path)?;
+        self.check(if creates { DiskOperation::Create } else { DiskOperation::Open }, path)?;
         let inner = self.inner.open(path, mode)?;
         Ok(Arc::new(FaultyFile { disk: self.clone(), path: path.to_owned(), inner }))
     }
@@ -215,38 +215,38 @@ impl Disk for FaultyDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         // Making a directory that exists changes nothing and works on a read-only volume.
         if self.inner.list(path).is_err() {
-            self.check(Operation::Create, path)?;
+            self.check(DiskOperation::Create, path)?;
         }
         self.inner.create_dir(path)
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        self.check(Operation::Read, path)?;
+        self.check(DiskOperation::Read, path)?;
         self.inner.list(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.check(Operation::Rename, to)?;
+        self.check(DiskOperation::Rename, to)?;
         self.inner.rename(from, to)
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.check(Operation::Remove, path)?;
+        self.check(DiskOperation::Remove, path)?;
         self.inner.remove_file(path)
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.check(Operation::Remove, path)?;
+        self.check(DiskOperation::Remove, path)?;
         self.inner.remove_dir(path)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.check(Operation::SyncDir, path)?;
+        self.check(DiskOperation::SyncDir, path)?;
         self.inner.sync_dir(path)
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirLock>> {
-        self.check(Operation::Create, path)?;
+        self.check(DiskOperation::Create, path)?;
         self.inner.lock(path)
     }
 
@@ -258,12 +258,12 @@ impl Disk for FaultyDisk {
 
 impl DiskFile for FaultyFile {
     fn read_at(&self, position: u64, len: usize) -> io::Result<Vec<u8>> {
-        self.disk.check(Operation::Read, &self.path)?;
+        self.disk.check(DiskOperation::Read, &self.path)?;
         self.inner.read_at(position, len)
     }
 
     fn write_at(&self, position: u64, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self.disk.fault(Operation::Write, &self.path) {
+        match self.disk.fault(DiskOperation::Write, &self.path) {
             None => self.inner.write_at(position, slices),
             Some(Fault::Errno(errno) | Fault::Partial(0, errno)) => Err(io::Error::from_raw_os_error(errno)),
             Some(Fault::ShortWrite(most) | Fault::Partial(most, _)) => {
@@ -275,12 +275,12 @@ impl DiskFile for FaultyFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.disk.check(Operation::Sync, &self.path)?;
+        self.disk.check(DiskOperation::Sync, &self.path)?;
         self.inner.sync_data()
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk.check(Operation::SetLen, &self.path)?;
+        self.disk.check(DiskOperation::SetLen, &self.path)?;
         self.inner.set_len(len)
     }
 
@@ -293,7 +293,7 @@ impl DiskFile for FaultyFile {
     }
 
     fn map(&self) -> io::Result<Box<dyn FileMap>> {
-        self.disk.check(Operation::Read, &self.path)?;
+        self.disk.check(DiskOperation::Read, &self.path)?;
         self.inner.map()
     }
 }
@@ -307,7 +307,7 @@ struct FaultyVolume {
 
 impl Volume for FaultyVolume {
     fn sync(&self) -> io::Result<()> {
-        self.disk.check(Operation::Sync, &self.path)?;
+        self.disk.check(DiskOperation::Sync, &self.path)?;
         self.inner.sync()
     }
 

@@ -23,7 +23,7 @@ use std::{
     sync::Arc,
 };
 
-pub use faulty::{Fault, FaultId, FaultRule, FaultyDisk, Operation, Trigger};
+pub use faulty::{DiskOperation, Fault, FaultId, FaultRule, FaultyDisk, Trigger};
 pub use memory::MemoryDisk;
 pub use real::RealDisk;
 

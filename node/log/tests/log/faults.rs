@@ -6,7 +6,7 @@ use crate::common::*;
 use bytes::Bytes;
 use chronicle_log::{
     Barrier, Log, LogConfig, LogError, Store, StoreConfig,
-    disk::{Disk, Fault, FaultRule, FaultyDisk, MemoryDisk, Operation, Trigger},
+    disk::{Disk, DiskOperation, Fault, FaultRule, FaultyDisk, MemoryDisk, Trigger},
 };
 
 fn faulty() -> (FaultyDisk, MemoryDisk, Arc<Store>) {
@@ -50,32 +50,34 @@ fn fails(rule: FaultRule, check: impl Fn(&LogError) -> bool) {
     assert_samples(&store.open_log(id(0), LogConfig::default()).unwrap(), 0, 60);
 }
 
-fn on_log(operation: Operation, fault: Fault) -> FaultRule {
+fn on_log(operation: DiskOperation, fault: Fault) -> FaultRule {
     FaultRule::new(operation, fault).path(id(0).to_string())
 }
 
 #[test]
 fn a_full_disk_stops_only_the_log_that_met_it_and_says_so() {
-    fails(on_log(Operation::Write, Fault::NO_SPACE), |error| matches!(error, LogError::NoSpace { .. }));
+    fails(on_log(DiskOperation::Write, Fault::NO_SPACE), |error| matches!(error, LogError::NoSpace { .. }));
     // The first part of the frame still fits.
-    fails(on_log(Operation::Write, Fault::Partial(100, 28)), |error| matches!(error, LogError::NoSpace { .. }));
+    fails(on_log(DiskOperation::Write, Fault::Partial(100, 28)), |error| matches!(error, LogError::NoSpace { .. }));
 }
 
 #[test]
 fn a_device_error_on_write_is_told_apart_from_a_full_disk() {
     fails(
-        on_log(Operation::Write, Fault::IO_ERROR),
+        on_log(DiskOperation::Write, Fault::IO_ERROR),
         |error| matches!(error, LogError::Io { source, .. } if source.raw_os_error() == Some(5)),
     );
 }
 
 #[test]
 fn a_failed_flush_is_never_retried_and_what_it_covered_is_cut_on_reopening() {
-    fails(on_log(Operation::Sync, Fault::IO_ERROR).when(Trigger::Nth(1)), |error| {
+    fails(on_log(DiskOperation::Sync, Fault::IO_ERROR).when(Trigger::Nth(1)), |error| {
         matches!(error, LogError::Io { action: "flush to the disk", .. })
     });
     // Even out of space counts as a failed flush there, not as something that could be tried again.
-    fails(on_log(Operation::Sync, Fault::NO_SPACE).when(Trigger::Nth(1)), |error| matches!(error, LogError::Io { .. }));
+    fails(on_log(DiskOperation::Sync, Fault::NO_SPACE).when(Trigger::Nth(1)), |error| {
+        matches!(error, LogError::Io { .. })
+    });
 }
 
 #[test]
@@ -83,14 +85,14 @@ fn a_failed_roll_stops_the_log() {
     let (disk, _, store) = faulty();
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     fill(&log, 0, 10);
-    disk.add(on_log(Operation::Create, Fault::NO_SPACE).when(Trigger::Nth(1)));
+    disk.add(on_log(DiskOperation::Create, Fault::NO_SPACE).when(Trigger::Nth(1)));
     let error = append_durably(&log, vec![data(10, 1, 0, vec![0; 4000])]).unwrap_err();
     assert!(matches!(error, LogError::NoSpace { action: "create the segment", .. }), "{error}");
     let log = reopen(&store, log);
     fill(&log, 10, 100);
     wait_sealed(&log);
 
-    disk.add(on_log(Operation::SyncDir, Fault::IO_ERROR).when(Trigger::Nth(1)));
+    disk.add(on_log(DiskOperation::SyncDir, Fault::IO_ERROR).when(Trigger::Nth(1)));
     let mut index = 100;
     while append_durably(&log, vec![sample(index)]).is_ok() {
         index += 1;
@@ -103,7 +105,7 @@ fn a_failed_roll_stops_the_log() {
 #[test]
 fn short_writes_are_continued() {
     let (disk, _, store) = faulty();
-    disk.add(FaultRule::new(Operation::Write, Fault::ShortWrite(13)));
+    disk.add(FaultRule::new(DiskOperation::Write, Fault::ShortWrite(13)));
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     fill(&log, 0, 60);
     append_durably(&log, (60..100).map(sample).collect()).unwrap();
@@ -121,7 +123,7 @@ fn a_failed_volume_flush_stops_every_log_it_covered() {
     let store = Store::open(Arc::new(disk.clone()), Path::new(DIR), config).unwrap();
     let logs: Vec<_> = (0..8).map(|n| store.open_log(id(n), LogConfig::default()).unwrap()).collect();
     logs.iter().for_each(|log| fill(log, 0, 5));
-    disk.add(FaultRule::new(Operation::Sync, Fault::IO_ERROR));
+    disk.add(FaultRule::new(DiskOperation::Sync, Fault::IO_ERROR));
     // Whether a round has one log or many, its flush fails.
     let waits: Vec<_> = logs.iter().map(|log| append(log, vec![sample(5)]).unwrap().1).collect();
     for wait in waits {
@@ -138,7 +140,7 @@ fn a_failed_flush_of_the_journal_stops_the_store() {
     let (disk, _, store) = faulty();
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     fill(&log, 0, 5);
-    disk.add(FaultRule::new(Operation::Sync, Fault::IO_ERROR).path("/meta/"));
+    disk.add(FaultRule::new(DiskOperation::Sync, Fault::IO_ERROR).path("/meta/"));
     let (done, wait) = done();
     store.journal_put(id(0), 1, Bytes::from_static(b"vote"), Some(done)).unwrap();
     assert!(matches!(wait.recv().unwrap(), Err(LogError::Io { .. })));
@@ -159,7 +161,7 @@ fn a_failed_flush_of_the_journal_stops_the_store() {
 #[test]
 fn a_full_disk_delays_journal_records_and_does_not_lose_them() {
     let (disk, memory, store) = faulty();
-    let rule = disk.add(FaultRule::new(Operation::Write, Fault::Partial(20, 28)).path("/meta/"));
+    let rule = disk.add(FaultRule::new(DiskOperation::Write, Fault::Partial(20, 28)).path("/meta/"));
     let put = |value: &'static [u8]| {
         let (done, wait) = done();
         store.journal_put(id(0), 1, Bytes::from_static(value), Some(done)).unwrap();
@@ -178,19 +180,19 @@ fn a_full_disk_delays_journal_records_and_does_not_lose_them() {
 fn a_read_only_volume_is_named_as_such() {
     let memory = MemoryDisk::new();
     let disk = FaultyDisk::new(Arc::new(memory));
-    disk.add(FaultRule::new(Operation::Change, Fault::READ_ONLY));
+    disk.add(FaultRule::new(DiskOperation::Change, Fault::READ_ONLY));
     for _ in 0..2 {
         let error = Store::open(Arc::new(disk.clone()), Path::new(DIR), config()).unwrap_err();
         assert!(matches!(error, LogError::ReadOnly { .. }), "{error}");
         // Then the same with a directory that exists.
         disk.heal();
         Store::open(Arc::new(disk.clone()), Path::new(DIR), config()).unwrap().close().unwrap();
-        disk.add(FaultRule::new(Operation::Change, Fault::READ_ONLY));
+        disk.add(FaultRule::new(DiskOperation::Change, Fault::READ_ONLY));
     }
     disk.heal();
     let store = Store::open(Arc::new(disk.clone()), Path::new(DIR), config()).unwrap();
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
-    disk.add(FaultRule::new(Operation::Change, Fault::READ_ONLY));
+    disk.add(FaultRule::new(DiskOperation::Change, Fault::READ_ONLY));
     let error = append_durably(&log, vec![sample(0)]).unwrap_err();
     assert!(matches!(error, LogError::ReadOnly { .. }), "{error}");
 }
@@ -198,7 +200,7 @@ fn a_read_only_volume_is_named_as_such() {
 #[test]
 fn a_failed_truncation_or_retention_stops_the_log_and_reopens_whole() {
     for (operation, nth) in
-        [(Operation::Remove, 1), (Operation::SetLen, 1), (Operation::Sync, 1), (Operation::SyncDir, 1)]
+        [(DiskOperation::Remove, 1), (DiskOperation::SetLen, 1), (DiskOperation::Sync, 1), (DiskOperation::SyncDir, 1)]
     {
         let (disk, _, store) = faulty();
         let log = store.open_log(id(0), LogConfig::default()).unwrap();
@@ -214,7 +216,7 @@ fn a_failed_truncation_or_retention_stops_the_log_and_reopens_whole() {
         fill(&log, next, next + 20);
         wait_sealed(&log);
 
-        disk.add(on_log(Operation::Remove, Fault::IO_ERROR).when(Trigger::Nth(2)));
+        disk.add(on_log(DiskOperation::Remove, Fault::IO_ERROR).when(Trigger::Nth(2)));
         log.delete_before(u64::MAX).unwrap_err();
         disk.heal();
         let log = reopen(&store, log);
@@ -227,7 +229,7 @@ fn a_failed_seal_costs_nothing() {
     let (disk, _, store) = faulty();
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     fill(&log, 0, 10);
-    disk.add(FaultRule::new(Operation::Create, Fault::NO_SPACE).path(".idx"));
+    disk.add(FaultRule::new(DiskOperation::Create, Fault::NO_SPACE).path(".idx"));
     let before = disk.fired();
     log.roll().unwrap();
     while disk.fired() == before {
@@ -247,7 +249,7 @@ fn a_failed_seal_costs_nothing() {
 fn a_failed_flush_in_memory_mode_stops_the_log_too() {
     let (disk, _, store) = faulty();
     let log = store.open_log(id(0), memory_mode(Duration::from_millis(1))).unwrap();
-    disk.add(on_log(Operation::Sync, Fault::IO_ERROR));
+    disk.add(on_log(DiskOperation::Sync, Fault::IO_ERROR));
     fill(&log, 0, 1);
     while log.failure().is_none() {
         std::thread::yield_now();

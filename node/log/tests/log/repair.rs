@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use crate::common::*;
 use chronicle_log::{
     Cut, Entry, LogConfig, LogError, Store, StoreConfig,
-    disk::{Disk, Fault, FaultRule, FaultyDisk, MemoryDisk, Operation, Trigger},
+    disk::{Disk, DiskOperation, Fault, FaultRule, FaultyDisk, MemoryDisk, Trigger},
 };
 
 const ENTRIES: u64 = 40;
@@ -164,7 +164,7 @@ fn crash_in_cut(disk: &MemoryDisk, step: u64, seen_at_open: bool) -> bool {
         let index = base(&segments(&memory)[1]);
         let faulty = FaultyDisk::new(Arc::new(memory.clone()));
         let store = Store::open(Arc::new(faulty.clone()), Path::new(DIR), small()).unwrap();
-        faulty.add(FaultRule::new(Operation::Change, Fault::IO_ERROR).when(Trigger::From(step)));
+        faulty.add(FaultRule::new(DiskOperation::Change, Fault::IO_ERROR).when(Trigger::From(step)));
         let result = if seen_at_open { store.cut_damaged(id(0)) } else { store.cut_from(id(0), index) };
         finished = result.is_ok();
         memory.crash(seed);

@@ -9,7 +9,7 @@ use super::observe::observe;
 use crate::listeners::context::Context;
 use crate::model::ApiError;
 use crate::security::{AclFilter, AclRule, Action, Effect, PatternKind, Quota, ResourceKind};
-use crate::telemetry::Operation;
+use crate::telemetry::ApiOperation;
 
 pub(super) struct AccessService {
     context: Context,
@@ -27,7 +27,7 @@ impl access_server::Access for AccessService {
         &self,
         request: Request<proto::CreateAclsRequest>,
     ) -> Result<Response<proto::CreateAclsResponse>, Status> {
-        observe(&self.context, Operation::Access, async {
+        observe(&self.context, ApiOperation::Access, async {
             let caller = caller(&request)?;
             let numbered = request.into_inner().acls.into_iter().enumerate();
             let rules = numbered.map(|(number, acl)| rule(number, acl)).collect::<Result<_, _>>()?;
@@ -41,7 +41,7 @@ impl access_server::Access for AccessService {
         &self,
         request: Request<proto::DeleteAclsRequest>,
     ) -> Result<Response<proto::DeleteAclsResponse>, Status> {
-        observe(&self.context, Operation::Access, async {
+        observe(&self.context, ApiOperation::Access, async {
             let caller = caller(&request)?;
             let filters = request.into_inner().filters.into_iter().map(filter).collect::<Result<_, _>>()?;
             let deleted = self.context.broker.for_caller(&caller).delete_acls(filters).await?;
@@ -54,7 +54,7 @@ impl access_server::Access for AccessService {
         &self,
         request: Request<proto::ListAclsRequest>,
     ) -> Result<Response<proto::ListAclsResponse>, Status> {
-        observe(&self.context, Operation::Access, async {
+        observe(&self.context, ApiOperation::Access, async {
             let caller = caller(&request)?;
             let filter = filter(request.into_inner().filter.unwrap_or_default())?;
             let rules = self.context.broker.for_caller(&caller).list_acls(&filter).await?;
@@ -67,7 +67,7 @@ impl access_server::Access for AccessService {
         &self,
         request: Request<proto::SetQuotaRequest>,
     ) -> Result<Response<proto::SetQuotaResponse>, Status> {
-        observe(&self.context, Operation::Access, async {
+        observe(&self.context, ApiOperation::Access, async {
             let caller = caller(&request)?;
             let proto::SetQuotaRequest { principal, quota } = request.into_inner();
             let proto::Quota { bytes_in, bytes_out, requests } = quota.unwrap_or_default();
@@ -82,7 +82,7 @@ impl access_server::Access for AccessService {
         &self,
         request: Request<proto::DeleteQuotaRequest>,
     ) -> Result<Response<proto::DeleteQuotaResponse>, Status> {
-        observe(&self.context, Operation::Access, async {
+        observe(&self.context, ApiOperation::Access, async {
             let caller = caller(&request)?;
             self.context.broker.for_caller(&caller).delete_quota(request.into_inner().principal).await?;
             Ok(Response::new(proto::DeleteQuotaResponse {}))
@@ -94,7 +94,7 @@ impl access_server::Access for AccessService {
         &self,
         request: Request<proto::ListQuotasRequest>,
     ) -> Result<Response<proto::ListQuotasResponse>, Status> {
-        observe(&self.context, Operation::Access, async {
+        observe(&self.context, ApiOperation::Access, async {
             let caller = caller(&request)?;
             let (default, quotas) = self.context.broker.for_caller(&caller).list_quotas().await?;
             let one = |(principal, given)| proto::PrincipalQuota { principal, quota: Some(quota(given)) };

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use super::observe::observe;
 use super::{caller, convert};
 use crate::listeners::context::Context;
-use crate::telemetry::Operation;
+use crate::telemetry::ApiOperation;
 
 pub(super) struct AdminService {
     context: Context,
@@ -25,7 +25,7 @@ impl Admin for AdminService {
         &self,
         request: Request<proto::CreateTopicRequest>,
     ) -> Result<Response<proto::CreateTopicResponse>, Status> {
-        observe(&self.context, Operation::CreateTopic, async {
+        observe(&self.context, ApiOperation::CreateTopic, async {
             let caller = caller(&request)?;
             let new = convert::new_topic(request.into_inner())?;
             let (topic, created) = self.context.broker.for_caller(&caller).create_topic(new).await?;
@@ -38,7 +38,7 @@ impl Admin for AdminService {
         &self,
         request: Request<proto::ListTopicsRequest>,
     ) -> Result<Response<proto::ListTopicsResponse>, Status> {
-        observe(&self.context, Operation::ListTopics, async {
+        observe(&self.context, ApiOperation::ListTopics, async {
             let caller = caller(&request)?;
             let topics = self.context.broker.for_caller(&caller).topics().await?;
             Ok(Response::new(proto::ListTopicsResponse { topics: topics.into_iter().map(convert::topic).collect() }))
@@ -50,7 +50,7 @@ impl Admin for AdminService {
         &self,
         request: Request<proto::DescribeTopicRequest>,
     ) -> Result<Response<proto::DescribeTopicResponse>, Status> {
-        observe(&self.context, Operation::DescribeTopic, async {
+        observe(&self.context, ApiOperation::DescribeTopic, async {
             let caller = caller(&request)?;
             let name = convert::topic_name(request.into_inner().name)?;
             let (topic, partitions) = self.context.broker.for_caller(&caller).describe_topic(&name).await?;
@@ -66,7 +66,7 @@ impl Admin for AdminService {
         &self,
         request: Request<proto::AlterTopicRequest>,
     ) -> Result<Response<proto::AlterTopicResponse>, Status> {
-        observe(&self.context, Operation::AlterTopic, async {
+        observe(&self.context, ApiOperation::AlterTopic, async {
             let caller = caller(&request)?;
             let (name, partitions, change) = convert::alter(request.into_inner())?;
             let topic = self.context.broker.for_caller(&caller).alter_topic(&name, partitions, change).await?;
@@ -79,7 +79,7 @@ impl Admin for AdminService {
         &self,
         request: Request<proto::DeleteTopicRequest>,
     ) -> Result<Response<proto::DeleteTopicResponse>, Status> {
-        observe(&self.context, Operation::DeleteTopic, async {
+        observe(&self.context, ApiOperation::DeleteTopic, async {
             let caller = caller(&request)?;
             let name = convert::topic_name(request.into_inner().name)?;
             self.context.broker.for_caller(&caller).delete_topic(&name).await?;

@@ -11,7 +11,7 @@ use super::{caller, convert, status};
 use crate::broker::OperationView;
 use crate::listeners::context::Context;
 use crate::model::{ApiError, TopicPartition};
-use crate::telemetry::Operation;
+use crate::telemetry::ApiOperation;
 
 pub(super) struct ClusterService {
     context: Context,
@@ -29,7 +29,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<proto::GetServersRequest>,
     ) -> Result<Response<proto::GetServersResponse>, Status> {
-        observe(&self.context, Operation::Servers, async {
+        observe(&self.context, ApiOperation::Servers, async {
             let caller = caller(&request)?;
             let (servers, cluster_id) = self.context.broker.for_caller(&caller).servers().await?;
             Ok(Response::new(proto::GetServersResponse {
@@ -44,7 +44,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<proto::GetMetadataRequest>,
     ) -> Result<Response<proto::GetMetadataResponse>, Status> {
-        observe(&self.context, Operation::Servers, async {
+        observe(&self.context, ApiOperation::Servers, async {
             let caller = caller(&request)?;
             let topics = request.into_inner().topics;
             Ok(Response::new(convert::metadata(self.context.broker.for_caller(&caller).metadata(&topics).await?)))
@@ -56,7 +56,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
-        observe(&self.context, Operation::Servers, async {
+        observe(&self.context, ApiOperation::Servers, async {
             let caller = caller(&request)?;
             Ok(Response::new(convert::status(self.context.broker.for_caller(&caller).status().await?)))
         })
@@ -108,7 +108,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<proto::TransferLeadershipRequest>,
     ) -> Result<Response<proto::TransferLeadershipResponse>, Status> {
-        observe(&self.context, Operation::Servers, async {
+        observe(&self.context, ApiOperation::Servers, async {
             let caller = caller(&request)?;
             let proto::TransferLeadershipRequest { topic, partition, to } = request.into_inner();
             let target = (!topic.is_empty()).then_some(TopicPartition { topic, partition });
@@ -121,7 +121,7 @@ impl Cluster for ClusterService {
     type VerifyStream = BoxStream<'static, Result<proto::VerifyResponse, Status>>;
 
     async fn verify(&self, request: Request<proto::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
-        observe(&self.context, Operation::Servers, async {
+        observe(&self.context, ApiOperation::Servers, async {
             let caller = caller(&request)?;
             let topic = request.into_inner().topic;
             let verified = self.context.broker.for_caller(&caller).verify(&topic).await?;
@@ -137,7 +137,7 @@ impl ClusterService {
         &self,
         begin: impl Future<Output = Result<OperationView, ApiError>>,
     ) -> Result<Response<proto::OperationResponse>, Status> {
-        observe(&self.context, Operation::Servers, async {
+        observe(&self.context, ApiOperation::Servers, async {
             let operation = Some(convert::operation(begin.await?));
             Ok(Response::new(proto::OperationResponse { operation }))
         })

@@ -18,7 +18,7 @@ use crate::listeners::decode;
 use crate::model::{ApiError, Fetch, Fetched, Position};
 use crate::security::Caller;
 use crate::security::budget::Hold;
-use crate::telemetry::{Listener, Operation};
+use crate::telemetry::{ApiOperation, Listener};
 
 /// Returns one response, without the records at or after offset `until`.
 pub(super) fn response(
@@ -74,7 +74,7 @@ pub(super) fn follow(
             return None;
         }
         let context = follow.context.clone();
-        match observe(&context, Operation::ConsumeStream, follow.next()).await {
+        match observe(&context, ApiOperation::ConsumeStream, follow.next()).await {
             Ok(Some(response)) => Some((Ok(response), follow)),
             Ok(None) => None,
             Err(status) => {

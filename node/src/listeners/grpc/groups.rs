@@ -12,7 +12,7 @@ use crate::groups::{
 };
 use crate::listeners::context::Context;
 use crate::model::ApiError;
-use crate::telemetry::Operation;
+use crate::telemetry::ApiOperation;
 
 pub(super) struct GroupsService {
     context: Context,
@@ -30,7 +30,7 @@ impl groups_server::Groups for GroupsService {
         &self,
         request: Request<proto::GroupHeartbeatRequest>,
     ) -> Result<Response<proto::GroupHeartbeatResponse>, Status> {
-        observe(&self.context, Operation::GroupHeartbeat, async {
+        observe(&self.context, ApiOperation::GroupHeartbeat, async {
             let caller = caller(&request)?;
             let answer = self.context.groups.for_caller(&caller).heartbeat(heartbeat(request.into_inner())).await?;
             Ok(Response::new(membership(answer)))
@@ -42,7 +42,7 @@ impl groups_server::Groups for GroupsService {
         &self,
         request: Request<proto::LeaveGroupRequest>,
     ) -> Result<Response<proto::LeaveGroupResponse>, Status> {
-        observe(&self.context, Operation::GroupLeave, async {
+        observe(&self.context, ApiOperation::GroupLeave, async {
             let caller = caller(&request)?;
             let proto::LeaveGroupRequest { group, member_id } = request.into_inner();
             self.context.groups.for_caller(&caller).leave(&group, &member_id).await?;
@@ -55,7 +55,7 @@ impl groups_server::Groups for GroupsService {
         &self,
         request: Request<proto::CommitOffsetsRequest>,
     ) -> Result<Response<proto::CommitOffsetsResponse>, Status> {
-        observe(&self.context, Operation::GroupCommit, async {
+        observe(&self.context, ApiOperation::GroupCommit, async {
             let caller = caller(&request)?;
             let proto::CommitOffsetsRequest { group, member_id, generation, offsets } = request.into_inner();
             let offsets = offsets.into_iter().map(committed).collect();
@@ -69,7 +69,7 @@ impl groups_server::Groups for GroupsService {
         &self,
         request: Request<proto::FetchOffsetsRequest>,
     ) -> Result<Response<proto::FetchOffsetsResponse>, Status> {
-        observe(&self.context, Operation::GroupOffsets, async {
+        observe(&self.context, ApiOperation::GroupOffsets, async {
             let caller = caller(&request)?;
             let proto::FetchOffsetsRequest { group, partitions } = request.into_inner();
             let offsets = self.context.groups.for_caller(&caller).offsets(&group, &by_topic(partitions)).await?;
@@ -82,7 +82,7 @@ impl groups_server::Groups for GroupsService {
         &self,
         request: Request<proto::ListGroupsRequest>,
     ) -> Result<Response<proto::ListGroupsResponse>, Status> {
-        observe(&self.context, Operation::GroupAdmin, async {
+        observe(&self.context, ApiOperation::GroupAdmin, async {
             let caller = caller(&request)?;
             let groups =
                 self.context.groups.for_caller(&caller).list().await?.into_iter().map(|summary| proto::GroupSummary {
@@ -99,7 +99,7 @@ impl groups_server::Groups for GroupsService {
         &self,
         request: Request<proto::DescribeGroupRequest>,
     ) -> Result<Response<proto::DescribeGroupResponse>, Status> {
-        observe(&self.context, Operation::GroupAdmin, async {
+        observe(&self.context, ApiOperation::GroupAdmin, async {
             let caller = caller(&request)?;
             let found = self.context.groups.for_caller(&caller).describe(&request.into_inner().group).await?;
             Ok(Response::new(description(found)))
@@ -111,7 +111,7 @@ impl groups_server::Groups for GroupsService {
         &self,
         request: Request<proto::ResetOffsetsRequest>,
     ) -> Result<Response<proto::ResetOffsetsResponse>, Status> {
-        observe(&self.context, Operation::GroupAdmin, async {
+        observe(&self.context, ApiOperation::GroupAdmin, async {
             let caller = caller(&request)?;
             let offsets = self.context.groups.for_caller(&caller).reset(reset(request.into_inner())?).await?;
             Ok(Response::new(proto::ResetOffsetsResponse { offsets: offsets.into_iter().map(offset).collect() }))
@@ -123,7 +123,7 @@ impl groups_server::Groups for GroupsService {
         &self,
         request: Request<proto::DeleteGroupRequest>,
     ) -> Result<Response<proto::DeleteGroupResponse>, Status> {
-        observe(&self.context, Operation::GroupAdmin, async {
+        observe(&self.context, ApiOperation::GroupAdmin, async {
             let caller = caller(&request)?;
             self.context.groups.for_caller(&caller).delete(&request.into_inner().group).await?;
             Ok(Response::new(proto::DeleteGroupResponse {}))

@@ -12,7 +12,7 @@ use super::{caller, consume, convert, produce_stream, status};
 use crate::broker::Route;
 use crate::listeners::context::Context;
 use crate::security::budget::Ticket;
-use crate::telemetry::{Listener, Operation, traces};
+use crate::telemetry::{ApiOperation, Listener, traces};
 
 pub(super) struct LogService {
     context: Context,
@@ -30,7 +30,7 @@ impl Log for LogService {
         &self,
         request: Request<proto::ProduceRequest>,
     ) -> Result<Response<proto::ProduceResponse>, Status> {
-        observe(&self.context, Operation::Produce, async {
+        observe(&self.context, ApiOperation::Produce, async {
             let caller = caller(&request)?;
             let request = convert::produce(request.into_inner())?;
             let produced = self.context.produce(Listener::Grpc, &caller, request, Route::Local).await?;
@@ -43,7 +43,7 @@ impl Log for LogService {
         &self,
         request: Request<proto::ConsumeRequest>,
     ) -> Result<Response<proto::ConsumeResponse>, Status> {
-        observe(&self.context, Operation::Consume, async {
+        observe(&self.context, ApiOperation::Consume, async {
             let caller = caller(&request)?;
             let (fetch, shape) = convert::consume(request.into_inner())?;
             let (fetched, hold) = self.context.fetch(&caller, fetch, Route::Local).await?;
@@ -79,7 +79,7 @@ impl Log for LogService {
             Ok((caller, (fetch, shape, until))) => {
                 Ok(Response::new(consume::follow(self.context.clone(), caller, fetch, shape, until)))
             }
-            Err(error) => observe(&self.context, Operation::ConsumeStream, std::future::ready(Err(error))).await,
+            Err(error) => observe(&self.context, ApiOperation::ConsumeStream, std::future::ready(Err(error))).await,
         }
     }
 
@@ -87,7 +87,7 @@ impl Log for LogService {
         &self,
         request: Request<proto::InitProducerRequest>,
     ) -> Result<Response<proto::InitProducerResponse>, Status> {
-        observe(&self.context, Operation::InitProducer, async {
+        observe(&self.context, ApiOperation::InitProducer, async {
             let caller = caller(&request)?;
             let (producer_id, epoch) = self.context.broker.for_caller(&caller).init_producer().await?;
             Ok(Response::new(proto::InitProducerResponse { producer_id, epoch: epoch.into() }))
@@ -99,7 +99,7 @@ impl Log for LogService {
         &self,
         request: Request<proto::ListOffsetsRequest>,
     ) -> Result<Response<proto::ListOffsetsResponse>, Status> {
-        observe(&self.context, Operation::Offsets, async {
+        observe(&self.context, ApiOperation::Offsets, async {
             let caller = caller(&request)?;
             let proto::ListOffsetsRequest { partition, timestamp_ms } = request.into_inner();
             let (target, time) = (convert::target(partition)?, convert::time(timestamp_ms)?);

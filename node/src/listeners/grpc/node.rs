@@ -13,7 +13,7 @@ use super::observe::observe;
 use super::{caller, diagnostics};
 use crate::listeners::context::Context;
 use crate::model::{ApiError, Reason};
-use crate::telemetry::Operation;
+use crate::telemetry::ApiOperation;
 use crate::telemetry::logging::{self, FilterInForce, LogControl};
 
 /// Largest part of a file, in bytes.
@@ -37,7 +37,7 @@ impl Node for NodeService {
         &self,
         request: Request<proto::GetLogFilterRequest>,
     ) -> Result<Response<proto::LogFilter>, Status> {
-        observe(&self.context, Operation::Diagnostics, async {
+        observe(&self.context, ApiOperation::Diagnostics, async {
             self.context.broker.for_caller(&caller(&request)?).may_see_log_filter().await?;
             Ok(Response::new(in_force(control()?.in_force())))
         })
@@ -48,7 +48,7 @@ impl Node for NodeService {
         &self,
         request: Request<proto::SetLogFilterRequest>,
     ) -> Result<Response<proto::LogFilter>, Status> {
-        observe(&self.context, Operation::Diagnostics, async {
+        observe(&self.context, ApiOperation::Diagnostics, async {
             let caller = caller(&request)?;
             let proto::SetLogFilterRequest { filter, lasts_ms } = request.into_inner();
             if lasts_ms > LASTS_MS_MAX {
@@ -72,7 +72,7 @@ impl Node for NodeService {
         &self,
         request: Request<proto::GetDiagnosticsRequest>,
     ) -> Result<Response<Self::GetDiagnosticsStream>, Status> {
-        observe(&self.context, Operation::Diagnostics, async {
+        observe(&self.context, ApiOperation::Diagnostics, async {
             self.context.broker.for_caller(&caller(&request)?).may_diagnose().await?;
             let log_bytes_max = match request.into_inner().log_bytes_max {
                 0 => usize::MAX,

@@ -30,7 +30,7 @@ use crate::listeners::context::{Context, stopping};
 use crate::model::{ApiError, Produced};
 use crate::security::Caller;
 use crate::security::budget::Ticket;
-use crate::telemetry::{Listener, Operation, traces};
+use crate::telemetry::{ApiOperation, Listener, traces};
 
 /// Limit of the bytes of one stream's requests that wait for their response. One request may exceed it.
 const STREAM_BYTES_MAX: usize = 8 << 20;
@@ -196,7 +196,7 @@ impl Pipeline {
 
     fn count(&self, error: Option<&ApiError>, took: Duration) {
         let reason = error.map(|error| error.reason);
-        self.context.metrics.request(Listener::Grpc, Operation::ProduceStream, reason, took);
+        self.context.metrics.request(Listener::Grpc, ApiOperation::ProduceStream, reason, took);
     }
 
     /// Returns the last item of the stream: `None` after the end of the requests, or the status that ends the stream.

@@ -27,7 +27,7 @@ use self::problem::Problem;
 use super::context::{Context, DEFAULT_TOPIC};
 use crate::model::{ApiError, Reason, TopicPartition};
 use crate::security::Caller;
-use crate::telemetry::{Listener, Operation};
+use crate::telemetry::{ApiOperation, Listener};
 
 /// What an endpoint does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,19 +66,19 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
 ];
 
 impl Endpoint {
-    fn operation(self) -> Operation {
+    fn operation(self) -> ApiOperation {
         match self {
-            Endpoint::Append => Operation::Produce,
-            Endpoint::Read | Endpoint::Root => Operation::Consume,
-            Endpoint::Offsets => Operation::Offsets,
-            Endpoint::ListTopics => Operation::ListTopics,
-            Endpoint::CreateTopic => Operation::CreateTopic,
-            Endpoint::DescribeTopic => Operation::DescribeTopic,
-            Endpoint::AlterTopic => Operation::AlterTopic,
-            Endpoint::DeleteTopic => Operation::DeleteTopic,
-            Endpoint::Servers => Operation::Servers,
-            Endpoint::InitProducer => Operation::InitProducer,
-            Endpoint::OpenApi => Operation::Other,
+            Endpoint::Append => ApiOperation::Produce,
+            Endpoint::Read | Endpoint::Root => ApiOperation::Consume,
+            Endpoint::Offsets => ApiOperation::Offsets,
+            Endpoint::ListTopics => ApiOperation::ListTopics,
+            Endpoint::CreateTopic => ApiOperation::CreateTopic,
+            Endpoint::DescribeTopic => ApiOperation::DescribeTopic,
+            Endpoint::AlterTopic => ApiOperation::AlterTopic,
+            Endpoint::DeleteTopic => ApiOperation::DeleteTopic,
+            Endpoint::Servers => ApiOperation::Servers,
+            Endpoint::InitProducer => ApiOperation::InitProducer,
+            Endpoint::OpenApi => ApiOperation::Other,
         }
     }
 }
@@ -182,7 +182,7 @@ async fn wrong_method(State(context): State<Context>, method: Method, uri: Uri) 
 
 async fn refuse(context: &Context, problem: Problem) -> Response<Body> {
     let result =
-        context.observe(Listener::Http, Operation::Other, std::future::ready(Err::<Response<Body>, _>(problem)));
+        context.observe(Listener::Http, ApiOperation::Other, std::future::ready(Err::<Response<Body>, _>(problem)));
     result.await.unwrap_or_else(Problem::into_response)
 }
 
