@@ -6,7 +6,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use uuid::Uuid;
 
-use super::{Broker, ClusterStatus, Metadata, OperationView, PartitionMetadata, Server, TopicMetadata};
+use super::{Broker, ClusterStatus, Metadata, NodeDescription, OperationProgress, PartitionMetadata, TopicMetadata};
 use crate::cluster::CONTROLLER_LOG;
 use crate::controller::unexpected;
 use crate::host::now_ms;
@@ -22,19 +22,19 @@ impl Broker {
     ///
     /// # Errors
     /// [`Reason::Unavailable`] before the node is part of a cluster.
-    pub async fn servers(&self) -> Result<(Vec<Server>, Uuid), ApiError> {
+    pub async fn servers(&self) -> Result<(Vec<NodeDescription>, Uuid), ApiError> {
         let state = self.inner.cluster.state();
         let servers = self.servers_of(&state, false)?;
         Ok((servers, state.cluster_id))
     }
 
-    fn servers_of(&self, state: &ControllerState, removed: bool) -> Result<Vec<Server>, ApiError> {
+    fn servers_of(&self, state: &ControllerState, removed: bool) -> Result<Vec<NodeDescription>, ApiError> {
         let controller = self.controller()?;
         let (leader, _) = controller.leader();
         let voters = controller.voters();
         let placements = || state.placements.values().flatten();
         let count = |holds: &dyn Fn(&Placement) -> bool| placements().filter(|p| holds(p)).count() as u32;
-        let server = |node: &NodeInfo| Server {
+        let server = |node: &NodeInfo| NodeDescription {
             node_id: node.uuid,
             name: node.name.clone(),
             addresses: node.addresses.clone(),
@@ -135,7 +135,7 @@ impl Broker {
             under_replicated: 0,
             offline: 0,
             moving: 0,
-            operations: state.operations.values().map(|operation| self.operation_view(&state, operation)).collect(),
+            operations: state.operations.values().map(|operation| self.operation_progress(&state, operation)).collect(),
             configuration: self.live().report(),
         };
         for placement in state.placements.values().flatten() {
@@ -148,10 +148,10 @@ impl Broker {
         Ok(status)
     }
 
-    fn operation_view(&self, state: &ControllerState, operation: &Operation) -> OperationView {
+    fn operation_progress(&self, state: &ControllerState, operation: &Operation) -> OperationProgress {
         let observed = self.inner.controller.get().map(|controller| controller.observed()).unwrap_or_default();
         let led = self.inner.replicas.led_by(operation.node);
-        OperationView {
+        OperationProgress {
             node: state.nodes.get(&operation.node).map(|node| node.uuid).unwrap_or_default(),
             remaining: remaining(state, operation, led),
             waiting_for: waiting_for(state, operation, &observed),
@@ -164,7 +164,7 @@ impl Broker {
         state.find_node(name).cloned().map_err(ApiError::from)
     }
 
-    async fn operate(&self, command: &Command) -> Result<OperationView, ApiError> {
+    async fn operate(&self, command: &Command) -> Result<OperationProgress, ApiError> {
         let controller = self.controller()?;
         let outcome = match command {
             // Starting it twice results in one operation, so the command may be repeated.
@@ -174,7 +174,7 @@ impl Broker {
         match outcome {
             Outcome::Operation(operation) => {
                 let state = self.inner.cluster.state();
-                Ok(self.operation_view(&state, &operation))
+                Ok(self.operation_progress(&state, &operation))
             }
             other => Err(unexpected(other).into()),
         }
@@ -184,7 +184,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`Reason::InvalidRequest`] when no node or several have that name, or the other nodes cannot hold the replicas.
-    pub async fn decommission(&self, node: &str) -> Result<OperationView, ApiError> {
+    pub async fn decommission(&self, node: &str) -> Result<OperationProgress, ApiError> {
         let node = self.node(&self.inner.cluster.state(), node)?.id;
         self.operate(&Command::StartOperation { kind: OperationKind::Decommission, node, now_ms: now_ms() }).await
     }
@@ -193,7 +193,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`Reason::InvalidRequest`] when no node or several have that name.
-    pub async fn drain(&self, node: &str) -> Result<OperationView, ApiError> {
+    pub async fn drain(&self, node: &str) -> Result<OperationProgress, ApiError> {
         let node = self.node(&self.inner.cluster.state(), node)?.id;
         self.operate(&Command::StartOperation { kind: OperationKind::Drain, node, now_ms: now_ms() }).await
     }
@@ -202,7 +202,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`Reason::InvalidRequest`] when the node is not drained.
-    pub async fn undrain(&self, node: &str) -> Result<OperationView, ApiError> {
+    pub async fn undrain(&self, node: &str) -> Result<OperationProgress, ApiError> {
         let node = self.node(&self.inner.cluster.state(), node)?.id;
         let command = Command::SetNodeState { node, state: NodeState::Active, now_ms: now_ms() };
         match self.controller()?.command(&command).await? {
@@ -213,7 +213,7 @@ impl Broker {
                 let drain = state.operations.values().rfind(drains);
                 let drain =
                     drain.ok_or_else(|| ApiError::new(Reason::Internal, "the state has no drain of this node"))?;
-                Ok(self.operation_view(&state, drain))
+                Ok(self.operation_progress(&state, drain))
             }
         }
     }
@@ -222,7 +222,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`Reason::InvalidRequest`] when no operation of this id is under way.
-    pub async fn cancel_operation(&self, id: u64) -> Result<OperationView, ApiError> {
+    pub async fn cancel_operation(&self, id: u64) -> Result<OperationProgress, ApiError> {
         self.operate(&Command::CancelOperation { id, now_ms: now_ms() }).await
     }
 

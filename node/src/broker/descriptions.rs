@@ -9,7 +9,7 @@ use crate::model::Addresses;
 
 /// A node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
+pub struct NodeDescription {
     /// Identity from the data directory.
     pub node_id: Uuid,
     /// Name for people.
@@ -66,7 +66,7 @@ pub struct Metadata {
     /// The topics asked for that exist.
     pub topics: Vec<TopicMetadata>,
     /// Every node that was not removed.
-    pub servers: Vec<Server>,
+    pub servers: Vec<NodeDescription>,
     /// Nil: none yet.
     pub cluster_id: Uuid,
     /// Names that no topic has.
@@ -83,7 +83,7 @@ pub struct ClusterStatus {
     /// Term of the controller group.
     pub controller_term: u64,
     /// Every node, removed ones too.
-    pub servers: Vec<Server>,
+    pub servers: Vec<NodeDescription>,
     /// Partitions of all topics.
     pub partitions: u32,
     /// Partitions with a replica on a node that is not alive.
@@ -93,14 +93,14 @@ pub struct ClusterStatus {
     /// Partitions that are not at their target placement yet.
     pub moving: u32,
     /// Operations in progress, and the last ones that ended.
-    pub operations: Vec<OperationView>,
+    pub operations: Vec<OperationProgress>,
     /// What became of this node's configuration file.
     pub configuration: FileReport,
 }
 
 /// An operation with its progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OperationView {
+pub struct OperationProgress {
     /// The operation in the committed metadata.
     pub operation: Operation,
     /// The node that the operation concerns.

@@ -15,7 +15,7 @@ use futures::stream::BoxStream;
 use uuid::Uuid;
 
 use super::read::DEFAULT_FETCH_BYTES;
-use super::{Authorizer, Broker, ClusterStatus, Metadata, OperationView, PendingProduce, Route, Server};
+use super::{Authorizer, Broker, ClusterStatus, Metadata, NodeDescription, OperationProgress, PendingProduce, Route};
 use crate::controller::unexpected;
 use crate::metadata::{Command, Outcome};
 use crate::model::{
@@ -258,7 +258,7 @@ impl ForCaller<'_> {
     ///
     /// # Errors
     /// As [`Broker::servers`].
-    pub async fn servers(&self) -> Result<(Vec<Server>, Uuid), ApiError> {
+    pub async fn servers(&self) -> Result<(Vec<NodeDescription>, Uuid), ApiError> {
         self.request().await?;
         self.authorizer().anything(self.caller)?;
         self.broker.servers().await
@@ -343,7 +343,7 @@ impl ForCaller<'_> {
     ///
     /// # Errors
     /// As [`Broker::decommission`].
-    pub async fn decommission(&self, node: &str) -> Result<OperationView, ApiError> {
+    pub async fn decommission(&self, node: &str) -> Result<OperationProgress, ApiError> {
         self.administer().await?;
         self.changed("decommission", node, "", self.broker.decommission(node).await)
     }
@@ -352,7 +352,7 @@ impl ForCaller<'_> {
     ///
     /// # Errors
     /// As [`Broker::drain`].
-    pub async fn drain(&self, node: &str) -> Result<OperationView, ApiError> {
+    pub async fn drain(&self, node: &str) -> Result<OperationProgress, ApiError> {
         self.administer().await?;
         self.changed("drain", node, "", self.broker.drain(node).await)
     }
@@ -361,7 +361,7 @@ impl ForCaller<'_> {
     ///
     /// # Errors
     /// As [`Broker::undrain`].
-    pub async fn undrain(&self, node: &str) -> Result<OperationView, ApiError> {
+    pub async fn undrain(&self, node: &str) -> Result<OperationProgress, ApiError> {
         self.administer().await?;
         self.changed("undrain", node, "", self.broker.undrain(node).await)
     }
@@ -370,7 +370,7 @@ impl ForCaller<'_> {
     ///
     /// # Errors
     /// As [`Broker::cancel_operation`].
-    pub async fn cancel_operation(&self, id: u64) -> Result<OperationView, ApiError> {
+    pub async fn cancel_operation(&self, id: u64) -> Result<OperationProgress, ApiError> {
         self.administer().await?;
         self.changed("cancel-operation", &id.to_string(), "", self.broker.cancel_operation(id).await)
     }

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::observe::observe;
 use super::{caller, convert, status};
-use crate::broker::OperationView;
+use crate::broker::OperationProgress;
 use crate::listeners::context::Context;
 use crate::model::{ApiError, TopicPartition};
 use crate::telemetry::ApiOperation;
@@ -135,7 +135,7 @@ impl Cluster for ClusterService {
 impl ClusterService {
     async fn operation(
         &self,
-        begin: impl Future<Output = Result<OperationView, ApiError>>,
+        begin: impl Future<Output = Result<OperationProgress, ApiError>>,
     ) -> Result<Response<proto::OperationResponse>, Status> {
         observe(&self.context, ApiOperation::Servers, async {
             let operation = Some(convert::operation(begin.await?));

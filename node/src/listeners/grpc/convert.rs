@@ -10,7 +10,7 @@ use chronicle_records::{Compression, Record};
 
 use uuid::Uuid;
 
-use crate::broker::{ClusterStatus, Metadata, OperationView, Server};
+use crate::broker::{ClusterStatus, Metadata, NodeDescription, OperationProgress};
 use crate::config::live::FileReport;
 use crate::listeners::context::DEFAULT_TOPIC;
 use crate::metadata::{NodeState, OperationKind, OperationState};
@@ -282,7 +282,7 @@ pub(super) fn partition(partition: PartitionDescription) -> proto::PartitionDesc
     proto::PartitionDescription { partition, earliest, next, bytes, segments, term, leader, state, replicas }
 }
 
-pub(super) fn server(server: Server) -> proto::Server {
+pub(super) fn server(server: NodeDescription) -> proto::Server {
     let role = if server.voter { proto::ServerRole::Voter } else { proto::ServerRole::Learner };
     let state = match server.state {
         NodeState::Active => proto::ServerState::Active,
@@ -357,7 +357,7 @@ fn configuration(report: FileReport) -> Option<proto::Configuration> {
     looks.then_some(proto::Configuration { file_digest: digest, restart_fields, error })
 }
 
-pub(super) fn operation(view: OperationView) -> proto::Operation {
+pub(super) fn operation(view: OperationProgress) -> proto::Operation {
     let operation = view.operation;
     let (state, reason) = match operation.state {
         OperationState::Running => ("running", view.waiting_for),

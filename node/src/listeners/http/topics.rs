@@ -8,7 +8,7 @@ use serde_json::json;
 use super::problem::Problem;
 use super::query::Query;
 use super::{Call, accept, body, document};
-use crate::broker::Server;
+use crate::broker::NodeDescription;
 use crate::listeners::context::Context;
 use crate::model::{ApiError, NewTopic, PartitionDescription, SettingsChange, TopicDurability};
 
@@ -134,7 +134,7 @@ pub(super) async fn servers(context: &Context, call: Call) -> Result<Response<Bo
     document(StatusCode::OK, &json!({"servers": servers, "cluster_id": cluster_id}))
 }
 
-fn server(server: Server) -> serde_json::Value {
+fn server(server: NodeDescription) -> serde_json::Value {
     json!({
         "node_id": server.node_id, "name": server.name, "address": server.addresses.data(),
         "controller_leader": server.controller_leader, "version": server.version, "zone": server.zone,

@@ -16,7 +16,7 @@ pub(in crate::listeners::http) fn samples() -> (Value, Value) {
         state: "active".into(),
         replicas: vec![uuid::Uuid::nil()],
     };
-    let node = Server {
+    let node = NodeDescription {
         node_id: uuid::Uuid::nil(),
         name: "chronicle-0".into(),
         addresses: Addresses::of_data("127.0.0.1:7400"),
