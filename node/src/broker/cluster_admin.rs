@@ -12,7 +12,8 @@ use crate::controller::unexpected;
 use crate::host::now_ms;
 use crate::identity::Encryption;
 use crate::metadata::{
-    Command, ControllerState, NodeInfo, NodeState, Operation, OperationKind, Outcome, Placement, remaining, waiting_for,
+    CommandOutcome, ControllerCommand, ControllerState, NodeInfo, NodeState, Operation, OperationKind, Placement,
+    remaining, waiting_for,
 };
 use crate::model::{ApiError, Reason, TopicPartition, VerifiedPartition, unknown_topic};
 use crate::partition::{PartitionRole, ReplicaState};
@@ -164,15 +165,15 @@ impl Broker {
         state.find_node(name).cloned().map_err(ApiError::from)
     }
 
-    async fn operate(&self, command: &Command) -> Result<OperationProgress, ApiError> {
+    async fn operate(&self, command: &ControllerCommand) -> Result<OperationProgress, ApiError> {
         let controller = self.controller()?;
         let outcome = match command {
             // Starting it twice results in one operation, so the command may be repeated.
-            Command::StartOperation { .. } => controller.command_again(command).await?,
+            ControllerCommand::StartOperation { .. } => controller.command_again(command).await?,
             _ => controller.command(command).await?,
         };
         match outcome {
-            Outcome::Operation(operation) => {
+            CommandOutcome::Operation(operation) => {
                 let state = self.inner.cluster.state();
                 Ok(self.operation_progress(&state, &operation))
             }
@@ -186,7 +187,8 @@ impl Broker {
     /// [`Reason::InvalidRequest`] when no node or several have that name, or the other nodes cannot hold the replicas.
     pub async fn decommission(&self, node: &str) -> Result<OperationProgress, ApiError> {
         let node = self.node(&self.inner.cluster.state(), node)?.id;
-        self.operate(&Command::StartOperation { kind: OperationKind::Decommission, node, now_ms: now_ms() }).await
+        self.operate(&ControllerCommand::StartOperation { kind: OperationKind::Decommission, node, now_ms: now_ms() })
+            .await
     }
 
     /// Starts to transfer all leadership away from a node.
@@ -195,7 +197,7 @@ impl Broker {
     /// [`Reason::InvalidRequest`] when no node or several have that name.
     pub async fn drain(&self, node: &str) -> Result<OperationProgress, ApiError> {
         let node = self.node(&self.inner.cluster.state(), node)?.id;
-        self.operate(&Command::StartOperation { kind: OperationKind::Drain, node, now_ms: now_ms() }).await
+        self.operate(&ControllerCommand::StartOperation { kind: OperationKind::Drain, node, now_ms: now_ms() }).await
     }
 
     /// Lets a drained node lead again.
@@ -204,9 +206,9 @@ impl Broker {
     /// [`Reason::InvalidRequest`] when the node is not drained.
     pub async fn undrain(&self, node: &str) -> Result<OperationProgress, ApiError> {
         let node = self.node(&self.inner.cluster.state(), node)?.id;
-        let command = Command::SetNodeState { node, state: NodeState::Active, now_ms: now_ms() };
+        let command = ControllerCommand::SetNodeState { node, state: NodeState::Active, now_ms: now_ms() };
         match self.controller()?.command(&command).await? {
-            Outcome::Refused(refusal) => Err(refusal.into()),
+            CommandOutcome::Refused(refusal) => Err(refusal.into()),
             _ => {
                 let state = self.inner.cluster.state();
                 let drains = |operation: &&Operation| operation.kind == OperationKind::Drain && operation.node == node;
@@ -223,7 +225,7 @@ impl Broker {
     /// # Errors
     /// [`Reason::InvalidRequest`] when no operation of this id is under way.
     pub async fn cancel_operation(&self, id: u64) -> Result<OperationProgress, ApiError> {
-        self.operate(&Command::CancelOperation { id, now_ms: now_ms() }).await
+        self.operate(&ControllerCommand::CancelOperation { id, now_ms: now_ms() }).await
     }
 
     /// Transfers leadership of a partition (`None`: of the controller group) to a replica (UUID or unique name; empty:

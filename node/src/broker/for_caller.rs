@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::read::DEFAULT_FETCH_BYTES;
 use super::{Authorizer, Broker, ClusterStatus, Metadata, NodeDescription, OperationProgress, PendingProduce, Route};
 use crate::controller::unexpected;
-use crate::metadata::{Command, Outcome};
+use crate::metadata::{CommandOutcome, ControllerCommand};
 use crate::model::{
     ApiError, Fetch, Fetched, NewTopic, Offsets, PartitionDescription, Payload, Produce, Produced, Reason,
     SettingsChange, Topic, TopicPartition, VerifiedPartition, Want, unknown_topic,
@@ -420,7 +420,7 @@ impl ForCaller<'_> {
                 format!("principals and names of one request must have at most {RULES_BYTES_PER_CALL_MAX} bytes");
             return Err(ApiError::invalid("rules", format!("{bytes} bytes"), &rule));
         }
-        let created = self.acls(&Command::CreateAcls { rules }).await;
+        let created = self.acls(&ControllerCommand::CreateAcls { rules }).await;
         self.audit_rules("create-acl", created)
     }
 
@@ -432,13 +432,13 @@ impl ForCaller<'_> {
         self.request().await?;
         self.authorizer().cluster(self.caller, Action::Alter)?;
         check_number("filters", filters.len())?;
-        let deleted = self.acls(&Command::DeleteAcls { filters }).await;
+        let deleted = self.acls(&ControllerCommand::DeleteAcls { filters }).await;
         self.audit_rules("delete-acl", deleted)
     }
 
-    async fn acls(&self, command: &Command) -> Result<Vec<AclRule>, ApiError> {
+    async fn acls(&self, command: &ControllerCommand) -> Result<Vec<AclRule>, ApiError> {
         match self.broker.controller()?.command(command).await? {
-            Outcome::Acls(rules) => Ok(rules),
+            CommandOutcome::Acls(rules) => Ok(rules),
             other => Err(unexpected(other).into()),
         }
     }
@@ -507,9 +507,9 @@ impl ForCaller<'_> {
             Some(quota) => ("set-quota", format!("{quota:?}")),
             None => ("delete-quota", String::new()),
         };
-        let command = Command::SetQuota { principal, quota };
+        let command = ControllerCommand::SetQuota { principal, quota };
         let done = match self.broker.controller()?.command_again(&command).await {
-            Ok(Outcome::Done(_)) => Ok(()),
+            Ok(CommandOutcome::Done(_)) => Ok(()),
             Ok(other) => Err(unexpected(other).into()),
             Err(error) => Err(error.into()),
         };

@@ -15,8 +15,8 @@ use super::Controller;
 use crate::cluster::{WATCH_INTERVAL, member};
 use crate::host::now_ms;
 use crate::metadata::{
-    BalancerConfig, Command, ControllerState, NodeState, Operation, OperationKind, OperationState, Outcome,
-    controller_voters, plan,
+    BalancerConfig, CommandOutcome, ControllerCommand, ControllerState, NodeState, Operation, OperationKind,
+    OperationState, controller_voters, plan,
 };
 use crate::peers::Known;
 use crate::raft::Role;
@@ -121,7 +121,7 @@ impl Controller {
         for command in plan(&state, &observed, &config, now_ms()) {
             tracing::info!(?command, "proposing balancer command");
             match self.command(&command).await.map_err(|e| e.to_string())? {
-                Outcome::Refused(refusal) => tracing::warn!(%refusal, "balancer command rejected"),
+                CommandOutcome::Refused(refusal) => tracing::warn!(%refusal, "balancer command rejected"),
                 _ => continue,
             }
         }
@@ -185,7 +185,7 @@ impl Controller {
     /// Records the end of this node's drain.
     async fn finish_drain(&self) {
         let Some(id) = self.drained() else { return };
-        let command = Command::FinishOperation { id, state: OperationState::Done, now_ms: now_ms() };
+        let command = ControllerCommand::FinishOperation { id, state: OperationState::Done, now_ms: now_ms() };
         if let Err(error) = self.command_again(&command).await {
             tracing::debug!(%error, "cannot record the end of the drain, retrying");
         }
@@ -220,7 +220,7 @@ impl Controller {
     }
 
     /// Carries out the first command of a new cluster, on the first leader among its initial members.
-    pub(crate) async fn init(&self, command: Command) -> Result<(), String> {
+    pub(crate) async fn init(&self, command: ControllerCommand) -> Result<(), String> {
         self.command_again(&command).await.map(|_| ()).map_err(|e| e.to_string())
     }
 }

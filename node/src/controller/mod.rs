@@ -30,7 +30,7 @@ use uuid::Uuid;
 pub use error::ControllerError;
 
 use crate::cluster::{CONTROLLER_LOG, Cluster, Reports, Watcher};
-use crate::metadata::{ClusterObservation, Command, ControllerState, Outcome, Refusal};
+use crate::metadata::{ClusterObservation, CommandOutcome, ControllerCommand, ControllerState, Refusal};
 use crate::model::{PartitionError, Topic};
 use crate::raft::{
     CommittedEntry, LeaderTerm, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftMember, Role,
@@ -59,7 +59,7 @@ impl Machine for ControllerMachine {
                 Arc::make_mut(&mut *self.metadata.write()).apply(command)
             }
             // Every replica of this version rejects the same bytes in the same way; no replica may stop because of them.
-            Err(error) => Outcome::Refused(Refusal::UnknownCommand(error.to_string())),
+            Err(error) => CommandOutcome::Refused(Refusal::UnknownCommand(error.to_string())),
         };
         Ok(serde_json::to_vec(&outcome).expect("an outcome has only plain values").into())
     }
@@ -207,7 +207,7 @@ impl Controller {
     ///
     /// # Errors
     /// [`ControllerError::Unavailable`] when there is no leader in time and nothing was proposed; [`ControllerError::OutcomeUnknown`].
-    pub(crate) async fn command(&self, command: &Command) -> Result<Outcome, ControllerError> {
+    pub(crate) async fn command(&self, command: &ControllerCommand) -> Result<CommandOutcome, ControllerError> {
         let payload: Bytes = serde_json::to_vec(command).expect("a command has only plain values").into();
         let until = Instant::now() + LEADER_PATIENCE;
         loop {
@@ -237,7 +237,7 @@ impl Controller {
     /// # Errors
     /// As [`Controller::command`]; never forwards.
     pub(crate) async fn serve(&self, payload: Bytes) -> Result<(Bytes, u64), ControllerError> {
-        if let Err(error) = serde_json::from_slice::<Command>(&payload) {
+        if let Err(error) = serde_json::from_slice::<ControllerCommand>(&payload) {
             return Err(ControllerError::UnknownCommand(error.to_string()));
         }
         match self.group.roles().now() {
@@ -321,7 +321,7 @@ impl Controller {
     }
 
     /// Carries out an idempotent command; repeats it while its outcome is unknown.
-    pub(crate) async fn command_again(&self, command: &Command) -> Result<Outcome, ControllerError> {
+    pub(crate) async fn command_again(&self, command: &ControllerCommand) -> Result<CommandOutcome, ControllerError> {
         let until = Instant::now() + LEADER_PATIENCE;
         loop {
             match self.command(command).await {
@@ -335,9 +335,9 @@ impl Controller {
     }
 
     /// Carries out a command whose outcome is a topic, or nothing.
-    pub(crate) async fn decide(&self, command: &Command) -> Result<Option<Topic>, ControllerError> {
+    pub(crate) async fn decide(&self, command: &ControllerCommand) -> Result<Option<Topic>, ControllerError> {
         match self.command(command).await? {
-            Outcome::Done(topic) => Ok(topic),
+            CommandOutcome::Done(topic) => Ok(topic),
             other => Err(unexpected(other)),
         }
     }
@@ -373,7 +373,7 @@ impl Controller {
     /// [`Refusal::TopicExists`]; failures of the group.
     pub async fn create_topic(&self, topic: Topic, topics_max: usize) -> Result<Topic, ControllerError> {
         let default_replication = self.cluster.config().cluster.replication_factor;
-        let created = self.decide(&Command::CreateTopic { topic, topics_max, default_replication }).await?;
+        let created = self.decide(&ControllerCommand::CreateTopic { topic, topics_max, default_replication }).await?;
         created.ok_or_else(|| ControllerError::Internal("controller: the outcome has no topic".into()))
     }
 
@@ -382,7 +382,7 @@ impl Controller {
     /// # Errors
     /// [`Refusal::UnknownTopic`]; [`Refusal::PartitionsShrink`] when partitions would shrink; failures of the group.
     pub async fn alter_topic(&self, topic: Topic) -> Result<Topic, ControllerError> {
-        let altered = self.decide(&Command::AlterTopic { topic }).await?;
+        let altered = self.decide(&ControllerCommand::AlterTopic { topic }).await?;
         altered.ok_or_else(|| ControllerError::Internal("controller: the outcome has no topic".into()))
     }
 
@@ -391,7 +391,7 @@ impl Controller {
     /// # Errors
     /// [`Refusal::UnknownTopic`]; failures of the group.
     pub async fn delete_topic(&self, name: &str) -> Result<Topic, ControllerError> {
-        let deleted = self.decide(&Command::DeleteTopic { name: name.into() }).await?;
+        let deleted = self.decide(&ControllerCommand::DeleteTopic { name: name.into() }).await?;
         deleted.ok_or_else(|| ControllerError::Internal("controller: the outcome has no topic".into()))
     }
 
@@ -403,8 +403,8 @@ impl Controller {
         let mut ids = self.producer_ids.lock().await;
         if ids.0 == ids.1 {
             // Ids of a reservation without a response are never used.
-            match self.command_again(&Command::ReserveProducerIds { count: PRODUCER_BLOCK }).await? {
-                Outcome::ProducerIds { first, count } => *ids = (first, first + count),
+            match self.command_again(&ControllerCommand::ReserveProducerIds { count: PRODUCER_BLOCK }).await? {
+                CommandOutcome::ProducerIds { first, count } => *ids = (first, first + count),
                 other => return Err(unexpected(other)),
             }
         }
@@ -444,9 +444,9 @@ impl Controller {
 impl Reports for Controller {
     fn voters(&self, id: LogId, voters: Vec<u64>, index: u64) -> BoxFuture<'_, Result<(), String>> {
         async move {
-            let command = Command::Settle { topic: id.topic, partition: id.partition, voters, index };
+            let command = ControllerCommand::Settle { topic: id.topic, partition: id.partition, voters, index };
             match self.command_again(&command).await.map_err(|e| e.to_string())? {
-                Outcome::Refused(refusal) => Err(refusal.to_string()),
+                CommandOutcome::Refused(refusal) => Err(refusal.to_string()),
                 _ => Ok(()),
             }
         }
@@ -455,21 +455,21 @@ impl Reports for Controller {
 
     fn topic_files_deleted(&self, topic: Uuid) -> BoxFuture<'_, Result<(), String>> {
         async move {
-            let command = Command::ForgetTopic { id: topic, node: self.cluster.node() };
+            let command = ControllerCommand::ForgetTopic { id: topic, node: self.cluster.node() };
             self.command_again(&command).await.map(drop).map_err(|e| e.to_string())
         }
         .boxed()
     }
 }
 
-fn decode(answer: &Bytes) -> Result<Outcome, ControllerError> {
+fn decode(answer: &Bytes) -> Result<CommandOutcome, ControllerError> {
     serde_json::from_slice(answer)
         .map_err(|e| ControllerError::Internal(format!("controller: cannot decode the outcome: {e}")))
 }
 
-pub(crate) fn unexpected(outcome: Outcome) -> ControllerError {
+pub(crate) fn unexpected(outcome: CommandOutcome) -> ControllerError {
     match outcome {
-        Outcome::Refused(refusal) => ControllerError::Refused(refusal),
+        CommandOutcome::Refused(refusal) => ControllerError::Refused(refusal),
         _ => ControllerError::Internal("controller: unexpected outcome".into()),
     }
 }

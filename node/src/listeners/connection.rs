@@ -37,7 +37,7 @@ use crate::identity::PeerCertificate;
 use crate::model::ApiError;
 use crate::peers::{PeerServer, Purpose, other_version};
 use crate::security::budget::Holder;
-use crate::security::{Caller, Outcome, Remote, Tls};
+use crate::security::{Caller, HandshakeOutcome, Remote, Tls};
 
 /// Flow-control window of one HTTP/2 stream, in bytes: 1 GB/s at 1 ms of round trip.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -235,7 +235,7 @@ impl Builders {
                     return None;
                 }
                 Err(_) => {
-                    tls.count(Outcome::Timeout);
+                    tls.count(HandshakeOutcome::Timeout);
                     return None;
                 }
             },

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Refusal;
-use super::controller_state::{ControllerState, Outcome};
+use super::controller_state::{CommandOutcome, ControllerState};
 use crate::security::{AclFilter, AclRule, Quota};
 
 /// Maximum number of rules in a cluster.
@@ -19,7 +19,7 @@ fn bytes(rule: &AclRule) -> usize {
 
 impl ControllerState {
     /// Adds all rules or none; rules that exist are not added again. The outcome contains the added ones.
-    pub(super) fn create_acls(&mut self, rules: Vec<AclRule>) -> Result<Outcome, Refusal> {
+    pub(super) fn create_acls(&mut self, rules: Vec<AclRule>) -> Result<CommandOutcome, Refusal> {
         let new: BTreeSet<AclRule> = rules.into_iter().filter(|rule| !self.access.rules.contains(rule)).collect();
         if self.access.rules.len() + new.len() > RULES_MAX {
             return Err(Refusal::TooManyRules { rules: self.access.rules.len() + new.len(), limit: RULES_MAX });
@@ -32,21 +32,25 @@ impl ControllerState {
             self.access.rules.extend(new.iter().cloned());
             self.access.revision += 1;
         }
-        Ok(Outcome::Acls(new.into_iter().collect()))
+        Ok(CommandOutcome::Acls(new.into_iter().collect()))
     }
 
     /// Deletes the rules that match any of the filters. The outcome contains the deleted ones.
-    pub(super) fn delete_acls(&mut self, filters: &[AclFilter]) -> Outcome {
+    pub(super) fn delete_acls(&mut self, filters: &[AclFilter]) -> CommandOutcome {
         let matched = |rule: &AclRule| filters.iter().any(|filter| filter.matches(rule));
         let (deleted, kept): (BTreeSet<_>, BTreeSet<_>) =
             std::mem::take(&mut self.access.rules).into_iter().partition(|rule| matched(rule));
         self.access.rules = kept;
         self.access.revision += u64::from(!deleted.is_empty());
-        Outcome::Acls(deleted.into_iter().collect())
+        CommandOutcome::Acls(deleted.into_iter().collect())
     }
 
     /// Sets (`Some`) or removes the quota of a principal, or the default one (`None`).
-    pub(super) fn set_quota(&mut self, principal: Option<String>, quota: Option<Quota>) -> Result<Outcome, Refusal> {
+    pub(super) fn set_quota(
+        &mut self,
+        principal: Option<String>,
+        quota: Option<Quota>,
+    ) -> Result<CommandOutcome, Refusal> {
         let access = &mut self.access;
         match (principal, quota) {
             (None, quota) => access.default_quota = quota,
@@ -59,13 +63,13 @@ impl ControllerState {
             }
         }
         access.revision += 1;
-        Ok(Outcome::Done(None))
+        Ok(CommandOutcome::Done(None))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Command;
+    use super::super::ControllerCommand;
     use super::*;
     use crate::security::{Action, Effect, PatternKind, ResourceKind};
 
@@ -80,19 +84,19 @@ mod tests {
         }
     }
 
-    fn create(rules: &[AclRule]) -> Command {
-        Command::CreateAcls { rules: rules.to_vec() }
+    fn create(rules: &[AclRule]) -> ControllerCommand {
+        ControllerCommand::CreateAcls { rules: rules.to_vec() }
     }
 
     #[test]
     fn a_rule_is_there_once_and_only_changes_count() {
         let mut state = ControllerState::default();
         let (a, b) = (rule("ann", "a"), rule("ann", "b"));
-        assert_eq!(state.apply(create(&[a.clone(), a.clone()])), Outcome::Acls(vec![a.clone()]));
+        assert_eq!(state.apply(create(&[a.clone(), a.clone()])), CommandOutcome::Acls(vec![a.clone()]));
         let revision = state.access.revision;
-        assert_eq!(state.apply(create(std::slice::from_ref(&a))), Outcome::Acls(vec![]));
+        assert_eq!(state.apply(create(std::slice::from_ref(&a))), CommandOutcome::Acls(vec![]));
         assert_eq!(state.access.revision, revision);
-        assert_eq!(state.apply(create(&[a, b.clone()])), Outcome::Acls(vec![b]));
+        assert_eq!(state.apply(create(&[a, b.clone()])), CommandOutcome::Acls(vec![b]));
         assert!(state.access.revision > revision);
     }
 
@@ -104,11 +108,11 @@ mod tests {
             AclFilter { principal: Some("bob".into()), ..AclFilter::default() },
             AclFilter { name: Some("b".into()), ..AclFilter::default() },
         ];
-        let gone = state.apply(Command::DeleteAcls { filters });
-        assert_eq!(gone, Outcome::Acls(vec![rule("ann", "b"), rule("bob", "a")]));
+        let gone = state.apply(ControllerCommand::DeleteAcls { filters });
+        assert_eq!(gone, CommandOutcome::Acls(vec![rule("ann", "b"), rule("bob", "a")]));
         assert_eq!(state.access.rules.len(), 2);
-        let nothing = Command::DeleteAcls { filters: vec![] };
-        assert_eq!(state.apply(nothing), Outcome::Acls(vec![]), "no filter means nothing");
+        let nothing = ControllerCommand::DeleteAcls { filters: vec![] };
+        assert_eq!(state.apply(nothing), CommandOutcome::Acls(vec![]), "no filter means nothing");
     }
 
     #[test]
@@ -118,11 +122,11 @@ mod tests {
         state.apply(create(&many));
         let before = state.clone();
         let refused = Refusal::TooManyRules { rules: RULES_MAX + 1, limit: RULES_MAX };
-        assert_eq!(state.apply(create(&[rule("ann", "one-more")])), Outcome::Refused(refused));
+        assert_eq!(state.apply(create(&[rule("ann", "one-more")])), CommandOutcome::Refused(refused));
         assert_eq!(state, before);
         let mut state = ControllerState::default();
         let large: Vec<AclRule> = (0..2100).map(|number| rule(&"x".repeat(2000), &number.to_string())).collect();
-        assert!(matches!(state.apply(create(&large)), Outcome::Refused(Refusal::RulesTooLarge { .. })));
+        assert!(matches!(state.apply(create(&large)), CommandOutcome::Refused(Refusal::RulesTooLarge { .. })));
         assert!(state.access.rules.is_empty());
     }
 
@@ -131,7 +135,10 @@ mod tests {
         let mut state = ControllerState::default();
         assert!(state.access.quota("ann").is_unlimited());
         let quota = |bytes_in| Quota { bytes_in, ..Quota::default() };
-        let set = |principal: Option<&str>, quota| Command::SetQuota { principal: principal.map(str::to_owned), quota };
+        let set = |principal: Option<&str>, quota| ControllerCommand::SetQuota {
+            principal: principal.map(str::to_owned),
+            quota,
+        };
         state.apply(set(None, Some(quota(5))));
         state.apply(set(Some("ann"), Some(quota(9))));
         assert_eq!((state.access.quota("ann"), state.access.quota("bob")), (quota(9), quota(5)));

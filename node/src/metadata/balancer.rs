@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use uuid::Uuid;
 
-use super::controller_state::{Command, ControllerState};
+use super::controller_state::{ControllerCommand, ControllerState};
 use super::entities::{NodeState, OperationKind, OperationState, Placement};
 use super::placement::{Loads, rendezvous};
 
@@ -114,7 +114,7 @@ struct Plan<'a> {
     budget: usize,
     /// Partitions are moving, or would move without the limit.
     busy: bool,
-    commands: Vec<Command>,
+    commands: Vec<ControllerCommand>,
 }
 
 /// Returns the next commands, to be applied in this order. Empty: everything is at its target, or waits for an external event.
@@ -123,7 +123,7 @@ pub(crate) fn plan(
     observed: &ClusterObservation,
     config: &BalancerConfig,
     now_ms: i64,
-) -> Vec<Command> {
+) -> Vec<ControllerCommand> {
     let mut plan = Plan::new(state, observed, config);
     plan.end_operations(now_ms);
     plan.replace_the_dead(config.replace_dead_after_ms, now_ms);
@@ -188,7 +188,7 @@ impl<'a> Plan<'a> {
     }
 
     fn finish(&mut self, id: u64, now_ms: i64) {
-        self.commands.push(Command::FinishOperation { id, state: OperationState::Done, now_ms });
+        self.commands.push(ControllerCommand::FinishOperation { id, state: OperationState::Done, now_ms });
     }
 
     fn assign(&mut self, at: usize, replicas: Vec<u64>) {
@@ -197,7 +197,7 @@ impl<'a> Plan<'a> {
         self.loads.add(&replicas);
         let from = std::mem::replace(&mut planned.replicas, Cow::Owned(replicas.clone())).into_owned();
         let (topic, partition) = planned.id;
-        self.commands.push(Command::Assign { topic, partition, from, replicas });
+        self.commands.push(ControllerCommand::Assign { topic, partition, from, replicas });
     }
 
     /// Assigns if the limit on moves allows it.
@@ -217,7 +217,7 @@ impl<'a> Plan<'a> {
             match operation.kind {
                 OperationKind::Replace if self.observed.is_alive(node) && !self.state.superseded(node) => {
                     returned.insert(node);
-                    self.commands.push(Command::CancelOperation { id, now_ms });
+                    self.commands.push(ControllerCommand::CancelOperation { id, now_ms });
                 }
                 // A dead node leads nothing.
                 OperationKind::Drain
@@ -231,7 +231,7 @@ impl<'a> Plan<'a> {
         for node in self.state.nodes.values().filter(|node| node.state == NodeState::Decommissioning) {
             let needed = self.state.partitions_on(node.id) > 0 || self.observed.controller_voters.contains(&node.id);
             if !needed && !returned.contains(&node.id) {
-                self.commands.push(Command::RemoveNode { node: node.id, now_ms });
+                self.commands.push(ControllerCommand::RemoveNode { node: node.id, now_ms });
             }
         }
     }
@@ -248,7 +248,7 @@ impl<'a> Plan<'a> {
         };
         let needed = self.partitions.iter().map(|planned| planned.replicas.len()).max().unwrap_or(0);
         if self.targets.len() >= needed {
-            self.commands.push(Command::StartOperation { kind: OperationKind::Replace, node: *node, now_ms });
+            self.commands.push(ControllerCommand::StartOperation { kind: OperationKind::Replace, node: *node, now_ms });
         }
     }
 

@@ -1,7 +1,7 @@
 //! The committed metadata of the controller group, and the commands that change it. Deterministic: no clock, no
 //! randomness, no I/O.
 //!
-//! [`Command`] is the format of the controller's log: a variant or field that was ever written stays readable, and new
+//! [`ControllerCommand`] is the format of the controller's log: a variant or field that was ever written stays readable, and new
 //! fields have a serde default. This file applies commands on topics; `nodes` those on nodes, `placement` on
 //! placements, `operations` on operations, `access` on rules and quotas.
 //!
@@ -21,7 +21,7 @@ use crate::security::{AclFilter, AclRule, Quota};
 /// A change to the state, as stored in the controller's log. Times are milliseconds since the Unix epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
-pub enum Command {
+pub enum ControllerCommand {
     /// First command of a cluster. Also adds the only node of a cluster that was bootstrapped by a version without
     /// nodes in the metadata.
     InitCluster {
@@ -171,7 +171,7 @@ pub enum Command {
 
 /// The result of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Outcome {
+pub enum CommandOutcome {
     /// Done; with the topic of the command, if any.
     Done(Option<Topic>),
     /// These producer ids are reserved for the caller.
@@ -246,43 +246,47 @@ pub struct ControllerState {
 
 impl ControllerState {
     /// Applies one command.
-    pub(crate) fn apply(&mut self, command: Command) -> Outcome {
+    pub(crate) fn apply(&mut self, command: ControllerCommand) -> CommandOutcome {
         if self.placements.len() < self.topics.len() {
             self.fill_placements();
         }
-        self.decide(command).unwrap_or_else(Outcome::Refused)
+        self.decide(command).unwrap_or_else(CommandOutcome::Refused)
     }
 
-    fn decide(&mut self, command: Command) -> Result<Outcome, Refusal> {
+    fn decide(&mut self, command: ControllerCommand) -> Result<CommandOutcome, Refusal> {
         match command {
-            Command::InitCluster { cluster_id, nodes } => Ok(self.found(cluster_id, nodes)),
-            Command::Join { uuid, name, addresses, zone, version, boot, now_ms, cluster_id, alive_uuids } => {
+            ControllerCommand::InitCluster { cluster_id, nodes } => Ok(self.found(cluster_id, nodes)),
+            ControllerCommand::Join { uuid, name, addresses, zone, version, boot, now_ms, cluster_id, alive_uuids } => {
                 self.join(Joining { uuid, name, addresses, zone, version, boot, cluster_id }, &alive_uuids, now_ms)
             }
-            Command::CreateTopic { topic, topics_max, default_replication } => {
+            ControllerCommand::CreateTopic { topic, topics_max, default_replication } => {
                 self.create_topic(topic, topics_max, default_replication)
             }
-            Command::AlterTopic { topic } => self.alter_topic(topic),
-            Command::DeleteTopic { name } => self.delete_topic(name),
-            Command::ForgetTopic { id, node } => {
+            ControllerCommand::AlterTopic { topic } => self.alter_topic(topic),
+            ControllerCommand::DeleteTopic { name } => self.delete_topic(name),
+            ControllerCommand::ForgetTopic { id, node } => {
                 self.deleted.retain_mut(|deleted| deleted.id != id || !(node == 0 || deleted.reported_by(node)));
-                Ok(Outcome::Done(None))
+                Ok(CommandOutcome::Done(None))
             }
-            Command::ReserveProducerIds { count } => {
+            ControllerCommand::ReserveProducerIds { count } => {
                 let first = self.next_producer_id;
                 self.next_producer_id += count;
-                Ok(Outcome::ProducerIds { first, count })
+                Ok(CommandOutcome::ProducerIds { first, count })
             }
-            Command::Assign { topic, partition, from, replicas } => self.assign(topic, partition, from, replicas),
-            Command::Settle { topic, partition, voters, index } => self.settle(topic, partition, voters, index),
-            Command::SetNodeState { node, state, now_ms } => self.set_node_state(node, state, now_ms),
-            Command::StartOperation { kind, node, now_ms } => self.start_operation(kind, node, now_ms),
-            Command::FinishOperation { id, state, now_ms } => self.finish_operation(id, state, now_ms),
-            Command::CancelOperation { id, now_ms } => self.cancel_operation(id, now_ms),
-            Command::RemoveNode { node, now_ms } => self.remove_node(node, now_ms),
-            Command::CreateAcls { rules } => self.create_acls(rules),
-            Command::DeleteAcls { filters } => Ok(self.delete_acls(&filters)),
-            Command::SetQuota { principal, quota } => self.set_quota(principal, quota),
+            ControllerCommand::Assign { topic, partition, from, replicas } => {
+                self.assign(topic, partition, from, replicas)
+            }
+            ControllerCommand::Settle { topic, partition, voters, index } => {
+                self.settle(topic, partition, voters, index)
+            }
+            ControllerCommand::SetNodeState { node, state, now_ms } => self.set_node_state(node, state, now_ms),
+            ControllerCommand::StartOperation { kind, node, now_ms } => self.start_operation(kind, node, now_ms),
+            ControllerCommand::FinishOperation { id, state, now_ms } => self.finish_operation(id, state, now_ms),
+            ControllerCommand::CancelOperation { id, now_ms } => self.cancel_operation(id, now_ms),
+            ControllerCommand::RemoveNode { node, now_ms } => self.remove_node(node, now_ms),
+            ControllerCommand::CreateAcls { rules } => self.create_acls(rules),
+            ControllerCommand::DeleteAcls { filters } => Ok(self.delete_acls(&filters)),
+            ControllerCommand::SetQuota { principal, quota } => self.set_quota(principal, quota),
         }
     }
 
@@ -291,7 +295,7 @@ impl ControllerState {
         mut topic: Topic,
         topics_max: usize,
         default_replication: u32,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<CommandOutcome, Refusal> {
         if self.topics.contains_key(&topic.name) {
             return Err(Refusal::TopicExists(topic.name));
         }
@@ -311,10 +315,10 @@ impl ControllerState {
         }
         self.place_partitions(topic.id, topic.partitions, topic.replication_factor);
         self.topics.insert(topic.name.clone(), topic.clone());
-        Ok(Outcome::Done(Some(topic)))
+        Ok(CommandOutcome::Done(Some(topic)))
     }
 
-    fn alter_topic(&mut self, topic: Topic) -> Result<Outcome, Refusal> {
+    fn alter_topic(&mut self, topic: Topic) -> Result<CommandOutcome, Refusal> {
         // A topic that was created again under the same name has another id.
         let current = self.topics.get(&topic.name).filter(|current| current.id == topic.id);
         let current = current.ok_or_else(|| Refusal::UnknownTopic(topic.name.clone()))?;
@@ -323,15 +327,15 @@ impl ControllerState {
         }
         self.place_partitions(topic.id, topic.partitions, topic.replication_factor);
         self.topics.insert(topic.name.clone(), topic.clone());
-        Ok(Outcome::Done(Some(topic)))
+        Ok(CommandOutcome::Done(Some(topic)))
     }
 
-    fn delete_topic(&mut self, name: String) -> Result<Outcome, Refusal> {
+    fn delete_topic(&mut self, name: String) -> Result<CommandOutcome, Refusal> {
         let topic = self.topics.remove(&name).ok_or(Refusal::UnknownTopic(name))?;
         self.placements.remove(&topic.id);
         let nodes = self.nodes.values().filter(|node| node.state != NodeState::Removed).map(|node| node.id).collect();
         self.deleted.push(DeletedTopic { id: topic.id, partitions: topic.partitions, nodes });
-        Ok(Outcome::Done(Some(topic)))
+        Ok(CommandOutcome::Done(Some(topic)))
     }
 }
 

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::balancer::ClusterObservation;
-use super::controller_state::{Command, ControllerState, Outcome};
+use super::controller_state::{CommandOutcome, ControllerCommand, ControllerState};
 use super::entities::{NodeInfo, NodeState};
 use crate::model::{Addresses, Topic, TopicSettings};
 
@@ -28,7 +28,7 @@ pub(super) fn node(id: u64, zone: &str) -> NodeInfo {
 pub(super) fn cluster(zones: &[&str]) -> ControllerState {
     let mut state = ControllerState::default();
     let nodes = (1..).zip(zones).map(|(id, zone)| node(id, zone)).collect();
-    state.apply(Command::InitCluster { cluster_id: CLUSTER, nodes });
+    state.apply(ControllerCommand::InitCluster { cluster_id: CLUSTER, nodes });
     state
 }
 
@@ -44,14 +44,14 @@ pub(super) fn topic(name: &str, id: u128, partitions: i32, replication_factor: i
 }
 
 /// Creates a topic, by default with three replicas.
-pub(super) fn create(state: &mut ControllerState, topic: Topic) -> Outcome {
-    state.apply(Command::CreateTopic { topic, topics_max: 1000, default_replication: 3 })
+pub(super) fn create(state: &mut ControllerState, topic: Topic) -> CommandOutcome {
+    state.apply(ControllerCommand::CreateTopic { topic, topics_max: 1000, default_replication: 3 })
 }
 
 /// A join of `node`, which has no cluster yet unless it is known.
-pub(super) fn join(state: &ControllerState, node: &NodeInfo, alive: &[u64]) -> Command {
+pub(super) fn join(state: &ControllerState, node: &NodeInfo, alive: &[u64]) -> ControllerCommand {
     let known = state.node_of(node.uuid).is_some();
-    Command::Join {
+    ControllerCommand::Join {
         uuid: node.uuid,
         name: node.name.clone(),
         addresses: node.addresses.clone(),

@@ -3,7 +3,7 @@
 //! The controller group replicates it; here is what it consists of and how it changes. Pure: no clock, no randomness, no I/O, so
 //! that every replica computes the same from the same commands.
 //!
-//! - `controller_state.rs`: [`ControllerState`], and the [`Command`]s that change it; `refusal.rs`: why one changes nothing;
+//! - `controller_state.rs`: [`ControllerState`], and the [`ControllerCommand`]s that change it; `refusal.rs`: why one changes nothing;
 //! - `nodes.rs`, `placement.rs`, `operations.rs`, `acl_commands.rs`: the parts of that state;
 //! - `balancer.rs`, `voters.rs`: which commands the leader should propose next, and which nodes should vote.
 //!
@@ -26,7 +26,7 @@ pub use access_rules::AccessRules;
 pub use acl_commands::{QUOTAS_MAX, RULES_BYTES_MAX, RULES_MAX};
 pub(crate) use balancer::plan;
 pub use balancer::{BalancerConfig, ClusterObservation};
-pub use controller_state::{Command, ControllerState, DeletedTopic, Outcome};
+pub use controller_state::{CommandOutcome, ControllerCommand, ControllerState, DeletedTopic};
 pub use entities::{NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
 pub use operations::{remaining, waiting_for};
 pub use placement::{designated_leader, leader_candidates};

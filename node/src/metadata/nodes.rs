@@ -8,7 +8,7 @@
 use uuid::Uuid;
 
 use super::Refusal;
-use super::controller_state::{ControllerState, Outcome};
+use super::controller_state::{CommandOutcome, ControllerState};
 use super::entities::{Joining, NodeInfo, NodeState, OperationKind, OperationState};
 use crate::model::{Addresses, ListenerName};
 
@@ -22,7 +22,7 @@ const REMOVED_MAX: usize = 1000;
 impl ControllerState {
     /// Bootstraps the cluster, or adds the nodes of a cluster that was bootstrapped by a version without nodes in the
     /// metadata.
-    pub(super) fn found(&mut self, cluster_id: Uuid, nodes: Vec<NodeInfo>) -> Outcome {
+    pub(super) fn found(&mut self, cluster_id: Uuid, nodes: Vec<NodeInfo>) -> CommandOutcome {
         if self.cluster_id.is_nil() {
             self.cluster_id = cluster_id;
         }
@@ -34,7 +34,7 @@ impl ControllerState {
                 deleted.nodes = self.nodes.keys().copied().collect();
             }
         }
-        Outcome::Done(None)
+        CommandOutcome::Done(None)
     }
 
     /// Returns the node that an operator names: by UUID, or by name when that is unique. A name selects a node that
@@ -98,7 +98,7 @@ impl ControllerState {
     }
 
     /// Applies a join: admits a new node, or updates a member that restarted.
-    pub(super) fn join(&mut self, node: Joining, alive: &[Uuid], now_ms: i64) -> Result<Outcome, Refusal> {
+    pub(super) fn join(&mut self, node: Joining, alive: &[Uuid], now_ms: i64) -> Result<CommandOutcome, Refusal> {
         if self.cluster_id.is_nil() || self.nodes.is_empty() {
             return Err(Refusal::NotFounded);
         }
@@ -118,7 +118,7 @@ impl ControllerState {
             None if asked == ours => return Err(Refusal::UnknownMember(node.uuid)),
             None => self.take_in(node, now_ms)?,
         };
-        Ok(Outcome::Node(self.node(id)?.clone()))
+        Ok(CommandOutcome::Node(self.node(id)?.clone()))
     }
 
     /// Checks that no other live node has the name or the address. A node that is not alive may have had them; a node
@@ -141,7 +141,7 @@ impl ControllerState {
     }
 
     /// Returns why a node must not join with these addresses: a live node has one of them, for any listener. Two data
-    /// listeners with one address are left to [`Command::Join`](super::Command::Join).
+    /// listeners with one address are left to [`ControllerCommand::Join`](super::ControllerCommand::Join).
     ///
     /// The leader calls this before it proposes the command. Applying the command does not: nodes of the version before apply
     /// the same command, know only the data listener's address, and would admit a node that this version refuses. So two nodes
@@ -225,7 +225,7 @@ impl ControllerState {
     }
 
     /// Allows or forbids a node to lead.
-    pub(super) fn set_node_state(&mut self, id: u64, state: NodeState, now_ms: i64) -> Result<Outcome, Refusal> {
+    pub(super) fn set_node_state(&mut self, id: u64, state: NodeState, now_ms: i64) -> Result<CommandOutcome, Refusal> {
         let rule = match (self.node(id)?.state, state) {
             (NodeState::Active | NodeState::Draining, NodeState::Active | NodeState::Draining) => None,
             (NodeState::Decommissioning | NodeState::Removed, _) => {
@@ -242,11 +242,11 @@ impl ControllerState {
         if state == NodeState::Active {
             self.end_operations_of(id, OperationKind::Drain, OperationState::Cancelled, now_ms);
         }
-        Ok(Outcome::Node(self.node(id)?.clone()))
+        Ok(CommandOutcome::Node(self.node(id)?.clone()))
     }
 
     /// Removes a node permanently, when no partition needs it. This completes its decommission or replacement.
-    pub(super) fn remove_node(&mut self, id: u64, now_ms: i64) -> Result<Outcome, Refusal> {
+    pub(super) fn remove_node(&mut self, id: u64, now_ms: i64) -> Result<CommandOutcome, Refusal> {
         let state = self.node(id)?.state;
         if matches!(state, NodeState::Active | NodeState::Draining) {
             return Err(Refusal::NodeState {
@@ -271,7 +271,7 @@ impl ControllerState {
         for forgotten in removed.iter().rev().skip(REMOVED_MAX) {
             self.nodes.remove(forgotten);
         }
-        Ok(Outcome::Node(gone))
+        Ok(CommandOutcome::Node(gone))
     }
 }
 

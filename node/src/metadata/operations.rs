@@ -6,7 +6,7 @@
 
 use super::Refusal;
 use super::balancer::ClusterObservation;
-use super::controller_state::{ControllerState, Outcome};
+use super::controller_state::{CommandOutcome, ControllerState};
 use super::entities::{NodeState, Operation, OperationKind, OperationState, Placement};
 
 /// Maximum number of finished operations that are kept.
@@ -97,12 +97,17 @@ impl ControllerState {
     }
 
     /// Starts an operation; returns the running one if there is one of the same kind for the same node.
-    pub(super) fn start_operation(&mut self, kind: OperationKind, node: u64, now_ms: i64) -> Result<Outcome, Refusal> {
+    pub(super) fn start_operation(
+        &mut self,
+        kind: OperationKind,
+        node: u64,
+        now_ms: i64,
+    ) -> Result<CommandOutcome, Refusal> {
         let same = |operation: &&Operation| {
             operation.kind == kind && (operation.node == node || kind == OperationKind::Rebalance)
         };
         if let Some(running) = self.running().find(same) {
-            return Ok(Outcome::Operation(running.clone()));
+            return Ok(CommandOutcome::Operation(running.clone()));
         }
         let total = match kind {
             OperationKind::Decommission | OperationKind::Replace => {
@@ -122,11 +127,16 @@ impl ControllerState {
                 self.surplus()
             }
         };
-        Ok(Outcome::Operation(self.begin(kind, node, total, now_ms)))
+        Ok(CommandOutcome::Operation(self.begin(kind, node, total, now_ms)))
     }
 
     /// Ends an operation.
-    pub(super) fn finish_operation(&mut self, id: u64, state: OperationState, now_ms: i64) -> Result<Outcome, Refusal> {
+    pub(super) fn finish_operation(
+        &mut self,
+        id: u64,
+        state: OperationState,
+        now_ms: i64,
+    ) -> Result<CommandOutcome, Refusal> {
         let operation = self.operations.get(&id).ok_or(Refusal::UnknownOperation(id))?;
         if !operation.running() || state == OperationState::Running {
             return Err(Refusal::OperationEnded(id));
@@ -140,11 +150,11 @@ impl ControllerState {
             info.state = NodeState::Active;
         }
         self.end(id, state, now_ms);
-        Ok(Outcome::Operation(ended))
+        Ok(CommandOutcome::Operation(ended))
     }
 
     /// Cancels an operation.
-    pub(super) fn cancel_operation(&mut self, id: u64, now_ms: i64) -> Result<Outcome, Refusal> {
+    pub(super) fn cancel_operation(&mut self, id: u64, now_ms: i64) -> Result<CommandOutcome, Refusal> {
         let operation = self.operations.get(&id).ok_or(Refusal::UnknownOperation(id))?;
         if operation.kind == OperationKind::Replace && operation.running() && self.superseded(operation.node) {
             let rule = "cannot be cancelled: another node has superseded the node".into();

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::Refusal;
-use super::controller_state::{ControllerState, Outcome};
+use super::controller_state::{CommandOutcome, ControllerState};
 use super::entities::{NodeInfo, NodeState, Placement};
 
 /// Raft id of the node in a cluster whose metadata predates the list of nodes.
@@ -227,11 +227,11 @@ impl ControllerState {
         partition: u32,
         from: Vec<u64>,
         replicas: Vec<u64>,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<CommandOutcome, Refusal> {
         self.check_replicas("replicas", &replicas, |info| info.state != NodeState::Removed)?;
         let placement = self.placement_mut(topic, partition)?;
         if placement.replicas == replicas {
-            return Ok(Outcome::Done(None));
+            return Ok(CommandOutcome::Done(None));
         }
         if placement.replicas != from {
             return Err(Refusal::Moved { expected: from, current: placement.replicas.clone() });
@@ -242,7 +242,7 @@ impl ControllerState {
             return Err(Refusal::InvalidReplicas { field: "replicas".into(), nodes: replicas, rule });
         }
         placement.replicas = replicas;
-        Ok(Outcome::Done(None))
+        Ok(CommandOutcome::Done(None))
     }
 
     /// Stores the voters of a partition's group, as reported by its leader. `index` is the raft index of the membership entry
@@ -253,7 +253,7 @@ impl ControllerState {
         partition: u32,
         mut voters: Vec<u64>,
         index: u64,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<CommandOutcome, Refusal> {
         voters.sort_unstable();
         self.check_replicas("voters", &voters, |_| true)?;
         let placement = self.placement_mut(topic, partition)?;
@@ -263,7 +263,7 @@ impl ControllerState {
             let Placement { replicas, voters, founders, .. } = placement;
             founders.retain(|node| replicas.contains(node) || voters.contains(node));
         }
-        Ok(Outcome::Done(None))
+        Ok(CommandOutcome::Done(None))
     }
 }
 

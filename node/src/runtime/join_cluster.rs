@@ -25,7 +25,7 @@ use crate::host::{jitter, now_ms};
 use crate::membership::{
     Founder, JoinRefusal, MembershipError, MembershipOutcome, Memory, Origin, PeerError, Remembered,
 };
-use crate::metadata::{Command, NodeInfo, NodeState, Outcome, Refusal};
+use crate::metadata::{CommandOutcome, ControllerCommand, NodeInfo, NodeState, Refusal};
 use crate::model::{Addresses, ApiError, NewTopic, Reason};
 use crate::peers::{Known, Me, PROTOCOL, Peers};
 
@@ -184,7 +184,7 @@ impl Node {
         {
             // Every founder proposes the same initialisation; the first one that commits takes effect. Runs
             // concurrently with the registration, which may be refused.
-            let command = Command::InitCluster { cluster_id: identity.cluster_id, nodes };
+            let command = ControllerCommand::InitCluster { cluster_id: identity.cluster_id, nodes };
             let node = self.clone();
             self.inner.tasks.spawn(async move {
                 while controller.state().cluster_id.is_nil() && node.not_stopping().is_ok() {
@@ -333,7 +333,7 @@ impl Node {
             let alive_uuids: Vec<Uuid> =
                 state.nodes.values().filter(|node| alive.contains(&node.id)).map(|node| node.uuid).collect();
             let conflict = state.address_conflict(node, &addresses, &alive_uuids);
-            let command = Command::Join {
+            let command = ControllerCommand::Join {
                 uuid: node,
                 name: request.name.clone(),
                 addresses: addresses.clone(),
@@ -345,11 +345,11 @@ impl Node {
                 now_ms: now_ms(),
             };
             let outcome = match conflict {
-                Some(refusal) => Outcome::Refused(refusal),
+                Some(refusal) => CommandOutcome::Refused(refusal),
                 None => controller.command_again(&command).await.map_err(|e| Status::unavailable(e.to_string()))?,
             };
             match outcome {
-                Outcome::Node(info) => {
+                CommandOutcome::Node(info) => {
                     tracing::info!(
                         target: "chronicle::audit",
                         event = "join",
@@ -360,7 +360,7 @@ impl Node {
                     );
                     return Ok(self.taken_in(info.id));
                 }
-                Outcome::Refused(refusal) => match &refusal {
+                CommandOutcome::Refused(refusal) => match &refusal {
                     // The owner of the name or address may be a process that has just died.
                     Refusal::Duplicate { .. } if Instant::now() < until => {
                         tokio::time::sleep(ANNOUNCE_PAUSE).await;

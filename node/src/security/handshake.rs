@@ -6,7 +6,7 @@ use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
 
 /// How a handshake ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum HandshakeOutcome {
     /// It succeeded.
     Ok,
     /// It did not complete in time.
@@ -29,34 +29,34 @@ pub enum Outcome {
     Failed,
 }
 
-impl Outcome {
+impl HandshakeOutcome {
     /// Every outcome, in the order of the variants.
-    pub const ALL: [Outcome; 10] = [
-        Outcome::Ok,
-        Outcome::Timeout,
-        Outcome::Plaintext,
-        Outcome::Incompatible,
-        Outcome::NoCertificate,
-        Outcome::Expired,
-        Outcome::BadCertificate,
-        Outcome::Nameless,
-        Outcome::Refused,
-        Outcome::Failed,
+    pub const ALL: [HandshakeOutcome; 10] = [
+        HandshakeOutcome::Ok,
+        HandshakeOutcome::Timeout,
+        HandshakeOutcome::Plaintext,
+        HandshakeOutcome::Incompatible,
+        HandshakeOutcome::NoCertificate,
+        HandshakeOutcome::Expired,
+        HandshakeOutcome::BadCertificate,
+        HandshakeOutcome::Nameless,
+        HandshakeOutcome::Refused,
+        HandshakeOutcome::Failed,
     ];
 
     /// The label value.
     pub fn as_str(self) -> &'static str {
         match self {
-            Outcome::Ok => "ok",
-            Outcome::Timeout => "timeout",
-            Outcome::Plaintext => "plaintext",
-            Outcome::Incompatible => "incompatible",
-            Outcome::NoCertificate => "no_certificate",
-            Outcome::Expired => "expired",
-            Outcome::BadCertificate => "bad_certificate",
-            Outcome::Nameless => "nameless",
-            Outcome::Refused => "refused",
-            Outcome::Failed => "failed",
+            HandshakeOutcome::Ok => "ok",
+            HandshakeOutcome::Timeout => "timeout",
+            HandshakeOutcome::Plaintext => "plaintext",
+            HandshakeOutcome::Incompatible => "incompatible",
+            HandshakeOutcome::NoCertificate => "no_certificate",
+            HandshakeOutcome::Expired => "expired",
+            HandshakeOutcome::BadCertificate => "bad_certificate",
+            HandshakeOutcome::Nameless => "nameless",
+            HandshakeOutcome::Refused => "refused",
+            HandshakeOutcome::Failed => "failed",
         }
     }
 }
@@ -66,13 +66,13 @@ impl Outcome {
 #[error("{why}")]
 pub struct HandshakeError {
     /// The outcome, for metrics.
-    pub outcome: Outcome,
+    pub outcome: HandshakeOutcome,
     /// Human-readable reason.
     pub why: String,
 }
 
 impl HandshakeError {
-    pub(super) fn new(outcome: Outcome, why: String) -> Self {
+    pub(super) fn new(outcome: HandshakeOutcome, why: String) -> Self {
         Self { outcome, why }
     }
 }
@@ -80,25 +80,25 @@ impl HandshakeError {
 impl From<io::Error> for HandshakeError {
     fn from(error: io::Error) -> Self {
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-        Self { outcome: inner.map_or(Outcome::Failed, outcome), why: error.to_string() }
+        Self { outcome: inner.map_or(HandshakeOutcome::Failed, outcome), why: error.to_string() }
     }
 }
 
-fn outcome(error: &Error) -> Outcome {
+fn outcome(error: &Error) -> HandshakeOutcome {
     use CertificateError as Wrong;
     match error {
-        Error::InvalidMessage(InvalidMessage::InvalidContentType) => Outcome::Plaintext,
-        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Outcome::Incompatible,
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => HandshakeOutcome::Plaintext,
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => HandshakeOutcome::Incompatible,
         Error::AlertReceived(AlertDescription::NoApplicationProtocol | AlertDescription::ProtocolVersion) => {
-            Outcome::Incompatible
+            HandshakeOutcome::Incompatible
         }
-        Error::NoCertificatesPresented => Outcome::NoCertificate,
+        Error::NoCertificatesPresented => HandshakeOutcome::NoCertificate,
         Error::InvalidCertificate(
             Wrong::Expired | Wrong::ExpiredContext { .. } | Wrong::NotValidYet | Wrong::NotValidYetContext { .. },
-        ) => Outcome::Expired,
-        Error::InvalidCertificate(_) => Outcome::BadCertificate,
-        Error::AlertReceived(_) => Outcome::Refused,
-        _ => Outcome::Failed,
+        ) => HandshakeOutcome::Expired,
+        Error::InvalidCertificate(_) => HandshakeOutcome::BadCertificate,
+        Error::AlertReceived(_) => HandshakeOutcome::Refused,
+        _ => HandshakeOutcome::Failed,
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn outcomes_are_listed_in_their_order() {
-        for (at, outcome) in Outcome::ALL.into_iter().enumerate() {
+        for (at, outcome) in HandshakeOutcome::ALL.into_iter().enumerate() {
             assert_eq!(outcome as usize, at);
         }
     }

@@ -23,7 +23,7 @@ mod tls;
 
 pub use acl::{AclFilter, AclRule, Action, Effect, PatternKind, ResourceKind};
 pub use caller::Caller;
-pub use handshake::{HandshakeError, Outcome};
+pub use handshake::{HandshakeError, HandshakeOutcome};
 pub use material::MaterialError;
 pub use quotas::{Metered, Quota};
 pub(crate) use quotas::{OverQuota, Quotas};

@@ -111,7 +111,7 @@ async fn a_node_of_another_ca_is_refused_by_both_sides() {
     let ((_a, a), (_b, b)) = (node(&ca(), "a"), node(&ca(), "b"));
     let (asked, remote) = connect(&a, &b, "b").await;
     asked.unwrap_err();
-    assert_eq!(remote.unwrap_err().outcome, Outcome::Refused);
+    assert_eq!(remote.unwrap_err().outcome, HandshakeOutcome::Refused);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
-use super::handshake::{HandshakeError, Outcome};
+use super::handshake::{HandshakeError, HandshakeOutcome};
 use super::material::{Contents, Material, MaterialError, PEER_PROTOCOL};
 use crate::config::{SecurityConfig, TlsConfig};
 use crate::host::net::Socket;
@@ -53,7 +53,7 @@ pub struct Tls {
     broken: Mutex<Option<(Option<Contents>, String)>>,
     failures: AtomicU64,
     reloads: AtomicU64,
-    handshakes: [AtomicU64; Outcome::ALL.len()],
+    handshakes: [AtomicU64; HandshakeOutcome::ALL.len()],
 }
 
 struct LoadedCertificates {
@@ -188,13 +188,13 @@ impl Tls {
     /// Why the handshake failed.
     pub async fn accept(&self, socket: Socket) -> Result<(Socket, Remote), HandshakeError> {
         let result = self.handshake(socket).await;
-        let outcome = result.as_ref().map_or_else(|error| error.outcome, |_| Outcome::Ok);
+        let outcome = result.as_ref().map_or_else(|error| error.outcome, |_| HandshakeOutcome::Ok);
         self.count(outcome);
         result
     }
 
     /// Counts a handshake.
-    pub(crate) fn count(&self, outcome: Outcome) {
+    pub(crate) fn count(&self, outcome: HandshakeOutcome) {
         self.handshakes[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
@@ -211,14 +211,14 @@ impl Tls {
     }
 
     fn remote(&self, is_peer: bool, certificate: Option<CertificateDer<'static>>) -> Result<Remote, HandshakeError> {
-        let nameless = |error: IdentityError| HandshakeError::new(Outcome::Nameless, error.to_string());
+        let nameless = |error: IdentityError| HandshakeError::new(HandshakeOutcome::Nameless, error.to_string());
         match (is_peer, certificate) {
             (true, Some(certificate)) => {
                 let certificate = PeerCertificate::new(certificate.into_owned()).map_err(nameless)?;
                 Ok(Remote::Peer(Arc::new(certificate)))
             }
             (true, None) => Err(HandshakeError::new(
-                Outcome::NoCertificate,
+                HandshakeOutcome::NoCertificate,
                 "unauthenticated: a node must send a certificate".into(),
             )),
             (false, Some(certificate)) => {
@@ -291,7 +291,7 @@ impl Tls {
         );
         let broken = f64::from(u8::from(self.broken.lock().is_some()));
         samples.gauge("tls_reload_broken", "1 while the files cannot be used and older ones are in force", broken);
-        for outcome in Outcome::ALL {
+        for outcome in HandshakeOutcome::ALL {
             let count = self.handshakes[outcome as usize].load(Ordering::Relaxed);
             let labels = [("outcome", outcome.as_str().into())];
             samples.counter_of("tls_handshakes", "Handshakes on the data port by outcome", &labels, count);

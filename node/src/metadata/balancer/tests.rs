@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::controller_state::Outcome;
+use super::super::controller_state::CommandOutcome;
 use super::super::entities::NodeInfo;
 use super::super::fixtures::{CLUSTER, all_alive, cluster, create, join, node, topic};
 use super::super::voters::controller_voters;
@@ -35,7 +35,7 @@ impl Sim {
         ClusterObservation { alive, dead_for_ms: self.dead.clone(), controller_voters: self.voters.clone() }
     }
 
-    fn apply(&mut self, command: Command) -> Outcome {
+    fn apply(&mut self, command: ControllerCommand) -> CommandOutcome {
         self.state.apply(command)
     }
 
@@ -63,7 +63,7 @@ impl Sim {
         let commands = plan(&self.state, &observed, &self.config, 77);
         let mut moves = 0;
         for command in &commands {
-            if let Command::Assign { topic, partition, from, replicas } = command {
+            if let ControllerCommand::Assign { topic, partition, from, replicas } = command {
                 let now = self.state.placement(*topic, *partition).unwrap();
                 assert_eq!(&now.replicas, from);
                 assert!(replicas.iter().enumerate().all(|(at, node)| !replicas[..at].contains(node)), "{replicas:?}");
@@ -79,7 +79,7 @@ impl Sim {
                 moves += added.len();
             }
             let outcome = self.state.apply(command.clone());
-            assert!(!matches!(outcome, Outcome::Refused(_)), "{command:?}: {outcome:?}");
+            assert!(!matches!(outcome, CommandOutcome::Refused(_)), "{command:?}: {outcome:?}");
         }
         assert!(moves <= self.config.moves_max);
         commands.len()
@@ -98,8 +98,8 @@ impl Sim {
         for (topic, partition, voters) in &done {
             self.index += 1;
             let (topic, partition, voters) = (*topic, *partition, voters.clone());
-            let outcome = self.apply(Command::Settle { topic, partition, voters, index: self.index });
-            assert_eq!(outcome, Outcome::Done(None));
+            let outcome = self.apply(ControllerCommand::Settle { topic, partition, voters, index: self.index });
+            assert_eq!(outcome, CommandOutcome::Done(None));
         }
         done.len()
     }
@@ -161,7 +161,7 @@ fn a_node_leaves_step_by_step_and_is_removed_at_the_end() {
     let mut sim = Sim::new(&[""; 4], CONFIG);
     create(&mut sim.state, topic("t", 1, 20, 3));
     sim.run_to_rest();
-    sim.apply(Command::StartOperation { kind: OperationKind::Decommission, node: 2, now_ms: 1 });
+    sim.apply(ControllerCommand::StartOperation { kind: OperationKind::Decommission, node: 2, now_ms: 1 });
     sim.plan();
     assert_eq!(sim.placements().filter(|(_, _, now)| !now.settled()).count(), 4);
     assert_eq!(sim.plan(), 0, "no more than moves_max at a time");
@@ -174,20 +174,20 @@ fn a_node_leaves_step_by_step_and_is_removed_at_the_end() {
 #[test]
 fn a_node_that_votes_in_the_controller_group_is_not_removed() {
     let mut state = cluster(&[""; 2]);
-    state.apply(Command::StartOperation { kind: OperationKind::Decommission, node: 2, now_ms: 1 });
+    state.apply(ControllerCommand::StartOperation { kind: OperationKind::Decommission, node: 2, now_ms: 1 });
     let mut observed = all_alive(&state);
     assert_eq!(plan(&state, &observed, &CONFIG, 5), []);
     observed.controller_voters.remove(&2);
-    assert_eq!(plan(&state, &observed, &CONFIG, 5), [Command::RemoveNode { node: 2, now_ms: 5 }]);
+    assert_eq!(plan(&state, &observed, &CONFIG, 5), [ControllerCommand::RemoveNode { node: 2, now_ms: 5 }]);
 }
 
 #[test]
 fn a_cancelled_decommission_leaves_everything_where_it_is() {
     let mut sim = Sim::new(&[""; 4], CONFIG);
     create(&mut sim.state, topic("t", 1, 20, 3));
-    sim.apply(Command::StartOperation { kind: OperationKind::Decommission, node: 2, now_ms: 1 });
+    sim.apply(ControllerCommand::StartOperation { kind: OperationKind::Decommission, node: 2, now_ms: 1 });
     sim.round(1);
-    sim.apply(Command::CancelOperation { id: 0, now_ms: 2 });
+    sim.apply(ControllerCommand::CancelOperation { id: 0, now_ms: 2 });
     let moved = sim.state.placements.clone();
     sim.run_to_rest();
     let sets =
@@ -213,7 +213,11 @@ fn a_dead_node_is_replaced_after_its_time_unless_it_comes_back() {
         ..sim
     };
     let planned = plan(&back.state, &back.observed(), &back.config, 9);
-    assert_eq!(planned, [Command::CancelOperation { id: 0, now_ms: 9 }], "and no replica is moved off it concurrently");
+    assert_eq!(
+        planned,
+        [ControllerCommand::CancelOperation { id: 0, now_ms: 9 }],
+        "and no replica is moved off it concurrently"
+    );
     back.run_to_rest();
     assert_eq!(back.state.nodes[&3].state, NodeState::Active);
     assert_eq!(back.state.operations[&0].state, OperationState::Cancelled);
@@ -235,7 +239,7 @@ fn a_replica_whose_new_node_died_goes_to_another() {
     let mut sim = Sim::new(&[""; 5], CONFIG);
     create(&mut sim.state, topic("t", 1, 1, 3));
     let replicas = sim.state.placements[&Uuid::from_u128(1)][0].replicas.clone();
-    sim.apply(Command::StartOperation { kind: OperationKind::Decommission, node: replicas[1], now_ms: 1 });
+    sim.apply(ControllerCommand::StartOperation { kind: OperationKind::Decommission, node: replicas[1], now_ms: 1 });
     sim.plan();
     let to = sim.state.placements[&Uuid::from_u128(1)][0].replicas[1];
     sim.dead.insert(to, FILL_PATIENCE_MS - 1);
@@ -258,7 +262,7 @@ fn partitions_that_cannot_move_do_not_keep_others_from_moving() {
     sim.wiped.insert(2);
     sim.join(Some("n2".into()), "");
     sim.join(None, "");
-    sim.apply(Command::StartOperation { kind: OperationKind::Decommission, node: 3, now_ms: 1 });
+    sim.apply(ControllerCommand::StartOperation { kind: OperationKind::Decommission, node: 3, now_ms: 1 });
     sim.run_to_rest();
     assert!(sim.state.placements[&Uuid::from_u128(2)].iter().all(Placement::settled));
     assert_eq!(sim.state.nodes[&3].state, NodeState::Removed);
@@ -334,7 +338,7 @@ fn leaders_are_evened_over_a_node_in_between() {
     state.topics.get_mut("t").unwrap().replication_factor = 2;
     let observed = all_alive(&state);
     for command in plan(&state, &observed, &CONFIG, 1) {
-        assert!(matches!(state.apply(command), Outcome::Done(None)));
+        assert!(matches!(state.apply(command), CommandOutcome::Done(None)));
     }
     let loads = state.loads();
     assert_eq!([1, 2, 3].map(|node| loads.leaders(node)), [1, 1, 1]);
@@ -344,7 +348,7 @@ fn leaders_are_evened_over_a_node_in_between() {
 #[test]
 fn a_drain_ends_when_its_node_is_gone() {
     let mut sim = Sim::new(&[""; 3], CONFIG);
-    sim.apply(Command::StartOperation { kind: OperationKind::Drain, node: 2, now_ms: 1 });
+    sim.apply(ControllerCommand::StartOperation { kind: OperationKind::Drain, node: 2, now_ms: 1 });
     assert_eq!(sim.plan(), 0);
     sim.dead.insert(2, 100);
     assert_eq!(sim.plan(), 1);
@@ -418,18 +422,22 @@ impl Sim {
             }
             ClusterEvent::Drain(at) => {
                 if let Some(node) = pick(alive, at) {
-                    self.apply(Command::StartOperation { kind: OperationKind::Drain, node, now_ms: 2 });
+                    self.apply(ControllerCommand::StartOperation { kind: OperationKind::Drain, node, now_ms: 2 });
                 }
             }
             ClusterEvent::Decommission(at) => {
                 if let Some(node) = pick(alive, at) {
-                    self.apply(Command::StartOperation { kind: OperationKind::Decommission, node, now_ms: 2 });
+                    self.apply(ControllerCommand::StartOperation {
+                        kind: OperationKind::Decommission,
+                        node,
+                        now_ms: 2,
+                    });
                 }
             }
             ClusterEvent::Cancel => {
                 let running = self.state.running().last().map(|operation| operation.id);
                 if let Some(id) = running {
-                    self.apply(Command::CancelOperation { id, now_ms: 3 });
+                    self.apply(ControllerCommand::CancelOperation { id, now_ms: 3 });
                 }
             }
             ClusterEvent::Create(partitions, factor) => {
@@ -440,13 +448,13 @@ impl Sim {
                 let known: Vec<_> = self.state.topics.values().cloned().collect();
                 if let Some(mut topic) = known.get(at % known.len().max(1)).cloned() {
                     topic.partitions += more;
-                    self.apply(Command::AlterTopic { topic });
+                    self.apply(ControllerCommand::AlterTopic { topic });
                 }
             }
             ClusterEvent::Delete(at) => {
                 let names: Vec<String> = self.state.topics.keys().cloned().collect();
                 if let Some(name) = names.get(at % names.len().max(1)).cloned() {
-                    self.apply(Command::DeleteTopic { name });
+                    self.apply(ControllerCommand::DeleteTopic { name });
                 }
             }
             ClusterEvent::Work(rounds) => {
@@ -486,10 +494,10 @@ proptest! {
         sim.dead.retain(|node, _| sim.wiped.contains(node));
         let drained: Vec<u64> = sim.state.nodes.values().filter(|n| n.state == NodeState::Draining).map(|n| n.id).collect();
         for node in drained {
-            sim.apply(Command::SetNodeState { node, state: NodeState::Active, now_ms: 4 });
+            sim.apply(ControllerCommand::SetNodeState { node, state: NodeState::Active, now_ms: 4 });
         }
         sim.run_to_rest();
-        sim.apply(Command::StartOperation { kind: OperationKind::Rebalance, node: 0, now_ms: 4 });
+        sim.apply(ControllerCommand::StartOperation { kind: OperationKind::Rebalance, node: 0, now_ms: 4 });
         sim.run_to_rest();
 
         let (observed, active) = (sim.observed(), sim.active());

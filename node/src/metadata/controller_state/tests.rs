@@ -6,19 +6,20 @@ use super::*;
 #[test]
 fn a_topic_is_created_once_altered_and_deleted() {
     let mut state = cluster(&["", ""]);
-    let create = Command::CreateTopic { topic: topic("a", 1, 1, 1), topics_max: 1, default_replication: 3 };
-    assert_eq!(state.apply(create.clone()), Outcome::Done(Some(topic("a", 1, 1, 1))));
-    assert_eq!(state.apply(create), Outcome::Refused(Refusal::TopicExists("a".into())));
-    let one_too_many = Command::CreateTopic { topic: topic("b", 2, 1, 1), topics_max: 1, default_replication: 3 };
-    assert_eq!(state.apply(one_too_many), Outcome::Refused(Refusal::TooManyTopics(1)));
-    let grow = Command::AlterTopic { topic: topic("a", 1, 3, 1) };
-    assert_eq!(state.apply(grow), Outcome::Done(Some(topic("a", 1, 3, 1))));
+    let create = ControllerCommand::CreateTopic { topic: topic("a", 1, 1, 1), topics_max: 1, default_replication: 3 };
+    assert_eq!(state.apply(create.clone()), CommandOutcome::Done(Some(topic("a", 1, 1, 1))));
+    assert_eq!(state.apply(create), CommandOutcome::Refused(Refusal::TopicExists("a".into())));
+    let one_too_many =
+        ControllerCommand::CreateTopic { topic: topic("b", 2, 1, 1), topics_max: 1, default_replication: 3 };
+    assert_eq!(state.apply(one_too_many), CommandOutcome::Refused(Refusal::TooManyTopics(1)));
+    let grow = ControllerCommand::AlterTopic { topic: topic("a", 1, 3, 1) };
+    assert_eq!(state.apply(grow), CommandOutcome::Done(Some(topic("a", 1, 3, 1))));
     assert_eq!(state.placements[&Uuid::from_u128(1)].len(), 3);
-    let shrink = Command::AlterTopic { topic: topic("a", 1, 2, 1) };
-    assert_eq!(state.apply(shrink), Outcome::Refused(Refusal::PartitionsShrink { asked: 2, current: 3 }));
-    let another = Command::AlterTopic { topic: topic("a", 9, 4, 1) };
-    assert_eq!(state.apply(another), Outcome::Refused(Refusal::UnknownTopic("a".into())));
-    state.apply(Command::DeleteTopic { name: "a".into() });
+    let shrink = ControllerCommand::AlterTopic { topic: topic("a", 1, 2, 1) };
+    assert_eq!(state.apply(shrink), CommandOutcome::Refused(Refusal::PartitionsShrink { asked: 2, current: 3 }));
+    let another = ControllerCommand::AlterTopic { topic: topic("a", 9, 4, 1) };
+    assert_eq!(state.apply(another), CommandOutcome::Refused(Refusal::UnknownTopic("a".into())));
+    state.apply(ControllerCommand::DeleteTopic { name: "a".into() });
     assert_eq!(state.deleted, vec![DeletedTopic { id: Uuid::from_u128(1), partitions: 3, nodes: vec![1, 2] }]);
     assert!(state.placements.is_empty() && state.topics.is_empty());
 }
@@ -28,27 +29,27 @@ fn a_deleted_topic_is_forgotten_when_every_node_has_reported() {
     let mut state = cluster(&["", ""]);
     let id = Uuid::from_u128(1);
     create(&mut state, topic("a", 1, 1, 1));
-    state.apply(Command::DeleteTopic { name: "a".into() });
-    state.apply(Command::ForgetTopic { id, node: 2 });
-    state.apply(Command::ForgetTopic { id, node: 2 });
+    state.apply(ControllerCommand::DeleteTopic { name: "a".into() });
+    state.apply(ControllerCommand::ForgetTopic { id, node: 2 });
+    state.apply(ControllerCommand::ForgetTopic { id, node: 2 });
     assert_eq!(state.deleted[0].nodes, vec![1]);
-    state.apply(Command::ForgetTopic { id, node: 1 });
+    state.apply(ControllerCommand::ForgetTopic { id, node: 1 });
     assert!(state.deleted.is_empty());
 }
 
 #[test]
 fn producer_ids_are_never_reserved_twice() {
     let mut state = ControllerState::default();
-    let mut reserve = |count| state.apply(Command::ReserveProducerIds { count });
-    assert_eq!(reserve(10), Outcome::ProducerIds { first: 0, count: 10 });
-    assert_eq!(reserve(5), Outcome::ProducerIds { first: 10, count: 5 });
+    let mut reserve = |count| state.apply(ControllerCommand::ReserveProducerIds { count });
+    assert_eq!(reserve(10), CommandOutcome::ProducerIds { first: 0, count: 10 });
+    assert_eq!(reserve(5), CommandOutcome::ProducerIds { first: 10, count: 5 });
 }
 
 #[test]
 fn a_factor_that_was_asked_for_is_never_capped_and_the_default_is() {
     let mut state = cluster(&["", ""]);
     let refused = create(&mut state, topic("asked", 1, 1, 3));
-    assert_eq!(refused, Outcome::Refused(Refusal::ReplicationFactor { asked: 3, nodes: 2 }));
+    assert_eq!(refused, CommandOutcome::Refused(Refusal::ReplicationFactor { asked: 3, nodes: 2 }));
     assert!(state.topics.is_empty() && state.placements.is_empty());
     create(&mut state, topic("default", 2, 1, 0));
     assert_eq!(state.topics["default"].replication_factor, 3, "what it gets when there are nodes enough");
@@ -67,13 +68,13 @@ fn a_log_of_the_version_without_nodes_is_read_and_its_topics_are_on_the_only_nod
         format!(r#"{{"command":"create-topic","topic":{topic},"topics_max":10}}"#),
         r#"{"command":"reserve-producer-ids","count":5}"#.to_owned(),
     ] {
-        let command: Command = serde_json::from_str(&line).unwrap();
-        assert!(!matches!(state.apply(command), Outcome::Refused(_)), "{line}");
+        let command: ControllerCommand = serde_json::from_str(&line).unwrap();
+        assert!(!matches!(state.apply(command), CommandOutcome::Refused(_)), "{line}");
     }
     assert_eq!(state.placements[&id], vec![Placement::founded(vec![1]); 2]);
-    let forget: Command =
+    let forget: ControllerCommand =
         serde_json::from_str(r#"{"command":"forget-topic","id":"00000000-0000-0000-0000-000000000007"}"#).unwrap();
-    state.apply(Command::DeleteTopic { name: "old".into() });
+    state.apply(ControllerCommand::DeleteTopic { name: "old".into() });
     state.apply(forget);
     assert!(state.deleted.is_empty());
 }
@@ -88,10 +89,10 @@ fn a_state_of_the_version_without_nodes_is_read_and_its_node_is_entered_later() 
     assert_eq!(state.placement(id, 0), Some(Placement::founded(vec![1])));
     assert_eq!(state.placement(id, 1), None);
     let nodes = vec![super::super::fixtures::node(1, "")];
-    state.apply(Command::InitCluster { cluster_id: CLUSTER, nodes: nodes.clone() });
+    state.apply(ControllerCommand::InitCluster { cluster_id: CLUSTER, nodes: nodes.clone() });
     assert_eq!(state.placements[&id], vec![Placement::founded(vec![1])]);
     assert_eq!((state.nodes.len(), &state.deleted[0].nodes), (1, &vec![1]));
-    state.apply(Command::InitCluster { cluster_id: Uuid::from_u128(9), nodes });
+    state.apply(ControllerCommand::InitCluster { cluster_id: Uuid::from_u128(9), nodes });
     assert_eq!(state.cluster_id, CLUSTER, "a cluster is founded once");
 }
 
@@ -143,16 +144,16 @@ const OLD_NODE: &str = r#"{"id":2,"uuid":"00000000-0000-0000-0000-000000000007",
 fn one_address_is_read_and_written_as_the_version_before_does() {
     let mut state = ControllerState::default();
     for text in [OLD_INIT, OLD_JOIN] {
-        let command: Command = serde_json::from_str(text).unwrap();
+        let command: ControllerCommand = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&command).unwrap(), text);
         let outcome = state.apply(command);
-        assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+        assert!(!matches!(outcome, CommandOutcome::Refused(_)), "{outcome:?}");
     }
     assert_eq!(state.nodes[&1].addresses, Addresses::of_data("n1:7400"));
     assert_eq!(state.nodes[&2].addresses, Addresses::of_data("n7:7400"));
     assert_eq!(serde_json::to_string(&state.nodes[&2]).unwrap(), OLD_NODE);
     assert_eq!(serde_json::from_str::<NodeInfo>(OLD_NODE).unwrap(), state.nodes[&2]);
-    let outcome = Outcome::Node(state.nodes[&2].clone());
+    let outcome = CommandOutcome::Node(state.nodes[&2].clone());
     assert_eq!(serde_json::to_string(&outcome).unwrap(), format!(r#"{{"Node":{OLD_NODE}}}"#));
 }
 
@@ -165,7 +166,7 @@ fn addresses_of_other_listeners_are_written_beside_the_one_that_the_version_befo
     let (init, join, node) = (with_kafka(OLD_INIT, "n1"), with_kafka(OLD_JOIN, "n7"), with_kafka(OLD_NODE, "n7"));
     let mut state = ControllerState::default();
     for text in [&init, &join] {
-        let command: Command = serde_json::from_str(text).unwrap();
+        let command: ControllerCommand = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&command).unwrap(), *text);
         state.apply(command);
     }
@@ -187,14 +188,14 @@ fn addresses_of_other_listeners_are_written_beside_the_one_that_the_version_befo
 fn commands_outcomes_and_states_survive_their_text_form() {
     let mut state = cluster(&["a", "b", "c"]);
     create(&mut state, topic("t", 1, 4, 3));
-    let started = state.apply(Command::StartOperation { kind: OperationKind::Drain, node: 2, now_ms: 9 });
+    let started = state.apply(ControllerCommand::StartOperation { kind: OperationKind::Drain, node: 2, now_ms: 9 });
     let text = serde_json::to_string(&state).unwrap();
     assert_eq!(serde_json::from_str::<ControllerState>(&text).unwrap(), state);
     let text = serde_json::to_string(&started).unwrap();
-    assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), started);
+    assert_eq!(serde_json::from_str::<CommandOutcome>(&text).unwrap(), started);
     let failed = OperationState::Failed("why".into());
-    let finish = Command::FinishOperation { id: 1, state: failed, now_ms: 3 };
+    let finish = ControllerCommand::FinishOperation { id: 1, state: failed, now_ms: 3 };
     let text = serde_json::to_string(&finish).unwrap();
     assert_eq!(text, r#"{"command":"finish-operation","id":1,"state":{"failed":"why"},"now_ms":3}"#);
-    assert_eq!(serde_json::from_str::<Command>(&text).unwrap(), finish);
+    assert_eq!(serde_json::from_str::<ControllerCommand>(&text).unwrap(), finish);
 }

@@ -1,18 +1,18 @@
-use super::super::controller_state::Command;
+use super::super::controller_state::ControllerCommand;
 use super::super::entities::Placement;
 use super::super::fixtures::{CLUSTER, all_alive, cluster, create, join, node, topic};
 use super::*;
 
-fn refusal(outcome: Outcome) -> Refusal {
+fn refusal(outcome: CommandOutcome) -> Refusal {
     match outcome {
-        Outcome::Refused(refusal) => refusal,
+        CommandOutcome::Refused(refusal) => refusal,
         other => panic!("not refused: {other:?}"),
     }
 }
 
-fn taken_in(outcome: Outcome) -> NodeInfo {
+fn taken_in(outcome: CommandOutcome) -> NodeInfo {
     match outcome {
-        Outcome::Node(node) => node,
+        CommandOutcome::Node(node) => node,
         other => panic!("not taken in: {other:?}"),
     }
 }
@@ -30,8 +30,8 @@ fn a_node_gets_an_id_that_was_never_used_and_keeps_it() {
     let moved = NodeInfo { name: "other".into(), addresses: Addresses::of_data("other:1"), boot: 2, ..node(77, "") };
     let again = taken_in(state.apply(join(&state.clone(), &moved, &[1, 2, 3])));
     assert_eq!((again.id, again.name.as_str(), again.addresses.data(), again.joined_ms), (4, "other", "other:1", 5));
-    state.apply(Command::StartOperation { kind: OperationKind::Decommission, node: 4, now_ms: 6 });
-    taken_in(state.apply(Command::RemoveNode { node: 4, now_ms: 7 }));
+    state.apply(ControllerCommand::StartOperation { kind: OperationKind::Decommission, node: 4, now_ms: 6 });
+    taken_in(state.apply(ControllerCommand::RemoveNode { node: 4, now_ms: 7 }));
     let removed = refusal(state.apply(join(&state.clone(), &moved, &[1, 2, 3])));
     assert_eq!(removed, Refusal::Removed { node: 4, name: "other".into() });
     assert_eq!(taken_in(state.apply(join(&state.clone(), &node(78, ""), &[1, 2, 3]))).id, 5);
@@ -44,9 +44,9 @@ fn only_who_was_removed_has_departed_and_not_who_is_still_to_be_heard_of() {
     let before = state.clone();
     assert_eq!(before.departed(4), None, "a member");
     assert_eq!(before.departed(5), None, "it may have joined, and lead, without this node's knowing");
-    state.apply(Command::StartOperation { kind: OperationKind::Decommission, node: 4, now_ms: 6 });
+    state.apply(ControllerCommand::StartOperation { kind: OperationKind::Decommission, node: 4, now_ms: 6 });
     assert_eq!(state.departed(4), None, "on its way out");
-    let name = taken_in(state.apply(Command::RemoveNode { node: 4, now_ms: 7 })).name;
+    let name = taken_in(state.apply(ControllerCommand::RemoveNode { node: 4, now_ms: 7 })).name;
     assert_eq!(state.departed(4), Some(Refusal::Removed { node: 4, name }));
     state.nodes.remove(&4);
     assert!(state.departed(4).is_some(), "forgotten, but its id was given");
@@ -59,7 +59,7 @@ fn nobody_joins_a_cluster_that_is_not_founded_or_is_another_one() {
     assert_eq!(refusal(state.apply(join(&state.clone(), &node(5, ""), &[]))), Refusal::NotFounded);
     let mut state = cluster(&[""]);
     let asked = Uuid::from_u128(99);
-    let Command::Join { uuid, name, addresses, zone, version, boot, now_ms, alive_uuids, .. } =
+    let ControllerCommand::Join { uuid, name, addresses, zone, version, boot, now_ms, alive_uuids, .. } =
         join(&state, &node(5, ""), &[])
     else {
         unreachable!()
@@ -67,7 +67,7 @@ fn nobody_joins_a_cluster_that_is_not_founded_or_is_another_one() {
     let mut ask = |cluster_id| {
         let (name, addresses, zone, version) = (name.clone(), addresses.clone(), zone.clone(), version.clone());
         let alive_uuids = alive_uuids.clone();
-        refusal(state.apply(Command::Join {
+        refusal(state.apply(ControllerCommand::Join {
             uuid,
             name,
             addresses,
@@ -194,7 +194,7 @@ fn a_wiped_node_takes_the_place_of_its_former_self() {
         assert_eq!(new, &Placement { replicas: swapped, ..old.clone() }, "voters and founders are for the reconciler");
     }
     // It cannot be taken back, and whoever comes with the old disk is let in to give its data away.
-    let cancel = Command::CancelOperation { id: operation.id, now_ms: 8 };
+    let cancel = ControllerCommand::CancelOperation { id: operation.id, now_ms: 8 };
     assert!(matches!(refusal(state.clone().apply(cancel)), Refusal::NotCancellable { .. }));
     let old_disk = NodeInfo { boot: 5, ..node(2, "") };
     let back = taken_in(state.apply(join(&state.clone(), &old_disk, &[1, 3, 4])));
@@ -219,7 +219,7 @@ fn a_node_that_is_wiped_again_and_again_leaves_no_replica_behind() {
 #[test]
 fn a_drain_ends_with_the_restart_and_not_with_a_word_of_the_same_life() {
     let mut state = cluster(&[""; 3]);
-    state.apply(Command::StartOperation { kind: OperationKind::Drain, node: 2, now_ms: 1 });
+    state.apply(ControllerCommand::StartOperation { kind: OperationKind::Drain, node: 2, now_ms: 1 });
     assert_eq!(taken_in(state.apply(join(&state.clone(), &node(2, ""), &[1, 3]))).state, NodeState::Draining);
     let restarted = NodeInfo { boot: 2, ..node(2, "") };
     assert_eq!(taken_in(state.apply(join(&state.clone(), &restarted, &[1, 3]))).state, NodeState::Active);
@@ -242,13 +242,13 @@ fn a_new_node_and_a_new_zone_start_one_rebalance() {
 fn a_node_is_removed_only_when_nothing_needs_it() {
     let mut state = cluster(&[""; 3]);
     create(&mut state, topic("t", 1, 3, 2));
-    state.apply(Command::DeleteTopic { name: "t".into() });
+    state.apply(ControllerCommand::DeleteTopic { name: "t".into() });
     create(&mut state, topic("u", 2, 3, 2));
-    let remove = Command::RemoveNode { node: 3, now_ms: 9 };
+    let remove = ControllerCommand::RemoveNode { node: 3, now_ms: 9 };
     assert!(matches!(refusal(state.apply(remove.clone())), Refusal::NodeState { .. }));
-    state.apply(Command::StartOperation { kind: OperationKind::Decommission, node: 3, now_ms: 9 });
+    state.apply(ControllerCommand::StartOperation { kind: OperationKind::Decommission, node: 3, now_ms: 9 });
     assert_eq!(refusal(state.apply(remove.clone())), Refusal::NodeInUse { node: 3, partitions: 2 });
-    state.apply(Command::DeleteTopic { name: "u".into() });
+    state.apply(ControllerCommand::DeleteTopic { name: "u".into() });
     assert_eq!(taken_in(state.apply(remove.clone())).state, NodeState::Removed);
     assert_eq!(state.operations[&0].state, OperationState::Done);
     assert!(state.deleted.iter().all(|deleted| deleted.nodes == [1, 2]), "a removed node has no files to report");
@@ -277,8 +277,8 @@ fn the_number_of_nodes_is_bounded_and_so_is_the_memory_of_removed_ones() {
     for uuid in 0..=(REMOVED_MAX as u64) {
         let id = taken_in(state.apply(join(&state.clone(), &stranger(5000 + uuid, "x"), &[1]))).id;
         assert_eq!(id, uuid + 3);
-        state.apply(Command::StartOperation { kind: OperationKind::Decommission, node: id, now_ms: 1 });
-        taken_in(state.apply(Command::RemoveNode { node: id, now_ms: 2 }));
+        state.apply(ControllerCommand::StartOperation { kind: OperationKind::Decommission, node: id, now_ms: 1 });
+        taken_in(state.apply(ControllerCommand::RemoveNode { node: id, now_ms: 2 }));
     }
     assert_eq!(state.nodes.len(), 2 + REMOVED_MAX);
 }

@@ -1,12 +1,12 @@
-use super::super::controller_state::Command;
+use super::super::controller_state::ControllerCommand;
 use super::super::entities::NodeInfo;
 use super::super::fixtures::{all_alive, cluster, create, join, node, topic};
 use super::*;
 
 fn start(state: &mut ControllerState, kind: OperationKind, node: u64) -> Result<Operation, Refusal> {
-    match state.apply(Command::StartOperation { kind, node, now_ms: 10 }) {
-        Outcome::Operation(operation) => Ok(operation),
-        Outcome::Refused(refusal) => Err(refusal),
+    match state.apply(ControllerCommand::StartOperation { kind, node, now_ms: 10 }) {
+        CommandOutcome::Operation(operation) => Ok(operation),
+        CommandOutcome::Refused(refusal) => Err(refusal),
         other => panic!("{other:?}"),
     }
 }
@@ -35,7 +35,7 @@ fn nodes_leave_one_after_the_other() {
     assert_eq!(start(&mut state, OperationKind::Decommission, 2).unwrap(), first, "the same again is no new one");
     let refusal = start(&mut state, OperationKind::Replace, 3).unwrap_err();
     assert_eq!(refusal, Refusal::OperationRunning { id: 0, kind: OperationKind::Decommission, node: 2 });
-    state.apply(Command::CancelOperation { id: 0, now_ms: 11 });
+    state.apply(ControllerCommand::CancelOperation { id: 0, now_ms: 11 });
     assert_eq!((state.nodes[&2].state, &state.operations[&0].state), (NodeState::Active, &OperationState::Cancelled));
     assert_eq!(state.operations[&0].finished_ms, 11);
     start(&mut state, OperationKind::Decommission, 3).unwrap();
@@ -55,16 +55,16 @@ fn a_drain_is_taken_back_by_undrain_and_by_cancel() {
     let mut state = cluster(&[""; 3]);
     let drain = start(&mut state, OperationKind::Drain, 2).unwrap();
     assert_eq!(state.nodes[&2].state, NodeState::Draining);
-    state.apply(Command::SetNodeState { node: 2, state: NodeState::Active, now_ms: 12 });
+    state.apply(ControllerCommand::SetNodeState { node: 2, state: NodeState::Active, now_ms: 12 });
     assert_eq!(state.operations[&drain.id].state, OperationState::Cancelled);
     let drain = start(&mut state, OperationKind::Drain, 2).unwrap();
-    state.apply(Command::CancelOperation { id: drain.id, now_ms: 13 });
+    state.apply(ControllerCommand::CancelOperation { id: drain.id, now_ms: 13 });
     assert_eq!(state.nodes[&2].state, NodeState::Active);
-    let again = state.apply(Command::CancelOperation { id: drain.id, now_ms: 14 });
-    assert_eq!(again, Outcome::Refused(Refusal::OperationEnded(drain.id)));
+    let again = state.apply(ControllerCommand::CancelOperation { id: drain.id, now_ms: 14 });
+    assert_eq!(again, CommandOutcome::Refused(Refusal::OperationEnded(drain.id)));
     // A finished drain leaves the node drained.
     let drain = start(&mut state, OperationKind::Drain, 2).unwrap();
-    state.apply(Command::FinishOperation { id: drain.id, state: OperationState::Done, now_ms: 15 });
+    state.apply(ControllerCommand::FinishOperation { id: drain.id, state: OperationState::Done, now_ms: 15 });
     assert_eq!(state.nodes[&2].state, NodeState::Draining);
     start(&mut state, OperationKind::Decommission, 2).unwrap();
     let drain = start(&mut state, OperationKind::Drain, 2);
@@ -78,10 +78,14 @@ fn only_the_newest_finished_operations_are_kept_and_all_that_run() {
     let long = start(&mut state, OperationKind::Decommission, 3).unwrap();
     for now_ms in 0..60 {
         let drain = start(&mut state, OperationKind::Drain, 2).unwrap();
-        state.apply(Command::FinishOperation { id: drain.id, state: OperationState::Done, now_ms });
+        state.apply(ControllerCommand::FinishOperation { id: drain.id, state: OperationState::Done, now_ms });
     }
     assert_eq!(state.operations.len(), 1 + FINISHED_MAX);
-    state.apply(Command::FinishOperation { id: long.id, state: OperationState::Failed("why".into()), now_ms: 60 });
+    state.apply(ControllerCommand::FinishOperation {
+        id: long.id,
+        state: OperationState::Failed("why".into()),
+        now_ms: 60,
+    });
     assert!(state.operations.contains_key(&long.id), "it is old, but it ended last");
     assert_eq!(state.operations.len(), FINISHED_MAX);
     assert_eq!(state.nodes[&3].state, NodeState::Active);
@@ -98,7 +102,7 @@ fn progress_says_what_is_left_and_what_it_waits_for() {
     observed.alive.remove(&2);
     assert!(waiting_for(&state, &leave, &observed).contains("1 of 2 voters are alive: needs 2"));
     observed.alive.insert(2);
-    state.apply(Command::DeleteTopic { name: "t".into() });
+    state.apply(ControllerCommand::DeleteTopic { name: "t".into() });
     let replaced = "waiting for another node to replace it as a voter of the controller group";
     assert_eq!(waiting_for(&state, &leave, &observed), replaced);
     observed.controller_voters.remove(&3);

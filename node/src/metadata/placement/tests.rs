@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::controller_state::Command;
+use super::super::controller_state::ControllerCommand;
 use super::super::fixtures::{cluster, create, topic};
 use super::*;
 
@@ -31,7 +31,7 @@ fn replicas_are_in_different_zones_while_there_are_enough() {
 #[test]
 fn a_draining_node_takes_replicas_last_and_is_preferred_by_none() {
     let mut state = cluster(&["", "", "", ""]);
-    state.apply(Command::SetNodeState { node: 2, state: NodeState::Draining, now_ms: 1 });
+    state.apply(ControllerCommand::SetNodeState { node: 2, state: NodeState::Draining, now_ms: 1 });
     create(&mut state, topic("t", 1, 4, 3));
     assert_eq!(state.loads().replicas(2), 0);
     create(&mut state, topic("all", 2, 8, 4));
@@ -74,7 +74,7 @@ fn the_designated_leader_is_the_first_live_voter_that_may_lead() {
     assert_eq!(leader(&placement, &[1, 2], &state), Some(3));
     // The report that 4 votes may have been lost with the old voters.
     assert_eq!(leader(&placement, &[1, 2, 3], &state), Some(4));
-    state.apply(Command::SetNodeState { node: 1, state: NodeState::Draining, now_ms: 1 });
+    state.apply(ControllerCommand::SetNodeState { node: 1, state: NodeState::Draining, now_ms: 1 });
     assert_eq!(leader(&placement, &[], &state), Some(2));
     assert_eq!(leader_candidates(&placement, |_| true, &state), [2, 3, 1, 4]);
     assert_eq!(leader(&placement, &[2, 3], &state), Some(1));
@@ -87,9 +87,10 @@ fn an_assignment_changes_one_replica_and_is_checked() {
     let now = state.placements[&ID][0].replicas.clone();
     let free: Vec<u64> = (1..=4).filter(|node| !now.contains(node)).collect();
     let mut assign = |partition, from: &[u64], replicas: &[u64]| {
-        let command = Command::Assign { topic: ID, partition, from: from.to_vec(), replicas: replicas.to_vec() };
+        let command =
+            ControllerCommand::Assign { topic: ID, partition, from: from.to_vec(), replicas: replicas.to_vec() };
         match state.apply(command) {
-            Outcome::Refused(refusal) => refusal.to_string(),
+            CommandOutcome::Refused(refusal) => refusal.to_string(),
             _ => String::new(),
         }
     };
@@ -111,9 +112,10 @@ fn a_late_report_of_voters_does_not_undo_a_newer_one_and_founders_leave_for_good
     create(&mut state, topic("t", 1, 1, 1));
     let old = state.placements[&ID][0].replicas[0];
     let new = old % 4 + 1;
-    state.apply(Command::Assign { topic: ID, partition: 0, from: vec![old], replicas: vec![new] });
+    state.apply(ControllerCommand::Assign { topic: ID, partition: 0, from: vec![old], replicas: vec![new] });
     let mut settle = |voters: &[u64], index| {
-        let outcome = state.apply(Command::Settle { topic: ID, partition: 0, voters: voters.to_vec(), index });
+        let outcome =
+            state.apply(ControllerCommand::Settle { topic: ID, partition: 0, voters: voters.to_vec(), index });
         (outcome, state.placements[&ID][0].clone())
     };
     let (_, moving) = settle(&[new, old], 5);
@@ -121,8 +123,8 @@ fn a_late_report_of_voters_does_not_undo_a_newer_one_and_founders_leave_for_good
     let (_, moved) = settle(&[new], 7);
     assert!(moved.settled() && moved.founders.is_empty());
     let (outcome, late) = settle(&[old], 6);
-    assert_eq!((outcome, late), (Outcome::Done(None), moved));
-    assert!(matches!(settle(&[], 9).0, Outcome::Refused(Refusal::InvalidReplicas { .. })));
+    assert_eq!((outcome, late), (CommandOutcome::Done(None), moved));
+    assert!(matches!(settle(&[], 9).0, CommandOutcome::Refused(Refusal::InvalidReplicas { .. })));
 }
 
 proptest! {
