@@ -10,7 +10,7 @@ use super::{Broker, ClusterStatus, Metadata, NodeDescription, OperationProgress,
 use crate::cluster::CONTROLLER_LOG;
 use crate::controller::unexpected;
 use crate::host::now_ms;
-use crate::identity::Encryption;
+use crate::identity::PortEncryption;
 use crate::metadata::{
     CommandOutcome, ControllerCommand, ControllerState, NodeInfo, NodeState, Operation, OperationKind, Placement,
     remaining, waiting_for,
@@ -53,7 +53,7 @@ impl Broker {
         Ok(state.nodes.values().filter(|node| removed || node.state != NodeState::Removed).map(server).collect())
     }
 
-    fn encryption_of(&self, node: u64) -> Option<Encryption> {
+    fn encryption_of(&self, node: u64) -> Option<PortEncryption> {
         let cluster = &self.inner.cluster;
         let liveness = cluster.peers.liveness();
         if node == cluster.node() { Some(liveness.own_encryption()) } else { liveness.encryption(node) }

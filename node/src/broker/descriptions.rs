@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use crate::config::live::FileReport;
-use crate::identity::Encryption;
+use crate::identity::PortEncryption;
 use crate::metadata::{NodeState, Operation};
 use crate::model::Addresses;
 
@@ -35,7 +35,7 @@ pub struct NodeDescription {
     /// Partitions that prefer it as their leader.
     pub preferred_leaders: u32,
     /// How its data port is encrypted; `None`: not known to this node.
-    pub encryption: Option<Encryption>,
+    pub encryption: Option<PortEncryption>,
 }
 
 /// Where a client finds the partitions of a topic.

@@ -19,7 +19,7 @@ use super::{Authorizer, Broker, ClusterStatus, Metadata, NodeDescription, Operat
 use crate::controller::unexpected;
 use crate::metadata::{CommandOutcome, ControllerCommand};
 use crate::model::{
-    ApiError, Fetch, Fetched, NewTopic, Offsets, PartitionDescription, Payload, Produce, Produced, Reason,
+    ApiError, Fetch, Fetched, NewTopic, Offsets, PartitionDescription, Produce, ProducePayload, Produced, Reason,
     SettingsChange, Topic, TopicPartition, VerifiedPartition, Want, unknown_topic,
 };
 use crate::security::{AclFilter, AclRule, Action, Caller, Metered, Quota, ResourceKind, acl};
@@ -44,11 +44,11 @@ impl Broker {
 }
 
 /// Size of a payload in bytes, for quotas.
-fn payload_bytes(payload: &Payload) -> u64 {
+fn payload_bytes(payload: &ProducePayload) -> u64 {
     let length = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
     let bytes = match payload {
-        Payload::Batch(batch) => batch.len(),
-        Payload::Records { records, .. } => records
+        ProducePayload::Batch(batch) => batch.len(),
+        ProducePayload::Records { records, .. } => records
             .iter()
             .map(|record| {
                 let headers = record.headers.iter().map(|(name, value)| name.len() + length(value)).sum::<usize>();

@@ -24,8 +24,8 @@ use super::append::Admitted;
 use super::{Broker, Route};
 use crate::metadata::NodeState;
 use crate::model::{
-    ApiError, Expectation, Fetch, Fetched, Offsets, PartitionError, Payload, Position, Produce, Produced, Reason,
-    Topic, TopicPartition,
+    ApiError, Expectation, Fetch, Fetched, Offsets, PartitionError, Position, Produce, ProducePayload, Produced,
+    Reason, Topic, TopicPartition,
 };
 use crate::peers::{ForwardError, READ_BYTES_MAX};
 
@@ -204,7 +204,7 @@ impl Broker {
             Expected::KeyVersion(of) => Expectation::KeyVersion { key: of.key, version: of.version },
         });
         // The batch contains its producer. Everything is checked as for an append that a client sends to this node.
-        let request = Produce { target, payload: Payload::Batch(append.batch), producer: None, expectation };
+        let request = Produce { target, payload: ProducePayload::Batch(append.batch), producer: None, expectation };
         let produced = self.produce(request, Route::Local).await?;
         Ok(Answer::Append(proto::ForwardedAppendAnswer {
             base_offset: produced.base_offset,

@@ -5,7 +5,7 @@ use chronicle_records::{BatchBuilder, BatchError, BatchHeader, Compression, Limi
 
 use crate::config::LimitsConfig;
 use crate::model::{
-    ApiError, Expectation, NewRecord, NewTopic, Payload, ProducerIdentity, Reason, SettingsChange, Topic,
+    ApiError, Expectation, NewRecord, NewTopic, ProducePayload, ProducerIdentity, Reason, SettingsChange, Topic,
     TopicSettings, is_topic_name,
 };
 
@@ -127,7 +127,7 @@ pub(super) fn expectation(expectation: &Expectation) -> Result<(), ApiError> {
 
 /// Returns the validated batch that a request stores; encodes it when the payload has records.
 pub(super) fn batch(
-    payload: Payload,
+    payload: ProducePayload,
     producer: Option<ProducerIdentity>,
     topic: &Topic,
     limits: &LimitsConfig,
@@ -135,12 +135,12 @@ pub(super) fn batch(
 ) -> Result<(BytesMut, BatchHeader), ApiError> {
     let max_batch_bytes = topic.settings.max_message_bytes as usize;
     match payload {
-        Payload::Records { records, compression } => {
+        ProducePayload::Records { records, compression } => {
             let batch = encode(records, compression, producer, max_batch_bytes, limits, now_ms)?;
             let header = chronicle_records::parse_header(&batch).map_err(|e| batch_error(&e))?;
             Ok((batch, header))
         }
-        Payload::Batch(bytes) => {
+        ProducePayload::Batch(bytes) => {
             if producer.is_some() {
                 return Err(ApiError::invalid(
                     "producer",

@@ -11,7 +11,7 @@ mod principal;
 pub(crate) use peer::host_of;
 pub use peer::{NODE_URI, NodeClaim, NodeRules, PeerCertificate, is_server_name};
 pub use principal::{
-    ANONYMOUS, CertificateFacts, CertificateNames, Encryption, IdentityError, Principal, PrincipalRules,
+    ANONYMOUS, CertificateFacts, CertificateNames, IdentityError, PortEncryption, Principal, PrincipalRules,
 };
 
 /// The principal of an access rule that means every client.

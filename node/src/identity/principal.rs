@@ -116,14 +116,14 @@ pub struct CertificateFacts {
 
 /// Encryption of a node's data port, as the node reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Encryption {
+pub struct PortEncryption {
     /// Serial number of its certificate, hexadecimal; empty: plaintext.
     pub certificate_serial: String,
     /// Until when the certificate is valid, in seconds since the Unix epoch.
     pub certificate_not_after_s: i64,
 }
 
-impl From<CertificateFacts> for Encryption {
+impl From<CertificateFacts> for PortEncryption {
     fn from(served: CertificateFacts) -> Self {
         Self { certificate_serial: served.serial, certificate_not_after_s: served.not_after_s }
     }

@@ -20,7 +20,7 @@ pub struct NewRecord {
 
 /// Content of a produce request.
 #[derive(Debug, Clone)]
-pub enum Payload {
+pub enum ProducePayload {
     /// Records that the broker encodes into one batch.
     Records {
         /// At least one.
@@ -63,8 +63,8 @@ pub struct Produce {
     /// The partition.
     pub target: TopicPartition,
     /// The records.
-    pub payload: Payload,
-    /// The producer, when it is idempotent. For [`Payload::Batch`] the batch's own producer fields are used instead.
+    pub payload: ProducePayload,
+    /// The producer, when it is idempotent. For [`ProducePayload::Batch`] the batch's own producer fields are used instead.
     pub producer: Option<ProducerIdentity>,
     /// Condition for accepting the append; `None`: none.
     pub expectation: Option<Expectation>,

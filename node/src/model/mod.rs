@@ -14,7 +14,7 @@ mod partition;
 mod partition_error;
 mod topic_definition;
 
-pub use append_request::{Expectation, NewRecord, Payload, Produce, Produced, ProducerIdentity};
+pub use append_request::{Expectation, NewRecord, Produce, ProducePayload, Produced, ProducerIdentity};
 pub use batches::UndecodableEntry;
 pub(crate) use batches::{STORED, batches_from};
 pub use error::{ApiError, ErrorKind, Reason};

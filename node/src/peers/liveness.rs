@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use super::channel::{Me, address, channel, client};
 use super::protocol::{Purpose, is_refusal, removal};
 use super::repeats::Repeats;
-use crate::identity::Encryption;
+use crate::identity::PortEncryption;
 use crate::security::Tls;
 
 /// Time without a message after which a peer whose port refuses connections is suspected. No leader may rely on a lease
@@ -75,7 +75,7 @@ struct PeerState {
     /// It reports that it should lead nothing at present.
     unfit: bool,
     /// Encryption of its data port, as last reported; `None`: not reported yet.
-    encryption: Option<Encryption>,
+    encryption: Option<PortEncryption>,
     /// When it was last suspected.
     dead_since: Option<Instant>,
     /// When it was first monitored.
@@ -134,7 +134,7 @@ impl Liveness {
 
     /// Returns a heartbeat of this node.
     pub(super) fn own_beat(&self, sequence: u64) -> BeatMessage {
-        let Encryption { certificate_serial, certificate_not_after_s } = self.own_encryption();
+        let PortEncryption { certificate_serial, certificate_not_after_s } = self.own_encryption();
         BeatMessage {
             sequence,
             boot: self.config.boot,
@@ -146,12 +146,12 @@ impl Liveness {
     }
 
     /// Returns the encryption of this node's data port.
-    pub fn own_encryption(&self) -> Encryption {
-        self.tls.as_ref().map(|tls| Encryption::from(tls.served())).unwrap_or_default()
+    pub fn own_encryption(&self) -> PortEncryption {
+        self.tls.as_ref().map(|tls| PortEncryption::from(tls.served())).unwrap_or_default()
     }
 
     /// Returns the encryption of a peer's data port, as last reported; `None`: not reported yet.
-    pub fn encryption(&self, node: u64) -> Option<Encryption> {
+    pub fn encryption(&self, node: u64) -> Option<PortEncryption> {
         self.peers.lock().get(&node).and_then(|peer| peer.encryption.clone())
     }
 
@@ -232,7 +232,7 @@ impl Liveness {
         }
         peer.alive = true;
         peer.unfit = beat.unfit;
-        peer.encryption = Some(Encryption {
+        peer.encryption = Some(PortEncryption {
             certificate_serial: beat.certificate_serial.clone(),
             certificate_not_after_s: beat.certificate_not_after_s,
         });

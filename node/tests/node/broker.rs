@@ -7,7 +7,7 @@ use crate::support::*;
 use bytes::Bytes;
 use chronicle_node::broker::{Broker, Route};
 use chronicle_node::model::{
-    Expectation, NewTopic, Payload, Position, Produce, Reason, SettingsChange, TopicPartition,
+    Expectation, NewTopic, Position, Produce, ProducePayload, Reason, SettingsChange, TopicPartition,
 };
 use chronicle_records::{BatchBuilder, Compression};
 
@@ -31,7 +31,7 @@ async fn records_get_dense_offsets_and_come_back_byte_for_byte_after_a_restart()
             expected.push(value);
             records.push(record);
         }
-        let request = Produce { payload: Payload::Records { records, compression }, ..append(vec![]) };
+        let request = Produce { payload: ProducePayload::Records { records, compression }, ..append(vec![]) };
         let produced = broker.produce(request, Route::Local).await.unwrap();
         assert_eq!((produced.base_offset, produced.record_count), (i as i64 * 10, 10));
     }
@@ -231,7 +231,7 @@ async fn a_batch_built_by_the_client_is_stored_as_it_is_and_a_bad_one_is_refused
     builder.push(7, None, Some(b"x"), std::iter::empty()).unwrap();
     builder.push(8, None, Some(b"y"), std::iter::empty()).unwrap();
     let batch = builder.build().unwrap().freeze();
-    let raw = |bytes: Bytes| Produce { payload: Payload::Batch(bytes), ..append(vec![]) };
+    let raw = |bytes: Bytes| Produce { payload: ProducePayload::Batch(bytes), ..append(vec![]) };
     assert_eq!(broker.produce(raw(batch.clone()), Route::Local).await.unwrap().base_offset, 1);
     let stored = fetch(&broker, Position::Offset(1), 0).await.unwrap().batches.remove(0);
     assert_eq!(stored[16..], batch[16..], "only base offset and leader epoch differ");

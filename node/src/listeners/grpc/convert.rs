@@ -15,8 +15,9 @@ use crate::config::live::FileReport;
 use crate::listeners::context::DEFAULT_TOPIC;
 use crate::metadata::{NodeState, OperationKind, OperationState};
 use crate::model::{
-    ApiError, Expectation, Fetch, NewRecord, NewTopic, Offsets, PartitionDescription, Payload, Position, Produce,
-    Produced, ProducerIdentity, Reason, SettingsChange, Topic, TopicDurability, TopicPartition, VerifiedPartition,
+    ApiError, Expectation, Fetch, NewRecord, NewTopic, Offsets, PartitionDescription, Position, Produce,
+    ProducePayload, Produced, ProducerIdentity, Reason, SettingsChange, Topic, TopicDurability, TopicPartition,
+    VerifiedPartition,
 };
 
 /// Limit of one response in bytes when a read sets none.
@@ -58,8 +59,8 @@ pub(super) fn produce(request: proto::ProduceRequest) -> Result<Produce, ApiErro
         (true, false) if producer.is_some() => {
             return Err(ApiError::invalid("producer", "given", "must be absent for `batch`, which has its own"));
         }
-        (true, false) => Payload::Batch(batch),
-        (false, true) => Payload::Records {
+        (true, false) => ProducePayload::Batch(batch),
+        (false, true) => ProducePayload::Records {
             compression: self::compression(compression)?,
             records: records
                 .into_iter()
@@ -427,7 +428,7 @@ mod tests {
         let request = produce(with_record()).unwrap();
         assert_eq!(request.target, TopicPartition { topic: "default".into(), partition: 0 });
         assert!(
-            matches!(request.payload, Payload::Records { records, compression: Compression::None } if records.len() == 1)
+            matches!(request.payload, ProducePayload::Records { records, compression: Compression::None } if records.len() == 1)
         );
         assert_eq!((request.producer, request.expectation), (None, None));
     }
@@ -472,7 +473,7 @@ mod tests {
     #[test]
     fn a_batch_brings_its_own_compression_and_producer() {
         let batch = proto::ProduceRequest { batch: Bytes::from_static(b"b"), ..Default::default() };
-        assert!(matches!(produce(batch.clone()).unwrap().payload, Payload::Batch(_)));
+        assert!(matches!(produce(batch.clone()).unwrap().payload, ProducePayload::Batch(_)));
         let compressed = proto::ProduceRequest { compression: 1, ..batch.clone() };
         assert!(produce(compressed).unwrap_err().message.starts_with("compression: 1: must be unset"));
         let identified = proto::ProduceRequest { producer: Some(Default::default()), ..batch };

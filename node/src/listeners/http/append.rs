@@ -17,7 +17,7 @@ use super::query::Query;
 use super::{Call, accept, body, document};
 use crate::broker::Route;
 use crate::listeners::context::Context;
-use crate::model::{ApiError, NewRecord, Payload, Produce, ProducerIdentity, TopicPartition};
+use crate::model::{ApiError, NewRecord, Produce, ProducePayload, ProducerIdentity, TopicPartition};
 use crate::telemetry::Listener;
 
 pub(super) const KEY: &str = "chronicle-key";
@@ -78,7 +78,12 @@ fn raw(target: TopicPartition, headers: &HeaderMap, query: &Query, value: Bytes)
     )?;
     let producer = producer(query)?;
     let records = vec![NewRecord { key, value: Some(value), headers: record_headers, timestamp_ms }];
-    Ok(Produce { target, payload: Payload::Records { records, compression: Compression::None }, producer, expectation })
+    Ok(Produce {
+        target,
+        payload: ProducePayload::Records { records, compression: Compression::None },
+        producer,
+        expectation,
+    })
 }
 
 /// Returns the idempotent producer. The request must have all three parameters or none.
@@ -116,7 +121,7 @@ mod tests {
             [(KEY, "aw=="), (HEADERS, r#"{"trace": "x", "b": [null, {"base64": "/w=="}]}"#), (TIMESTAMP, "12")];
         let request = convert("expected_key_version=-1&producer_id=3&producer_epoch=0&producer_sequence=5", &headers);
         let request = request.unwrap();
-        let Payload::Records { records, .. } = request.payload else { panic!("a batch") };
+        let ProducePayload::Records { records, .. } = request.payload else { panic!("a batch") };
         assert_eq!(records[0].value.as_deref(), Some(&b"body"[..]));
         assert_eq!(records[0].timestamp_ms, Some(12));
         assert_eq!(records[0].headers.len(), 3);

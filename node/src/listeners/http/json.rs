@@ -17,7 +17,9 @@ use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::{ApiError, Expectation, NewRecord, Payload, Produce, ProducerIdentity, Reason, TopicPartition};
+use crate::model::{
+    ApiError, Expectation, NewRecord, Produce, ProducePayload, ProducerIdentity, Reason, TopicPartition,
+};
 
 /// Bytes in the form that the client used.
 #[derive(Debug, PartialEq, Eq)]
@@ -297,7 +299,7 @@ impl AppendBody {
         let key = records.first().and_then(|record| record.key.as_ref());
         let expectation = expectation(self.expected_next_offset, self.expected_key_version, key)?;
         let producer = self.producer.map(|p| identity(p.id, p.epoch, p.sequence)).transpose()?;
-        let payload = Payload::Records { records, compression };
+        let payload = ProducePayload::Records { records, compression };
         Ok((Produce { target, payload, producer, expectation }, single))
     }
 }

@@ -10,7 +10,7 @@ use chronicle_log::disk::Disk;
 use chronicle_node::broker::{Broker, Route};
 use chronicle_node::config::Config;
 use chronicle_node::model::{
-    ApiError, Expectation, Fetch, Fetched, NewRecord, Payload, Position, Produce, Produced, ProducerIdentity,
+    ApiError, Expectation, Fetch, Fetched, NewRecord, Position, Produce, ProducePayload, Produced, ProducerIdentity,
     TopicPartition,
 };
 use chronicle_node::runtime::Node;
@@ -75,7 +75,7 @@ pub fn keyed(key: &str, value: &str) -> NewRecord {
 pub fn append(records: Vec<NewRecord>) -> Produce {
     Produce {
         target: target("default"),
-        payload: Payload::Records { records, compression: Compression::None },
+        payload: ProducePayload::Records { records, compression: Compression::None },
         producer: None,
         expectation: None,
     }

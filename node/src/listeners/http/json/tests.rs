@@ -15,8 +15,8 @@ fn convert_text(body: &str) -> Result<(Produce, bool), ApiError> {
 
 fn records(body: &Value) -> Vec<NewRecord> {
     match convert(body).unwrap().0.payload {
-        Payload::Records { records, .. } => records,
-        Payload::Batch(_) => panic!("a batch"),
+        ProducePayload::Records { records, .. } => records,
+        ProducePayload::Batch(_) => panic!("a batch"),
     }
 }
 
@@ -40,7 +40,7 @@ fn bytes_have_three_forms_and_headers_keep_order_repetition_and_null() {
     ]}"#;
     let (request, single) = convert_text(body).unwrap();
     assert!(!single);
-    let Payload::Records { records, .. } = request.payload else { panic!("a batch") };
+    let ProducePayload::Records { records, .. } = request.payload else { panic!("a batch") };
     assert_eq!(records[0].value.as_deref(), Some("ü".as_bytes()));
     assert_eq!(records[0].key.as_deref(), Some(&b""[..]));
     let headers: Vec<_> = records[0].headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
