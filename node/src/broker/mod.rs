@@ -64,10 +64,10 @@ pub enum Route {
 /// The node behind its listeners. Cheap to clone.
 #[derive(Clone)]
 pub struct Broker {
-    inner: Arc<Inner>,
+    inner: Arc<BrokerInner>,
 }
 
-struct Inner {
+struct BrokerInner {
     cluster: Arc<Cluster>,
     replicas: Replicas,
     /// The controller group on this node, once the node is part of a cluster.
@@ -96,7 +96,7 @@ impl Broker {
     ) -> Self {
         let cluster = replicas.environment().cluster.clone();
         let live = cluster.config.clone();
-        let inner = Inner {
+        let inner = BrokerInner {
             replicas,
             controller: OnceLock::new(),
             joining,

@@ -17,23 +17,23 @@ const RECORD_BYTES_MAX: usize = 64 << 20;
 pub(super) struct Sourced {
     pub(super) record: Record,
     /// The file's path, or the number of the line (1-based).
-    pub(super) source: Source,
+    pub(super) source: RecordSource,
     /// Bytes taken from the input, line end included.
     pub(super) input_bytes: u64,
 }
 
 /// Where a record came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum RecordSource {
     File(PathBuf),
     Line(u64),
 }
 
-impl std::fmt::Display for Source {
+impl std::fmt::Display for RecordSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Source::File(path) => write!(f, "{}", path.display()),
-            Source::Line(line) => write!(f, "line {line}"),
+            RecordSource::File(path) => write!(f, "{}", path.display()),
+            RecordSource::Line(line) => write!(f, "line {line}"),
         }
     }
 }
@@ -82,7 +82,7 @@ impl Input {
                 let key = keyed.then(|| Bytes::copy_from_slice(path.as_os_str().as_encoded_bytes()));
                 let input_bytes = value.len() as u64;
                 let record = Record { key, value: Some(value.into()), ..Record::default() };
-                Ok(Some(Sourced { record, source: Source::File(path), input_bytes }))
+                Ok(Some(Sourced { record, source: RecordSource::File(path), input_bytes }))
             }
             Self::Lines { reader, key_separator, line } => {
                 let Some((bytes, input_bytes)) = read_line(reader, *line + 1).await? else { return Ok(None) };
@@ -96,7 +96,7 @@ impl Input {
                         Record::keyed(value.slice(..at), value.slice(at + separator.len()..))
                     }
                 };
-                Ok(Some(Sourced { record, source: Source::Line(*line), input_bytes }))
+                Ok(Some(Sourced { record, source: RecordSource::Line(*line), input_bytes }))
             }
         }
     }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Global;
-use super::input::{Input, Source};
+use super::input::{Input, RecordSource};
 use super::output::{Format, Table, human_bytes, print, thousands};
 use super::{parse, signal};
 
@@ -122,7 +122,7 @@ struct EachOutput<'a> {
 }
 
 struct PendingRecord {
-    source: Source,
+    source: RecordSource,
     payload_bytes: u64,
     input_bytes: u64,
     delivery: Delivery,
@@ -255,23 +255,23 @@ async fn acknowledge(
     (summary, Ok(()))
 }
 
-fn failed(source: &Source, error: ClientError) -> anyhow::Error {
+fn failed(source: &RecordSource, error: ClientError) -> anyhow::Error {
     anyhow::Error::new(error).context(source.to_string())
 }
 
-fn print_each(format: Format, offset: i64, source: &Source) -> io::Result<()> {
+fn print_each(format: Format, offset: i64, source: &RecordSource) -> io::Result<()> {
     // Standard output is line buffered: its reader sees each acknowledgement at once.
     let mut out = io::stdout().lock();
     if format == Format::Table {
         return writeln!(out, "{offset}\t{source}");
     }
     let file = match source {
-        Source::File(path) => Some(path.to_string_lossy()),
-        Source::Line(_) => None,
+        RecordSource::File(path) => Some(path.to_string_lossy()),
+        RecordSource::Line(_) => None,
     };
     let line = match source {
-        Source::File(_) => None,
-        Source::Line(line) => Some(*line),
+        RecordSource::File(_) => None,
+        RecordSource::Line(line) => Some(*line),
     };
     let text = serde_json::to_string(&EachOutput { offset, file: file.as_deref(), line })?;
     writeln!(out, "{text}")

@@ -50,7 +50,7 @@ pub struct Config {
     /// Limits.
     pub limits: LimitsConfig,
     /// Logging.
-    pub log: LogConfig,
+    pub log: LoggingConfig,
     /// Metrics.
     pub metrics: MetricsConfig,
     /// Traces.
@@ -458,7 +458,7 @@ pub enum LogFormat {
 /// Logging of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct LogConfig {
+pub struct LoggingConfig {
     /// Filter as of `tracing-subscriber`'s `EnvFilter`. Default: `info,openraft=error`.
     pub filter: String,
     /// Default: `text`.
@@ -467,7 +467,7 @@ pub struct LogConfig {
     pub memory_bytes: usize,
 }
 
-impl Default for LogConfig {
+impl Default for LoggingConfig {
     fn default() -> Self {
         Self { filter: "info,openraft=error".into(), format: LogFormat::Text, memory_bytes: 1 << 20 }
     }

@@ -156,15 +156,15 @@ impl LedPartition {
     }
 
     /// Queues changes after all that were submitted before. They are durable, and readable, once
-    /// [`PendingAppend::wait`] returns.
+    /// [`PendingChanges::wait`] returns.
     ///
     /// # Errors
     /// When they are not accepted.
-    pub(super) async fn submit(&self, group: &str, changes: &[Change]) -> Result<PendingAppend, ApiError> {
+    pub(super) async fn submit(&self, group: &str, changes: &[Change]) -> Result<PendingChanges, ApiError> {
         let mut answers = Vec::new();
         let broker = self.broker.clone();
         if changes.is_empty() {
-            return Ok(PendingAppend { broker, answers });
+            return Ok(PendingChanges { broker, answers });
         }
         self.broker.check_space()?;
         let now = now_ms();
@@ -183,7 +183,7 @@ impl LedPartition {
                 bytes = 0;
             }
         }
-        Ok(PendingAppend { broker, answers })
+        Ok(PendingChanges { broker, answers })
     }
 
     /// As [`LedPartition::submit`], and waits until the changes are durable.
@@ -196,12 +196,12 @@ impl LedPartition {
 }
 
 /// Queued changes.
-pub(super) struct PendingAppend {
+pub(super) struct PendingChanges {
     broker: Broker,
     answers: Vec<oneshot::Receiver<AppendAnswer>>,
 }
 
-impl PendingAppend {
+impl PendingChanges {
     /// Waits until the changes are durable.
     ///
     /// # Errors

@@ -368,7 +368,7 @@ impl Replica {
         fill::store_pending(&self.env.cluster.store, self.id, Some(reason)).await.map_err(text)?;
         let settings = self.env.cluster.settings(self.id).ok_or("the topic was deleted")?;
         let log = open_log(&self.env, self.id, &settings).await.map_err(|e| e.to_string())?;
-        let open = OpenLog(Some(log.clone()));
+        let open = ClosedOnDrop(Some(log.clone()));
         let filled = fill::fill(&self.env, &log, reason, progress).await;
         drop(log);
         open.close().await;
@@ -477,9 +477,9 @@ impl Replica {
 }
 
 /// A log that is closed also when its fill is cancelled.
-struct OpenLog(Option<Arc<Log>>);
+struct ClosedOnDrop(Option<Arc<Log>>);
 
-impl OpenLog {
+impl ClosedOnDrop {
     async fn close(mut self) {
         if let Some(log) = self.0.take() {
             let _ = crate::host::blocking(move || log.close()).await;
@@ -487,7 +487,7 @@ impl OpenLog {
     }
 }
 
-impl Drop for OpenLog {
+impl Drop for ClosedOnDrop {
     fn drop(&mut self) {
         if let Some(log) = self.0.take() {
             drop(crate::host::blocking(move || log.close()));

@@ -13,7 +13,7 @@ use crate::raft::RaftGroupStatus;
 
 /// Reference point for the lag of one replica.
 #[derive(Debug, Clone, Copy)]
-struct Behind {
+struct LagStart {
     /// Last index of the leader's log at `since`.
     end: u64,
     since: Instant,
@@ -22,7 +22,7 @@ struct Behind {
 /// Lags of the other replicas of one partition.
 #[derive(Debug, Default)]
 pub(super) struct ReplicaLags {
-    behind: BTreeMap<u64, Behind>,
+    behind: BTreeMap<u64, LagStart>,
     now: ReplicaLag,
 }
 
@@ -49,9 +49,9 @@ impl ReplicaLags {
                 self.behind.remove(node);
                 continue;
             }
-            let behind = self.behind.entry(*node).or_insert(Behind { end, since: now });
+            let behind = self.behind.entry(*node).or_insert(LagStart { end, since: now });
             if matched.is_some_and(|matched| matched >= behind.end) {
-                *behind = Behind { end, since: now };
+                *behind = LagStart { end, since: now };
             }
             lag.entries += lacks;
             lag.entries_max = lag.entries_max.max(lacks);

@@ -51,10 +51,10 @@ fn refused(refusal: JoinRefusal, why: &str) -> ApiError {
 /// A node without its listeners: from [`Node::prepare`] to [`Node::shutdown`]. Cheap to clone.
 #[derive(Clone)]
 pub struct Node {
-    inner: Arc<Inner>,
+    inner: Arc<NodeInner>,
 }
 
-struct Inner {
+struct NodeInner {
     broker: Broker,
     cluster: Arc<Cluster>,
     replicas: Replicas,
@@ -72,7 +72,7 @@ struct Inner {
     runtimes: parking_lot::Mutex<Vec<Runtime>>,
 }
 
-impl Drop for Inner {
+impl Drop for NodeInner {
     fn drop(&mut self) {
         // The node was dropped without `shutdown`: dropping the runtime here would panic inside another one.
         for runtime in self.runtimes.lock().drain(..) {

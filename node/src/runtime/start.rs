@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::join_cluster::{Calls, JournalMemory, advertised};
-use super::{Inner, Node};
+use super::{Node, NodeInner};
 use crate::broker::Broker;
 use crate::cluster::Cluster;
 use crate::config::{BarrierKind, Config, Live, StorageConfig, TlsMode};
@@ -109,7 +109,7 @@ impl Node {
         let replicas = Replicas::new(Arc::new(Environment::new(cluster.clone(), groups::view_of)), stop.clone());
         let established = watch::Sender::new(false);
         let broker = Broker::new(replicas.clone(), membership.status(), established.subscribe(), stop.clone());
-        let inner = Inner {
+        let inner = NodeInner {
             broker,
             cluster,
             replicas,

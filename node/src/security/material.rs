@@ -62,7 +62,7 @@ pub enum MaterialError {
 
 /// The contents of the three files.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Contents {
+pub(super) struct PemFiles {
     certificate: Vec<u8>,
     key: Vec<u8>,
     ca: Vec<u8>,
@@ -72,7 +72,7 @@ const CERT: &str = "security.tls.cert-file";
 const KEY: &str = "security.tls.key-file";
 const CA: &str = "security.tls.ca-file";
 
-impl Contents {
+impl PemFiles {
     /// Reads the files until two reads in a row are equal. Blocks.
     #[expect(
         clippy::disallowed_methods,
@@ -131,7 +131,7 @@ impl Material {
     ///
     /// # Errors
     /// A file has no valid content, the key belongs to another certificate, or the certificate is not valid now.
-    pub(super) fn build(contents: &Contents, config: &TlsConfig) -> Result<Self, MaterialError> {
+    pub(super) fn build(contents: &PemFiles, config: &TlsConfig) -> Result<Self, MaterialError> {
         let content = |field: &'static str, path: &Path, rule: String| MaterialError::Content {
             field,
             path: path.to_owned(),

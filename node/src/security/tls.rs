@@ -23,7 +23,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 use super::handshake::{HandshakeError, HandshakeOutcome};
-use super::material::{Contents, Material, MaterialError, PEER_PROTOCOL};
+use super::material::{Material, MaterialError, PEER_PROTOCOL, PemFiles};
 use crate::config::{SecurityConfig, TlsConfig};
 use crate::host::net::Socket;
 use crate::identity::{
@@ -50,14 +50,14 @@ pub struct Tls {
     nodes: NodeRules,
     loaded: RwLock<Arc<LoadedCertificates>>,
     /// The last reload failure: the contents (`None`: unreadable) and the error. `None`: the files are usable.
-    broken: Mutex<Option<(Option<Contents>, String)>>,
+    broken: Mutex<Option<(Option<PemFiles>, String)>>,
     failures: AtomicU64,
     reloads: AtomicU64,
     handshakes: [AtomicU64; HandshakeOutcome::ALL.len()],
 }
 
 struct LoadedCertificates {
-    contents: Contents,
+    contents: PemFiles,
     material: Material,
 }
 
@@ -73,7 +73,7 @@ impl Tls {
     /// # Errors
     /// A file cannot be read or has no valid content.
     pub fn open(config: &SecurityConfig) -> Result<Arc<Self>, MaterialError> {
-        let contents = Contents::read(&config.tls)?;
+        let contents = PemFiles::read(&config.tls)?;
         let material = Material::build(&contents, &config.tls)?;
         // The configuration's validation has checked both.
         let rules = PrincipalRules::new(&config.principal_rules).unwrap_or_default();
@@ -120,7 +120,7 @@ impl Tls {
 
     /// Reads the files and applies changes when all files are valid. Blocks.
     pub fn reload(&self) {
-        let contents = match Contents::read(&self.config) {
+        let contents = match PemFiles::read(&self.config) {
             Ok(contents) => contents,
             Err(error) => return self.record_failure(None, error.to_string()),
         };
@@ -142,7 +142,7 @@ impl Tls {
         }
     }
 
-    fn record_failure(&self, contents: Option<Contents>, error: String) {
+    fn record_failure(&self, contents: Option<PemFiles>, error: String) {
         let mut broken = self.broken.lock();
         // Without contents, the error text distinguishes one failure from another.
         let known = broken.as_ref().is_some_and(|(of, said)| *of == contents && (of.is_some() || *said == error));

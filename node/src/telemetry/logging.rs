@@ -26,7 +26,7 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::ring::Ring;
 use super::traces::{self, SPANS, Traces};
-use crate::config::{LogConfig, LogFormat};
+use crate::config::{LogFormat, LoggingConfig};
 
 /// Why the log cannot be set up or its filter not changed.
 #[derive(Debug, thiserror::Error)]
@@ -61,10 +61,10 @@ pub struct FilterInForce {
 /// Controls the log of this process. Cheap to clone.
 #[derive(Clone)]
 pub struct LogControl {
-    inner: Arc<LogState>,
+    inner: Arc<LoggingState>,
 }
 
-struct LogState {
+struct LoggingState {
     handle: reload::Handle<EnvFilter, Registry>,
     now: Mutex<FilterState>,
     /// `now` has changed.
@@ -91,7 +91,7 @@ pub fn control() -> Option<LogControl> {
 ///
 /// # Errors
 /// When the filter does not parse, or when the process has a subscriber already.
-pub fn init(config: &LogConfig, traces: Option<&Traces>) -> Result<(), LoggingError> {
+pub fn init(config: &LoggingConfig, traces: Option<&Traces>) -> Result<(), LoggingError> {
     let (control, subscriber) = build(config, traces, io::stderr)?;
     subscriber.try_init()?;
     // Cannot be set already: a second `init` has failed above.
@@ -101,7 +101,7 @@ pub fn init(config: &LogConfig, traces: Option<&Traces>) -> Result<(), LoggingEr
 
 /// Returns the subscriber of `config` over a writer, and its control.
 fn build<W>(
-    config: &LogConfig,
+    config: &LoggingConfig,
     traces: Option<&Traces>,
     writer: W,
 ) -> Result<(LogControl, impl Subscriber + for<'a> LookupSpan<'a> + Send + Sync + use<W>), LoggingError>
@@ -123,7 +123,7 @@ where
         }
     };
     let control = LogControl {
-        inner: Arc::new(LogState {
+        inner: Arc::new(LoggingState {
             handle,
             now: Mutex::new(FilterState {
                 configured: config.filter.clone(),
@@ -295,8 +295,8 @@ mod tests {
     use crate::config::TracesConfig;
     use crate::telemetry::traces::Request;
 
-    fn config(filter: &str, format: LogFormat) -> LogConfig {
-        LogConfig { filter: filter.into(), format, ..LogConfig::default() }
+    fn config(filter: &str, format: LogFormat) -> LoggingConfig {
+        LoggingConfig { filter: filter.into(), format, ..LoggingConfig::default() }
     }
 
     #[test]

@@ -36,7 +36,7 @@ use crate::telemetry::{ApiOperation, Listener, traces};
 const STREAM_BYTES_MAX: usize = 8 << 20;
 
 /// The data of a request that is stored until its response.
-struct Place {
+struct RequestInfo {
     bytes: usize,
     began: Instant,
     /// `None`: the request is not sampled.
@@ -44,9 +44,9 @@ struct Place {
 }
 
 /// A request in the order of responses.
-struct Waiting {
+struct WaitingRequest {
     outcome: Result<PendingProduce, ApiError>,
-    place: Place,
+    info: RequestInfo,
 }
 
 struct Pipeline {
@@ -55,10 +55,10 @@ struct Pipeline {
     ticket: Arc<Ticket>,
     requests: Streaming<proto::ProduceRequest>,
     /// Oldest first, without the request in `oldest`.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<WaitingRequest>,
     /// The response to the oldest request, while `oldest_waits` is `Some`.
     oldest: ReusableBoxFuture<'static, Result<Produced, ApiError>>,
-    oldest_waits: Option<Place>,
+    oldest_waits: Option<RequestInfo>,
     /// The span of the call, for requests without a trace context.
     parent: Option<SpanContext>,
     /// Bytes of all waiting requests.
@@ -99,13 +99,13 @@ impl Pipeline {
     async fn next(&mut self) -> Option<Result<proto::ProduceStreamResponse, Status>> {
         loop {
             if self.oldest_waits.is_none()
-                && let Some(Waiting { outcome, place }) = self.waiting.pop_front()
+                && let Some(WaitingRequest { outcome, info }) = self.waiting.pop_front()
             {
                 match outcome {
-                    Err(error) => return Some(Ok(self.answer(Err(error), place))),
+                    Err(error) => return Some(Ok(self.answer(Err(error), info))),
                     Ok(pending) => {
                         self.oldest.set(pending.wait());
-                        self.oldest_waits = Some(place);
+                        self.oldest_waits = Some(info);
                     }
                 }
             }
@@ -119,8 +119,8 @@ impl Pipeline {
                     tokio::select! {
                         biased;
                         result = self.oldest.get_pin() => {
-                            let place = self.oldest_waits.take()?;
-                            return Some(Ok(self.answer(result, place)));
+                            let info = self.oldest_waits.take()?;
+                            return Some(Ok(self.answer(result, info)));
                         }
                         request = receive(&mut self.requests, &self.context), if reads => self.accept(request).await,
                     }
@@ -168,11 +168,11 @@ impl Pipeline {
             Err(error) => Err(error),
         };
         self.bytes += bytes;
-        self.waiting.push_back(Waiting { outcome, place: Place { bytes, began, trace } });
+        self.waiting.push_back(WaitingRequest { outcome, info: RequestInfo { bytes, began, trace } });
     }
 
-    fn answer(&mut self, result: Result<Produced, ApiError>, place: Place) -> proto::ProduceStreamResponse {
-        let Place { bytes, began, trace } = place;
+    fn answer(&mut self, result: Result<Produced, ApiError>, info: RequestInfo) -> proto::ProduceStreamResponse {
+        let RequestInfo { bytes, began, trace } = info;
         self.bytes -= bytes;
         self.ticket.release(bytes);
         let error = result.as_ref().err();

@@ -29,7 +29,7 @@ const PARAMETERS: [&str; 5] =
 
 /// The response to an append.
 #[derive(Serialize)]
-pub(super) struct Appended {
+pub(super) struct AppendDocument {
     /// Offset of the first record.
     pub(super) offset: i64,
     /// Number of records; only when the request has `records`.
@@ -54,7 +54,7 @@ pub(super) async fn append(context: &Context, call: Call) -> Result<Response<Bod
     };
     let produced = context.produce(Listener::Http, &caller, request, Route::Leader).await?;
     let count = (!single).then_some(produced.record_count);
-    document(StatusCode::OK, &Appended { offset: produced.base_offset, count, duplicate: produced.duplicate })
+    document(StatusCode::OK, &AppendDocument { offset: produced.base_offset, count, duplicate: produced.duplicate })
 }
 
 /// Returns the request of a raw append: one record, with the whole body as its value.

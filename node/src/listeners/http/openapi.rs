@@ -38,7 +38,7 @@ mod tests {
     use chronicle_records::Record;
     use serde_json::json;
 
-    use super::super::append::Appended;
+    use super::super::append::AppendDocument;
     use super::super::json::RecordDocument;
     use super::super::problem::Problem;
     use super::super::{ROUTES, topics};
@@ -99,9 +99,9 @@ mod tests {
 
     #[test]
     fn answers_have_the_members_that_are_described() {
-        let appended = Appended { offset: 1, count: Some(2), duplicate: true };
+        let appended = AppendDocument { offset: 1, count: Some(2), duplicate: true };
         assert_matches("Appended", &json!(appended));
-        assert_matches("Appended", &json!(Appended { count: None, duplicate: false, ..appended }));
+        assert_matches("Appended", &json!(AppendDocument { count: None, duplicate: false, ..appended }));
         let header = ("h".into(), Some("v".into()));
         let record = Record { offset: 0, timestamp: 0, key: Some("k".into()), value: None, headers: vec![header] };
         assert_matches("Record", &json!(RecordDocument(&record)));

@@ -54,7 +54,7 @@ fn advertised(address: &str) -> Addresses {
     Addresses::new(address, BTreeMap::from([("kafka".parse().unwrap(), kafka)]))
 }
 
-pub(super) struct Host {
+pub(super) struct SimulatedNode {
     pub(super) address: String,
     pub(super) node_id: Uuid,
     disk: Arc<Disk>,
@@ -73,7 +73,7 @@ pub(super) struct Disk {
     stored: Mutex<Remembered>,
 }
 
-struct Cluster {
+struct SimulatedCluster {
     founders: Vec<Founder>,
     members: BTreeMap<Uuid, u64>,
     removed: BTreeSet<Uuid>,
@@ -81,7 +81,7 @@ struct Cluster {
 
 pub(super) struct Net {
     alive: Mutex<BTreeMap<String, (Arc<Membership>, CancellationToken)>>,
-    clusters: Mutex<BTreeMap<Uuid, Cluster>>,
+    clusters: Mutex<BTreeMap<Uuid, SimulatedCluster>>,
     /// The addresses that discovery of a node finds; without an entry: all nodes.
     pub(super) names: Mutex<BTreeMap<String, Vec<String>>>,
     everybody: Mutex<Vec<String>>,
@@ -284,7 +284,7 @@ impl Discovery for Names {
 /// The simulated cluster.
 pub(super) struct World {
     pub(super) net: Arc<Net>,
-    pub(super) hosts: Vec<Host>,
+    pub(super) hosts: Vec<SimulatedNode>,
     expect: u32,
     orders: mpsc::UnboundedReceiver<(String, Duration, bool)>,
     /// Crashed nodes, when they start again, and whether with an empty disk.
@@ -324,7 +324,7 @@ impl World {
         let number = self.hosts.len();
         let address = format!("host-{number}:7400");
         self.net.everybody.lock().push(address.clone());
-        self.hosts.push(Host {
+        self.hosts.push(SimulatedNode {
             node_id: Uuid::from_u128(1000 * (number as u128 + 1)),
             name: format!("chronicle-{number}"),
             address,
@@ -535,7 +535,7 @@ impl World {
                     _ => None,
                 };
                 if let Some((identity, founders)) = founders {
-                    self.net.clusters.lock().entry(identity.cluster_id).or_insert_with(|| Cluster {
+                    self.net.clusters.lock().entry(identity.cluster_id).or_insert_with(|| SimulatedCluster {
                         founders: founders.clone(),
                         members: founders.iter().map(|founder| (founder.node_id, founder.raft_id)).collect(),
                         removed: BTreeSet::new(),
