@@ -37,14 +37,14 @@ impl Target {
     }
 }
 
-struct Batch {
+struct FlushJob {
     targets: Vec<Target>,
     next: AtomicUsize,
     results: Mutex<Vec<(usize, io::Result<()>)>>,
     finished: Condvar,
 }
 
-impl Batch {
+impl FlushJob {
     /// Flushes targets until none is left to take.
     fn work(&self) {
         let mut done = Vec::new();
@@ -62,7 +62,7 @@ impl Batch {
 
 #[derive(Default)]
 struct Work {
-    batch: Option<Arc<Batch>>,
+    batch: Option<Arc<FlushJob>>,
     /// Counts batches, so that each thread works on each once.
     number: u64,
     stop: bool,
@@ -94,7 +94,7 @@ impl FlushPool {
     /// Flushes every target; results stand in the order of targets.
     pub(crate) fn flush(&self, targets: Vec<Target>) -> Vec<io::Result<()>> {
         let count = targets.len();
-        let batch = Arc::new(Batch {
+        let batch = Arc::new(FlushJob {
             targets,
             next: AtomicUsize::new(0),
             results: Mutex::new(Vec::with_capacity(count)),

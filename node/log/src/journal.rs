@@ -65,7 +65,7 @@ pub(crate) mod engine_key {
 pub(crate) type Key = (LogId, Space, u8);
 
 #[derive(Debug, Clone)]
-enum Record {
+enum JournalRecord {
     Put(Key, Bytes),
     Remove(Key),
     RemoveLog(LogId),
@@ -73,7 +73,7 @@ enum Record {
     Mark,
 }
 
-impl Record {
+impl JournalRecord {
     fn len(&self) -> u64 {
         record_len(if let Self::Put(_, value) = self { value.len() } else { 0 })
     }
@@ -163,11 +163,11 @@ fn file_name(sequence: u64) -> String {
 }
 
 #[derive(Default)]
-struct State {
+struct JournalState {
     /// Boxes, not `Bytes`: a few of these stay in memory for every log, open or closed.
     map: HashMap<Key, Box<[u8]>>,
     live_bytes: u64,
-    queue: Vec<Record>,
+    queue: Vec<JournalRecord>,
     queued_bytes: usize,
     dones: Vec<Done>,
     /// Flush in the next round.
@@ -183,30 +183,30 @@ impl std::fmt::Debug for Journal {
     }
 }
 
-impl State {
+impl JournalState {
     /// Encodes every live record, ordered by key, so that the same history gives the same bytes.
     fn encode_live(&self, seed: u32, out: &mut Vec<u8>) {
         let mut keys: Vec<_> = self.map.iter().collect();
         keys.sort_unstable_by_key(|(key, _)| **key);
         for (key, value) in keys {
-            Record::encode_put(*key, value, 0, seed, out);
+            JournalRecord::encode_put(*key, value, 0, seed, out);
         }
     }
 
-    fn apply(&mut self, record: &Record) {
+    fn apply(&mut self, record: &JournalRecord) {
         match record {
-            Record::Put(key, value) => {
+            JournalRecord::Put(key, value) => {
                 self.live_bytes += record.len();
                 if let Some(old) = self.map.insert(*key, Box::from(&value[..])) {
                     self.live_bytes -= record_len(old.len());
                 }
             }
-            Record::Remove(key) => {
+            JournalRecord::Remove(key) => {
                 if let Some(old) = self.map.remove(key) {
                     self.live_bytes -= record_len(old.len());
                 }
             }
-            Record::RemoveLog(id) => {
+            JournalRecord::RemoveLog(id) => {
                 let live = &mut self.live_bytes;
                 self.map.retain(|key, value| {
                     let keep = key.0 != *id;
@@ -216,14 +216,14 @@ impl State {
                     keep
                 });
             }
-            Record::Mark => {}
+            JournalRecord::Mark => {}
         }
     }
 }
 
 /// The side that every part of the store uses: the values, and what waits for the disk.
 pub(crate) struct Journal {
-    state: Mutex<State>,
+    state: Mutex<JournalState>,
 }
 
 impl Journal {
@@ -244,18 +244,18 @@ impl Journal {
             return Err(LogError::InvalidConfig { field: "value length", value: value.len() as u64, rule });
         }
         let record = match value {
-            Some(value) => Record::Put(key, value),
-            None => Record::Remove(key),
+            Some(value) => JournalRecord::Put(key, value),
+            None => JournalRecord::Remove(key),
         };
         self.push(record, urgent, due, done)
     }
 
     /// Removes every key of a log, urgently.
     pub(crate) fn remove_log(&self, id: LogId, done: Done) -> Result<(), LogError> {
-        self.push(Record::RemoveLog(id), true, Duration::ZERO, Some(done)).map(drop)
+        self.push(JournalRecord::RemoveLog(id), true, Duration::ZERO, Some(done)).map(drop)
     }
 
-    fn push(&self, record: Record, urgent: bool, due: Duration, done: Option<Done>) -> Result<bool, LogError> {
+    fn push(&self, record: JournalRecord, urgent: bool, due: Duration, done: Option<Done>) -> Result<bool, LogError> {
         let mut state = self.state.lock();
         if let Some(failed) = &state.failed {
             return Err(failed.sticky());
@@ -348,7 +348,7 @@ impl JournalFile {
         let mut leftovers: Vec<String> = sequences.into_iter().map(file_name).collect();
         leftovers.extend(list.into_iter().map(|entry| entry.name).filter(|name| name.ends_with(".tmp")));
 
-        let state = Mutex::new(State::default());
+        let state = Mutex::new(JournalState::default());
         let mut journal = match newest {
             _ if fresh => {
                 leftovers.extend(newest.map(file_name));
@@ -380,7 +380,7 @@ impl JournalFile {
         dir: &Path,
         node: Uuid,
         sequence: u64,
-        live: &Mutex<State>,
+        live: &Mutex<JournalState>,
         rewrite_bytes: u64,
     ) -> Result<Self, LogError> {
         let seed = file_seed(node, sequence);
@@ -425,7 +425,7 @@ impl JournalFile {
         dir: &Path,
         node: Uuid,
         sequence: u64,
-        state: &mut State,
+        state: &mut JournalState,
         rewrite_bytes: u64,
     ) -> Result<Self, LogError> {
         let path = dir.join(file_name(sequence));
@@ -450,7 +450,7 @@ impl JournalFile {
         let mut at = FILE_HEADER;
         let mut bad = None;
         while at < bytes.len() {
-            match Record::decode(&bytes.slice(at..), seed) {
+            match JournalRecord::decode(&bytes.slice(at..), seed) {
                 Ok((record, mark)) => {
                     state.apply(&record);
                     marked = marked.max(mark);
@@ -465,7 +465,7 @@ impl JournalFile {
         // Blocks reach the disk in any order: a record after the bad one may carry a mark that covers it.
         let mut ahead = at + 8;
         while bad.is_some() && ahead + RECORD_HEADER <= bytes.len() {
-            match Record::decode(&bytes.slice(ahead..), seed) {
+            match JournalRecord::decode(&bytes.slice(ahead..), seed) {
                 Ok((record, mark)) => {
                     marked = marked.max(mark);
                     ahead += record.len() as usize;
@@ -515,7 +515,7 @@ impl JournalFile {
         }
         let result = self.write(&bytes);
         match &result {
-            Ok(()) => self.unconfirmed = queue.iter().any(|record| !matches!(record, Record::Mark)),
+            Ok(()) => self.unconfirmed = queue.iter().any(|record| !matches!(record, JournalRecord::Mark)),
             Err(LogError::NoSpace { .. }) => {
                 // Nothing was synced and `end` did not move: the records go first into the next flush, which writes
                 // over whatever part of them got there. Their callers learn now that they are not durable.
@@ -569,8 +569,8 @@ impl JournalFile {
     pub(crate) fn confirm(&mut self, journal: &Journal, now: Duration) {
         self.unconfirmed = false;
         let mut state = journal.state.lock();
-        state.queued_bytes += Record::Mark.len() as usize;
-        state.queue.push(Record::Mark);
+        state.queued_bytes += JournalRecord::Mark.len() as usize;
+        state.queue.push(JournalRecord::Mark);
         state.due = Some(now);
     }
 

@@ -78,12 +78,12 @@ enum Part {
 
 /// Frames of one segment on their way to the file.
 #[derive(Default)]
-struct Batch {
+struct FrameBuffer {
     scratch: Vec<u8>,
     parts: Vec<Part>,
 }
 
-impl Batch {
+impl FrameBuffer {
     fn put(&mut self, bytes: &[u8]) {
         let start = self.scratch.len();
         self.scratch.extend_from_slice(bytes);
@@ -205,7 +205,7 @@ impl Writer {
         entries: &[StoredEntry],
     ) -> Result<Vec<WrittenSegment>, LogError> {
         let mut written: Vec<WrittenSegment> = Vec::new();
-        let mut batch = Batch::default();
+        let mut batch = FrameBuffer::default();
         // Where the batch starts in the active file.
         let mut start = self.active.as_ref().map_or(0, |active| active.contents.data_len);
         let mut seed = self.active.as_ref().map_or(0, |active| context.dir.seed(active.contents.base_index));

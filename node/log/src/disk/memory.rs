@@ -24,13 +24,13 @@ const SECTOR: u64 = 512;
 /// A file system in memory; clones share it.
 #[derive(Debug, Clone)]
 pub struct MemoryDisk {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FileSystem>>,
     /// The handle fails once the file system has another epoch.
     mounted: Option<u64>,
 }
 
-struct State {
-    nodes: HashMap<u64, Node>,
+struct FileSystem {
+    nodes: HashMap<u64, Inode>,
     next_node: u64,
     next_rename: u64,
     /// Increased by each crash: handles from before it are dead.
@@ -46,7 +46,7 @@ struct State {
 const VOLUME_BYTES: u64 = 1 << 40;
 
 #[derive(Debug)]
-enum Node {
+enum Inode {
     File(FileNode),
     Dir(DirNode),
 }
@@ -55,11 +55,11 @@ enum Node {
 struct FileNode {
     bytes: Vec<u8>,
     durable: Vec<u8>,
-    unsynced: Vec<Change>,
+    unsynced: Vec<FileChange>,
 }
 
 #[derive(Debug)]
-enum Change {
+enum FileChange {
     Write { position: u64, bytes: Vec<u8> },
     SetLen(u64),
 }
@@ -108,8 +108,8 @@ impl Default for MemoryDisk {
 impl MemoryDisk {
     /// An empty file system.
     pub fn new() -> Self {
-        let nodes = HashMap::from([(ROOT, Node::Dir(DirNode::default()))]);
-        let state = State {
+        let nodes = HashMap::from([(ROOT, Inode::Dir(DirNode::default()))]);
+        let state = FileSystem {
             nodes,
             next_node: 1,
             next_rename: 0,
@@ -142,13 +142,13 @@ impl MemoryDisk {
     }
 
     /// For an operation that changes something.
-    fn changing(&self) -> io::Result<MutexGuard<'_, State>> {
+    fn changing(&self) -> io::Result<MutexGuard<'_, FileSystem>> {
         let mut state = self.alive()?;
         state.burn()?;
         Ok(state)
     }
 
-    fn alive(&self) -> io::Result<MutexGuard<'_, State>> {
+    fn alive(&self) -> io::Result<MutexGuard<'_, FileSystem>> {
         let state = self.state.lock();
         match self.mounted {
             Some(epoch) if epoch != state.epoch => Err(io::Error::other("the disk lost power since it was mounted")),
@@ -185,16 +185,16 @@ impl MemoryDisk {
     /// An independent copy of the whole file system, with no handle and no lock on it.
     pub fn fork(&self) -> Self {
         let state = self.state.lock();
-        let copy = |node: &Node| match node {
-            Node::File(file) => {
-                Node::File(FileNode { bytes: file.bytes.clone(), durable: file.bytes.clone(), unsynced: Vec::new() })
+        let copy = |node: &Inode| match node {
+            Inode::File(file) => {
+                Inode::File(FileNode { bytes: file.bytes.clone(), durable: file.bytes.clone(), unsynced: Vec::new() })
             }
-            Node::Dir(dir) => {
-                Node::Dir(DirNode { names: dir.names.clone(), durable: dir.names.clone(), unsynced: Vec::new() })
+            Inode::Dir(dir) => {
+                Inode::Dir(DirNode { names: dir.names.clone(), durable: dir.names.clone(), unsynced: Vec::new() })
             }
         };
         let nodes = state.nodes.iter().map(|(id, node)| (*id, copy(node))).collect();
-        let forked = State {
+        let forked = FileSystem {
             nodes,
             next_node: state.next_node,
             next_rename: state.next_rename,
@@ -218,9 +218,9 @@ impl FileNode {
                 _ => random.one_in(2),
             };
             match change {
-                Change::SetLen(len) if keep => bytes.resize(len as usize, 0),
-                Change::SetLen(_) => {}
-                Change::Write { position, bytes: written } => {
+                FileChange::SetLen(len) if keep => bytes.resize(len as usize, 0),
+                FileChange::SetLen(_) => {}
+                FileChange::Write { position, bytes: written } => {
                     let torn = fate >= 2 && random.one_in(2);
                     if !keep && !torn {
                         continue;
@@ -291,13 +291,16 @@ fn not_found() -> io::Error {
     io::ErrorKind::NotFound.into()
 }
 
-impl fmt::Debug for State {
+impl fmt::Debug for FileSystem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("State").field("nodes", &self.nodes.len()).field("epoch", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("FileSystem")
+            .field("nodes", &self.nodes.len())
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
     }
 }
 
-impl State {
+impl FileSystem {
     fn crash(&mut self, seed: u64) {
         self.epoch += 1;
         self.fuse = None;
@@ -309,8 +312,8 @@ impl State {
         ids.sort_unstable();
         for id in ids {
             match self.nodes.get_mut(&id) {
-                Some(Node::File(file)) => file.crash(fate, &mut random),
-                Some(Node::Dir(dir)) => dir.crash(fate, seed, &mut random),
+                Some(Inode::File(file)) => file.crash(fate, &mut random),
+                Some(Inode::Dir(dir)) => dir.crash(fate, seed, &mut random),
                 None => {}
             }
         }
@@ -336,7 +339,9 @@ impl State {
         let mut at = ROOT;
         for part in path.components() {
             if let Component::Normal(name) = part {
-                let Some(Node::Dir(dir)) = self.nodes.get(&at) else { return Err(io::ErrorKind::NotADirectory.into()) };
+                let Some(Inode::Dir(dir)) = self.nodes.get(&at) else {
+                    return Err(io::ErrorKind::NotADirectory.into());
+                };
                 at = *dir.names.get(name).ok_or_else(not_found)?;
             }
         }
@@ -345,16 +350,16 @@ impl State {
 
     fn file(&mut self, id: u64) -> io::Result<&mut FileNode> {
         match self.nodes.get_mut(&id) {
-            Some(Node::File(file)) => Ok(file),
-            Some(Node::Dir(_)) => Err(io::ErrorKind::IsADirectory.into()),
+            Some(Inode::File(file)) => Ok(file),
+            Some(Inode::Dir(_)) => Err(io::ErrorKind::IsADirectory.into()),
             None => Err(not_found()),
         }
     }
 
     fn dir(&mut self, id: u64) -> io::Result<&mut DirNode> {
         match self.nodes.get_mut(&id) {
-            Some(Node::Dir(dir)) => Ok(dir),
-            Some(Node::File(_)) => Err(io::ErrorKind::NotADirectory.into()),
+            Some(Inode::Dir(dir)) => Ok(dir),
+            Some(Inode::File(_)) => Err(io::ErrorKind::NotADirectory.into()),
             None => Err(not_found()),
         }
     }
@@ -365,7 +370,7 @@ impl State {
         Ok((self.dir(id)?, name))
     }
 
-    fn add(&mut self, path: &Path, node: Node) -> io::Result<u64> {
+    fn add(&mut self, path: &Path, node: Inode) -> io::Result<u64> {
         let id = self.next_node;
         let (dir, name) = self.parent(path)?;
         dir.change(NameChange { gone: None, come: Some((name, id)), half_of: None });
@@ -377,14 +382,14 @@ impl State {
 
 #[derive(Debug)]
 struct MemoryFile {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FileSystem>>,
     node: u64,
     epoch: u64,
     writable: bool,
 }
 
 impl MemoryFile {
-    fn alive(&self) -> io::Result<MutexGuard<'_, State>> {
+    fn alive(&self) -> io::Result<MutexGuard<'_, FileSystem>> {
         let state = self.state.lock();
         if state.epoch != self.epoch {
             return Err(io::Error::other("the disk lost power since this file was opened"));
@@ -428,10 +433,10 @@ impl Disk for MemoryDisk {
             (OpenMode::Truncate, Some(id)) => {
                 let file = state.file(id)?;
                 file.bytes.clear();
-                file.unsynced.push(Change::SetLen(0));
+                file.unsynced.push(FileChange::SetLen(0));
                 id
             }
-            (OpenMode::CreateNew | OpenMode::Truncate, None) => state.add(path, Node::File(FileNode::default()))?,
+            (OpenMode::CreateNew | OpenMode::Truncate, None) => state.add(path, Inode::File(FileNode::default()))?,
         };
         state.file(node)?;
         let epoch = state.epoch;
@@ -449,7 +454,7 @@ impl Disk for MemoryDisk {
             match state.resolve(&so_far) {
                 Ok(id) => drop(state.dir(id)?),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    state.add(&so_far, Node::Dir(DirNode::default()))?;
+                    state.add(&so_far, Inode::Dir(DirNode::default()))?;
                 }
                 Err(error) => return Err(error),
             }
@@ -462,7 +467,7 @@ impl Disk for MemoryDisk {
         let id = state.resolve(path)?;
         let names = state.dir(id)?.names.clone();
         let entry = |(name, id): (OsString, u64)| {
-            let is_dir = matches!(state.nodes.get(&id), Some(Node::Dir(_)));
+            let is_dir = matches!(state.nodes.get(&id), Some(Inode::Dir(_)));
             name.into_string().ok().map(|name| DirEntry { name, is_dir })
         };
         Ok(names.into_iter().filter_map(entry).collect())
@@ -477,7 +482,7 @@ impl Disk for MemoryDisk {
             dir.change(NameChange { gone: Some(name), come: Some((target, id)), half_of: None });
             return Ok(());
         }
-        if matches!(state.nodes.get(&id), Some(Node::Dir(_))) {
+        if matches!(state.nodes.get(&id), Some(Inode::Dir(_))) {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "directories stay in their directory"));
         }
         let half_of = Some(state.next_rename);
@@ -517,7 +522,7 @@ impl Disk for MemoryDisk {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirLock>> {
         let mut state = self.changing()?;
         if state.resolve(path).is_err() {
-            state.add(path, Node::File(FileNode::default()))?;
+            state.add(path, Inode::File(FileNode::default()))?;
         }
         let epoch = state.epoch;
         if state.locks.contains_key(path) {
@@ -553,7 +558,7 @@ impl DiskFile for MemoryFile {
             }
             file.bytes[start..end].copy_from_slice(&bytes);
             let written = bytes.len();
-            file.unsynced.push(Change::Write { position, bytes });
+            file.unsynced.push(FileChange::Write { position, bytes });
             Ok(written)
         })
     }
@@ -568,7 +573,7 @@ impl DiskFile for MemoryFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.write(|file| {
             file.bytes.resize(len as usize, 0);
-            file.unsynced.push(Change::SetLen(len));
+            file.unsynced.push(FileChange::SetLen(len));
             Ok(())
         })
     }
@@ -592,7 +597,7 @@ impl FileMap for MemoryMap {
 
 #[derive(Debug)]
 struct MemoryLock {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FileSystem>>,
     path: PathBuf,
     epoch: u64,
 }
@@ -611,7 +616,7 @@ impl Drop for MemoryLock {
 
 #[derive(Debug)]
 struct MemoryVolume {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FileSystem>>,
     epoch: u64,
     dedicated: bool,
 }
@@ -625,8 +630,8 @@ impl Volume for MemoryVolume {
         state.burn()?;
         for node in state.nodes.values_mut() {
             match node {
-                Node::File(file) => file.sync(),
-                Node::Dir(dir) => dir.sync(),
+                Inode::File(file) => file.sync(),
+                Inode::Dir(dir) => dir.sync(),
             }
         }
         Ok(())

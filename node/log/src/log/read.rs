@@ -45,7 +45,7 @@ pub(super) enum Lookup {
 }
 
 /// Where to read in one segment.
-pub(super) struct Plan {
+pub(super) struct ReadPlan {
     file: Arc<dyn DiskFile>,
     contents: Contents,
     /// File positions.
@@ -219,7 +219,7 @@ impl Log {
         at_or_before: impl Fn(&Contents) -> bool,
         lookup: Lookup,
         stop: u64,
-    ) -> Result<Plan, Interrupted> {
+    ) -> Result<ReadPlan, Interrupted> {
         let generation = state.generation();
         let Some(segment) = state.segments().floor(at_or_before) else {
             let next = state.next_index();
@@ -243,13 +243,13 @@ impl Log {
             }
         };
         let start = start.map_or(SEGMENT_HEADER as u64, |entry| entry.position);
-        Ok(Plan { file, contents, start, end: end.unwrap_or(contents.data_len), stop, generation })
+        Ok(ReadPlan { file, contents, start, end: end.unwrap_or(contents.data_len), stop, generation })
     }
 
     /// Reads frames into `found` from index `at` up to the plan's `stop`. Returns false when the budget is used up.
     pub(super) fn collect(
         &self,
-        plan: &Plan,
+        plan: &ReadPlan,
         at: &mut u64,
         budget: &mut usize,
         found: &mut Vec<StoredEntry>,
@@ -289,7 +289,7 @@ impl Log {
         Ok(true)
     }
 
-    fn frames(&self, plan: &Plan, chunk: usize) -> FrameReader {
+    fn frames(&self, plan: &ReadPlan, chunk: usize) -> FrameReader {
         let seed = self.log.dir.seed(plan.contents.base_index);
         FrameReader::new(plan.file.clone(), seed, plan.start, plan.end, chunk)
     }
@@ -327,7 +327,7 @@ impl Log {
     }
 
     /// Index of the first frame of a plan for which `wanted` holds, looking at headers only.
-    fn find(&self, plan: &Plan, wanted: impl Fn(&FrameHeader) -> bool) -> Result<Option<u64>, Interrupted> {
+    fn find(&self, plan: &ReadPlan, wanted: impl Fn(&FrameHeader) -> bool) -> Result<Option<u64>, Interrupted> {
         let mut reader = self.frames(plan, 16 << 10);
         let mut expected = plan.contents.base_index;
         loop {
@@ -344,7 +344,7 @@ impl Log {
         }
     }
 
-    fn stopped(&self, plan: &Plan, position: u64, index: u64, stop: Stop) -> Interrupted {
+    fn stopped(&self, plan: &ReadPlan, position: u64, index: u64, stop: Stop) -> Interrupted {
         match stop {
             Stop::Bad(error) => self.damaged(plan, position, index, error.to_string()),
             Stop::Io(error) => {
@@ -354,7 +354,7 @@ impl Log {
         }
     }
 
-    fn damaged(&self, plan: &Plan, position: u64, index: u64, reason: String) -> Interrupted {
+    fn damaged(&self, plan: &ReadPlan, position: u64, index: u64, reason: String) -> Interrupted {
         let path = self.log.dir.segment_path(plan.contents.base_index);
         self.explain(LogError::damaged(path, position, Some(index), reason), plan.generation)
     }

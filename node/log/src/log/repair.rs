@@ -47,7 +47,7 @@ pub struct Cut {
 }
 
 /// The changes to the files that a cut makes.
-struct Plan {
+struct CutPlan {
     /// The segment to be shortened: its position among the found ones, and the contents that it keeps.
     shorten: Option<(usize, Contents)>,
     /// The first found segment to be moved; every later one is moved too.
@@ -106,7 +106,7 @@ fn plan_cut(
     from: Option<u64>,
     trusted: u64,
     start: u64,
-) -> Result<Plan, LogError> {
+) -> Result<CutPlan, LogError> {
     let mut limit = trusted;
     let holds = |segment: &Segment, index| (segment.contents.base_index..segment.contents.next_index).contains(&index);
     if let Some(from) = from {
@@ -149,9 +149,9 @@ fn plan_cut(
     }
     if next_index < start {
         // Only segments that an interrupted retention left would stay: a log never ends before its start.
-        return Ok(Plan { shorten: None, gone_from: 0, next_index: start });
+        return Ok(CutPlan { shorten: None, gone_from: 0, next_index: start });
     }
-    Ok(Plan { shorten, gone_from: keep, next_index })
+    Ok(CutPlan { shorten, gone_from: keep, next_index })
 }
 
 /// The contents of a segment up to its first bad frame, entry `limit`, or the end that `contents` names.
@@ -172,7 +172,7 @@ fn intact_below(dir: &LogDir, found: &FoundSegment, contents: &Contents, limit: 
 
 /// Moves the segments of the plan into a quarantine folder, and shortens the last one that stays. Returns the folder, if there
 /// was anything to do.
-fn quarantine(dir: &LogDir, found: &[FoundSegment], plan: &Plan) -> Result<Option<PathBuf>, LogError> {
+fn quarantine(dir: &LogDir, found: &[FoundSegment], plan: &CutPlan) -> Result<Option<PathBuf>, LogError> {
     let disk = dir.disk();
     let folder = dir.path().join(UNFINISHED);
     let begun = list_dirs(&**disk, dir.path())?.iter().any(|name| name == UNFINISHED);

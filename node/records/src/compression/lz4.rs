@@ -50,7 +50,7 @@ pub(super) fn compress(data: &[u8], out: &mut BytesMut) -> io::Result<()> {
 }
 
 pub(super) fn decompress(packed: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
-    let mut input = Input { rest: packed };
+    let mut input = Lz4Reader { rest: packed };
     let frame = Frame::read(&mut input)?;
     if frame.content_size.is_some_and(|size| size > limit as u64) {
         return Err(Failure::Limit);
@@ -132,7 +132,7 @@ struct Frame {
 }
 
 impl Frame {
-    fn read(input: &mut Input<'_>) -> Result<Self, Failure> {
+    fn read(input: &mut Lz4Reader<'_>) -> Result<Self, Failure> {
         let magic = input.u32("frame magic")?;
         if magic != MAGIC {
             return Err(Failure::Corrupt(format!("frame magic is {magic:#010x}: it must be {MAGIC:#010x}")));
@@ -175,11 +175,11 @@ impl Frame {
 }
 
 /// Reads fields from the front of a frame.
-struct Input<'a> {
+struct Lz4Reader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Input<'a> {
+impl<'a> Lz4Reader<'a> {
     fn take(&mut self, field: &str, length: usize) -> Result<&'a [u8], Failure> {
         let (taken, rest) = self
             .rest
