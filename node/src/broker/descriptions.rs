@@ -1,4 +1,4 @@
-//! The requests and answers of the broker, used by every listener and independent of any protocol.
+//! What the broker returns about nodes, partitions and operations, to every listener and independent of any protocol.
 
 use uuid::Uuid;
 

@@ -7,7 +7,8 @@
 //!
 //! - `append.rs`, `read.rs`, `long_poll.rs`: appends, reads and waits; `forward.rs`: sends requests to the leader when it is
 //!   another node; `request_checks.rs`: the rules for requests;
-//! - `topic_admin.rs`, `cluster_admin.rs`: changes and descriptions of topics and nodes; `metrics_view.rs`: what metrics read;
+//! - `topic_admin.rs`, `cluster_admin.rs`: changes and descriptions of topics and nodes; `descriptions.rs`: what these return;
+//!   `metrics_view.rs`: what metrics read;
 //! - `authorizer.rs`, `audit.rs`: permissions and quotas, and the audit trail;
 //! - `errors.rs`: the table from internal errors to answers; `disk_space.rs`: rejects appends on a full volume.
 //!

@@ -41,8 +41,8 @@
 //! - Time is tokio's and measures only how long a node was not seen. A wall clock that jumps has no effect.
 //! - Every answer and every decision depends on durable state, never on state that is being written.
 //!
-//! `durable_state.rs` owns the durable part and the answers, `round.rs` collects what the other nodes report, `founding.rs` and `joining.rs` act
-//! on that, `establish.rs` is the loop. Never names raft or the controller.
+//! `durable_state.rs` owns the durable part and the answers, `round.rs` collects what the other nodes report, `founding.rs`
+//! and `joining.rs` act on that, `establish.rs` is the loop, `rpc.rs` defines the calls to other nodes. Never names raft or the controller.
 
 mod durable_state;
 mod establish;

@@ -1,4 +1,4 @@
-//! The types of nodes, placements and operations in the committed metadata of the controller group.
+//! The entities of the controller's state: nodes, placements and operations.
 
 use std::fmt;
 

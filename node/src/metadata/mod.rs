@@ -4,7 +4,8 @@
 //! that every replica computes the same from the same commands.
 //!
 //! - `controller_state.rs`: [`ControllerState`], and the [`ControllerCommand`]s that change it; `refusal.rs`: why one changes nothing;
-//! - `nodes.rs`, `placement.rs`, `operations.rs`, `acl_commands.rs`: the parts of that state;
+//! - `entities.rs`: the nodes, placements and operations in it;
+//! - `nodes.rs`, `placement.rs`, `operations.rs`, `acl_commands.rs`: how commands change each part of it;
 //! - `balancer.rs`, `voters.rs`: which commands the leader should propose next, and which nodes should vote.
 //!
 //! Never names raft, peers, or anything that runs. Neighbours: `controller/` replicates it, `cluster/` reads it.
