@@ -94,7 +94,11 @@ fn resolve(modules: &BTreeMap<Vec<String>, Module>, target: &[String], depth: us
     }
 }
 
-fn sources(dir: &Path) -> Vec<PathBuf> {
+/// Returns the source files below a folder, without those of tests: `tests.rs`, and folders called `tests`.
+///
+/// # Panics
+/// When the folder cannot be listed.
+pub fn sources(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).expect("the sources can be listed") {
         let path = entry.expect("an entry can be read").path();
@@ -116,8 +120,8 @@ fn module_path(file: &str) -> Vec<String> {
     path
 }
 
-/// The text without comments and without code that is compiled for tests only.
-fn without_tests(text: &str) -> String {
+/// Returns the text without comments and without code that is compiled for tests only.
+pub fn without_tests(text: &str) -> String {
     let mut kept = String::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {

@@ -29,7 +29,7 @@ const FLOORS: &[&[&str]] = &[
 const EXCEPTIONS: &[(&str, &str)] = &[];
 
 /// Where each crate has its sources.
-const CRATES: &[&str] = &["client/src", "node/log/src", "node/records/src", "node/src", "operator/src"];
+pub(crate) const CRATES: &[&str] = &["client/src", "node/log/src", "node/records/src", "node/src", "operator/src"];
 
 fn folder(file: &str) -> &str {
     file.split(['/', '.']).next().expect("a path has a first part")

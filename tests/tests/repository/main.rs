@@ -2,4 +2,5 @@
 
 mod layers;
 mod licences;
+mod names;
 mod rules;
