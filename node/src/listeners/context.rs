@@ -66,10 +66,10 @@ impl Context {
         let (gauge, live) = (budget.clone(), broker.live().clone());
         metrics.register_collector(move |samples| {
             let used = gauge.used() as f64;
-            samples.gauge("in_flight_bytes", "Bytes of requests being served, and of answers not taken yet", used);
-            let help = "Most of in_flight_bytes: limits.in-flight-bytes-max";
+            samples.gauge("in_flight_bytes", "Bytes of requests in service, and of responses not read yet", used);
+            let help = "Limit of in_flight_bytes (limits.in-flight-bytes-max)";
             samples.gauge("in_flight_bytes_limit", help, gauge.max() as f64);
-            let help = "Most of connections_open: limits.connections-max";
+            let help = "Limit of connections_open (limits.connections-max)";
             samples.gauge("connections_limit", help, live.now().limits.connections_max as f64);
         });
         let (lagging, live) = (groups.clone(), broker.live().clone());

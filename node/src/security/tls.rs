@@ -267,30 +267,32 @@ impl Tls {
         let loaded = self.loaded();
         let Material { served, authorities, .. } = &loaded.material;
         let all = || std::iter::once(("node", served)).chain(authorities.iter().map(|ca| ("ca", ca)));
-        for (kind, help) in [
-            ("node", "End of the certificate that is served, or of the CA that ends first"),
-            ("ca", "End of the certificate that is served, or of the CA that ends first"),
-        ] {
+        let help = "Expiry of the served certificate, or of the CA that expires first, in seconds since the Unix epoch";
+        for kind in ["node", "ca"] {
             let ends = all().filter(|(of, _)| *of == kind).map(|(_, facts)| facts.not_after_s).min();
             let ends = ends.unwrap_or_default() as f64;
             samples.gauge_of("tls_certificate_not_after_seconds", help, &[("kind", kind.into())], ends);
         }
         for (kind, facts) in all() {
             let labels = [("kind", kind.into()), ("serial", facts.serial.clone())];
-            samples.gauge_of("tls_certificate_info", "Certificates in force by serial number", &labels, 1.0);
+            samples.gauge_of("tls_certificate_info", "1 for each certificate in use, by serial number", &labels, 1.0);
         }
         samples.counter(
             "tls_reloads",
-            "Times that changed certificates were taken",
+            "Changed certificate files that were applied",
             self.reloads.load(Ordering::Relaxed),
         );
         samples.counter(
             "tls_reload_failures",
-            "Times that changed certificates could not be used",
+            "Changed certificate files that could not be loaded",
             self.reload_failures(),
         );
         let broken = f64::from(u8::from(self.broken.lock().is_some()));
-        samples.gauge("tls_reload_broken", "1 while the files cannot be used and older ones are in force", broken);
+        samples.gauge(
+            "tls_reload_broken",
+            "1 while the certificate files cannot be loaded and the previous ones are in use",
+            broken,
+        );
         for outcome in HandshakeOutcome::ALL {
             let count = self.handshakes[outcome as usize].load(Ordering::Relaxed);
             let labels = [("outcome", outcome.as_str().into())];

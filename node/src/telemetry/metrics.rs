@@ -217,7 +217,7 @@ impl Metrics {
         registry.register("requests", "Requests by outcome: OK or a reason of docs/errors.md", requests);
         registry.register_with_unit(
             "request_duration",
-            "Time from a whole request to its answer, long polls included",
+            "Time from the complete request to its response, long polls included",
             Unit::Seconds,
             latency,
         );
@@ -238,7 +238,7 @@ impl Metrics {
             "Records acknowledged to producers",
             inner.records_appended.family.clone(),
         );
-        registry.register("records_read", "Records given to readers", inner.records_read.family.clone());
+        registry.register("records_read", "Records returned to readers", inner.records_read.family.clone());
         registry.register("connections_open", "Open connections on the data port", inner.connections_open.clone());
         registry.register(
             "connections_accepted",
@@ -252,19 +252,19 @@ impl Metrics {
         );
         registry.register(
             "slow_readers",
-            "Answers given up because the client did not take them",
+            "Responses dropped because the client did not read them",
             inner.slow_readers.clone(),
         );
         registry.register(
             "build",
-            "The software that runs",
+            "Version of the software",
             Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("rust_version", env!("CARGO_PKG_RUST_VERSION"))]),
         );
         #[expect(clippy::disallowed_methods, reason = "exports the start of the process")]
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64();
         registry.register_with_unit(
             "process_start_time",
-            "When the process started, seconds since the Unix epoch",
+            "Start of the process, in seconds since the Unix epoch",
             Unit::Seconds,
             ConstGauge::new(started),
         );

@@ -12,7 +12,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 #[expect(clippy::disallowed_methods, reason = "exports the wall clock itself, to show skew")]
 pub(super) fn collect(samples: &mut Samples) {
     if let Ok(since) = SystemTime::now().duration_since(UNIX_EPOCH) {
-        let help = "Wall clock of the node, seconds since the Unix epoch; beside the time of the scrape it shows skew";
+        let help =
+            "Wall clock of the node, in seconds since the Unix epoch; compare with the time of the scrape to see skew";
         samples.gauge("clock_seconds", help, since.as_secs_f64());
     }
     if let Some(seconds) = cpu_seconds() {
@@ -21,7 +22,7 @@ pub(super) fn collect(samples: &mut Samples) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     if let Some(kib) = number_after(&status, "VmRSS:") {
         let bytes = (kib * 1024) as f64;
-        samples.gauge("process_resident_bytes", "Memory of the process that is in RAM, in bytes", bytes);
+        samples.gauge("process_resident_bytes", "Resident memory of the process in bytes", bytes);
     }
     if let Some(threads) = number_after(&status, "Threads:") {
         samples.gauge("process_threads", "Threads of the process", threads as f64);

@@ -109,15 +109,15 @@ impl RaftMetrics {
         let RaftFamilies { stages, elections, won, lost, .. } = &*self.0;
         registry.register_with_unit(
             "stage_duration",
-            "Time that an append spends in each stage: queue (a request), append, flush, commit, apply (an entry), replicate (a message)",
+            "Time spent in each stage of an append: queue (a request), append, flush, commit, apply (an entry), replicate (a message)",
             Unit::Seconds,
             stages.clone(),
         );
-        registry.register("raft_elections", "Elections in which this node stood, all groups", elections.clone());
-        registry.register("raft_leaderships_won", "Leaderships that this node took up, all groups", won.clone());
+        registry.register("raft_elections", "Elections that this node started, in all groups", elections.clone());
+        registry.register("raft_leaderships_won", "Leaderships that this node gained, in all groups", won.clone());
         registry.register(
             "raft_leaderships_lost",
-            "Leaderships that this node handed over or lost, all groups",
+            "Leaderships that this node transferred, lost, or gave up by stopping, in all groups",
             lost.clone(),
         );
     }

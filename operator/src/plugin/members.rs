@@ -235,7 +235,7 @@ pub(super) fn text(members: &MemberList, wide: bool, now: Timestamp) -> String {
     let rows: Vec<Vec<String>> = members.members.iter().map(row).collect();
     let from = match &members.unreached {
         None => {
-            "Asked the nodes just now. SEEN of a node that is not alive is when its pod was last ready.\n".to_owned()
+            "Queried the nodes just now. SEEN of a node that is not alive is when its pod was last ready.\n".to_owned()
         }
         Some(why) => format!("From the last status that the operator reported, because: {why}\n"),
     };

@@ -156,7 +156,7 @@ pub(super) fn text(plan: &Plan) -> String {
     let mut text = format!("ChronicleCluster {}/{}\n", plan.namespace, plan.cluster);
     let why = plan.unreached.as_deref().unwrap_or_default();
     text.push_str(&match plan.source {
-        Source::Nodes => "Asked the nodes just now.\n".to_owned(),
+        Source::Nodes => "Queried the nodes just now.\n".to_owned(),
         Source::NoNode if why.is_empty() => "No node is running, or there is no certificate to connect with.\n".to_owned(),
         Source::NoNode => format!("The nodes do not respond: {why}\n"),
         Source::Status => format!(

@@ -350,7 +350,7 @@ async fn members_come_from_the_nodes_and_otherwise_from_the_status() {
     let list = members::gather(&open(&fake), NAME).await.unwrap();
     assert!(list.live && list.members.len() == 3 && list.members.iter().filter(|member| member.leader).count() == 1);
     let text = members::text(&list, false, Timestamp::now());
-    assert!(text.contains("Voter, leads") && text.contains("Asked the nodes just now"), "{text}");
+    assert!(text.contains("Voter, leads") && text.contains("Queried the nodes just now"), "{text}");
 
     fake.cluster.lock().failing_reads = 1;
     let list = members::gather(&open(&fake), NAME).await.unwrap();

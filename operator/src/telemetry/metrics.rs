@@ -52,7 +52,7 @@ impl Metrics {
         registry.register("reconciliations", "Reconciles of resources", reconciliations.clone());
         registry.register("reconciliation_failures", "Reconciles that failed, by reason", failures.clone());
         registry.register_with_unit("reconciliation", "Duration of a reconcile", Unit::Seconds, seconds.clone());
-        registry.register("leader", "1 while this process is the leader, 0 while it stands by", leader.clone());
+        registry.register("leader", "1 while this process is the leader, 0 while it is on standby", leader.clone());
         Self(Arc::new(MetricsInner { registry, reconciliations, failures, seconds, leader }))
     }
 
