@@ -86,7 +86,7 @@ writer_works() {
 # The cluster, its topic and user, and a pod that appends; without them nothing that follows can succeed.
 begin() {
   check "a cluster of three becomes quorate" becomes_quorate
-  check "and settles" converges 60
+  check "and converges" converges 60
   check "a topic and a user with a certificate" user_is_ready
   check "a pod appends over mutual TLS" writer_works
   if [ "$FAILED" -gt 0 ]; then
