@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_is_not_the_same_as_never_asked() {
+    fn missing_is_not_the_same_as_never_requested() {
         let mut metadata = Metadata::default();
         assert_eq!(metadata.lookup("t", 0), Lookup::NotAsked);
         metadata.merge(answer("a", "1", 5, &[]));
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_that_are_gone_or_have_no_usable_address_are_left_out() {
+    fn servers_that_are_removed_or_have_no_usable_address_are_left_out() {
         let mut metadata = Metadata::default();
         let mut broken = answer("a", "1", 5, &[]);
         broken.servers[1].address = "nowhere".into();

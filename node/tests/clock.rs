@@ -49,7 +49,7 @@ async fn until_expired(broker: &Broker, from: i64) -> i64 {
 }
 
 #[tokio::test]
-async fn a_clock_that_goes_back_costs_no_record_and_age_counts_from_what_records_say() {
+async fn a_clock_that_goes_back_deletes_no_record_and_age_counts_from_record_timestamps() {
     set_clock(START);
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());

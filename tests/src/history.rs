@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_acknowledged_must_be_there_where_it_was_said() {
+    fn acknowledged_records_must_be_at_their_offsets() {
         let lost = history(&[&[at(0), at(1)]]);
         assert!(contradiction(&lost, &[record(0, 0, 0)]).contains("is missing"));
         let moved = history(&[&[at(5)]]);

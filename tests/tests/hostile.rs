@@ -188,7 +188,7 @@ async fn a_header_of_http_1_without_an_end_is_refused() -> Result<()> {
 
 /// A body a byte at a time, each in time for itself.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_trickles_is_refused_and_a_stream_that_rests_is_not() -> Result<()> {
+async fn a_slow_body_is_refused_and_an_idle_stream_is_not() -> Result<()> {
     let node = blocking(|| Setup::new().set("limits.body-timeout-ms", 400).start())?;
     let address = node.address();
     let slowly = |bytes: Vec<u8>| {
@@ -235,7 +235,7 @@ async fn a_body_that_trickles_is_refused_and_a_stream_that_rests_is_not() -> Res
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_address_cannot_take_every_place_and_idle_connections_end() -> Result<()> {
+async fn one_address_cannot_take_every_slot_and_idle_connections_end() -> Result<()> {
     let setup = Setup::new().set("limits.connections-per-address-max", 3).set("limits.idle-ms", 1500);
     let node = blocking(|| setup.start())?;
     let address = node.address();

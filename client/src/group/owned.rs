@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_revoked_partition_delivers_nothing_and_is_given_back_when_its_record_is_finished() {
+    async fn a_revoked_partition_delivers_nothing_and_is_released_when_its_record_is_finished() {
         let owned = owning(&[0, 1]);
         let deadline = Instant::now() + Duration::from_secs(60);
         assert!(owned.deliver(&Partition::new("t", 1), 2, 10));

@@ -16,7 +16,7 @@ async fn reads_are_retried_while_the_node_is_unavailable() {
 }
 
 #[tokio::test]
-async fn a_client_connects_when_it_is_used_and_again_after_a_cut() {
+async fn a_client_connects_on_first_use_and_reconnects_after_a_disconnect() {
     let node = Node::start();
     node.refuse_connections(true);
     let client = node.client();
@@ -66,7 +66,7 @@ async fn a_rejected_append_is_not_retried() {
 }
 
 #[tokio::test]
-async fn an_unknown_outcome_is_told_when_the_append_is_not_idempotent() {
+async fn an_unknown_outcome_is_returned_when_the_append_is_not_idempotent() {
     let node = Node::start();
     for fault in [Fault::StoreThenCut, Fault::StoreThenUnknown, Fault::Cut] {
         node.faults([fault.clone()]);
@@ -97,7 +97,7 @@ async fn a_refusal_after_an_open_attempt_stays_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_ends_at_its_deadline_and_says_whether_it_may_have_happened() {
+async fn a_call_ends_at_its_deadline_and_reports_whether_it_may_have_happened() {
     let node = Node::start();
     let client = Client::connect(node.config().request_timeout(Duration::from_millis(50))).unwrap();
     node.faults([Fault::Hang]);

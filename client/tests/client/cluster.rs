@@ -52,7 +52,7 @@ async fn appends_go_straight_to_the_leader_and_one_question_serves_all() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_followed_at_once_and_remembered() {
+async fn a_redirect_is_followed_at_once_and_stored() {
     let cluster = Cluster::start(3);
     cluster.lead(1);
     for n in [0, 2] {
@@ -115,7 +115,7 @@ async fn without_idempotence_only_what_was_sent_to_the_dead_leader_is_unknown() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_leader_is_given_up_when_another_leads() {
+async fn a_silent_leader_is_abandoned_when_another_node_leads() {
     let cluster = Cluster::start(3);
     let client = cluster.client("n0:7400,n1:7400,n2:7400");
     let producer = producer(&client, small());
@@ -142,7 +142,7 @@ async fn a_silent_leader_is_given_up_when_another_leads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_producer_gives_a_silent_leader_up_too() {
+async fn a_busy_producer_abandons_a_silent_leader_too() {
     let cluster = Cluster::start(3);
     let client = cluster.client("n0:7400");
     let producer = producer(&client, small());
@@ -164,7 +164,7 @@ async fn a_busy_producer_gives_a_silent_leader_up_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_to_a_silent_leader_is_repeated_or_told_as_unknown() {
+async fn a_call_to_a_silent_leader_is_repeated_or_returns_outcome_unknown() {
     let cluster = Cluster::start(3);
     let client = cluster.client("n0:7400,n1:7400,n2:7400");
     client.produce(request("0", identity(0))).await.unwrap();
@@ -296,7 +296,7 @@ async fn a_leader_that_cannot_be_reached_is_named() {
 }
 
 #[tokio::test]
-async fn a_new_topic_that_one_node_does_not_know_yet_is_asked_of_others() {
+async fn a_new_topic_that_one_node_has_not_applied_yet_is_requested_from_other_nodes() {
     let cluster = Cluster::start(3);
     for n in 0..2 {
         cluster.state.lock().nodes[n].unaware = 2;

@@ -71,7 +71,7 @@ async fn an_end_before_the_first_record_is_an_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_gives_up_after_the_timeout_and_can_go_on_later() {
+async fn a_reader_times_out_and_can_continue_later() {
     let node = Node::start();
     node.store(values(0..4));
     let client = Client::connect(node.config().request_timeout(Duration::from_millis(50))).unwrap();

@@ -83,7 +83,7 @@ async fn a_lost_stream_loses_and_doubles_nothing() {
 }
 
 #[tokio::test]
-async fn a_request_that_stays_open_is_settled_before_the_node_can_forget_it() {
+async fn a_request_that_stays_open_is_resolved_before_the_node_can_evict_its_sequence() {
     let node = Node::start();
     let unknown = Fault::StoreThenUnknown;
     node.faults([unknown.clone(), unknown.clone(), Fault::None, Fault::None, unknown.clone(), unknown]);
@@ -162,7 +162,7 @@ async fn an_expectation_that_fails_leaves_the_producer_working() {
 }
 
 #[tokio::test]
-async fn without_idempotence_an_open_outcome_is_told_and_order_is_kept() {
+async fn without_idempotence_an_unknown_outcome_is_returned_and_order_is_kept() {
     let node = Node::start();
     node.faults([
         Fault::None,
@@ -209,7 +209,7 @@ async fn the_buffer_is_bounded_in_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_delivered_in_time_fails_and_says_whether_it_may_be_stored() {
+async fn a_record_not_delivered_in_time_fails_and_reports_whether_it_may_be_stored() {
     let node = Node::start();
     node.faults(vec![Fault::Refuse(Code::ResourceExhausted, "DISK_FULL"); 100_000]);
     let short = ProducerConfig { delivery_timeout: Duration::from_millis(100), ..config() };
@@ -232,7 +232,7 @@ async fn what_is_not_delivered_in_time_fails_and_says_whether_it_may_be_stored()
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_is_told_even_when_later_attempts_had_none() {
+async fn a_response_is_returned_even_when_later_attempts_had_none() {
     let node = Node::start();
     let refused_then_silent =
         || std::iter::once(Fault::Refuse(Code::ResourceExhausted, "DISK_FULL")).chain(vec![Fault::Hang; 100]);

@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_kind_or_version_is_told_apart_from_damage() {
+    fn an_unknown_kind_or_version_is_distinguished_from_damage() {
         let seed = seed(ID, 1);
         for (at, value, expected) in [(8, 2, FrameError::Version(2)), (9, 77, FrameError::Kind(77))] {
             let mut bytes = encode(&stored(Vec::new()), seed);

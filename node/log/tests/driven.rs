@@ -289,7 +289,7 @@ fn calls_that_wait_drive_and_no_thread_is_started() {
 }
 
 #[test]
-fn the_hook_and_the_clock_say_when_to_drive() {
+fn the_hook_and_the_clock_define_when_to_drive() {
     let clock: Arc<ManualClock> = Arc::default();
     let disk = MemoryDisk::new();
     let calls = Arc::new(AtomicU64::new(0));

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_forgotten_when_they_are_over_and_bounded_before() {
+    fn windows_are_deleted_when_they_are_over_and_bounded_before() {
         let (audit, now) = (Audit::default(), Instant::now());
         for number in 0..2 * PRINCIPALS_MAX {
             audit.is_written(&format!("p-{number}"), now);

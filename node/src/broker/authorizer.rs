@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn super_users_may_do_everything_and_nobody_is_one_by_having_no_name() {
+    fn super_users_may_do_everything_and_an_anonymous_caller_is_none() {
         let (authorizer, _) = authorizer(vec![]);
         assert!(authorizer.cluster(&caller("root"), Action::Admin).is_ok());
         let nobody = Caller::new(None, "127.0.0.1:9".parse().unwrap());

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_print_what_they_say() {
+    fn each_format_prints_its_fields() {
         assert_eq!(printed(&[], RecordFormat::Value, &record()), b"v\xff\n");
         assert_eq!(printed(&[], RecordFormat::KeyValue, &record()), b"k\tv\xff\n");
         assert_eq!(printed(&["--separator", "=>"], RecordFormat::KeyValue, &record()), b"k=>v\xff\n");

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn live_fields_are_taken_and_others_wait() {
+    fn live_fields_are_applied_and_others_wait_for_a_restart() {
         let live = Live::new(Arc::new(changed(|config| config.listeners.data.set_port(4711))));
         let changes = live.changes();
         let wanted = changed(|config| {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_said_until_something_is_taken_and_counted_once() {
+    fn a_rejected_file_is_reported_until_one_is_applied_and_counted_once() {
         let live = Live::new(Arc::new(Config::default()));
         live.refuse("a: b: c".into());
         live.refuse("a: b: c".into());
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_is_as_long_as_the_field_says_by_then() {
+    async fn a_pause_is_as_long_as_the_field_is_when_it_ends() {
         let live = Live::new(Arc::new(changed(|config| config.partitions.idle_ms = 3_600_000)));
         let began = Instant::now();
         let pausing = {

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_that_nobody_reads_has_no_owner() {
+    fn a_topic_without_readers_has_no_owner() {
         let assignment = assign(&members(&[("x", &["t"])]), &topics(&[("t", 1), ("u", 5)]), &Assignment::new());
         assert_eq!(counts(&assignment), BTreeMap::from([("x", 1)]));
         assert!(assign(&BTreeMap::new(), &topics(&[("t", 1)]), &assignment).is_empty());

@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_nobody_or_too_many_is_refused() {
+    fn a_certificate_without_a_principal_or_with_too_many_is_refused() {
         assert_eq!(principal(&certificate(None, &[])), Err(IdentityError::Nameless));
         let two = certificate(None, &[uri("spiffe://a/b"), uri("SPIFFE://a/c")]);
         assert_eq!(principal(&two), Err(IdentityError::SeveralSpiffeIds(2)));
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_does_not_make_somebody_nobody() {
+    fn a_rule_does_not_make_a_principal_anonymous() {
         let rules = PrincipalRules::new(&["(.*)x -> $1", "ann -> anonymous"]).unwrap();
         assert!(rules.apply("x").is_err(), "the empty name");
         assert!(rules.apply("ann").is_err());

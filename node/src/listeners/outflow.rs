@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_nobody_takes_is_evicted_with_overloaded_and_then_closes_the_connection() {
+    async fn a_response_that_is_not_read_is_evicted_with_overloaded_and_then_closes_the_connection() {
         let (metrics, stalls) = (Metrics::new(), Stalls::new(Duration::from_secs(10), None));
         let mut taken = outflow(2 * CHUNK_BYTES, true, &stalls, &metrics);
         let mut stuck = outflow(2 * CHUNK_BYTES, true, &stalls, &metrics);

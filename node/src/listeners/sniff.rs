@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn versions_are_told_apart_and_no_byte_is_lost() {
+    async fn versions_are_distinguished_and_no_byte_is_lost() {
         for (bytes, version) in [
             (&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nframes"[..], Version::Http2),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r!", Version::Http1),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nodes_are_told_by_what_they_begin_with_which_is_not_read_again() {
+    async fn nodes_are_recognised_by_their_first_bytes_which_are_not_read_again() {
         for (bytes, version) in [
             (b"CHRONICLE PEER 1\r\n\r\n\r\n\r\nframes", Version::Peer(Purpose::Consensus)),
             (b"CHRONICLE BEAT 1\r\n\r\n\r\n\r\nframes", Version::Peer(Purpose::Liveness)),

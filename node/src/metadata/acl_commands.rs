@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn deleting_takes_what_any_filter_means_and_says_what_it_was() {
+    fn deleting_removes_what_any_filter_matches_and_returns_it() {
         let mut state = ControllerState::default();
         state.apply(create(&[rule("ann", "a"), rule("ann", "b"), rule("bob", "a"), rule("eve", "c")]));
         let filters = vec![
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_of_its_own_comes_before_the_default() {
+    fn a_principals_quota_comes_before_the_default() {
         let mut state = ControllerState::default();
         assert!(state.access.quota("ann").is_unlimited());
         let quota = |bytes_in| Quota { bytes_in, ..Quota::default() };

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn as_json_there_is_one_address_and_others_only_where_there_are_others() {
+    fn as_json_other_addresses_appear_only_where_they_exist() {
         let data = Addresses::of_data("d:1");
         assert_eq!(serde_json::to_string(&data).unwrap(), r#"{"address":"d:1"}"#);
         assert_eq!(serde_json::from_str::<Addresses>(r#"{"address":"d:1"}"#).unwrap(), data);

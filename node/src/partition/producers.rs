@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn interleaved_producers_are_told_apart() {
+    fn interleaved_producers_are_distinguished() {
         let mut table = ProducerTable::new(10);
         table.appended(&header(1, 0, 0, 1), 0);
         table.appended(&header(2, 0, 0, 1), 1);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_bound_the_idlest_are_forgotten() {
+    fn beyond_the_bound_the_idlest_are_evicted() {
         let mut table = ProducerTable::new(20);
         for id in 0..30 {
             table.appended(&header(id, 0, 0, 1), id);

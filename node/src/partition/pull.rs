@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_other_of_exactly_two_settled_voters_is_whole_by_itself() {
+    fn only_the_other_of_exactly_two_voters_at_target_is_complete_by_itself() {
         assert!(whole_alone(&of_voters(&[1, 2]), 1, 2));
         assert!(whole_alone(&of_voters(&[1, 2]), 2, 1));
         assert!(!whole_alone(&of_voters(&[1, 2]), 1, 3), "the caller does not vote");

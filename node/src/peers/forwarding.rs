@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_could_not_be_sent_is_told_from_what_has_no_answer() {
+    async fn what_could_not_be_sent_is_distinguished_from_what_has_no_answer() {
         let refuses: Connector =
             Arc::new(|_| std::future::ready(Err(std::io::ErrorKind::ConnectionRefused.into())).boxed());
         let gone = forwarding(refuses, 1 << 20);

@@ -229,7 +229,7 @@ async fn purging_lets_segments_go_and_the_group_starts_from_its_checkpoint() {
 
 // One thread: the group's own task has not run when its start returns, unless that waits for it.
 #[tokio::test]
-async fn a_group_that_has_started_knows_its_members_and_its_log() {
+async fn a_started_group_has_its_members_and_its_log() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
     let (group, log) = of_two(&store, Arc::new(NoPeers)).await;

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_ends_before_the_whole_and_gives_back_to_both() {
+    fn a_share_ends_before_the_whole_and_releases_to_both() {
         let node = Budget::new("node", 100);
         let shares = Shares::new(node.clone(), "principal", 60);
         let ann = || shares.of(Holder::Principal(Principal::new("ann").unwrap()));

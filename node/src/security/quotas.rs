@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_over_the_rate_waits_and_who_would_wait_too_long_is_refused_and_pays_nothing() {
+    fn a_principal_over_the_rate_waits_or_is_refused_without_a_charge() {
         let (quotas, now) = (Quotas::default(), Instant::now());
         let take = |amount, now| quotas.take("ann", bytes(100), &[(Metered::BytesIn, amount)], now);
         assert_eq!(take(150, now), Ok(Duration::ZERO), "a full bucket may be overdrawn");
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn principals_that_were_idle_are_forgotten() {
+    fn idle_principals_are_evicted() {
         let (quotas, now) = (Quotas::default(), Instant::now());
         let take = |name: String, now| quotas.take(&name, bytes(10), &[(Metered::BytesIn, 5)], now).unwrap();
         for number in 0..SWEEP_AT {

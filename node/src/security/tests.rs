@@ -87,7 +87,7 @@ async fn connect(from: &Arc<Tls>, to: &Arc<Tls>, name: &str) -> (std::io::Result
 }
 
 #[tokio::test]
-async fn nodes_of_one_ca_know_one_another_and_the_stream_moves_between_runtimes() {
+async fn nodes_of_one_ca_accept_one_another_and_the_stream_moves_between_runtimes() {
     let ca = ca();
     let ((_a, a), (_b, b)) = (node(&ca, "a"), node(&ca, "b"));
     let (asked, remote) = connect(&a, &b, "b").await;
@@ -98,7 +98,7 @@ async fn nodes_of_one_ca_know_one_another_and_the_stream_moves_between_runtimes(
 }
 
 #[tokio::test]
-async fn the_node_at_an_address_must_be_the_one_that_is_known_to_be_there() {
+async fn the_node_at_an_address_must_be_the_member_that_has_it() {
     let ca = ca();
     let ((_a, a), (_b, b)) = (node(&ca, "a"), node(&ca, "b"));
     let (asked, _) = connect(&a, &b, "c").await;
@@ -115,7 +115,7 @@ async fn a_node_of_another_ca_is_refused_by_both_sides() {
 }
 
 #[test]
-fn changed_files_are_taken_when_they_are_whole_and_left_when_they_are_not() {
+fn changed_files_are_applied_when_complete_and_ignored_when_not() {
     let ca = ca();
     let (dir, tls) = node(&ca, "a");
     let first = tls.served();

@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn collectors_are_asked_at_scrape_time_and_group_their_labels() {
+    fn collectors_run_at_scrape_time_and_group_their_labels() {
         let metrics = Metrics::new();
         metrics.register_collector(|samples| {
             samples.gauge("disk_free_bytes", "Free", 5.0);

@@ -59,7 +59,7 @@ fn reason<T>(result: Result<T, ApiError>) -> Reason {
 }
 
 #[tokio::test]
-async fn each_right_gives_what_it_says_and_no_more() {
+async fn each_permission_allows_its_own_calls_and_no_more() {
     let (_directory, broker) = start().await;
     let (root, ann) = (root(), caller("ann"));
     let (root, ann) = (broker.for_caller(&root), broker.for_caller(&ann));
@@ -133,7 +133,7 @@ async fn a_hidden_topic_and_none_are_the_same_to_the_letter() {
 }
 
 #[tokio::test]
-async fn who_may_create_a_topic_that_is_there_learns_nothing_about_it() {
+async fn creating_an_existing_topic_reveals_nothing_about_it() {
     let (_directory, broker) = start().await;
     let (root, ann) = (root(), caller("ann"));
     let (root, ann) = (broker.for_caller(&root), broker.for_caller(&ann));
@@ -179,7 +179,7 @@ async fn groups_need_rights_of_their_own_and_of_their_topics() {
 }
 
 #[tokio::test]
-async fn whoever_loses_a_right_while_a_read_waits_gets_nothing() {
+async fn a_caller_that_loses_a_permission_while_a_read_waits_receives_nothing() {
     let (_directory, broker) = start().await;
     let root_caller = root();
     let root = broker.for_caller(&root_caller);
@@ -377,7 +377,7 @@ async fn call(channel: &Channel, method: &Method) -> Result<Raw, Status> {
 }
 
 #[tokio::test]
-async fn every_method_of_the_public_api_refuses_who_has_no_rights() {
+async fn every_method_of_the_public_api_refuses_a_caller_without_permissions() {
     let node = Node::start_with(secured).await;
     let channel = Endpoint::from_shared(node.url("")).unwrap().connect().await.unwrap();
     let methods = methods();
@@ -406,7 +406,7 @@ async fn every_method_of_the_public_api_refuses_who_has_no_rights() {
 }
 
 #[tokio::test]
-async fn refusals_are_counted_and_http_says_them_as_problems() {
+async fn refusals_are_counted_and_http_returns_them_as_problems() {
     let node = Node::start_with(secured).await;
     chronicle_node::runtime::collect_node(&node.metrics, &node.core);
     let http = reqwest::Client::new();

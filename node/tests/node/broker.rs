@@ -51,7 +51,7 @@ async fn records_get_dense_offsets_and_come_back_byte_for_byte_after_a_restart()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn concurrent_appends_are_each_stored_once_at_the_offset_they_are_told() {
+async fn concurrent_appends_are_each_stored_once_at_the_returned_offset() {
     let dir = tempfile::tempdir().unwrap();
     let broker = start(config(dir.path())).await;
     let mut tasks = Vec::new();
@@ -108,7 +108,7 @@ async fn an_idempotent_producer_may_repeat_itself_even_across_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_expected_version_is_judged_in_log_order() {
+async fn an_expected_version_is_checked_in_log_order() {
     let dir = tempfile::tempdir().unwrap();
     let broker = start(config(dir.path())).await;
     let version =
@@ -155,7 +155,7 @@ async fn of_many_racing_conditional_appends_exactly_one_wins_each_version() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_outside_the_log_say_what_is_inside() {
+async fn reads_outside_the_log_return_its_bounds() {
     let dir = tempfile::tempdir().unwrap();
     let broker = start(config(dir.path())).await;
     let empty = fetch(&broker, Position::Offset(0), 0).await.unwrap();
@@ -181,7 +181,7 @@ async fn reads_outside_the_log_say_what_is_inside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_poll_wakes_with_the_record_and_ends_empty_without_one() {
+async fn a_long_poll_ends_with_the_record_and_empty_without_one() {
     let dir = tempfile::tempdir().unwrap();
     let broker = start(config(dir.path())).await;
     let waiting = {
@@ -294,7 +294,7 @@ async fn asleep(broker: &Broker) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_partition_sleeps_and_wakes_with_everything_it_knew() {
+async fn an_idle_partition_becomes_dormant_and_reopens_with_its_state() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
     config.partitions.idle_ms = 20;

@@ -165,7 +165,7 @@ fn topics_are_created_listed_described_changed_and_deleted() {
 }
 
 #[test]
-fn a_group_remembers_what_was_printed_and_is_listed_described_reset_and_deleted() {
+fn a_group_stores_what_was_printed_and_is_listed_described_reset_and_deleted() {
     let node = Dev::start();
     node.ok(&["produce"], b"a\nb\nc\n");
     assert_eq!(node.ok(&["consume", "default", "--group", "g", "--max", "2"], b""), "a\nb\n");
@@ -305,7 +305,7 @@ fn the_bench_reports_rates_and_latencies() {
 }
 
 #[test]
-fn dev_ends_with_0_on_sigterm_and_refuses_what_is_taken() {
+fn dev_exits_0_on_sigterm_and_refuses_a_port_in_use() {
     let mut node = Dev::start();
     let data = node.data().join("data");
     let run = |data: &Path, port: &str| {

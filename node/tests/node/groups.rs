@@ -194,7 +194,7 @@ async fn commits_of_stale_and_unknown_members_are_refused_and_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn offsets_are_reset_by_offset_time_and_ends_and_lag_is_told() {
+async fn offsets_are_reset_by_offset_time_and_ends_and_lag_is_reported() {
     let node = Node::start().await;
     let client = client(&node, "t", 1).await;
     for time in [1000, 2000, 3000] {
@@ -348,7 +348,7 @@ async fn offsets_survive_a_restart_and_a_kill() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn members_keep_what_they_have_when_the_coordinator_starts_again() {
+async fn members_keep_what_they_own_when_the_coordinator_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let (node, groups) = open(dir.path()).await;
     node.broker().alter_topic("default", 4, Default::default()).await.unwrap();

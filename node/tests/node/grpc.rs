@@ -185,7 +185,7 @@ async fn conflicts_carry_the_current_version_and_repetitions_are_stored_once() {
 }
 
 #[tokio::test]
-async fn a_produce_stream_answers_in_order_refuses_in_place_and_goes_on() {
+async fn a_produce_stream_answers_in_order_refuses_in_order_and_continues() {
     let node = Node::start_with(|config| config.limits.stream_window_max = 16).await;
     let mut log = node.log().await;
     let requests = (0..500).map(|i| match i % 100 {
@@ -219,7 +219,7 @@ async fn a_produce_stream_answers_in_order_refuses_in_place_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_produce_stream_gives_back_its_bytes_answer_by_answer() {
+async fn a_produce_stream_releases_its_bytes_response_by_response() {
     let node = Node::start_with(|config| config.limits.in_flight_bytes_max = 4 << 20).await;
     let mut log = node.log().await;
     // Five times the node's budget through one stream.
@@ -234,7 +234,7 @@ async fn a_produce_stream_gives_back_its_bytes_answer_by_answer() {
 }
 
 #[tokio::test]
-async fn a_produce_stream_stops_reading_while_its_client_takes_no_answers() {
+async fn a_produce_stream_stops_reading_while_its_client_reads_no_responses() {
     let node = Node::start_with(|config| config.limits.stream_window_max = 4).await;
     let channel = node.endpoint().initial_stream_window_size(1024).connect().await.unwrap();
     let mut log = LogClient::new(channel);
@@ -351,7 +351,7 @@ async fn a_slow_reader_s_stream_ends_with_resource_exhausted_and_its_bytes_are_f
 }
 
 #[tokio::test]
-async fn a_message_over_the_byte_budget_is_told_to_slow_down() {
+async fn a_message_over_the_byte_budget_is_rejected_as_overloaded() {
     let node = Node::start_with(|config| config.limits.in_flight_bytes_max = 100_000).await;
     let mut log = node.log().await;
     let status = log.produce(produce(vec![7; 200_000])).await.unwrap_err();
@@ -361,7 +361,7 @@ async fn a_message_over_the_byte_budget_is_told_to_slow_down() {
 }
 
 #[tokio::test]
-async fn one_connection_more_than_the_limit_is_told_so() {
+async fn one_connection_more_than_the_limit_is_refused_with_the_reason() {
     let node = Node::start_with(|config| config.limits.connections_max = 1).await;
     let mut log = node.log().await;
     log.produce(produce("x")).await.unwrap();

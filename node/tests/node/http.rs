@@ -65,7 +65,7 @@ async fn any_other_body_is_the_value_and_many_records_are_appended_at_once() {
 }
 
 #[tokio::test]
-async fn a_repeated_idempotent_append_is_stored_once_and_expectations_are_judged() {
+async fn a_repeated_idempotent_append_is_stored_once_and_expectations_are_checked() {
     let node = Node::start().await;
     let http = Client::new();
     let (_, mut producer) = answer(http.post(node.url("/v1/producers"))).await;
@@ -230,7 +230,7 @@ async fn the_service_and_its_interface_describe_themselves_over_http_2_as_well()
 }
 
 #[tokio::test]
-async fn one_connection_more_than_the_limit_is_told_so_and_the_others_go_on() {
+async fn one_connection_more_than_the_limit_is_refused_and_the_others_continue() {
     let node = Node::start_with(|config| config.limits.connections_max = 1).await;
     let (first, second) = (Client::new(), Client::new());
     assert_eq!(answer(first.post(node.url("/")).body("x")).await.0, 200);
@@ -246,7 +246,7 @@ async fn one_connection_more_than_the_limit_is_told_so_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn requests_over_the_byte_budget_are_told_to_slow_down() {
+async fn requests_over_the_byte_budget_are_rejected_as_overloaded() {
     let node = Node::start_with(|config| config.limits.in_flight_bytes_max = 100_000).await;
     let http = Client::new();
     let (status, problem) = answer(http.post(node.url("/")).body(vec![7; 200_000])).await;
@@ -285,7 +285,7 @@ async fn a_client_that_never_finishes_its_header_is_closed() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_of_its_answer_is_closed_and_what_it_held_is_freed() {
+async fn a_client_that_reads_nothing_of_its_response_is_closed_and_its_memory_released() {
     use tokio::io::AsyncWriteExt;
     let node = Node::start_with(|config| {
         config.limits.slow_reader_ms = 100;

@@ -27,7 +27,7 @@ fn asks_for_status() -> proto::GroupRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_of_another_version_is_told_which_version_is_spoken() {
+async fn a_node_of_another_version_receives_the_supported_version() {
     let node = Node::start().await;
     for preface in [b"CHRONICLE PEER 2\r\n\r\n\r\n\r\n", b"CHRONICLE PEER X\r\n\r\n\r\n\r\n"] {
         let status = peer(&node, preface).await.hello(proto::HelloRequest::default()).await.unwrap_err();
@@ -41,7 +41,7 @@ async fn a_node_of_another_version_is_told_which_version_is_spoken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_does_not_say_who_it_is_or_is_of_another_cluster_is_refused() {
+async fn a_node_without_an_identity_or_of_another_cluster_is_refused() {
     let node = Node::start().await;
     let mut same = peer(&node, b"CHRONICLE PEER 1\r\n\r\n\r\n\r\n").await;
     let hello = same.hello(proto::HelloRequest::default()).await.unwrap().into_inner();

@@ -31,7 +31,7 @@ async fn with_topic(partitions: i32) -> (tempfile::TempDir, Core) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_read_answers_every_want_in_its_place() {
+async fn one_read_answers_every_want_in_order() {
     let (_directory, broker) = with_topic(3).await;
     put_in(&broker, partition("t", 0), 100).await;
     put_in(&broker, partition("t", 2), 100).await;
@@ -88,7 +88,7 @@ async fn the_limit_of_a_read_is_for_all_wants_together_and_never_starves_the_fir
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_over_many_partitions_ends_with_the_bytes_that_were_asked_for() {
+async fn a_wait_over_many_partitions_ends_with_the_requested_bytes() {
     let (_directory, broker) = with_topic(50).await;
     let wants: Vec<Want> = (0..50).map(|number| want(partition("t", number), 0)).collect();
     let far = Instant::now() + Duration::from_secs(600);
@@ -124,7 +124,7 @@ async fn a_wait_ends_at_once_when_a_read_would_be_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_reads_what_it_may_and_is_refused_the_rest_in_place() {
+async fn a_caller_reads_what_it_may_and_is_refused_the_rest_in_order() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = config(directory.path());
     config.security.authorization.enabled = true;

@@ -47,7 +47,7 @@ fn defaults_of_the_schema_are_those_of_an_empty_spec() {
 }
 
 #[test]
-fn rules_that_cannot_be_judged_from_one_object_alone_are_transition_rules() {
+fn rules_that_cannot_be_checked_from_one_object_alone_are_transition_rules() {
     let text = serde_json::to_string(&crds()).unwrap();
     for message in [
         "storage.size: volumes cannot shrink",

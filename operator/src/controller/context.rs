@@ -206,7 +206,7 @@ mod tests {
     use crate::controller::fake_kubernetes::FakeKubernetes;
 
     #[tokio::test]
-    async fn which_kinds_there_are_is_asked_without_rights_on_their_objects() {
+    async fn the_installed_kinds_are_read_without_permissions_on_their_objects() {
         let fake = FakeKubernetes::new();
         fake.forbidden.lock().extend(["certificates", "podmonitors"].map(str::to_owned));
         let context = || {

@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_name_is_offered_and_a_stranger_is_not() {
+    fn the_nearest_name_is_offered_and_a_distant_one_is_not() {
         let known = ["log".to_owned(), "orders".to_owned()];
         assert_eq!(nearest("lgo", &known).as_deref(), Some("log"));
         assert_eq!(nearest("order", &known).as_deref(), Some("orders"));

@@ -147,7 +147,7 @@ fn changes(plan: &Plan) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_plan_of_a_settled_cluster_says_that_nothing_is_to_be_done() {
+async fn a_plan_of_a_converged_cluster_is_empty() {
     let fake = settled().await;
     let plan = planned(&fake).await;
     assert_eq!((plan.source, changes(&plan)), (Source::Nodes, Vec::<String>::new()));
@@ -262,7 +262,7 @@ async fn a_plan_names_the_gate_that_holds_the_operator() {
 }
 
 #[tokio::test]
-async fn a_plan_knows_what_the_operator_has_reported_since_it_was_begun() {
+async fn a_plan_contains_what_the_operator_has_reported_since_it_began() {
     let fake = settled().await;
     fake.edit("chronicleclusters", NAME, |cluster| cluster["spec"]["reconciliation"] = "Paused".into());
     let session = open(&fake);
@@ -396,7 +396,7 @@ async fn a_leader_is_drained_and_then_may_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_says_why_it_does_not_begin_or_end() {
+async fn a_drain_reports_why_it_does_not_begin_or_end() {
     let fake = settled().await;
     let mut out = Vec::new();
     let failure = drain::run(&open(&fake), &drain_args("log-7"), &mut out).await.unwrap_err();

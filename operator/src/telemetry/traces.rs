@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_standard_variables_say_where_spans_go() {
+    fn the_standard_variables_set_where_spans_go() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://a:4317");
         assert_eq!(resolve(&[]), Ok(None));
         assert_eq!(resolve(&[endpoint, ("OTEL_SDK_DISABLED", "true")]), Ok(None));

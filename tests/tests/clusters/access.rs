@@ -48,7 +48,7 @@ fn http(cluster: &Cluster, name: &str) -> Result<reqwest::Client> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rule_is_in_force_on_every_node_within_a_second_and_judged_where_the_request_comes_in() -> Result<()> {
+async fn a_rule_is_in_effect_on_every_node_within_a_second_and_checked_where_the_request_arrives() -> Result<()> {
     let cluster = guarded().await?;
     let client = blocking(|| http(&cluster, PRINCIPAL))?;
     let append = async |number: usize| -> Result<u16> {

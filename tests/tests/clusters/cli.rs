@@ -260,7 +260,7 @@ fn verify_names_the_replica_that_differs_and_fails() -> Result<()> {
 }
 
 #[test]
-fn transfer_cancel_and_undrain_ask_for_what_was_said() -> Result<()> {
+fn transfer_cancel_and_undrain_send_their_arguments() -> Result<()> {
     let script = Script { operation: Mutex::new(vec![operation("cancelled", 2, "")]), ..Script::default() };
     with(script, |server, script| {
         let moved = chronicle(server, &["transfer", "orders", "--partition", "3", "--to", "node-2"])?;

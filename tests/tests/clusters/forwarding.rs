@@ -95,7 +95,7 @@ async fn nodes_without_a_replica_serve_http_as_well() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_leader_that_answers_an_append_is_refused_and_not_lost_sight_of() -> Result<()> {
+async fn without_a_leader_that_answers_an_append_is_refused_and_does_not_hang() -> Result<()> {
     let mut cluster = Cluster::of(3).start().await?;
     cluster.create_topic(TOPIC, 1, 1, None).await?;
     let leader = cluster.leader(TOPIC, 0).await?;

@@ -65,7 +65,7 @@ async fn three_nodes_become_one_cluster_in_every_order_and_stay_it() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_of_three_do_not_found_a_cluster_and_stop_in_good_order() -> Result<()> {
+async fn two_of_three_do_not_bootstrap_a_cluster_and_stop_cleanly() -> Result<()> {
     let mut cluster = Cluster::of(3).prepare()?;
     cluster.node_mut(0).launch()?;
     cluster.node_mut(1).launch()?;

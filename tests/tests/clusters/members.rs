@@ -100,7 +100,7 @@ async fn a_removed_node_is_refused_and_a_decommission_that_breaks_a_topic_too() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_was_removed_while_it_was_paused_says_so_and_ends() -> Result<()> {
+async fn a_node_that_was_removed_while_it_was_paused_logs_it_and_exits() -> Result<()> {
     let mut cluster = Cluster::of(4).start().await?;
     cluster.create_topic(TOPIC, 4, 3, None).await?;
     cluster.node(3).pause()?;
@@ -171,7 +171,7 @@ async fn a_drained_node_leads_nothing_until_it_is_undrained_and_leadership_moves
 
 /// What a listener for another protocol gives its clients, at whichever node they ask.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_address_of_every_listener_is_known_at_every_node_and_belongs_to_one() -> Result<()> {
+async fn every_node_returns_the_address_of_every_listener_which_belongs_to_one_node() -> Result<()> {
     const FIELD: &str = "node.advertised-addresses.kafka";
     let mut cluster = Cluster::of(1).start().await?;
     cluster.add_node(|setup| setup.set(FIELD, "node-1.example.com:9092"))?;

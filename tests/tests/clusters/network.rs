@@ -62,8 +62,8 @@ async fn a_leader_that_is_cut_off_from_the_others_is_replaced() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_is_only_heard_or_only_hears_is_replaced() -> Result<()> {
-    under_load("a_leader_that_is_only_heard_or_only_hears_is_replaced", async |cluster, writing| {
+async fn a_leader_that_only_sends_or_only_receives_is_replaced() -> Result<()> {
+    under_load("a_leader_that_only_sends_or_only_receives_is_replaced", async |cluster, writing| {
         let (leader, others) = sides(cluster).await?;
         for other in others {
             cluster.network().cut_one_way(leader, other)?;
@@ -84,8 +84,8 @@ async fn a_leader_that_is_only_heard_or_only_hears_is_replaced() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_that_is_cut_off_catches_up_and_two_that_do_not_hear_each_other_go_on() -> Result<()> {
-    let test = "a_follower_that_is_cut_off_catches_up_and_two_that_do_not_hear_each_other_go_on";
+async fn a_follower_that_is_cut_off_catches_up_and_two_that_cannot_reach_each_other_continue() -> Result<()> {
+    let test = "a_follower_that_is_cut_off_catches_up_and_two_that_cannot_reach_each_other_continue";
     under_load(test, async |cluster, writing| {
         let (leader, [one, two]) = sides(cluster).await?;
         cluster.network().cut(&[one], &[leader, two])?;

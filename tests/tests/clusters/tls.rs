@@ -131,7 +131,7 @@ fn hello_of_tls_1_1() -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_to_a_port_that_speaks_plaintext_is_told_so() -> Result<()> {
+async fn tls_to_a_plaintext_port_fails_with_the_reason() -> Result<()> {
     let node = blocking(|| Setup::new().start())?;
     let authority = Authority::new()?;
     let error = ask(node.address(), Some(authority.trusted(None))).await.expect_err("it is let in");
@@ -142,7 +142,7 @@ async fn tls_to_a_port_that_speaks_plaintext_is_told_so() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_says_nothing_of_tls_does_not_start() -> Result<()> {
+async fn a_node_without_a_tls_setting_does_not_start() -> Result<()> {
     let out = blocking(|| Setup::new().set("security.tls.mode", "unset").start_refused())?;
     let error = String::from_utf8_lossy(&out.stderr);
     ensure!(!out.status.success() && error.contains("security.tls.mode: unset: must be"), "{error}");
@@ -151,7 +151,7 @@ async fn a_node_that_says_nothing_of_tls_does_not_start() -> Result<()> {
 
 /// A certificate of the cluster's CA is not enough to be a node: it must be that node's.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_with_the_certificate_of_another_is_not_taken_in() -> Result<()> {
+async fn a_node_with_the_certificate_of_another_is_not_admitted() -> Result<()> {
     let mut cluster = Cluster::of(1).secured().start().await?;
     let secured = cluster.secured().clone();
     for (what, pair) in [

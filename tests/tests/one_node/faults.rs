@@ -237,7 +237,7 @@ fn a_disk_full_to_the_last_byte_loses_nothing_acknowledged_and_returns_with_spac
 }
 
 #[test]
-fn one_connection_too_many_is_told_so_and_the_others_go_on() -> Result<()> {
+fn one_connection_too_many_is_refused_and_the_others_continue() -> Result<()> {
     let node = Setup::new().set("limits.connections-max", 4).start()?;
     let mut held: Vec<TcpStream> =
         (0..4).map(|_| TcpStream::connect(node.address())).collect::<std::io::Result<_>>()?;
@@ -338,7 +338,7 @@ async fn sigterm_ends_waiting_readers_within_the_grace() -> Result<()> {
 }
 
 #[test]
-fn dev_says_in_one_line_where_it_serves_and_has_the_default_topic() -> Result<()> {
+fn dev_prints_one_line_with_its_address_and_has_the_default_topic() -> Result<()> {
     use std::io::{BufRead, BufReader};
     let dir = tempfile::tempdir()?;
     let (data, ops) = (free_port(), free_port());

@@ -14,7 +14,7 @@ async fn log_id(node: &Node, topic: &str) -> Result<LogId> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_writers_were_told_and_a_reader_was_given_is_on_the_disk_after_kills() -> Result<()> {
+async fn acknowledged_and_returned_records_are_on_the_disk_after_kills() -> Result<()> {
     let mut node = Setup::new().start()?;
     api::create_topic(node.address(), "kept", 1, None).await?;
     let servers = node.address().to_string();

@@ -14,7 +14,7 @@ async fn describe(node: &Node, topic: &str) -> Result<Vec<v1::PartitionDescripti
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_partition_that_sleeps_is_described_as_before_and_wakes_on_use() -> Result<()> {
+async fn a_dormant_partition_is_described_as_before_and_opens_on_use() -> Result<()> {
     let node = Setup::new().set("partitions.idle-ms", 200).start()?;
     api::create_topic(node.address(), "naps", 3, None).await?;
     let mut client = api::log(node.address()).await?;

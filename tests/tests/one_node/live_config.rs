@@ -91,7 +91,7 @@ async fn until_refused(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_cannot_be_used_is_refused_as_a_whole_and_said() -> Result<()> {
+async fn a_file_that_cannot_be_used_is_rejected_as_a_whole_and_reported() -> Result<()> {
     let mut node = Setup::new().set("node.config-reload-ms", 100).set("limits.topics-max", 50).start()?;
     taken(&node).await?;
     node.reconfigure("limits.connections-max", 9)?;
@@ -120,7 +120,7 @@ async fn a_file_that_cannot_be_used_is_refused_as_a_whole_and_said() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sighup_has_the_file_looked_at_now() -> Result<()> {
+async fn sighup_reads_the_file_at_once() -> Result<()> {
     let mut node = Setup::new().set("node.config-reload-ms", 0).start()?;
     taken(&node).await?;
     node.reconfigure("limits.connections-max", 13)?;

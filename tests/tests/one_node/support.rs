@@ -115,7 +115,7 @@ fn unpack(path: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bundle_has_what_every_live_node_says_and_notes_the_dead_one() -> Result<()> {
+async fn a_bundle_has_the_response_of_every_live_node_and_notes_the_dead_one() -> Result<()> {
     let mut cluster = Cluster::of(3).start().await?;
     cluster.create_topic("orders", 2, 3, None).await?;
     let leader = cluster.leader("orders", 0).await?;

@@ -613,7 +613,7 @@ fn handles_that_outlive_their_store_are_refused_and_never_hang() {
 }
 
 #[test]
-fn a_callback_that_panics_stops_nobody() {
+fn a_callback_that_panics_stops_no_log() {
     let (_, disk) = memory();
     let store = open(&disk);
     let log = store.open_log(id(0), LogConfig::default()).unwrap();

@@ -55,14 +55,14 @@ fn on_log(operation: DiskOperation, fault: Fault) -> FaultRule {
 }
 
 #[test]
-fn a_full_disk_stops_only_the_log_that_met_it_and_says_so() {
+fn a_full_disk_stops_only_the_log_that_wrote_to_it_and_is_reported() {
     fails(on_log(DiskOperation::Write, Fault::NO_SPACE), |error| matches!(error, LogError::NoSpace { .. }));
     // The first part of the frame still fits.
     fails(on_log(DiskOperation::Write, Fault::Partial(100, 28)), |error| matches!(error, LogError::NoSpace { .. }));
 }
 
 #[test]
-fn a_device_error_on_write_is_told_apart_from_a_full_disk() {
+fn a_device_error_on_write_is_distinguished_from_a_full_disk() {
     fails(
         on_log(DiskOperation::Write, Fault::IO_ERROR),
         |error| matches!(error, LogError::Io { source, .. } if source.raw_os_error() == Some(5)),

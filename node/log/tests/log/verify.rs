@@ -55,7 +55,7 @@ fn the_digest_of_a_segment_is_its_content_hash() {
 }
 
 #[test]
-fn a_digest_covers_what_was_just_appended_and_says_what_is_not_there() {
+fn a_digest_covers_what_was_just_appended_and_reports_what_is_missing() {
     let (_, _store, log) = store(1024);
     append(&log, (0..30).map(sample).collect()).unwrap();
     assert_eq!(log.digest(0, 30).unwrap(), hash(&log, 0, 30));
@@ -115,7 +115,7 @@ fn a_scrub_finds_every_flipped_byte_of_a_sealed_segment() {
 }
 
 #[test]
-fn a_scrub_tells_how_much_it_read_and_skips_what_is_not_sealed() {
+fn a_scrub_reports_how_much_it_read_and_skips_what_is_not_sealed() {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig { segment_bytes: 8 << 20, ..config() };
     let store = Store::open(Arc::new(RealDisk), dir.path(), config).unwrap();

@@ -107,7 +107,7 @@ fn with_append_time_every_record_has_the_timestamp_of_the_append() {
 }
 
 #[test]
-fn attribute_bits_are_told_apart() {
+fn attribute_bits_are_distinguished() {
     let batch = build(Compression::None, &[record(0, T0, None, None)]);
     let flags = |bits: u16| {
         let header = check_shallow(&with_bytes(&batch, 21, &bits.to_be_bytes())).unwrap();

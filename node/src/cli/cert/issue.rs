@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_leave_the_folder_or_name_nobody_are_refused() {
+    fn names_that_cannot_be_files_or_principals_are_refused() {
         for name in ["ca", "../ca", "", "a/b", "anonymous", " a", "a\nb"] {
             assert!(signed(&Subject::Client { name }).is_err(), "{name:?}");
         }

@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_are_named_where_the_name_is_known() {
+    fn nodes_are_shown_by_name_where_they_have_one() {
         let server = v1::Server { node_id: "u".into(), name: "node-0".into(), ..Default::default() };
         let names = ServerNames::new(&[server]);
         assert_eq!((names.of("u"), names.of("v")), ("node-0", "v"));

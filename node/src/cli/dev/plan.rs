@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn each_node_has_its_own_name_folder_and_ports_and_knows_all_the_others() {
+    fn each_node_has_its_own_name_folder_and_ports_and_the_addresses_of_all_the_others() {
         let members = planned(&[], 3).unwrap();
         let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
         assert_eq!(names, ["node-0", "node-1", "node-2"]);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_known_by_the_identity_in_its_folder() {
+    fn a_node_is_identified_by_the_uuid_in_its_folder() {
         let dir = tempfile::tempdir().unwrap();
         let members = plan(&Config::default(), dir.path(), &BTreeSet::new(), 2, 7400, 9644).unwrap();
         std::fs::create_dir(dir.path().join("node-1")).unwrap();

@@ -332,7 +332,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_is_removed_when_somebody_says_so_whatever_others_know() {
+    fn a_node_is_removed_when_one_node_reports_it_whatever_other_nodes_report() {
         use v1::ServerState::{Active, Removed};
         let answer = |state: v1::ServerState| {
             let server = v1::Server { node_id: "a".into(), state: state.into(), ..Default::default() };

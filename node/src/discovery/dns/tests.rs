@@ -155,7 +155,7 @@ async fn a_service_all_of_whose_targets_fail_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_name_without_records_or_that_does_not_exist_is_nobody() {
+async fn a_name_without_records_or_that_does_not_exist_has_no_address() {
     let server = NameServer::start().await;
     server.set("empty.test.", RecordType::A, DnsAnswer::Records(Vec::new()));
     assert_eq!(server.lookup("empty.test.:7400").await.unwrap(), [""; 0]);
@@ -205,7 +205,7 @@ async fn a_name_server_that_does_not_answer_is_an_error() {
 }
 
 #[tokio::test]
-async fn truncated_answers_are_asked_for_again_by_tcp() {
+async fn truncated_answers_are_requested_again_by_tcp() {
     let server = NameServer::start().await;
     let many: Vec<_> = (1..=200).map(|last| a([10, 0, 0, last])).collect();
     server.set("log.test.", RecordType::A, DnsAnswer::Truncated(many));
@@ -213,7 +213,7 @@ async fn truncated_answers_are_asked_for_again_by_tcp() {
 }
 
 #[tokio::test]
-async fn nothing_is_remembered_between_lookups() {
+async fn nothing_is_stored_between_lookups() {
     let server = NameServer::start().await;
     let resolver = server.resolver("log.test.:7400");
     assert_eq!(resolver.lookup().await.unwrap(), [""; 0]);

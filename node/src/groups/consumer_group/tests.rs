@@ -82,7 +82,7 @@ impl Scene {
 }
 
 #[test]
-fn a_partition_is_given_only_after_its_owner_has_let_go() {
+fn a_partition_is_assigned_only_after_its_owner_has_released_it() {
     let mut scene = Scene::new(4);
     let (a, assigned) = scene.join();
     assert_eq!(assigned, [0, 1, 2, 3]);
@@ -104,7 +104,7 @@ fn a_partition_is_given_only_after_its_owner_has_let_go() {
 }
 
 #[test]
-fn a_silent_member_loses_its_partitions_when_its_session_ends_and_is_told_so() {
+fn a_silent_member_loses_its_partitions_when_its_session_expires_and_receives_an_error() {
     let mut scene = Scene::new(2);
     let (a, _) = scene.join();
     let (b, _) = scene.join();
@@ -136,7 +136,7 @@ fn a_member_that_leaves_frees_its_partitions_at_once() {
 }
 
 #[test]
-fn commits_are_fenced_by_generation_and_by_what_the_member_holds() {
+fn commits_are_fenced_by_generation_and_by_what_the_member_owns() {
     let mut scene = Scene::new(2);
     let (a, _) = scene.join();
     let (_, first) = scene.beat(&a, &[0, 1]).unwrap();
@@ -158,7 +158,7 @@ fn commits_are_fenced_by_generation_and_by_what_the_member_holds() {
 }
 
 #[test]
-fn after_a_fail_over_members_keep_what_they_have_and_nothing_is_given_away_before_all_were_heard() {
+fn after_a_fail_over_members_keep_what_they_own_and_nothing_is_assigned_before_all_have_reported() {
     let mut scene = Scene::new(4);
     let (a, _) = scene.join();
     let (b, _) = scene.join();
@@ -182,7 +182,7 @@ fn after_a_fail_over_members_keep_what_they_have_and_nothing_is_given_away_befor
 }
 
 #[test]
-fn after_a_fail_over_the_partitions_of_a_member_that_is_gone_wait_for_its_session_to_end() {
+fn after_a_fail_over_the_partitions_of_a_lost_member_wait_for_its_session_to_expire() {
     let mut scene = Scene::new(2);
     let (a, _) = scene.join();
     let (b, _) = scene.join();

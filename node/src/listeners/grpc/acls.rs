@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_rule_must_say_is_asked_for_by_name() {
+    fn what_a_rule_must_have_is_required_by_name() {
         let nothing = proto::Acl::default();
         assert!(rule(3, nothing.clone()).unwrap_err().message.starts_with("acls[3].resource: unspecified"));
         let topic = proto::Acl { resource: proto::ResourceKind::Topic.into(), ..nothing };

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_told_from_raw_values_by_content_type() {
+    fn json_is_distinguished_from_raw_values_by_content_type() {
         let with = |value: &str| HeaderMap::from_iter([(CONTENT_TYPE, value.parse().unwrap())]);
         assert!(is_json(&with("application/json")).unwrap());
         assert!(is_json(&with("Application/JSON; charset=UTF-8")).unwrap());

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn only_refusals_that_may_pass_ask_the_client_to_come_again() {
+    fn only_temporary_refusals_have_a_retry_time() {
         for reason in Reason::ALL {
             let response = Problem::from(ApiError::new(*reason, "")).into_response();
             assert_eq!(response.status(), status(*reason));

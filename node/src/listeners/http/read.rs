@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_starts_at_one_place() {
+    fn a_read_starts_at_one_position() {
         assert_eq!(parse("").unwrap(), Position::Earliest);
         assert_eq!(parse("offset=3").unwrap(), Position::Offset(3));
         assert_eq!(parse("timestamp=3").unwrap(), Position::Timestamp(3));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_null_value_is_told_from_an_empty_one_and_a_huge_key_is_refused_with_406() {
+    fn a_null_value_is_distinguished_from_an_empty_one_and_a_huge_key_is_refused_with_406() {
         assert_eq!(raw(&record(None, None)).unwrap().headers()["chronicle-null-value"], "true");
         assert!(!raw(&record(None, Some(b""))).unwrap().headers().contains_key("chronicle-null-value"));
         let huge = raw(&record(Some(&[7; RAW_HEADER_BYTES_MAX]), None)).unwrap_err();

@@ -28,7 +28,7 @@ fn proposal(cluster: u128, founders: &[u128]) -> Promised {
 }
 
 #[test]
-fn a_second_promise_is_refused_for_good_and_the_first_repeated() {
+fn a_second_promise_is_permanently_refused_and_the_first_repeated() {
     let mut memory = Remembered::default();
     let (first, second) = (proposal(100, &[1, 2, 3]), proposal(200, &[2, 3, 4]));
     assert_eq!(memory.promise(first.clone(), id(2), 3, None), Ok(()));
@@ -61,7 +61,7 @@ fn proposals_that_cannot_be_right_are_refused() {
 }
 
 #[test]
-fn a_place_is_taken_only_where_it_was_promised_and_never_changed() {
+fn a_node_enters_only_the_cluster_that_it_promised_and_never_changes_it() {
     let mut memory = Remembered::default();
     assert!(memory.found(id(100), id(2)).unwrap_err().contains("holds no promise"));
     memory.promise(proposal(100, &[1, 2, 3]), id(2), 3, None).unwrap();
@@ -78,7 +78,7 @@ fn a_place_is_taken_only_where_it_was_promised_and_never_changed() {
 }
 
 #[test]
-fn refusals_are_remembered_up_to_a_bound() {
+fn refusals_are_stored_up_to_a_bound() {
     let mut memory = Remembered::default();
     memory.promise(proposal(1, &[1, 2]), id(2), 2, None).unwrap();
     for cluster in 2..2000 {
@@ -88,7 +88,7 @@ fn refusals_are_remembered_up_to_a_bound() {
 }
 
 #[test]
-fn what_is_remembered_survives_as_text() {
+fn the_durable_state_survives_as_text() {
     let mut memory = Remembered::default();
     memory.promise(proposal(1, &[1, 2]), id(2), 2, None).unwrap();
     memory.promise(proposal(2, &[1, 2]), id(2), 2, None).unwrap_err();
@@ -127,7 +127,7 @@ impl Memory for Flaky {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_that_was_dropped_or_failed_is_looked_up_before_anything_is_answered() {
+async fn a_write_that_was_dropped_or_failed_is_read_back_before_anything_is_answered() {
     let memory = Arc::new(Flaky::default());
     let state = DurableState::open(Arc::clone(&memory) as Arc<dyn Memory>).await.unwrap();
     *memory.hang.lock() = true;

@@ -47,7 +47,7 @@ fn crashes(down: Duration, wiped: bool) -> [Fault; 3] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn three_nodes_found_one_cluster_in_every_start_order() {
+async fn three_nodes_bootstrap_one_cluster_in_every_start_order() {
     for stagger in [0, 7, 150, 1100, 15_000].map(Duration::from_millis) {
         for order in ORDERS {
             let mut world = World::new(1, 3, 3);
@@ -176,7 +176,7 @@ async fn leave_promised(count: usize, dies: &[usize]) -> World {
 }
 
 #[tokio::test(start_paused = true)]
-async fn founders_finish_without_a_coordinator_that_is_lost_and_it_joins_as_another_node() {
+async fn founders_finish_without_a_lost_coordinator_which_joins_as_another_node() {
     let mut world = leave_promised(3, &[0]).await;
     let proposed = world.promised(1).unwrap().cluster_id;
     world.settle(&[1, 2]).await;
@@ -188,7 +188,7 @@ async fn founders_finish_without_a_coordinator_that_is_lost_and_it_joins_as_anot
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_of_two_founders_whose_coordinator_is_lost_founds_with_its_replacement() {
+async fn one_of_two_founders_whose_coordinator_is_lost_bootstraps_with_its_replacement() {
     let mut world = leave_promised(2, &[0]).await;
     world.start(0).await;
     world.settle_all().await;
@@ -197,7 +197,7 @@ async fn one_of_two_founders_whose_coordinator_is_lost_founds_with_its_replaceme
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_coordinator_and_a_founder_are_lost_the_others_wait_and_say_for_whom() {
+async fn when_coordinator_and_a_founder_are_lost_the_others_report_which_nodes_they_wait_for() {
     let mut world = leave_promised(3, &[0, 1]).await;
     world.run(Duration::from_secs(60)).await;
     assert!(world.identity(2).is_none());
@@ -214,7 +214,7 @@ async fn when_coordinator_and_a_founder_are_lost_the_others_wait_and_say_for_who
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_founder_lost_before_its_promise_is_given_up_and_the_others_found_with_who_is_there() {
+async fn a_founder_lost_before_its_promise_is_dropped_and_the_present_nodes_bootstrap() {
     let mut world = World::new(16, 5, 3);
     // The coordinator's first call finds a dead node, which never returns.
     world.fail_at(1, Fault::CrashPeer { down: Duration::from_secs(100_000), wiped: false });
@@ -229,7 +229,7 @@ async fn a_founder_lost_before_its_promise_is_given_up_and_the_others_found_with
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_of_two_founders_does_not_found_with_others_while_the_coordinator_may_have_founded() {
+async fn one_of_two_founders_does_not_bootstrap_with_other_nodes_while_the_coordinator_may_have() {
     let mut world = World::new(17, 2, 2);
     // Two promises and the coordinator's entry into the cluster are stored; the coordinator crashes before it sends `Found`.
     world.fail_at(5, Fault::Crash { down: Duration::from_secs(60), wiped: false });
@@ -248,7 +248,7 @@ async fn one_of_two_founders_does_not_found_with_others_while_the_coordinator_ma
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_coordinator_that_gives_up_does_not_found_with_others_while_its_founders_may_finish() {
+async fn a_coordinator_that_aborts_does_not_bootstrap_with_other_nodes_while_its_founders_may_finish() {
     let mut world = World::new(18, 3, 3);
     start_three(&mut world, [0, 1, 2], Duration::ZERO).await;
     // The last founder has promised, and its answer is lost.

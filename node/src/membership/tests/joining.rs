@@ -10,7 +10,7 @@ async fn three() -> World {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fewer_nodes_than_expected_wait_and_say_for_whom() {
+async fn fewer_nodes_than_expected_report_which_nodes_they_wait_for() {
     let mut world = World::new(7, 3, 3);
     world.start(0).await;
     world.start(1).await;
@@ -26,7 +26,7 @@ async fn fewer_nodes_than_expected_wait_and_say_for_whom() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_the_names_are_not_enough_until_the_others_come() {
+async fn nodes_that_discover_different_nodes_wait_until_all_see_the_same() {
     let mut world = World::new(8, 3, 3);
     world.find(0, &[0, 1]);
     world.find(1, &[0, 1, 2]);
@@ -76,7 +76,7 @@ async fn five_nodes_that_expect_three_end_in_one_cluster_however_they_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_comes_later_joins_and_knows_its_place_after_a_restart() {
+async fn a_node_that_starts_later_joins_and_keeps_its_cluster_after_a_restart() {
     let mut world = three().await;
     let cluster_id = world.one_cluster_of_all();
     let late = world.add();
@@ -132,7 +132,7 @@ async fn a_cluster_without_a_leader_is_waited_for_and_no_other_is_founded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_removed_node_is_refused_for_good() {
+async fn a_removed_node_is_permanently_refused() {
     let mut world = three().await;
     let late = world.add();
     world.remove(late);
@@ -160,7 +160,7 @@ async fn two_clusters_are_named_and_neither_is_chosen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_node_that_expects_nobody_founds_alone_and_asks_nobody() {
+async fn one_node_that_expects_no_other_bootstraps_alone_without_a_call() {
     let mut world = World::new(11, 1, 1);
     world.net.names.lock().insert(world.address(0), vec!["SERVFAIL".into()]);
     world.start_seeded(0, false).await;
@@ -169,7 +169,7 @@ async fn one_node_that_expects_nobody_founds_alone_and_asks_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_node_with_seeds_asks_them_before_it_founds_alone() {
+async fn one_node_with_seeds_calls_them_before_it_bootstraps_alone() {
     let mut world = three().await;
     world.expect(1);
     let late = world.add();
@@ -200,7 +200,7 @@ async fn a_copy_of_a_data_directory_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nodes_that_expect_different_numbers_say_so_and_wait() {
+async fn nodes_that_expect_different_numbers_report_it_and_wait() {
     let mut world = World::new(14, 3, 3);
     world.start(0).await;
     world.start(1).await;
@@ -213,7 +213,7 @@ async fn nodes_that_expect_different_numbers_say_so_and_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_controller_leader_is_told_to_who_asks() {
+async fn hello_returns_the_controller_leader() {
     let world = three().await;
     let node = world.membership(1);
     node.set_controller_leader(Some("host-0:7400".into()));

@@ -346,7 +346,7 @@ fn leaders_are_evened_over_a_node_in_between() {
 }
 
 #[test]
-fn a_drain_ends_when_its_node_is_gone() {
+fn a_drain_ends_when_its_node_is_removed() {
     let mut sim = Sim::new(&[""; 3], CONFIG);
     sim.apply(ControllerCommand::StartOperation { kind: OperationKind::Drain, node: 2, now_ms: 1 });
     assert_eq!(sim.plan(), 0);
@@ -474,7 +474,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_cluster_comes_to_rest_with_everything_in_its_place_whatever_happens(
+    fn a_cluster_reaches_its_target_placement_whatever_happens(
         zoned in prop::bool::ANY,
         start in 1usize..6,
         moves_max in 1usize..5,

@@ -25,7 +25,7 @@ fn a_topic_is_created_once_altered_and_deleted() {
 }
 
 #[test]
-fn a_deleted_topic_is_forgotten_when_every_node_has_reported() {
+fn a_deleted_topic_is_removed_when_every_node_has_reported() {
     let mut state = cluster(&["", ""]);
     let id = Uuid::from_u128(1);
     create(&mut state, topic("a", 1, 1, 1));
@@ -46,7 +46,7 @@ fn producer_ids_are_never_reserved_twice() {
 }
 
 #[test]
-fn a_factor_that_was_asked_for_is_never_capped_and_the_default_is() {
+fn a_requested_factor_is_never_capped_and_the_default_is() {
     let mut state = cluster(&["", ""]);
     let refused = create(&mut state, topic("asked", 1, 1, 3));
     assert_eq!(refused, CommandOutcome::Refused(Refusal::ReplicationFactor { asked: 3, nodes: 2 }));

@@ -38,7 +38,7 @@ fn a_node_gets_an_id_that_was_never_used_and_keeps_it() {
 }
 
 #[test]
-fn only_who_was_removed_has_departed_and_not_who_is_still_to_be_heard_of() {
+fn only_a_removed_node_has_departed_and_not_one_that_is_not_admitted_yet() {
     let mut state = cluster(&[""; 3]);
     taken_in(state.apply(join(&state.clone(), &node(77, ""), &[1, 2, 3])));
     let before = state.clone();
@@ -54,7 +54,7 @@ fn only_who_was_removed_has_departed_and_not_who_is_still_to_be_heard_of() {
 }
 
 #[test]
-fn nobody_joins_a_cluster_that_is_not_founded_or_is_another_one() {
+fn no_node_joins_a_cluster_that_is_not_bootstrapped_or_is_another_one() {
     let mut state = ControllerState::default();
     assert_eq!(refusal(state.apply(join(&state.clone(), &node(5, ""), &[]))), Refusal::NotFounded);
     let mut state = cluster(&[""]);
@@ -178,7 +178,7 @@ fn applying_a_join_does_not_depend_on_the_addresses_of_other_listeners() {
 }
 
 #[test]
-fn a_wiped_node_takes_the_place_of_its_former_self() {
+fn a_wiped_node_replaces_its_former_self() {
     let mut state = cluster(&[""; 3]);
     create(&mut state, topic("t", 1, 6, 2));
     let before = state.placements.clone();
@@ -217,7 +217,7 @@ fn a_node_that_is_wiped_again_and_again_leaves_no_replica_behind() {
 }
 
 #[test]
-fn a_drain_ends_with_the_restart_and_not_with_a_word_of_the_same_life() {
+fn a_drain_ends_with_the_restart_and_not_with_a_report_of_the_same_process() {
     let mut state = cluster(&[""; 3]);
     state.apply(ControllerCommand::StartOperation { kind: OperationKind::Drain, node: 2, now_ms: 1 });
     assert_eq!(taken_in(state.apply(join(&state.clone(), &node(2, ""), &[1, 3]))).state, NodeState::Draining);

@@ -51,7 +51,7 @@ fn a_superseded_node_does_not_keep_others_from_leaving() {
 }
 
 #[test]
-fn a_drain_is_taken_back_by_undrain_and_by_cancel() {
+fn a_drain_is_reverted_by_undrain_and_by_cancel() {
     let mut state = cluster(&[""; 3]);
     let drain = start(&mut state, OperationKind::Drain, 2).unwrap();
     assert_eq!(state.nodes[&2].state, NodeState::Draining);
@@ -92,7 +92,7 @@ fn only_the_newest_finished_operations_are_kept_and_all_that_run() {
 }
 
 #[test]
-fn progress_says_what_is_left_and_what_it_waits_for() {
+fn progress_reports_what_is_left_and_what_it_waits_for() {
     let mut state = cluster(&[""; 3]);
     create(&mut state, topic("t", 1, 3, 2));
     let leave = start(&mut state, OperationKind::Decommission, 3).unwrap();

@@ -107,7 +107,7 @@ fn an_assignment_changes_one_replica_and_is_checked() {
 }
 
 #[test]
-fn a_late_report_of_voters_does_not_undo_a_newer_one_and_founders_leave_for_good() {
+fn a_late_report_of_voters_does_not_undo_a_newer_one_and_founders_leave_permanently() {
     let mut state = cluster(&[""; 4]);
     create(&mut state, topic("t", 1, 1, 1));
     let old = state.placements[&ID][0].replicas[0];

@@ -42,7 +42,7 @@ fn a_dead_node_is_no_new_voter_and_an_old_one_has_time_to_come_back() {
 }
 
 #[test]
-fn a_node_that_leaves_gives_its_vote_to_one_that_stays_and_keeps_it_until_then() {
+fn a_leaving_node_votes_until_a_staying_node_replaces_it() {
     let mut state = cluster(&[""; 4]);
     state.nodes.get_mut(&2).unwrap().state = NodeState::Decommissioning;
     assert_eq!(voters(&state, &observed(&[1, 2, 3, 4], &[], &[1, 2, 3]), 5), [1, 3, 4]);

@@ -111,7 +111,7 @@ proptest! {
 }
 
 #[test]
-fn nobody_may_do_anything_without_a_rule() {
+fn no_principal_may_do_anything_without_a_rule() {
     let evaluator = Evaluator::new([]);
     assert!(!evaluator.allows("ann", ResourceKind::Topic, "t", Action::Read));
     assert!(!evaluator.knows("ann"));

@@ -585,7 +585,7 @@ async fn a_deleted_cluster_keeps_its_data_and_a_new_one_uses_it() {
 }
 
 #[tokio::test]
-async fn a_deleted_cluster_deletes_its_data_if_the_policy_says_so() {
+async fn a_deleted_cluster_deletes_its_data_under_the_policy_delete() {
     let fake = with_cluster(3);
     settle(&fake, 3).await;
     edit(&fake, |spec| spec["storage"]["retention"] = json!({"whenDeleted": "Delete"}));

@@ -94,7 +94,7 @@ fn not(reason: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn a_topic_is_created_altered_and_deleted_as_its_policy_says() {
+async fn a_topic_is_created_altered_and_deleted_by_its_policy() {
     let fake = with_cluster().await;
     create(&fake, "orders", serde_json::json!({"partitions": 2, "deletionPolicy": "Delete"}));
     assert_eq!(settle(&fake, "orders").await, ok("InSync"));
