@@ -87,7 +87,7 @@ pub struct OwnCluster {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Remembered {
-    /// Where the node belongs.
+    /// The cluster that the node is a member of; its key in the stored form is `place`.
     #[serde(rename = "place")]
     pub own_cluster: Option<OwnCluster>,
     /// The proposal that it has promised.

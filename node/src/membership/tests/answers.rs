@@ -96,6 +96,7 @@ fn the_durable_state_survives_as_text() {
     assert_eq!(serde_json::from_str::<Remembered>(&text).unwrap(), memory);
     memory.found(id(1), id(2)).unwrap();
     let text = serde_json::to_string(&memory).unwrap();
+    assert!(text.contains(r#""place":{"identity":{"cluster_id":"#), "the key that every version reads: {text}");
     assert_eq!(serde_json::from_str::<Remembered>(&text).unwrap(), memory);
     assert_eq!(serde_json::from_str::<Remembered>("{}").unwrap(), Remembered::default());
 }
