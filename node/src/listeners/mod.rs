@@ -13,12 +13,14 @@
 //! - [`Server::serve`] waits for every task that is started here.
 //! - Each protocol has exactly one table of errors: `grpc::status` and `http::problem`.
 //!
-//! `ops.rs` is a separate port for health and metrics, without data. Neighbours: calls `broker/` and `groups/`.
+//! `frames.rs` is what `intake.rs` is, for a protocol of length-prefixed frames on a port of its own. `ops.rs` is a separate
+//! port for health and metrics, without data. Neighbours: calls `broker/` and `groups/`.
 
 mod connection;
 mod connection_limits;
 mod context;
 mod decode;
+pub mod frames;
 mod front;
 pub mod grpc;
 pub mod http;
