@@ -51,6 +51,25 @@ pub enum JoinRefusal {
     Protocol,
 }
 
+impl JoinRefusal {
+    const ALL: [Self; 4] = [Self::Removed, Self::ForeignCluster, Self::Duplicate, Self::Protocol];
+
+    /// The word for this refusal on the wire and in errors.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Removed => "REMOVED",
+            Self::ForeignCluster => "FOREIGN_CLUSTER",
+            Self::Duplicate => "DUPLICATE",
+            Self::Protocol => "PROTOCOL",
+        }
+    }
+
+    /// Returns the refusal with this [`JoinRefusal::code`]; `None` for a code of a later version.
+    pub fn from_code(code: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|refusal| refusal.code() == code)
+    }
+}
+
 impl fmt::Display for JoinRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

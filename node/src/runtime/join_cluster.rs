@@ -37,14 +37,8 @@ const ANNOUNCE_PAUSE: Duration = Duration::from_millis(100);
 /// died.
 const DUPLICATE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The gRPC metadata key whose value is the reason of a permanent refusal, and its values.
+/// The gRPC metadata key whose value is the code of a permanent refusal.
 const REFUSAL_KEY: &str = "chronicle-join-refusal";
-const REFUSALS: [(&str, JoinRefusal); 4] = [
-    ("REMOVED", JoinRefusal::Removed),
-    ("FOREIGN_CLUSTER", JoinRefusal::ForeignCluster),
-    ("DUPLICATE", JoinRefusal::Duplicate),
-    ("PROTOCOL", JoinRefusal::Protocol),
-];
 
 /// The durable state of `membership`, in the store's journal.
 pub(super) struct JournalMemory(pub(super) Arc<Store>);
@@ -125,11 +119,11 @@ impl crate::membership::MembershipRpc for Calls {
 
 /// Reads the refusals of [`Node::take_in`] back from a status.
 fn join_error(status: Status) -> PeerError {
-    let refusal = status.metadata().get(REFUSAL_KEY).and_then(|word| word.to_str().ok());
-    match REFUSALS.iter().find(|(word, _)| Some(*word) == refusal) {
-        Some((word, refusal)) => {
-            let why = status.message().trim_start_matches(word).trim_start_matches(": ");
-            PeerError::Refused(*refusal, why.to_owned())
+    let code = status.metadata().get(REFUSAL_KEY).and_then(|code| code.to_str().ok());
+    match code.and_then(JoinRefusal::from_code) {
+        Some(refusal) => {
+            let why = status.message().trim_start_matches(refusal.code()).trim_start_matches(": ");
+            PeerError::Refused(refusal, why.to_owned())
         }
         None => unavailable(status),
     }
@@ -137,10 +131,9 @@ fn join_error(status: Status) -> PeerError {
 
 /// A permanent refusal: see [`join_error`].
 fn refuse(refusal: JoinRefusal, why: impl std::fmt::Display) -> Status {
-    let word = REFUSALS.iter().find(|(_, of)| *of == refusal).map_or("", |(word, _)| *word);
     // The code in the text is for operators, and for nodes of earlier versions.
-    let mut status = Status::failed_precondition(format!("{word}: {why}"));
-    status.metadata_mut().insert(REFUSAL_KEY, MetadataValue::from_static(word));
+    let mut status = Status::failed_precondition(format!("{}: {why}", refusal.code()));
+    status.metadata_mut().insert(REFUSAL_KEY, MetadataValue::from_static(refusal.code()));
     status
 }
 

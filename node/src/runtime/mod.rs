@@ -43,9 +43,10 @@ use crate::security::Tls;
 /// Interval at which the controller group is checked for a failure.
 const FAILURE_CHECK: Duration = Duration::from_millis(500);
 
-/// The error of a node that its cluster permanently refuses.
+/// The error of a node that its cluster permanently refuses, with the code of the refusal as the value `refusal`.
 fn refused(refusal: JoinRefusal, why: &str) -> ApiError {
     ApiError::new(Reason::Unavailable, format!("the cluster refuses this node: {refusal}: {why}"))
+        .with("refusal", refusal.code())
 }
 
 /// A node without its listeners: from [`Node::prepare`] to [`Node::shutdown`]. Cheap to clone.

@@ -11,6 +11,7 @@ use chronicle_log::disk::{Disk, MemoryDisk};
 use chronicle_log::{Clock, Store, StoreConfig, Threads};
 use chronicle_node::config::Config;
 use chronicle_node::host::{Host, Simulated};
+use chronicle_node::membership::JoinRefusal;
 use chronicle_node::runtime;
 use chronicle_node::telemetry::Metrics;
 use rand::Rng;
@@ -142,7 +143,7 @@ impl Machine {
                     note(&self.name, "stopped");
                     return Ok(());
                 }
-                Err(error) if error.message.contains("REMOVED") || error.message.contains("removed") => {
+                Err(error) if error.value("refusal") == Some(JoinRefusal::Removed.code()) => {
                     note(&self.name, &format!("removed: {}", error.message));
                     return Ok(());
                 }
