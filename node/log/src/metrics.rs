@@ -76,13 +76,37 @@ pub struct StoreMetrics {
     pub quarantines: Counter,
     /// Logs stopped by a failed write or flush.
     pub failed_logs: Counter,
+    /// When the round that is on the disk began, in µs of the store's clock, plus one; 0: none is.
+    round_began_us: AtomicU64,
 }
 
 impl StoreMetrics {
+    /// A round of writes and flushes begins at `now`.
+    pub(crate) fn round_begins(&self, now: Duration) {
+        self.round_began_us.store(micros(now).saturating_add(1), Relaxed);
+    }
+
+    /// The round has ended.
+    pub(crate) fn round_ended(&self) {
+        self.round_began_us.store(0, Relaxed);
+    }
+
+    /// For how long the round that is on the disk has been there; zero: none is.
+    pub(crate) fn round_age(&self, now: Duration) -> Duration {
+        match self.round_began_us.load(Relaxed) {
+            0 => Duration::ZERO,
+            began => Duration::from_micros(micros(now).saturating_sub(began - 1)),
+        }
+    }
+
     pub(crate) fn record_flush(&self, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let us = micros(took);
         let bucket = FLUSH_BUCKETS_US.partition_point(|&bound| bound < us);
         self.flush_us[bucket].add(1);
         self.flush_us_sum.add(us);
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

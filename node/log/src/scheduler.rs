@@ -170,6 +170,7 @@ impl Scheduler {
     }
 
     fn round(&mut self, logs: Vec<Arc<OpenLog>>) {
+        self.context.metrics.round_begins(self.now());
         let mut jobs: Vec<Job> = logs.iter().filter_map(Job::begin).collect();
         for job in &mut jobs {
             self.remove_clean_mark(job);
@@ -184,6 +185,7 @@ impl Scheduler {
             job.write();
         }
         barrier(&self.context, &self.pool, &mut jobs);
+        self.context.metrics.round_ended();
         if !jobs.is_empty() {
             self.context.metrics.flush_rounds.add(1);
         }

@@ -314,6 +314,12 @@ impl Store {
         self.context.data.volume().size_bytes()
     }
 
+    /// For how long the round of writes and flushes that is on the disk has been there; zero: none is. A long time means a
+    /// disk that does not answer: appends to every log wait for the round.
+    pub fn round_age(&self) -> Duration {
+        self.context.metrics.round_age(self.context.config.clock.monotonic())
+    }
+
     /// The store's counters.
     pub fn metrics(&self) -> &StoreMetrics {
         &self.context.metrics

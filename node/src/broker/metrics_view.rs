@@ -1,6 +1,7 @@
 //! Values for metrics, read at scrape time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Broker, TopicTraffic};
 use crate::metadata::NodeState;
@@ -38,6 +39,12 @@ impl Broker {
     /// Whether appends are rejected because the volume is full.
     pub fn disk_is_full(&self) -> bool {
         self.check_space().is_err()
+    }
+
+    /// For how long the disk has not answered; `None`: less than `storage.stall-ms`.
+    pub fn disk_stalled_for(&self) -> Option<Duration> {
+        let age = self.store().round_age();
+        (age >= Duration::from_millis(self.config().storage.stall_ms)).then_some(age)
     }
 
     /// Counters by topic; topics beyond `metrics.topics-max` under `other`.

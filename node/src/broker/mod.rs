@@ -160,6 +160,10 @@ impl Broker {
             None if self.inner.cluster.peers.liveness().removed().borrow().is_some() => {
                 Readiness::NotReady(JoinRefusal::Removed.to_string())
             }
+            None if let Some(age) = self.disk_stalled_for() => Readiness::NotReady(format!(
+                "the disk does not respond: a write or flush has been running for {} ms (storage.stall-ms)",
+                age.as_millis()
+            )),
             None if !*self.inner.established.borrow() => {
                 Readiness::NotReady("not registered with the controller yet".into())
             }

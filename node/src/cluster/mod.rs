@@ -89,7 +89,7 @@ impl Cluster {
         node == self.node() || self.peers.liveness().alive(node)
     }
 
-    /// Returns whether the node can lead: its disk is not full.
+    /// Returns whether the node can lead: its disk is neither full nor stalled.
     fn fit(&self, node: u64) -> bool {
         let liveness = self.peers.liveness();
         if node == self.node() { !liveness.is_unfit() } else { !liveness.unfit(node) }

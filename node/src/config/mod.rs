@@ -226,6 +226,9 @@ pub struct StorageConfig {
     /// Free bytes of the volume below which appends are rejected, so that the node can still write its own state.
     /// Default: 64 MiB.
     pub reserve_bytes: u64,
+    /// Time after which a write or flush that has not returned counts as stalled, in milliseconds: the node leads nothing
+    /// then and is not ready. Default: 5000.
+    pub stall_ms: u64,
     /// Longest wait at the start for another process to release the data directory, in milliseconds: the predecessor of
     /// a force-deleted pod may still run. 0: fail at once. Default: 0.
     pub lock_wait_ms: u64,
@@ -240,6 +243,7 @@ impl Default for StorageConfig {
             tail_cache_bytes: 64 << 20,
             pending_bytes_max: 64 << 20,
             reserve_bytes: 64 << 20,
+            stall_ms: 5000,
             lock_wait_ms: 0,
         }
     }

@@ -46,6 +46,7 @@ impl Config {
         validate_cluster(cluster, limits.request_bytes_max as u64)?;
         validate_security(security)?;
         range("storage.flush-threads", storage.flush_threads as u64, 1, 1024)?;
+        range("storage.stall-ms", storage.stall_ms, 100, 3_600_000)?;
         range("storage.index-interval-bytes", storage.index_interval_bytes, 64, 1 << 30)?;
         let entry = partitions.entry_bytes_max as u64;
         range("partitions.entry-bytes-max", entry, 1024, 1 << 30)?;

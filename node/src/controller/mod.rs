@@ -301,7 +301,7 @@ impl Controller {
     }
 
     async fn propose(&self, term: LeaderTerm, payload: Bytes) -> Result<Bytes, ControllerError> {
-        let proposal = Proposal { record_count: 1, max_timestamp: 0, payload, trace: None };
+        let proposal = Proposal { record_count: 1, max_timestamp: 0, payload, trace: None, reservation: None };
         let (tx, rx) = tokio::sync::oneshot::channel();
         let done = move |result| {
             let _ = tx.send(result);

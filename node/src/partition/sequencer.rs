@@ -28,7 +28,7 @@ use super::keys::{KeyVersions, KeysError};
 use super::producers::{ProducerTable, SequenceCheck};
 use super::state_machine::{AppliedState, PartitionMachine};
 use crate::model::{Expectation, PartitionError, Produced};
-use crate::raft::{LeaderTerm, Proposal, ProposeError, ProposeResult, RaftGroup};
+use crate::raft::{LeaderTerm, Proposal, ProposeError, ProposeResult, RaftGroup, Reservation};
 use crate::telemetry::traces::{EntryTrace, Queued};
 use crate::telemetry::{RaftMetrics, Stage};
 
@@ -93,7 +93,7 @@ pub(super) struct Sequencer {
     pub(super) queue: mpsc::UnboundedReceiver<Append>,
     /// Limits the entries that are proposed and not yet committed.
     pub(super) slots: Arc<Semaphore>,
-    /// KiB that all partitions together may have proposed and not yet committed.
+    /// KiB that all partitions together may have proposed, and not yet both committed and flushed here.
     pub(super) budget: Arc<Semaphore>,
     pub(super) entry_bytes_max: usize,
     pub(super) versioned_keys_max: usize,
@@ -177,8 +177,9 @@ struct InFlight {
     sent: bool,
     /// Raft dropped the proposal without an answer before `sent` was known.
     orphaned: bool,
-    /// Permits of the partition's slots and of the node's budget; released once the entry has committed or failed.
-    held: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+    /// Permit of the partition's slots, and reservation of the node's budget; dropped once the entry has committed or failed.
+    /// The log has a clone of the reservation until the entry is flushed.
+    held: Option<(OwnedSemaphorePermit, Reservation)>,
 }
 
 type Waiters = Arc<Mutex<InFlight>>;
@@ -400,17 +401,19 @@ impl Sequencer {
         for waiter in &mut waiting {
             waiter.reply.proposed = waiter.in_log;
         }
+        let reservation = Reservation::new(budget);
         let waiters: Waiters = Arc::new(Mutex::new(InFlight {
             waiting: Some(waiting),
             sent: false,
             orphaned: false,
-            held: Some((slot, budget)),
+            held: Some((slot, reservation.clone())),
         }));
         let proposal = Proposal {
             record_count: draft.records,
             max_timestamp: draft.max_timestamp,
             payload: draft.payload.freeze(),
             trace: EntryTrace::proposed(draft.sampled),
+            reservation: Some(reservation),
         };
         let done = Completion {
             waiters: waiters.clone(),

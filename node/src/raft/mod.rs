@@ -26,5 +26,5 @@ pub use network::Transport;
 pub(crate) use state_machine::checkpoint_index;
 pub use state_machine::{CommittedEntry, Machine};
 pub(crate) use store::{KEY_FILL, KEY_PURGED, encode_position};
-pub use type_config::{LeaderTerm, Proposal, RaftMember};
+pub use type_config::{LeaderTerm, Proposal, RaftMember, Reservation};
 pub(crate) use wire::{entry_in, entry_out};

@@ -244,9 +244,14 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        // Empty, and without an allocation, while no request is sampled.
-        let mut sampled = Vec::new();
-        let look = |entry: &RaftEntry| sampled.extend(self.sampled(entry));
+        // Empty, and without an allocation, while no request is sampled, and on followers.
+        let (mut sampled, mut reservations) = (Vec::new(), Vec::new());
+        let look = |entry: &RaftEntry| {
+            sampled.extend(self.sampled(entry));
+            if let EntryPayload::Normal(Proposal { reservation: Some(reservation), .. }) = &entry.payload {
+                reservations.push(reservation.clone());
+            }
+        };
         let entries: Vec<Entry> = entries.into_iter().inspect(look).map(to_entry).collect();
         if let Some(first) = entries.first() {
             // An empty log may begin at any index; any other log must be continued without a gap.
@@ -260,6 +265,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         if sampled.is_empty() {
             let done = Box::new(move |result: Result<(), LogError>| {
                 metrics.stage(Stage::Flush, began.elapsed());
+                drop(reservations);
                 callback.io_completed(result.map_err(to_io));
             });
             self.state.log.append(entries, done).map_err(to_io)?;
@@ -270,6 +276,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         let (flushed, at) = (sampled.clone(), appended.clone());
         let done = Box::new(move |result: Result<(), LogError>| {
             metrics.stage_of(Stage::Flush, began.elapsed(), &flushed[0].trace);
+            drop(reservations);
             callback.io_completed(result.map_err(to_io));
             #[expect(clippy::disallowed_methods, reason = "spans carry wall-clock times, which decide nothing")]
             let now = SystemTime::now();
@@ -384,6 +391,7 @@ pub(super) fn from_entry(entry: Entry) -> Result<RaftEntry, String> {
             max_timestamp: entry.max_timestamp,
             payload: entry.payload,
             trace: None,
+            reservation: None,
         }),
         EntryKind::Membership => EntryPayload::Membership(MembershipRecord::decode(&entry.payload)?),
         EntryKind::Config => return Err("kind: config entries are not supported by this version".into()),

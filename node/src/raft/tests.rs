@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use chronicle_log::disk::RealDisk;
+use chronicle_log::disk::{DiskOperation, Fault, FaultRule, FaultyDisk, RealDisk};
 use chronicle_log::{LogConfig, LogId, Store, StoreConfig};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::raft_frame::Message;
@@ -20,7 +20,10 @@ use uuid::Uuid;
 use super::state_machine::MachineStore;
 use super::store::LogStorage;
 use super::type_config::TypeConfig;
-use super::{CommittedEntry, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftMember, Role, Transport};
+use super::{
+    CommittedEntry, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftMember, Reservation, Role,
+    Transport,
+};
 use crate::peers::AskError;
 
 const LOG: LogId = LogId { topic: Uuid::from_u128(7), partition: 3 };
@@ -113,8 +116,39 @@ impl Transport for GrantsPreVotes {
     }
 }
 
+/// Other nodes that grant every vote and acknowledge every entry.
+struct Acknowledge;
+
+impl Transport for Acknowledge {
+    fn ask(&self, _: u64, _: LogId, message: Message, _: Duration) -> BoxFuture<'_, Result<Message, AskError>> {
+        let answer = match message {
+            Message::Vote(proto::VoteRequest { vote, .. }) => {
+                Message::VoteDone(proto::VoteResponse { vote, granted: true, ..Default::default() })
+            }
+            Message::Append(_) => Message::AppendDone(proto::AppendResponse {
+                outcome: Some(proto::append_response::Outcome::Success(true)),
+            }),
+            other => panic!("not expected: {other:?}"),
+        };
+        Box::pin(async move { Ok(answer) })
+    }
+
+    fn alive(&self, _: u64) -> bool {
+        true
+    }
+}
+
 /// Node 1 of a group of nodes 1 and 2.
 async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (RaftGroup<Journal>, Arc<chronicle_log::Log>) {
+    of(2, store, transport).await
+}
+
+/// Node 1 of a group of nodes 1 to `nodes`.
+async fn of(
+    nodes: u64,
+    store: &Arc<Store>,
+    transport: Arc<dyn Transport>,
+) -> (RaftGroup<Journal>, Arc<chronicle_log::Log>) {
     let log = store.open_log(LOG, LogConfig::default()).unwrap();
     let start = RaftGroupConfig {
         store: store.clone(),
@@ -122,7 +156,7 @@ async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (RaftGroup
         id: LOG,
         node: 1,
         transport,
-        founders: Some(BTreeMap::from([(1, RaftMember::default()), (2, RaftMember::default())])),
+        founders: Some((1..=nodes).map(|node| (node, RaftMember::default())).collect()),
         election_timeout: Duration::from_secs(1),
         metrics: Default::default(),
     };
@@ -158,11 +192,14 @@ async fn lead(group: &RaftGroup<Journal>) -> super::LeaderTerm {
     }
 }
 
+fn proposal_of(text: &str, reservation: Option<Reservation>) -> Proposal {
+    let payload = Bytes::copy_from_slice(text.as_bytes());
+    Proposal { record_count: 1, max_timestamp: 0, payload, trace: None, reservation }
+}
+
 async fn propose(group: &RaftGroup<Journal>, leader: super::LeaderTerm, text: &str) -> Result<Bytes, ProposeError> {
     let (tx, rx) = tokio::sync::oneshot::channel();
-    let proposal =
-        Proposal { record_count: 1, max_timestamp: 0, payload: Bytes::copy_from_slice(text.as_bytes()), trace: None };
-    group.propose(leader, proposal, move |result| tx.send(result).unwrap()).await.unwrap();
+    group.propose(leader, proposal_of(text, None), move |result| tx.send(result).unwrap()).await.unwrap();
     rx.await.unwrap()
 }
 
@@ -278,6 +315,28 @@ async fn a_pre_vote_of_a_replica_that_is_behind_reports_that_a_leader_is_wanted(
         (true, false),
         "a replica that has everything can become the leader"
     );
+    group.shutdown().await;
+    log.close().unwrap();
+    store.close().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_commits_without_the_leaders_disk_keeps_its_reservation_until_the_flush() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::new(Arc::new(RealDisk));
+    let store = Store::open(Arc::new(disk.clone()), dir.path(), StoreConfig::default()).unwrap();
+    let (group, log) = of(3, &store, Arc::new(Acknowledge)).await;
+    let leader = lead(&group).await;
+    let hang = disk.add(FaultRule::new(DiskOperation::Sync, Fault::Hang).path("/logs/"));
+    let (reserved, mut released) = tokio::sync::oneshot::channel::<()>();
+    let (tx, rx) = tokio::sync::oneshot::channel();
+    let proposal = proposal_of("a", Some(Reservation::new(reserved)));
+    group.propose(leader, proposal, move |result| tx.send(result).unwrap()).await.unwrap();
+    assert_eq!(rx.await.unwrap().unwrap(), "a", "two of three nodes have it");
+    assert_eq!(released.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty));
+    disk.remove(hang);
+    assert!(released.await.is_err(), "dropped without a message");
+    assert_eq!(log.position().durable_index, log.position().last.map(|last| last.index));
     group.shutdown().await;
     log.close().unwrap();
     store.close().unwrap();

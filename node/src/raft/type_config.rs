@@ -1,5 +1,6 @@
 //! The types that openraft is configured with, and their plain counterparts for the rest of the node.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -20,7 +21,29 @@ pub struct Proposal {
     pub payload: Bytes,
     /// The sampled requests in it, until the entry is in the log.
     pub trace: Option<Arc<EntryTrace>>,
+    /// What the entry keeps reserved until it is flushed on this node.
+    pub reservation: Option<Reservation>,
 }
+
+/// Something that is released when its last clone is dropped: the memory that an entry takes until it is both committed
+/// and flushed on the leader. A majority may commit it without the leader's disk.
+#[derive(Clone)]
+pub struct Reservation(Arc<dyn Any + Send + Sync>);
+
+impl Reservation {
+    /// Wraps what is dropped at the release.
+    pub fn new(held: impl Send + Sync + 'static) -> Self {
+        Self(Arc::new(held))
+    }
+}
+
+impl PartialEq for Reservation {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Reservation {}
 
 impl fmt::Debug for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -112,6 +112,8 @@ fn disk(samples: &mut Samples, broker: &Broker) {
     let help = "Free bytes below which appends are rejected (storage.reserve-bytes)";
     samples.gauge("disk_reserve_bytes", help, broker.reserve_bytes() as f64);
     let full = f64::from(u8::from(broker.disk_is_full()));
+    let stalled = f64::from(u8::from(broker.disk_stalled_for().is_some()));
+    samples.gauge("disk_stalled", "1 while a write or flush has not returned for storage.stall-ms", stalled);
     samples.gauge("disk_full", "1 while appends are rejected because free space is below the reserve", full);
 }
 

@@ -23,20 +23,29 @@ impl Node {
     }
 }
 
-/// Keeps up to date what this node reports to other nodes: whether its disk is full, and the leader of the controller
+/// Keeps up to date what this node reports to other nodes: whether its disk is full or stalled, and the leader of the controller
 /// group.
 async fn report_state(node: Node) {
     let mut tick = tokio::time::interval(WATCH_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let cluster = node.inner.cluster.clone();
     let mut changes = cluster.peers.liveness().changes();
+    let mut logged_stalled = false;
     loop {
         tokio::select! {
             () = node.inner.stop.cancelled() => return,
             _ = tick.tick() => {}
             _ = changes.changed() => {}
         }
-        cluster.peers.liveness().set_unfit(node.broker().disk_is_full());
+        let stalled = node.broker().disk_stalled_for();
+        if stalled.is_some() != logged_stalled {
+            logged_stalled = stalled.is_some();
+            match stalled {
+                Some(age) => tracing::error!(ms = age.as_millis(), "the disk does not respond, giving up leadership"),
+                None => tracing::info!("the disk responds again"),
+            }
+        }
+        cluster.peers.liveness().set_unfit(stalled.is_some() || node.broker().disk_is_full());
         if let Ok(controller) = node.broker().controller() {
             let state = cluster.state();
             let leader =

@@ -15,4 +15,5 @@ mod ops;
 mod peers;
 mod reads;
 mod serving;
+mod stalled_disk;
 mod support;

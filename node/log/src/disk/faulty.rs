@@ -19,7 +19,7 @@ use std::{
     sync::Arc,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::{DirEntry, DirLock, Disk, DiskFile, FileMap, OpenMode, Volume};
 
@@ -58,6 +58,8 @@ pub enum Fault {
     /// A write writes this many bytes (at most), then the *next* call sees the error number: this is how a disk fills up.
     /// For other operations: the error at once.
     Partial(usize, i32),
+    /// It waits until the rule is removed, and is done then: a disk that hangs. Blocks the calling thread.
+    Hang,
 }
 
 impl Fault {
@@ -124,6 +126,7 @@ pub struct FaultId(u64);
 pub struct FaultyDisk {
     inner: Arc<dyn Disk>,
     rules: Arc<Mutex<Rules>>,
+    removed: Arc<Condvar>,
 }
 
 #[derive(Debug, Default)]
@@ -136,7 +139,7 @@ struct Rules {
 impl FaultyDisk {
     /// A disk that passes everything on until a rule is added.
     pub fn new(inner: Arc<dyn Disk>) -> Self {
-        Self { inner, rules: Arc::default() }
+        Self { inner, rules: Arc::default(), removed: Arc::default() }
     }
 
     /// Adds a rule; its count of matching operations starts now.
@@ -151,11 +154,13 @@ impl FaultyDisk {
     /// Removes a rule.
     pub fn remove(&self, id: FaultId) {
         self.rules.lock().rules.retain(|(found, _)| *found != id.0);
+        self.removed.notify_all();
     }
 
     /// Removes every rule.
     pub fn heal(&self) {
         self.rules.lock().rules.clear();
+        self.removed.notify_all();
     }
 
     /// How many operations were made to fail so far.
@@ -163,10 +168,12 @@ impl FaultyDisk {
         self.rules.lock().fired
     }
 
+    /// The fault of an operation. Waits while the disk hangs.
     fn fault(&self, operation: DiskOperation, path: &Path) -> Option<Fault> {
         let mut rules = self.rules.lock();
         let mut due = None;
-        for (_, rule) in &mut rules.rules {
+        let mut hangs = None;
+        for (id, rule) in &mut rules.rules {
             if rule.matches(operation, path) {
                 rule.seen += 1;
                 let fires = match rule.trigger {
@@ -175,6 +182,7 @@ impl FaultyDisk {
                     Trigger::From(n) => rule.seen >= n,
                 };
                 if fires && due.is_none() {
+                    hangs = (rule.fault == Fault::Hang).then_some(*id);
                     if let Fault::Partial(_, errno) = rule.fault {
                         due = Some(rule.fault);
                         rule.fault = Fault::Errno(errno);
@@ -186,13 +194,17 @@ impl FaultyDisk {
             }
         }
         rules.fired += u64::from(due.is_some());
+        if let Some(id) = hangs {
+            self.removed.wait_while(&mut rules, |rules| rules.rules.iter().any(|(found, _)| *found == id));
+            return None;
+        }
         due
     }
 
     fn check(&self, operation: DiskOperation, path: &Path) -> io::Result<()> {
         match self.fault(operation, path) {
             Some(Fault::Errno(errno) | Fault::Partial(_, errno)) => Err(io::Error::from_raw_os_error(errno)),
-            Some(Fault::ShortWrite(_)) | None => Ok(()),
+            Some(Fault::ShortWrite(_) | Fault::Hang) | None => Ok(()),
         }
     }
 }
@@ -264,7 +276,7 @@ impl DiskFile for FaultyFile {
 
     fn write_at(&self, position: u64, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self.disk.fault(DiskOperation::Write, &self.path) {
-            None => self.inner.write_at(position, slices),
+            Some(Fault::Hang) | None => self.inner.write_at(position, slices),
             Some(Fault::Errno(errno) | Fault::Partial(0, errno)) => Err(io::Error::from_raw_os_error(errno)),
             Some(Fault::ShortWrite(most) | Fault::Partial(most, _)) => {
                 let mut bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();

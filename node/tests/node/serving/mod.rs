@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chronicle_log::disk::Disk;
 use chronicle_node::broker::Broker;
 use chronicle_node::config::Config;
-use chronicle_node::listeners::Server;
+use chronicle_node::host::Host;
+use chronicle_node::listeners::{self, Server};
 use chronicle_node::runtime;
 use chronicle_node::telemetry::Metrics;
 use tokio::task::JoinHandle;
@@ -47,6 +49,35 @@ impl Node {
         let (address, shutdown) = (server.local_addr(), CancellationToken::new());
         let serving = tokio::spawn(server.serve(shutdown.clone()));
         Self { core, broker, metrics, address, shutdown, serving, _directory: directory }
+    }
+
+    /// A cluster of one node for each disk, established.
+    pub async fn start_cluster(disks: Vec<Arc<dyn Disk>>, change: impl Fn(&mut Config)) -> Vec<Self> {
+        let mut ports = Vec::new();
+        for _ in &disks {
+            ports.push(listeners::listen("127.0.0.1:0".parse().unwrap()).await.unwrap());
+        }
+        let seeds: Vec<String> = ports.iter().map(|(_, address)| address.to_string()).collect();
+        let mut nodes = Vec::new();
+        for (number, (disk, (acceptor, address))) in disks.into_iter().zip(ports).enumerate() {
+            let directory = tempfile::tempdir().unwrap();
+            let mut config = Config::default();
+            config.node.name = format!("n{number}");
+            config.node.data_dir = directory.path().join("data");
+            config.listeners.data = address;
+            config.cluster.bootstrap_expect = seeds.len() as u32;
+            config.cluster.seeds = seeds.clone();
+            change(&mut config);
+            let shutdown = CancellationToken::new();
+            let core = runtime::Node::prepare(Arc::new(config), Host::with_disk(disk), &shutdown).await.unwrap();
+            let (broker, metrics) = (core.broker().clone(), Metrics::new());
+            let server = Server::new(acceptor, address, core.services(metrics.clone()));
+            let serving = tokio::spawn(server.serve(shutdown.clone()));
+            nodes.push(Self { core, broker, metrics, address, shutdown, serving, _directory: directory });
+        }
+        let established = nodes.iter().map(|node| node.core.establish());
+        futures::future::try_join_all(established).await.unwrap();
+        nodes
     }
 
     /// `http://HOST:PORT` and a path.
