@@ -33,6 +33,8 @@
 //! - A batch that [`check`] accepts is readable by [`records`] to its last record, and by other Kafka clients:
 //!   compressed data is exactly one stream of the codec, with nothing behind it.
 //!
+//! [`ProducerTable`] checks the sequences of idempotent producers, from the headers of the batches alone.
+//!
 //! # Which check when
 //!
 //! | bytes come from | use |
@@ -68,6 +70,7 @@ mod compression;
 mod error;
 mod header;
 mod limits;
+mod producers;
 mod record;
 mod varint;
 
@@ -77,4 +80,5 @@ pub use codec::Compression;
 pub use error::{BatchError, RecordError};
 pub use header::{BatchHeader, HEADER_LEN, parse_header, patch};
 pub use limits::Limits;
+pub use producers::{FirstSequence, ProducerTable, SequenceCheck};
 pub use record::{MAX_RECORD_HEADERS, Record, Records, records};

@@ -8,7 +8,7 @@
 //!   replica.rs    the lifecycle of one: dormant, open, filling, failed, closed
 //!     open.rs     an open one; tick.rs runs at a fixed interval (no timers), members.rs changes its voters
 //!       leading.rs    starts and stops the sequencer when leadership is won and lost
-//!         sequencer.rs    owns the order of appends (producers.rs, keys.rs), proposes entries to raft
+//!         sequencer.rs    owns the order of appends (keys.rs), proposes entries to raft
 //!       state_machine.rs    applies committed entries: offsets, producers, the topic's view (views.rs)
 //! fill.rs, pull.rs    copy a log from another replica, and to one
 //! ```
@@ -27,7 +27,6 @@ mod keys;
 mod leading;
 mod members;
 mod open;
-mod producers;
 mod pull;
 mod replica;
 mod replica_lag;

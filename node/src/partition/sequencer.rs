@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use chronicle_log::Log;
-use chronicle_records::BatchHeader;
+use chronicle_records::{BatchHeader, FirstSequence, ProducerTable, SequenceCheck};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -25,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::environment::Environment;
 use super::keys::{KeyVersions, KeysError};
-use super::producers::{ProducerTable, SequenceCheck};
 use super::state_machine::{AppliedState, PartitionMachine};
 use crate::model::{Expectation, PartitionError, Produced};
 use crate::raft::{LeaderTerm, Proposal, ProposeError, ProposeResult, RaftGroup, Reservation};
@@ -281,7 +280,7 @@ impl Sequencer {
     async fn take(&self, append: Append, tail: &mut SpeculativeTail, draft: &mut Draft, last: &Option<Waiters>) {
         let Append { mut batch, header, expectation, reply, permit, queued, trace } = append;
         self.metrics.stage(Stage::Queue, queued.elapsed());
-        let verdict = match tail.producers.check(&header) {
+        let verdict = match tail.producers.check(&header, FirstSequence::Any) {
             SequenceCheck::Next => match expectation {
                 Some(expectation) => self.expect(&expectation, tail, draft, &header).await,
                 None => Ok(()),

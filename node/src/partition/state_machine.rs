@@ -7,11 +7,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use chronicle_log::Log;
+use chronicle_records::ProducerTable;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::producers::ProducerTable;
 use super::views::{self, View};
 use crate::raft::{CommittedEntry, Machine};
 

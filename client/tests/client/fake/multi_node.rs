@@ -362,8 +362,12 @@ impl Service {
                 let stored = state.log.append(request);
                 Outcome::Answer(stored.and(Err(status(Code::Unknown, "OUTCOME_UNKNOWN", None))))
             }
-            Fault::Cut | Fault::StoreThenCut => {
-                if fault == Fault::StoreThenCut
+            Fault::Evict => {
+                state.log.evict_producers();
+                Outcome::Answer(state.log.append(request))
+            }
+            Fault::Cut | Fault::StoreThenCut | Fault::LoseAnswer(_) => {
+                if fault != Fault::Cut
                     && let Err(refused) = state.log.append(request)
                 {
                     return Outcome::Answer(Err(refused));

@@ -1,4 +1,6 @@
 //! A fake node: one partition, idempotent producers, and faults that a test injects. A test can also cut its connections.
+//!
+//! The table of producers is the node's own, so that a client cannot rely on a rule that only the fake has.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -8,6 +10,7 @@ use std::time::Duration;
 use chronicle_client::v1::log_server::{Log, LogServer};
 use chronicle_client::v1::produce_stream_response::Result as Answer;
 use chronicle_client::{BoxedIo, Client, ClientConfig, Connector, RetryConfig, v1};
+use chronicle_records::{BatchBuilder, BatchHeader, Compression, FirstSequence, ProducerTable, SequenceCheck};
 use futures::Stream;
 use parking_lot::Mutex;
 use tokio::io::{DuplexStream, copy_bidirectional, duplex};
@@ -33,25 +36,29 @@ pub enum Fault {
     StoreThenUnknown,
     /// Not stored, never answered.
     Hang,
-}
-
-#[derive(Debug, Default, Clone)]
-struct ProducerState {
-    next: i32,
-    /// First sequence, record count and base offset of the last requests.
-    recent: VecDeque<(i32, i32, i64)>,
+    /// Stored or refused, and the stream ends instead of the answer. With a code: with a status without details.
+    LoseAnswer(Option<Code>),
+    /// The node has evicted all producers before the append.
+    Evict,
 }
 
 #[derive(Debug, Default)]
 pub struct State {
     pub records: Vec<v1::Record>,
-    producers: HashMap<i64, ProducerState>,
+    producers: ProducerTable,
+    /// A producer that is not in the table may begin with any sequence, as in nodes that were built before that was
+    /// refused.
+    pub old_rule: bool,
     pub next_producer: i64,
+    /// Epoch of new producers.
+    pub producer_epoch: i32,
     pub faults: VecDeque<Fault>,
     /// What happens to the next InitProducer calls: `Refuse`, `Hang`, or nothing.
     pub init_faults: VecDeque<Fault>,
     /// Every append received: first sequence (if idempotent) and record count.
     pub requests: Vec<(Option<i32>, usize)>,
+    /// Epoch and first sequence of every idempotent append received.
+    pub sequences: Vec<(i32, i32)>,
     /// Appends are not answered while this is set.
     pub held: bool,
     /// Reads: end the stream after this many answers, once.
@@ -76,7 +83,11 @@ pub struct Node {
 
 /// A status in the form that a node returns.
 pub fn status(code: Code, reason: &str) -> Status {
-    let metadata = HashMap::from([("expected".to_owned(), "0".to_owned())]);
+    status_with(code, reason, 0)
+}
+
+fn status_with(code: Code, reason: &str, expected: i32) -> Status {
+    let metadata = HashMap::from([("expected".to_owned(), expected.to_string())]);
     let details = ErrorDetails::with_error_info(reason, "chronicle.dev", metadata);
     Status::with_error_details(code, format!("{reason} on purpose"), details)
 }
@@ -183,6 +194,7 @@ impl Node {
         let mut state = self.state.lock();
         let sequence = request.producer.map(|producer| producer.sequence);
         state.requests.push((sequence, request.records.len()));
+        state.sequences.extend(request.producer.map(|producer| (producer.epoch, producer.sequence)));
         let fault = state.faults.pop_front().unwrap_or(Fault::None);
         let outcome = match fault {
             Fault::Refuse(code, reason) => Outcome::Answer(Err(status(code, reason))),
@@ -190,6 +202,14 @@ impl Node {
             Fault::Hang => Outcome::Hang,
             Fault::None => Outcome::Answer(state.append(request)),
             Fault::StoreThenCut => state.append(request).map_or_else(|e| Outcome::Answer(Err(e)), |_| Outcome::Cut),
+            Fault::LoseAnswer(code) => {
+                let _ = state.append(request);
+                Outcome::End(code)
+            }
+            Fault::Evict => {
+                state.evict_producers();
+                Outcome::Answer(state.append(request))
+            }
             Fault::StoreThenUnknown => {
                 let unknown = status(Code::Unknown, "OUTCOME_UNKNOWN");
                 Outcome::Answer(state.append(request).and(Err(unknown)))
@@ -205,12 +225,31 @@ enum Outcome {
     Answer(Result<v1::ProduceResponse, Status>),
     Cut,
     Hang,
+    End(Option<Code>),
+}
+
+/// The header of the batch that a node stores for a request.
+fn header(request: &v1::ProduceRequest) -> BatchHeader {
+    let mut builder = BatchBuilder::new(Compression::None);
+    if let Some(identity) = request.producer {
+        let epoch = i16::try_from(identity.epoch).unwrap();
+        builder = builder.with_producer(identity.producer_id, epoch, identity.sequence);
+    }
+    for record in &request.records {
+        builder.push(0, record.key.as_deref(), record.value.as_deref(), std::iter::empty()).unwrap();
+    }
+    chronicle_records::parse_header(&builder.build().unwrap()).unwrap()
 }
 
 impl State {
     /// An empty log that accepts values of any size.
     pub fn new() -> Self {
         Self { value_bytes_max: usize::MAX, ..Self::default() }
+    }
+
+    /// Removes the producers that the node knows.
+    pub fn evict_producers(&mut self) {
+        self.producers = ProducerTable::default();
     }
 
     /// Stores an append or refuses it.
@@ -222,14 +261,16 @@ impl State {
         if request.records.iter().any(too_large) {
             return Err(status(Code::InvalidArgument, "RECORD_TOO_LARGE"));
         }
-        if let Some(identity) = request.producer {
-            let producer = self.producers.entry(identity.producer_id).or_default();
-            let known = producer.recent.iter().find(|(first, n, _)| (*first, *n) == (identity.sequence, count));
-            if let Some((_, record_count, base_offset)) = known.copied() {
-                return Ok(v1::ProduceResponse { base_offset, record_count, duplicate: true });
+        let header = header(&request);
+        let first = if self.old_rule { FirstSequence::Any } else { FirstSequence::Zero };
+        match self.producers.check(&header, first) {
+            SequenceCheck::Next => {}
+            SequenceCheck::Duplicate { base_offset } => {
+                return Ok(v1::ProduceResponse { base_offset, record_count: count, duplicate: true });
             }
-            if identity.sequence != producer.next {
-                return Err(status(Code::FailedPrecondition, "OUT_OF_ORDER_SEQUENCE"));
+            SequenceCheck::Fenced { .. } => return Err(status(Code::FailedPrecondition, "PRODUCER_FENCED")),
+            SequenceCheck::OutOfOrder { expected } => {
+                return Err(status_with(Code::FailedPrecondition, "OUT_OF_ORDER_SEQUENCE", expected));
             }
         }
         if let Some(v1::Expectation { expect: Some(v1::expectation::Expect::NextOffset(next)) }) = request.expectation
@@ -237,15 +278,7 @@ impl State {
         {
             return Err(status(Code::FailedPrecondition, "VERSION_CONFLICT"));
         }
-        if let Some(identity) = request.producer {
-            let producer = self.producers.entry(identity.producer_id).or_default();
-            producer.next = identity.sequence.wrapping_add(count) & i32::MAX;
-            producer.recent.push_back((identity.sequence, count, base_offset));
-            // As many as the Kafka protocol requires.
-            if producer.recent.len() > 5 {
-                producer.recent.pop_front();
-            }
-        }
+        self.producers.appended(&header, base_offset);
         self.records.extend(request.records);
         Ok(v1::ProduceResponse { base_offset, record_count: count, duplicate: false })
     }
@@ -260,6 +293,7 @@ impl Log for Node {
         match self.append(request.into_inner()) {
             Outcome::Answer(answer) => answer.map(Response::new),
             Outcome::Hang => std::future::pending().await,
+            Outcome::End(code) => Err(Status::new(code.unwrap_or(Code::Unknown), "no details")),
             Outcome::Cut => {
                 self.cut();
                 std::future::pending().await
@@ -280,12 +314,20 @@ impl Log for Node {
                 node.released().await;
                 let result = match node.append(request) {
                     Outcome::Answer(Ok(ok)) => Answer::Ok(ok),
-                    Outcome::Answer(Err(status)) => Answer::Error(v1::StreamError {
-                        code: status.code() as i32,
-                        message: status.message().to_owned(),
-                        reason: status.get_details_error_info().unwrap().reason,
-                        metadata: HashMap::new(),
-                    }),
+                    Outcome::Answer(Err(status)) => {
+                        let info = status.get_details_error_info().unwrap();
+                        Answer::Error(v1::StreamError {
+                            code: status.code() as i32,
+                            message: status.message().to_owned(),
+                            reason: info.reason,
+                            metadata: info.metadata,
+                        })
+                    }
+                    Outcome::End(None) => return,
+                    Outcome::End(Some(code)) => {
+                        let _ = sender.send(Err(Status::new(code, "no details"))).await;
+                        return;
+                    }
                     Outcome::Hang => std::future::pending().await,
                     Outcome::Cut => return node.cut(),
                 };
@@ -356,7 +398,7 @@ impl Log for Node {
         }
         let mut state = self.state.lock();
         state.next_producer += 1;
-        Ok(Response::new(v1::InitProducerResponse { producer_id: state.next_producer, epoch: 0 }))
+        Ok(Response::new(v1::InitProducerResponse { producer_id: state.next_producer, epoch: state.producer_epoch }))
     }
 
     async fn list_offsets(

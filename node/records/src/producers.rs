@@ -1,7 +1,8 @@
 //! Idempotent producers: the last sequence numbers of each producer (KIP-98).
 //!
 //! The table is a pure function of the log prefix: every replica derives it from the batch headers of committed entries,
-//! and the leader's sequencer keeps a copy that runs ahead with what it has proposed.
+//! and the leader's sequencer keeps a copy that runs ahead with what it has proposed. The fake nodes of the client's tests
+//! use the same table, so that they accept what a node accepts.
 //!
 //! Kafka keeps five batches per producer; this table keeps runs: consecutive batches with contiguous sequences and
 //! offsets merge into one run. A producer that has a partition to itself uses one run however far it pipelines, and a
@@ -9,8 +10,9 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use chronicle_records::BatchHeader;
 use serde::{Deserialize, Serialize};
+
+use crate::BatchHeader;
 
 /// Sequence numbers are 31 bits and wrap to 0.
 const SEQUENCE_MASK: i32 = i32::MAX;
@@ -21,9 +23,20 @@ const RUNS_MAX: usize = 256;
 /// A run is cut at its front when it grows past this many records, to keep sequence arithmetic within half the range.
 const RUN_RECORDS_MAX: i64 = 1 << 29;
 
+/// What a producer that the table does not contain may begin with. It is new, or its state was evicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstSequence {
+    /// 0 only: the rule of `chronicle.v1`. A request that was sent behind one that was refused, or whose producer's state
+    /// was evicted, is refused; the client begins a new epoch at 0.
+    Zero,
+    /// Any: the rule of Kafka's brokers, which their clients rely on. librdkafka does not begin a new epoch when its state
+    /// was evicted.
+    Any,
+}
+
 /// Result of checking a batch of an idempotent producer against the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SequenceCheck {
+pub enum SequenceCheck {
     /// The next one: append it.
     Next,
     /// Stored before, at this base offset.
@@ -59,7 +72,7 @@ struct Producer {
 
 /// The producers of one partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ProducerTable {
+pub struct ProducerTable {
     producers: HashMap<i64, Producer>,
     /// Maximum number of producers; 0: no limit.
     #[serde(skip)]
@@ -78,22 +91,27 @@ fn distance(from: i32, to: i32) -> i64 {
 
 impl ProducerTable {
     /// An empty table. Beyond `max` producers it evicts those that have been idle longest.
-    pub(super) fn new(max: usize) -> Self {
+    pub fn new(max: usize) -> Self {
         Self { producers: HashMap::new(), max }
     }
 
     /// Sets the limit of a table that was read from a checkpoint.
-    pub(super) fn set_max(&mut self, max: usize) {
+    pub fn set_max(&mut self, max: usize) {
         self.max = max;
     }
 
-    /// Checks a batch. Batches without a producer id are always next.
-    pub(super) fn check(&self, header: &BatchHeader) -> SequenceCheck {
+    /// Checks a batch. Batches without a producer id are always next. `first` is the rule for a producer that the table does
+    /// not contain.
+    pub fn check(&self, header: &BatchHeader, first: FirstSequence) -> SequenceCheck {
         if header.producer_id < 0 {
             return SequenceCheck::Next;
         }
-        // An unknown producer may continue: its state was deleted with retention or evicted.
-        let Some(producer) = self.producers.get(&header.producer_id) else { return SequenceCheck::Next };
+        let Some(producer) = self.producers.get(&header.producer_id) else {
+            return match first {
+                FirstSequence::Zero if header.base_sequence != 0 => SequenceCheck::OutOfOrder { expected: 0 },
+                FirstSequence::Zero | FirstSequence::Any => SequenceCheck::Next,
+            };
+        };
         if header.producer_epoch < producer.epoch {
             return SequenceCheck::Fenced { current: producer.epoch };
         }
@@ -120,7 +138,7 @@ impl ProducerTable {
     }
 
     /// Records that a batch was appended at `base_offset`. [`Self::check`] must have returned [`SequenceCheck::Next`] for it.
-    pub(super) fn appended(&mut self, header: &BatchHeader, base_offset: i64) {
+    pub fn appended(&mut self, header: &BatchHeader, base_offset: i64) {
         if header.producer_id < 0 {
             return;
         }
@@ -176,15 +194,16 @@ mod tests {
     use super::*;
 
     fn header(producer_id: i64, epoch: i16, sequence: i32, records: i32) -> BatchHeader {
-        let mut builder = chronicle_records::BatchBuilder::new(chronicle_records::Compression::None).with_producer(
-            producer_id,
-            epoch,
-            sequence,
-        );
+        let mut builder =
+            crate::BatchBuilder::new(crate::Compression::None).with_producer(producer_id, epoch, sequence);
         for _ in 0..records {
             builder.push(0, None, Some(b"v"), std::iter::empty()).unwrap();
         }
-        chronicle_records::parse_header(&builder.build().unwrap()).unwrap()
+        crate::parse_header(&builder.build().unwrap()).unwrap()
+    }
+
+    fn check(table: &ProducerTable, header: &BatchHeader) -> SequenceCheck {
+        table.check(header, FirstSequence::Zero)
     }
 
     #[test]
@@ -192,15 +211,29 @@ mod tests {
         let mut table = ProducerTable::new(10);
         for (i, offset) in [(0, 100), (3, 103), (6, 106)] {
             let batch = header(1, 0, i, 3);
-            assert_eq!(table.check(&batch), SequenceCheck::Next);
+            assert_eq!(check(&table, &batch), SequenceCheck::Next);
             table.appended(&batch, offset);
         }
         assert_eq!(table.producers[&1].runs.len(), 1);
-        assert_eq!(table.check(&header(1, 0, 3, 3)), SequenceCheck::Duplicate { base_offset: 103 });
-        assert_eq!(table.check(&header(1, 0, 9, 1)), SequenceCheck::Next);
-        assert_eq!(table.check(&header(1, 0, 10, 1)), SequenceCheck::OutOfOrder { expected: 9 });
+        assert_eq!(check(&table, &header(1, 0, 3, 3)), SequenceCheck::Duplicate { base_offset: 103 });
+        assert_eq!(check(&table, &header(1, 0, 9, 1)), SequenceCheck::Next);
+        assert_eq!(check(&table, &header(1, 0, 10, 1)), SequenceCheck::OutOfOrder { expected: 9 });
         // Half old, half new: not a repeated request.
-        assert_eq!(table.check(&header(1, 0, 8, 3)), SequenceCheck::OutOfOrder { expected: 9 });
+        assert_eq!(check(&table, &header(1, 0, 8, 3)), SequenceCheck::OutOfOrder { expected: 9 });
+    }
+
+    #[test]
+    fn a_new_producer_begins_at_0_unless_the_protocol_is_kafkas() {
+        let mut table = ProducerTable::new(10);
+        let second = header(1, 0, 1, 1);
+        assert_eq!(check(&table, &second), SequenceCheck::OutOfOrder { expected: 0 });
+        assert_eq!(table.check(&second, FirstSequence::Any), SequenceCheck::Next);
+        assert_eq!(check(&table, &header(1, 7, 0, 1)), SequenceCheck::Next);
+        assert_eq!(check(&table, &header(-1, -1, -1, 1)), SequenceCheck::Next);
+        // Once known, it follows one rule in both protocols.
+        table.appended(&second, 0);
+        assert_eq!(table.check(&header(1, 0, 3, 1), FirstSequence::Any), SequenceCheck::OutOfOrder { expected: 2 });
+        assert_eq!(table.check(&header(1, 1, 3, 1), FirstSequence::Any), SequenceCheck::OutOfOrder { expected: 0 });
     }
 
     #[test]
@@ -209,9 +242,9 @@ mod tests {
         table.appended(&header(1, 0, 0, 1), 0);
         table.appended(&header(2, 0, 0, 1), 1);
         table.appended(&header(1, 0, 1, 1), 2);
-        assert_eq!(table.check(&header(1, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 0 });
-        assert_eq!(table.check(&header(1, 0, 1, 1)), SequenceCheck::Duplicate { base_offset: 2 });
-        assert_eq!(table.check(&header(2, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 1 });
+        assert_eq!(check(&table, &header(1, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 0 });
+        assert_eq!(check(&table, &header(1, 0, 1, 1)), SequenceCheck::Duplicate { base_offset: 2 });
+        assert_eq!(check(&table, &header(2, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 1 });
     }
 
     #[test]
@@ -219,23 +252,23 @@ mod tests {
         let mut table = ProducerTable::new(10);
         table.appended(&header(1, 0, i32::MAX - 1, 1), 0);
         let last = header(1, 0, i32::MAX, 1);
-        assert_eq!(table.check(&last), SequenceCheck::Next);
+        assert_eq!(check(&table, &last), SequenceCheck::Next);
         table.appended(&last, 1);
-        assert_eq!(table.check(&header(1, 0, 0, 2)), SequenceCheck::Next);
+        assert_eq!(check(&table, &header(1, 0, 0, 2)), SequenceCheck::Next);
         table.appended(&header(1, 0, 0, 2), 2);
-        assert_eq!(table.check(&header(1, 0, i32::MAX, 1)), SequenceCheck::Duplicate { base_offset: 1 });
-        assert_eq!(table.check(&header(1, 0, 1, 1)), SequenceCheck::Duplicate { base_offset: 3 });
+        assert_eq!(check(&table, &header(1, 0, i32::MAX, 1)), SequenceCheck::Duplicate { base_offset: 1 });
+        assert_eq!(check(&table, &header(1, 0, 1, 1)), SequenceCheck::Duplicate { base_offset: 3 });
     }
 
     #[test]
     fn an_old_epoch_is_fenced_and_a_new_one_starts_at_zero() {
         let mut table = ProducerTable::new(10);
         table.appended(&header(1, 3, 7, 1), 0);
-        assert_eq!(table.check(&header(1, 2, 8, 1)), SequenceCheck::Fenced { current: 3 });
-        assert_eq!(table.check(&header(1, 4, 8, 1)), SequenceCheck::OutOfOrder { expected: 0 });
-        assert_eq!(table.check(&header(1, 4, 0, 1)), SequenceCheck::Next);
+        assert_eq!(check(&table, &header(1, 2, 8, 1)), SequenceCheck::Fenced { current: 3 });
+        assert_eq!(check(&table, &header(1, 4, 8, 1)), SequenceCheck::OutOfOrder { expected: 0 });
+        assert_eq!(check(&table, &header(1, 4, 0, 1)), SequenceCheck::Next);
         table.appended(&header(1, 4, 0, 1), 1);
-        assert_eq!(table.check(&header(1, 3, 8, 1)), SequenceCheck::Fenced { current: 4 });
+        assert_eq!(check(&table, &header(1, 3, 8, 1)), SequenceCheck::Fenced { current: 4 });
     }
 
     #[test]
@@ -245,7 +278,11 @@ mod tests {
             table.appended(&header(id, 0, 0, 1), id);
         }
         assert!(table.producers.len() <= 20);
-        assert_eq!(table.check(&header(29, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 29 });
-        assert_eq!(table.check(&header(0, 0, 5, 1)), SequenceCheck::Next);
+        assert_eq!(check(&table, &header(29, 0, 0, 1)), SequenceCheck::Duplicate { base_offset: 29 });
+        let evicted = header(0, 0, 5, 1);
+        assert_eq!(check(&table, &evicted), SequenceCheck::OutOfOrder { expected: 0 });
+        assert_eq!(table.check(&evicted, FirstSequence::Any), SequenceCheck::Next);
+        // It comes back with the next epoch.
+        assert_eq!(check(&table, &header(0, 1, 0, 1)), SequenceCheck::Next);
     }
 }
