@@ -35,7 +35,9 @@ pub enum ErrorKind {
         /// False: the request certainly did not reach a node.
         sent: bool,
     },
-    /// The node found corrupt data or has a bug. An operator has to look at it; do not retry.
+    /// The node found corrupt data or has a bug, or its answer is larger than the client accepts
+    /// ([`ClientConfig::answer_bytes_max`](crate::ClientConfig::answer_bytes_max)). An operator has to look at it; do not
+    /// retry. A change may have been carried out.
     Fatal,
 }
 
@@ -89,6 +91,18 @@ impl ClientError {
         self
     }
 
+    /// The error of a request that was certainly not accepted, because the producer that should have sent it failed with this
+    /// error.
+    pub(crate) fn into_not_accepted(mut self) -> Self {
+        if self.kind == ErrorKind::OutcomeUnknown {
+            // That is the outcome of another request.
+            self.reason = self.metadata.remove("cause").unwrap_or_else(|| "PRODUCER_CLOSED".into());
+        }
+        self.message = format!("not accepted, because the producer has failed: {}", self.message);
+        self.kind = ErrorKind::Rejected;
+        self
+    }
+
     /// The same error, naming the node that was asked. A final refusal does not depend on the node, so it stays as it is.
     pub(crate) fn at(mut self, address: &str) -> Self {
         if self.is_retryable() {
@@ -101,6 +115,15 @@ impl ClientError {
     pub(crate) fn after_deadline(mut self, deadline: std::time::Duration) -> Self {
         self.message = format!("gave up after {} ms: {}", deadline.as_millis(), self.message);
         self
+    }
+
+    /// The error that ended an open stream of requests. Only a rejection by the node itself says that a request without an answer
+    /// was not accepted: the node answers what it has accepted before that.
+    pub(crate) fn from_end_of_stream(status: Status) -> Self {
+        match status.get_details_error_info() {
+            Some(_) => status.into(),
+            None => lost(&status, true),
+        }
     }
 
     pub(crate) fn from_stream(error: StreamError) -> Self {
@@ -127,34 +150,41 @@ impl From<Status> for ClientError {
             return Self::new(ErrorKind::Transport { sent: false }, "UNREACHABLE", message);
         }
         if never_sent(&status) {
-            let message = format!("{}: {}", code_name(status.code()), root_cause(&status));
-            return Self::new(ErrorKind::Transport { sent: false }, "CONNECTION_LOST", message);
+            return lost(&status, false);
+        }
+        if status.source().is_some() {
+            // The code is this process's reading of a broken connection, and names no decision of the other side.
+            return lost(&status, true);
         }
         let kind = match status.code() {
-            // The gRPC layer refused the request itself.
+            // A proxy or the gRPC layer of the node refused the request itself.
             Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
             | Code::PermissionDenied
             | Code::Unauthenticated
             | Code::FailedPrecondition
-            | Code::OutOfRange
             | Code::Unimplemented => ErrorKind::Rejected,
-            Code::ResourceExhausted | Code::Aborted => ErrorKind::Retryable,
-            Code::DataLoss => ErrorKind::Fatal,
+            // A node's own error has details, so this is the limit of this process: the answer is too large.
+            Code::OutOfRange | Code::DataLoss => ErrorKind::Fatal,
             // The connection broke, a proxy gave up or a handler died: the request may have been carried out.
             Code::Ok
             | Code::Cancelled
             | Code::Unknown
             | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Aborted
             | Code::Internal
-            | Code::Unavailable => {
-                let message = format!("{}: {}", code_name(status.code()), root_cause(&status));
-                return Self::new(ErrorKind::Transport { sent: true }, "CONNECTION_LOST", message);
-            }
+            | Code::Unavailable => return lost(&status, true),
         };
         Self::new(kind, code_name(status.code()), status.message())
     }
+}
+
+/// The error of a request that has no answer of a node.
+fn lost(status: &Status, sent: bool) -> ClientError {
+    let message = format!("{}: {}", code_name(status.code()), root_cause(status));
+    ClientError::new(ErrorKind::Transport { sent }, "CONNECTION_LOST", message)
 }
 
 /// The error that a node made, from its reason and gRPC code.
@@ -260,6 +290,33 @@ mod tests {
         let error = error.into_unknown();
         assert_eq!((error.kind.clone(), error.reason.as_str()), (ErrorKind::OutcomeUnknown, "OUTCOME_UNKNOWN"));
         assert_eq!(error.metadata["cause"], "CONNECTION_LOST");
+        for code in [Code::ResourceExhausted, Code::Aborted, Code::OutOfRange] {
+            assert!(!ClientError::from(Status::new(code, "why")).not_accepted(), "{code:?}");
+        }
+        // A refusal, unless it comes after requests were sent on the stream that it ends.
+        assert!(ClientError::from(Status::permission_denied("proxy")).not_accepted());
+        let error = ClientError::from_end_of_stream(Status::permission_denied("proxy"));
+        assert_eq!(error.to_string(), "CONNECTION_LOST: PERMISSION_DENIED: proxy");
+        assert!(!error.not_accepted());
+    }
+
+    #[test]
+    fn what_this_process_makes_of_a_broken_connection_is_no_refusal() {
+        // tonic makes RESOURCE_EXHAUSTED of the HTTP/2 error ENHANCE_YOUR_CALM, PERMISSION_DENIED of INADEQUATE_SECURITY.
+        for mut status in [Status::resource_exhausted("calm"), Status::permission_denied("security")] {
+            status.set_source(std::sync::Arc::new(std::io::Error::other("reset")));
+            let error = ClientError::from(status);
+            assert_eq!((error.kind, error.reason.as_str()), (ErrorKind::Transport { sent: true }, "CONNECTION_LOST"));
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_producer_is_a_refusal_for_what_it_never_sent() {
+        let fenced = stream_error(Code::FailedPrecondition, "PRODUCER_FENCED", &[]).into_not_accepted();
+        assert_eq!((fenced.reason.as_str(), fenced.not_accepted()), ("PRODUCER_FENCED", true));
+        let unknown = stream_error(Code::Unavailable, "DISK_FAILED", &[]).into_unknown().into_not_accepted();
+        assert_eq!((unknown.reason.as_str(), unknown.not_accepted()), ("DISK_FAILED", true));
+        assert!(!unknown.is_retryable());
     }
 
     #[test]

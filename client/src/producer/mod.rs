@@ -2,10 +2,13 @@
 //!
 //! `send` puts a record into a buffer bounded in bytes and returns a [`Delivery`], the future of its offset. One task
 //! (`worker.rs`) owns everything behind the buffer: it forms requests, sends them over a `ProduceStream`, matches responses,
-//! reconnects and retries. `window.rs` decides, without I/O, which requests to repeat, renumber or fail.
+//! reconnects and retries. `window.rs` decides, without I/O, which requests to repeat or fail, and when a new epoch (`epoch.rs`)
+//! begins.
 //!
 //! Stands on `connection.rs`. It does not name the client.
 
+mod epoch;
+mod request;
 mod window;
 mod worker;
 
@@ -24,7 +27,7 @@ use crate::connection::Connection;
 use crate::error::{ClientError, ErrorKind};
 use crate::record::{Partition, Record};
 use crate::trace::SendSpan;
-use window::Item;
+use request::Item;
 use worker::{Command, Worker};
 
 /// Bytes that a buffered record takes besides key, value and headers: its share of the queues.
@@ -33,8 +36,9 @@ const RECORD_OVERHEAD: usize = 160;
 /// Appends to one partition in the order of the calls to [`Producer::send`].
 ///
 /// A record that the node rejects fails alone; later records are not affected. When the outcome of an append can no longer be
-/// determined, the producer cannot guarantee order and uniqueness for later records. It then fails as a whole, and every later
-/// call returns that error.
+/// determined, the producer cannot guarantee order and uniqueness for later records. It then fails as a whole: records whose
+/// outcome is unknown fail as `OUTCOME_UNKNOWN`, and all others, later ones too, as certainly not accepted
+/// ([`ClientError::not_accepted`]).
 ///
 /// Dropping a producer stops it at once; [`Producer::close`] waits for outstanding records first.
 #[derive(Debug)]
@@ -116,7 +120,7 @@ impl Producer {
         }
         let size = u32::try_from(payload + records.len() * RECORD_OVERHEAD).unwrap_or(u32::MAX);
         let room = self.buffer.clone().acquire_many_owned(size.min(self.buffer_bytes_max));
-        let permit = room.await.map_err(|_| self.closed())?;
+        let permit = room.await.map_err(|_| self.refused())?;
         let (reply, answer) = oneshot::channel();
         let item = Item {
             records: records.into_iter().map(Into::into).collect(),
@@ -128,14 +132,15 @@ impl Producer {
             _permit: Some(permit),
             number: 0,
         };
-        self.commands.send(Command::Append(item)).map_err(|_| self.closed())?;
+        self.commands.send(Command::Append(item)).map_err(|_| self.refused())?;
         Ok(Delivery { answer, failure: self.failure.clone() })
     }
 
     /// Waits until every record accepted so far is answered.
     ///
     /// # Errors
-    /// The first failure of a record since the last flush.
+    /// The first failure of a record since the last flush. When the producer has failed, `OUTCOME_UNKNOWN` if the outcome of a
+    /// record is unknown.
     pub async fn flush(&self) -> Result<(), ClientError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Flush(reply)).map_err(|_| self.closed())?;
@@ -158,6 +163,11 @@ impl Producer {
 
     fn closed(&self) -> ClientError {
         closed(&self.failure)
+    }
+
+    /// The error of a record that comes after the producer has failed.
+    fn refused(&self) -> ClientError {
+        self.failure.get().map_or_else(|| self.closed(), |failure| failure.clone().into_not_accepted())
     }
 }
 

@@ -4,115 +4,31 @@
 //! answered in order. A request that succeeded leaves the queue. After the first failure nothing more is sent until the
 //! stream has answered everything in flight (or broke); then [`Window::settle`] decides about the rest.
 //!
-//! What makes repetition and renumbering safe for an idempotent producer:
-//! - The node accepts a sequence only directly after the one before. So after a request that was certainly not accepted
-//!   (and whose outcome was never unknown before), the node accepted nothing later in that stream either.
-//! - `outcome_unknown` marks a request that may have been stored by an attempt without an answer. It keeps its sequence for
-//!   ever. A refusal of it proves nothing about the earlier attempt, so it fails the producer.
-//! - While such a request is in the queue, only such requests are sent. A node remembers a limited number of requests per
-//!   producer, and a repeated request must still be among them.
-//! - When a request is failed, the sequences of those behind it are lowered to close the gap. Only requests whose outcome is
-//!   known may be renumbered. Requests that succeeded keep their sequences, and a gap that they leave is not closed.
+//! What makes repetition safe for an idempotent producer:
+//! - A request keeps its epoch and sequence for ever once an attempt without an answer may have stored it
+//!   (`outcome_unknown`). A repetition then finds out whether it is stored. A refusal of it proves nothing about the earlier
+//!   attempt, so it fails the producer; the one exception is [`Epoch::proves_not_stored`].
+//! - While such a request is in the queue, nothing behind the last of them is sent. A node remembers a limited number of
+//!   requests per producer, and a repeated request must still be among them.
+//! - A request that fails for good leaves out its sequences. If no other request was formed behind it, the next one takes them.
+//!   Otherwise the epoch is over: as soon as no outcome is unknown and nothing is in flight, the next epoch begins, and
+//!   everything left was certainly not accepted and is sent again from sequence 0 (KIP-360). No sequence at or below an
+//!   acknowledged one is used again.
+//! - The same happens when a node has evicted the producer's state: it refuses the next sequence as out of order.
+//! - Nodes that were built before unknown producers had to begin at 0 may accept a request behind one that they refused. The
+//!   one that was refused is overtaken: it fails, because it would be stored out of order.
 //!
 //! Pure state without I/O. Names neither the task nor the connection.
 
 use std::collections::VecDeque;
 
 use chronicle_proto::v1;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
+use super::epoch::{Epoch, advance};
+use super::request::{Item, NextRequest, Request, STORED_BATCH_OVERHEAD};
 use crate::error::{ClientError, ErrorKind};
-use crate::trace::{self, SendSpan};
-
-/// Most bytes that a stored record takes besides key, value and headers: attributes and six varints.
-const STORED_RECORD_OVERHEAD: usize = 36;
-/// The same for one header.
-const STORED_HEADER_OVERHEAD: usize = 10;
-/// Header of a stored batch, in bytes.
-const STORED_BATCH_OVERHEAD: usize = 61;
-
-/// The records of one call, stored as a whole or not at all.
-#[derive(Debug)]
-pub(super) struct Item {
-    pub(super) records: Vec<v1::Record>,
-    pub(super) payload_bytes: usize,
-    pub(super) expectation: Option<v1::Expectation>,
-    /// When the delivery timeout ends.
-    pub(super) expires: Instant,
-    pub(super) reply: oneshot::Sender<Result<i64, ClientError>>,
-    /// Its span; `None` when no span was active in the caller.
-    pub(super) span: Option<Box<SendSpan>>,
-    /// Its share of the buffer, released when it is answered.
-    pub(super) _permit: Option<OwnedSemaphorePermit>,
-    /// Position among all items of this producer.
-    pub(super) number: u64,
-}
-
-impl Item {
-    /// Most bytes that it takes in a stored batch.
-    fn stored_bytes(&self) -> usize {
-        let headers: usize = self.records.iter().map(|record| record.headers.len()).sum();
-        self.payload_bytes + self.records.len() * STORED_RECORD_OVERHEAD + headers * STORED_HEADER_OVERHEAD
-    }
-
-    fn count(&self) -> i32 {
-        i32::try_from(self.records.len()).unwrap_or(i32::MAX)
-    }
-
-    fn answer(self, result: Result<i64, ClientError>) {
-        if let Some(span) = &self.span {
-            span.answered(result.as_ref().err());
-        }
-        // The caller may have dropped its delivery.
-        let _ = self.reply.send(result);
-    }
-}
-
-/// Items that are sent as one request.
-#[derive(Debug)]
-struct Request {
-    items: Vec<Item>,
-    count: i32,
-    sequence: i32,
-    /// An attempt without an answer may have stored it.
-    outcome_unknown: bool,
-    failure: Option<ClientError>,
-}
-
-impl Request {
-    fn of(items: Vec<Item>, sequence: i32) -> Self {
-        let count = items.iter().map(Item::count).sum();
-        Self { items, count, sequence, outcome_unknown: false, failure: None }
-    }
-
-    /// Lowers the sequence by the number of sequences that failed requests before it have freed.
-    fn renumber(&mut self, freed: i32) -> Result<(), ProducerFailed> {
-        if freed > 0 && self.outcome_unknown {
-            let message =
-                format!("the request with sequence {} may be stored, so it cannot be renumbered", self.sequence);
-            return Err(ProducerFailed(ClientError::new(ErrorKind::OutcomeUnknown, "OUTCOME_UNKNOWN", message)));
-        }
-        self.sequence = retreat(self.sequence, freed);
-        Ok(())
-    }
-
-    fn fail(self, error: &ClientError) {
-        for item in self.items {
-            item.answer(Err(error.clone()));
-        }
-    }
-}
-
-/// A request to send.
-#[derive(Debug)]
-pub(super) struct NextRequest {
-    pub(super) records: Vec<v1::Record>,
-    pub(super) expectation: Option<v1::Expectation>,
-    /// Sequence of the first record.
-    pub(super) sequence: i32,
-    pub(super) trace: Option<v1::TraceContext>,
-}
+use crate::trace;
 
 /// Limits of one request and of the requests in flight.
 #[derive(Debug, Clone, Copy)]
@@ -134,7 +50,9 @@ pub(super) struct Window {
     sent: usize,
     /// How many of those, from the first, were answered (with an error, or they would not be in the queue).
     answered: usize,
-    next_sequence: i32,
+    /// How many requests, from the first, include every one whose outcome is unknown.
+    unresolved: usize,
+    epoch: Epoch,
     next_number: u64,
     /// The first error returned to a caller since the last [`Self::take_failure`].
     first_failure: Option<ClientError>,
@@ -155,7 +73,8 @@ impl Window {
             requests: VecDeque::new(),
             sent: 0,
             answered: 0,
-            next_sequence: 0,
+            unresolved: 0,
+            epoch: Epoch::default(),
             next_number: 0,
             first_failure: None,
         }
@@ -169,6 +88,16 @@ impl Window {
 
     pub(super) fn is_empty(&self) -> bool {
         self.requests.is_empty() && self.queue.is_empty()
+    }
+
+    /// Whether a producer id must be allocated before anything more is sent.
+    pub(super) fn needs_identity(&self) -> bool {
+        self.idempotent && self.epoch.needs_identity()
+    }
+
+    /// Sets the producer id and epoch of the requests that follow.
+    pub(super) fn identify(&mut self, identity: v1::InitProducerResponse) {
+        self.epoch.identify(identity);
     }
 
     /// Number of the next item.
@@ -226,18 +155,19 @@ impl Window {
         if self.is_draining() || self.sent >= self.limits.in_flight {
             return None;
         }
-        // Requests with an unknown outcome come first.
-        let repairing = self.requests.front().is_some_and(|request| request.outcome_unknown);
-        if !self.has_formed_request() {
-            if repairing {
+        if self.unresolved == 0 && self.epoch.is_over() {
+            if self.sent > 0 {
                 return None;
             }
+            self.begin_epoch();
+        }
+        if self.needs_identity() || (self.unresolved > 0 && self.sent >= self.unresolved) {
+            return None;
+        }
+        if !self.has_formed_request() {
             self.form()?;
         }
         let request = self.requests.get(self.sent)?;
-        if repairing && !request.outcome_unknown {
-            return None;
-        }
         self.sent += 1;
         let mut records = Vec::with_capacity(usize::try_from(request.count).unwrap_or(0));
         for item in &request.items {
@@ -245,7 +175,20 @@ impl Window {
         }
         let expectation = request.items.first().and_then(|item| item.expectation.clone());
         let trace = trace::of_request(request.items.iter().filter_map(|item| item.span.as_deref()));
-        Some(NextRequest { records, expectation, sequence: request.sequence, trace })
+        Some(NextRequest { records, expectation, producer: self.epoch.of_request(request.sequence), trace })
+    }
+
+    /// The last request from [`Self::next`] was not handed to the stream.
+    pub(super) fn not_sent(&mut self) {
+        self.sent -= 1;
+    }
+
+    /// Gives everything in the queue the sequences of a new epoch. None of it was accepted.
+    fn begin_epoch(&mut self) {
+        self.epoch.begin();
+        for request in &mut self.requests {
+            request.sequence = self.epoch.take(request.count);
+        }
     }
 
     fn form(&mut self) -> Option<()> {
@@ -261,8 +204,8 @@ impl Window {
                 items.extend(self.queue.pop_front());
             }
         }
-        let request = Request::of(items, self.next_sequence);
-        self.next_sequence = advance(self.next_sequence, request.count);
+        let mut request = Request::of(items, 0);
+        request.sequence = self.epoch.take(request.count);
         self.requests.push_back(request);
         Some(())
     }
@@ -274,6 +217,11 @@ impl Window {
         }
         let Some(request) = self.requests.remove(self.answered) else { return false };
         self.sent -= 1;
+        if self.answered < self.unresolved {
+            self.unresolved -= 1;
+        }
+        self.epoch.acknowledge(request.sequence, request.count);
+        self.requests.iter_mut().take(self.answered).for_each(|before| before.overtaken = true);
         let mut offset = base_offset;
         for item in request.items {
             let count = i64::from(item.count());
@@ -297,30 +245,15 @@ impl Window {
     /// case requests without an answer may have been stored. Afterwards nothing is in flight. Returns the last retryable
     /// failure: there must be a pause before the next attempt.
     pub(super) fn settle(&mut self) -> Result<Option<ClientError>, ProducerFailed> {
-        let sent = std::mem::take(&mut self.sent);
-        self.answered = 0;
-        let mut left = std::mem::take(&mut self.requests);
-        let mut gap = false;
-        for request in left.iter_mut().take(sent) {
-            let certain = request.failure.as_ref().is_some_and(ClientError::not_accepted);
-            if !certain && !gap {
-                request.outcome_unknown = true;
-            }
-            gap |= self.idempotent && certain && !request.outcome_unknown;
-        }
+        let mut left = self.take_requests();
         // OUT_OF_ORDER_SEQUENCE follows from an earlier failure only if there is one.
         let mut after_failure = false;
         let mut wait = None;
-        // Number of sequences of failed requests.
-        let mut freed = 0;
+        // Sequence of the first request that failed.
+        let mut left_out = None;
         while let Some(mut request) = left.pop_front() {
             let failure = request.failure.take();
-            if let Err(failed) = request.renumber(freed) {
-                self.requests.push_back(request);
-                self.requests.append(&mut left);
-                return Err(failed);
-            }
-            match self.verdict(&request, failure.as_ref(), after_failure) {
+            match self.verdict(&mut request, failure.as_ref(), after_failure) {
                 Verdict::Keep => {
                     after_failure |= failure.is_some();
                     wait = failure.filter(ClientError::is_retryable).or(wait);
@@ -337,7 +270,10 @@ impl Window {
                 }
                 Verdict::Fail(error) => {
                     after_failure = true;
-                    freed = advance(freed, request.count);
+                    if request.overtaken {
+                        self.epoch.end();
+                    }
+                    left_out.get_or_insert((request.sequence, self.requests.len()));
                     self.report(&error);
                     request.fail(&error);
                 }
@@ -348,11 +284,31 @@ impl Window {
                 }
             }
         }
-        self.next_sequence = retreat(self.next_sequence, freed);
+        self.leave_out(left_out);
         Ok(wait)
     }
 
-    fn verdict(&self, request: &Request, failure: Option<&ClientError>, after_failure: bool) -> Verdict {
+    /// The requests, with what is known of each. Afterwards nothing is in flight.
+    fn take_requests(&mut self) -> VecDeque<Request> {
+        for request in self.requests.iter_mut().take(self.sent) {
+            request.outcome_unknown |= !request.failure.as_ref().is_some_and(ClientError::not_accepted);
+        }
+        (self.sent, self.answered) = (0, 0);
+        std::mem::take(&mut self.requests)
+    }
+
+    /// Requests were taken out. `first`: sequence of the first of them, and how many requests are left before it.
+    fn leave_out(&mut self, first: Option<(i32, usize)>) {
+        self.unresolved = self.requests.iter().rposition(|request| request.outcome_unknown).map_or(0, |last| last + 1);
+        let Some((sequence, before)) = first else { return };
+        if self.requests.len() > before {
+            self.epoch.end();
+        } else if !self.epoch.is_over() {
+            self.epoch.give_back(sequence);
+        }
+    }
+
+    fn verdict(&mut self, request: &mut Request, failure: Option<&ClientError>, after_failure: bool) -> Verdict {
         let Some(error) = failure else {
             // Not answered, or not sent at all.
             return match request.outcome_unknown && !self.idempotent {
@@ -360,23 +316,47 @@ impl Window {
                 false => Verdict::Keep,
             };
         };
-        let order = matches!(error.reason.as_str(), "OUT_OF_ORDER_SEQUENCE" | "PRODUCER_FENCED");
-        if self.idempotent {
-            match () {
-                () if error.is_retryable() => Verdict::Keep,
-                () if error.reason == "OUT_OF_ORDER_SEQUENCE" && after_failure => Verdict::Keep,
-                () if order || request.outcome_unknown => Verdict::FailProducer(error.clone()),
-                () if request.items.len() > 1 => Verdict::Split,
-                () => Verdict::Fail(error.clone()),
-            }
-        } else {
-            match () {
+        let is_rejected = |request: &Request| match request.items.len() > 1 {
+            true => Verdict::Split,
+            false => Verdict::Fail(error.clone()),
+        };
+        if !self.idempotent {
+            return match () {
                 () if request.outcome_unknown => Verdict::Fail(error.clone().into_unknown()),
                 () if error.is_retryable() => Verdict::Keep,
-                () if request.items.len() > 1 => Verdict::Split,
-                () => Verdict::Fail(error.clone()),
-            }
+                () => is_rejected(request),
+            };
         }
+        let is_out_of_order = error.reason == "OUT_OF_ORDER_SEQUENCE";
+        match () {
+            () if request.overtaken && !request.outcome_unknown => Verdict::Fail(error.clone()),
+            () if error.is_retryable() => Verdict::Keep,
+            () if is_out_of_order && self.goes_on_after(request, error, after_failure) => Verdict::Keep,
+            () if is_out_of_order || error.reason == "PRODUCER_FENCED" || request.outcome_unknown => {
+                Verdict::FailProducer(error.clone())
+            }
+            () => is_rejected(request),
+        }
+    }
+
+    /// Whether a request that was refused as out of order was certainly never accepted, and can be sent again: after the requests
+    /// before it, or in a new epoch.
+    fn goes_on_after(&mut self, request: &mut Request, error: &ClientError, after_failure: bool) -> bool {
+        if request.outcome_unknown {
+            let expected = error.number("expected");
+            request.outcome_unknown =
+                !expected.is_some_and(|expected| self.epoch.proves_not_stored(request.sequence, expected));
+            return !request.outcome_unknown;
+        }
+        if after_failure || self.epoch.is_over() {
+            return true;
+        }
+        if self.epoch.is_first(request.sequence) {
+            return false;
+        }
+        // The node has evicted the producer.
+        self.epoch.end();
+        true
     }
 
     /// Fails the items that have expired. Nothing may be in flight. `last`: the error of the last attempt.
@@ -396,50 +376,46 @@ impl Window {
         // The requests that fail here are certainly not stored, even if the outcome of the last attempt is unknown.
         let error = if error.not_accepted() { error } else { ClientError { kind: ErrorKind::Retryable, ..error } };
         self.report(&error);
-        let mut freed = 0;
-        let mut left = std::mem::take(&mut self.requests);
-        while let Some(mut request) = left.pop_front() {
-            if let Err(failed) = request.renumber(freed) {
+        let mut left_out = None;
+        for request in std::mem::take(&mut self.requests) {
+            if request.outcome_unknown {
                 self.requests.push_back(request);
-                self.requests.append(&mut left);
-                return Err(failed);
+                continue;
             }
             let (expired, kept): (Vec<Item>, Vec<Item>) =
-                request.items.into_iter().partition(|item| !request.outcome_unknown && item.expires <= now);
-            freed = advance(freed, expired.iter().map(Item::count).sum());
+                request.items.into_iter().partition(|item| item.expires <= now);
+            if !expired.is_empty() {
+                left_out.get_or_insert((request.sequence, self.requests.len()));
+            }
             expired.into_iter().for_each(|item| item.answer(Err(error.clone())));
             if !kept.is_empty() {
-                self.requests.push_back(Request {
-                    outcome_unknown: request.outcome_unknown,
-                    ..Request::of(kept, request.sequence)
-                });
+                self.requests.push_back(Request::of(kept, request.sequence));
             }
         }
         while let Some(item) = self.queue.pop_front_if(|item| item.expires <= now) {
             item.answer(Err(error.clone()));
         }
-        self.next_sequence = retreat(self.next_sequence, freed);
+        self.leave_out(left_out);
         Ok(())
     }
 
-    /// Fails every item: as `OUTCOME_UNKNOWN` if it may have been stored, otherwise as not accepted.
-    pub(super) fn abandon(&mut self, error: &ClientError) {
-        self.report(error);
+    /// Fails every item: as `OUTCOME_UNKNOWN` if it may have been stored, otherwise as not accepted. Returns the error of the
+    /// producer: unknown if the outcome of an item is.
+    pub(super) fn abandon(&mut self, error: &ClientError) -> ClientError {
+        let requests = self.take_requests();
         let unknown = error.clone().into_unknown();
-        let refused = ClientError {
-            kind: ErrorKind::Rejected,
-            message: format!("not accepted, because the producer has failed: {}", error.message),
-            ..error.clone()
-        };
-        for (place, request) in std::mem::take(&mut self.requests).into_iter().enumerate() {
-            let in_flight = place < self.sent && request.failure.is_none();
-            let may_be_stored = request.outcome_unknown || in_flight;
-            request.fail(if may_be_stored { &unknown } else { &refused });
+        let is_unknown = requests.iter().any(|request| request.outcome_unknown);
+        let refused = error.clone().into_not_accepted();
+        self.report(if is_unknown { &unknown } else { &refused });
+        for request in requests {
+            let answer = if request.outcome_unknown { &unknown } else { &refused };
+            request.fail(answer);
         }
         for item in std::mem::take(&mut self.queue) {
             item.answer(Err(refused.clone()));
         }
-        (self.sent, self.answered) = (0, 0);
+        self.unresolved = 0;
+        if is_unknown { unknown } else { error.clone() }
     }
 
     fn report(&mut self, error: &ClientError) {
@@ -457,15 +433,6 @@ enum Verdict {
     Fail(ClientError),
     /// The producer fails with this error.
     FailProducer(ClientError),
-}
-
-/// Sequences wrap around after 2147483647.
-fn advance(sequence: i32, count: i32) -> i32 {
-    sequence.wrapping_add(count) & i32::MAX
-}
-
-fn retreat(sequence: i32, count: i32) -> i32 {
-    sequence.wrapping_sub(count) & i32::MAX
 }
 
 fn stream_broke() -> ClientError {

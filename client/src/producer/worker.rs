@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::window::{Item, Limits, NextRequest, ProducerFailed, Window};
+use super::request::{Item, NextRequest};
+use super::window::{Limits, ProducerFailed, Window};
 use crate::attempts::Attempts;
 use crate::config::ProducerConfig;
 use crate::connection::Connection;
@@ -44,7 +45,6 @@ pub(super) struct Worker {
     window: Window,
     /// Callers that wait until every item below a number is answered.
     flushes: Vec<(u64, oneshot::Sender<Result<(), ClientError>>)>,
-    identity: Option<v1::InitProducerResponse>,
     attempts: Attempts,
     /// The node that the stream, or the failed attempt to open one, went to.
     route: Option<Route>,
@@ -84,7 +84,6 @@ impl Worker {
             commands,
             failure,
             flushes: Vec::new(),
-            identity: None,
             closed: false,
             linger_until: None,
             incoming: Vec::with_capacity(COMMANDS_AT_ONCE),
@@ -95,13 +94,13 @@ impl Worker {
     pub(super) async fn run(mut self) {
         if let Err(ProducerFailed(error)) = self.serve().await {
             tracing::warn!(%error, partition = %self.partition, "the producer failed");
-            let _ = self.failure.set(error.clone());
             // The channel takes no new commands; those in it were never sent.
             self.commands.close();
             while let Ok(command) = self.commands.try_recv() {
                 self.take(command);
             }
-            self.window.abandon(&error);
+            let error = self.window.abandon(&error);
+            let _ = self.failure.set(error);
             self.answer_flushes();
         }
     }
@@ -177,9 +176,10 @@ impl Worker {
         let until = self.window.expires().map_or(limit, |expires| expires.min(limit));
         // No record is sent before the stream is open, so a failure up to then leaves no unknown outcome.
         let late = |why: &str| ClientError::new(ErrorKind::Transport { sent: false }, "DEADLINE_EXCEEDED", why);
-        if self.config.idempotent && self.identity.is_none() {
+        if self.window.needs_identity() {
             let left = until.saturating_duration_since(Instant::now());
-            self.identity = Some(self.connection.init_producer(left).await?);
+            let identity = self.connection.init_producer(left).await?;
+            self.window.identify(identity);
         }
         let route = timeout_at(until, self.attempts.route()).await;
         let route = self.route.insert(route.map_err(|_| late("no node answered the metadata request"))?).clone();
@@ -220,9 +220,11 @@ impl Worker {
                 return Ok(Some(error));
             }
             if !self.send_ready(stream) {
-                // The sending half is closed; the receiving half has the reason.
-                let lost = stream.answers.message().await.err().map_or_else(stream_closed, ClientError::from);
-                return Ok(Some(self.judge(lost)));
+                return Ok(Some(self.receive_rest(stream).await));
+            }
+            if self.window.needs_identity() {
+                // Nothing is in flight: only then does an epoch begin.
+                return Ok(None);
             }
             if self.window.is_empty() && self.closed {
                 return Ok(None);
@@ -246,15 +248,13 @@ impl Worker {
                             }
                         }
                         Ok(None) => return Ok(Some(self.judge(stream_closed()))),
-                        Err(status) => return Ok(Some(self.judge(status.into()))),
+                        Err(status) => return Ok(Some(self.judge(ClientError::from_end_of_stream(status)))),
                     }
                 },
                 () = self.receive(), if !self.closed => {}
                 () = sleep_until_some(lingering), if lingering.is_some() => self.linger_until = None,
                 () = sleep_until_some(expires), if expires.is_some() => {
-                    let why = "no answer within the delivery timeout";
-                    let error = ClientError::new(ErrorKind::Transport { sent: true }, "DEADLINE_EXCEEDED", why);
-                    return Ok(Some(self.judge(error)));
+                    return Ok(Some(self.judge(no_answer_in_time())));
                 }
                 () = sleep_until_some(silent), if suspicion.is_none() && silent.is_some() => suspicion = self.suspect(suspect_after),
                 is_superseded = result_of(&mut suspicion), if suspicion.is_some() => {
@@ -267,6 +267,25 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Receives the responses that are left of a stream that takes no more requests; returns why it ended.
+    async fn receive_rest(&mut self, stream: &mut Stream) -> ClientError {
+        while self.window.in_flight() > 0 {
+            let error = tokio::select! {
+                answer = stream.answers.message() => match answer {
+                    Ok(Some(answer)) => match self.accept(answer) {
+                        Some(error) => error,
+                        None => continue,
+                    },
+                    Ok(None) => stream_closed(),
+                    Err(status) => ClientError::from_end_of_stream(status),
+                },
+                () = sleep_until_some(self.window.expires()) => no_answer_in_time(),
+            };
+            return self.judge(error);
+        }
+        self.judge(stream_closed())
     }
 
     /// Starts to ask another node whether the silent one should be abandoned.
@@ -293,22 +312,19 @@ impl Worker {
             if !ready {
                 return true;
             }
-            let Some(NextRequest { records, expectation, sequence, trace }) = self.window.next() else { return true };
+            let Some(NextRequest { records, expectation, producer, trace }) = self.window.next() else { return true };
             let request = v1::ProduceRequest {
                 partition: Some((&self.partition).into()),
                 records,
                 compression: v1::Compression::from(self.config.compression).into(),
                 batch: Default::default(),
-                producer: self.identity.map(|identity| v1::ProducerIdentity {
-                    producer_id: identity.producer_id,
-                    epoch: identity.epoch,
-                    sequence,
-                }),
+                producer,
                 expectation,
                 trace,
             };
             // The channel is never full: it has room for all requests that may be in flight.
             if stream.requests.try_send(request).is_err() {
+                self.window.not_sent();
                 return false;
             }
         }
@@ -370,4 +386,9 @@ async fn result_of(suspicion: &mut Option<BoxFuture<'static, bool>>) -> bool {
 
 fn stream_closed() -> ClientError {
     ClientError::new(ErrorKind::Transport { sent: true }, "CONNECTION_LOST", "the node closed the stream")
+}
+
+fn no_answer_in_time() -> ClientError {
+    let why = "no answer within the delivery timeout";
+    ClientError::new(ErrorKind::Transport { sent: true }, "DEADLINE_EXCEEDED", why)
 }

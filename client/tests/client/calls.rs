@@ -68,13 +68,28 @@ async fn a_rejected_append_is_not_retried() {
 #[tokio::test]
 async fn an_unknown_outcome_is_returned_when_the_append_is_not_idempotent() {
     let node = Node::start();
-    for fault in [Fault::StoreThenCut, Fault::StoreThenUnknown, Fault::Cut] {
+    // A status without details comes from a proxy or from the gRPC layer, which may have passed the request on.
+    let ended = |code| Fault::LoseAnswer(Some(code));
+    let ended = [Code::ResourceExhausted, Code::Aborted, Code::Unavailable, Code::Cancelled].map(ended);
+    for fault in [Fault::StoreThenCut, Fault::StoreThenUnknown, Fault::Cut].into_iter().chain(ended) {
         node.faults([fault.clone()]);
         let before = node.state.lock().requests.len();
         let error = node.client().produce(request("a", None)).await.unwrap_err();
         assert_eq!((error.reason.as_str(), error.kind), ("OUTCOME_UNKNOWN", ErrorKind::OutcomeUnknown), "{fault:?}");
         assert_eq!(node.state.lock().requests.len(), before + 1, "{fault:?}: sent once");
     }
+}
+
+#[tokio::test]
+async fn an_answer_above_the_limit_of_the_client_is_not_called_a_refusal() {
+    let node = Node::start();
+    let mut config = node.config();
+    config.answer_bytes_max = 1;
+    node.store(["before".to_owned()]);
+    let error = Client::connect(config).unwrap().produce(request("a", None)).await.unwrap_err();
+    assert_eq!((error.kind.clone(), error.reason.as_str()), (ErrorKind::Fatal, "OUT_OF_RANGE"), "{error}");
+    assert!(!error.not_accepted() && !error.is_retryable());
+    assert_eq!(node.values(), ["before", "a"]);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 mod calls;
 mod cluster;
 mod consumer;
+mod epochs;
 mod fake;
 mod inputs;
 mod producer;

@@ -258,18 +258,6 @@ async fn a_response_is_returned_even_when_later_attempts_had_none() {
 }
 
 #[tokio::test]
-async fn a_node_that_forgot_the_producer_ends_it_without_doubling() {
-    let node = Node::start();
-    let producer = producer(&node, config());
-    producer.send(Record::value("a")).await.unwrap().await.unwrap();
-    node.faults([Fault::Refuse(Code::FailedPrecondition, "OUT_OF_ORDER_SEQUENCE")]);
-    let error = producer.send(Record::value("b")).await.unwrap().await.unwrap_err();
-    assert_eq!((error.reason.as_str(), error.kind), ("OUT_OF_ORDER_SEQUENCE", ErrorKind::Rejected));
-    assert_eq!(producer.send(Record::value("c")).await.unwrap_err().reason, "OUT_OF_ORDER_SEQUENCE");
-    assert_eq!(node.values(), ["a"]);
-}
-
-#[tokio::test]
 async fn lingering_fills_requests_and_a_flush_does_not_wait_for_it() {
     let node = Node::start();
     let producer =
