@@ -406,7 +406,11 @@ impl Window {
         let unknown = error.clone().into_unknown();
         let is_unknown = requests.iter().any(|request| request.outcome_unknown);
         let refused = error.clone().into_not_accepted();
-        self.report(if is_unknown { &unknown } else { &refused });
+        if is_unknown {
+            // That matters more to a caller that flushes than what failed before.
+            self.first_failure = Some(unknown.clone());
+        }
+        self.report(&refused);
         for request in requests {
             let answer = if request.outcome_unknown { &unknown } else { &refused };
             request.fail(answer);

@@ -271,21 +271,21 @@ impl Worker {
 
     /// Receives the responses that are left of a stream that takes no more requests; returns why it ended.
     async fn receive_rest(&mut self, stream: &mut Stream) -> ClientError {
-        while self.window.in_flight() > 0 {
-            let error = tokio::select! {
+        let error = loop {
+            tokio::select! {
                 answer = stream.answers.message() => match answer {
-                    Ok(Some(answer)) => match self.accept(answer) {
-                        Some(error) => error,
-                        None => continue,
-                    },
-                    Ok(None) => stream_closed(),
-                    Err(status) => ClientError::from_end_of_stream(status),
+                    Ok(Some(answer)) => {
+                        if let Some(error) = self.accept(answer) {
+                            break error;
+                        }
+                    }
+                    Ok(None) => break stream_closed(),
+                    Err(status) => break ClientError::from_end_of_stream(status),
                 },
-                () = sleep_until_some(self.window.expires()) => no_answer_in_time(),
-            };
-            return self.judge(error);
-        }
-        self.judge(stream_closed())
+                () = sleep_until_some(self.window.expires()) => break no_answer_in_time(),
+            }
+        };
+        self.judge(error)
     }
 
     /// Starts to ask another node whether the silent one should be abandoned.

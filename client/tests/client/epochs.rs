@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::fake::{Fault, Node};
+use crate::fake::{Cluster, Fault, Node};
 use crate::inputs::values;
 use chronicle_client::v1::expectation::Expect;
-use chronicle_client::{ClientError, Delivery, ErrorKind, Partition, Producer, ProducerConfig, Record};
+use chronicle_client::{Client, ClientError, Delivery, ErrorKind, Partition, Producer, ProducerConfig, Record};
 use futures::future::join_all;
 use proptest::prelude::*;
 use tonic::Code;
@@ -241,7 +241,7 @@ async fn a_status_that_ends_a_stream_refuses_nothing_that_was_sent() {
     }
 }
 
-/// Faults of which each but eviction leaves what the node knows of the producer.
+/// Faults after which a node still knows the producer. In a cluster the broken connections are leaders that die.
 fn fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
         6 => Just(Fault::None),
@@ -256,35 +256,53 @@ fn fault() -> impl Strategy<Value = Fault> {
     ]
 }
 
+/// One node, or three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nodes {
+    One,
+    /// That accepts any first sequence.
+    Old,
+    Three,
+}
+
 /// Sends numbers through faults; returns the answers and what is stored.
-fn run(faults: Vec<Fault>, old_rule: bool, records: usize, config: ProducerConfig) -> (Vec<Answer>, Vec<String>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let node = Node::start();
-        node.state.lock().old_rule = old_rule;
-        node.faults(faults);
-        let producer = producer(&node, config);
-        let numbers = values(0..records);
-        let told = answers(send(&producer, numbers.iter().map(String::as_str)).await).await;
+fn run(nodes: Nodes, faults: Vec<Fault>, records: usize, config: ProducerConfig) -> (Vec<Answer>, Vec<String>) {
+    async fn send_all(client: Client, records: usize, config: ProducerConfig) -> Vec<Answer> {
+        let producer = client.producer(Partition::new("", 0), config);
+        let told = answers(send(&producer, values(0..records).iter().map(String::as_str)).await).await;
         let _ = producer.close().await;
-        (told, node.values())
+        told
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        if nodes == Nodes::Three {
+            let cluster = Cluster::start(3);
+            cluster.state.lock().log.faults.extend(faults);
+            let told = send_all(cluster.client("n0:7400,n1:7400,n2:7400"), records, config).await;
+            (told, cluster.values())
+        } else {
+            let node = Node::start();
+            node.state.lock().old_rule = nodes == Nodes::Old;
+            node.faults(faults);
+            (send_all(node.client(), records, config).await, node.values())
+        }
     })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     /// An acknowledged record is stored at its offset and nowhere else, a refused one nowhere, and the order is kept.
     #[test]
     fn every_answer_is_true_whatever_fails(
+        nodes in prop_oneof![Just(Nodes::One), Just(Nodes::Old), Just(Nodes::Three)],
         faults in proptest::collection::vec(fault(), 0..30),
-        old_rule in any::<bool>(),
         records in 1usize..40,
         batch_records_max in 1usize..5,
         in_flight_max in 1usize..6,
     ) {
         let config = ProducerConfig { batch_records_max, in_flight_max, ..config() };
-        let (told, stored) = run(faults, old_rule, records, config);
+        let (told, stored) = run(nodes, faults, records, config);
         for (number, answer) in told.iter().enumerate() {
             let at: Vec<usize> = (0..stored.len()).filter(|at| stored[*at] == number.to_string()).collect();
             match answer {
@@ -305,7 +323,7 @@ proptest! {
         records in 1usize..40,
         in_flight_max in 1usize..6,
     ) {
-        let (told, stored) = run(faults, false, records, ProducerConfig { in_flight_max, ..config() });
+        let (told, stored) = run(Nodes::One, faults, records, ProducerConfig { in_flight_max, ..config() });
         let accepted: Vec<String> =
             told.iter().enumerate().filter(|(_, answer)| answer.is_ok()).map(|(number, _)| number.to_string()).collect();
         prop_assert_eq!(stored, accepted);
