@@ -37,7 +37,7 @@ pub enum ProducePayload {
 pub struct ProducerIdentity {
     /// Assigned by `InitProducer`.
     pub producer_id: i64,
-    /// From the same response.
+    /// From the same response, or higher: the client raises it to begin again at sequence 0.
     pub epoch: i16,
     /// Sequence number of the first record.
     pub sequence: i32,

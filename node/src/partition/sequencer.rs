@@ -280,7 +280,7 @@ impl Sequencer {
     async fn take(&self, append: Append, tail: &mut SpeculativeTail, draft: &mut Draft, last: &Option<Waiters>) {
         let Append { mut batch, header, expectation, reply, permit, queued, trace } = append;
         self.metrics.stage(Stage::Queue, queued.elapsed());
-        let verdict = match tail.producers.check(&header, FirstSequence::Any) {
+        let verdict = match tail.producers.check(&header, FirstSequence::Zero) {
             SequenceCheck::Next => match expectation {
                 Some(expectation) => self.expect(&expectation, tail, draft, &header).await,
                 None => Ok(()),

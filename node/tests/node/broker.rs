@@ -7,7 +7,7 @@ use crate::support::*;
 use bytes::Bytes;
 use chronicle_node::broker::{Broker, Route};
 use chronicle_node::model::{
-    Expectation, NewTopic, Position, Produce, ProducePayload, Reason, SettingsChange, TopicPartition,
+    Expectation, NewTopic, Position, Produce, ProducePayload, ProducerIdentity, Reason, SettingsChange, TopicPartition,
 };
 use chronicle_records::{BatchBuilder, Compression};
 
@@ -104,6 +104,33 @@ async fn an_idempotent_producer_may_repeat_itself_even_across_a_restart() {
     let (other, _) = broker.init_producer().await.unwrap();
     assert_ne!(other, id);
     assert_eq!(all_values(&broker).await, ["a", "somebody else", "b", "c"]);
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_the_partition_does_not_know_begins_at_0() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.partitions.producers_max = 1;
+    let broker = start(config).await;
+    let (id, epoch) = broker.init_producer().await.unwrap();
+    // The first request was refused, and the second was sent before the client had that answer.
+    let mut first = append(vec![record("first")]);
+    first.producer = Some(ProducerIdentity { producer_id: id, epoch, sequence: 0 });
+    first.expectation = Some(Expectation::NextOffset(7));
+    assert_eq!(broker.produce(first, Route::Local).await.unwrap_err().reason, Reason::VersionConflict);
+    let second = put_as(&broker, id, epoch, 1, "second").await.unwrap_err();
+    assert_eq!((second.reason, second.value("expected")), (Reason::OutOfOrderSequence, Some("0")));
+    for sequence in 0..2 {
+        put_as(&broker, id, epoch, sequence, "stored").await.unwrap();
+    }
+    // Another producer evicts its state. It is refused, and comes back with the next epoch.
+    let (other, _) = broker.init_producer().await.unwrap();
+    put_as(&broker, other, 0, 0, "other").await.unwrap();
+    let evicted = put_as(&broker, id, epoch, 2, "late").await.unwrap_err();
+    assert_eq!((evicted.reason, evicted.value("expected")), (Reason::OutOfOrderSequence, Some("0")));
+    put_as(&broker, id, epoch + 1, 0, "late").await.unwrap();
+    assert_eq!(all_values(&broker).await, ["stored", "stored", "other", "late"]);
     broker.shutdown().await;
 }
 
