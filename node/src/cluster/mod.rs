@@ -19,6 +19,7 @@ use chronicle_proto::internal as proto;
 use chronicle_proto::internal::group_request::Ask;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use reports::Reports;
@@ -53,6 +54,8 @@ pub struct Cluster {
     pub led: AtomicUsize,
     /// Counters of groups and sequencers.
     pub metrics: RaftMetrics,
+    /// When this process had the data directory to itself: a former process has acknowledged nothing since.
+    pub started: Instant,
 }
 
 impl Cluster {
@@ -66,6 +69,7 @@ impl Cluster {
             metadata: Arc::default(),
             led: AtomicUsize::default(),
             metrics: RaftMetrics::default(),
+            started: Instant::now(),
         }
     }
 

@@ -97,7 +97,7 @@ impl Watcher {
         if group.take_leader_wanted() {
             state.resting = false;
         }
-        if state.resting || group.election_under_way() {
+        if state.resting || group.election_under_way() || group.promised() {
             return;
         }
         let next = *state.next_campaign.get_or_insert(now + RANK_STEP * rank);

@@ -105,6 +105,18 @@ pub enum DiscoveryKind {
     Gossip,
 }
 
+/// How a leader proves that it still leads, before it answers a linearizable read or states what its log contains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinearizableReads {
+    /// By its lease while that holds: 100 ms from the last messages that a majority has acknowledged; otherwise by asking
+    /// a majority. Depends on the rates of the machines' clocks.
+    #[default]
+    Lease,
+    /// By asking a majority, for every read. Depends on no clock.
+    Majority,
+}
+
 /// The node's cluster, how it finds other nodes, and how it monitors its peers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -141,6 +153,10 @@ pub struct ClusterConfig {
     /// Time after which a leader without responses from a majority stops accepting appends, and a follower without
     /// messages from a leader whose node seems alive starts an election, in milliseconds. Default: 2000.
     pub election_timeout_ms: u64,
+    /// How a leader proves that it still leads before it answers a linearizable read or rejects an append for what its log
+    /// contains: by its lease, or by asking a majority for every read, which does not depend on clocks and costs a round
+    /// trip. Default: `lease`.
+    pub linearizable_reads: LinearizableReads,
     /// Time after which the replicas of a dead node are moved to other nodes, in milliseconds. 0: never. Default: 0.
     pub replace_dead_after_ms: u64,
     /// Partitions whose replicas may move at the same time, in the whole cluster. Default: 4.
@@ -171,6 +187,7 @@ impl Default for ClusterConfig {
             beat_interval_ms: 100,
             suspect_after_ms: 500,
             election_timeout_ms: 2000,
+            linearizable_reads: LinearizableReads::Lease,
             replace_dead_after_ms: 0,
             moves_max: 4,
             fill_bytes_per_second: 0,

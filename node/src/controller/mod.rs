@@ -33,7 +33,8 @@ use crate::cluster::{CONTROLLER_LOG, Cluster, Reports, Watcher};
 use crate::metadata::{ClusterObservation, CommandOutcome, ControllerCommand, ControllerState, Refusal};
 use crate::model::{PartitionError, Topic};
 use crate::raft::{
-    CommittedEntry, LeaderTerm, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftMember, Role,
+    CommittedEntry, LeaderTerm, LeasePromise, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftMember,
+    Role,
 };
 
 /// Producer ids that one command reserves; ids that are unused at a restart are lost.
@@ -132,6 +133,9 @@ impl Controller {
             transport: cluster.peers.clone(),
             founders,
             election_timeout: cluster.election_timeout(),
+            reads: cluster.config().cluster.linearizable_reads,
+            promise: LeasePromise::new(cluster.started),
+            suspension: crate::host::suspension,
             metrics: cluster.metrics.clone(),
         };
         let group = Arc::new(RaftGroup::start(start, machine).await.map_err(ControllerError::from)?);

@@ -18,6 +18,7 @@ use chronicle_client::{Connector, tcp_connector};
 use chronicle_log::disk::{Disk, RealDisk};
 use chronicle_log::{LogError, Store, StoreConfig};
 use rand::{Rng, RngCore};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -92,6 +93,32 @@ pub(crate) fn now_ms() -> i64 {
         Some(simulated) => (simulated.since_epoch)(),
     };
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// For how long the machine has been suspended since it booted: bounds, because it is the difference of two clocks that
+/// are read one after the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Suspension {
+    /// Not longer than it was when the reading began.
+    pub at_least: Duration,
+    /// Not shorter than it was when the reading ended.
+    pub at_most: Duration,
+}
+
+/// Reads for how long the machine has been suspended: `CLOCK_BOOTTIME` counts that time, `CLOCK_MONOTONIC` does not. Zero
+/// on a simulated thread.
+pub fn suspension() -> Suspension {
+    if SIMULATED.get().is_some() {
+        return Suspension::default();
+    }
+    let read = |clock| {
+        let time = clock_gettime(clock);
+        Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    };
+    let before = read(ClockId::Monotonic);
+    let boot = read(ClockId::Boottime);
+    let after = read(ClockId::Monotonic);
+    Suspension { at_least: boot.saturating_sub(after), at_most: boot.saturating_sub(before) }
 }
 
 /// Returns a unique UUID of version 7, ordered by time.

@@ -25,7 +25,7 @@ use super::views::View;
 use crate::host::jitter;
 use crate::metadata::Placement;
 use crate::model::{Expectation, PartitionDescription, PartitionError, TermEnd, TopicSettings};
-use crate::raft::{RaftGroup, RaftGroupConfig, RaftGroupError};
+use crate::raft::{LeaderTerm, LeasePromise, RaftGroup, RaftGroupConfig, RaftGroupError};
 use crate::telemetry::traces::Queued;
 
 /// Minimum number of bytes that a request counts in the queue's byte limit: its own cost in memory.
@@ -54,6 +54,7 @@ pub struct Partition {
 
 impl Partition {
     /// Opens the log and starts the group, as a follower. If this is the partition's only replica, it leads when this returns.
+    /// `promise`: what the replica has promised as a voter, also before it was closed.
     ///
     /// # Errors
     /// When the log cannot be opened (damage included) or the group does not start.
@@ -62,11 +63,12 @@ impl Partition {
         id: LogId,
         settings: TopicSettings,
         placement: Placement,
+        promise: Arc<LeasePromise>,
     ) -> Result<Arc<Self>, PartitionError> {
         let handle = env.cluster.consensus.clone();
         // openraft spawns its tasks on the current runtime.
         handle
-            .spawn(Self::open_here(env, id, settings, placement))
+            .spawn(Self::open_here(env, id, settings, placement, promise))
             .await
             .map_err(|e| PartitionError::Internal(format!("partition {id}: opening was interrupted: {e}")))?
     }
@@ -76,9 +78,10 @@ impl Partition {
         id: LogId,
         settings: TopicSettings,
         placement: Placement,
+        promise: Arc<LeasePromise>,
     ) -> Result<Arc<Self>, PartitionError> {
         let log = open_log(&env, id, &settings).await?;
-        let started = Self::start(env, id, log.clone(), settings, placement).await;
+        let started = Self::start(env, id, log.clone(), settings, placement, promise).await;
         if started.is_err() {
             let _ = crate::host::blocking(move || log.close()).await;
         }
@@ -91,6 +94,7 @@ impl Partition {
         log: Arc<Log>,
         settings: TopicSettings,
         placement: Placement,
+        promise: Arc<LeasePromise>,
     ) -> Result<Arc<Self>, PartitionError> {
         let (machine, shared) = PartitionMachine::new(log.clone(), env.config().partitions.producers_max, env.view(id));
         let founder = placement.founders.contains(&env.cluster.node());
@@ -102,6 +106,9 @@ impl Partition {
             transport: env.cluster.peers.clone(),
             founders: founder.then(|| env.cluster.members(&placement.first)),
             election_timeout: env.cluster.election_timeout(),
+            reads: env.config().cluster.linearizable_reads,
+            promise,
+            suspension: crate::host::suspension,
             metrics: env.cluster.metrics.clone(),
         };
         let group = Arc::new(RaftGroup::start(start, machine).await.map_err(PartitionError::from)?);
@@ -281,11 +288,17 @@ impl Partition {
     /// # Errors
     /// [`PartitionError::NotLeader`], or [`PartitionError::NoLeader`] without a majority.
     pub async fn read_index(&self) -> Result<(), PartitionError> {
-        self.group.read_index().await.map(|_| ()).map_err(|e| match e {
-            RaftGroupError::NotLeader { leader: Some(leader), .. } => PartitionError::NotLeader { leader },
-            RaftGroupError::NotLeader { leader: None, .. } => PartitionError::NoLeader,
-            other => other.into(),
-        })
+        self.group.read_index().await.map(|_| ()).map_err(RaftGroupError::refusal)
+    }
+
+    /// Proves that this node has led in `term` at some time since the call. What it knew of the partition before the call was
+    /// then not outdated by another leader.
+    ///
+    /// # Errors
+    /// As [`Partition::read_index`]; [`PartitionError::NotLeader`] when it leads in another term.
+    pub async fn confirm(&self, term: u64) -> Result<(), PartitionError> {
+        let term = LeaderTerm { term, leader: self.env.cluster.node() };
+        self.group.confirm(term).await.map_err(RaftGroupError::refusal)
     }
 
     /// The progress up to which readers may read, and a way to wait for more.

@@ -18,6 +18,7 @@ use super::open::Partition;
 use super::storage::open_log;
 use crate::metadata::Placement;
 use crate::model::PartitionError;
+use crate::raft::LeasePromise;
 
 /// First and longest wait before a failed partition is opened again.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -67,6 +68,8 @@ pub struct Replica {
     /// Milliseconds since `start`.
     last_used: AtomicU64,
     start: Instant,
+    /// What it has promised as a voter.
+    promise: Arc<LeasePromise>,
 }
 
 impl Replica {
@@ -74,6 +77,7 @@ impl Replica {
     pub fn new(env: Arc<Environment>, id: LogId) -> Self {
         Self {
             id,
+            promise: LeasePromise::new(env.cluster.started),
             env,
             state: RwLock::new(ReplicaState::Dormant),
             changing: tokio::sync::Mutex::new(()),
@@ -213,7 +217,7 @@ impl Replica {
             self.start_filling(reason);
             return Err(self.filling());
         }
-        match Partition::open(self.env.clone(), self.id, settings, placement).await {
+        match Partition::open(self.env.clone(), self.id, settings, placement, self.promise.clone()).await {
             Ok(partition) => {
                 self.used();
                 self.set(ReplicaState::Active(partition.clone()));

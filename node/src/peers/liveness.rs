@@ -29,8 +29,8 @@ use super::repeats::Repeats;
 use crate::identity::PortEncryption;
 use crate::security::Tls;
 
-/// Time without a message after which a peer whose port refuses connections is suspected. No leader may rely on a lease
-/// for longer: see `raft::LEASE_READ`.
+/// Time without a message after which a peer whose port refuses connections is suspected. Longer than the time for which
+/// voters keep the lease of a leader (`raft/lease.rs`), so that a fail-over does not have to wait for that.
 pub(crate) const REFUSED_AFTER: Duration = Duration::from_millis(200);
 
 /// A peer that receives this node's own heartbeats gets a response to one in this many of its heartbeats.

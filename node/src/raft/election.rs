@@ -1,8 +1,8 @@
 //! Elections, leadership transfers, and detection of a failed leader.
 //!
 //! Invariants:
-//! - A follower grants a vote against a leader's lease only when it considers the leader failed
-//!   ([`RaftGroup::leader_gone`]).
+//! - A follower grants a vote against a leader only when it considers the leader failed ([`RaftGroup::leader_gone`]), and no
+//!   vote within the lease of a leader that it has acknowledged (`lease.rs`).
 //! - A replica becomes a candidate only after a majority has granted a pre-vote (Raft dissertation, section 9.6), and
 //!   not while another candidate has just got this node's vote: its own election would invalidate that one before it
 //!   completes.
@@ -65,14 +65,27 @@ impl<M: Machine> RaftGroup<M> {
         self.heard.election_under_way()
     }
 
+    /// Whether this replica must not become a candidate yet, because it has just acknowledged a message of a leader.
+    pub fn promised(&self) -> bool {
+        self.promise.binds(self.node)
+    }
+
     pub(super) async fn vote(&self, from: u64, request: proto::VoteRequest) -> Result<proto::VoteResponse, String> {
         let pre_vote = request.pre_vote;
         let mut request = wire::ask_vote_in(request)?;
+        // Until the vote is decided, no acknowledgement leaves.
+        let mut promised = self.promise.lock().await;
         let (vote, last) = self
             .raft
             .with_raft_state(|state| (*state.vote_ref(), state.log_ids.last().copied()))
             .await
             .map_err(|e| e.to_string())?;
+        let ballot = (request.vote.leader_id.term, request.vote.leader_id.node_id);
+        let authorised = request.leadership_transfer && ballot.0 > vote.leader_id.term;
+        if !authorised && promised.binds(from) {
+            let vote = Some(wire::vote_out(&vote));
+            return Ok(proto::VoteResponse { vote, last: last.as_ref().map(wire::position_out), granted: false });
+        }
         let leader = vote.leader_id.node_id;
         let gone = if !vote.committed || leader == from {
             true
@@ -95,9 +108,10 @@ impl<M: Machine> RaftGroup<M> {
             return Ok(proto::VoteResponse { vote, last: last.as_ref().map(wire::position_out), granted });
         }
         // The lease of a failed leader does not restrict votes.
-        request.leadership_transfer |= gone;
+        request.leadership_transfer = authorised || gone;
         let response = self.raft.vote(request).await.map_err(|e| e.to_string())?;
         if response.vote_granted {
+            promised.grant(ballot);
             self.heard.candidate();
         }
         Ok(wire::voted_out(&response))
@@ -118,13 +132,13 @@ impl<M: Machine> RaftGroup<M> {
     /// one, once a leader is known or 200 ms have passed; [`RaftGroup::roles`] shows the result.
     ///
     /// One at a time: a second election would invalidate the votes in flight for the first. A concurrent call returns
-    /// `false` at once.
+    /// `false` at once, as does one within the lease of a leader that this replica has acknowledged.
     ///
     /// # Errors
     /// When the group has stopped.
     pub async fn campaign(&self) -> Result<bool, RaftGroupError> {
         let Ok(_one) = self.campaigning.try_lock() else { return Ok(false) };
-        if !self.majority_alive() {
+        if self.promised() || !self.majority_alive() {
             return Ok(false);
         }
         let (vote, last, configs) = self
@@ -173,13 +187,17 @@ impl<M: Machine> RaftGroup<M> {
         if !enough(&granted) {
             return Ok(false);
         }
+        let mut promised = self.promise.lock().await;
         let now = self.raft.with_raft_state(|state| *state.vote_ref()).await.map_err(|e| self.fatal(e))?;
-        if now != vote || self.election_under_way() {
-            // Another replica was faster.
+        if now != vote || self.election_under_way() || promised.binds(self.node) {
+            // Another replica was faster, or the leader is back.
             return Ok(false);
         }
         self.metrics.election();
+        // Its own vote is a vote too. Recorded first, since openraft takes it some time after the call.
+        promised.grant((vote.leader_id.term + 1, self.node));
         self.raft.trigger().elect(false).await.map_err(|e| self.fatal(e))?;
+        drop(promised);
         let term = vote.leader_id.term;
         let decided = self.raft.wait(Some(VOTE_PATIENCE));
         // A timeout is an expected outcome.

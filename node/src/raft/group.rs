@@ -13,23 +13,23 @@ use chronicle_log::{Log, LogError, LogId, Store};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::raft_frame::Message;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::raft::AppendEntriesResponse;
 use openraft::raft::linearizable_read::LinearizerOption;
 use openraft::{ChangeMembers, Config, Instant as _, Raft, ServerState, SnapshotPolicy};
 
 use super::contact::LeaderContact;
+use super::lease::{LeaderLease, LeasePromise};
 use super::network::{Network, Transport};
 use super::state_machine::{Machine, MachineStore};
 use super::store::LogStorage;
-use super::type_config::{Callback, LeaderTerm, Proposal, RaftMember, RaftMembership, TypeConfig};
+use super::type_config::{Callback, LeaderTerm, Proposal, RaftLogId, RaftMember, RaftMembership, RaftVote, TypeConfig};
 use super::wire;
+use crate::config::LinearizableReads;
+use crate::host::Suspension;
 use crate::model::PartitionError;
 use crate::telemetry::RaftMetrics;
 
-/// Time since the last responses of a majority within which a leader may serve a linearizable read without another
-/// round. Shorter than the time without messages from the leader after which another replica may be elected: see
-/// `peers::liveness::REFUSED_AFTER`.
-pub(crate) const LEASE_READ: Duration = Duration::from_millis(100);
 /// Longer than the time without responses after which the node itself acts on a leader.
 const NO_LEASE_END_MS: u64 = 24 * 3600 * 1000;
 /// Interval between heartbeats of a leader.
@@ -65,6 +65,17 @@ pub enum RaftGroupError {
         /// Length of the wait, in milliseconds.
         waited_ms: u64,
     },
+}
+
+impl RaftGroupError {
+    /// The error for a request that only the leader answers: names the leader, if it is known.
+    pub(crate) fn refusal(self) -> PartitionError {
+        match self {
+            Self::NotLeader { leader: Some(leader), .. } => PartitionError::NotLeader { leader },
+            Self::NotLeader { leader: None, .. } => PartitionError::NoLeader,
+            other => other.into(),
+        }
+    }
 }
 
 impl From<RaftGroupError> for PartitionError {
@@ -189,6 +200,12 @@ pub struct RaftGroupConfig {
     pub founders: Option<BTreeMap<u64, RaftMember>>,
     /// Time without responses from a majority after which a leader stops accepting proposals.
     pub election_timeout: Duration,
+    /// How the leader proves its leadership for a linearizable read.
+    pub reads: LinearizableReads,
+    /// What this replica has promised as a voter; it outlives the group.
+    pub promise: Arc<LeasePromise>,
+    /// Reads for how long the machine has been suspended: [`crate::host::suspension`].
+    pub suspension: fn() -> Suspension,
     /// Metrics of raft groups.
     pub metrics: RaftMetrics,
 }
@@ -204,6 +221,8 @@ pub struct RaftGroup<M: Machine> {
     pub(super) election_timeout: Duration,
     pub(super) metrics: RaftMetrics,
     pub(super) heard: LeaderContact,
+    pub(super) promise: Arc<LeasePromise>,
+    lease: LeaderLease,
     /// Held while this replica is a candidate.
     pub(super) campaigning: tokio::sync::Mutex<()>,
     checkpointing: tokio::sync::Mutex<()>,
@@ -218,7 +237,8 @@ impl<M: Machine> RaftGroup<M> {
     /// # Errors
     /// When the log or its checkpoint cannot be read, or openraft rejects the stored state.
     pub async fn start(start: RaftGroupConfig, machine: M) -> Result<Self, RaftGroupError> {
-        let RaftGroupConfig { store, log, id, node, transport, founders, election_timeout, metrics } = start;
+        let RaftGroupConfig { store, log, id, node, transport, founders, election_timeout, .. } = start;
+        let RaftGroupConfig { reads, promise, suspension, metrics, .. } = start;
         let storage = LogStorage::open(store, log.clone(), id, metrics.clone())
             .map_err(|e| RaftGroupError::Raft { group: id, reason: e.to_string() })?;
         let reader = storage.clone();
@@ -282,6 +302,8 @@ impl<M: Machine> RaftGroup<M> {
             election_timeout,
             metrics,
             heard: LeaderContact::new(),
+            promise,
+            lease: LeaderLease::new(reads, suspension),
             campaigning: tokio::sync::Mutex::new(()),
             checkpointing: tokio::sync::Mutex::new(()),
         })
@@ -337,17 +359,24 @@ impl<M: Machine> RaftGroup<M> {
                     Ok(request) => request,
                     Err(why) => return refuse(why),
                 };
+                let leader = request.vote;
                 let traced = self.storage.traced();
                 let indexes = if traces.is_empty() { Vec::new() } else { traced.received(&traces) };
                 let answer = self.raft.append_entries(request).await;
                 traced.remove(&indexes);
                 match answer {
-                    Ok(response) => {
-                        if !matches!(response, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
-                            self.heard.leader();
-                        }
-                        Message::AppendDone(wire::append_done_out(&response))
+                    Ok(higher @ AppendEntriesResponse::HigherVote(_)) => {
+                        Message::AppendDone(wire::append_done_out(&higher))
                     }
+                    Ok(response) => match self.acknowledge(&leader).await {
+                        Ok(()) => {
+                            self.heard.leader();
+                            Message::AppendDone(wire::append_done_out(&response))
+                        }
+                        Err(vote) => {
+                            Message::AppendDone(wire::append_done_out(&AppendEntriesResponse::HigherVote(vote)))
+                        }
+                    },
                     Err(error) => refuse(error.to_string()),
                 }
             }
@@ -358,20 +387,35 @@ impl<M: Machine> RaftGroup<M> {
             Message::Transfer(request) => self.take_over(request).await,
             Message::Snapshot(request) => {
                 let wanted = request.last.map(|last| last.index);
-                let theirs = wire::vote_in(request.vote);
+                let theirs = match wire::vote_in(request.vote) {
+                    Ok(vote) => vote,
+                    Err(why) => return refuse(why),
+                };
                 let applied = self.status().applied;
+                let done = |vote| Message::SnapshotDone(proto::SnapshotResponse { vote: Some(wire::vote_out(&vote)) });
                 match self.raft.with_raft_state(|state| *state.vote_ref()).await {
-                    // Only entries applied here are known to be the same on the leader. The vote in the response shows
-                    // a former leader that it is one.
-                    Ok(vote) if applied >= wanted || theirs.is_ok_and(|theirs| theirs < vote) => {
-                        Message::SnapshotDone(proto::SnapshotResponse { vote: Some(wire::vote_out(&vote)) })
-                    }
+                    // The vote in the response shows a former leader that it is one.
+                    Ok(vote) if theirs < vote => done(vote),
+                    // Only entries applied here are known to be the same on the leader.
+                    Ok(vote) if applied >= wanted => match self.acknowledge(&theirs).await {
+                        Ok(()) => done(vote),
+                        Err(granted) => done(granted),
+                    },
                     Ok(_) => refuse("the log must catch up first".into()),
                     Err(error) => refuse(error.to_string()),
                 }
             }
             _ => refuse("message: must be a request".into()),
         }
+    }
+
+    /// Makes the promise that belongs to an acknowledgement of `leader`'s message.
+    ///
+    /// # Errors
+    /// The vote that this replica has granted meanwhile, to be sent instead of the acknowledgement.
+    async fn acknowledge(&self, leader: &RaftVote) -> Result<(), RaftVote> {
+        let leader = (leader.leader_id.term, leader.leader_id.node_id);
+        self.promise.acknowledge(leader).await.map_err(|(term, node)| RaftVote::new(term, node))
     }
 
     /// Sends heartbeats to the other replicas. Does nothing on a follower, in a group of one, and after a leadership
@@ -390,15 +434,48 @@ impl<M: Machine> RaftGroup<M> {
     /// # Errors
     /// [`RaftGroupError::NotLeader`], or no majority within the election timeout.
     pub async fn read_index(&self) -> Result<Option<u64>, RaftGroupError> {
-        let option = LinearizerOption::new(Some(LEASE_READ), true).with_wait_timeout(self.election_timeout);
+        self.prove().await.map(|at| Some(at.index))
+    }
+
+    /// Proves that this node led in `term` at some time since the call: what it knew of the log before the call was not
+    /// outdated by another leader. Returns once every entry committed at the time of the call is applied.
+    ///
+    /// Costs one message to the group's task while the lease holds, otherwise a round of heartbeats.
+    ///
+    /// # Errors
+    /// As [`RaftGroup::read_index`]; [`RaftGroupError::NotLeader`] when this node leads in another term.
+    pub async fn confirm(&self, term: LeaderTerm) -> Result<(), RaftGroupError> {
+        // openraft reports a log id of the term in which leadership was confirmed.
+        let of = self.prove().await?.leader_id;
+        match (of.term, of.node_id) == (term.term, term.leader) {
+            true => Ok(()),
+            false => Err(RaftGroupError::NotLeader { group: self.id, leader: self.status().leader }),
+        }
+    }
+
+    /// Proves leadership by the lease or by a majority: see the module `lease`.
+    async fn prove(&self) -> Result<RaftLogId, RaftGroupError> {
+        let (age_max, before) = self.lease.age_max();
+        let option = LinearizerOption::new(Some(age_max), true).with_wait_timeout(self.election_timeout);
         match tokio::time::timeout(2 * self.election_timeout, self.raft.ensure_linearizable(option)).await {
             Err(_) => Err(RaftGroupError::NoLeader {
                 group: self.id,
                 waited_ms: 2 * self.election_timeout.as_millis() as u64,
             }),
             Ok(Err(RaftError::Fatal(fatal))) => Err(self.fatal(fatal)),
-            Ok(Err(_)) => Err(RaftGroupError::NotLeader { group: self.id, leader: self.status().leader }),
-            Ok(Ok(read)) => Ok(Some(read.log_id().index)),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
+                let leader = forward.leader_id.filter(|leader| *leader != self.node);
+                Err(RaftGroupError::NotLeader { group: self.id, leader })
+            }
+            Ok(Err(RaftError::APIError(_))) => {
+                Err(RaftGroupError::NoLeader { group: self.id, waited_ms: self.election_timeout.as_millis() as u64 })
+            }
+            Ok(Ok(read)) => {
+                if age_max.is_zero() {
+                    self.lease.renewed(before);
+                }
+                Ok(*read.log_id())
+            }
         }
     }
 

@@ -9,7 +9,12 @@
 mod contact;
 mod election;
 mod group;
+mod lease;
+#[cfg(test)]
+mod lease_tests;
 mod network;
+#[cfg(test)]
+mod reservation_tests;
 mod runtime;
 mod state_machine;
 mod store;
@@ -22,6 +27,7 @@ mod wire;
 pub use group::{
     HEARTBEAT, ProposeError, ProposeResult, RaftGroup, RaftGroupConfig, RaftGroupError, RaftGroupStatus, Role, Roles,
 };
+pub use lease::LeasePromise;
 pub use network::Transport;
 pub(crate) use state_machine::checkpoint_index;
 pub use state_machine::{CommittedEntry, Machine};

@@ -1,35 +1,39 @@
 //! openraft's own storage suite on the real engine, and the lifecycle of a group: start, propose, restart, checkpoint,
 //! purge.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use chronicle_log::disk::{DiskOperation, Fault, FaultRule, FaultyDisk, RealDisk};
-use chronicle_log::{LogConfig, LogId, Store, StoreConfig};
+use chronicle_log::disk::RealDisk;
+use chronicle_log::{Log, LogConfig, LogId, Store, StoreConfig};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::raft_frame::Message;
 use futures::future::BoxFuture;
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::lease::PROMISE;
 use super::state_machine::MachineStore;
 use super::store::LogStorage;
 use super::type_config::TypeConfig;
 use super::{
-    CommittedEntry, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftMember, Reservation, Role,
-    Transport,
+    CommittedEntry, LeasePromise, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftMember, Reservation,
+    Role, Transport,
 };
+use crate::config::LinearizableReads;
+use crate::host::Suspension;
 use crate::peers::AskError;
 
-const LOG: LogId = LogId { topic: Uuid::from_u128(7), partition: 3 };
+pub(super) const LOG: LogId = LogId { topic: Uuid::from_u128(7), partition: 3 };
 
 /// A node without peers.
-struct NoPeers;
+pub(super) struct NoPeers;
 
 impl Transport for NoPeers {
     fn ask(&self, to: u64, _: LogId, _: Message, _: Duration) -> BoxFuture<'_, Result<Message, AskError>> {
@@ -43,7 +47,7 @@ impl Transport for NoPeers {
 
 /// Stores the payloads that were applied.
 #[derive(Default)]
-struct Journal {
+pub(super) struct Journal {
     lines: Vec<String>,
 }
 
@@ -90,7 +94,7 @@ async fn the_storage_adapter_passes_openrafts_own_suite_on_the_real_engine() {
 
 /// Node 2 grants every pre-vote and never responds to a vote request.
 #[derive(Default)]
-struct GrantsPreVotes {
+pub(super) struct GrantsPreVotes {
     asked: AtomicU64,
 }
 
@@ -116,70 +120,44 @@ impl Transport for GrantsPreVotes {
     }
 }
 
-/// Other nodes that grant every vote and acknowledge every entry.
-struct Acknowledge;
-
-impl Transport for Acknowledge {
-    fn ask(&self, _: u64, _: LogId, message: Message, _: Duration) -> BoxFuture<'_, Result<Message, AskError>> {
-        let answer = match message {
-            Message::Vote(proto::VoteRequest { vote, .. }) => {
-                Message::VoteDone(proto::VoteResponse { vote, granted: true, ..Default::default() })
-            }
-            Message::Append(_) => Message::AppendDone(proto::AppendResponse {
-                outcome: Some(proto::append_response::Outcome::Success(true)),
-            }),
-            other => panic!("not expected: {other:?}"),
-        };
-        Box::pin(async move { Ok(answer) })
-    }
-
-    fn alive(&self, _: u64) -> bool {
-        true
+/// A replica of a group, which has promised nothing to anyone.
+pub(super) fn started(
+    store: &Arc<Store>,
+    log: &Arc<Log>,
+    node: u64,
+    voters: &[u64],
+    transport: Arc<dyn Transport>,
+) -> RaftGroupConfig {
+    RaftGroupConfig {
+        store: store.clone(),
+        log: log.clone(),
+        id: LOG,
+        node,
+        transport,
+        founders: Some(voters.iter().map(|id| (*id, RaftMember::default())).collect()),
+        election_timeout: Duration::from_secs(1),
+        reads: LinearizableReads::Lease,
+        promise: LeasePromise::new(Instant::now() - PROMISE),
+        suspension: Suspension::default,
+        metrics: Default::default(),
     }
 }
 
 /// Node 1 of a group of nodes 1 and 2.
-async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (RaftGroup<Journal>, Arc<chronicle_log::Log>) {
-    of(2, store, transport).await
-}
-
-/// Node 1 of a group of nodes 1 to `nodes`.
-async fn of(
-    nodes: u64,
-    store: &Arc<Store>,
-    transport: Arc<dyn Transport>,
-) -> (RaftGroup<Journal>, Arc<chronicle_log::Log>) {
+pub(super) async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (RaftGroup<Journal>, Arc<Log>) {
     let log = store.open_log(LOG, LogConfig::default()).unwrap();
-    let start = RaftGroupConfig {
-        store: store.clone(),
-        log: log.clone(),
-        id: LOG,
-        node: 1,
-        transport,
-        founders: Some((1..=nodes).map(|node| (node, RaftMember::default())).collect()),
-        election_timeout: Duration::from_secs(1),
-        metrics: Default::default(),
-    };
+    let start = started(store, &log, 1, &[1, 2], transport);
     (RaftGroup::start(start, Journal::default()).await.unwrap(), log)
 }
 
-async fn group(store: &Arc<Store>) -> (RaftGroup<Journal>, Arc<chronicle_log::Log>) {
+async fn group(store: &Arc<Store>) -> (RaftGroup<Journal>, Arc<Log>) {
     let log = store.open_log(LOG, LogConfig { segment_bytes: 4096, ..LogConfig::default() }).unwrap();
-    let start = RaftGroupConfig {
-        store: store.clone(),
-        log: log.clone(),
-        id: LOG,
-        node: 1,
-        transport: Arc::new(NoPeers),
-        founders: Some(BTreeMap::from([(1, RaftMember::default())])),
-        election_timeout: Duration::from_secs(1),
-        metrics: Default::default(),
-    };
+    let start = started(store, &log, 1, &[1], Arc::new(NoPeers));
     (RaftGroup::start(start, Journal::default()).await.unwrap(), log)
 }
 
 /// Wins the election of a group of one.
-async fn lead(group: &RaftGroup<Journal>) -> super::LeaderTerm {
+pub(super) async fn lead(group: &RaftGroup<Journal>) -> super::LeaderTerm {
     assert!(group.campaign().await.unwrap());
     let mut roles = group.roles();
     let mut role = roles.now();
@@ -192,18 +170,22 @@ async fn lead(group: &RaftGroup<Journal>) -> super::LeaderTerm {
     }
 }
 
-fn proposal_of(text: &str, reservation: Option<Reservation>) -> Proposal {
+pub(super) fn proposal(text: &str, reservation: Option<Reservation>) -> Proposal {
     let payload = Bytes::copy_from_slice(text.as_bytes());
     Proposal { record_count: 1, max_timestamp: 0, payload, trace: None, reservation }
 }
 
-async fn propose(group: &RaftGroup<Journal>, leader: super::LeaderTerm, text: &str) -> Result<Bytes, ProposeError> {
+pub(super) async fn propose(
+    group: &RaftGroup<Journal>,
+    leader: super::LeaderTerm,
+    text: &str,
+) -> Result<Bytes, ProposeError> {
     let (tx, rx) = tokio::sync::oneshot::channel();
-    group.propose(leader, proposal_of(text, None), move |result| tx.send(result).unwrap()).await.unwrap();
+    group.propose(leader, proposal(text, None), move |result| tx.send(result).unwrap()).await.unwrap();
     rx.await.unwrap()
 }
 
-fn open(dir: &TempDir) -> Arc<Store> {
+pub(super) fn open(dir: &TempDir) -> Arc<Store> {
     Store::open(Arc::new(RealDisk), dir.path(), StoreConfig::default()).unwrap()
 }
 
@@ -266,7 +248,7 @@ async fn purging_lets_segments_go_and_the_group_starts_from_its_checkpoint() {
 
 // One thread: the group's own task has not run when its start returns, unless that waits for it.
 #[tokio::test]
-async fn a_started_group_has_its_members_and_its_log() {
+async fn a_group_that_has_started_knows_its_members_and_its_log() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
     let (group, log) = of_two(&store, Arc::new(NoPeers)).await;
@@ -315,28 +297,6 @@ async fn a_pre_vote_of_a_replica_that_is_behind_reports_that_a_leader_is_wanted(
         (true, false),
         "a replica that has everything can become the leader"
     );
-    group.shutdown().await;
-    log.close().unwrap();
-    store.close().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_entry_that_commits_without_the_leaders_disk_keeps_its_reservation_until_the_flush() {
-    let dir = tempfile::tempdir().unwrap();
-    let disk = FaultyDisk::new(Arc::new(RealDisk));
-    let store = Store::open(Arc::new(disk.clone()), dir.path(), StoreConfig::default()).unwrap();
-    let (group, log) = of(3, &store, Arc::new(Acknowledge)).await;
-    let leader = lead(&group).await;
-    let hang = disk.add(FaultRule::new(DiskOperation::Sync, Fault::Hang).path("/logs/"));
-    let (reserved, mut released) = tokio::sync::oneshot::channel::<()>();
-    let (tx, rx) = tokio::sync::oneshot::channel();
-    let proposal = proposal_of("a", Some(Reservation::new(reserved)));
-    group.propose(leader, proposal, move |result| tx.send(result).unwrap()).await.unwrap();
-    assert_eq!(rx.await.unwrap().unwrap(), "a", "two of three nodes have it");
-    assert_eq!(released.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty));
-    disk.remove(hang);
-    assert!(released.await.is_err(), "dropped without a message");
-    assert_eq!(log.position().durable_index, log.position().last.map(|last| last.index));
     group.shutdown().await;
     log.close().unwrap();
     store.close().unwrap();
