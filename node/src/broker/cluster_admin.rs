@@ -59,17 +59,13 @@ impl Broker {
         if node == cluster.node() { Some(liveness.own_encryption()) } else { liveness.encryption(node) }
     }
 
-    /// Returns where the partitions of some topics are; no names: of all topics.
+    /// Returns where the partitions of some topics are; no names: of all topics that this node knows.
     ///
     /// # Errors
-    /// [`Reason::Unavailable`] before the node is part of a cluster.
+    /// [`Reason::Unavailable`] before the node is part of a cluster, and when it cannot find out whether a topic exists.
     pub async fn metadata(&self, topics: &[String]) -> Result<Metadata, ApiError> {
-        let mut state = self.inner.cluster.state();
-        if topics.iter().any(|name| !state.topics.contains_key(name)) && !self.alone() {
-            // The topic may have been committed a moment ago.
-            let _ = self.controller()?.sync().await;
-            state = self.inner.cluster.state();
-        }
+        self.know(topics.iter().map(|name| (name.as_str(), 0))).await?;
+        let state = self.inner.cluster.state();
         let names: Vec<&String> =
             if topics.is_empty() { state.topics.keys().collect() } else { topics.iter().collect() };
         let (known, unknown): (Vec<&String>, Vec<&String>) =

@@ -21,6 +21,7 @@ use chronicle_proto::internal::forwarded_append::Expectation as Expected;
 use chronicle_proto::internal::forwarded_read::From;
 
 use super::append::Admitted;
+use super::read::is_at_end;
 use super::{Broker, Route};
 use crate::metadata::NodeState;
 use crate::model::{
@@ -31,6 +32,8 @@ use crate::peers::{ForwardError, READ_BYTES_MAX};
 
 /// Longest wait for the answer to a forwarded append.
 const APPEND_PATIENCE: Duration = Duration::from_secs(30);
+/// Wait of a read that has waited already: the protocol between nodes encodes an empty read without a wait as a refusal.
+const AT_ONCE: Duration = Duration::from_millis(1);
 /// Longest wait for any other answer, beyond the wait that the request asks for.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -76,24 +79,21 @@ impl Broker {
         mut request: Fetch,
         here: Result<Fetched, PartitionError>,
     ) -> Result<Fetched, ApiError> {
-        let at_end = match &here {
-            Ok(_) => true,
-            Err(error) => is_at_end(request.from, error),
+        if let Ok(fetched) = &here {
+            // The wait is over, and nothing arrived here. What is asked now is whether the leader has more.
+            request.from = Position::Offset(fetched.start_offset);
+            request.max_wait = request.max_wait.min(AT_ONCE);
+        }
+        let not_here = match here {
+            Err(error) if !is_at_end(request.from, &error) => error,
+            // That nothing is there is not for this replica to say: it may be behind, or its leadership may be over.
+            _ => match self.fetch_as_leader(&topic, &request).await {
+                Err(error @ (PartitionError::NotLeader { .. } | PartitionError::NoLeader)) => error,
+                fetched => return fetched.map_err(|error| self.api_error(error)),
+            },
         };
-        let leader = if at_end {
-            // Only the leader knows the end of the log: this replica may be behind.
-            match self.inner.replicas.lead(&topic, request.target.partition).await {
-                // This node has become the leader since the first read.
-                Ok(_) => {
-                    let again = self.fetch_here(&topic, &request).await;
-                    return again.map_err(|error| self.api_error(error));
-                }
-                Err(error) => self.reachable_leader(&error),
-            }
-        } else {
-            here.as_ref().err().and_then(|error| self.reachable_leader(error))
-        };
-        let Some(leader) = leader else { return here.map_err(|error| self.api_error(error)) };
+        let leader = self.reachable_leader(&not_here);
+        let Some(leader) = leader else { return Err(self.api_error(not_here)) };
         request.max_wait = request.max_wait.min(Duration::from_millis(self.config().limits.wait_ms_max));
         let ask = Ask::Read(proto::ForwardedRead {
             from: Some(match request.from {
@@ -226,9 +226,7 @@ impl Broker {
         let request = Fetch { target, from, max_bytes, max_wait };
         // Only the leader answers: a replica that is behind would report existing records as missing.
         let topic = self.topic(&request.target).await?;
-        let partition = self.led_partition(&topic, request.target.partition).await?;
-        partition.read_index().await.map_err(|error| self.api_error(error))?;
-        let fetched = self.fetch(request, Route::Local).await?;
+        let fetched = self.fetch_as_leader(&topic, &request).await.map_err(|error| self.api_error(error))?;
         if fetched.batches.is_empty() && max_wait.is_zero() {
             // The protocol between nodes encodes this as a refusal.
             return Err(self.api_error(fetched.at_end()));
@@ -240,15 +238,6 @@ impl Broker {
             high_watermark: fetched.high_watermark,
             log_start_offset: fetched.log_start_offset,
         }))
-    }
-}
-
-/// Returns whether a read that was out of range asked for an offset at the end of the replica, or behind it.
-fn is_at_end(from: Position, error: &PartitionError) -> bool {
-    match (from, error) {
-        (Position::Offset(offset), PartitionError::OutOfRange { next, .. }) => offset >= *next,
-        (_, PartitionError::OutOfRange { .. }) => true,
-        _ => false,
     }
 }
 

@@ -213,6 +213,21 @@ impl Broker {
         }
     }
 
+    /// Synchronises once with the controller leader, unless this node knows all these topics and partitions: afterwards one
+    /// that it does not know does not exist.
+    ///
+    /// # Errors
+    /// [`Reason::Unavailable`] when the controller leader does not answer.
+    pub(crate) async fn know<'a>(&self, wanted: impl IntoIterator<Item = (&'a str, i32)>) -> Result<(), ApiError> {
+        let state = self.inner.cluster.state();
+        let known = |(name, number): (&str, i32)| state.topics.get(name).is_some_and(|topic| number < topic.partitions);
+        if wanted.into_iter().all(known) || self.alone() {
+            return Ok(());
+        }
+        // Boxed: rare, and large.
+        Ok(Box::pin(self.controller()?.sync()).await?)
+    }
+
     fn known_topic(&self, target: &TopicPartition) -> Result<Topic, ApiError> {
         let state = self.inner.cluster.state();
         let topic = match state.topics.get(&target.topic) {

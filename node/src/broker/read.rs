@@ -2,6 +2,10 @@
 //!
 //! Reading at the end of a log returns an answer without batches, not an error: each listener encodes that in its own
 //! way. `long_poll.rs` waits for more records, `forward.rs` reads from the leader what only the leader knows.
+//!
+//! Every replica may return records, which never change. That something is *not* there (past the end, or no record after
+//! a time) only the leader may say, after a proof that it still leads: another node may have acknowledged it meanwhile.
+//! That an offset is below the log start needs no proof, since a log start never goes back.
 
 use std::time::Duration;
 
@@ -25,25 +29,39 @@ impl Broker {
     ///
     /// # Errors
     /// `Reason::OffsetOutOfRange` below the log start or past the end; `Reason::UnknownTopic`,
-    /// `Reason::UnknownPartition`, `Reason::DataDamaged`; failures of the disk; `Reason::Unavailable` when the leader
-    /// does not answer.
+    /// `Reason::UnknownPartition`, `Reason::DataDamaged`; failures of the disk; `Reason::NotLeader` with [`Route::Local`]
+    /// when nothing is there on this replica and only the leader may say so; `Reason::Unavailable` when the leader does
+    /// not answer. Only with [`Route::Local`] and a wait, an answer without batches says no more than that none arrived on
+    /// this replica.
     pub async fn fetch(&self, request: Fetch, route: Route) -> Result<Fetched, ApiError> {
         not_negative(request.from)?;
         let topic = self.topic(&request.target).await?;
         let here = self.fetch_here(&topic, &request).await;
-        let complete = match &here {
-            Ok(fetched) => !fetched.batches.is_empty() || !request.max_wait.is_zero(),
-            Err(_) => false,
-        };
-        match route {
-            Route::Leader if !complete => self.fetch_from_leader(topic, request, here).await,
-            _ => here.map_err(|error| self.api_error(error)),
+        match (route, &here) {
+            (_, Ok(fetched)) if !fetched.batches.is_empty() => {}
+            // Resolved by the leader, which has proved that it leads.
+            (_, Ok(_)) if request.from == Position::Latest => {}
+            (Route::Leader, _) => return self.fetch_from_leader(topic, request, here).await,
+            (Route::Local, Ok(_)) if !request.max_wait.is_zero() => {}
+            (Route::Local, Err(error)) if !is_at_end(request.from, error) => {}
+            (Route::Local, _) => {
+                let proven = self.fetch_as_leader(&topic, &request).await;
+                return proven.map_err(|error| self.api_error(error));
+            }
         }
+        here.map_err(|error| self.api_error(error))
+    }
+
+    /// Reads as the leader, which this node proves to be.
+    pub(super) async fn fetch_as_leader(&self, topic: &Topic, request: &Fetch) -> Result<Fetched, PartitionError> {
+        self.inner.replicas.lead(topic, request.target.partition).await?.read_index().await?;
+        self.fetch_here(topic, request).await
     }
 
     /// Reads what several partitions contain now, without waiting: one answer for each want, in their order. All
     /// answers together contain at most about `max_bytes` of batches, but the first partition that has records returns
-    /// at least one batch. Wants after the limit is reached get an answer without batches.
+    /// at least one batch. Wants after the limit is reached get an answer without batches. Otherwise such an answer says
+    /// that this replica has no more; a want past the end of the replica gets `Reason::NotLeader` unless this node leads.
     pub async fn read_now(&self, wants: &[Want], max_bytes: usize) -> Vec<Result<Fetched, ApiError>> {
         let mut left = max_bytes;
         let mut answers = Vec::with_capacity(wants.len());
@@ -62,7 +80,15 @@ impl Broker {
         not_negative(want.from)?;
         let topic = self.topic(&want.target).await?;
         let max_bytes = self.read_bytes(want.max_bytes).min(left);
-        let read = self.read_once(&topic, want.target.partition, want.from, max_bytes).await;
+        let number = want.target.partition;
+        let mut read = self.read_once(&topic, number, want.from, max_bytes).await;
+        if read.as_ref().is_err_and(|error| is_at_end(want.from, error)) {
+            read = async {
+                self.inner.replicas.lead(&topic, number).await?.read_index().await?;
+                self.read_once(&topic, number, want.from, max_bytes).await
+            }
+            .await;
+        }
         read.map_err(|error| self.api_error(error))
     }
 
@@ -96,16 +122,17 @@ impl Broker {
         max_bytes: usize,
     ) -> Result<Fetched, PartitionError> {
         let replicas = &self.inner.replicas;
-        // Only the leader knows the end of the log.
-        let partition = match from {
-            Position::Latest => replicas.lead(topic, number).await?,
-            _ => replicas.open(topic, number).await?,
-        };
-        if let Position::Latest = from {
+        let mut partition = replicas.open(topic, number).await?;
+        let mut progress = *partition.progress().borrow();
+        let mut found = resolve(&partition, from, progress).await?;
+        if found.is_none() {
+            // Only the leader knows the end of the log.
+            partition = replicas.lead(topic, number).await?;
             partition.read_index().await?;
+            progress = *partition.progress().borrow();
+            found = resolve(&partition, from, progress).await?;
         }
-        let progress = *partition.progress().borrow();
-        let start = resolve(&partition, from, progress).await?;
+        let start = found.unwrap_or(progress.next_offset);
         let (log_start, end) = (partition.log_start(), progress.next_offset);
         if start < log_start || start > end {
             let (offset, earliest, next) = (start as i64, log_start as i64, end as i64);
@@ -192,17 +219,26 @@ fn not_negative(from: Position) -> Result<(), ApiError> {
     }
 }
 
-async fn resolve(partition: &Partition, from: Position, progress: Progress) -> Result<u64, PartitionError> {
+/// Returns the offset of a position in this replica; `None`: its end.
+async fn resolve(partition: &Partition, from: Position, progress: Progress) -> Result<Option<u64>, PartitionError> {
     Ok(match from {
         // The caller has checked that the offset is not negative.
-        Position::Offset(offset) => offset.max(0) as u64,
-        Position::Earliest => partition.log_start(),
-        Position::Latest => progress.next_offset,
-        Position::Timestamp(time_ms) => match record_at_time(partition, time_ms, progress).await? {
-            Some((offset, _)) => offset as u64,
-            None => progress.next_offset,
-        },
+        Position::Offset(offset) => Some(offset.max(0) as u64),
+        Position::Earliest => Some(partition.log_start()),
+        Position::Latest => None,
+        Position::Timestamp(time_ms) => {
+            record_at_time(partition, time_ms, progress).await?.map(|(offset, _)| offset as u64)
+        }
     })
+}
+
+/// Returns whether a read that was out of range asked for an offset at the end of the replica, or behind it.
+pub(super) fn is_at_end(from: Position, error: &PartitionError) -> bool {
+    match (from, error) {
+        (Position::Offset(offset), PartitionError::OutOfRange { next, .. }) => offset >= *next,
+        (_, PartitionError::OutOfRange { .. }) => true,
+        _ => false,
+    }
 }
 
 /// Offset and timestamp of the first record at or after a time.

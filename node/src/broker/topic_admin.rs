@@ -52,7 +52,7 @@ impl Broker {
         .await
     }
 
-    /// All topics, by name.
+    /// All topics that this node knows, by name. Its metadata may lag behind the controller leader's.
     ///
     /// # Errors
     /// [`Reason::Unavailable`] before the node is a member of a cluster.
@@ -65,16 +65,14 @@ impl Broker {
         self.inner.cluster.state().topics.get(name).cloned().ok_or_else(|| unknown_topic(name))
     }
 
-    /// One topic and its partitions. A dormant partition is described from the summary that its log stored when it was closed, one
-    /// that was never used as empty.
+    /// One topic and its partitions, as this node's replicas have them, which may be behind: [`Broker::offsets`] asks the leader. A
+    /// dormant partition is described from the summary that its log stored when it was closed, one that was never used as empty.
     ///
     /// # Errors
-    /// [`Reason::UnknownTopic`].
+    /// [`Reason::UnknownTopic`]; [`Reason::Unavailable`] when this node cannot find out whether the topic exists.
     pub async fn describe_topic(&self, name: &str) -> Result<(Topic, Vec<PartitionDescription>), ApiError> {
-        if self.topic_named(name).is_err() && !self.alone() {
-            // It may be committed and not applied on this node yet.
-            let _ = self.controller()?.sync().await;
-        }
+        // It may be committed and not applied on this node yet.
+        self.know([(name, 0)]).await?;
         let topic = self.topic_named(name)?;
         let logs = self.inner.replicas.existing_logs().await;
         let mut partitions = Vec::with_capacity(topic.partitions as usize);
@@ -147,6 +145,7 @@ impl Broker {
         let (broker, name) = (self.clone(), name.to_owned());
         to_the_end(async move {
             let _one = broker.inner.changing_topics.lock().await;
+            broker.know([(name.as_str(), 0)]).await?;
             let before = broker.topic_named(&name)?;
             let mut topic = before.clone();
             if partitions != 0 {

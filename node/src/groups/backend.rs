@@ -50,14 +50,31 @@ impl Backend {
         self.broker.cluster().state().topics.get(name).cloned()
     }
 
+    /// Makes sure that a topic or partition that this node does not know does not exist.
+    ///
+    /// # Errors
+    /// [`Reason::Unavailable`].
+    pub(super) async fn know<'a>(&self, wanted: impl IntoIterator<Item = (&'a str, i32)>) -> Result<(), ApiError> {
+        self.broker.know(wanted).await
+    }
+
     /// Number of partitions of a topic; 0: the topic does not exist.
     pub(super) fn partitions_of(&self, name: &str) -> i32 {
         self.broker.cluster().state().topics.get(name).map_or(0, |topic| topic.partitions)
     }
 
-    /// The internal topic; `None`: not created yet, so there are no groups.
+    /// The internal topic; `None`: not created yet, so there are no groups, as far as this node knows.
     pub(super) fn groups_topic(&self) -> Option<Topic> {
         self.topic(GROUPS_TOPIC)
+    }
+
+    /// The internal topic; `None`: there are no groups.
+    ///
+    /// # Errors
+    /// [`Reason::Unavailable`] when this node cannot find out.
+    pub(super) async fn existing_groups_topic(&self) -> Result<Option<Topic>, ApiError> {
+        self.know([(GROUPS_TOPIC, 0)]).await?;
+        Ok(self.groups_topic())
     }
 
     /// The internal topic, created if needed.
@@ -155,8 +172,18 @@ impl LedPartition {
         read_table(&self.partition, read)
     }
 
+    /// Proves that this node still led after the call, so that no other coordinator had changed what was read before.
+    ///
+    /// # Errors
+    /// [`Reason::NotLeader`]; [`Reason::Unavailable`] without a majority.
+    pub(super) async fn confirm(&self) -> Result<(), ApiError> {
+        // Boxed: keeps the caller's future small.
+        Box::pin(self.partition.confirm(self.term)).await.map_err(|error| self.broker.api_error(error))
+    }
+
     /// Queues changes after all that were submitted before. They are durable, and readable, once
-    /// [`PendingChanges::wait`] returns.
+    /// [`PendingChanges::wait`] returns. Without changes, returns after the proof that an append would have been:
+    /// [`LedPartition::confirm`].
     ///
     /// # Errors
     /// When they are not accepted.
@@ -164,6 +191,7 @@ impl LedPartition {
         let mut answers = Vec::new();
         let broker = self.broker.clone();
         if changes.is_empty() {
+            self.confirm().await?;
             return Ok(PendingChanges { broker, answers });
         }
         self.broker.check_space()?;

@@ -15,6 +15,9 @@
 //!   is dropped and recovered from the table.
 //! - Changes of one group are decided sequentially, and their order in the log is that of the decisions.
 //! - State in memory is valid for one term of leadership.
+//! - An answer that appends nothing (a refusal, stored offsets, a heartbeat without a change) is a read: it leaves after the
+//!   proof that this node still coordinates the group ([`backend::LedPartition::confirm`]). [`Groups::list`] alone reads what
+//!   this node's replicas have.
 //!
 //! Independent of any protocol: gRPC calls it today, and a Kafka listener could serve members of the same groups.
 
@@ -138,6 +141,18 @@ impl LockedGroup {
         let record = self.record.clone().unwrap_or_default();
         self.cached.take().unwrap_or_else(|| ConsumerGroup::recover(name, &record, Instant::now()))
     }
+
+    /// Releases the group, then proves that this node still coordinates it: for an answer that appends nothing.
+    async fn confirm(self) -> Result<(), ApiError> {
+        let Self { lead, cached, .. } = self;
+        drop(cached);
+        lead.confirm().await
+    }
+
+    /// As [`LockedGroup::confirm`]: the error for a request that was refused with `error`.
+    async fn refuse(self, error: ApiError) -> ApiError {
+        self.confirm().await.err().unwrap_or(error)
+    }
 }
 
 impl Groups {
@@ -180,6 +195,9 @@ impl Groups {
     pub async fn heartbeat(&self, request: Heartbeat) -> Result<HeartbeatResponse, ApiError> {
         let record = check_heartbeat(&request)?;
         let joins = request.member_id.is_empty();
+        if joins {
+            self.inner.backend.know(record.topics.iter().map(|topic| (topic.as_str(), 0))).await?;
+        }
         if joins && let Some(topic) = record.topics.iter().find(|topic| self.inner.backend.partitions_of(topic) == 0) {
             return Err(unknown_topic(topic));
         }
@@ -193,6 +211,11 @@ impl Groups {
         let new_id = || Uuid::new_v4().to_string();
         let partitions_of = |topic: &str| self.inner.backend.partitions_of(topic);
         match group.heartbeat(&request, record, new_id, partitions_of, Instant::now()) {
+            Ok((membership, changes)) if changes.is_empty() => {
+                *locked.cached = Some(group);
+                locked.confirm().await?;
+                Ok(membership)
+            }
             Ok((membership, changes)) => {
                 locked.lead.append(&request.group, &changes).await?;
                 *locked.cached = Some(group);
@@ -200,7 +223,7 @@ impl Groups {
             }
             Err(error) => {
                 *locked.cached = Some(group);
-                Err(error)
+                Err(locked.refuse(error).await)
             }
         }
     }
@@ -219,7 +242,10 @@ impl Groups {
             locked.lead.append(name, changes).await?;
         }
         *locked.cached = Some(group);
-        left.map(drop)
+        match left {
+            Ok(_) => Ok(()),
+            Err(error) => Err(locked.refuse(error).await),
+        }
     }
 
     /// The groups of all partitions of `__groups` with a replica on this node, by name. For groups that another node coordinates, a
@@ -258,13 +284,13 @@ impl Groups {
     /// [`Reason::UnknownGroup`], [`Reason::GroupNotEmpty`], [`Reason::NotLeader`].
     pub async fn delete(&self, name: &str) -> Result<(), ApiError> {
         check_name(name)?;
-        let mut locked = self.inner.lock_group(name, &self.topic(name)?).await?;
+        let mut locked = self.inner.lock_group(name, &self.topic(name).await?).await?;
+        let Some(record) = locked.record.clone() else { return Err(locked.refuse(unknown_group(name)).await) };
         let group = locked.take(name);
-        let record = locked.record.clone().ok_or_else(|| unknown_group(name))?;
         if !group.is_empty() {
             let error = not_empty(name, group.len());
             *locked.cached = Some(group);
-            return Err(error);
+            return Err(locked.refuse(error).await);
         }
         let offsets = record.offsets.iter().flat_map(|(topic, partitions)| {
             partitions.keys().map(|partition| Change::Offset(topic.clone(), *partition, None))
@@ -275,8 +301,8 @@ impl Groups {
     }
 
     /// The internal topic; without it the group does not exist.
-    fn topic(&self, name: &str) -> Result<Topic, ApiError> {
-        self.inner.backend.groups_topic().ok_or_else(|| unknown_group(name))
+    async fn topic(&self, name: &str) -> Result<Topic, ApiError> {
+        self.inner.backend.existing_groups_topic().await?.ok_or_else(|| unknown_group(name))
     }
 }
 

@@ -32,6 +32,7 @@ impl Groups {
     pub async fn commit(&self, request: Commit) -> Result<(), ApiError> {
         let backend = &self.inner.backend;
         check_name(&request.group)?;
+        backend.know(request.offsets.iter().map(|one| (one.topic.as_str(), one.partition))).await?;
         let mut changes = checked(backend, &request)?;
         let is_member = !request.member_id.is_empty();
         let topic = backend.groups_topic_or_new().await?;
@@ -46,7 +47,9 @@ impl Groups {
             Err(not_empty(&request.group, group.len()))
         };
         *locked.cached = Some(group);
-        may?;
+        if let Err(error) = may {
+            return Err(locked.refuse(error).await);
+        }
         if let Some(record) = &locked.record {
             changes.extend(expired(backend, record));
         }
@@ -63,9 +66,13 @@ impl Groups {
     pub async fn offsets(&self, name: &str, wanted: &Partitions) -> Result<Vec<CommittedOffset>, ApiError> {
         check_name(name)?;
         let backend = &self.inner.backend;
-        let Some(topic) = backend.groups_topic() else { return Ok(Vec::new()) };
+        let Some(topic) = backend.existing_groups_topic().await? else { return Ok(Vec::new()) };
         let lead = backend.lead(&topic, partition_of(name, topic.partitions)).await?;
         let record = lead.read(|table| table.get(name).cloned())?.unwrap_or_default();
+        lead.confirm().await?;
+        // Offsets of topics that this node does not know are left out, as those of deleted topics.
+        let stored = record.offsets.keys().filter(|topic| wanted.is_empty() || wanted.contains_key(*topic));
+        backend.know(stored.map(|topic| (topic.as_str(), 0))).await?;
         let wanted: BTreeMap<&str, BTreeSet<i32>> =
             wanted.iter().map(|(topic, partitions)| (topic.as_str(), partitions.iter().copied().collect())).collect();
         let is_wanted = |topic: &str, partition: i32| {
@@ -83,8 +90,8 @@ impl Groups {
     pub async fn describe(&self, name: &str) -> Result<GroupDescription, ApiError> {
         check_name(name)?;
         let backend = &self.inner.backend;
-        let mut locked = self.inner.lock_group(name, &self.topic(name)?).await?;
-        let record = locked.record.clone().ok_or_else(|| unknown_group(name))?;
+        let mut locked = self.inner.lock_group(name, &self.topic(name).await?).await?;
+        let Some(record) = locked.record.clone() else { return Err(locked.refuse(unknown_group(name)).await) };
         let group = locked.take(name);
         let mut description = GroupDescription {
             group: name.to_owned(),
@@ -96,7 +103,7 @@ impl Groups {
         };
         let owners = owners(&group);
         *locked.cached = Some(group);
-        drop(locked);
+        locked.confirm().await?;
         let mut offsets: BTreeMap<(String, i32), Option<i64>> =
             owners.keys().map(|partition| (partition.clone(), None)).collect();
         offsets.extend(valid_offsets(backend, &record).into_iter().map(|(at, offset)| (at, Some(offset.offset))));
@@ -125,6 +132,8 @@ impl Groups {
             }
             _ => {}
         }
+        let last = request.partitions.iter().copied().max().unwrap_or(0);
+        backend.know([(request.topic.as_str(), last)]).await?;
         let target = backend.topic(&request.topic).ok_or_else(|| unknown_topic(&request.topic))?;
         let partitions: BTreeSet<i32> = match request.partitions.is_empty() {
             true => (0..target.partitions).collect(),
@@ -137,7 +146,7 @@ impl Groups {
         let members = group.len();
         *locked.cached = Some(group);
         if members > 0 {
-            return Err(not_empty(&request.group, members));
+            return Err(locked.refuse(not_empty(&request.group, members)).await);
         }
         if locked.record.is_none() {
             self.inner.check_room()?;
@@ -145,7 +154,9 @@ impl Groups {
         let found = futures::stream::iter(partitions).map(|partition| resolve(backend, &request, partition));
         let found: Vec<Result<CommittedOffset, ApiError>> = found.buffered(AT_ONCE).collect().await;
         let offsets: Vec<CommittedOffset> = found.into_iter().collect::<Result<_, _>>()?;
-        if !request.dry_run {
+        if request.dry_run {
+            locked.confirm().await?;
+        } else {
             let changes: Vec<Change> = offsets.iter().map(|one| change(&target, one)).collect();
             locked.lead.append(&request.group, &changes).await?;
         }

@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::confirming::Confirming;
 use super::environment::Environment;
 use super::sequencer::{Append, Sequencer, SequencerFailure};
 use super::state_machine::{AppliedState, PartitionMachine};
@@ -181,6 +182,7 @@ impl LeadershipTask {
             budget: self.env.budget.clone(),
             entry_bytes_max: config.entry_bytes_max,
             versioned_keys_max: config.versioned_keys_max,
+            confirming: Confirming::start(self.group.clone(), term, failure.failed()),
             failure: failure.clone(),
             metrics: self.env.cluster.metrics.clone(),
         };

@@ -19,6 +19,7 @@
 //! Never names the controller, the broker, or a protocol: what replicas report to the controller goes through
 //! [`Reports`](crate::cluster::Reports), and the caller decides which topics have a view ([`ViewOf`]).
 
+mod confirming;
 mod environment;
 mod fill;
 mod housekeeping;

@@ -6,7 +6,8 @@
 //!
 //! Invariants:
 //! - Base offsets are assigned here, in queue order, and patched into the batches in place.
-//! - The response to a rejected or duplicate request is sent only after the entries that it was checked against are committed.
+//! - The response to a rejected or duplicate request is sent only after the entries that it was checked against are committed,
+//!   and this node has proved that it still led when it was checked ([`super::confirming`]).
 //! - When an entry fails, the speculative tail is void: the sequencer stops, and another one starts from the committed
 //!   state if this node still leads then.
 //! - Every request gets a response: a [`Reply`] that is dropped sends "not accepted" before its proposal and "outcome unknown"
@@ -23,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::confirming::{ConfirmLater, Confirming};
 use super::environment::Environment;
 use super::keys::{KeyVersions, KeysError};
 use super::state_machine::{AppliedState, PartitionMachine};
@@ -97,6 +99,7 @@ pub(super) struct Sequencer {
     pub(super) entry_bytes_max: usize,
     pub(super) versioned_keys_max: usize,
     pub(super) failure: SequencerFailure,
+    pub(super) confirming: Confirming,
     pub(super) metrics: RaftMetrics,
 }
 
@@ -128,6 +131,11 @@ impl SequencerFailure {
         self.cause.lock().get_or_insert(error);
         self.stop.cancel();
         self.failed.cancel();
+    }
+
+    /// Cancelled when a failure is set.
+    pub(super) fn failed(&self) -> CancellationToken {
+        self.failed.clone()
     }
 
     /// Resolves when the sequencer stops, for any cause.
@@ -166,6 +174,23 @@ struct WaitingReply {
     answer: AppendAnswer,
     /// Its records are in the entry, or in an earlier one: while the entry's outcome is unknown, so is that of the append.
     in_log: bool,
+    /// The answer states what the log contained before the append: it needs a proof of leadership. That the append was stored
+    /// is certain once its entry has committed.
+    states: bool,
+}
+
+impl WaitingReply {
+    /// Sends the answer, after the proof that it needs. Everything that the append was checked against has committed.
+    fn send(self, confirm: &ConfirmLater, failure: &SequencerFailure) {
+        if !self.states {
+            return self.reply.send(self.answer);
+        }
+        let failure = failure.clone();
+        confirm.then(move |proof| match proof {
+            Ok(()) => self.reply.send(self.answer),
+            Err(error) => refuse(self, &failure.get().unwrap_or(error), true),
+        });
+    }
 }
 
 /// The replies that wait for one proposed entry.
@@ -197,6 +222,16 @@ struct Draft {
 impl Sequencer {
     /// Runs until the queue closes or the partition fails. Returns when all requests of proposed entries have a response.
     pub(super) async fn run(mut self) {
+        let confirming = self.confirming.task();
+        self.order().await;
+        if let Some(confirming) = confirming
+            && let Err(error) = confirming.await
+        {
+            tracing::error!(%error, "confirming of statements panicked");
+        }
+    }
+
+    async fn order(mut self) {
         let mut tail = SpeculativeTail {
             next_offset: self.shared.progress.borrow().next_offset,
             producers: self.shared.producers.lock().clone(),
@@ -287,7 +322,7 @@ impl Sequencer {
             },
             SequenceCheck::Duplicate { base_offset } => {
                 let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: true });
-                return self.answer_after(WaitingReply { reply, answer, in_log: true }, draft, last);
+                return self.answer_after(WaitingReply { reply, answer, in_log: true, states: true }, draft, last);
             }
             SequenceCheck::Fenced { current } => Err(PartitionError::ProducerFenced {
                 producer_id: header.producer_id,
@@ -301,7 +336,8 @@ impl Sequencer {
             }),
         };
         if let Err(error) = verdict {
-            return self.answer_after(WaitingReply { reply, answer: Err(error), in_log: false }, draft, last);
+            let refused = WaitingReply { reply, answer: Err(error), in_log: false, states: true };
+            return self.answer_after(refused, draft, last);
         }
         let base_offset = tail.next_offset as i64;
         chronicle_records::patch(&mut batch, base_offset, leader_epoch(self.leader.term));
@@ -323,7 +359,7 @@ impl Sequencer {
         }
         draft.records += header.record_count as u32;
         let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: false });
-        draft.waiting.push(WaitingReply { reply, answer, in_log: true });
+        draft.waiting.push(WaitingReply { reply, answer, in_log: true, states: false });
         draft.sampled.extend(trace.map(|queued| *queued));
         drop(permit);
     }
@@ -417,6 +453,7 @@ impl Sequencer {
         let done = Completion {
             waiters: waiters.clone(),
             failure: self.failure.clone(),
+            confirm: self.confirming.later(),
             metrics: self.metrics.clone(),
             proposed: Instant::now(),
             done: false,
@@ -460,7 +497,7 @@ impl Sequencer {
             return;
         }
         match self.failure.get() {
-            None => waiting.reply.send(waiting.answer),
+            None => waiting.send(&self.confirming.later(), &self.failure),
             // The entries that it was checked against may be void.
             Some(cause) => refuse(waiting, &cause, true),
         }
@@ -471,6 +508,7 @@ impl Sequencer {
 struct Completion {
     waiters: Waiters,
     failure: SequencerFailure,
+    confirm: ConfirmLater,
     metrics: RaftMetrics,
     proposed: Instant,
     done: bool,
@@ -487,7 +525,7 @@ impl Completion {
                     (in_flight.waiting.take().unwrap_or_default(), in_flight.held.take())
                 };
                 drop(held);
-                waiting.into_iter().for_each(|waiting| waiting.reply.send(waiting.answer));
+                waiting.into_iter().for_each(|waiting| waiting.send(&self.confirm, &self.failure));
             }
             Err(error) => {
                 let accepted = matches!(error, ProposeError::Unknown(_));

@@ -7,6 +7,7 @@
 mod access;
 mod broker;
 mod cli;
+mod cut_off;
 mod disk_faults;
 mod groups;
 mod grpc;
