@@ -92,8 +92,8 @@ impl Broker {
         read.map_err(|error| self.api_error(error))
     }
 
-    /// Reads what the replica on this node has, or receives before the wait ends. [`Position::Latest`] requires that
-    /// this node leads the partition.
+    /// Reads what the replica on this node has, or receives before the wait ends. [`Position::Latest`], and a time after
+    /// every record here, require that this node leads the partition.
     pub(super) async fn fetch_here(&self, topic: &Topic, request: &Fetch) -> Result<Fetched, PartitionError> {
         let wait_max = Duration::from_millis(self.config().limits.wait_ms_max);
         let deadline = Instant::now() + request.max_wait.min(wait_max);

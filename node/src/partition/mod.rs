@@ -34,6 +34,8 @@ mod replica_lag;
 mod replicas;
 mod retention;
 mod sequencer;
+#[cfg(test)]
+mod sequencer_tests;
 mod state_machine;
 mod storage;
 mod throttle;

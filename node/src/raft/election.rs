@@ -67,7 +67,14 @@ impl<M: Machine> RaftGroup<M> {
 
     /// Whether this replica must not become a candidate yet, because it has just acknowledged a message of a leader.
     pub fn promised(&self) -> bool {
-        self.promise.binds(self.node)
+        self.promise.binds_itself(self.node, self.alone())
+    }
+
+    /// Whether this replica is the only voter.
+    fn alone(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().voter_ids().eq([self.node])
     }
 
     pub(super) async fn vote(&self, from: u64, request: proto::VoteRequest) -> Result<proto::VoteResponse, String> {
@@ -189,7 +196,7 @@ impl<M: Machine> RaftGroup<M> {
         }
         let mut promised = self.promise.lock().await;
         let now = self.raft.with_raft_state(|state| *state.vote_ref()).await.map_err(|e| self.fatal(e))?;
-        if now != vote || self.election_under_way() || promised.binds(self.node) {
+        if now != vote || self.election_under_way() || promised.binds_itself(self.node, self.alone()) {
             // Another replica was faster, or the leader is back.
             return Ok(false);
         }

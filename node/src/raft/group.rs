@@ -432,7 +432,7 @@ impl<M: Machine> RaftGroup<M> {
     /// linearizable. Returns that raft index.
     ///
     /// # Errors
-    /// [`RaftGroupError::NotLeader`], or no majority within the election timeout.
+    /// [`RaftGroupError::NotLeader`]; [`RaftGroupError::NoLeader`] without a majority within the election timeout.
     pub async fn read_index(&self) -> Result<Option<u64>, RaftGroupError> {
         self.prove().await.map(|at| Some(at.index))
     }

@@ -65,7 +65,7 @@ use crate::host::Suspension;
 
 /// Time since a majority's acknowledged messages were sent within which a leader may serve a linearizable read without
 /// another round.
-pub(super) const LEASE: Duration = Duration::from_millis(100);
+pub(crate) const LEASE: Duration = Duration::from_millis(100);
 /// What voters wait longer than a leader relies on, for clocks of different rates and short suspensions.
 pub(super) const MARGIN: Duration = Duration::from_millis(50);
 /// Time after an acknowledgement within which a voter votes for no other node. Shorter than the shortest silence after
@@ -128,9 +128,9 @@ impl LeasePromise {
         self.promised.lock().await
     }
 
-    /// Whether the replica must not vote for `candidate` now, or is just deciding about a vote.
-    pub(super) fn binds(&self, candidate: u64) -> bool {
-        self.promised.try_lock().map_or(true, |promised| promised.binds(candidate))
+    /// As [`Promised::binds_itself`], and whether the replica is just deciding about a vote.
+    pub(super) fn binds_itself(&self, node: u64, alone: bool) -> bool {
+        self.promised.try_lock().map_or(true, |promised| promised.binds_itself(node, alone))
     }
 }
 
@@ -138,6 +138,12 @@ impl Promised {
     /// Whether the replica must not vote for `candidate` now.
     pub(super) fn binds(&self, candidate: u64) -> bool {
         self.leader != candidate && Instant::now() < self.until
+    }
+
+    /// Whether the replica on `node` must not become a candidate now. `alone`: it is the only voter, so that its former
+    /// process led, or followed a leader that has ended.
+    pub(super) fn binds_itself(&self, node: u64, alone: bool) -> bool {
+        self.binds(node) && !(alone && self.leader == 0)
     }
 
     /// Records a granted vote: leaders of earlier terms get no acknowledgement from now on.

@@ -27,6 +27,8 @@ mod wire;
 pub use group::{
     HEARTBEAT, ProposeError, ProposeResult, RaftGroup, RaftGroupConfig, RaftGroupError, RaftGroupStatus, Role, Roles,
 };
+#[cfg(test)]
+pub(crate) use lease::LEASE;
 pub use lease::LeasePromise;
 pub use network::Transport;
 pub(crate) use state_machine::checkpoint_index;
