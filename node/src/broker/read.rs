@@ -24,15 +24,14 @@ use crate::partition::{Partition, Progress};
 pub(super) const DEFAULT_FETCH_BYTES: usize = 1 << 20;
 
 impl Broker {
-    /// Reads whole stored batches of one partition. With [`Route::Leader`], reads from the leader what this node does
-    /// not have or does not know; an answer of the leader has at most about 256 KiB.
+    /// Reads whole stored batches of one partition. With [`Route::Leader`], and for a read without a wait, reads from the
+    /// leader what this node does not have or does not know; an answer of the leader has at most about 256 KiB.
     ///
     /// # Errors
     /// `Reason::OffsetOutOfRange` below the log start or past the end; `Reason::UnknownTopic`,
     /// `Reason::UnknownPartition`, `Reason::DataDamaged`; failures of the disk; `Reason::NotLeader` with [`Route::Local`]
-    /// when nothing is there on this replica and only the leader may say so; `Reason::Unavailable` when the leader does
-    /// not answer. Only with [`Route::Local`] and a wait, an answer without batches says no more than that none arrived on
-    /// this replica.
+    /// and a wait for an offset past the end of this replica; `Reason::Unavailable` when the leader does not answer. Only
+    /// with [`Route::Local`] and a wait, an answer without batches says no more than that none arrived on this replica.
     pub async fn fetch(&self, request: Fetch, route: Route) -> Result<Fetched, ApiError> {
         not_negative(request.from)?;
         let topic = self.topic(&request.target).await?;
@@ -44,6 +43,10 @@ impl Broker {
             (Route::Leader, _) => return self.fetch_from_leader(topic, request, here).await,
             (Route::Local, Ok(_)) if !request.max_wait.is_zero() => {}
             (Route::Local, Err(error)) if !is_at_end(request.from, error) => {}
+            (Route::Local, _) if request.max_wait.is_zero() => {
+                return self.fetch_from_leader(topic, request, here).await;
+            }
+            // It could not wait here for what the leader has not either: the client goes to the leader.
             (Route::Local, _) => {
                 let proven = self.fetch_as_leader(&topic, &request).await;
                 return proven.map_err(|error| self.api_error(error));
