@@ -26,7 +26,7 @@ use crate::config::{Config, LinearizableReads, Live};
 use crate::host::Suspension;
 use crate::model::{Expectation, PartitionError};
 use crate::peers::{AskError, Liveness, LivenessConfig, Peers};
-use crate::raft::{LEASE, LeaderTerm, LeasePromise, Member, RaftGroup, Role, Start, Transport};
+use crate::raft::{LEASE, LeaderTerm, LeasePromise, RaftGroup, RaftGroupConfig, RaftMember, Role, Transport};
 
 const LOG: LogId = LogId { topic: Uuid::from_u128(9), partition: 0 };
 
@@ -73,13 +73,13 @@ impl Led {
             let store = Store::open(Arc::new(RealDisk), dir.path(), StoreConfig::default()).unwrap();
             let log = store.open_log(LOG, LogConfig::default()).unwrap();
             let (machine, state) = PartitionMachine::new(log.clone(), 100, None);
-            let start = Start {
+            let start = RaftGroupConfig {
                 store: store.clone(),
                 log: log.clone(),
                 id: LOG,
                 node,
                 transport: Arc::new(Wire { me: node, groups: groups.clone() }),
-                founders: Some([1, 2].map(|id| (id, Member::default())).into()),
+                founders: Some([1, 2].map(|id| (id, RaftMember::default())).into()),
                 election_timeout: Duration::from_secs(1),
                 reads: LinearizableReads::Lease,
                 promise: LeasePromise::new(Instant::now() - Duration::from_secs(1)),
