@@ -59,6 +59,10 @@ impl DataDir {
             disk.create_dir(path).map_err(|error| open_error(path, "create the directory", error))?;
         }
         let fresh = format.is_none();
+        if !fresh {
+            // A killed process may have left the name of `FORMAT` in memory only.
+            sync_names(&*disk, dir).map_err(|error| LogError::io(dir, "flush the directory", error))?;
+        }
         if fresh && !list_dir(&*disk, &logs)?.is_empty() {
             let reason = "the directory holds logs, but its FORMAT file is missing";
             return Err(LogError::damaged(dir.join("FORMAT"), 0, None, reason));
@@ -205,10 +209,14 @@ fn write_format(disk: &dyn Disk, dir: &Path, node_id: Uuid) -> Result<(), LogErr
     write_all_at(&*file, 0, &mut [IoSlice::new(text.as_bytes())]).map_err(io)?;
     file.sync_data().map_err(io)?;
     disk.rename(&aside, &path).map_err(io)?;
-    disk.sync_dir(dir).map_err(io)?;
-    // The directory itself may be new.
+    sync_names(disk, dir).map_err(io)
+}
+
+/// Makes the names in the data directory durable, and its own, which may be new.
+fn sync_names(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    disk.sync_dir(dir)?;
     match dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => disk.sync_dir(parent).map_err(io),
+        Some(parent) => disk.sync_dir(parent),
         None => Ok(()),
     }
 }

@@ -7,10 +7,12 @@
 //! - `durable <= end`; each record carries the `durable` of the moment it was encoded, so that recovery can tell a torn
 //!   tail (cut) from damage to something acknowledged (an error).
 //! - The map in memory is ahead of the file by at most what is queued.
-//! - A file is never rewritten in place: the live records go to a new file, which replaces the old by rename.
+//! - A file is never rewritten in place: the live records go to a new file, which replaces the old by rename. An error after
+//!   the rename stops the journal: a crash may bring either file back, so that neither may get another record.
 //!
 //! Neighbours: every part of the store holds the [`Journal`]; the [`JournalFile`] belongs to the flush scheduler. Names no log
-//! state and no thread; the values of the engine's own keys are in `marks.rs`.
+//! state and no thread; the values of the engine's own keys are in `marks.rs`, and how much of the file was durable when it was
+//! closed is in `journal_end.rs`.
 
 use std::{
     io::{self, IoSlice},
@@ -29,6 +31,7 @@ use crate::{
     bytes_le::{align8, get_u32, get_u64, put_u32, put_u64},
     disk::{Disk, DiskFile, OpenMode, write_all_at},
     done::complete,
+    journal_end::JournalEnd,
 };
 
 const MAGIC: &[u8; 8] = b"CHRNLJNL";
@@ -306,6 +309,13 @@ impl Journal {
     pub(crate) fn failure(&self) -> Option<LogError> {
         self.state.lock().failed.clone()
     }
+
+    /// Stops the journal for good. Returns what waits for a flush that will not come.
+    fn fail(&self, error: &LogError) -> Vec<Done> {
+        let mut state = self.state.lock();
+        state.failed = Some(error.clone());
+        std::mem::take(&mut state.dones)
+    }
 }
 
 /// The file side, owned by the flush scheduler.
@@ -336,6 +346,8 @@ impl JournalFile {
         rewrite_bytes: u64,
         fresh: bool,
     ) -> Result<(Journal, Self), LogError> {
+        // A rename that a killed process did not flush may be undone yet, together with all that is written after it.
+        disk.sync_dir(dir).map_err(|error| LogError::io(dir, DIRECTORY, error))?;
         let list = disk.list(dir).map_err(|error| LogError::io(dir, "list the directory", error))?;
         let mut sequences: Vec<u64> = list
             .iter()
@@ -352,10 +364,21 @@ impl JournalFile {
         let mut journal = match newest {
             _ if fresh => {
                 leftovers.extend(newest.map(file_name));
-                Self::create(disk.clone(), dir, node, newest.map_or(1, |newest| newest + 1), &state, rewrite_bytes)?
+                leftovers.push(JournalEnd::NAME.to_owned());
+                let sequence = newest.map_or(1, |newest| newest + 1);
+                Self::create(disk.clone(), dir, node, sequence, &state, rewrite_bytes)
+                    .map_err(CreateError::into_inner)?
             }
             None => return Err(LogError::damaged(dir, 0, None, "the journal is missing")),
-            Some(sequence) => Self::load(disk.clone(), dir, node, sequence, &mut state.lock(), rewrite_bytes)?,
+            Some(sequence) => {
+                let closed_at = JournalEnd::read(&*disk, dir, node)?;
+                if let Some(lost) = closed_at.filter(|end| end.sequence > sequence) {
+                    let path = dir.join(file_name(lost.sequence));
+                    return Err(LogError::damaged(path, 0, None, "the journal is missing"));
+                }
+                let durable = closed_at.filter(|end| end.sequence == sequence).map_or(0, |end| end.durable);
+                Self::load(disk.clone(), dir, node, sequence, durable, &mut state.lock(), rewrite_bytes)?
+            }
         };
         for name in leftovers {
             let path = dir.join(name);
@@ -374,7 +397,7 @@ impl JournalFile {
         Ok((Journal { state }, journal))
     }
 
-    /// Writes a new file with the live records and gives it its name.
+    /// Writes a new file with the live records and gives it its name, durably.
     fn create(
         disk: Arc<dyn Disk>,
         dir: &Path,
@@ -382,7 +405,7 @@ impl JournalFile {
         sequence: u64,
         live: &Mutex<JournalState>,
         rewrite_bytes: u64,
-    ) -> Result<Self, LogError> {
+    ) -> Result<Self, CreateError> {
         let seed = file_seed(node, sequence);
         let mut bytes = vec![0; FILE_HEADER];
         live.lock().encode_live(seed, &mut bytes);
@@ -401,11 +424,19 @@ impl JournalFile {
             let path = path.clone();
             move |error| LogError::io(path, action, error)
         };
-        let file = disk.open(&aside, OpenMode::Truncate).map_err(io("create the journal"))?;
-        write_all_at(&*file, 0, &mut [IoSlice::new(&bytes)]).map_err(io("write the journal"))?;
-        file.sync_data().map_err(io("flush the journal"))?;
-        disk.rename(&aside, &path).map_err(io("rename the journal"))?;
-        disk.sync_dir(dir).map_err(io("flush the directory of the journal"))?;
+        let unnamed = |action| {
+            let io = io(action);
+            move |error| CreateError::Unnamed(io(error))
+        };
+        let file = disk.open(&aside, OpenMode::Truncate).map_err(unnamed("create the journal"))?;
+        write_all_at(&*file, 0, &mut [IoSlice::new(&bytes)]).map_err(unnamed("write the journal"))?;
+        file.sync_data().map_err(unnamed("flush the journal"))?;
+        disk.rename(&aside, &path).map_err(|error| match io("rename the journal")(error) {
+            // The directory has no room for the name. After any other error it may have been given.
+            error @ LogError::NoSpace { .. } => CreateError::Unnamed(error),
+            error => CreateError::Named(error),
+        })?;
+        disk.sync_dir(dir).map_err(|error| CreateError::Named(flush_failed(&path, DIRECTORY, error)))?;
         Ok(Self {
             disk,
             dir: dir.to_owned(),
@@ -420,11 +451,13 @@ impl JournalFile {
         })
     }
 
+    /// Reads a file whose first `durable` bytes are known to have been on disk.
     fn load(
         disk: Arc<dyn Disk>,
         dir: &Path,
         node: Uuid,
         sequence: u64,
+        durable: u64,
         state: &mut JournalState,
         rewrite_bytes: u64,
     ) -> Result<Self, LogError> {
@@ -446,7 +479,7 @@ impl JournalFile {
             return Err(LogError::damaged(&path, 16, None, "the journal belongs to another data directory"));
         }
         let seed = file_seed(node, sequence);
-        let mut marked = get_u64(&bytes, 40);
+        let mut marked = get_u64(&bytes, 40).max(durable);
         let mut at = FILE_HEADER;
         let mut bad = None;
         while at < bytes.len() {
@@ -514,6 +547,7 @@ impl JournalFile {
             record.encode(self.durable, seed, &mut bytes);
         }
         let result = self.write(&bytes);
+        let mut late = Vec::new();
         match &result {
             Ok(()) => self.unconfirmed = queue.iter().any(|record| !matches!(record, JournalRecord::Mark)),
             Err(LogError::NoSpace { .. }) => {
@@ -525,19 +559,14 @@ impl JournalFile {
                 state.queue.extend(newer);
                 state.due = Some(retry_at);
             }
-            Err(error) => journal.state.lock().failed = Some(error.clone()),
+            Err(error) => late = journal.fail(error),
         }
         for done in dones {
             complete(done, result.clone());
         }
-        if let Err(error) = &result
-            && !matches!(error, LogError::NoSpace { .. })
-        {
+        if let Err(error) = &result {
             // What was queued in the meantime will never be flushed.
-            let late = std::mem::take(&mut journal.state.lock().dones);
-            for done in late {
-                complete(done, Err(error.sticky()));
-            }
+            late.into_iter().for_each(|done| complete(done, Err(error.sticky())));
         }
         result.map(|()| true)
     }
@@ -548,13 +577,7 @@ impl JournalFile {
             move |error: io::Error| LogError::io(path, action, error)
         };
         write_all_at(&*self.file, self.end, &mut [IoSlice::new(bytes)]).map_err(io("write to the journal"))?;
-        self.file.sync_data().map_err(|error| match LogError::io(&self.path, "flush the journal", error) {
-            // After a failed flush the bytes may be anywhere: never retried, whatever the reason.
-            LogError::NoSpace { path, action } => {
-                LogError::Io { path, action, source: Arc::new(io::ErrorKind::StorageFull.into()) }
-            }
-            error => error,
-        })?;
+        self.file.sync_data().map_err(|error| flush_failed(&self.path, "flush the journal", error))?;
         self.end += bytes.len() as u64;
         self.durable = self.end;
         Ok(())
@@ -580,6 +603,9 @@ impl JournalFile {
     }
 
     /// Moves to a new file when the present one is large and mostly dead. Call with nothing urgent waiting.
+    ///
+    /// # Errors
+    /// What stopped the journal. An error that leaves one file to go on with is only logged.
     pub(crate) fn rewrite_if_due(&mut self, journal: &Journal) -> Result<(), LogError> {
         let live = journal.state.lock().live_bytes;
         if self.end < self.rewrite_bytes || self.end < live.saturating_mul(4) {
@@ -588,8 +614,57 @@ impl JournalFile {
         // What is live includes queued records; they will be written again to the new file, which changes nothing.
         let sequence = self.sequence + 1;
         let live = &journal.state;
-        let next = Self::create(self.disk.clone(), &self.dir, self.node, sequence, live, self.rewrite_bytes)?;
+        let next = match Self::create(self.disk.clone(), &self.dir, self.node, sequence, live, self.rewrite_bytes) {
+            Ok(next) => next,
+            Err(CreateError::Unnamed(error)) => {
+                tracing::warn!(%error, "cannot rewrite the journal; it keeps growing");
+                return Ok(());
+            }
+            Err(CreateError::Named(error)) => {
+                for done in journal.fail(&error) {
+                    complete(done, Err(error.sticky()));
+                }
+                return Err(error);
+            }
+        };
         let old = std::mem::replace(self, next);
-        self.disk.remove_file(&old.path).map_err(|error| LogError::io(&old.path, "remove the old journal", error))
+        if let Err(error) = self.disk.remove_file(&old.path) {
+            tracing::warn!(path = ?old.path, %error, "cannot remove the old journal; the next start removes it");
+        }
+        Ok(())
+    }
+
+    /// Notes beside the file how much of it is durable, so that the next start notices when its end is missing. Without the note
+    /// a missing end looks like a torn write. Call when the journal is closed.
+    pub(crate) fn note_end(&self) -> Result<(), LogError> {
+        JournalEnd { sequence: self.sequence, durable: self.durable }.write(&*self.disk, &self.dir, self.node)
+    }
+}
+
+const DIRECTORY: &str = "flush the directory of the journal";
+
+/// After a failed flush the bytes may be anywhere: never a mere lack of space, which could be tried again.
+fn flush_failed(path: &Path, action: &'static str, error: io::Error) -> LogError {
+    match LogError::io(path, action, error) {
+        LogError::NoSpace { path, action } => {
+            LogError::Io { path, action, source: Arc::new(io::ErrorKind::StorageFull.into()) }
+        }
+        error => error,
+    }
+}
+
+/// Why there is no new journal file.
+enum CreateError {
+    /// It has no name: the old file is the journal.
+    Unnamed(LogError),
+    /// It may have its name: which file a later start finds is unknown.
+    Named(LogError),
+}
+
+impl CreateError {
+    fn into_inner(self) -> LogError {
+        match self {
+            Self::Unnamed(error) | Self::Named(error) => error,
+        }
     }
 }

@@ -46,6 +46,7 @@ mod frame;
 mod id;
 mod index;
 mod journal;
+mod journal_end;
 mod log;
 mod log_dir;
 mod marks;

@@ -224,10 +224,9 @@ impl Scheduler {
                     self.arm(self.context.config.idle_mark_delay, TimerKind::JournalMark, Weak::new());
                 }
                 // Rewriting takes a while: not while appends wait for this round, unless they always do.
-                if (idle || self.journal.overgrown())
-                    && let Err(error) = self.journal.rewrite_if_due(&self.context.journal)
-                {
-                    tracing::warn!(%error, "cannot rewrite the journal; it keeps growing");
+                if idle || self.journal.overgrown() {
+                    let rewritten = self.journal.rewrite_if_due(&self.context.journal);
+                    return rewritten.inspect_err(|error| self.stop_all(error));
                 }
                 Ok(())
             }
@@ -263,9 +262,14 @@ impl Scheduler {
         // A full disk may keep records queued: they are given up then.
         for _ in 0..3 {
             if journal.close_if_empty() {
-                return;
+                break;
             }
             flush(&mut self.journal);
+        }
+        if matches!(journal.failure(), None | Some(LogError::Closed))
+            && let Err(error) = self.journal.note_end()
+        {
+            tracing::warn!(%error, "cannot note how far the journal is on disk");
         }
     }
 

@@ -239,6 +239,97 @@ fn every_flipped_byte_of_the_journal_is_harmless_or_reported() {
     }
 }
 
+/// A store with a vote, closed cleanly: the disk, its journal and the journal's bytes.
+fn closed_journal() -> (MemoryDisk, std::path::PathBuf, Vec<u8>) {
+    let (memory, disk) = memory();
+    let store = open(&disk);
+    for vote in 0..10 {
+        put_vote(&store, vote).unwrap();
+    }
+    store.close().unwrap();
+    let path = Path::new(DIR).join("meta/journal-00000000000000000001");
+    let bytes = memory.contents(&path).unwrap();
+    (memory, path, bytes)
+}
+
+fn put_vote(store: &Store, vote: u8) -> Result<(), LogError> {
+    let (done, wait) = done();
+    store.journal_put(id(0), 1, Bytes::copy_from_slice(&[vote]), Some(done))?;
+    wait.recv().unwrap()
+}
+
+#[test]
+fn a_lost_end_of_a_journal_that_was_closed_is_damage() {
+    let (disk, path, bytes) = closed_journal();
+    for lost in 1..=bytes.len() - 56 {
+        for zeros in [true, false] {
+            let copy = disk.fork();
+            let mut changed = bytes[..bytes.len() - lost].to_vec();
+            if zeros {
+                changed.resize(bytes.len(), 0);
+            }
+            if changed == bytes {
+                continue;
+            }
+            copy.overwrite(&path, &changed).unwrap();
+            let error = Store::open(Arc::new(copy), Path::new(DIR), config())
+                .expect_err(&format!("{lost} bytes lost, zeros: {zeros}"));
+            assert!(matches!(error, LogError::Damaged { .. }), "{error}");
+        }
+    }
+    // Nor is an older journal taken for the one that was closed.
+    disk.rename(&path, &path.with_file_name("journal-00000000000000000000")).unwrap();
+    let error = Store::open(Arc::new(disk), Path::new(DIR), config()).unwrap_err();
+    assert!(error.to_string().contains("the journal is missing"), "{error}");
+}
+
+#[test]
+fn a_journal_that_was_closed_before_a_crash_keeps_what_it_had_then_and_loses_only_a_torn_end() {
+    let (disk, path, closed) = closed_journal();
+    let store = Store::open(Arc::new(disk.clone()), Path::new(DIR), config()).unwrap();
+    put_vote(&store, 100).unwrap();
+    let killed = disk.fork();
+    store.close().unwrap();
+    let bytes = killed.contents(&path).unwrap();
+    assert!(bytes.len() > closed.len());
+    for kept in closed.len()..bytes.len() {
+        let copy = killed.fork();
+        let mut torn = bytes[..kept].to_vec();
+        torn.resize(bytes.len(), 0);
+        copy.overwrite(&path, &torn).unwrap();
+        let store = Store::open(Arc::new(copy), Path::new(DIR), config()).unwrap();
+        let vote = store.journal_get(id(0), 1).unwrap()[0];
+        assert!(vote == 9 || vote == 100, "{vote}");
+    }
+    killed.overwrite(&path, &bytes[..closed.len() - 8]).unwrap();
+    let error = Store::open(Arc::new(killed), Path::new(DIR), config()).unwrap_err();
+    assert!(matches!(error, LogError::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn a_journal_without_a_note_of_its_end_opens_and_a_stale_or_bad_note_is_no_damage() {
+    let (disk, path, bytes) = closed_journal();
+    let note = path.with_file_name("closed");
+    let written = disk.contents(&note).unwrap();
+    // Closed by a release that does not write the note; then by one that does, and written on by the other.
+    let unmarked = disk.fork();
+    unmarked.remove_file(&note).unwrap();
+    unmarked.overwrite(&path, &bytes[..bytes.len() - 40]).unwrap();
+    let store = Store::open(Arc::new(unmarked.clone()), Path::new(DIR), config()).unwrap();
+    for vote in 10..20 {
+        put_vote(&store, vote).unwrap();
+    }
+    let killed = unmarked.fork();
+    drop(store);
+    killed.open(&note, chronicle_log::disk::OpenMode::CreateNew).unwrap();
+    for content in [&written[..], &written[..20], &[], &[0; 48]] {
+        let copy = killed.fork();
+        copy.overwrite(&note, content).unwrap();
+        let store = Store::open(Arc::new(copy), Path::new(DIR), config()).unwrap();
+        assert_eq!(store.journal_get(id(0), 1).unwrap()[..], [19]);
+    }
+}
+
 #[test]
 fn every_cut_of_a_closed_log_is_harmless_or_reported() {
     const ENTRIES: u64 = 14;

@@ -280,6 +280,90 @@ fn the_journal_is_rewritten_when_it_is_mostly_dead() {
 }
 
 #[test]
+fn a_journal_whose_new_name_may_not_be_on_disk_takes_no_more_votes() {
+    for seed in 0..40 {
+        let memory = MemoryDisk::new();
+        let disk = FaultyDisk::new(Arc::new(memory.clone()));
+        let config = StoreConfig { journal_rewrite_bytes: 4096, ..config() };
+        let store = Store::open(Arc::new(disk.clone()), Path::new(DIR), config.clone()).unwrap();
+        // The first rewrite gets as far as the new name; later ones do not begin.
+        disk.add(FaultRule::new(DiskOperation::SyncDir, Fault::IO_ERROR).path("/meta").when(Trigger::Nth(1)));
+        disk.add(FaultRule::new(DiskOperation::Create, Fault::NO_SPACE).path("journal-").when(Trigger::From(2)));
+        let mut acknowledged = 0;
+        for vote in 1..400_u32 {
+            let (done, wait) = done();
+            let put = store.journal_put(id(0), 1, Bytes::copy_from_slice(&vote.to_le_bytes()), Some(done));
+            match put.and_then(|()| wait.recv().unwrap()) {
+                Ok(()) => acknowledged = vote,
+                Err(LogError::Io { .. } | LogError::Failed(_)) => {}
+                Err(error) => panic!("vote {vote}: {error}"),
+            }
+        }
+        disk.heal();
+        // Even seeds: the process is killed. Odd ones: the power goes, and either name may be there.
+        drop(store);
+        if seed % 2 == 1 {
+            memory.crash(seed);
+        }
+        let store = Store::open(Arc::new(disk), Path::new(DIR), config).unwrap();
+        let found = store.journal_get(id(0), 1).map_or(0, |vote| u32::from_le_bytes(vote[..].try_into().unwrap()));
+        assert!(found >= acknowledged, "seed {seed}: vote {found} is there, {acknowledged} was acknowledged");
+    }
+}
+
+#[test]
+fn a_failed_rewrite_before_the_new_name_only_lets_the_journal_grow() {
+    for rule in [
+        FaultRule::new(DiskOperation::Create, Fault::NO_SPACE).path("journal-"),
+        FaultRule::new(DiskOperation::Write, Fault::NO_SPACE).path("journal-00000000000000000002"),
+        FaultRule::new(DiskOperation::Rename, Fault::NO_SPACE).path("journal-"),
+    ] {
+        let disk = FaultyDisk::new(Arc::new(MemoryDisk::new()));
+        let config = StoreConfig { journal_rewrite_bytes: 4096, ..config() };
+        let store = Store::open(Arc::new(disk.clone()), Path::new(DIR), config.clone()).unwrap();
+        disk.add(rule);
+        for vote in 0..200_u8 {
+            let (done, wait) = done();
+            store.journal_put(id(0), 1, Bytes::copy_from_slice(&[vote]), Some(done)).unwrap();
+            wait.recv().unwrap().unwrap();
+        }
+        assert!(disk.fired() > 0);
+        drop(store);
+        disk.heal();
+        let store = Store::open(Arc::new(disk), Path::new(DIR), config).unwrap();
+        assert_eq!(store.journal_get(id(0), 1).unwrap()[..], [199]);
+    }
+}
+
+#[test]
+fn a_new_journal_name_that_a_killed_process_left_is_flushed_before_it_is_used() {
+    for seed in 0..40 {
+        let memory = MemoryDisk::new();
+        let disk = FaultyDisk::new(Arc::new(memory.clone()));
+        let config = StoreConfig { journal_rewrite_bytes: 4096, ..config() };
+        let store = Store::open(Arc::new(disk.clone()), Path::new(DIR), config.clone()).unwrap();
+        let put = |store: &Store, vote: u32| {
+            let (done, wait) = done();
+            store.journal_put(id(0), 1, Bytes::copy_from_slice(&vote.to_le_bytes()), Some(done))?;
+            wait.recv().unwrap()
+        };
+        disk.add(FaultRule::new(DiskOperation::SyncDir, Fault::IO_ERROR).path("/meta"));
+        let mut vote = 1;
+        while put(&store, vote).is_ok() && disk.fired() == 0 {
+            vote += 1;
+        }
+        drop(store);
+        disk.heal();
+        let store = Store::open(Arc::new(disk.clone()), Path::new(DIR), config.clone()).unwrap();
+        put(&store, 10_000).unwrap();
+        memory.crash(seed);
+        drop(store);
+        let store = Store::open(Arc::new(disk), Path::new(DIR), config).unwrap();
+        assert_eq!(store.journal_get(id(0), 1).unwrap()[..], 10_000_u32.to_le_bytes(), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_torn_journal_record_is_cut_and_earlier_ones_stay() {
     let (memory, disk) = memory();
     let store = open(&disk);
