@@ -104,8 +104,10 @@ pub struct StoreConfig {
     pub flush_threads: usize,
     /// Sealed segment files, and maps of their indexes, kept open for reading. Default: 512.
     pub open_segments: usize,
-    /// How long a log or the journal stays idle before its durable mark is written to the journal: the window in which damage
-    /// to the very last acknowledged group looks like a torn write. Default: 500 ms.
+    /// How often the durable marks of all logs that were written to go to the journal, with one flush. What was written to a log
+    /// after its last mark may be lost by the disk without a trace: a missing end looks like a torn write. Default: 1 s.
+    pub mark_interval: Duration,
+    /// How long the journal stays idle before its own durable mark is written: the same window for the journal. Default: 500 ms.
     pub idle_mark_delay: Duration,
     /// Longest time that a lazy journal record waits. Default: 1 s.
     pub journal_lazy_delay: Duration,
@@ -130,6 +132,7 @@ impl Default for StoreConfig {
             syncfs_threshold: 16,
             flush_threads: 8,
             open_segments: 512,
+            mark_interval: Duration::from_secs(1),
             idle_mark_delay: Duration::from_millis(500),
             journal_lazy_delay: Duration::from_secs(1),
             journal_rewrite_bytes: 4 << 20,
@@ -141,6 +144,13 @@ impl Default for StoreConfig {
 }
 
 impl StoreConfig {
+    /// When marks are due next, by the store's clock: a multiple of the interval, so that the marks of all logs are due together.
+    pub(crate) fn next_mark(&self) -> Duration {
+        let (now, interval) = (self.clock.monotonic(), self.mark_interval.max(Duration::from_nanos(1)));
+        let past = Duration::from_nanos((now.as_nanos() % interval.as_nanos()) as u64);
+        now + (interval - past)
+    }
+
     /// Checks every field against its range.
     pub fn validate(&self) -> Result<(), LogError> {
         let at_least = |field, value: u64, least: u64, rule| {

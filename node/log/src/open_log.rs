@@ -167,15 +167,15 @@ impl OpenLog {
     }
 
     /// The log is open: `state` is what recovery found. Recovered entries count as acknowledged from now on, so that their
-    /// durable mark goes to the journal, as if the log had gone idle.
+    /// durable mark goes to the journal.
     pub(crate) fn start(self: &Arc<Self>, recovered: LogState) {
         let mut state = self.lock();
         *state = recovered;
         if let Some(end) = state.unmarked_end() {
             let config = &self.context.config;
-            let due = config.clock.monotonic() + config.idle_mark_delay;
+            let due = config.next_mark();
             let key = (self.id(), Space::Engine, engine_key::DURABLE_MARK);
-            // If the journal cannot take it now, the idle mark of a later time replaces it.
+            // If the journal cannot take it now, a later mark replaces it.
             if let Ok(wake) = self.context.journal.put(key, Some(durable_mark(end)), false, due, None) {
                 state.mark_put(end);
                 if wake {

@@ -31,7 +31,7 @@ use crate::{
     open_log::{OpenLog, Queues},
     open_logs::OpenLogs,
     round::{Job, barrier},
-    state::IdleMark,
+    state::MarkDue,
     timers::{TimerKind, Timers},
 };
 
@@ -138,7 +138,7 @@ impl Scheduler {
                         self.journal.confirm(&self.context.journal, now);
                     }
                 }
-                (TimerKind::IdleMark(seen), Some(log)) => self.mark_if_idle(&log, seen, now),
+                (TimerKind::DurableMark, Some(log)) => self.mark(&log, now),
                 (TimerKind::Flush, Some(log)) => {
                     let mut state = log.lock();
                     state.flush_timer_fired();
@@ -150,23 +150,29 @@ impl Scheduler {
         fired
     }
 
-    /// Writes a log's durable end to the journal unless it moved since the timer was armed.
-    fn mark_if_idle(&mut self, log: &Arc<OpenLog>, seen: u64, now: Duration) {
+    /// Puts a log's durable end into the journal, which this round flushes. The timers of all logs fire at the same times, so that
+    /// their marks share a flush.
+    fn mark(&mut self, log: &Arc<OpenLog>, now: Duration) {
         let mut state = log.lock();
-        match state.mark_timer_fired(seen) {
-            IdleMark::Nothing => {}
-            IdleMark::Later(end) => {
+        match state.mark_timer_fired() {
+            MarkDue::Nothing => {}
+            MarkDue::Later => {
                 drop(state);
-                self.arm(self.context.config.idle_mark_delay, TimerKind::IdleMark(end), Arc::downgrade(log));
+                self.arm_mark(log);
             }
-            IdleMark::Write(end) => {
+            MarkDue::Write(end) => {
                 let key = (log.id(), Space::Engine, engine_key::DURABLE_MARK);
-                // Lost if the journal is full or failed; the next time that the log goes idle brings it again.
+                // Lost if the journal is full or failed; the next round of the log arms the timer again.
                 if self.context.journal.put(key, Some(durable_mark(end)), false, now, None).is_ok() {
                     state.mark_put(end);
                 }
             }
         }
+    }
+
+    fn arm_mark(&mut self, log: &Arc<OpenLog>) {
+        let at = self.context.config.next_mark();
+        self.timers.arm(at, TimerKind::DurableMark, Arc::downgrade(log));
     }
 
     fn round(&mut self, logs: Vec<Arc<OpenLog>>) {
@@ -289,8 +295,8 @@ impl Scheduler {
         {
             self.arm(flush_interval, TimerKind::Flush, Arc::downgrade(&log));
         }
-        if let Some(end) = after.arm_mark {
-            self.arm(self.context.config.idle_mark_delay, TimerKind::IdleMark(end), Arc::downgrade(&log));
+        if after.arm_mark {
+            self.arm_mark(&log);
         }
         self.logs.remove_if_idle(&log, state);
     }

@@ -42,7 +42,7 @@ pub(crate) struct LogState {
     changing: bool,
     /// The next round is to flush, whatever the durability mode.
     flush_requested: bool,
-    /// The scheduler has a timer for the idle mark.
+    /// The scheduler has a timer for the durable mark.
     mark_timer: bool,
     /// The scheduler has a timer for the flush of a log in memory mode.
     flush_timer: bool,
@@ -81,17 +81,17 @@ pub(crate) struct AfterRound {
     pub(crate) seals: Vec<u64>,
     /// Arm the timer for the flush of a log in memory mode.
     pub(crate) arm_flush: bool,
-    /// Arm the timer for the idle mark, with this durable end.
-    pub(crate) arm_mark: Option<u64>,
+    /// Arm the timer for the durable mark.
+    pub(crate) arm_mark: bool,
 }
 
-/// What is due when the timer for an idle mark fires; see [`LogState::mark_timer_fired`].
-pub(crate) enum IdleMark {
+/// What is due when the timer for a durable mark fires; see [`LogState::mark_timer_fired`].
+pub(crate) enum MarkDue {
     /// Nothing to mark, or the log is closed or failed.
     Nothing,
-    /// The log was not idle: look again later, with this durable end.
-    Later(u64),
-    /// The log was idle: write this durable end to the journal.
+    /// A change, which may be about to lower the mark, is under way: look again later.
+    Later,
+    /// Write this durable end to the journal.
     Write(u64),
 }
 
@@ -345,8 +345,8 @@ impl LogState {
         }
         let arm_flush = memory_mode && unflushed && !self.flush_timer;
         self.flush_timer |= arm_flush;
-        let arm_mark = self.unmarked_end().filter(|_| !self.mark_timer);
-        self.mark_timer |= arm_mark.is_some();
+        let arm_mark = self.unmarked_end().is_some() && !self.mark_timer;
+        self.mark_timer |= arm_mark;
         AfterRound {
             seals: if wrote { self.queue_seals() } else { Vec::new() },
             more: self.written_next < self.next_index(),
@@ -361,17 +361,16 @@ impl LogState {
         self.flush_requested = true;
     }
 
-    /// The timer for the idle mark fired; `seen` is the durable end of the time when it was armed.
-    pub(crate) fn mark_timer_fired(&mut self, seen: u64) -> IdleMark {
-        self.mark_timer = false;
-        if self.closed || self.failure.is_some() || self.durable_next <= self.marked {
-            return IdleMark::Nothing;
+    /// The timer for the durable mark fired.
+    pub(crate) fn mark_timer_fired(&mut self) -> MarkDue {
+        let usable = !self.closed && self.failure.is_none();
+        let end = self.unmarked_end().filter(|_| usable);
+        self.mark_timer = end.is_some() && self.changing;
+        match end {
+            None => MarkDue::Nothing,
+            Some(_) if self.changing => MarkDue::Later,
+            Some(end) => MarkDue::Write(end),
         }
-        if self.durable_next != seen || self.changing {
-            self.mark_timer = true;
-            return IdleMark::Later(self.durable_next);
-        }
-        IdleMark::Write(self.durable_next)
     }
 
     /// The journal has this durable end now.

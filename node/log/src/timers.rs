@@ -16,8 +16,8 @@ use crate::open_log::OpenLog;
 /// What is due.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TimerKind {
-    /// The log may have gone idle since its durable end was this: write its mark.
-    IdleMark(u64),
+    /// Write the log's durable mark.
+    DurableMark,
     /// A log in memory mode is to be flushed.
     Flush,
     /// The journal may have gone idle.

@@ -21,25 +21,6 @@ use chronicle_log::{
 use common::*;
 use uuid::Uuid;
 
-#[derive(Debug, Default)]
-struct ManualClock(AtomicU64);
-
-impl ManualClock {
-    fn advance(&self, ms: u64) {
-        self.0.fetch_add(ms, Relaxed);
-    }
-}
-
-impl Clock for ManualClock {
-    fn monotonic(&self) -> Duration {
-        Duration::from_millis(self.0.load(Relaxed))
-    }
-
-    fn wall_ms(&self) -> i64 {
-        self.0.load(Relaxed) as i64
-    }
-}
-
 struct Random(u64);
 
 impl Random {
@@ -53,6 +34,7 @@ fn driven(clock: &Arc<ManualClock>) -> StoreConfig {
     StoreConfig {
         segment_bytes: 1500,
         tail_cache_bytes: 1000,
+        mark_interval: Duration::from_millis(50),
         idle_mark_delay: Duration::from_millis(50),
         journal_rewrite_bytes: 4096,
         threads: Threads::Driven { on_work: None },
@@ -309,7 +291,7 @@ fn the_hook_and_the_clock_define_when_to_drive() {
     assert!(matches!(wait.try_recv(), Ok(Ok(()))));
     assert!(!store.drive());
 
-    // Nothing is left but to note, once the log is idle, how far it goes.
+    // Nothing is left but to note how far it goes.
     assert_eq!(store.next_due(), Some(Duration::from_millis(50)));
     clock.advance(49);
     assert!(!store.drive());

@@ -2,7 +2,8 @@
 //!
 //! Sealed segments are taken by their footer. The others (normally one) are scanned, unless the journal shows that the log
 //! was closed cleanly and the file still has the length it had then. The first frame that is missing or bad is then judged
-//! by the highest durable mark found anywhere — in the journal, in segment headers, in frames before *and after* the bad one:
+//! by the highest durable mark found anywhere — in the journal (the start of the log is one too), in segment headers, in
+//! frames before *and after* the bad one:
 //! an entry at or above every mark was never acknowledged, so it and everything after is cut; an entry below a mark was, and
 //! the log is [`LogError::Damaged`]. Nothing is changed on disk before that verdict.
 //!
@@ -122,7 +123,9 @@ impl Survey {
         let start = Expect { index: start.first_index, offset: start.start_offset, prev_crc: 0 };
         let found = bases.iter().map(|base| FoundSegment::look_at(dir, *base)).collect::<Result<Vec<_>, _>>()?;
         let clean = CleanMark::read(journal, dir.id());
-        let journal_mark = read_durable_mark(journal, dir.id()).max(clean.map_or(0, |mark| mark.newest.next_index));
+        // Retention moves the start over sealed segments only, which are on disk.
+        let closed_at = clean.map_or(0, |mark| mark.newest.next_index);
+        let journal_mark = read_durable_mark(journal, dir.id()).max(closed_at).max(start.index);
         let clean = match known_durable {
             None => clean.filter(|mark| fits(mark, &found)),
             Some(_) => None,

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use crate::common::*;
+use crate::{common::*, marks::Driven};
 use bytes::Bytes;
 use chronicle_log::{
     Entry, Log, LogConfig, LogError, Store, StoreConfig,
@@ -348,26 +348,41 @@ fn every_cut_of_a_closed_log_is_harmless_or_reported() {
     }
 }
 
-/// A log that lost its process, not closed: the first entries are vouched for by marks in later frames.
-fn killed_log(segment_bytes: u64) -> (MemoryDisk, u64) {
-    let (memory, disk) = memory();
-    let store = Store::open(disk, Path::new(DIR), StoreConfig { segment_bytes, ..config() }).unwrap();
-    let log = store.open_log(id(0), LogConfig::default()).unwrap();
-    fill(&log, 0, 12);
-    wait_sealed(&log);
-    let copy = memory.fork();
-    store.close().unwrap();
-    // Each append was flushed on its own: the last frame vouches for every entry before it.
-    (copy, 11)
+/// Up to where (exclusive) a killed log is vouched for.
+struct Vouched {
+    /// By marks in later frames.
+    by_frames: u64,
+    /// By the marks in the journal.
+    by_journal: u64,
+}
+
+/// A busy log that lost its process, not closed.
+fn killed_log(segment_bytes: u64) -> (MemoryDisk, Vouched) {
+    let driven = Driven::new(segment_bytes);
+    let log = driven.store.open_log(id(0), LogConfig::default()).unwrap();
+    driven.fill(&log, 0, 12, 300);
+    // Each append was flushed on its own: the last frame vouches for every entry before it. Those that were appended more than
+    // a second before the end are vouched for by the journal too.
+    (driven.memory.fork(), Vouched { by_frames: 11, by_journal: 8 })
+}
+
+fn segments_of(disk: &MemoryDisk) -> Vec<std::path::PathBuf> {
+    files(disk, &log_dir(0)).into_iter().filter(|path| path.extension().unwrap() == "log").collect()
 }
 
 #[test]
 fn after_a_kill_every_cut_and_flip_keeps_what_is_vouched_for_or_is_reported() {
-    let (disk, vouched) = killed_log(1500);
+    // Several segments; and one, of which a cut takes everything that vouches for it but the journal.
+    for segment_bytes in [1500, 1 << 20] {
+        cut_and_flip(killed_log(segment_bytes));
+    }
+}
+
+fn cut_and_flip((disk, vouched): (MemoryDisk, Vouched)) {
+    let newest = segments_of(&disk).pop().unwrap();
     let all: Vec<Entry> = (0..12).map(sample).collect();
-    let segments: Vec<_> = files(&disk, &log_dir(0)).into_iter().filter(|p| p.extension().unwrap() == "log").collect();
     let mut cut_off = 0;
-    for path in &segments {
+    for path in &segments_of(&disk) {
         let bytes = disk.contents(path).unwrap();
         for at in 0..bytes.len() * 2 {
             let copy = disk.fork();
@@ -391,10 +406,9 @@ fn after_a_kill_every_cut_and_flip_keeps_what_is_vouched_for_or_is_reported() {
             match read_all(&log) {
                 Ok(found) => {
                     assert_eq!(found[..], all[..found.len()], "{what}");
-                    // A flip never drops what is vouched for. A cut may take the vouching frames along with the rest.
-                    if flip || *path != *segments.last().unwrap() {
-                        assert!(found.len() as u64 >= vouched, "{what}: {} entries", found.len());
-                    }
+                    // A cut may take the vouching frames along with the rest. What the journal vouches for stays or is damage.
+                    let kept = if flip || *path != newest { vouched.by_frames } else { vouched.by_journal };
+                    assert!(found.len() as u64 >= kept, "{what}: {} entries", found.len());
                     cut_off += u32::from(found.len() < all.len());
                 }
                 Err(LogError::Damaged { .. }) => {}
@@ -423,9 +437,9 @@ fn damage_names_file_position_and_entry() {
 }
 
 #[test]
-fn an_idle_log_is_vouched_for_by_the_journal() {
+fn the_last_entry_of_a_log_is_vouched_for_by_the_journal() {
     let (memory, disk) = memory();
-    let config = StoreConfig { idle_mark_delay: Duration::from_millis(1), ..config() };
+    let config = StoreConfig { mark_interval: Duration::from_millis(1), ..config() };
     let store = Store::open(disk, Path::new(DIR), config).unwrap();
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     fill(&log, 0, 3);

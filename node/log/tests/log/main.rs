@@ -8,6 +8,7 @@ mod damage;
 mod engine;
 mod faults;
 mod inspect;
+mod marks;
 mod model;
 mod repair;
 mod verify;

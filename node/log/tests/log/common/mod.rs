@@ -3,13 +3,17 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use chronicle_log::{
-    Appended, Done, Durability, Entry, EntryKind, Log, LogConfig, LogError, LogId, Store, StoreConfig,
+    Appended, Clock, Done, Durability, Entry, EntryKind, Log, LogConfig, LogError, LogId, Store, StoreConfig,
     disk::{Disk, MemoryDisk},
 };
 use uuid::Uuid;
@@ -25,9 +29,30 @@ pub fn config() -> StoreConfig {
         segment_bytes: 4096,
         index_interval_bytes: 256,
         // Marks never come by themselves: tests say when a log is idle.
+        mark_interval: Duration::from_secs(3600),
         idle_mark_delay: Duration::from_secs(3600),
         flush_threads: 2,
         ..StoreConfig::default()
+    }
+}
+
+/// A clock that only tests move.
+#[derive(Debug, Default)]
+pub struct ManualClock(AtomicU64);
+
+impl ManualClock {
+    pub fn advance(&self, ms: u64) {
+        self.0.fetch_add(ms, Relaxed);
+    }
+}
+
+impl Clock for ManualClock {
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.0.load(Relaxed))
+    }
+
+    fn wall_ms(&self) -> i64 {
+        self.0.load(Relaxed) as i64
     }
 }
 
