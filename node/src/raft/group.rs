@@ -246,6 +246,10 @@ impl<M: Machine> RaftGroup<M> {
             Some(error) => RaftGroupError::Log(error),
             None => RaftGroupError::Raft { group: id, reason },
         };
+        let machine = MachineStore::open(log.clone(), machine, metrics.clone(), storage.traced())
+            .map_err(|e| failed(e.to_string()))?;
+        // openraft would take a log that has lost its end for one that a snapshot has overtaken, and empty it.
+        storage.check_end(machine.applied_index())?;
         if let Some(founders) = founders
             && storage.is_new()
         {
@@ -256,8 +260,6 @@ impl<M: Machine> RaftGroup<M> {
             let membership = RaftMembership::new(vec![voters], founders).map_err(|e| failed(e.to_string()))?;
             storage.append_first(membership).await.map_err(|e| failed(e.to_string()))?;
         }
-        let machine = MachineStore::open(log.clone(), machine, metrics.clone(), storage.traced())
-            .map_err(|e| failed(e.to_string()))?;
         let config = Config {
             cluster_name: id.to_string(),
             // The node triggers heartbeats and elections: an idle group causes no wake-ups.

@@ -140,6 +140,11 @@ impl<M: Machine> MachineStore<M> {
         Ok(store)
     }
 
+    /// Returns the raft index of the last entry that is applied (inclusive).
+    pub(super) fn applied_index(&self) -> Option<u64> {
+        self.inner.lock().last_applied.map(|id| id.index)
+    }
+
     fn restore(&self, bytes: &Bytes) -> io::Result<SnapshotMeta> {
         let (meta, state) = decode_checkpoint(bytes)?;
         let mut inner = self.inner.lock();

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - Votes go to the store's journal and are durable before the call returns, hence before any later append.
 //! - `purge` moves only raft's low-water mark (durable in the journal). Files are deleted by retention, never here, and
-//!   only below that mark.
+//!   only below that mark. A mark beyond the end of a log that has entries is refused: the log has lost its end, and is
+//!   filled again outside of raft (`partition/fill.rs`), which alone may reset a log to a later start.
 //! - Entries are readable as soon as `append` returns; the callback fires after the flush.
 
 use std::fmt::Debug;
@@ -82,6 +83,21 @@ impl LogStorage {
     pub(super) fn is_new(&self) -> bool {
         let position = self.state.log.position();
         position.last.is_none() && position.next_index == 0 && self.state.marks.lock().purged.is_none()
+    }
+
+    /// Checks that the log has not lost its end: that it reaches the last entry that the checkpoint covers, and the one
+    /// before raft's low-water mark.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] with the index of the first missing entry.
+    pub(super) fn check_end(&self, checkpoint: Option<u64>) -> Result<(), LogError> {
+        let purged = self.state.marks.lock().purged.map(|id| id.index);
+        for (index, witness) in [(checkpoint, "checkpoint"), (purged, "purge mark")] {
+            if let Some(index) = index {
+                self.state.log.check_reaches(index, witness)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes the first entry of a new group, its membership, and waits until it is durable.
@@ -313,13 +329,14 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         if self.state.marks.lock().purged >= Some(upto) {
             return Ok(());
         }
+        let position = self.state.log.position();
+        if position.last.is_some() {
+            self.state.log.check_reaches(upto.index, "purge mark").map_err(to_io)?;
+        }
         self.journal(KEY_PURGED, encode_log_id(&upto)).await?;
         self.state.marks.lock().purged = Some(upto);
-        let position = self.state.log.position();
-        let next = position.last.map(|last| last.index + 1).unwrap_or(position.first_index);
-        if next <= upto.index {
-            // A snapshot is ahead of the log: the log continues after it. The machine that installed the snapshot has
-            // set the offset; only the log ends too early here.
+        if position.next_index <= upto.index {
+            // An empty log begins after the mark.
             let log = self.state.log.clone();
             let next_offset = position.next_offset;
             blocking(move || log.reset(upto.index + 1, next_offset)).await?;

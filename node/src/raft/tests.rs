@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chronicle_log::disk::RealDisk;
-use chronicle_log::{Log, LogConfig, LogId, Store, StoreConfig};
+use chronicle_log::{Log, LogConfig, LogError, LogId, Store, StoreConfig};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::raft_frame::Message;
 use futures::future::BoxFuture;
-use openraft::StorageError;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::{OptionalSend, StorageError};
 use tempfile::TempDir;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -21,10 +22,10 @@ use uuid::Uuid;
 use super::lease::PROMISE;
 use super::state_machine::MachineStore;
 use super::store::LogStorage;
-use super::type_config::TypeConfig;
+use super::type_config::{RaftEntry, RaftLogId, RaftVote, TypeConfig};
 use super::{
-    CommittedEntry, LeasePromise, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftMember, Reservation,
-    Role, Transport,
+    CommittedEntry, LeasePromise, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftGroupError,
+    RaftMember, Reservation, Role, Transport,
 };
 use crate::config::LinearizableReads;
 use crate::host::Suspension;
@@ -72,18 +73,65 @@ impl Machine for Journal {
     }
 }
 
+/// The storage as the suite wants it: purging past the end of a log that has entries empties it, as if a snapshot had
+/// been installed. This node installs none: the storage refuses it.
+struct Overtaken {
+    storage: LogStorage,
+    log: Arc<Log>,
+}
+
+impl RaftLogStorage<TypeConfig> for Overtaken {
+    type LogReader = LogStorage;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, std::io::Error> {
+        self.storage.get_log_state().await
+    }
+
+    async fn get_log_reader(&mut self) -> LogStorage {
+        self.storage.get_log_reader().await
+    }
+
+    async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), std::io::Error> {
+        self.storage.save_vote(vote).await
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), std::io::Error>
+    where
+        I: IntoIterator<Item = RaftEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        self.storage.append(entries, callback).await
+    }
+
+    async fn truncate_after(&mut self, last: Option<RaftLogId>) -> Result<(), std::io::Error> {
+        self.storage.truncate_after(last).await
+    }
+
+    async fn purge(&mut self, upto: RaftLogId) -> Result<(), std::io::Error> {
+        let position = self.log.position();
+        if position.last.is_some() && position.next_index <= upto.index {
+            let before = self.storage.get_log_state().await?;
+            assert!(self.storage.purge(upto).await.is_err(), "a purge past the end of a log is refused");
+            assert_eq!(self.storage.get_log_state().await?, before);
+            self.log.reset(position.next_index, position.next_offset).unwrap();
+        }
+        self.storage.purge(upto).await
+    }
+}
+
 struct Builder;
 
-impl StoreBuilder<TypeConfig, LogStorage, MachineStore<Journal>, (Arc<Store>, TempDir)> for Builder {
+impl StoreBuilder<TypeConfig, Overtaken, MachineStore<Journal>, (Arc<Store>, TempDir)> for Builder {
     async fn build(
         &self,
-    ) -> Result<((Arc<Store>, TempDir), LogStorage, MachineStore<Journal>), StorageError<TypeConfig>> {
+    ) -> Result<((Arc<Store>, TempDir), Overtaken, MachineStore<Journal>), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(Arc::new(RealDisk), dir.path(), StoreConfig::default()).unwrap();
         let log = store.open_log(LOG, LogConfig::default()).unwrap();
         let storage = LogStorage::open(store.clone(), log.clone(), LOG, Default::default()).unwrap();
-        let machine = MachineStore::open(log, Journal::default(), Default::default(), storage.traced()).unwrap();
-        Ok(((store, dir), storage, machine))
+        let machine =
+            MachineStore::open(log.clone(), Journal::default(), Default::default(), storage.traced()).unwrap();
+        Ok(((store, dir), Overtaken { storage, log }, machine))
     }
 }
 
@@ -151,9 +199,14 @@ pub(super) async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) ->
 }
 
 async fn group(store: &Arc<Store>) -> (RaftGroup<Journal>, Arc<Log>) {
+    let (group, log) = start_group(store).await;
+    (group.unwrap(), log)
+}
+
+async fn start_group(store: &Arc<Store>) -> (Result<RaftGroup<Journal>, RaftGroupError>, Arc<Log>) {
     let log = store.open_log(LOG, LogConfig { segment_bytes: 4096, ..LogConfig::default() }).unwrap();
     let start = started(store, &log, 1, &[1], Arc::new(NoPeers));
-    (RaftGroup::start(start, Journal::default()).await.unwrap(), log)
+    (RaftGroup::start(start, Journal::default()).await, log)
 }
 
 /// Wins the election of a group of one.
@@ -244,6 +297,53 @@ async fn purging_lets_segments_go_and_the_group_starts_from_its_checkpoint() {
     second.shutdown().await;
     log.close().unwrap();
     store.close().unwrap();
+}
+
+/// Removes what is after the first `keep` entries of a log whose group has taken a checkpoint or purged.
+async fn lost_end(keep: u64, purge: bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (first, log) = group(&store).await;
+    let leader = lead(&first).await;
+    for text in ["a", "b", "c"] {
+        propose(&first, leader, text).await.unwrap();
+    }
+    first.checkpoint().await.unwrap();
+    let last = first.status().applied.unwrap();
+    if purge {
+        first.purge(last).await.unwrap();
+        std::fs::remove_file(log.dir().join("checkpoint")).unwrap();
+    }
+    first.shutdown().await;
+    match keep {
+        // Not even an entry is left, and the log is as if it had never been written to.
+        0 => log.reset(0, 0).unwrap(),
+        keep => log.truncate_after(keep - 1).unwrap(),
+    }
+    let kept = log.read(0, u64::MAX, usize::MAX).unwrap();
+    log.close().unwrap();
+    drop(log);
+
+    // However often it is started, it neither votes nor leads, and keeps what it has.
+    for _ in 0..2 {
+        let (started, log) = start_group(&store).await;
+        let error = started.err().expect("a log that has lost its end does not start a group");
+        let RaftGroupError::Log(LogError::Damaged { index, ref reason, .. }) = error else { panic!("{error}") };
+        assert_eq!(index, Some(keep));
+        let witness = if purge { "purge mark" } else { "checkpoint" };
+        assert!(reason.contains(&format!("its {witness} covers entry {last}")), "{reason}");
+        assert_eq!(log.read(0, u64::MAX, usize::MAX).unwrap(), kept);
+        log.close().unwrap();
+    }
+    store.close().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_ends_before_its_checkpoint_or_purge_mark_is_damaged_and_not_emptied() {
+    for keep in [0, 1, 3] {
+        lost_end(keep, false).await;
+        lost_end(keep, true).await;
+    }
 }
 
 // One thread: the group's own task has not run when its start returns, unless that waits for it.

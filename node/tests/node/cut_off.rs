@@ -146,7 +146,7 @@ async fn start(address: SocketAddr, host: Host, acceptor: Acceptor, config: Conf
     let stopping = stop.clone();
     let running = tokio::spawn(async move {
         let opened = |node: &runtime::Node| drop(opened.send(node.broker().clone()));
-        let ready = || ready.send(()).unwrap_or(());
+        let ready = || _ = ready.send(());
         runtime::run_on(host, acceptor, config, Metrics::new(), stopping, opened, ready).await
     });
     let broker = broker.await.unwrap();

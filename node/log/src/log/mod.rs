@@ -91,6 +91,29 @@ impl Log {
         self.log.lock().position()
     }
 
+    /// Checks that the log ends after entry `index`, which its owner knows to have been on disk: an entry that a checkpoint
+    /// covers, or that was deleted. `witness` names what says so, for the error.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] with the index of the first entry that is missing. The log stays open and whatever it has is intact.
+    pub fn check_reaches(&self, index: u64, witness: &str) -> Result<(), LogError> {
+        let state = self.log.lock();
+        let next = state.next_index();
+        if index < next {
+            return Ok(());
+        }
+        let last = state.segments().last();
+        let path =
+            last.map_or_else(|| self.dir().to_owned(), |last| self.log.dir.segment_path(last.contents.base_index));
+        let position = last.map_or(0, |last| last.contents.data_len);
+        drop(state);
+        self.log.metrics().damage_found.add(1);
+        let reason = format!(
+            "the log ends before entry {next}, but its {witness} covers entry {index}: entries {next} to {index} are missing"
+        );
+        Err(LogError::damaged(path, position, Some(next), reason))
+    }
+
     /// Every segment file, oldest first.
     pub fn segments(&self) -> Vec<SegmentInfo> {
         self.log.lock().segments().iter().map(Segment::info).collect()

@@ -154,3 +154,22 @@ fn a_log_that_ends_before_its_start_mark_is_damage() {
     assert_eq!((cut.next_index, cut.was), (keep, keep));
     assert_eq!(store.open_log(id(0), LogConfig::default()).unwrap().position().next_index, keep);
 }
+
+#[test]
+fn a_log_that_does_not_reach_what_its_owner_knows_names_what_is_missing_and_is_cut_without_loss() {
+    let (_, disk) = memory();
+    let store = open(&disk);
+    let log = store.open_log(id(0), LogConfig::default()).unwrap();
+    fill(&log, 0, 20);
+    log.check_reaches(19, "checkpoint").unwrap();
+    let error = log.check_reaches(29, "checkpoint").unwrap_err();
+    assert!(matches!(error, LogError::Damaged { index: Some(20), .. }), "{error}");
+    assert!(error.to_string().contains("its checkpoint covers entry 29: entries 20 to 29 are missing"), "{error}");
+    assert_eq!(store.metrics().damage_found.get(), 1);
+    log.close().unwrap();
+    drop(log);
+    let cut = store.cut_from(id(0), 20).unwrap();
+    assert_eq!((cut.next_index, cut.quarantine), (20, None));
+    let log = store.open_log(id(0), LogConfig::default()).unwrap();
+    assert_samples(&log, 0, 20);
+}
