@@ -81,6 +81,10 @@ impl JournalRecord {
         record_len(if let Self::Put(_, value) = self { value.len() } else { 0 })
     }
 
+    fn is_of_user(&self, id: LogId) -> bool {
+        matches!(self, Self::Put((log, Space::User, _), _) | Self::Remove((log, Space::User, _)) if *log == id)
+    }
+
     /// A mark vouches for something else. No later record need vouch for it: that would cost busy logs a flush for each.
     fn is_mark(&self) -> bool {
         matches!(self, Self::Mark | Self::Put((_, Space::Engine, engine_key::DURABLE_MARK), _))
@@ -177,6 +181,8 @@ struct JournalState {
     live_bytes: u64,
     queue: Vec<JournalRecord>,
     queued_bytes: usize,
+    /// Records that were in the queue are on their way to the disk.
+    flushing: bool,
     dones: Vec<Done>,
     /// Flush in the next round.
     urgent: bool,
@@ -280,6 +286,24 @@ impl Journal {
         state.urgent |= urgent;
         state.due = Some(state.due.map_or(due, |old| old.min(due)));
         Ok(wake)
+    }
+
+    /// Calls `done` once no value of the caller's for this log waits for the disk any more: at once if none does. Returns whether
+    /// the scheduler should be woken.
+    pub(crate) fn settle(&self, id: LogId, done: Done) -> Result<bool, LogError> {
+        let mut state = self.state.lock();
+        if let Some(failed) = &state.failed {
+            return Err(failed.sticky());
+        }
+        let waits = state.flushing || state.queue.iter().any(|record| record.is_of_user(id));
+        if waits {
+            state.dones.push(done);
+            state.urgent = true;
+            return Ok(true);
+        }
+        drop(state);
+        complete(done, Ok(()));
+        Ok(false)
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<Bytes> {
@@ -541,9 +565,12 @@ impl JournalFile {
                 return Err(failed.sticky());
             }
             let queued_bytes = std::mem::take(&mut state.queued_bytes);
+            state.flushing = !state.queue.is_empty();
             (std::mem::take(&mut state.queue), queued_bytes, std::mem::take(&mut state.dones))
         };
         if queue.is_empty() {
+            // Their values went with the flush before.
+            dones.into_iter().for_each(|done| complete(done, Ok(())));
             return Ok(false);
         }
         let mut bytes = Vec::with_capacity(queued_bytes);
@@ -554,11 +581,15 @@ impl JournalFile {
         let result = self.write(&bytes);
         let mut late = Vec::new();
         match &result {
-            Ok(()) => self.unconfirmed = !queue.iter().all(JournalRecord::is_mark),
+            Ok(()) => {
+                self.unconfirmed = !queue.iter().all(JournalRecord::is_mark);
+                journal.state.lock().flushing = false;
+            }
             Err(LogError::NoSpace { .. }) => {
                 // Nothing was synced and `end` did not move: the records go first into the next flush, which writes
                 // over whatever part of them got there. Their callers learn now that they are not durable.
                 let mut state = journal.state.lock();
+                state.flushing = false;
                 state.queued_bytes += queued_bytes;
                 let newer = std::mem::replace(&mut state.queue, queue);
                 state.queue.extend(newer);

@@ -293,6 +293,20 @@ impl Store {
         Ok(())
     }
 
+    /// Calls `done` when every value put for this log so far is durable; at once if all are. [`Store::journal_get`] also returns
+    /// values that are not: a caller that acts on a value which it has not put itself, or whose put failed, waits for this first.
+    ///
+    /// `done` may get [`LogError::NoSpace`] as in [`Store::journal_put`].
+    ///
+    /// # Errors
+    /// [`LogError::Failed`]; `done` is dropped without a call.
+    pub fn journal_settle(&self, id: LogId, done: Done) -> Result<(), LogError> {
+        if self.context.journal.settle(id, done)? {
+            self.workers.queues.rounds.wake();
+        }
+        Ok(())
+    }
+
     /// The newest value put under a key of a log, durable or not.
     pub fn journal_get(&self, id: LogId, key: u8) -> Option<Bytes> {
         self.context.journal.get((id, Space::User, key))

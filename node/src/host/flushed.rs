@@ -19,6 +19,11 @@ pub(crate) fn flushed(
     }
 }
 
+/// Waits until every value in the journal that was put for this log is on disk.
+pub(crate) fn settled(store: &Store, id: LogId) -> impl Future<Output = Result<(), LogError>> + Send {
+    flushed(move |done| store.journal_settle(id, done))
+}
+
 /// Writes a value to the journal, as [`flushed`].
 pub(crate) fn journal(
     store: &Store,

@@ -27,6 +27,7 @@ use super::type_config::{Callback, LeaderTerm, Proposal, RaftLogId, RaftMember, 
 use super::wire;
 use crate::config::LinearizableReads;
 use crate::host::Suspension;
+use crate::host::flushed::settled;
 use crate::model::PartitionError;
 use crate::telemetry::RaftMetrics;
 
@@ -239,6 +240,8 @@ impl<M: Machine> RaftGroup<M> {
     pub async fn start(start: RaftGroupConfig, machine: M) -> Result<Self, RaftGroupError> {
         let RaftGroupConfig { store, log, id, node, transport, founders, election_timeout, .. } = start;
         let RaftGroupConfig { reads, promise, suspension, metrics, .. } = start;
+        // The journal also has a vote whose flush failed because the disk was full: no other node may rely on it yet.
+        settled(&store, id).await?;
         let storage = LogStorage::open(store, log.clone(), id, metrics.clone())
             .map_err(|e| RaftGroupError::Raft { group: id, reason: e.to_string() })?;
         let reader = storage.clone();

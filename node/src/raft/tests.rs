@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use chronicle_log::disk::RealDisk;
+use chronicle_log::disk::{DiskOperation, Fault, FaultRule, FaultyDisk, MemoryDisk, RealDisk};
 use chronicle_log::{Log, LogConfig, LogError, LogId, Store, StoreConfig};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::raft_frame::Message;
@@ -193,9 +193,17 @@ pub(super) fn started(
 
 /// Node 1 of a group of nodes 1 and 2.
 pub(super) async fn of_two(store: &Arc<Store>, transport: Arc<dyn Transport>) -> (RaftGroup<Journal>, Arc<Log>) {
+    let (group, log) = start_of_two(store, transport).await;
+    (group.unwrap(), log)
+}
+
+async fn start_of_two(
+    store: &Arc<Store>,
+    transport: Arc<dyn Transport>,
+) -> (Result<RaftGroup<Journal>, RaftGroupError>, Arc<Log>) {
     let log = store.open_log(LOG, LogConfig::default()).unwrap();
     let start = started(store, &log, 1, &[1, 2], transport);
-    (RaftGroup::start(start, Journal::default()).await.unwrap(), log)
+    (RaftGroup::start(start, Journal::default()).await, log)
 }
 
 async fn group(store: &Arc<Store>) -> (RaftGroup<Journal>, Arc<Log>) {
@@ -344,6 +352,37 @@ async fn a_log_that_ends_before_its_checkpoint_or_purge_mark_is_damaged_and_not_
         lost_end(keep, false).await;
         lost_end(keep, true).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vote_that_met_a_full_disk_is_not_used_before_it_is_on_disk() {
+    let disk = FaultyDisk::new(Arc::new(MemoryDisk::new()));
+    let store = Store::open(Arc::new(disk.clone()), std::path::Path::new("/data"), StoreConfig::default()).unwrap();
+    let (first, log) = of_two(&store, Arc::new(NoPeers)).await;
+    let last = first.last_position().await;
+    let full = disk.add(FaultRule::new(DiskOperation::Write, Fault::NO_SPACE).path("/meta/"));
+    let vote = Some(proto::Vote { term: 5, node: 2, committed: false });
+    let request = proto::VoteRequest { vote, last, leadership_transfer: false, pre_vote: false };
+    let granted = |answer: &Message| matches!(answer, Message::VoteDone(done) if done.granted);
+    let answer = first.handle(2, Message::Vote(request)).await;
+    assert!(!granted(&answer), "{answer:?}");
+    first.shutdown().await;
+    let _ = log.close();
+    drop(log);
+
+    let (second, log) = start_of_two(&store, Arc::new(NoPeers)).await;
+    let error = second.err().expect("a group does not start with a vote that is not on disk");
+    assert!(matches!(error, RaftGroupError::Log(LogError::NoSpace { .. })), "{error}");
+    let _ = log.close();
+    drop(log);
+
+    disk.remove(full);
+    let (third, log) = of_two(&store, Arc::new(NoPeers)).await;
+    let answer = third.handle(2, Message::Vote(request)).await;
+    assert!(granted(&answer), "{answer:?}");
+    third.shutdown().await;
+    log.close().unwrap();
+    store.close().unwrap();
 }
 
 // One thread: the group's own task has not run when its start returns, unless that waits for it.

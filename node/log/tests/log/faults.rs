@@ -177,6 +177,30 @@ fn a_full_disk_delays_journal_records_and_does_not_lose_them() {
 }
 
 #[test]
+fn a_value_that_met_a_full_disk_is_not_settled_before_it_is_on_disk() {
+    let (disk, memory, store) = faulty();
+    let settle = |n| {
+        let (done, wait) = done();
+        store.journal_settle(id(n), done).unwrap();
+        wait.recv().unwrap()
+    };
+    settle(0).unwrap();
+    let rule = disk.add(FaultRule::new(DiskOperation::Write, Fault::NO_SPACE).path("/meta/"));
+    let (done, wait) = done();
+    store.journal_put(id(0), 1, Bytes::from_static(b"vote"), Some(done)).unwrap();
+    assert!(matches!(wait.recv().unwrap(), Err(LogError::NoSpace { .. })));
+    assert_eq!(store.journal_get(id(0), 1).unwrap(), "vote", "it is known, and not on disk");
+    assert!(matches!(settle(0), Err(LogError::NoSpace { .. })));
+    settle(1).unwrap();
+    disk.remove(rule);
+    settle(0).unwrap();
+    memory.crash(0);
+    drop(store);
+    let store = Store::open(Arc::new(disk), Path::new(DIR), config()).unwrap();
+    assert_eq!(store.journal_get(id(0), 1).unwrap(), "vote");
+}
+
+#[test]
 fn a_read_only_volume_is_named_as_such() {
     let memory = MemoryDisk::new();
     let disk = FaultyDisk::new(Arc::new(memory));
