@@ -13,12 +13,13 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Barrier {
     /// `fdatasync` per file; one `syncfs` instead when many files are dirty *and* the data directory is the root of a
-    /// volume of its own (on a shared volume `syncfs` would also wait for the data of other programs).
+    /// volume of its own (on a shared volume `syncfs` would also wait for the data of other programs). Where `syncfs` hides
+    /// write errors (kernels before 5.17, other file systems than ext4, XFS, Btrfs and F2FS), always `fdatasync`.
     #[default]
     Auto,
     /// Always `fdatasync` per file.
     Fdatasync,
-    /// One `syncfs` whenever more than two files are dirty.
+    /// One `syncfs` whenever more than two files are dirty; `fdatasync` per file where `syncfs` hides write errors.
     Syncfs,
 }
 

@@ -157,15 +157,18 @@ pub(crate) fn barrier(context: &StoreContext, pool: &FlushPool, jobs: &mut [Job]
     }
     let config = &context.config;
     let started = config.clock.monotonic();
-    let whole_volume = match config.barrier {
+    let volume = context.data.volume();
+    let wanted = match config.barrier {
         Barrier::Fdatasync => false,
         Barrier::Syncfs => targets.len() > INLINE_FLUSHES,
-        Barrier::Auto => context.data.volume().is_dedicated() && targets.len() >= config.syncfs_threshold,
+        Barrier::Auto => volume.is_dedicated() && targets.len() >= config.syncfs_threshold,
     };
+    // An append may be answered only when it is known that nothing of it failed to be written.
+    let whole_volume = wanted && volume.reports_write_errors();
     let metrics = &context.metrics;
     if whole_volume {
         metrics.flushes.add(1);
-        if let Err(error) = context.data.volume().sync() {
+        if let Err(error) = volume.sync() {
             let error = flush_failed(context.data.path(), error);
             for (at, _) in owners {
                 jobs[at].result = Err(error.clone());

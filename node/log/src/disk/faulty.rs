@@ -323,6 +323,10 @@ impl Volume for FaultyVolume {
         self.inner.sync()
     }
 
+    fn reports_write_errors(&self) -> bool {
+        self.inner.reports_write_errors()
+    }
+
     fn free_bytes(&self) -> io::Result<u64> {
         self.inner.free_bytes()
     }

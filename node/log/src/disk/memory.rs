@@ -40,6 +40,7 @@ struct FileSystem {
     locks: HashMap<PathBuf, u64>,
     free_bytes: u64,
     dedicated: bool,
+    reports_write_errors: bool,
 }
 
 /// Size of every volume in memory.
@@ -118,6 +119,7 @@ impl MemoryDisk {
             locks: HashMap::new(),
             free_bytes: VOLUME_BYTES,
             dedicated: true,
+            reports_write_errors: true,
         };
         Self { state: Arc::new(Mutex::new(state)), mounted: None }
     }
@@ -159,6 +161,11 @@ impl MemoryDisk {
     /// Sets what [`Volume::free_bytes`] reports.
     pub fn set_free_bytes(&self, bytes: u64) {
         self.state.lock().free_bytes = bytes;
+    }
+
+    /// Sets what [`Volume::reports_write_errors`] reports of volumes opened from now on. Initially true.
+    pub fn set_reports_write_errors(&self, reports: bool) {
+        self.state.lock().reports_write_errors = reports;
     }
 
     /// Sets what [`Volume::is_dedicated`] reports of volumes opened from now on. Initially true.
@@ -203,6 +210,7 @@ impl MemoryDisk {
             locks: HashMap::new(),
             free_bytes: state.free_bytes,
             dedicated: state.dedicated,
+            reports_write_errors: state.reports_write_errors,
         };
         Self { state: Arc::new(Mutex::new(forked)), mounted: None }
     }
@@ -536,7 +544,12 @@ impl Disk for MemoryDisk {
         let mut state = self.alive()?;
         let id = state.resolve(dir)?;
         state.dir(id)?;
-        Ok(Arc::new(MemoryVolume { state: self.state.clone(), epoch: state.epoch, dedicated: state.dedicated }))
+        Ok(Arc::new(MemoryVolume {
+            state: self.state.clone(),
+            epoch: state.epoch,
+            dedicated: state.dedicated,
+            reports_write_errors: state.reports_write_errors,
+        }))
     }
 }
 
@@ -619,6 +632,7 @@ struct MemoryVolume {
     state: Arc<Mutex<FileSystem>>,
     epoch: u64,
     dedicated: bool,
+    reports_write_errors: bool,
 }
 
 impl Volume for MemoryVolume {
@@ -643,6 +657,10 @@ impl Volume for MemoryVolume {
 
     fn size_bytes(&self) -> io::Result<u64> {
         Ok(VOLUME_BYTES)
+    }
+
+    fn reports_write_errors(&self) -> bool {
+        self.reports_write_errors
     }
 
     fn is_dedicated(&self) -> bool {

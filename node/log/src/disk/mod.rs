@@ -108,8 +108,12 @@ pub trait DirLock: fmt::Debug + Send + Sync + 'static {}
 
 /// A mounted volume, held open from the start so that write-back errors since then are reported.
 pub trait Volume: fmt::Debug + Send + Sync + 'static {
-    /// Makes everything written to the volume durable. Reports errors of any write-back since the last call.
+    /// Makes everything written to the volume durable. Where [`Volume::reports_write_errors`] holds, it reports errors of any
+    /// write-back since the last call.
     fn sync(&self) -> io::Result<()>;
+    /// Whether [`Volume::sync`] returns an error whenever something could not be written. Elsewhere files are made durable with
+    /// [`DiskFile::sync_data`].
+    fn reports_write_errors(&self) -> bool;
     /// Bytes that an unprivileged process may still write.
     fn free_bytes(&self) -> io::Result<u64>;
     /// Size of the volume in bytes.

@@ -13,7 +13,7 @@ use std::{
 
 use rustix::{
     buffer::spare_capacity,
-    fs::{Advice, FlockOperation, fadvise, fdatasync, flock, fstatvfs, syncfs},
+    fs::{Advice, FlockOperation, fadvise, fdatasync, flock, fstatfs, fstatvfs, syncfs},
     io::{Errno, pread, pwritev},
 };
 
@@ -33,6 +33,7 @@ struct RealLock(#[expect(dead_code, reason = "holds the lock until dropped")] Fi
 struct RealVolume {
     dir: File,
     dedicated: bool,
+    reports_write_errors: bool,
 }
 
 struct RealMap(memmap2::Mmap);
@@ -95,8 +96,27 @@ impl Disk for RealDisk {
         let parent = dir.canonicalize()?.parent().map(fs::metadata).transpose()?;
         let dedicated =
             parent.is_some_and(|parent| parent.dev() != file.metadata().map_or(parent.dev(), |own| own.dev()));
-        Ok(Arc::new(RealVolume { dir: file, dedicated }))
+        // What cannot be read counts as too old.
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let reports_write_errors = syncfs_reports_errors(&release, fstatfs(&file)?.f_type as u64);
+        Ok(Arc::new(RealVolume { dir: file, dedicated, reports_write_errors }))
     }
+}
+
+/// First kernel whose `syncfs` reports every failed write: 5.8 began to report failed write-back of data, 5.17 failures of the
+/// file system's own commit.
+const SYNCFS_REPORTS: (u32, u32) = (5, 17);
+
+/// File systems whose `syncfs` is known to report what their disk reports: ext2 to ext4, XFS, Btrfs, F2FS. Overlayfs, for
+/// example, does not pass on the errors of the file system below it, and FUSE those of its server.
+const FILE_SYSTEMS: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+
+/// Whether `syncfs` returns an error whenever something could not be written, by the kernel's release, such as `6.1.0-18-amd64`,
+/// and the type of the file system as in `statfs(2)`.
+fn syncfs_reports_errors(release: &str, file_system: u64) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let kernel = numbers.next().zip(numbers.next());
+    kernel.is_some_and(|kernel| kernel >= SYNCFS_REPORTS) && FILE_SYSTEMS.contains(&file_system)
 }
 
 impl DiskFile for RealFile {
@@ -157,6 +177,10 @@ impl Volume for RealVolume {
         Ok(syncfs(&self.dir)?)
     }
 
+    fn reports_write_errors(&self) -> bool {
+        self.reports_write_errors
+    }
+
     fn free_bytes(&self) -> io::Result<u64> {
         let stat = fstatvfs(&self.dir)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -169,5 +193,32 @@ impl Volume for RealVolume {
 
     fn is_dedicated(&self) -> bool {
         self.dedicated
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syncfs_is_trusted_only_where_it_reports_errors() {
+        const EXT4: u64 = 0xef53;
+        const OVERLAYFS: u64 = 0x794c_7630;
+        for (release, file_system, reports) in [
+            ("6.1.0-18-amd64\n", EXT4, true),
+            ("5.17.0", EXT4, true),
+            ("10.0", EXT4, true),
+            ("5.15.0-91-generic", EXT4, false),
+            ("5.7.19", EXT4, false),
+            ("4.18.0-513.el8", EXT4, false),
+            ("6.1.0-18-amd64", 0x5846_5342, true),
+            ("6.1.0-18-amd64", OVERLAYFS, false),
+            ("6.1.0-18-amd64", 0, false),
+            ("", EXT4, false),
+            ("6", EXT4, false),
+            ("unknown 6.1", EXT4, false),
+        ] {
+            assert_eq!(syncfs_reports_errors(release, file_system), reports, "{release} {file_system:x}");
+        }
     }
 }

@@ -136,6 +136,31 @@ fn a_failed_volume_flush_stops_every_log_it_covered() {
 }
 
 #[test]
+fn files_are_flushed_one_by_one_where_a_flush_of_the_volume_hides_errors() {
+    for barrier in [Barrier::Syncfs, Barrier::Auto] {
+        let memory = MemoryDisk::new();
+        memory.set_reports_write_errors(false);
+        let disk = FaultyDisk::new(Arc::new(memory));
+        let config = StoreConfig { barrier, syncfs_threshold: 3, ..config() };
+        let store = Store::open(Arc::new(disk.clone()), Path::new(DIR), config).unwrap();
+        let logs: Vec<_> = (0..8).map(|n| store.open_log(id(n), LogConfig::default()).unwrap()).collect();
+        logs.iter().for_each(|log| fill(log, 0, 1));
+        // Of one file nothing reaches the disk.
+        disk.add(on_log(DiskOperation::Sync, Fault::IO_ERROR));
+        for index in 1..20 {
+            let waits: Vec<_> = logs[1..].iter().map(|log| append(log, vec![sample(index)]).unwrap().1).collect();
+            if index == 1 {
+                let error = append_durably(&logs[0], vec![sample(1)]).unwrap_err();
+                assert!(matches!(error, LogError::Io { .. }), "{error}");
+            }
+            for wait in waits {
+                wait.recv().unwrap().unwrap();
+            }
+        }
+    }
+}
+
+#[test]
 fn a_failed_flush_of_the_journal_stops_the_store() {
     let (disk, _, store) = faulty();
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
