@@ -153,9 +153,13 @@ impl DataDir {
         Ok(())
     }
 
-    /// Removes a directory and what is in it. Fine if there is none.
+    /// Removes a directory and what is in it, or a file that stands in its place. Fine if there is neither.
     pub(crate) fn remove_dir(&self, dir: &Path) -> Result<(), LogError> {
-        match self.disk.remove_dir(dir) {
+        let removed = match self.disk.remove_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => self.disk.remove_file(dir),
+            other => other,
+        };
+        match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(LogError::io(dir, "remove the directory", error))
             }

@@ -1,13 +1,20 @@
 //! A small file beside the segments for the owner's own state, replaced atomically.
 //!
-//! Neighbours: it shares the log's directory and `seal_lock` with the other operations, and nothing else. Never interprets
-//! the bytes.
+//! Invariant: [`Log::load_checkpoint`] returns bytes as they were saved, or [`LogError::Damaged`]. Whether a log needs its
+//! checkpoint, and what a missing one means, only the owner knows.
+//!
+//! Neighbours: it shares the log's directory and `seal_lock` with the other operations, and `repair.rs` names the folder for a
+//! checkpoint that is of no use. Never interprets the bytes.
 
-use std::io::IoSlice;
+use std::{
+    io::{self, IoSlice},
+    path::PathBuf,
+};
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
-use super::Log;
+use super::{Log, repair};
 use crate::{
     LogError,
     bytes_le::{get_u32, get_u64, put_u32, put_u64},
@@ -50,14 +57,18 @@ impl Log {
         dir.make_durable()
     }
 
-    /// The newest checkpoint, `None` if none was ever saved.
+    /// The newest checkpoint, `None` if there is no such file.
     ///
     /// # Errors
-    /// [`LogError::Damaged`] when its bytes do not match their checksum, [`LogError::NewerFormat`].
+    /// [`LogError::Damaged`] when its bytes do not match their checksum or cannot be read, [`LogError::NewerFormat`];
+    /// [`LogError::Io`] when this process is short of memory or open files.
     pub fn load_checkpoint(&self) -> Result<Option<Bytes>, LogError> {
         let dir = &self.log.dir;
         let path = dir.path().join(NAME);
-        let io = |error| LogError::io(path.clone(), "read the checkpoint", error);
+        let io = |error: io::Error| match is_of_this_process(&error) {
+            true => LogError::io(path.clone(), "read the checkpoint", error),
+            false => LogError::damaged(&path, 0, None, format!("cannot read the checkpoint: {error}")),
+        };
         let file = match dir.disk().open(&path, OpenMode::Read) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -80,6 +91,30 @@ impl Log {
         }
         Ok(Some(bytes.slice(HEADER..)))
     }
+
+    /// Path of the checkpoint, whether or not there is one.
+    pub fn checkpoint_path(&self) -> PathBuf {
+        self.log.dir.path().join(NAME)
+    }
+
+    /// Moves a checkpoint that is of no use to its owner into a new folder `quarantine-<n>`, whatever its bytes are, and counts
+    /// it as damage. Returns the folder; `None`: there is no checkpoint. After a crash the file is at its old or its new place.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] and the like; the checkpoint may be at either place.
+    pub fn quarantine_checkpoint(&self) -> Result<Option<PathBuf>, LogError> {
+        let metrics = self.log.metrics();
+        metrics.damage_found.add(1);
+        let _seal = self.log.lock_seals();
+        let folder = repair::quarantine_file(&self.log.dir, NAME)?;
+        metrics.quarantines.add(u64::from(folder.is_some()));
+        Ok(folder)
+    }
+}
+
+/// Whether a read failed for lack of memory or file descriptors: it says nothing about the file.
+fn is_of_this_process(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR))
 }
 
 /// CRC of the log's identity, the header without the CRC field, and the content.

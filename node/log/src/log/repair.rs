@@ -208,6 +208,28 @@ fn quarantine(dir: &LogDir, found: &[FoundSegment], plan: &CutPlan) -> Result<Op
     Ok(Some(named))
 }
 
+/// Moves one file (or folder) of a log into a new quarantine folder. Returns the folder; `None`: there is no such file.
+pub(super) fn quarantine_file(dir: &LogDir, name: &str) -> Result<Option<PathBuf>, LogError> {
+    let disk = dir.disk();
+    let list = disk.list(dir.path()).map_err(|error| LogError::io(dir.path(), "list the directory", error))?;
+    if !list.iter().any(|entry| entry.name == name) {
+        return Ok(None);
+    }
+    let sync = |dir: &Path| disk.sync_dir(dir).map_err(|error| LogError::io(dir, "flush the directory", error));
+    let newest = quarantines(&**disk, dir.path())?.into_iter().max().unwrap_or(0);
+    let folder = dir.path().join(format!("{PREFIX}{}", newest + 1));
+    disk.create_dir(&folder).map_err(|error| LogError::io(&folder, "create the quarantine folder", error))?;
+    sync(dir.path())?;
+    let (path, to) = (dir.path().join(name), folder.join(name));
+    disk.rename(&path, &to).map_err(|error| LogError::io(&path, "move the file to quarantine", error))?;
+    sync(&folder)?;
+    sync(dir.path())?;
+    if let Err(error) = prune_quarantines(&**disk, dir.path(), KEPT) {
+        tracing::warn!(log = %dir.id(), %error, "cannot remove old quarantine folders");
+    }
+    Ok(Some(folder))
+}
+
 fn copy(dir: &LogDir, segment: &FoundSegment, to: &Path) -> Result<(), LogError> {
     let from = dir.segment_path(segment.base_index);
     let write = |error| LogError::io(to, "copy the segment to quarantine", error);

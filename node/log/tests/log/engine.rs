@@ -487,6 +487,38 @@ fn checkpoints_are_replaced_whole_and_checked() {
 }
 
 #[test]
+fn a_checkpoint_that_is_of_no_use_is_set_aside_whatever_it_is() {
+    let (memory, disk) = memory();
+    let store = open(&disk);
+    let log = store.open_log(id(0), LogConfig::default()).unwrap();
+    fill(&log, 0, 5);
+    assert_eq!(log.quarantine_checkpoint().unwrap(), None, "there is none");
+    let path = log.checkpoint_path();
+    log.save_checkpoint(b"one").unwrap();
+    memory.overwrite(&path, b"something else").unwrap();
+    assert!(matches!(log.load_checkpoint(), Err(LogError::Damaged { .. })));
+    let first = log.quarantine_checkpoint().unwrap().unwrap();
+    assert_eq!(memory.contents(&first.join("checkpoint")).unwrap(), b"something else");
+    assert_eq!(log.load_checkpoint().unwrap(), None);
+    // A folder in its place; this disk does not move folders.
+    memory.create_dir(&path).unwrap();
+    assert!(matches!(log.load_checkpoint(), Err(LogError::Damaged { .. })));
+    memory.remove_dir(&path).unwrap();
+    log.save_checkpoint(b"sound, and of no use all the same").unwrap();
+    let second = log.quarantine_checkpoint().unwrap().unwrap();
+    assert_ne!(first, second);
+    assert_eq!(store.metrics().quarantines.get(), 2);
+    log.save_checkpoint(b"two").unwrap();
+    memory.crash(0);
+    drop((log, store));
+    let store = open(&disk);
+    let log = store.open_log(id(0), LogConfig::default()).unwrap();
+    assert_samples(&log, 0, 5);
+    assert_eq!(log.load_checkpoint().unwrap().unwrap(), "two");
+    assert_eq!(memory.contents(&first.join("checkpoint")).unwrap(), b"something else");
+}
+
+#[test]
 fn memory_mode_answers_at_once_and_flushes_within_its_interval() {
     let (memory, disk) = memory();
     let store = open(&disk);
