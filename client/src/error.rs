@@ -66,7 +66,15 @@ impl ClientError {
 
     /// Whether the request was certainly not accepted, so that a retry cannot carry it out twice.
     pub fn not_accepted(&self) -> bool {
-        !matches!(self.kind, ErrorKind::OutcomeUnknown | ErrorKind::Transport { sent: true } | ErrorKind::Fatal)
+        match self.kind {
+            ErrorKind::OutcomeUnknown | ErrorKind::Transport { sent: true } => false,
+            // A node that finds damage carries nothing out; a bug of the node may have any effect.
+            ErrorKind::Fatal => self.reason == "DATA_DAMAGED",
+            ErrorKind::Rejected
+            | ErrorKind::Retryable
+            | ErrorKind::Redirect { .. }
+            | ErrorKind::Transport { sent: false } => true,
+        }
     }
 
     /// Whether the same request may succeed when it is sent again. An append that is sent again may be stored twice unless
@@ -317,6 +325,12 @@ mod tests {
         let unknown = stream_error(Code::Unavailable, "DISK_FAILED", &[]).into_unknown().into_not_accepted();
         assert_eq!((unknown.reason.as_str(), unknown.not_accepted()), ("DISK_FAILED", true));
         assert!(!unknown.is_retryable());
+    }
+
+    #[test]
+    fn an_append_to_damaged_data_is_not_retried_and_certainly_not_accepted() {
+        let error = stream_error(Code::DataLoss, "DATA_DAMAGED", &[]);
+        assert!(!error.is_retryable() && error.not_accepted());
     }
 
     #[test]
