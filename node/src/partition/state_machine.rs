@@ -67,10 +67,10 @@ impl PartitionMachine {
     fn restore_view(&self, saved: &Saved, applied_index: Option<u64>) -> Result<(), String> {
         let Some(view) = &self.shared.view else { return Ok(()) };
         let mut view = view.lock();
-        match (&saved.view, applied_index) {
+        let restored = match (&saved.view, applied_index) {
             (Some(text), _) => {
-                let bytes = BASE64.decode(text).map_err(|e| format!("view: {e}"))?;
-                view.restore(&bytes).map_err(|e| format!("view: {e}"))
+                let bytes = BASE64.decode(text).map_err(|e| format!("view: {e}"));
+                bytes.and_then(|bytes| view.restore(&bytes).map_err(|e| format!("view: {e}")))
             }
             (None, Some(last)) => {
                 views::rebuild(&mut **view, &self.log, saved.next_offset, last).map_err(|e| format!("view: {e}"))
@@ -79,7 +79,11 @@ impl PartitionMachine {
                 view.clear();
                 Ok(())
             }
+        };
+        if restored.is_err() {
+            view.clear();
         }
+        restored
     }
 }
 

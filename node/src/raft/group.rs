@@ -236,7 +236,8 @@ impl<M: Machine> RaftGroup<M> {
     /// Restores the machine from the log's checkpoint, then starts the group on the current runtime, as a follower.
     ///
     /// # Errors
-    /// When the log or its checkpoint cannot be read, or openraft rejects the stored state.
+    /// [`LogError::Damaged`] when the checkpoint is damaged and the log does not have all entries that it covers; when the log
+    /// cannot be read, or openraft rejects the stored state.
     pub async fn start(start: RaftGroupConfig, machine: M) -> Result<Self, RaftGroupError> {
         let RaftGroupConfig { store, log, id, node, transport, founders, election_timeout, .. } = start;
         let RaftGroupConfig { reads, promise, suspension, metrics, .. } = start;
@@ -249,9 +250,10 @@ impl<M: Machine> RaftGroup<M> {
             Some(error) => RaftGroupError::Log(error),
             None => RaftGroupError::Raft { group: id, reason },
         };
-        let machine = MachineStore::open(log.clone(), machine, metrics.clone(), storage.traced())
-            .map_err(|e| failed(e.to_string()))?;
         // openraft would take a log that has lost its end for one that a snapshot has overtaken, and empty it.
+        storage.check_end(None)?;
+        let (traced, first) = (storage.traced(), storage.first_index());
+        let machine = MachineStore::open(log.clone(), machine, metrics.clone(), traced, first)?;
         storage.check_end(machine.applied_index())?;
         if let Some(founders) = founders
             && storage.is_new()

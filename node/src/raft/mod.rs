@@ -6,6 +6,7 @@
 //!
 //! Neighbours: `partition/` and `controller/` above; `chronicle-log` below.
 
+mod checkpoint;
 mod contact;
 mod election;
 mod group;
@@ -24,6 +25,7 @@ mod traced;
 mod type_config;
 mod wire;
 
+pub(crate) use checkpoint::checkpoint_index;
 pub use group::{
     HEARTBEAT, ProposeError, ProposeResult, RaftGroup, RaftGroupConfig, RaftGroupError, RaftGroupStatus, Role, Roles,
 };
@@ -31,7 +33,6 @@ pub use group::{
 pub(crate) use lease::LEASE;
 pub use lease::LeasePromise;
 pub use network::Transport;
-pub(crate) use state_machine::checkpoint_index;
 pub use state_machine::{CommittedEntry, Machine};
 pub(crate) use store::{KEY_FILL, KEY_PURGED, encode_position};
 pub use type_config::{LeaderTerm, Proposal, RaftMember, Reservation};

@@ -7,19 +7,18 @@ use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use chronicle_log::Log;
+use bytes::Bytes;
+use chronicle_log::{Log, LogError};
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::checkpoint::{damaged, decode_checkpoint, encode_checkpoint, load_checkpoint};
 use super::store::{blocking, to_io};
 use super::traced::{Traced, TracedEntry};
-use super::type_config::{
-    MembershipRecord, Proposal, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id,
-};
+use super::type_config::{Proposal, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::telemetry::{RaftMetrics, Stage};
 
 /// One committed entry.
@@ -47,53 +46,8 @@ pub trait Machine: Send + 'static {
     /// Replaces the state by one that covers entries up to `applied_index` (inclusive).
     ///
     /// # Errors
-    /// A text that says why the bytes are not valid.
+    /// A text that says why the bytes are not valid. The state of a new machine is then still the one before the first entry.
     fn restore(&mut self, bytes: &[u8], applied_index: Option<u64>) -> Result<(), String>;
-}
-
-/// Head of a checkpoint: raft's position. Stored as JSON behind its length (u32, little-endian), followed by the
-/// machine's own bytes.
-#[derive(serde::Serialize, serde::Deserialize)]
-struct Head {
-    /// Term, leader and index of the last applied entry.
-    last: Option<(u64, u64, u64)>,
-    membership_log_id: Option<(u64, u64, u64)>,
-    membership: MembershipRecord,
-}
-
-fn encode_checkpoint(meta: &SnapshotMeta, state: &[u8]) -> Bytes {
-    let plain = |id: &RaftLogId| (id.leader_id.term, id.leader_id.node_id, id.index);
-    let head = Head {
-        last: meta.last_log_id.as_ref().map(plain),
-        membership_log_id: meta.last_membership.log_id().as_ref().map(plain),
-        membership: MembershipRecord::from_membership(meta.last_membership.membership()),
-    };
-    let head = serde_json::to_vec(&head).expect("a checkpoint's head has only plain values");
-    let mut out = BytesMut::with_capacity(4 + head.len() + state.len());
-    out.put_u32_le(head.len() as u32);
-    out.put_slice(&head);
-    out.put_slice(state);
-    out.freeze()
-}
-
-fn decode_checkpoint(bytes: &Bytes) -> io::Result<(SnapshotMeta, Bytes)> {
-    let invalid = |e: String| io::Error::new(io::ErrorKind::InvalidData, format!("checkpoint: {e}"));
-    let too_short = || invalid(format!("{} bytes are fewer than its head needs", bytes.len()));
-    let length = bytes.first_chunk::<4>().map(|b| u32::from_le_bytes(*b) as usize).ok_or_else(too_short)?;
-    let head = bytes.get(4..4 + length).ok_or_else(too_short)?;
-    let head: Head = serde_json::from_slice(head).map_err(|e| invalid(e.to_string()))?;
-    let membership_id = head.membership_log_id.map(|(term, leader, index)| log_id(term, leader, index));
-    let membership = head.membership.into_membership().map_err(invalid)?;
-    let meta = SnapshotMeta {
-        last_log_id: head.last.map(|(term, leader, index)| log_id(term, leader, index)),
-        last_membership: StoredMembership::new(membership_id, membership),
-    };
-    Ok((meta, bytes.slice(4 + length..)))
-}
-
-/// Returns the raft index that a checkpoint covers (inclusive); `None` when it covers nothing, or cannot be read.
-pub(crate) fn checkpoint_index(bytes: &Bytes) -> Option<u64> {
-    decode_checkpoint(bytes).ok()?.0.last_log_id.map(|id| id.index)
 }
 
 struct MachineState<M> {
@@ -122,8 +76,18 @@ impl<M> Clone for MachineStore<M> {
 }
 
 impl<M: Machine> MachineStore<M> {
-    /// Restores the machine from the log's checkpoint, if there is one.
-    pub(super) fn open(log: Arc<Log>, machine: M, metrics: RaftMetrics, traced: Arc<Traced>) -> io::Result<Self> {
+    /// Restores a new machine from the log's checkpoint. A checkpoint that is damaged is moved to quarantine when raft may read the
+    /// log from its first entry on (`first` is 0): raft then applies every entry again.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] when the machine needs a checkpoint and there is no sound one; errors of the disk.
+    pub(super) fn open(
+        log: Arc<Log>,
+        machine: M,
+        metrics: RaftMetrics,
+        traced: Arc<Traced>,
+        first: u64,
+    ) -> Result<Self, LogError> {
         let store = Self {
             inner: Arc::new(Mutex::new(MachineState {
                 machine,
@@ -134,8 +98,15 @@ impl<M: Machine> MachineStore<M> {
             metrics,
             traced,
         };
-        if let Some(bytes) = store.log.load_checkpoint().map_err(to_io)? {
-            store.restore(&bytes)?;
+        match store.restore_from_log(first) {
+            Err(error @ LogError::Damaged { .. }) if first == 0 => {
+                let quarantine = store.log.quarantine_checkpoint()?;
+                tracing::warn!(
+                    log = %store.log.id(), %error, ?quarantine,
+                    "checkpoint is damaged, rebuilding the state from the log"
+                );
+            }
+            restored => restored?,
         }
         Ok(store)
     }
@@ -143,6 +114,11 @@ impl<M: Machine> MachineStore<M> {
     /// Returns the raft index of the last entry that is applied (inclusive).
     pub(super) fn applied_index(&self) -> Option<u64> {
         self.inner.lock().last_applied.map(|id| id.index)
+    }
+
+    fn restore_from_log(&self, first: u64) -> Result<(), LogError> {
+        let Some(bytes) = load_checkpoint(&self.log, first)? else { return Ok(()) };
+        self.restore(&bytes).map(drop).map_err(|error| damaged(&self.log, error.to_string()))
     }
 
     fn restore(&self, bytes: &Bytes) -> io::Result<SnapshotMeta> {

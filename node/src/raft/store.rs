@@ -129,7 +129,7 @@ impl LogStorage {
     }
 
     /// Returns the first index that raft may read.
-    fn first_index(&self) -> u64 {
+    pub(super) fn first_index(&self) -> u64 {
         let purged = self.state.marks.lock().purged.map(|id| id.index + 1).unwrap_or(0);
         purged.max(self.state.log.position().first_index)
     }

@@ -130,7 +130,7 @@ impl StoreBuilder<TypeConfig, Overtaken, MachineStore<Journal>, (Arc<Store>, Tem
         let log = store.open_log(LOG, LogConfig::default()).unwrap();
         let storage = LogStorage::open(store.clone(), log.clone(), LOG, Default::default()).unwrap();
         let machine =
-            MachineStore::open(log.clone(), Journal::default(), Default::default(), storage.traced()).unwrap();
+            MachineStore::open(log.clone(), Journal::default(), Default::default(), storage.traced(), 0).unwrap();
         Ok(((store, dir), Overtaken { storage, log }, machine))
     }
 }
@@ -439,4 +439,117 @@ async fn a_pre_vote_of_a_replica_that_is_behind_reports_that_a_leader_is_wanted(
     group.shutdown().await;
     log.close().unwrap();
     store.close().unwrap();
+}
+
+/// Stores so many proposals in a group of one, with a checkpoint of the first two and one of all, and closes it. `purged`: the
+/// beginning of its log is deleted. Returns the checkpoint's file and the bytes of the first checkpoint.
+async fn stored(dir: &TempDir, proposals: usize, purged: bool) -> (std::path::PathBuf, Vec<u8>) {
+    let store = open(dir);
+    let (group, log) = group(&store).await;
+    let leader = lead(&group).await;
+    let path = log.dir().join("checkpoint");
+    let mut early = Vec::new();
+    for at in 0..proposals {
+        propose(&group, leader, &format!("{at}{}", "x".repeat(1000))).await.unwrap();
+        if at == 1 {
+            group.checkpoint().await.unwrap();
+            early = std::fs::read(&path).unwrap();
+        }
+    }
+    group.checkpoint().await.unwrap();
+    if purged {
+        let keep = log.retention_index(Some(8192), None, u64::MAX).expect("more than two segments are there");
+        group.purge(keep - 1).await.unwrap();
+        while log.position().first_index == 0 {
+            log.delete_before(keep).unwrap();
+            tokio::task::yield_now().await;
+        }
+    }
+    group.shutdown().await;
+    log.close().unwrap();
+    store.close().unwrap();
+    (path, early)
+}
+
+/// What can happen to a checkpoint: a bit is flipped, it is cut, missing, or a folder.
+fn spoil(path: &std::path::Path, how: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::remove_file(path).unwrap();
+    match how {
+        0 => std::fs::write(path, bytes).unwrap(),
+        1 => std::fs::write(path, &bytes[..middle]).unwrap(),
+        2 => {}
+        _ => std::fs::create_dir(path).unwrap(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_of_no_use_is_rebuilt_from_a_log_with_all_entries() {
+    for how in 0..4 {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _) = stored(&dir, 10, false).await;
+        spoil(&path, how);
+        let store = open(&dir);
+        let (group, log) = group(&store).await;
+        let leader = lead(&group).await;
+        let lines = propose(&group, leader, "end").await.unwrap();
+        assert_eq!(lines.split(|b| *b == b',').count(), 11, "{how}");
+        group.checkpoint().await.unwrap();
+        let aside = path.with_file_name("quarantine-1").join("checkpoint");
+        assert_eq!(aside.exists(), how != 2, "{how}: a checkpoint that is of no use is kept for analysis");
+        group.shutdown().await;
+        log.close().unwrap();
+        store.close().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_whose_content_cannot_be_restored_is_rebuilt_from_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    stored(&dir, 10, false).await;
+    let store = open(&dir);
+    let log = store.open_log(LOG, LogConfig::default()).unwrap();
+    log.save_checkpoint(b"no checkpoint of a group").unwrap();
+    log.close().unwrap();
+    drop(log);
+    let (group, log) = group(&store).await;
+    let leader = lead(&group).await;
+    assert_eq!(propose(&group, leader, "end").await.unwrap().split(|b| *b == b',').count(), 11);
+    group.shutdown().await;
+    log.close().unwrap();
+    store.close().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_without_its_beginning_does_not_open_without_the_checkpoint_that_covers_it() {
+    for how in 0..5 {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, early) = stored(&dir, 40, true).await;
+        if how == 4 {
+            // Intact, and older than the first entry of the log.
+            std::fs::write(&path, &early).unwrap();
+        } else {
+            spoil(&path, how);
+        }
+        let before = std::fs::read(&path).ok();
+        let store = open(&dir);
+        let log = store.open_log(LOG, LogConfig::default()).unwrap();
+        let first = log.position().first_index;
+        let start = started(&store, &log, 1, &[1], Arc::new(NoPeers));
+        let Err(error) = RaftGroup::start(start, Journal::default()).await else {
+            panic!("{how}: a group without its state must not start")
+        };
+        let RaftGroupError::Log(LogError::Damaged { path: at, index: None, reason, .. }) = error else {
+            panic!("{how}: {error}")
+        };
+        assert_eq!(at, path);
+        if how == 2 || how == 4 {
+            assert!(reason.contains(&format!("raft indexes {first}..")), "{how}: {reason}");
+        }
+        assert_eq!(std::fs::read(&path).ok(), before, "{how}: nothing is written over it");
+        log.close().unwrap();
+        store.close().unwrap();
+    }
 }
