@@ -47,6 +47,7 @@ impl Broker {
             alive: node.state != NodeState::Removed && self.inner.cluster.alive(node.id),
             raft_id: node.id,
             replicas: count(&|placement| placement.holds(node.id)),
+            replicas_out_of_service: self.inner.cluster.out_of_service(node.id) as u32,
             preferred_leaders: count(&|placement| placement.replicas.first() == Some(&node.id)),
             encryption: self.encryption_of(node.id),
         };
@@ -135,12 +136,14 @@ impl Broker {
             operations: state.operations.values().map(|operation| self.operation_progress(&state, operation)).collect(),
             configuration: self.live().report(),
         };
-        for placement in state.placements.values().flatten() {
-            let alive = placement.voters.iter().filter(|id| cluster.alive(**id)).count();
-            status.partitions += 1;
-            status.under_replicated += u32::from(alive < placement.voters.len());
-            status.offline += u32::from(alive <= placement.voters.len() / 2);
-            status.moving += u32::from(!placement.settled());
+        for (topic, placements) in &state.placements {
+            for (partition, placement) in placements.iter().enumerate() {
+                let serving = cluster.serving(*topic, partition as u32, placement);
+                status.partitions += 1;
+                status.under_replicated += u32::from(serving < placement.voters.len());
+                status.offline += u32::from(serving <= placement.voters.len() / 2);
+                status.moving += u32::from(!placement.settled());
+            }
         }
         Ok(status)
     }

@@ -32,6 +32,8 @@ pub struct NodeDescription {
     pub raft_id: u64,
     /// Partitions with a replica there.
     pub replicas: u32,
+    /// Of those, replicas that are not in service, as it reports.
+    pub replicas_out_of_service: u32,
     /// Partitions that prefer it as their leader.
     pub preferred_leaders: u32,
     /// How its data port is encrypted; `None`: not known to this node.
@@ -86,9 +88,9 @@ pub struct ClusterStatus {
     pub servers: Vec<NodeDescription>,
     /// Partitions of all topics.
     pub partitions: u32,
-    /// Partitions with a replica on a node that is not alive.
+    /// Partitions with a replica on a node that is not alive, or that is not in service there.
     pub under_replicated: u32,
-    /// Partitions without a majority of live replicas.
+    /// Partitions without a majority of replicas that are on live nodes and in service.
     pub offline: u32,
     /// Partitions that are not at their target placement yet.
     pub moving: u32,

@@ -129,7 +129,13 @@ impl Broker {
             // Not closed cleanly: it has to be opened.
             Ok(None) => match self.partition(topic, partition).await {
                 Ok(open) => return Ok(PartitionDescription { replicas: description.replicas, ..open.describe() }),
-                Err(error) => description.state = format!("failed: {error}"),
+                Err(error) => {
+                    description.state = match replica.state() {
+                        ReplicaState::Failed { error, .. } => format!("failed: {}", self.api_error(error)),
+                        ReplicaState::Filling(_) => "filling".into(),
+                        _ => format!("failed: {error}"),
+                    }
+                }
             },
             Err(error) => description.state = format!("failed: {}", self.api_error(error.into())),
         }

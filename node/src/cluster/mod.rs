@@ -6,7 +6,10 @@
 //! Never names `partition/` or `controller/`. Neighbours: `metadata/` (the pure state), `peers/` (connections to other nodes),
 //! `raft/` (the groups).
 
+mod fill;
 mod reports;
+mod send;
+mod throttle;
 mod watcher;
 
 use std::collections::BTreeMap;
@@ -22,7 +25,11 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use fill::FillProgress;
+pub(crate) use fill::{FillReason, fill, fill_pending, store_fill_pending};
 pub use reports::Reports;
+pub(crate) use send::send_log;
+pub use throttle::Throttle;
 pub use watcher::{WATCH_INTERVAL, Watcher};
 
 use crate::config::{Config, Live};
@@ -52,6 +59,8 @@ pub struct Cluster {
     pub metadata: Arc<RwLock<Arc<ControllerState>>>,
     /// Number of partitions that this node leads, or is about to lead.
     pub led: AtomicUsize,
+    /// Limits the rate at which replicas on other nodes are filled.
+    pub filling: Arc<Throttle>,
     /// Counters of groups and sequencers.
     pub metrics: RaftMetrics,
     /// When this process had the data directory to itself: a former process has acknowledged nothing since.
@@ -68,6 +77,7 @@ impl Cluster {
             config,
             metadata: Arc::default(),
             led: AtomicUsize::default(),
+            filling: Arc::default(),
             metrics: RaftMetrics::default(),
             started: Instant::now(),
         }
@@ -99,6 +109,28 @@ impl Cluster {
         if node == self.node() { !liveness.is_unfit() } else { !liveness.unfit(node) }
     }
 
+    /// Returns whether the node is alive and its replica of the group is in service, as far as it reports: it can be opened, and its
+    /// log is not being filled. A replica that was not used since its node started counts as in service.
+    pub(crate) fn serves(&self, node: u64, group: LogId) -> bool {
+        let liveness = self.peers.liveness();
+        match node == self.node() {
+            true => liveness.is_in_service(group),
+            false => liveness.alive(node) && liveness.in_service(node, group),
+        }
+    }
+
+    /// Returns how many replicas of a node are not in service, as far as it reports.
+    pub(crate) fn out_of_service(&self, node: u64) -> usize {
+        let liveness = self.peers.liveness();
+        if node == self.node() { liveness.own_out_of_service() } else { liveness.out_of_service(node) }
+    }
+
+    /// Returns how many voters of a partition serve it.
+    pub(crate) fn serving(&self, topic: Uuid, partition: u32, placement: &Placement) -> usize {
+        let id = LogId { topic, partition };
+        placement.voters.iter().filter(|node| self.serves(**node, id)).count()
+    }
+
     /// The settings of the topic that a log belongs to; `None` when there is no such topic.
     pub(crate) fn settings(&self, id: LogId) -> Option<TopicSettings> {
         self.state().topics.values().find(|topic| topic.id == id.topic).map(|topic| topic.settings.clone())
@@ -113,7 +145,8 @@ impl Cluster {
     pub(crate) fn designated(&self, id: LogId) -> Option<u64> {
         let state = self.state();
         let placement = state.placement(id.topic, id.partition)?;
-        designated_leader(&placement, |node| self.alive(node) && self.fit(node), &state)
+        designated_leader(&placement, |node| self.serves(node, id) && self.fit(node), &state)
+            .or_else(|| designated_leader(&placement, |node| self.serves(node, id), &state))
             .or_else(|| designated_leader(&placement, |node| self.alive(node), &state))
     }
 
@@ -122,11 +155,11 @@ impl Cluster {
         !self.fit(node) || self.state().nodes.get(&node).is_some_and(|node| node.state != NodeState::Active)
     }
 
-    /// Returns how many replicas become a candidate before this node when the leader is dead: the alive ones of higher rank.
+    /// Returns how many replicas become a candidate before this node when the leader is dead: those of higher rank that serve.
     pub(crate) fn rank(&self, id: LogId) -> u32 {
         let state = self.state();
         let Some(placement) = state.placement(id.topic, id.partition) else { return 0 };
-        let mut candidates = leader_candidates(&placement, |node| self.alive(node), &state);
+        let mut candidates = leader_candidates(&placement, |node| self.serves(node, id), &state);
         // A stable sort: keeps the order among nodes that can lead, and among the others.
         candidates.sort_by_key(|node| !self.fit(*node));
         candidates.iter().position(|node| *node == self.node()).unwrap_or(candidates.len()) as u32

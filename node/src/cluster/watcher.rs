@@ -82,7 +82,7 @@ impl Watcher {
                 None => false,
             };
             state.leader = Some((leader, boot));
-            if restarted || !liveness.alive(leader) {
+            if restarted || !cluster.serves(leader, group.id()) {
                 group.lose_leader();
             }
         }

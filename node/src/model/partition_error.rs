@@ -135,9 +135,11 @@ impl From<&LogError> for PartitionError {
             LogError::OffsetOutOfRange { offset, earliest, next } => {
                 Self::OutOfRange { offset: *offset as i64, earliest: *earliest as i64, next: *next as i64 }
             }
-            LogError::ReadOnly { .. } | LogError::Io { .. } => Self::DiskFailed(why),
+            LogError::ReadOnly { .. } | LogError::Io { .. } | LogError::NotADirectory { .. } => Self::DiskFailed(why),
             LogError::Overloaded { .. } => Self::Overloaded(why),
-            LogError::Closed | LogError::AlreadyOpen(_) | LogError::Truncated => Self::Unavailable(why),
+            LogError::Closed | LogError::AlreadyOpen(_) | LogError::Truncated | LogError::NewerFormat { .. } => {
+                Self::Unavailable(why)
+            }
             _ => Self::Internal(why),
         }
     }

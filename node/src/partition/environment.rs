@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 use chronicle_log::LogId;
 use tokio::sync::Semaphore;
 
-use super::throttle::Throttle;
 use super::views::View;
 use crate::cluster::{Cluster, Reports};
 use crate::config::Config;
@@ -19,11 +18,10 @@ pub struct Environment {
     pub cluster: Arc<Cluster>,
     /// KiB that all partitions together may have proposed and not yet committed.
     pub budget: Arc<Semaphore>,
-    /// Limits the rate at which replicas on other nodes are filled.
-    pub filling: Arc<Throttle>,
     /// Which topics have a view.
     pub view_of: ViewOf,
-    /// Sends reports to the controller group; set once the node is a member of a cluster.
+    /// Sends reports to the controller group; set once the node is a member of a cluster and has applied the metadata that was committed
+    /// before.
     pub reports: OnceLock<Arc<dyn Reports>>,
 }
 
@@ -31,7 +29,7 @@ impl Environment {
     /// An environment with the limits of the configuration.
     pub fn new(cluster: Arc<Cluster>, view_of: ViewOf) -> Self {
         let budget = Arc::new(Semaphore::new((cluster.config().storage.pending_bytes_max / 1024) as usize));
-        Self { cluster, budget, filling: Arc::default(), view_of, reports: OnceLock::new() }
+        Self { cluster, budget, view_of, reports: OnceLock::new() }
     }
 
     /// An empty view for a log, if its topic has one.

@@ -1,5 +1,5 @@
-//! Background tasks for the node's replicas: tick them, close idle ones, apply retention, scrub them, and delete those that were
-//! reassigned to other nodes.
+//! Background tasks for the node's replicas: tick them, close idle ones, reopen failed ones, apply retention, scrub them, and delete
+//! those that were reassigned to other nodes.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -16,6 +16,8 @@ use crate::model::{PartitionError, Topic, TopicSettings};
 
 /// Interval at which the data directory is compared with the committed metadata.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// Interval at which failed replicas are looked for.
+const REOPEN_EVERY: Duration = Duration::from_secs(5);
 /// Rate at which segments are scrubbed: slow enough not to affect clients.
 const SCRUB_BYTES_PER_SECOND: u64 = 32 << 20;
 
@@ -24,6 +26,7 @@ impl Replicas {
     pub(crate) fn start(&self) {
         let ReplicaTable { tasks, env, .. } = &*self.inner;
         tasks.spawn(close_idle(self.clone()));
+        tasks.spawn(reopen(self.clone()));
         tasks.spawn(maintain(self.clone()));
         tasks.spawn(reconcile(self.clone()));
         tasks.spawn(scrub(self.clone()));
@@ -181,6 +184,19 @@ impl Replicas {
                 }
             }
         }
+    }
+}
+
+/// Opens failed replicas again that are not used, so that they return to service once what kept them from opening is over.
+async fn reopen(replicas: Replicas) {
+    let mut tick = tokio::time::interval(REOPEN_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = replicas.inner.stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        for_each_bounded(replicas.all(), |replica| async move { replica.retry().await }).await;
     }
 }
 

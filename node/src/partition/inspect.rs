@@ -37,9 +37,9 @@ pub struct PartitionTotals {
     pub topics: usize,
     /// Partitions of all topics.
     pub partitions: usize,
-    /// Partitions with a voter on a node without recent heartbeats.
+    /// Partitions with a voter that does not serve: on a node without recent heartbeats, or not in service there.
     pub under_replicated: usize,
-    /// Partitions without a majority of live voters.
+    /// Partitions without a majority of voters that serve.
     pub offline: usize,
     /// Partitions whose replicas are not at the target placement yet.
     pub moving: usize,
@@ -151,11 +151,13 @@ impl Replicas {
             partitions: state.topics.values().map(|topic| topic.partitions as usize).sum(),
             ..PartitionTotals::default()
         };
-        for placement in state.placements.values().flatten() {
-            let alive = placement.voters.iter().filter(|id| cluster.alive(**id)).count();
-            totals.under_replicated += usize::from(alive < placement.voters.len());
-            totals.offline += usize::from(alive <= placement.voters.len() / 2);
-            totals.moving += usize::from(!placement.settled());
+        for (topic, placements) in &state.placements {
+            for (partition, placement) in placements.iter().enumerate() {
+                let serving = cluster.serving(*topic, partition as u32, placement);
+                totals.under_replicated += usize::from(serving < placement.voters.len());
+                totals.offline += usize::from(serving <= placement.voters.len() / 2);
+                totals.moving += usize::from(!placement.settled());
+            }
         }
         for replica in self.all() {
             let partition = match replica.state() {
@@ -262,7 +264,10 @@ impl Replicas {
     /// BLAKE3 of a range of entries of this node's replica; empty while it has not applied them all.
     pub(crate) async fn digest(&self, id: LogId, range: proto::DigestRange) -> Result<Vec<u8>, String> {
         let replica = self.placed(id).map_err(|e| e.to_string())?;
-        let partition = replica.get().await.map_err(|e| e.to_string())?;
+        let partition = replica.get().await.map_err(|error| match replica.state() {
+            ReplicaState::Failed { error, .. } => error.to_string(),
+            _ => error.to_string(),
+        })?;
         let applied = partition.group().status().applied.map(|index| index + 1).unwrap_or(0);
         if applied < range.to {
             return Ok(Vec::new());

@@ -10,7 +10,7 @@
 //!       leading.rs    starts and stops the sequencer when leadership is won and lost
 //!         sequencer.rs    owns the order of appends (keys.rs), proposes entries to raft
 //!       state_machine.rs    applies committed entries: offsets, producers, the topic's view (views.rs)
-//! fill.rs, pull.rs    copy a log from another replica, and to one
+//! fill.rs, pull.rs    which replica a log is copied from, and whether it may be copied to another one
 //! ```
 //!
 //! Write path: [`Partition::submit`] → `sequencer` → `raft::RaftGroup` → `chronicle-log`. Reads go from [`Partition::read`]
@@ -38,7 +38,6 @@ mod sequencer;
 mod sequencer_tests;
 mod state_machine;
 mod storage;
-mod throttle;
 mod tick;
 mod tick_state;
 mod verify;
@@ -56,5 +55,4 @@ pub use replica_lag::ReplicaLag;
 pub use replicas::Replicas;
 pub use sequencer::{AppendAnswer, Reply};
 pub use state_machine::Progress;
-pub use throttle::Throttle;
 pub use views::View;

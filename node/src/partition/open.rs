@@ -172,7 +172,8 @@ impl Partition {
     /// Makes this node the leader unless another node is: starts an election if there is no leader, and waits.
     ///
     /// # Errors
-    /// [`PartitionError::NotLeader`] with the leader's id; [`PartitionError::NoLeader`] when there is no leader within `patience`.
+    /// [`PartitionError::NotLeader`] with the leader's id; [`PartitionError::NoLeader`] when there is no leader within `patience`;
+    /// [`PartitionError::Unavailable`] at once when too few voters are in service.
     pub async fn lead(&self, patience: Duration) -> Result<(), PartitionError> {
         let until = Instant::now() + patience;
         let mut roles = self.leadership.role.subscribe();
@@ -183,13 +184,14 @@ impl Partition {
                 PartitionRole::Leading(_) => return Ok(()),
                 PartitionRole::Following { leader: Some(leader) }
                     if leader != self.env.cluster.node()
-                        && self.env.cluster.alive(leader)
+                        && self.env.cluster.serves(leader, self.id)
                         && !self.group.leader_gone() =>
                 {
                     return Err(PartitionError::NotLeader { leader });
                 }
                 PartitionRole::Settling => {}
                 PartitionRole::Following { .. } => {
+                    self.can_be_elected()?;
                     self.group.campaign().await.map_err(PartitionError::from)?;
                 }
             }
@@ -204,6 +206,20 @@ impl Partition {
             let pause = jitter(CAMPAIGN_PAUSE).min(until - now);
             let _ = tokio::time::timeout(pause, roles.changed()).await;
         }
+    }
+
+    /// Fails when no election can succeed, because too few voters are in service. A request must not wait for one then: the client's
+    /// deadline could pass while it waits, and the client would have to take the outcome as unknown.
+    fn can_be_elected(&self) -> Result<(), PartitionError> {
+        let cluster = &self.env.cluster;
+        let serves = |node: u64| node == cluster.node() || cluster.serves(node, self.id);
+        if self.group.has_majority(serves) {
+            return Ok(());
+        }
+        let voters = self.group.status().voters;
+        let serving = voters.iter().filter(|node| serves(**node)).count();
+        let why = format!("no leader: {serving} of {} voters are in service: must be a majority", voters.len());
+        Err(PartitionError::Unavailable(why))
     }
 
     /// Queues a validated batch. Appends are checked in the order in which this returns. Waits while the queue is full.

@@ -12,10 +12,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::environment::Environment;
-use super::fill::{self, FillProgress, FillReason};
+use super::fill;
 use super::leading::PartitionRole;
 use super::open::Partition;
 use super::storage::open_log;
+use crate::cluster::{FillProgress, FillReason, fill_pending, store_fill_pending};
 use crate::metadata::Placement;
 use crate::model::PartitionError;
 use crate::raft::LeasePromise;
@@ -25,6 +26,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// Wait before an interrupted fill is retried.
 const FILL_RETRY: Duration = Duration::from_millis(500);
+/// Time after which a failed replica that is not used is opened again, beyond the wait of its state.
+const REOPEN_AFTER: Duration = Duration::from_secs(20);
 /// How long a request waits for a leader of a partition that it has opened.
 const LEAD_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -98,7 +101,7 @@ impl Replica {
 
     /// Returns whether the replica has lost entries that it may have acknowledged, and is not repaired yet.
     pub fn is_damaged(&self) -> bool {
-        fill::pending(&self.env.cluster.store, self.id) == Some(FillReason::Damaged)
+        fill_pending(&self.env.cluster.store, self.id) == Some(FillReason::Damaged)
     }
 
     /// The state after any opening or closing in progress.
@@ -110,8 +113,8 @@ impl Replica {
     /// The partition, opened if needed. Opening continues when the caller is cancelled: the next caller finds it open.
     ///
     /// # Errors
-    /// Why it cannot be opened; after a failure, that error until the next attempt is due; [`PartitionError::NotLeader`] when this
-    /// node has no replica, or one that is filling.
+    /// [`PartitionError::NotLeader`] when this node has no replica, or one that is not in service while another one is; why it
+    /// cannot be opened otherwise: after a failure, that error until the next attempt is due.
     pub async fn get(self: &Arc<Self>) -> Result<Arc<Partition>, PartitionError> {
         self.used();
         if let Some(partition) = self.active() {
@@ -195,7 +198,7 @@ impl Replica {
                     RETRY_MIN
                 }
             },
-            ReplicaState::Failed { error, until, .. } if Instant::now() < until => return Err(error),
+            ReplicaState::Failed { error, until, .. } if Instant::now() < until => return Err(self.elsewhere(error)),
             ReplicaState::Failed { next, .. } => next,
             ReplicaState::Dormant => RETRY_MIN,
         };
@@ -234,20 +237,44 @@ impl Replica {
                     Err(error) => Err(self.fail(error, wait)),
                 }
             }
-            Err(error) => Err(self.fail(error, wait)),
+            Err(error) => Err(self.fail(if others { error } else { only_copy(error) }, wait)),
         }
     }
 
+    /// Takes the replica out of service. Returns what a request gets now.
     fn fail(&self, error: PartitionError, wait: Duration) -> PartitionError {
         tracing::error!(partition = %self.id, %error, retry_in_ms = wait.as_millis() as u64, "cannot open partition");
         let next = (wait * 2).min(RETRY_MAX);
         self.set(ReplicaState::Failed { error: error.clone(), until: Instant::now() + wait, next });
-        error
+        self.elsewhere(error)
+    }
+
+    /// What a request to a replica that is not in service gets: the node that may lead instead, or `error` when no other node does.
+    /// Without this, clients that ask the first node of the placement would find no leader although the other replicas have a
+    /// majority.
+    fn elsewhere(&self, error: PartitionError) -> PartitionError {
+        let cluster = &self.env.cluster;
+        match cluster.designated(self.id).filter(|node| *node != cluster.node() && cluster.serves(*node, self.id)) {
+            Some(leader) => PartitionError::NotLeader { leader },
+            None => error,
+        }
+    }
+
+    /// Opens a failed replica that was not used for a while: what kept it from opening may be over.
+    pub(super) async fn retry(self: &Arc<Self>) {
+        let due = match &*self.state.read() {
+            ReplicaState::Failed { until, .. } => Instant::now() >= *until + REOPEN_AFTER,
+            _ => false,
+        };
+        if due {
+            // The state has the error.
+            let _ = self.get().await;
+        }
     }
 
     /// Returns why the log must be filled before the group may run; `None`: it need not.
     async fn must_fill(&self, placement: &Placement) -> Option<FillReason> {
-        if let Some(reason) = fill::pending(&self.env.cluster.store, self.id) {
+        if let Some(reason) = fill_pending(&self.env.cluster.store, self.id) {
             return Some(reason);
         }
         if placement.founders.contains(&self.env.cluster.node()) {
@@ -262,13 +289,10 @@ impl Replica {
         }
     }
 
-    /// The error while the log is being filled.
+    /// What a request gets while the log is being filled.
     fn filling(&self) -> PartitionError {
-        let me = self.env.cluster.node();
-        match self.env.cluster.designated(self.id).filter(|node| *node != me) {
-            Some(node) => PartitionError::NotLeader { leader: node },
-            None => PartitionError::Unavailable("the replica's log is being filled from another replica".into()),
-        }
+        let why = "the replica's log is being filled from another replica";
+        self.elsewhere(PartitionError::Unavailable(why.into()))
     }
 
     /// Closes the partition and fills its log.
@@ -302,9 +326,7 @@ impl Replica {
             partition.close().await;
             match replica.cut(Some(index)).await {
                 Ok(()) => replica.start_filling(FillReason::Damaged),
-                Err(error) => {
-                    replica.fail(error, RETRY_MIN);
-                }
+                Err(error) => drop(replica.fail(error, RETRY_MIN)),
             }
         });
         if let Err(error) = done.await {
@@ -313,9 +335,9 @@ impl Replica {
     }
 
     /// Removes the damaged end from a closed log, after storing durably that the replica has lost entries. `from`: raft index of
-    /// the damage that a read has found; `None`: opening the log finds it.
+    /// the damage that a read has found; `None`: opening the log finds it, or the damage is not in its entries.
     async fn cut(&self, from: Option<u64>) -> Result<(), PartitionError> {
-        fill::store_pending(&self.env.cluster.store, self.id, Some(FillReason::Damaged))
+        store_fill_pending(&self.env.cluster.store, self.id, Some(FillReason::Damaged))
             .await
             .map_err(PartitionError::from)?;
         let (store, id) = (self.env.cluster.store.clone(), self.id);
@@ -324,13 +346,15 @@ impl Replica {
             None => store.cut_damaged(id),
         });
         let cut = cut.await.map_err(interrupted)?.map_err(PartitionError::from)?;
-        tracing::warn!(
-            partition = %self.id,
-            kept_to = cut.next_index,
-            had_to = cut.was,
-            quarantine = ?cut.quarantine,
-            "damaged segments moved to quarantine"
-        );
+        if let Some(quarantine) = cut.quarantine {
+            tracing::warn!(
+                partition = %self.id,
+                kept_to = cut.next_index,
+                had_to = cut.was,
+                ?quarantine,
+                "damaged segments moved to quarantine"
+            );
+        }
         Ok(())
     }
 
@@ -348,7 +372,7 @@ impl Replica {
             let full = run.stop.run_until_cancelled(replica.fill(reason, &run.progress)).await.is_some();
             let mut state = replica.state.write();
             if full && matches!(&*state, ReplicaState::Filling(_)) {
-                *state = ReplicaState::Dormant;
+                replica.replace(&mut state, ReplicaState::Dormant);
             }
         });
         *filling.task.lock() = Some(task);
@@ -357,6 +381,8 @@ impl Replica {
     /// Fills the log; retries until it succeeds.
     async fn fill(&self, reason: FillReason, progress: &FillProgress) {
         loop {
+            // Damage that is found meanwhile makes it a repair.
+            let reason = fill_pending(&self.env.cluster.store, self.id).unwrap_or(reason);
             match self.fill_once(reason, progress).await {
                 Ok(()) => return,
                 Err(error) => {
@@ -369,19 +395,34 @@ impl Replica {
 
     async fn fill_once(&self, reason: FillReason, progress: &FillProgress) -> Result<(), String> {
         let text = |error: LogError| error.to_string();
-        fill::store_pending(&self.env.cluster.store, self.id, Some(reason)).await.map_err(text)?;
+        store_fill_pending(&self.env.cluster.store, self.id, Some(reason)).await.map_err(text)?;
         let settings = self.env.cluster.settings(self.id).ok_or("the topic was deleted")?;
-        let log = open_log(&self.env, self.id, &settings).await.map_err(|e| e.to_string())?;
+        let log = match open_log(&self.env, self.id, &settings).await {
+            Ok(log) => log,
+            // A crash has interrupted the cut, or the damage is new.
+            Err(error @ PartitionError::Damaged { .. }) => {
+                self.cut(error.damaged_index()).await.map_err(|e| e.to_string())?;
+                return Err(error.to_string());
+            }
+            Err(error) => return Err(error.to_string()),
+        };
         let open = ClosedOnDrop(Some(log.clone()));
         let filled = fill::fill(&self.env, &log, reason, progress).await;
         drop(log);
         open.close().await;
         filled?;
-        fill::store_pending(&self.env.cluster.store, self.id, None).await.map_err(text)
+        store_fill_pending(&self.env.cluster.store, self.id, None).await.map_err(text)
     }
 
     fn set(&self, state: ReplicaState) {
-        *self.state.write() = state;
+        self.replace(&mut self.state.write(), state);
+    }
+
+    /// Changes the state and what heartbeats report of it. Returns the previous state.
+    fn replace(&self, now: &mut ReplicaState, state: ReplicaState) -> ReplicaState {
+        let in_service = !matches!(state, ReplicaState::Failed { .. } | ReplicaState::Filling(_));
+        self.env.cluster.peers.liveness().set_in_service(self.id, in_service);
+        std::mem::replace(now, state)
     }
 
     /// Closes the partition if it was not used for `idle`, has no open handles, and its group does not need this replica.
@@ -412,7 +453,7 @@ impl Replica {
             match &*state {
                 ReplicaState::Active(partition) if Arc::strong_count(partition) == 1 && still() => {
                     let partition = partition.clone();
-                    *state = ReplicaState::Dormant;
+                    self.replace(&mut state, ReplicaState::Dormant);
                     partition
                 }
                 _ => return,
@@ -460,7 +501,7 @@ impl Replica {
                 if matches!(*state, ReplicaState::Closed) {
                     return;
                 }
-                std::mem::replace(&mut *state, then)
+                replica.replace(&mut state, then)
             };
             match before {
                 ReplicaState::Active(partition) => partition.close().await,
@@ -496,6 +537,20 @@ impl Drop for ClosedOnDrop {
         if let Some(log) = self.0.take() {
             drop(crate::host::blocking(move || log.close()));
         }
+    }
+}
+
+/// The error of damage in a replica without another one, with what can be done about it.
+fn only_copy(error: PartitionError) -> PartitionError {
+    match error {
+        PartitionError::Damaged { index, why } => PartitionError::Damaged {
+            index,
+            why: format!(
+                "{why}; no other replica has a copy: restore the log's folder from a backup, or read the intact records with \
+                 `chronicle debug segment`, and create the topic again"
+            ),
+        },
+        other => other,
     }
 }
 

@@ -6,14 +6,16 @@
 //! against its peers.
 //!
 //! Every pair of nodes always has a heartbeat stream. So this is also where a node finds out that it was removed while
-//! it was not connected: its peers reject its heartbeats with that reason.
+//! it was not connected: its peers reject its heartbeats with that reason. Heartbeats also say which replicas of a live node are
+//! not in service.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chronicle_client::Connector;
+use chronicle_log::LogId;
 use chronicle_proto::internal::BeatMessage;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -24,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::channel::{Me, address, channel, client};
-use super::protocol::{Purpose, is_refusal, removal};
+use super::protocol::{Purpose, group_id, is_refusal, removal, wire_id};
 use super::repeats::Repeats;
 use crate::identity::PortEncryption;
 use crate::security::Tls;
@@ -35,6 +37,8 @@ pub(crate) const REFUSED_AFTER: Duration = Duration::from_millis(200);
 
 /// A peer that receives this node's own heartbeats gets a response to one in this many of its heartbeats.
 const ANSWER_EVERY: u64 = 5;
+/// Most replicas that a heartbeat reports as not in service.
+const OUT_OF_SERVICE_MAX: usize = 1000;
 
 /// Settings of the failure detector.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +60,8 @@ pub struct Liveness {
     changed: watch::Sender<u64>,
     /// This node should lead nothing at present; sent in its heartbeats.
     unfit: AtomicBool,
+    /// Groups whose replica on this node is not in service; sent in its heartbeats.
+    out_of_service: Mutex<BTreeSet<LogId>>,
     /// Why this node was removed from the cluster, once a peer has reported it.
     removed: watch::Sender<Option<String>>,
     watching: Mutex<HashMap<u64, (String, CancellationToken)>>,
@@ -74,6 +80,8 @@ struct PeerState {
     beating: bool,
     /// It reports that it should lead nothing at present.
     unfit: bool,
+    /// Groups whose replica on the peer is not in service, as it reports.
+    out_of_service: BTreeSet<LogId>,
     /// Encryption of its data port, as last reported; `None`: not reported yet.
     encryption: Option<PortEncryption>,
     /// When it was last suspected.
@@ -92,6 +100,7 @@ impl Liveness {
             peers: Mutex::default(),
             changed: watch::Sender::new(0),
             unfit: AtomicBool::new(false),
+            out_of_service: Mutex::default(),
             removed: watch::Sender::new(None),
             watching: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -132,6 +141,38 @@ impl Liveness {
         self.unfit.load(Ordering::Relaxed)
     }
 
+    /// Sets whether this node's replica of a group is in service: open, or dormant and not known to be faulty. Heartbeats report the
+    /// others to peers.
+    pub fn set_in_service(&self, group: LogId, in_service: bool) {
+        let mut out = self.out_of_service.lock();
+        if in_service {
+            out.remove(&group);
+        } else {
+            out.insert(group);
+        }
+    }
+
+    /// Whether this node's replica of a group is in service.
+    pub fn is_in_service(&self, group: LogId) -> bool {
+        !self.out_of_service.lock().contains(&group)
+    }
+
+    /// Whether the peer's replica of a group is in service, as far as it reports. Does not check whether the peer is alive.
+    pub fn in_service(&self, node: u64, group: LogId) -> bool {
+        !self.peers.lock().get(&node).is_some_and(|peer| peer.out_of_service.contains(&group))
+    }
+
+    /// Returns how many replicas of the peer are not in service, as far as it reports. For this node's own, see
+    /// [`Liveness::own_out_of_service`].
+    pub fn out_of_service(&self, node: u64) -> usize {
+        self.peers.lock().get(&node).map_or(0, |peer| peer.out_of_service.len())
+    }
+
+    /// Returns how many replicas of this node are not in service.
+    pub fn own_out_of_service(&self) -> usize {
+        self.out_of_service.lock().len()
+    }
+
     /// Returns a heartbeat of this node.
     pub(super) fn own_beat(&self, sequence: u64) -> BeatMessage {
         let PortEncryption { certificate_serial, certificate_not_after_s } = self.own_encryption();
@@ -142,6 +183,7 @@ impl Liveness {
             unfit: self.is_unfit(),
             certificate_serial,
             certificate_not_after_s,
+            out_of_service: self.out_of_service.lock().iter().take(OUT_OF_SERVICE_MAX).map(|id| wire_id(*id)).collect(),
         }
     }
 
@@ -232,6 +274,8 @@ impl Liveness {
         }
         peer.alive = true;
         peer.unfit = beat.unfit;
+        let out = beat.out_of_service.iter().take(OUT_OF_SERVICE_MAX);
+        peer.out_of_service = out.filter_map(|group| group_id(Some(group.clone())).ok()).collect();
         peer.encryption = Some(PortEncryption {
             certificate_serial: beat.certificate_serial.clone(),
             certificate_not_after_s: beat.certificate_not_after_s,
@@ -427,6 +471,7 @@ impl PeerState {
             alive: false,
             beating: false,
             unfit: false,
+            out_of_service: BTreeSet::new(),
             encryption: None,
             dead_since: None,
             since: now,
@@ -444,4 +489,41 @@ fn causes(status: &tonic::Status) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_serves_the_groups_that_its_last_heartbeat_does_not_name() {
+        let millis = Duration::from_millis;
+        let config = LivenessConfig { interval: millis(100), suspect_after: millis(1000), boot: 1 };
+        let (here, there) = (
+            Liveness::new(config, None, Handle::current()),
+            Liveness::new(LivenessConfig { boot: 2, ..config }, None, Handle::current()),
+        );
+        let group = |partition| LogId { topic: Uuid::from_u128(7), partition };
+        assert!(here.in_service(2, group(0)), "nothing is known of it");
+        there.set_in_service(group(0), false);
+        there.set_in_service(group(1), false);
+        there.set_in_service(group(1), true);
+        let mut beat = there.own_beat(1);
+        // Not an id of this version.
+        beat.out_of_service.push(chronicle_proto::internal::GroupId { topic: vec![1].into(), partition: 0 });
+        here.beat(2, &beat);
+        assert!(!here.in_service(2, group(0)) && here.in_service(2, group(1)) && here.in_service(3, group(0)));
+        assert_eq!((here.out_of_service(2), there.own_out_of_service()), (1, 1));
+        there.set_in_service(group(0), true);
+        here.beat(2, &there.own_beat(2));
+        assert!(here.in_service(2, group(0)));
+        for group in 0..OUT_OF_SERVICE_MAX as u32 + 1 {
+            there.set_in_service(LogId { topic: Uuid::from_u128(7), partition: group }, false);
+        }
+        assert_eq!(there.own_beat(3).out_of_service.len(), OUT_OF_SERVICE_MAX, "a heartbeat is bounded");
+        here.close();
+        there.close();
+    }
 }

@@ -127,11 +127,17 @@ impl<M: Machine> RaftGroup<M> {
     /// Whether enough voters are alive for an election to succeed. Without this check, thousands of groups would send
     /// useless requests.
     fn majority_alive(&self) -> bool {
+        self.has_majority(|id| self.transport.alive(id))
+    }
+
+    /// Whether this node and the nodes for which `able` is true are a majority of the voters; during a change of membership, of the
+    /// old and of the new ones.
+    pub fn has_majority(&self, able: impl Fn(u64) -> bool) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.membership().get_joint_config().iter().all(|config| {
-            let alive = config.iter().filter(|id| **id == self.node || self.transport.alive(**id));
-            alive.count() > config.len() / 2
+            let able = config.iter().filter(|id| **id == self.node || able(**id));
+            able.count() > config.len() / 2
         })
     }
 

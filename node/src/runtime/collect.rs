@@ -50,10 +50,10 @@ fn partitions(samples: &mut Samples, broker: &Broker) {
         ("partitions_failed", "Partitions that failed and will be retried", totals.failed),
         (
             "partitions_under_replicated",
-            "Partitions of the cluster with a replica on a node from which this node receives no heartbeats",
+            "Partitions of the cluster with a replica on a node that is not alive, or that is not in service there",
             totals.under_replicated,
         ),
-        ("partitions_offline", "Partitions of the cluster without a majority of live replicas", totals.offline),
+        ("partitions_offline", "Partitions of the cluster without a majority of replicas in service", totals.offline),
         ("partitions_moving", "Partitions of the cluster that are not at their target placement", totals.moving),
         ("partitions_filling", "Replicas on this node that are copying entries from another replica", totals.filling),
         ("partitions_damaged", "Replicas on this node that lost data and are being repaired", totals.damaged),

@@ -18,3 +18,4 @@ mod reads;
 mod serving;
 mod stalled_disk;
 mod support;
+mod unopenable;

@@ -39,6 +39,8 @@ pub(super) struct ServerOutput {
     pub(super) alive: bool,
     pub(super) zone: String,
     pub(super) replicas: u32,
+    /// Of those, replicas that cannot be opened or whose log is being filled.
+    pub(super) replicas_out_of_service: u32,
     pub(super) preferred_leaders: u32,
     /// Encryption of its data port: `tls`, `plaintext`, or `unknown` when the answering node has received no heartbeat
     /// from it.
@@ -86,6 +88,7 @@ impl From<v1::Server> for ServerOutput {
             alive: server.alive,
             zone: server.zone,
             replicas: server.replicas,
+            replicas_out_of_service: server.replicas_out_of_service,
             preferred_leaders: server.preferred_leaders,
             version: server.version,
         }
@@ -104,7 +107,10 @@ pub(super) fn members_table(servers: &[ServerOutput]) -> Table {
             server.state.to_owned(),
             if server.alive { "yes" } else { "no" }.to_owned(),
             or_dash(&server.zone),
-            server.replicas.to_string(),
+            match server.replicas_out_of_service {
+                0 => server.replicas.to_string(),
+                out => format!("{} ({out} out of service)", server.replicas),
+            },
             server.preferred_leaders.to_string(),
             server.version.clone(),
             server

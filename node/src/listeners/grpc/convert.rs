@@ -304,6 +304,7 @@ pub(super) fn server(server: NodeDescription) -> proto::Server {
         alive: server.alive,
         raft_id: server.raft_id,
         replicas: server.replicas,
+        replicas_out_of_service: server.replicas_out_of_service,
         preferred_leaders: server.preferred_leaders,
         encryption: server.encryption.map(|encryption| proto::Encryption {
             certificate_serial: encryption.certificate_serial,

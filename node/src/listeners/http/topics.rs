@@ -139,7 +139,8 @@ fn server(server: NodeDescription) -> serde_json::Value {
         "node_id": server.node_id, "name": server.name, "address": server.addresses.data(),
         "controller_leader": server.controller_leader, "version": server.version, "zone": server.zone,
         "role": if server.voter { "voter" } else { "learner" }, "state": server.state, "alive": server.alive,
-        "raft_id": server.raft_id, "replicas": server.replicas, "preferred_leaders": server.preferred_leaders,
+        "raft_id": server.raft_id, "replicas": server.replicas,
+        "replicas_out_of_service": server.replicas_out_of_service, "preferred_leaders": server.preferred_leaders,
     })
 }
 

@@ -28,6 +28,7 @@ pub(in crate::listeners::http) fn samples() -> (Value, Value) {
         alive: true,
         raft_id: 1,
         replicas: 1,
+        replicas_out_of_service: 0,
         preferred_leaders: 1,
         encryption: None,
     };

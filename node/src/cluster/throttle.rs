@@ -13,7 +13,7 @@ pub struct Throttle {
 
 impl Throttle {
     /// Waits until this many bytes may be sent, at this rate; 0: no limit.
-    pub(super) async fn pass(&self, bytes: usize, bytes_per_second: u64) {
+    pub(crate) async fn pass(&self, bytes: usize, bytes_per_second: u64) {
         if bytes_per_second == 0 {
             return;
         }
