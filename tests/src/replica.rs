@@ -113,16 +113,31 @@ pub fn flip_byte(path: &Path, position: u64) -> Result<()> {
 /// # Errors
 /// The segment has no data frame, or cannot be written.
 pub fn flip_in_last_record(path: &Path) -> Result<()> {
+    let last = data_frames(path)?.pop();
+    flip_byte(path, last.with_context(|| format!("{}: no data frame", path.display()))?)
+}
+
+/// Inverts a byte in the payload of the first data frame of a segment.
+///
+/// # Errors
+/// As [`flip_in_last_record`].
+pub fn flip_in_first_record(path: &Path) -> Result<()> {
+    let first = data_frames(path)?.first().copied();
+    flip_byte(path, first.with_context(|| format!("{}: no data frame", path.display()))?)
+}
+
+/// A position inside each data frame of a segment.
+fn data_frames(path: &Path) -> Result<Vec<u64>> {
     let segment = SegmentFile::open(&RealDisk, path)?;
-    let mut last = None;
+    let mut found = Vec::new();
     for stretch in segment.stretches() {
         if let Stretch::Frame { position, frame } = stretch?
             && frame.kind == EntryKind::Data
         {
-            last = Some(position + frame.len / 2);
+            found.push(position + frame.len / 2);
         }
     }
-    flip_byte(path, last.with_context(|| format!("{}: no data frame", path.display()))?)
+    Ok(found)
 }
 
 #[cfg(test)]

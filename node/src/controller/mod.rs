@@ -4,17 +4,18 @@
 //! entries of the group's log; they contain everything that is not deterministic (ids, times), so that applying them is
 //! deterministic. A follower sends its commands to the leader, and waits until its own replica has applied them.
 //!
-//! `metadata/` decides and plans (pure); `maintenance.rs` is the loop that each node runs for the group.
+//! `metadata/` decides and plans (pure); `maintenance.rs` is the loop that each node runs for the group; `repair.rs` opens its log.
 
 mod error;
 mod maintenance;
+mod repair;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chronicle_log::{LogConfig, LogId};
+use chronicle_log::{Log, LogError, LogId};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::group_request::Ask;
 use chronicle_proto::internal::raft_frame::Message;
@@ -29,12 +30,13 @@ use uuid::Uuid;
 
 pub use error::ControllerError;
 
-use crate::cluster::{CONTROLLER_LOG, Cluster, Reports, Watcher};
+use crate::cluster::{CONTROLLER_LOG, Cluster, Reports, Watcher, send_log};
 use crate::metadata::{ClusterObservation, CommandOutcome, ControllerCommand, ControllerState, Refusal};
 use crate::model::{PartitionError, Topic};
+use crate::peers::PullStream;
 use crate::raft::{
-    CommittedEntry, LeaderTerm, LeasePromise, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig, RaftMember,
-    Role,
+    CommittedEntry, LeaderTerm, LeasePromise, Machine, Proposal, ProposeError, RaftGroup, RaftGroupConfig,
+    RaftGroupError, RaftMember, Role,
 };
 
 /// Producer ids that one command reserves; ids that are unused at a restart are lost.
@@ -85,6 +87,7 @@ impl Machine for ControllerMachine {
 pub struct Controller {
     cluster: Arc<Cluster>,
     group: Arc<RaftGroup<ControllerMachine>>,
+    log: Arc<Log>,
     metadata: CurrentMetadata,
     /// Raft index after the last applied entry.
     applied: watch::Receiver<u64>,
@@ -117,31 +120,22 @@ impl Controller {
         cluster: Arc<Cluster>,
         founders: Option<BTreeMap<u64, RaftMember>>,
     ) -> Result<Arc<Self>, ControllerError> {
-        let store = cluster.store.clone();
-        let log = crate::host::blocking(move || store.open_log(CONTROLLER_LOG, LogConfig::default()))
-            .await
-            .map_err(|e| ControllerError::Internal(format!("controller: {e}")))?
-            .map_err(PartitionError::from)?;
         let metadata = cluster.metadata.clone();
-        let (applied_sender, applied) = watch::channel(0);
-        let machine = ControllerMachine { metadata: metadata.clone(), applied: applied_sender };
-        let start = RaftGroupConfig {
-            store: cluster.store.clone(),
-            log,
-            id: CONTROLLER_LOG,
-            node: cluster.node(),
-            transport: cluster.peers.clone(),
-            founders,
-            election_timeout: cluster.election_timeout(),
-            reads: cluster.config().cluster.linearizable_reads,
-            promise: LeasePromise::new(cluster.started),
-            suspension: crate::host::suspension,
-            metrics: cluster.metrics.clone(),
+        let (group, log, applied) = match Self::start_group(&cluster, founders.clone()).await {
+            // Starting reads entries that opening the log did not.
+            Err(RaftGroupError::Log(error @ LogError::Damaged { .. })) if !cluster.peers.known_ids().is_empty() => {
+                tracing::error!(%error, "controller log is damaged, repairing from another node");
+                repair::cut(&cluster, PartitionError::from(error).damaged_index())
+                    .await
+                    .map_err(PartitionError::from)?;
+                Self::start_group(&cluster, founders).await?
+            }
+            started => started?,
         };
-        let group = Arc::new(RaftGroup::start(start, machine).await.map_err(ControllerError::from)?);
         let controller = Arc::new(Self {
             cluster,
             group,
+            log,
             metadata,
             applied,
             watcher: Watcher::new(false),
@@ -153,6 +147,36 @@ impl Controller {
         let maintenance = maintenance::run(controller.clone(), controller.stop.clone());
         *controller.task.lock() = Some(tokio::spawn(maintenance));
         Ok(controller)
+    }
+
+    /// Opens the log and starts the group. Closes the log when the group does not start.
+    async fn start_group(
+        cluster: &Arc<Cluster>,
+        founders: Option<BTreeMap<u64, RaftMember>>,
+    ) -> Result<(Arc<RaftGroup<ControllerMachine>>, Arc<Log>, watch::Receiver<u64>), RaftGroupError> {
+        let log = repair::open_log(cluster).await?;
+        let (applied_sender, applied) = watch::channel(0);
+        let machine = ControllerMachine { metadata: cluster.metadata.clone(), applied: applied_sender };
+        let start = RaftGroupConfig {
+            store: cluster.store.clone(),
+            log: log.clone(),
+            id: CONTROLLER_LOG,
+            node: cluster.node(),
+            transport: cluster.peers.clone(),
+            founders,
+            election_timeout: cluster.election_timeout(),
+            reads: cluster.config().cluster.linearizable_reads,
+            promise: LeasePromise::new(cluster.started),
+            suspension: crate::host::suspension,
+            metrics: cluster.metrics.clone(),
+        };
+        match RaftGroup::start(start, machine).await {
+            Ok(group) => Ok((Arc::new(group), log, applied)),
+            Err(error) => {
+                let _ = crate::host::blocking(move || log.close()).await;
+                Err(error)
+            }
+        }
     }
 
     /// The committed metadata, as applied on this node, which may lag the leader.
@@ -179,6 +203,16 @@ impl Controller {
     /// Handles a raft message from a peer.
     pub(crate) async fn raft(&self, from: u64, message: Message) -> Message {
         self.group.handle(from, message).await
+    }
+
+    /// Sends the log to a node whose own one was damaged. This node must lead the group, which is confirmed with a majority.
+    ///
+    /// # Errors
+    /// When it does not lead.
+    pub(crate) async fn pull(self: &Arc<Self>, request: proto::PullRequest) -> Result<PullStream, tonic::Status> {
+        self.read_index().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+        let held = Box::new(self.clone());
+        send_log(self.cluster.clone(), &self.group, self.log.clone(), request, held).await
     }
 
     /// Status of the group.
@@ -441,7 +475,16 @@ impl Controller {
         {
             tracing::error!(%error, "controller maintenance panicked");
         }
-        self.group.close(self.failure().is_some()).await;
+        let failure = self.failure();
+        let others = self.voters().iter().any(|node| *node != self.cluster.node());
+        self.group.close(failure.is_some()).await;
+        // Opening a log does not read sealed segments: damage that a read has found must be cut out here, for the next start to repair.
+        if let Some(ControllerError::Failed(error)) = failure
+            && let Some(index) = error.damaged_index().filter(|_| others)
+            && let Err(error) = repair::cut(&self.cluster, Some(index)).await
+        {
+            tracing::error!(%error, "cannot cut the damage out of the controller log");
+        }
     }
 }
 

@@ -132,6 +132,13 @@ impl Peers {
         self.known.read().contains_key(&node)
     }
 
+    /// Returns the raft ids of the known peers, in order.
+    pub fn known_ids(&self) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.known.read().keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// Returns the known addresses of the peers.
     pub fn known(&self) -> Vec<String> {
         self.known.read().values().map(|known| known.address.clone()).collect()

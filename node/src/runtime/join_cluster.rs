@@ -168,9 +168,9 @@ impl Node {
             founders.map(|founders| founders.iter().map(|node| self.founder(node)).collect());
         let members = nodes.as_ref().map(|nodes| nodes.iter().map(|node| (node.id, member(Some(node)))).collect());
         let controller = Controller::start(cluster.clone(), members).await?;
-        let reports = &self.inner.replicas.environment().reports;
-        if !self.inner.broker.attach(controller.clone()) || reports.set(controller.clone()).is_err() {
-            return Err(ApiError::new(Reason::Internal, "the node is already part of a cluster"));
+        let twice = || ApiError::new(Reason::Internal, "the node is already part of a cluster");
+        if !self.inner.broker.attach(controller.clone()) {
+            return Err(twice());
         }
         if let Some(nodes) = nodes
             && controller.state().cluster_id.is_nil()
@@ -178,7 +178,7 @@ impl Node {
             // Every founder proposes the same initialisation; the first one that commits takes effect. Runs
             // concurrently with the registration, which may be refused.
             let command = ControllerCommand::InitCluster { cluster_id: identity.cluster_id, nodes };
-            let node = self.clone();
+            let (node, controller) = (self.clone(), controller.clone());
             self.inner.tasks.spawn(async move {
                 while controller.state().cluster_id.is_nil() && node.not_stopping().is_ok() {
                     if let Err(error) = controller.init(command.clone()).await {
@@ -189,6 +189,14 @@ impl Node {
             });
         }
         self.announce().await?;
+        // Without a recent checkpoint the group applies its log again. The replicas of this node are compared with the metadata only
+        // after that: a placement of the past must not delete them.
+        while let Err(error) = controller.sync().await {
+            tracing::debug!(%error, "metadata is not up to date yet");
+            self.not_stopping()?;
+            tokio::time::sleep(jitter(ANNOUNCE_PAUSE)).await;
+        }
+        self.inner.replicas.environment().reports.set(controller).map_err(|_| twice())?;
         self.create_default_topic().await;
         self.inner.established.send_replace(true);
         Ok(())

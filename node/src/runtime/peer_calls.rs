@@ -78,6 +78,9 @@ impl Handler for Node {
         let node = self.clone();
         async move {
             let id = crate::peers::named_group(&request.group)?;
+            if id == CONTROLLER_LOG {
+                return node.controller().map_err(Status::unavailable)?.pull(request).await;
+            }
             let replica = node.inner.replicas.placed(id).map_err(|e| Status::unavailable(e.to_string()))?;
             pull(node.inner.replicas.environment().clone(), &replica, from, request).await
         }

@@ -1,6 +1,11 @@
-//! Damage on the disk of one replica: found, repaired from the others, never served, and seen by `chronicle cluster verify`.
+//! Damage on the disk of one replica: found, repaired from the others, never served, and seen by `chronicle cluster verify`. A
+//! replica that cannot be opened at all: the others serve without it.
+
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use chronicle_log::disk::RealDisk;
+use chronicle_log::{LogId, Store, StoreConfig};
 use chronicle_proto::v1;
 use chronicle_tests::cluster::Cluster;
 use chronicle_tests::history::{Following, Load, check_read};
@@ -100,4 +105,232 @@ async fn a_flipped_byte_in_the_follower_of_two_replicas_is_repaired() -> Result<
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_byte_in_the_leader_of_two_replicas_is_repaired() -> Result<()> {
     repaired(2, true, |segments| replica::flip_byte(&segments[1], std::fs::metadata(&segments[1])?.len() / 2)).await
+}
+
+fn checkpoint(segments: &[std::path::PathBuf]) -> std::path::PathBuf {
+    segments[0].with_file_name("checkpoint")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_the_checkpoint_of_the_leader_is_repaired() -> Result<()> {
+    repaired(3, true, |segments| {
+        let path = checkpoint(segments);
+        // A node that is killed may not have saved one yet.
+        match std::fs::metadata(&path) {
+            Ok(found) => replica::flip_byte(&path, found.len() / 2),
+            Err(_) => Ok(std::fs::write(path, "no checkpoint")?),
+        }
+    })
+    .await
+}
+
+/// Counts of the cluster as one node reports them: partitions without all, and without a majority of, their replicas.
+async fn faulty(cluster: &Cluster, number: usize) -> Result<(u32, u32)> {
+    let status = cluster.status(number).await?;
+    Ok((status.under_replicated, status.offline))
+}
+
+/// A cluster of three with one topic, which holds some records, and the places of its replicas: the preferred leader first. All
+/// nodes are stopped.
+async fn stopped(settings: Option<v1::TopicSettings>, records: u64) -> Result<(Cluster, Vec<usize>, LogId)> {
+    let mut cluster = Cluster::of(3).set("partitions.retention-check-ms", 50).start().await?;
+    cluster.create_topic(TOPIC, 1, 3, settings).await?;
+    let writing = Load { value_bytes: 1000, ..Load::new(TOPIC) }.start(&cluster.servers())?;
+    writing.progress(records, PATIENCE).await?;
+    writing.stop().await?;
+    cluster.caught_up(TOPIC).await?;
+    let (holders, log) = (cluster.replicas(TOPIC, 0).await?, cluster.log_id(TOPIC, 0).await?);
+    for number in cluster.running() {
+        cluster.terminate(number)?;
+    }
+    Ok((cluster, holders, log))
+}
+
+fn folder(cluster: &Cluster, number: usize, log: LogId) -> std::path::PathBuf {
+    cluster.node(number).data_dir().join("logs").join(log.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_others_serve_while_the_first_replica_cannot_be_opened() -> Result<()> {
+    let (mut cluster, holders, log) = stopped(None, 100).await?;
+    let first = holders[0];
+    let folder = folder(&cluster, first, log);
+    let aside = folder.with_extension("aside");
+    std::fs::rename(&folder, &aside)?;
+    std::fs::write(&folder, "a file in the place of a folder")?;
+    cluster.start_all()?;
+    cluster.settled().await?;
+
+    let writing = Load::new(TOPIC).start(&cluster.servers())?;
+    writing.progress(100, PATIENCE).await?;
+    let history = writing.stop().await?;
+    ensure!(history.errors().is_empty(), "the client did not hide {:?}", history.errors());
+    cluster
+        .eventually("every node reports the replica that is not in service", async |cluster| {
+            for number in cluster.running() {
+                ensure!(
+                    faulty(cluster, number).await? == (1, 0),
+                    "node-{number}: {:?}",
+                    faulty(cluster, number).await?
+                );
+                let leader = cluster.leader_as_known_to(number, TOPIC, 0).await?;
+                ensure!(leader != first, "node-{number} sends clients to node-{first}, which has no usable replica");
+            }
+            Ok(())
+        })
+        .await?;
+    ensure!(cluster.node(first).metric("chronicle_partitions_failed")? == Some(1.0), "the metric shows it");
+    let described = cluster.describe(first, TOPIC).await?.partitions.remove(0).state;
+    ensure!(described.starts_with("failed: "), "node-{first} describes it as {described}");
+
+    // What kept it from opening is over, and the node runs on.
+    std::fs::remove_file(&folder)?;
+    std::fs::rename(&aside, &folder)?;
+    cluster.caught_up(TOPIC).await?;
+    cluster
+        .eventually("every replica is in service", async |cluster| {
+            for number in cluster.running() {
+                ensure!(faulty(cluster, number).await? == (0, 0), "node-{number}");
+            }
+            Ok(())
+        })
+        .await?;
+    verify(&cluster)?;
+    cluster.finish()
+}
+
+/// The log begins behind its first entry: the state cannot be rebuilt, and comes from another replica.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_checkpoint_of_the_first_replica_comes_from_another_one() -> Result<()> {
+    let settings =
+        v1::TopicSettings { segment_bytes: Some(64 << 10), retention_bytes: Some(64 << 10), ..Default::default() };
+    let (mut cluster, holders, log) = stopped(Some(settings), 2000).await?;
+    let first = holders[0];
+    let segments = replica::segments(cluster.node(first).data_dir(), log)?;
+    ensure!(!segments[0].ends_with("00000000000000000000.log"), "retention has deleted nothing");
+    std::fs::remove_file(checkpoint(&segments))?;
+    cluster.start_all()?;
+    cluster.settled().await?;
+    let writing = Load::new(TOPIC).start(&cluster.servers())?;
+    writing.progress(100, PATIENCE).await?;
+    let history = writing.stop().await?;
+    ensure!(history.errors().is_empty(), "the client did not hide {:?}", history.errors());
+    cluster.caught_up(TOPIC).await?;
+    cluster.eventually("replicas that verify finds the same", async |cluster| verify(cluster)).await?;
+    cluster.finish()
+}
+
+/// With two of three replicas faulty there is no leader: an append is answered at once, as not accepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_without_a_leader_is_certainly_not_accepted() -> Result<()> {
+    let (mut cluster, holders, log) = stopped(None, 10).await?;
+    for number in &holders[..2] {
+        let folder = folder(&cluster, *number, log);
+        std::fs::rename(&folder, folder.with_extension("aside"))?;
+        std::fs::write(&folder, "a file in the place of a folder")?;
+    }
+    cluster.start_all()?;
+    cluster.settled().await?;
+    cluster
+        .eventually("every node answers an append as not accepted, without waiting for an election", async |cluster| {
+            for number in cluster.running() {
+                let mut client = api::log(cluster.node(number).address()).await?;
+                let answer = api::append(&mut client, TOPIC, "x".into()).await;
+                let status = answer.err().context("an append without a majority")?;
+                let (reason, message) = (api::reason(&status), status.message());
+                let certain = match reason.as_str() {
+                    "NOT_LEADER" => number != holders[2],
+                    "UNAVAILABLE" => message.contains("1 of 3 voters are in service"),
+                    _ => false,
+                };
+                ensure!(certain, "node-{number}: {reason}: {message}");
+            }
+            Ok(())
+        })
+        .await?;
+    cluster
+        .eventually("every node reports the partition as offline", async |cluster| {
+            for number in cluster.running() {
+                ensure!(
+                    faulty(cluster, number).await? == (1, 1),
+                    "node-{number}: {:?}",
+                    faulty(cluster, number).await?
+                );
+            }
+            Ok(())
+        })
+        .await?;
+    cluster.finish()
+}
+
+/// Damages the controller log of one node while it is away, and sees it repaired from the others.
+async fn controller_repaired(of_the_leader: bool, damage: impl FnOnce(&std::path::Path) -> Result<()>) -> Result<()> {
+    let mut cluster = Cluster::of(3).start().await?;
+    for name in ["a", "b", "c", "d"] {
+        cluster.create_topic(name, 1, 3, None).await?;
+    }
+    let status = cluster.status(0).await?;
+    let leads = |number: &usize| {
+        let address = cluster.node(*number).address().to_string();
+        status.servers.iter().any(|server| server.controller_leader && server.address == address)
+    };
+    let victim = (0..3).find(|number| leads(number) == of_the_leader).context("a node of this role")?;
+    cluster.kill(victim);
+    let log = LogId { topic: uuid::Uuid::nil(), partition: 0 };
+    let segments = replica::segments(cluster.node(victim).data_dir(), log)?;
+    damage(&segments[0])?;
+    // The leader may be the node that was killed.
+    cluster.eventually("a new topic", async |cluster| cluster.create_topic("meanwhile", 1, 3, None).await).await?;
+    cluster.restart(victim)?;
+    cluster.settled().await?;
+    ensure!(folder(&cluster, victim, log).join("quarantine-1").exists(), "the damage is kept for analysis");
+    // Its metadata is complete, and its vote counts: the other two have no majority without it.
+    for name in ["a", "meanwhile"] {
+        cluster.metadata(victim, name).await?;
+    }
+    let other = (0..3).find(|number| *number != victim).context("another node")?;
+    cluster.kill(other);
+    // The leader may be the node that was killed.
+    cluster.eventually("a new topic", async |cluster| cluster.create_topic("after", 1, 3, None).await).await?;
+    cluster.restart(other)?;
+    cluster.settled().await?;
+    cluster.finish()
+}
+
+/// Notes in the journal of a stopped node that a log must be filled, as a node does before it cuts damage out.
+fn note_damage(data_dir: &std::path::Path, log: LogId) -> Result<()> {
+    const KEY_FILL: u8 = 3;
+    let store = Store::open(Arc::new(RealDisk), data_dir, StoreConfig::default())?;
+    let (sent, done) = std::sync::mpsc::channel();
+    store.journal_put(log, KEY_FILL, vec![2].into(), Some(Box::new(move |result| drop(sent.send(result)))))?;
+    done.recv()??;
+    Ok(store.close()?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_that_ended_before_it_cut_anything_is_continued() -> Result<()> {
+    repaired(3, false, |segments| {
+        let folder = segments[0].parent().context("a folder")?;
+        let name = folder.file_name().and_then(|name| name.to_str()).context("a name")?;
+        let data_dir = folder.ancestors().nth(2).context("a data folder")?;
+        note_damage(data_dir, name.parse()?)?;
+        Ok(std::fs::remove_file(&segments[1])?)
+    })
+    .await?;
+    controller_repaired(false, |segment| {
+        let data_dir = segment.ancestors().nth(3).context("a data folder")?;
+        note_damage(data_dir, LogId { topic: uuid::Uuid::nil(), partition: 0 })?;
+        replica::flip_in_first_record(segment)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_the_controller_log_of_a_follower_is_repaired() -> Result<()> {
+    controller_repaired(false, replica::flip_in_first_record).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_the_controller_log_of_the_leader_is_repaired() -> Result<()> {
+    controller_repaired(true, replica::flip_in_first_record).await
 }
