@@ -16,7 +16,7 @@
 //! - Changes of one group are decided sequentially, and their order in the log is that of the decisions.
 //! - State in memory is valid for one term of leadership.
 //! - An answer that appends nothing (a refusal, stored offsets, a heartbeat without a change) is a read: it leaves after the
-//!   proof that this node still coordinates the group ([`backend::LedPartition::confirm`]). [`Groups::list`] alone reads what
+//!   proof that this node still coordinates the group (`LedPartition::confirm` in `backend.rs`). [`Groups::list`] alone reads what
 //!   this node's replicas have.
 //!
 //! Independent of any protocol: gRPC calls it today, and a Kafka listener could serve members of the same groups.

@@ -1,12 +1,12 @@
 //! Reads length-prefixed frames from a raw stream: counts their bytes, charges them to the byte budgets before it
-//! buffers them, and enforces the lowest rate ([`Pace`]). The counterpart of `intake.rs` for protocols without HTTP.
+//! buffers them, and enforces the lowest rate (`pace.rs`). The counterpart of `intake.rs` for protocols without HTTP.
 //!
 //! A frame is four bytes of length, big endian, and as many bytes (the framing of Kafka's protocol,
 //! <https://kafka.apache.org/protocol#protocol_common>).
 //!
 //! Invariants:
-//! - The length of a frame allocates nothing by itself. The buffer doubles as bytes arrive, from [`BUFFER_BYTES`], and its
-//!   whole capacity is charged first: a client makes the node hold at most twice what it sent, or [`BUFFER_BYTES`].
+//! - The length of a frame allocates nothing by itself. The buffer doubles as bytes arrive, from `BUFFER_BYTES`, and its
+//!   whole capacity is charged first: a client makes the node hold at most twice what it sent, or `BUFFER_BYTES`.
 //! - The bytes of a frame stay charged until the [`MeteredFrame`] is dropped, that is, until the request is answered.
 //!
 //! Never names a protocol; the protocol of a port decides what a frame means and how an error is answered.
