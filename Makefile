@@ -45,6 +45,15 @@ bench: ## Measure the disk and beside it the engine and the node (BENCH_FLAGS="-
 bench-cluster: ## The same for three nodes, about half an hour (BENCH_FLAGS as above)
 	@$(MAKE) --no-print-directory bench BENCH_FLAGS="--suite cluster $(BENCH_FLAGS)"
 
+sim: ## Simulate clusters from seeds (SEEDS=2000 SEED=1: how many, and the first)
+	CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}/simulation" RUSTFLAGS="$(RUSTFLAGS) --cfg tokio_unstable" CARGO_PROFILE_DEV_OPT_LEVEL=1 \
+	CHRONICLE_SIMULATION_SEEDS=$(or $(SEEDS),2000) CHRONICLE_SIMULATION_FIRST=$(or $(SEED),1) \
+	$(CARGO) test --package chronicle-simulation --locked
+
+nemesis: ## Random faults in a cluster of real processes under load (MINUTES=10; SEED=n repeats the order of the faults; root)
+	CHRONICLE_TEST_FACTOR=$(or $(MINUTES),10) $(if $(SEED),CHRONICLE_NEMESIS_SEED=$(SEED)) \
+	$(CARGO) test --package chronicle-tests --locked --test clusters -- --nocapture nemesis::
+
 licences: ## Check the licence of every dependency
 	$(CARGO) test --locked --package chronicle-tests --test repository licences::
 

@@ -61,7 +61,7 @@ struct Partial {
 }
 
 /// The frames of one connection.
-pub struct FrameReader<R> {
+pub struct MeteredFrames<R> {
     io: R,
     share: Budget,
     pace: Pace,
@@ -72,7 +72,7 @@ pub struct FrameReader<R> {
     partial: Option<Partial>,
 }
 
-impl<R: AsyncRead + Unpin> FrameReader<R> {
+impl<R: AsyncRead + Unpin> MeteredFrames<R> {
     /// `timeout` limits the time for each 64 KiB of a frame (`limits.body-timeout-ms`). There is no limit between frames.
     pub fn new(io: R, caller: &Caller, timeout: Duration, listener: Listener, metrics: Metrics) -> Self {
         let (share, pace) = (caller.share.clone(), Pace::new(timeout));
@@ -188,10 +188,10 @@ mod tests {
     const MAX: usize = 1 << 20;
     const TIMEOUT: Duration = Duration::from_secs(10);
 
-    fn frames(share: &Budget) -> (FrameReader<DuplexStream>, DuplexStream) {
+    fn frames(share: &Budget) -> (MeteredFrames<DuplexStream>, DuplexStream) {
         let (io, client) = duplex(4 << 20);
         let caller = Caller { share: share.clone(), ..Caller::new(None, SocketAddr::from(([127, 0, 0, 1], 1))) };
-        (FrameReader::new(io, &caller, TIMEOUT, Listener::Grpc, Metrics::new()), client)
+        (MeteredFrames::new(io, &caller, TIMEOUT, Listener::Grpc, Metrics::new()), client)
     }
 
     fn framed(payload: &[u8]) -> Vec<u8> {

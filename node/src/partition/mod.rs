@@ -10,7 +10,7 @@
 //!       leading.rs    starts and stops the sequencer when leadership is won and lost
 //!         sequencer.rs    owns the order of appends (keys.rs), proposes entries to raft
 //!       state_machine.rs    applies committed entries: offsets, producers, the topic's view (views.rs)
-//! fill.rs, pull.rs    which replica a log is copied from, and whether it may be copied to another one
+//! fill_source.rs, pull.rs  which replica a log is copied from, and whether it may be copied to another one
 //! ```
 //!
 //! Write path: [`Partition::submit`] → `sequencer` → `raft::RaftGroup` → `chronicle-log`. Reads go from [`Partition::read`]
@@ -21,7 +21,7 @@
 
 mod confirming;
 mod environment;
-mod fill;
+mod fill_source;
 mod housekeeping;
 mod inspect;
 mod keys;
@@ -44,7 +44,7 @@ mod verify;
 mod views;
 
 pub use environment::{Environment, ViewOf};
-pub(crate) use fill::ACTIVE;
+pub(crate) use fill_source::ACTIVE;
 pub use inspect::PartitionTotals;
 pub(crate) use inspect::{Peek, status_response};
 pub use leading::PartitionRole;

@@ -1,4 +1,4 @@
-//! Sends the log of a replica on this node to a replica on another node that fills its log ([`super::fill`] is the receiver).
+//! Sends the log of a replica on this node to a replica on another node that fills its log ([`crate::cluster::fill`] is the receiver).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::environment::Environment;
-use super::fill;
+use super::fill_source;
 use super::leading::PartitionRole;
 use super::open::Partition;
 use super::storage::open_log;
@@ -407,7 +407,7 @@ impl Replica {
             Err(error) => return Err(error.to_string()),
         };
         let open = ClosedOnDrop(Some(log.clone()));
-        let filled = fill::fill(&self.env, &log, reason, progress).await;
+        let filled = fill_source::fill(&self.env, &log, reason, progress).await;
         drop(log);
         open.close().await;
         filled?;

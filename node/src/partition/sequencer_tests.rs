@@ -30,15 +30,15 @@ use crate::raft::{LEASE, LeaderTerm, LeasePromise, RaftGroup, RaftGroupConfig, R
 
 const LOG: LogId = LogId { topic: Uuid::from_u128(9), partition: 0 };
 
-type Groups = Arc<Mutex<BTreeMap<u64, Arc<RaftGroup<PartitionMachine>>>>>;
+type ReplicaGroups = Arc<Mutex<BTreeMap<u64, Arc<RaftGroup<PartitionMachine>>>>>;
 
 /// Delivers to the groups in the map.
-struct Wire {
+struct CutWire {
     me: u64,
-    groups: Groups,
+    groups: ReplicaGroups,
 }
 
-impl Transport for Wire {
+impl Transport for CutWire {
     fn ask(&self, to: u64, _: LogId, message: Message, _: Duration) -> BoxFuture<'_, Result<Message, AskError>> {
         Box::pin(async move {
             let group = self.groups.lock().get(&to).cloned();
@@ -57,7 +57,7 @@ impl Transport for Wire {
 /// The sequencer of node 1, whose follower is node 2.
 struct Led {
     queue: mpsc::UnboundedSender<Append>,
-    groups: Groups,
+    groups: ReplicaGroups,
     members: Vec<Arc<RaftGroup<PartitionMachine>>>,
     running: tokio::task::JoinHandle<()>,
     failure: SequencerFailure,
@@ -66,7 +66,7 @@ struct Led {
 
 impl Led {
     async fn new() -> Self {
-        let groups = Groups::default();
+        let groups = ReplicaGroups::default();
         let (mut members, mut disks, mut states) = (Vec::new(), Vec::new(), Vec::new());
         for node in [1, 2] {
             let dir = tempfile::tempdir().unwrap();
@@ -78,7 +78,7 @@ impl Led {
                 log: log.clone(),
                 id: LOG,
                 node,
-                transport: Arc::new(Wire { me: node, groups: groups.clone() }),
+                transport: Arc::new(CutWire { me: node, groups: groups.clone() }),
                 founders: Some([1, 2].map(|id| (id, RaftMember::default())).into()),
                 election_timeout: Duration::from_secs(1),
                 reads: LinearizableReads::Lease,

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::leading::PartitionRole;
 use super::open::Partition;
-use super::{fill, members};
+use super::{fill_source, members};
 use crate::model::PartitionError;
 use crate::raft::{RaftGroupStatus, Role};
 
@@ -150,7 +150,7 @@ impl Partition {
         }
         let Some(position) = self.group.last_position().await else { return false };
         let others: Vec<u64> = status.voters.iter().copied().filter(|id| *id != self.env.cluster.node()).collect();
-        let asked = others.iter().map(|id| fill::ask_close(&self.env, self.id, *id, position));
+        let asked = others.iter().map(|id| fill_source::ask_close(&self.env, self.id, *id, position));
         futures::future::join_all(asked).await.into_iter().all(|accepted| accepted)
     }
 

@@ -3,7 +3,7 @@
 //! A checkpoint is derived from the log. Without it the state is rebuilt from the log's entries, if the log still has all of them;
 //! otherwise the replica cannot be opened before it has the checkpoint of another one.
 //!
-//! Neighbours: `state_machine.rs` saves and restores it; `partition/fill.rs` receives the one of another replica.
+//! Neighbours: `state_machine.rs` saves and restores it; `cluster/fill.rs` receives the one of another replica.
 
 use std::io;
 

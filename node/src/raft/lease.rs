@@ -82,11 +82,11 @@ pub(super) type Ballot = (u64, u64);
 /// opens again keeps its promises.
 #[derive(Debug)]
 pub struct LeasePromise {
-    promised: Mutex<Promised>,
+    promised: Mutex<PromiseState>,
 }
 
 /// The promises, locked: no acknowledgement leaves before this is dropped.
-pub(super) struct Promised {
+pub(super) struct PromiseState {
     /// Raft id of the leader whose message was acknowledged last; 0: unknown.
     leader: u64,
     /// Until when this replica votes for no other node.
@@ -95,7 +95,7 @@ pub(super) struct Promised {
     granted: Ballot,
 }
 
-impl std::fmt::Debug for Promised {
+impl std::fmt::Debug for PromiseState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "node {} until {:?}, vote {:?}", self.leader, self.until, self.granted)
     }
@@ -105,7 +105,7 @@ impl LeasePromise {
     /// The promises of a replica in a process that started at `started`. Its former process may have acknowledged
     /// messages until then.
     pub fn new(started: Instant) -> Arc<Self> {
-        let promised = Promised { leader: 0, until: started + PROMISE, granted: (0, 0) };
+        let promised = PromiseState { leader: 0, until: started + PROMISE, granted: (0, 0) };
         Arc::new(Self { promised: Mutex::new(promised) })
     }
 
@@ -124,17 +124,17 @@ impl LeasePromise {
     }
 
     /// Locks the promises for a vote.
-    pub(super) async fn lock(&self) -> MutexGuard<'_, Promised> {
+    pub(super) async fn lock(&self) -> MutexGuard<'_, PromiseState> {
         self.promised.lock().await
     }
 
-    /// As [`Promised::binds_itself`], and whether the replica is just deciding about a vote.
+    /// As [`PromiseState::binds_itself`], and whether the replica is just deciding about a vote.
     pub(super) fn binds_itself(&self, node: u64, alone: bool) -> bool {
         self.promised.try_lock().map_or(true, |promised| promised.binds_itself(node, alone))
     }
 }
 
-impl Promised {
+impl PromiseState {
     /// Whether the replica must not vote for `candidate` now.
     pub(super) fn binds(&self, candidate: u64) -> bool {
         self.leader != candidate && Instant::now() < self.until

@@ -170,13 +170,13 @@ async fn a_promise_is_kept_by_the_next_instance_and_by_the_next_process() {
 }
 
 /// Delivers to the other groups of a test, and counts appends.
-struct Wire {
+struct CountingWire {
     me: u64,
     groups: Arc<Mutex<BTreeMap<u64, Arc<RaftGroup<Journal>>>>>,
     appends: AtomicU64,
 }
 
-impl Transport for Wire {
+impl Transport for CountingWire {
     fn ask(&self, to: u64, _: LogId, message: Message, _: Duration) -> BoxFuture<'_, Result<Message, AskError>> {
         Box::pin(async move {
             if matches!(message, Message::Append(_)) {
@@ -199,7 +199,7 @@ impl Transport for Wire {
 struct Pair {
     leader: Arc<RaftGroup<Journal>>,
     follower: Arc<RaftGroup<Journal>>,
-    wire: Arc<Wire>,
+    wire: Arc<CountingWire>,
     disks: Vec<(TempDir, Arc<Store>, Arc<Log>)>,
 }
 
@@ -211,7 +211,7 @@ impl Pair {
             let dir = tempfile::tempdir().unwrap();
             let store = open(&dir);
             let log = store.open_log(LOG, LogConfig::default()).unwrap();
-            let wire = Arc::new(Wire { me, groups: groups.clone(), appends: AtomicU64::new(0) });
+            let wire = Arc::new(CountingWire { me, groups: groups.clone(), appends: AtomicU64::new(0) });
             let mut start = started(&store, &log, me, &[1, 2], wire.clone());
             (start.reads, start.suspension) = (reads, suspension);
             let group = Arc::new(RaftGroup::start(start, Journal::default()).await.unwrap());

@@ -4,7 +4,7 @@
 //! - Votes go to the store's journal and are durable before the call returns, hence before any later append.
 //! - `purge` moves only raft's low-water mark (durable in the journal). Files are deleted by retention, never here, and
 //!   only below that mark. A mark beyond the end of a log that has entries is refused: the log has lost its end, and is
-//!   filled again outside of raft (`partition/fill.rs`), which alone may reset a log to a later start.
+//!   filled again outside of raft (`cluster/fill.rs`), which alone may reset a log to a later start.
 //! - Entries are readable as soon as `append` returns; the callback fires after the flush.
 
 use std::fmt::Debug;

@@ -9,6 +9,7 @@ mod failover;
 mod forwarding;
 mod founding;
 mod members;
+mod nemesis;
 mod network;
 mod refused;
 mod repair;
