@@ -35,6 +35,8 @@ const SINGLES: &str = "singles";
 const NODES: usize = 3;
 /// Longest wait for one answer: a paused node gives none.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Pause between two rounds of calls.
+const CALL_EVERY: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Copy)]
 enum Fault {
@@ -61,97 +63,107 @@ const FAULTS: [Fault; 7] =
 #[derive(Debug, Default)]
 struct Acknowledged {
     records: parking_lot::RwLock<Vec<(i64, String)>>,
-    /// Reads and offsets that were answered.
+    /// Reads and ends that were answered.
     answered: AtomicU64,
 }
 
-/// The cluster as HTTP clients see it.
-#[derive(Clone)]
-struct Clients {
-    nodes: Arc<Vec<(reqwest::Client, String)>>,
-    acknowledged: Arc<Acknowledged>,
-    stop: watch::Receiver<bool>,
+impl Acknowledged {
+    /// The highest acknowledged offset.
+    fn newest(&self) -> Option<i64> {
+        self.records.read().iter().map(|(offset, _)| *offset).max()
+    }
+
+    /// An acknowledged record: the last one in three of four cases.
+    fn any(&self, random: &mut StdRng) -> Option<(i64, String)> {
+        let records = self.records.read();
+        let last = records.len().checked_sub(1)?;
+        let at = if random.random_ratio(3, 4) { last } else { random.random_range(0..=last) };
+        records.get(at).cloned()
+    }
 }
 
-impl Clients {
-    fn new(addresses: &[SocketAddr], stop: watch::Receiver<bool>) -> Result<Self> {
-        let node = |address: &SocketAddr| {
-            let path = format!("{}/v1/topics/{SINGLES}/partitions/0", tls::url(*address));
-            Ok((tls::http(*address)?, path))
-        };
-        let nodes = addresses.iter().map(node).collect::<Result<Vec<_>>>()?;
-        Ok(Self { nodes: Arc::new(nodes), acknowledged: Arc::default(), stop })
-    }
+/// A node as HTTP clients see it: the client, and the path of the partition.
+#[derive(Debug, Clone)]
+struct Door {
+    http: reqwest::Client,
+    path: String,
+}
 
-    fn is_over(&self) -> bool {
-        *self.stop.borrow()
+/// Appends one record through a node. An append without an answer is not repeated.
+async fn append(node: Door, acknowledged: Arc<Acknowledged>, value: String) -> Result<()> {
+    let request = node.http.post(format!("{}/records", node.path)).body(value.clone()).timeout(ANSWER);
+    if let Some((200 | 201, answer)) = answer(request).await {
+        let offset = answer["offset"].as_i64().or(answer["base_offset"].as_i64());
+        acknowledged.records.write().push((offset.with_context(|| format!("no offset in {answer}"))?, value));
     }
+    Ok(())
+}
 
-    /// Any node. `None`: no node may be asked any more.
-    fn any(&self, random: &mut StdRng) -> Option<&(reqwest::Client, String)> {
-        (!self.is_over()).then(|| &self.nodes[random.random_range(0..self.nodes.len())])
-    }
-
-    /// Appends single records through any node. An append without an answer is not repeated.
-    async fn append(self, writer: u64) -> Result<()> {
-        let mut random = StdRng::seed_from_u64(writer);
-        let mut number = 0;
-        while let Some((http, path)) = self.any(&mut random) {
-            number += 1;
-            let value = format!("{writer}-{number}");
-            let request = http.post(format!("{path}/records")).body(value.clone()).timeout(ANSWER);
-            if let Some((200 | 201, answer)) = answer(request).await {
-                let offset = answer["offset"].as_i64().or(answer["base_offset"].as_i64());
-                let offset = offset.with_context(|| format!("no offset in {answer}"))?;
-                self.acknowledged.records.write().push((offset, value));
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+/// Asks a node for the end of the log, which is after every offset that was acknowledged before.
+async fn read_end(node: Door, acknowledged: Arc<Acknowledged>) -> Result<()> {
+    let Some(offset) = acknowledged.newest() else { return Ok(()) };
+    let path = node.path;
+    match answer(node.http.get(format!("{path}/offsets")).timeout(ANSWER)).await {
+        Some((200, ends)) => {
+            let next = ends["next"].as_i64().with_context(|| format!("no end in {ends}"))?;
+            ensure!(next > offset, "{path}: the log ends at {next} after offset {offset} was acknowledged");
+            acknowledged.answered.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(())
+        Some((404, why)) => bail!("{path}: {why} after offset {offset} was acknowledged"),
+        // The node cannot answer, or did not.
+        Some(_) | None => {}
     }
+    Ok(())
+}
 
-    /// Reads acknowledged records, mostly the newest, and the end of the log through any node.
-    async fn read(self, reader: u64) -> Result<()> {
-        let mut random = StdRng::seed_from_u64(reader);
-        while let Some((http, path)) = self.any(&mut random) {
-            let wanted = {
-                let records = self.acknowledged.records.read();
-                let old = records.len().saturating_sub(1).min(random.random_range(0..10_000));
-                records.get(if random.random_ratio(3, 4) { records.len().saturating_sub(1) } else { old }).cloned()
-            };
-            let Some((offset, value)) = wanted else {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                continue;
-            };
-            if random.random_ratio(1, 4) {
-                let Some((status, ends)) = answer(http.get(format!("{path}/offsets")).timeout(ANSWER)).await else {
-                    continue;
-                };
-                ensure!(status != 404, "{path}: {ends} after offset {offset} was acknowledged");
-                if status == 200 {
-                    let next = ends["next"].as_i64().with_context(|| format!("no end in {ends}"))?;
-                    ensure!(next > offset, "{path}: the log ends at {next} after offset {offset} was acknowledged");
-                    self.acknowledged.answered.fetch_add(1, Ordering::Relaxed);
-                }
-                continue;
+/// Reads an acknowledged record through a node.
+async fn read(node: Door, acknowledged: Arc<Acknowledged>, (offset, value): (i64, String)) -> Result<()> {
+    let path = node.path;
+    let request = node.http.get(format!("{path}/records?offset={offset}&max_bytes=1")).timeout(ANSWER);
+    match answer(request).await {
+        Some((200, page)) => {
+            let record = &page["records"][0];
+            let stored = record["value"].as_str().map(|text| BASE64.decode(text)).transpose()?;
+            ensure!(
+                record["offset"].as_i64() == Some(offset) && stored.as_deref() == Some(value.as_bytes()),
+                "{path}: offset {offset} was acknowledged with {value:?}, and is read as {page}"
+            );
+            acknowledged.answered.fetch_add(1, Ordering::Relaxed);
+        }
+        Some((404, why)) => bail!("{path}: offset {offset} was acknowledged, and is denied: {why}"),
+        Some(_) | None => {}
+    }
+    Ok(())
+}
+
+/// Begins calls to all nodes every few milliseconds until `stop`, whether or not those before were answered: a paused node
+/// answers everything that it was asked meanwhile once it runs again, and must not answer from the past then.
+async fn call(nodes: Vec<Door>, acknowledged: Arc<Acknowledged>, stop: watch::Receiver<bool>) -> Result<()> {
+    let mut random = StdRng::seed_from_u64(0);
+    let mut calls = JoinSet::new();
+    for number in 0_u64.. {
+        if *stop.borrow() {
+            break;
+        }
+        let any = nodes[random.random_range(0..nodes.len())].clone();
+        calls.spawn(append(any, acknowledged.clone(), format!("value {number}")));
+        for node in &nodes {
+            if let Some(wanted) = acknowledged.any(&mut random) {
+                calls.spawn(read(node.clone(), acknowledged.clone(), wanted));
             }
-            let request = http.get(format!("{path}/records?offset={offset}&max_bytes=1")).timeout(ANSWER);
-            match answer(request).await {
-                Some((200, page)) => {
-                    let stored = page["records"][0]["value"].as_str().map(|text| BASE64.decode(text)).transpose()?;
-                    ensure!(
-                        page["records"][0]["offset"].as_i64() == Some(offset) && stored == Some(value.clone().into()),
-                        "{path}: offset {offset} was acknowledged with {value:?}, and is read as {page}"
-                    );
-                    self.acknowledged.answered.fetch_add(1, Ordering::Relaxed);
-                }
-                Some((404, why)) => bail!("{path}: offset {offset} was acknowledged, and is denied: {why}"),
-                // The node cannot answer, or did not.
-                Some(_) | None => {}
+            if number % 4 == 0 {
+                calls.spawn(read_end(node.clone(), acknowledged.clone()));
             }
         }
-        Ok(())
+        tokio::time::sleep(CALL_EVERY).await;
+        while let Some(ended) = calls.try_join_next() {
+            ended??;
+        }
     }
+    while let Some(ended) = calls.join_next().await {
+        ended??;
+    }
+    Ok(())
 }
 
 /// Sends a request. `None`: no answer.
@@ -225,12 +237,12 @@ async fn nothing_acknowledged_is_lost_doubled_or_denied_whatever_fails() -> Resu
     let writing = load.start(&cluster.servers())?;
     let (stop, stopped) = watch::channel(false);
     let addresses: Vec<SocketAddr> = (0..NODES).map(|number| cluster.node(number).address()).collect();
-    let clients = Clients::new(&addresses, stopped)?;
-    let mut tasks = JoinSet::new();
-    for number in 0..3 {
-        tasks.spawn(clients.clone().append(number));
-        tasks.spawn(clients.clone().read(number));
-    }
+    let doors = addresses.iter().map(|address| {
+        let path = format!("{}/v1/topics/{SINGLES}/partitions/0", tls::url(*address));
+        Ok(Door { http: tls::http(*address)?, path })
+    });
+    let acknowledged = Arc::new(Acknowledged::default());
+    let calling = tokio::spawn(call(doors.collect::<Result<_>>()?, acknowledged.clone(), stopped));
     writing.progress(100, PATIENCE).await?;
 
     let until = Instant::now() + length(Duration::from_secs(60));
@@ -240,9 +252,9 @@ async fn nothing_acknowledged_is_lost_doubled_or_denied_whatever_fails() -> Resu
         faults.push(fault);
         let struck = strike(&mut cluster, fault, &mut random).await;
         struck.with_context(|| format!("seed {seed}: {faults:?}"))?;
-        if let Some(ended) = tasks.try_join_next() {
-            ended?.with_context(|| format!("seed {seed}: {faults:?}"))?;
-            bail!("seed {seed}: a client has ended before it was told to");
+        if calling.is_finished() {
+            calling.await?.with_context(|| format!("seed {seed}: {faults:?}"))?;
+            bail!("seed {seed}: the clients have ended before they were told to");
         }
         // Often before the cluster has recovered from the last one.
         tokio::time::sleep(Duration::from_millis(random.random_range(0..3_000))).await;
@@ -251,12 +263,9 @@ async fn nothing_acknowledged_is_lost_doubled_or_denied_whatever_fails() -> Resu
     cluster.settled().await?;
     writing.progress(100, PATIENCE).await?;
     stop.send_replace(true);
-    while let Some(ended) = tasks.join_next().await {
-        ended?.with_context(|| format!("seed {seed}: {faults:?}"))?;
-    }
+    calling.await?.with_context(|| format!("seed {seed}: {faults:?}"))?;
     let history = writing.stop().await?;
-    let (singles, answered) =
-        (clients.acknowledged.records.read().clone(), clients.acknowledged.answered.load(Ordering::Relaxed));
+    let (singles, answered) = (acknowledged.records.read().clone(), acknowledged.answered.load(Ordering::Relaxed));
     println!(
         "{} faults, {} and {} acknowledged, {answered} reads answered, longest silence {:?}",
         faults.len(),
