@@ -84,13 +84,13 @@ impl Acknowledged {
 
 /// A node as HTTP clients see it: the client, and the path of the partition.
 #[derive(Debug, Clone)]
-struct Door {
+struct HttpNode {
     http: reqwest::Client,
     path: String,
 }
 
 /// Appends one record through a node. An append without an answer is not repeated.
-async fn append(node: Door, acknowledged: Arc<Acknowledged>, value: String) -> Result<()> {
+async fn append(node: HttpNode, acknowledged: Arc<Acknowledged>, value: String) -> Result<()> {
     let request = node.http.post(format!("{}/records", node.path)).body(value.clone()).timeout(ANSWER);
     if let Some((200 | 201, answer)) = answer(request).await {
         let offset = answer["offset"].as_i64().or(answer["base_offset"].as_i64());
@@ -100,7 +100,7 @@ async fn append(node: Door, acknowledged: Arc<Acknowledged>, value: String) -> R
 }
 
 /// Asks a node for the end of the log, which is after every offset that was acknowledged before.
-async fn read_end(node: Door, acknowledged: Arc<Acknowledged>) -> Result<()> {
+async fn read_end(node: HttpNode, acknowledged: Arc<Acknowledged>) -> Result<()> {
     let Some(offset) = acknowledged.newest() else { return Ok(()) };
     let path = node.path;
     match answer(node.http.get(format!("{path}/offsets")).timeout(ANSWER)).await {
@@ -117,7 +117,7 @@ async fn read_end(node: Door, acknowledged: Arc<Acknowledged>) -> Result<()> {
 }
 
 /// Reads an acknowledged record through a node.
-async fn read(node: Door, acknowledged: Arc<Acknowledged>, (offset, value): (i64, String)) -> Result<()> {
+async fn read(node: HttpNode, acknowledged: Arc<Acknowledged>, (offset, value): (i64, String)) -> Result<()> {
     let path = node.path;
     let request = node.http.get(format!("{path}/records?offset={offset}&max_bytes=1")).timeout(ANSWER);
     match answer(request).await {
@@ -138,7 +138,7 @@ async fn read(node: Door, acknowledged: Arc<Acknowledged>, (offset, value): (i64
 
 /// Begins calls to all nodes every few milliseconds until `stop`, whether or not those before were answered: a paused node
 /// answers everything that it was asked meanwhile once it runs again, and must not answer from the past then.
-async fn call(nodes: Vec<Door>, acknowledged: Arc<Acknowledged>, stop: watch::Receiver<bool>) -> Result<()> {
+async fn call(nodes: Vec<HttpNode>, acknowledged: Arc<Acknowledged>, stop: watch::Receiver<bool>) -> Result<()> {
     let mut random = StdRng::seed_from_u64(0);
     let mut calls = JoinSet::new();
     for number in 0_u64.. {
@@ -237,12 +237,12 @@ async fn nothing_acknowledged_is_lost_doubled_or_denied_whatever_fails() -> Resu
     let writing = load.start(&cluster.servers())?;
     let (stop, stopped) = watch::channel(false);
     let addresses: Vec<SocketAddr> = (0..NODES).map(|number| cluster.node(number).address()).collect();
-    let doors = addresses.iter().map(|address| {
+    let nodes = addresses.iter().map(|address| {
         let path = format!("{}/v1/topics/{SINGLES}/partitions/0", tls::url(*address));
-        Ok(Door { http: tls::http(*address)?, path })
+        Ok(HttpNode { http: tls::http(*address)?, path })
     });
     let acknowledged = Arc::new(Acknowledged::default());
-    let calling = tokio::spawn(call(doors.collect::<Result<_>>()?, acknowledged.clone(), stopped));
+    let calling = tokio::spawn(call(nodes.collect::<Result<_>>()?, acknowledged.clone(), stopped));
     writing.progress(100, PATIENCE).await?;
 
     let until = Instant::now() + length(Duration::from_secs(60));
