@@ -14,6 +14,22 @@ use crate::support::{append, record, target};
 /// How long a condition may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Heals the disk when a test ends or fails: its node cannot stop before.
+struct Hanging<'a>(&'a FaultyDisk);
+
+impl<'a> Hanging<'a> {
+    fn new(disk: &'a FaultyDisk) -> Self {
+        disk.add(FaultRule::new(DiskOperation::Sync, Fault::Hang));
+        Self(disk)
+    }
+}
+
+impl Drop for Hanging<'_> {
+    fn drop(&mut self) {
+        self.0.heal();
+    }
+}
+
 /// The number of the node that leads partition 0 of `default`, as `from` sees it.
 async fn leader(nodes: &[Node], from: usize) -> Option<usize> {
     let (_, partitions) = nodes[from].broker.describe_topic("default").await.ok()?;
@@ -60,7 +76,7 @@ async fn a_leader_whose_disk_hangs_is_not_ready_and_another_node_leads() {
     let old = leader(&nodes, 0).await.expect("a leader is known");
     let other = (old + 1) % nodes.len();
 
-    disks[old].add(FaultRule::new(DiskOperation::Sync, Fault::Hang));
+    let hanging = Hanging::new(&disks[old]);
     let mut acknowledged = BTreeSet::new();
     let mut sent = 0;
     // While the old leader's disk hangs, a majority without it commits; then another node leads.
@@ -81,7 +97,7 @@ async fn a_leader_whose_disk_hangs_is_not_ready_and_another_node_leads() {
     assert!(matches!(nodes[other].broker.readiness(), Readiness::Ready));
     until("an append to the new leader", async || matches!(put(other, "after".into()).await, Ok(Ok(_)))).await;
 
-    disks[old].heal();
+    drop(hanging);
     until("ready again", async || matches!(nodes[old].broker.readiness(), Readiness::Ready)).await;
     until("every acknowledged record", async || {
         values(&nodes[other].broker).await.is_some_and(|values| acknowledged.is_subset(&values))
