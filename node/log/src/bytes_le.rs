@@ -3,6 +3,10 @@
 //! Positions are constants of a format, so an index out of range is a bug of this crate, not bad input: callers check the
 //! block's length first.
 
+pub(crate) fn get_u16(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([block[at], block[at + 1]])
+}
+
 pub(crate) fn get_u32(block: &[u8], at: usize) -> u32 {
     let mut bytes = [0; 4];
     bytes.copy_from_slice(&block[at..at + 4]);
@@ -17,6 +21,10 @@ pub(crate) fn get_u64(block: &[u8], at: usize) -> u64 {
 
 pub(crate) fn get_i64(block: &[u8], at: usize) -> i64 {
     get_u64(block, at) as i64
+}
+
+pub(crate) fn put_u16(block: &mut [u8], at: usize, value: u16) {
+    block[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 
 pub(crate) fn put_u32(block: &mut [u8], at: usize, value: u32) {

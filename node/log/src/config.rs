@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::{
     LogError,
     clock::{Clock, SystemClock},
+    entropy::{Entropy, SystemEntropy},
 };
 
 /// How a flush round makes many files durable.
@@ -120,6 +121,8 @@ pub struct StoreConfig {
     pub new_node_id: Option<Uuid>,
     /// Source of time. Default: the system's clocks.
     pub clock: Arc<dyn Clock>,
+    /// Source of the secrets of segments. Default: the operating system's generator.
+    pub entropy: Arc<dyn Entropy>,
 }
 
 impl Default for StoreConfig {
@@ -140,6 +143,7 @@ impl Default for StoreConfig {
             threads: Threads::Own,
             new_node_id: None,
             clock: Arc::new(SystemClock::new()),
+            entropy: Arc::new(SystemEntropy),
         }
     }
 }

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Invariants: the lock is held from [`DataDir::open`] until [`DataDir::unlock`]. `FORMAT` is written last when a directory is
-//! made, so that a directory that has it is complete.
+//! made, so that a directory that has it is complete. It is raised to this release's version before anything else is written, so that
+//! an older release refuses the directory as a whole.
 //!
 //! Neighbours: `store.rs` opens and closes it. Names no log and no journal.
 
@@ -27,7 +28,7 @@ use crate::{
 };
 
 /// Newest format of a data directory this release reads, and the one it writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// A data directory, locked.
 #[derive(Debug)]
@@ -37,8 +38,8 @@ pub(crate) struct DataDir {
     logs: PathBuf,
     volume: Arc<dyn Volume>,
     node_id: Uuid,
-    /// The directory had no `FORMAT` when it was opened.
-    fresh: bool,
+    /// The version in `FORMAT` when it was opened; `None`: there was no such file.
+    found_version: Option<u32>,
     lock: Mutex<Option<Box<dyn DirLock>>>,
 }
 
@@ -58,7 +59,8 @@ impl DataDir {
         for path in [&meta, &logs] {
             disk.create_dir(path).map_err(|error| open_error(path, "create the directory", error))?;
         }
-        let fresh = format.is_none();
+        let found_version = format.map(|format| format.version);
+        let fresh = found_version.is_none();
         if !fresh {
             // A killed process may have left the name of `FORMAT` in memory only.
             sync_names(&*disk, dir).map_err(|error| LogError::io(dir, "flush the directory", error))?;
@@ -68,13 +70,17 @@ impl DataDir {
             return Err(LogError::damaged(dir.join("FORMAT"), 0, None, reason));
         }
         #[expect(clippy::disallowed_methods, reason = "a new data directory without a given identity")]
-        let node_id = format.or(new_node_id).unwrap_or_else(Uuid::new_v4);
-        Ok(Self { disk, path: dir.to_owned(), logs, volume, node_id, fresh, lock: Mutex::new(Some(lock)) })
+        let node_id = format.map(|format| format.node_id).or(new_node_id).unwrap_or_else(Uuid::new_v4);
+        Ok(Self { disk, path: dir.to_owned(), logs, volume, node_id, found_version, lock: Mutex::new(Some(lock)) })
     }
 
-    /// Ends the making of a fresh directory, once its journal is there.
+    /// Ends the making of a fresh directory, once its journal is there, or raises an older one to this release's format, once its
+    /// journal was read: from then on older releases refuse it.
     pub(crate) fn complete(&self) -> Result<(), LogError> {
-        if self.fresh {
+        if self.found_version != Some(FORMAT_VERSION) {
+            if let Some(found) = self.found_version {
+                tracing::info!(path = ?self.path, found, now = FORMAT_VERSION, "raising the format of the data directory");
+            }
             write_format(&*self.disk, &self.path, self.node_id)?;
         }
         Ok(())
@@ -112,7 +118,7 @@ impl DataDir {
     }
 
     pub(crate) fn is_fresh(&self) -> bool {
-        self.fresh
+        self.found_version.is_none()
     }
 
     /// Makes the names of the logs' directories durable.
@@ -182,8 +188,15 @@ fn list_dir(disk: &dyn Disk, dir: &Path) -> Result<Vec<String>, LogError> {
     Ok(list.into_iter().map(|entry| entry.name).collect())
 }
 
-/// Reads `FORMAT`: the node id, `None` if there is no such file.
-fn read_format(disk: &dyn Disk, dir: &Path) -> Result<Option<Uuid>, LogError> {
+/// What `FORMAT` says.
+#[derive(Debug, Clone, Copy)]
+struct DataFormat {
+    version: u32,
+    node_id: Uuid,
+}
+
+/// Reads `FORMAT`; `None` if there is no such file.
+fn read_format(disk: &dyn Disk, dir: &Path) -> Result<Option<DataFormat>, LogError> {
     let path = dir.join("FORMAT");
     let io = |error| LogError::io(path.clone(), "read the format", error);
     let file = match disk.open(&path, OpenMode::Read) {
@@ -201,7 +214,8 @@ fn read_format(disk: &dyn Disk, dir: &Path) -> Result<Option<Uuid>, LogError> {
         return Err(LogError::NewerFormat { path, found: version, supported: FORMAT_VERSION });
     }
     let node = field("node").and_then(|node| Uuid::try_parse(node).ok());
-    node.map(Some).ok_or_else(|| LogError::damaged(&path, 0, None, "it has no line 'node <uuid>'"))
+    let node_id = node.ok_or_else(|| LogError::damaged(&path, 0, None, "it has no line 'node <uuid>'"))?;
+    Ok(Some(DataFormat { version, node_id }))
 }
 
 fn write_format(disk: &dyn Disk, dir: &Path, node_id: Uuid) -> Result<(), LogError> {

@@ -14,10 +14,11 @@ use std::{
 use crate::{
     ContentHash, EntryKind, LogError, LogId,
     disk::{Disk, DiskFile, OpenMode},
-    frame::{Expect, FrameHeader, seed},
+    frame::{Expect, FrameHeader},
     index::{IndexBuilder, IndexError, IndexOwner, map_index},
     reader::{FrameReader, Stop},
-    segment::{Contents, Footer, SCAN_CHUNK, SEGMENT_HEADER, SegmentHeader, parse_segment_name},
+    seed::Seed,
+    segment::{Contents, Footer, MAX_SEGMENT_HEADER, SCAN_CHUNK, SegmentHeader, parse_segment_name},
 };
 
 /// A segment file, open for inspection.
@@ -29,12 +30,15 @@ pub struct SegmentFile {
     header: Result<SegmentHeader, String>,
     id: LogId,
     base_index: u64,
+    seed: Seed,
     footer: Option<Footer>,
 }
 
 /// The header of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeaderInfo {
+    /// Version of the segment.
+    pub version: u32,
     /// The log it belongs to.
     pub id: LogId,
     /// First index.
@@ -130,21 +134,23 @@ impl SegmentFile {
         let io = |error| LogError::io(path, "read the segment", error);
         let file = disk.open(path, OpenMode::Read).map_err(io)?;
         let len = file.len().map_err(io)?;
-        let header = SegmentHeader::decode(&file.read_at(0, SEGMENT_HEADER).map_err(io)?);
+        let bytes = file.read_at(0, MAX_SEGMENT_HEADER).map_err(io)?;
+        let header = SegmentHeader::decode(&bytes);
         let name = |path: Option<&std::ffi::OsStr>| path.map(|name| name.to_string_lossy().into_owned());
-        let (id, base_index) = match &header {
-            Ok(header) => (header.id, header.base_index),
+        let (id, base_index, seed) = match &header {
+            Ok(header) => (header.id, header.base_index, header.seed),
             Err(_) => {
                 let file_name = name(path.file_name()).unwrap_or_default();
                 let base_index = parse_segment_name(&file_name).ok_or(LogError::InvalidName(file_name))?;
                 let dir = path.canonicalize().unwrap_or_else(|_| path.to_owned());
                 let dir = name(dir.parent().and_then(Path::file_name)).unwrap_or_default();
-                (dir.parse()?, base_index)
+                let id = dir.parse()?;
+                (id, base_index, salvage_seed(&file, len, &bytes, id, base_index).map_err(io)?)
             }
         };
-        let footer = Footer::read(&*file, len, seed(id, base_index)).map_err(io)?;
+        let footer = Footer::read(&*file, len, seed).map_err(io)?;
         let header = header.map_err(|error| error.to_string());
-        Ok(Self { path: path.to_owned(), file, len, header, id, base_index, footer })
+        Ok(Self { path: path.to_owned(), file, len, header, id, base_index, seed, footer })
     }
 
     /// The log that the segment belongs to.
@@ -168,6 +174,7 @@ impl SegmentFile {
     /// The reason, as text.
     pub fn header(&self) -> Result<HeaderInfo, String> {
         self.header.clone().map(|header| HeaderInfo {
+            version: header.seed.version() as u32,
             id: header.id,
             base_index: header.base_index,
             base_offset: header.base_offset,
@@ -194,8 +201,8 @@ impl SegmentFile {
     /// Every stretch of the file between header and footer, in order.
     pub fn stretches(&self) -> Stretches {
         let end = self.footer.map_or(self.len, |footer| footer.contents.data_len);
-        let seed = seed(self.id, self.base_index);
-        let reader = FrameReader::new(self.file.clone(), seed, SEGMENT_HEADER as u64, end, SCAN_CHUNK);
+        let seed = self.seed;
+        let reader = FrameReader::new(self.file.clone(), seed, seed.first_frame(), end, SCAN_CHUNK);
         let expect = self.header.as_ref().ok().map(|header| Expect {
             index: header.base_index,
             offset: header.base_offset,
@@ -216,7 +223,7 @@ impl SegmentFile {
         }
         let (base_offset, prev_crc) =
             self.header.as_ref().map_or((0, 0), |header| (header.base_offset, header.prev_crc));
-        let mut contents = Contents::empty(self.base_index, base_offset, prev_crc);
+        let mut contents = Contents::empty(self.base_index, base_offset, prev_crc, self.seed.first_frame());
         let mut hasher = ContentHash::new();
         for stretch in self.stretches() {
             match stretch? {
@@ -255,8 +262,7 @@ impl SegmentFile {
     /// The reason, as text.
     pub fn check_index(&self, disk: &dyn Disk) -> Result<(), String> {
         let Some(Footer { contents, .. }) = self.footer else { return Ok(()) };
-        let seed = seed(self.id, self.base_index);
-        let owner = IndexOwner { seed, data_len: contents.data_len, last_crc: contents.last_crc };
+        let owner = IndexOwner::of(&contents, self.seed);
         let index =
             map_index(disk, &self.path.with_extension("idx"), owner).map_err(|error: IndexError| error.to_string())?;
         let mut builder = IndexBuilder::new(0);
@@ -274,6 +280,19 @@ impl SegmentFile {
         }
         Ok(())
     }
+}
+
+/// The seed of a segment with a damaged header: of those that it may have had, one with which frames parse.
+fn salvage_seed(file: &Arc<dyn DiskFile>, len: u64, header: &[u8], id: LogId, base_index: u64) -> io::Result<Seed> {
+    let seeds = SegmentHeader::salvage_seeds(header, id, base_index);
+    for seed in &seeds {
+        let mut reader = FrameReader::new(file.clone(), *seed, seed.first_frame(), len, SCAN_CHUNK);
+        if reader.resync()?.is_some() {
+            return Ok(*seed);
+        }
+    }
+    // No frame parses with any other either.
+    Ok(seeds.first().copied().unwrap_or(Seed::version_1(id, base_index)))
 }
 
 impl FrameInfo {

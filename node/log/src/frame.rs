@@ -8,7 +8,7 @@
 //! | 4 | 4 | CRC-32C of those bytes, continued from the segment's seed |
 //! | 8 | 1 | frame version, 1 |
 //! | 9 | 1 | kind |
-//! | 10 | 2 | zero |
+//! | 10 | 2 | tag of the segment; zero in a version 1 segment |
 //! | 12 | 4 | record count |
 //! | 16 | 8 | raft term |
 //! | 24 | 8 | leader |
@@ -20,8 +20,8 @@
 //! | 68 | 4 | CRC-32C of bytes 0..4 and 8..68, continued from the seed |
 //! | 72 | n | payload, then zeros up to a multiple of 8 |
 //!
-//! Both CRCs start from a seed made of the log's identity and the segment's base index, so that stale bytes, bytes of
-//! another log and frames quoted inside payloads never parse. The header has a CRC of its own so that a reader may jump
+//! Both CRCs start from the seed of the segment (`seed.rs`), so that stale bytes, bytes of another log and frames quoted inside
+//! payloads never parse. The header has a CRC of its own so that a reader may jump
 //! over a frame, and name the entry that is damaged, without trusting its payload.
 //!
 //! Neighbours: `writer.rs` encodes, `reader.rs` decodes. Reads and writes no file.
@@ -29,8 +29,9 @@
 use bytes::Bytes;
 
 use crate::{
-    Entry, EntryKind, LogId, StoredEntry,
-    bytes_le::{align8, get_i64, get_u32, get_u64, put_i64, put_u32, put_u64},
+    Entry, EntryKind, StoredEntry,
+    bytes_le::{align8, get_i64, get_u16, get_u32, get_u64, put_i64, put_u16, put_u32, put_u64},
+    seed::{Seed, SegmentVersion},
 };
 
 /// Bytes of prefix and header.
@@ -41,11 +42,6 @@ const PREFIX: usize = 8;
 const VERSION: u8 = 1;
 /// Largest payload of one entry, in bytes. Bounds what a reader allocates for one frame.
 pub const MAX_PAYLOAD: usize = 256 << 20;
-
-/// The start of every CRC in a segment.
-pub(crate) fn seed(id: LogId, base_index: u64) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&id.to_bytes()), &base_index.to_le_bytes())
-}
 
 /// A decoded frame header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +66,8 @@ pub(crate) enum FrameError {
     ShortHeader { have: u64 },
     #[error("the header's checksum does not match")]
     HeaderCrc,
+    #[error("the header has the tag of another segment")]
+    Tag,
     #[error("a frame takes {need} bytes, only {have} are left")]
     ShortPayload { need: u64, have: u64 },
     #[error("the frame's checksum does not match")]
@@ -99,8 +97,8 @@ pub(crate) fn frame_len(payload_len: usize) -> u64 {
     align8((FRAME_HEADER + payload_len) as u64)
 }
 
-fn header_crc(header: &[u8], seed: u32) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c_append(seed, &header[..4]), &header[8..68])
+fn header_crc(header: &[u8], seed: Seed) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(seed.crc(), &header[..4]), &header[8..68])
 }
 
 /// Encodes everything but the payload. Returns the header and the frame's CRC (the next frame's `prev_crc`).
@@ -108,13 +106,14 @@ pub(crate) fn encode_header(
     stored: &StoredEntry,
     durable_mark: u64,
     prev_crc: u32,
-    seed: u32,
+    seed: Seed,
 ) -> ([u8; FRAME_HEADER], u32) {
     let entry = &stored.entry;
     let mut header = [0; FRAME_HEADER];
     put_u32(&mut header, 0, (FRAME_HEADER - PREFIX + entry.payload.len()) as u32);
     header[8] = VERSION;
     header[9] = entry.kind as u8;
+    put_u16(&mut header, 10, seed.tag());
     put_u32(&mut header, 12, entry.record_count);
     put_u64(&mut header, 16, entry.term);
     put_u64(&mut header, 24, entry.leader);
@@ -125,18 +124,21 @@ pub(crate) fn encode_header(
     put_u32(&mut header, 64, prev_crc);
     let own = header_crc(&header, seed);
     put_u32(&mut header, 68, own);
-    let crc = crc32c::crc32c_append(crc32c::crc32c_append(seed, &header[PREFIX..]), &entry.payload);
+    let crc = crc32c::crc32c_append(crc32c::crc32c_append(seed.crc(), &header[PREFIX..]), &entry.payload);
     put_u32(&mut header, 4, crc);
     (header, crc)
 }
 
 /// Decodes and checks a header. `left` is how many bytes the file holds from the frame's start.
-pub(crate) fn decode_header(bytes: &[u8], left: u64, seed: u32) -> Result<FrameHeader, FrameError> {
+pub(crate) fn decode_header(bytes: &[u8], left: u64, seed: Seed) -> Result<FrameHeader, FrameError> {
     if bytes.len() < FRAME_HEADER {
         return Err(FrameError::ShortHeader { have: bytes.len() as u64 });
     }
     if get_u32(bytes, 68) != header_crc(bytes, seed) {
         return Err(FrameError::HeaderCrc);
+    }
+    if seed.version() != SegmentVersion::V1 && get_u16(bytes, 10) != seed.tag() {
+        return Err(FrameError::Tag);
     }
     if bytes[8] != VERSION {
         return Err(FrameError::Version(bytes[8]));
@@ -169,9 +171,9 @@ impl FrameHeader {
     }
 
     /// Checks the frame's CRC. `frame` starts at the prefix and holds at least header and payload.
-    pub(crate) fn check(&self, frame: &[u8], seed: u32) -> Result<(), FrameError> {
+    pub(crate) fn check(&self, frame: &[u8], seed: Seed) -> Result<(), FrameError> {
         let end = FRAME_HEADER + self.payload_len;
-        if crc32c::crc32c_append(seed, &frame[PREFIX..end]) == self.crc { Ok(()) } else { Err(FrameError::Crc) }
+        if crc32c::crc32c_append(seed.crc(), &frame[PREFIX..end]) == self.crc { Ok(()) } else { Err(FrameError::Crc) }
     }
 
     /// First offset after this entry.
@@ -228,8 +230,13 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::LogId;
 
     const ID: LogId = LogId { topic: Uuid::from_u128(1), partition: 2 };
+
+    fn seeds() -> [Seed; 2] {
+        [Seed::version_1(ID, 1), Seed::version_2(*b"a secret", 1)]
+    }
 
     fn stored(payload: Vec<u8>) -> StoredEntry {
         let entry = Entry {
@@ -244,12 +251,12 @@ mod tests {
         StoredEntry { base_offset: 8, entry }
     }
 
-    fn encode(stored: &StoredEntry, seed: u32) -> Vec<u8> {
+    fn encode(stored: &StoredEntry, seed: Seed) -> Vec<u8> {
         let (header, _) = encode_header(stored, 5, 9, seed);
         [&header[..], &stored.entry.payload].concat()
     }
 
-    fn decode(bytes: &[u8], seed: u32) -> Result<FrameHeader, FrameError> {
+    fn decode(bytes: &[u8], seed: Seed) -> Result<FrameHeader, FrameError> {
         let header = decode_header(bytes, bytes.len() as u64, seed)?;
         header.check(bytes, seed)?;
         Ok(header)
@@ -260,15 +267,18 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_never_parse_and_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(decode(&bytes, seed(ID, 0)).is_err());
+            for seed in seeds() {
+                prop_assert!(decode(&bytes, seed).is_err());
+            }
         }
 
         #[test]
         fn a_frame_round_trips_and_every_bit_flip_in_it_is_noticed(
             payload in prop::collection::vec(any::<u8>(), 0..100),
             flip in any::<prop::sample::Index>(),
+            version in 0_usize..2,
         ) {
-            let seed = seed(ID, 1);
+            let seed = seeds()[version];
             let stored = stored(payload);
             let mut bytes = encode(&stored, seed);
             prop_assert_eq!(decode(&bytes, seed).unwrap().into_entry(stored.entry.payload.clone()), stored);
@@ -279,21 +289,37 @@ mod tests {
 
         #[test]
         fn a_shortened_frame_is_noticed(len in 0_usize..171) {
-            let seed = seed(ID, 1);
+            let seed = seeds()[1];
             prop_assert!(decode(&encode(&stored(vec![1; 100]), seed)[..len], seed).is_err());
         }
     }
 
     #[test]
     fn frames_of_another_log_or_segment_do_not_parse() {
-        let bytes = encode(&stored(b"x".to_vec()), seed(ID, 1));
-        assert_eq!(decode(&bytes, seed(ID, 2)), Err(FrameError::HeaderCrc));
-        assert_eq!(decode(&bytes, seed(LogId { partition: 3, ..ID }, 1)), Err(FrameError::HeaderCrc));
+        let bytes = encode(&stored(b"x".to_vec()), Seed::version_1(ID, 1));
+        let other = LogId { partition: 3, ..ID };
+        for seed in [Seed::version_1(ID, 2), Seed::version_1(other, 1), seeds()[1]] {
+            assert_eq!(decode(&bytes, seed), Err(FrameError::HeaderCrc));
+        }
+        let bytes = encode(&stored(b"x".to_vec()), Seed::version_2(*b"a secret", 1));
+        for seed in [Seed::version_2(*b"a secret", 2), Seed::version_2(*b"A secret", 1), seeds()[0]] {
+            assert_eq!(decode(&bytes, seed), Err(FrameError::HeaderCrc));
+        }
+    }
+
+    #[test]
+    fn a_frame_with_the_right_seed_and_another_tag_does_not_parse() {
+        let seed = seeds()[1];
+        let mut bytes = encode(&stored(b"x".to_vec()), seed);
+        bytes[10] ^= 1;
+        let crc = header_crc(&bytes, seed);
+        put_u32(&mut bytes, 68, crc);
+        assert_eq!(decode(&bytes, seed), Err(FrameError::Tag));
     }
 
     #[test]
     fn an_unknown_kind_or_version_is_distinguished_from_damage() {
-        let seed = seed(ID, 1);
+        let seed = seeds()[1];
         for (at, value, expected) in [(8, 2, FrameError::Version(2)), (9, 77, FrameError::Kind(77))] {
             let mut bytes = encode(&stored(Vec::new()), seed);
             bytes[at] = value;

@@ -20,6 +20,7 @@ use crate::{
     bytes_le::{get_i64, get_u32, get_u64, put_i64, put_u32, put_u64},
     disk::{Disk, FileMap, OpenMode, write_all_at},
     frame::FrameHeader,
+    seed::Seed,
 };
 
 const MAGIC: &[u8; 8] = b"CHRNLIDX";
@@ -152,7 +153,7 @@ fn decode_entry(bytes: &[u8]) -> IndexEntry {
 /// What an index file belongs to: a segment's bytes up to `data_len`, whose last frame has `last_crc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IndexOwner {
-    pub(crate) seed: u32,
+    pub(crate) seed: Seed,
     pub(crate) data_len: u64,
     pub(crate) last_crc: u32,
 }
@@ -182,8 +183,8 @@ pub(crate) fn write_index(disk: &dyn Disk, path: &Path, owner: IndexOwner, index
 }
 
 /// CRC of everything but the CRC field itself.
-fn file_crc(bytes: &[u8], seed: u32) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c_append(seed, &bytes[..36]), &bytes[HEADER..])
+fn file_crc(bytes: &[u8], seed: Seed) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(seed.crc(), &bytes[..36]), &bytes[HEADER..])
 }
 
 /// Why an index file cannot be used.

@@ -20,7 +20,9 @@
 //! segment.rs, journal.rs, queue.rs
 //! reader.rs, index.rs, tail.rs, content_hash.rs, data_dir.rs, done.rs, config.rs
 //! frame.rs, barrier.rs, error.rs, disk/real.rs, memory.rs, faulty.rs
-//! disk/mod.rs, entry.rs, position.rs, metrics.rs, clock.rs, id.rs, bytes_le.rs
+//! disk/mod.rs, entry.rs, position.rs, metrics.rs, seed.rs, entropy.rs, clock.rs
+//! id.rs
+//! bytes_le.rs
 //! ```
 //!
 //! An append goes down and up again: [`Log::append`] takes offsets and keeps the entries in memory (`tail.rs`), and queues the log
@@ -40,6 +42,7 @@ mod data_dir;
 pub mod debug;
 pub mod disk;
 mod done;
+mod entropy;
 mod entry;
 mod error;
 mod frame;
@@ -60,6 +63,7 @@ mod round;
 mod scheduler;
 mod sealed_files;
 mod sealer;
+mod seed;
 mod segment;
 mod segments;
 #[cfg(feature = "simulated")]
@@ -76,6 +80,7 @@ pub use config::{Barrier, Durability, LogConfig, OnWork, StoreConfig, Threads};
 pub use content_hash::ContentHash;
 pub use data_dir::FORMAT_VERSION;
 pub use done::Done;
+pub use entropy::{Entropy, SystemEntropy};
 pub use entry::{Entry, EntryKind, StoredEntry};
 pub use error::LogError;
 pub use frame::MAX_PAYLOAD;

@@ -21,10 +21,11 @@ use bytes::Bytes;
 use crate::{
     LogError, LogId,
     disk::{Disk, DiskFile, OpenMode, write_all_at},
-    frame::{self, FrameHeader},
+    frame::FrameHeader,
     index::{IndexError, IndexOwner, SparseIndex, map_index, write_index},
+    seed::Seed,
     segment::{
-        Contents, Footer, SEGMENT_HEADER, SegmentHeader, Walk, index_path, parse_segment_name, segment_name, walk,
+        Contents, Footer, MAX_SEGMENT_HEADER, SegmentHeader, Walk, index_path, parse_segment_name, segment_name, walk,
     },
 };
 
@@ -70,11 +71,6 @@ impl LogDir {
 
     pub(crate) fn segment_path(&self, base_index: u64) -> PathBuf {
         self.path.join(segment_name(base_index))
-    }
-
-    /// The start of every checksum in a segment.
-    pub(crate) fn seed(&self, base_index: u64) -> u32 {
-        frame::seed(self.id, base_index)
     }
 
     /// Makes the names in the directory durable.
@@ -135,8 +131,8 @@ impl LogDir {
 
     pub(crate) fn read_header(&self, file: &dyn DiskFile, base_index: u64) -> Result<SegmentHeader, LogError> {
         let path = self.segment_path(base_index);
-        let bytes =
-            file.read_at(0, SEGMENT_HEADER).map_err(|error| LogError::io(&path, "read the segment's header", error))?;
+        let bytes = file.read_at(0, MAX_SEGMENT_HEADER);
+        let bytes = bytes.map_err(|error| LogError::io(&path, "read the segment's header", error))?;
         SegmentHeader::decode(&bytes).map_err(|error| LogError::damaged(&path, 0, Some(base_index), error))
     }
 
@@ -149,7 +145,7 @@ impl LogDir {
         each: impl FnMut(&FrameHeader, &Bytes),
     ) -> Result<Walk, LogError> {
         let base_index = header.base_index;
-        let walked = walk(file, header, self.seed(base_index), end, self.index_interval, each);
+        let walked = walk(file, header, end, self.index_interval, each);
         walked.map_err(self.segment_error(base_index, "read the segment"))
     }
 
@@ -177,24 +173,19 @@ impl LogDir {
         index_path(&self.path, base_index)
     }
 
-    fn index_owner(&self, contents: &Contents) -> IndexOwner {
-        let seed = self.seed(contents.base_index);
-        IndexOwner { seed, data_len: contents.data_len, last_crc: contents.last_crc }
+    pub(crate) fn map_index(&self, contents: &Contents, seed: Seed) -> Result<SparseIndex, IndexError> {
+        map_index(&*self.disk, &self.index_path(contents.base_index), IndexOwner::of(contents, seed))
     }
 
-    pub(crate) fn map_index(&self, contents: &Contents) -> Result<SparseIndex, IndexError> {
-        map_index(&*self.disk, &self.index_path(contents.base_index), self.index_owner(contents))
-    }
-
-    pub(crate) fn write_index(&self, contents: &Contents, index: &SparseIndex) -> io::Result<()> {
-        write_index(&*self.disk, &self.index_path(contents.base_index), self.index_owner(contents), index)
+    pub(crate) fn write_index(&self, contents: &Contents, seed: Seed, index: &SparseIndex) -> io::Result<()> {
+        write_index(&*self.disk, &self.index_path(contents.base_index), IndexOwner::of(contents, seed), index)
     }
 
     /// Ends a segment with its footer, durably. Its frames are on disk, and the caller holds the log's `seal_lock`.
-    pub(crate) fn write_footer(&self, file: &dyn DiskFile, footer: &Footer) -> Result<(), LogError> {
+    pub(crate) fn write_footer(&self, file: &dyn DiskFile, footer: &Footer, seed: Seed) -> Result<(), LogError> {
         let Contents { base_index, data_len, .. } = footer.contents;
         let error = |action| self.segment_error(base_index, action);
-        let bytes = footer.encode(self.seed(base_index));
+        let bytes = footer.encode(seed);
         // Remains of a footer that an earlier crash tore go first: a footer is found from the end of the file.
         if file.len().map_err(error("read the segment"))? > data_len {
             file.set_len(data_len).map_err(error("cut an old footer"))?;

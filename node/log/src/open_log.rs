@@ -113,6 +113,7 @@ impl OpenLog {
             dir: &self.dir,
             segment_bytes: self.segment_bytes,
             now_ms: self.context.config.clock.wall_ms(),
+            entropy: &*self.context.config.entropy,
             durable_next,
         }
     }
@@ -228,8 +229,10 @@ impl OpenLog {
 
     /// Writes the index of the newest segment, if it is in memory only. An error is only logged: the index is rebuilt when needed.
     pub(crate) fn write_newest_index(&self, state: &LogState) {
-        let Some(Segment { contents, phase: Phase::Open { index, .. } }) = state.segments().last() else { return };
-        if let Err(error) = self.dir.write_index(contents, index) {
+        let Some(Segment { contents, seed, phase: Phase::Open { index, .. } }) = state.segments().last() else {
+            return;
+        };
+        if let Err(error) = self.dir.write_index(contents, *seed, index) {
             tracing::warn!(log = %self.id(), %error, "cannot write the index; it will be rebuilt");
         }
     }

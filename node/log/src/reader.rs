@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::{
     disk::DiskFile,
     frame::{FRAME_HEADER, FrameError, FrameHeader, decode_header},
+    seed::Seed,
 };
 
 /// A frame as found.
@@ -33,7 +34,7 @@ pub(crate) enum Stop {
 /// A walk through `position..end` of one file.
 pub(crate) struct FrameReader {
     file: Arc<dyn DiskFile>,
-    seed: u32,
+    seed: Seed,
     position: u64,
     end: u64,
     chunk: usize,
@@ -44,7 +45,7 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     /// Starts at `position`, which must be the start of a frame. Bytes from `end` on are not looked at.
-    pub(crate) fn new(file: Arc<dyn DiskFile>, seed: u32, position: u64, end: u64, chunk: usize) -> Self {
+    pub(crate) fn new(file: Arc<dyn DiskFile>, seed: Seed, position: u64, end: u64, chunk: usize) -> Self {
         Self { file, seed, position, end, chunk: chunk.max(FRAME_HEADER), buffer: Bytes::new(), buffer_at: position }
     }
 

@@ -19,6 +19,7 @@ use crate::{
     disk::{DiskFile, OpenMode},
     index::SparseIndex,
     log_dir::LogDir,
+    seed::Seed,
     segment::Contents,
 };
 
@@ -54,14 +55,14 @@ impl SealedFiles {
     }
 
     /// The segment, opened if it is not.
-    pub(crate) fn get(&self, dir: &LogDir, contents: &Contents) -> Result<Arc<SealedFile>, LogError> {
+    pub(crate) fn get(&self, dir: &LogDir, contents: &Contents, seed: Seed) -> Result<Arc<SealedFile>, LogError> {
         let key = (dir.id(), contents.base_index);
         let now = self.uses.fetch_add(1, Relaxed);
         if let Some(slot) = self.slots.lock().get(&key) {
             slot.used.store(now, Relaxed);
             return Ok(slot.segment.clone());
         }
-        let segment = Arc::new(open(dir, contents)?);
+        let segment = Arc::new(open(dir, contents, seed)?);
         let mut slots = self.slots.lock();
         slots.insert(key, Slot { segment: segment.clone(), used: AtomicU64::new(now) });
         while slots.len() > self.limit {
@@ -77,9 +78,9 @@ impl SealedFiles {
     }
 }
 
-fn open(dir: &LogDir, contents: &Contents) -> Result<SealedFile, LogError> {
+fn open(dir: &LogDir, contents: &Contents, seed: Seed) -> Result<SealedFile, LogError> {
     let file = dir.open_segment(contents.base_index, OpenMode::Read)?;
-    let index = match dir.map_index(contents) {
+    let index = match dir.map_index(contents, seed) {
         Ok(index) => index,
         Err(error) => {
             let path = dir.index_path(contents.base_index);
@@ -90,7 +91,7 @@ fn open(dir: &LogDir, contents: &Contents) -> Result<SealedFile, LogError> {
             // In a damaged segment the index ends before the damage, so that everything before it can be read and
             // a lookup of anything after it reports the damage.
             if walked.bad.is_none()
-                && let Err(error) = dir.write_index(contents, &index)
+                && let Err(error) = dir.write_index(contents, seed, &index)
             {
                 tracing::warn!(?path, %error, "cannot write the index; it stays in memory");
             }

@@ -103,9 +103,9 @@ fn seal(log: &OpenLog, base_index: u64) -> Result<(), LogError> {
         return damaged(0, base_index, &"its frames are not the ones that were written");
     }
     let index = SparseIndex::Memory(walked.index);
-    dir.write_index(&contents, &index).map_err(dir.segment_error(base_index, "write the index"))?;
+    dir.write_index(&contents, header.seed, &index).map_err(dir.segment_error(base_index, "write the index"))?;
     let footer = Footer { contents, hash: hasher.finalize() };
-    dir.write_footer(&*file, &footer)?;
+    dir.write_footer(&*file, &footer, header.seed)?;
 
     log.lock().sealed(base_index, footer.hash);
     log.metrics().sealed_segments.add(1);

@@ -18,16 +18,19 @@ use crate::{
     bytes_le::{get_i64, get_u32, get_u64, put_i64, put_u32, put_u64},
     disk::DiskFile,
     frame::{Expect, FrameHeader},
-    index::{IndexBuilder, IndexEntry},
+    index::{IndexBuilder, IndexEntry, IndexOwner},
     reader::{FrameReader, Stop},
+    seed::{Seed, SegmentVersion},
 };
 
-/// Bytes of a segment header; the first frame starts here.
-pub(crate) const SEGMENT_HEADER: usize = 80;
+/// Bytes that hold the header of any version, and more: what a reader fetches.
+pub(crate) const MAX_SEGMENT_HEADER: usize = 256;
+/// Bytes of a header up to the end of its length field.
+const HEADER_START: usize = 16;
 /// Bytes of a footer.
 pub(crate) const FOOTER: usize = 144;
 /// Newest segment version this release reads, and the one it writes.
-pub(crate) const SEGMENT_VERSION: u32 = 1;
+pub(crate) const SEGMENT_VERSION: u32 = SegmentVersion::V2 as u32;
 /// Bytes fetched at once when a whole segment is walked.
 pub(crate) const SCAN_CHUNK: usize = 1 << 20;
 
@@ -61,15 +64,19 @@ pub(crate) struct SegmentHeader {
     pub(crate) created_ms: i64,
     /// Every entry below this index was on disk when the segment was created.
     pub(crate) durable_mark: u64,
+    /// Of version and secret.
+    pub(crate) seed: Seed,
 }
 
 /// Why bytes are not a segment header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HeaderError {
-    #[error("the file has {0} bytes, a segment header has {SEGMENT_HEADER}")]
+    #[error("the file has {0} bytes, too few for a segment header")]
     Short(u64),
     #[error("the file does not start with a segment's magic number")]
     Magic,
+    #[error("a segment header cannot have {0} bytes")]
+    Length(u32),
     #[error("the segment header's checksum does not match")]
     Crc,
     #[error("the header names segment {base_index} of log {id}")]
@@ -79,46 +86,95 @@ pub(crate) enum HeaderError {
 }
 
 impl SegmentHeader {
-    pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER] {
-        let mut bytes = [0; SEGMENT_HEADER];
+    /// The header's bytes. New segments are of version 2, and so must the seed be.
+    pub(crate) fn encode(&self) -> [u8; SegmentVersion::V2.header_len()] {
+        const LEN: usize = SegmentVersion::V2.header_len();
+        let mut bytes = [0; LEN];
         bytes[..8].copy_from_slice(MAGIC);
-        put_u32(&mut bytes, 8, SEGMENT_VERSION);
-        put_u32(&mut bytes, 12, SEGMENT_HEADER as u32);
+        put_u32(&mut bytes, 8, SegmentVersion::V2 as u32);
+        put_u32(&mut bytes, 12, LEN as u32);
         bytes[16..36].copy_from_slice(&self.id.to_bytes());
         put_u32(&mut bytes, 36, self.prev_crc);
         put_u64(&mut bytes, 40, self.base_index);
         put_u64(&mut bytes, 48, self.base_offset);
         put_i64(&mut bytes, 56, self.created_ms);
         put_u64(&mut bytes, 64, self.durable_mark);
-        let crc = crc32c::crc32c(&bytes[..76]);
-        put_u32(&mut bytes, 76, crc);
+        bytes[72..80].copy_from_slice(&self.seed.secret());
+        bytes[80..88].copy_from_slice(&self.seed.secret());
+        let crc = crc32c::crc32c(&bytes[..92]);
+        put_u32(&mut bytes, 92, crc);
         bytes
     }
 
+    /// The segment as it was when it had no frame.
+    pub(crate) fn no_frames(&self) -> Contents {
+        Contents::empty(self.base_index, self.base_offset, self.prev_crc, self.seed.first_frame())
+    }
+
+    /// Decodes and checks a header. `bytes` are the file's first [`MAX_SEGMENT_HEADER`], or all of a shorter file.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
-        if bytes.len() < SEGMENT_HEADER {
-            return Err(HeaderError::Short(bytes.len() as u64));
+        let short = HeaderError::Short(bytes.len() as u64);
+        if bytes.len() < HEADER_START {
+            return Err(short);
         }
         if &bytes[..8] != MAGIC {
             return Err(HeaderError::Magic);
         }
-        if get_u32(bytes, 76) != crc32c::crc32c(&bytes[..76]) {
+        // Every version has its checksum at the end, so that a newer one is told from damage.
+        let (version, header_len) = (get_u32(bytes, 8), get_u32(bytes, 12));
+        let len = header_len as usize;
+        if !(SegmentVersion::V1.header_len()..=MAX_SEGMENT_HEADER).contains(&len) || !len.is_multiple_of(8) {
+            return Err(HeaderError::Length(header_len));
+        }
+        let header = bytes.get(..len).ok_or(short)?;
+        if get_u32(header, len - 4) != crc32c::crc32c(&header[..len - 4]) {
             return Err(HeaderError::Crc);
         }
-        if get_u32(bytes, 8) != SEGMENT_VERSION {
-            return Err(HeaderError::Version(get_u32(bytes, 8)));
+        let version = match version {
+            1 => SegmentVersion::V1,
+            2 => SegmentVersion::V2,
+            _ => return Err(HeaderError::Version(version)),
+        };
+        if len != version.header_len() {
+            return Err(HeaderError::Length(header_len));
         }
         let mut topic = [0; 16];
         topic.copy_from_slice(&bytes[16..32]);
+        let id = LogId { topic: Uuid::from_bytes(topic), partition: get_u32(bytes, 32) };
+        let base_index = get_u64(bytes, 40);
+        let seed = match version {
+            SegmentVersion::V1 => Seed::version_1(id, base_index),
+            SegmentVersion::V2 => Seed::version_2(secret_at(bytes, 72), base_index),
+        };
         Ok(Self {
-            id: LogId { topic: Uuid::from_bytes(topic), partition: get_u32(bytes, 32) },
+            id,
             prev_crc: get_u32(bytes, 36),
-            base_index: get_u64(bytes, 40),
+            base_index,
             base_offset: get_u64(bytes, 48),
             created_ms: get_i64(bytes, 56),
             durable_mark: get_u64(bytes, 64),
+            seed,
         })
     }
+
+    /// The seeds that a segment with a damaged header may have, by what can still be read of the header; none, if nothing can. A
+    /// frame that parses with one of them was written to this segment.
+    pub(crate) fn salvage_seeds(bytes: &[u8], id: LogId, base_index: u64) -> Vec<Seed> {
+        let is = |at, value: usize| bytes.len() >= at + 4 && get_u32(bytes, at) as usize == value;
+        if is(8, SegmentVersion::V1 as usize) || is(12, SegmentVersion::V1.header_len()) {
+            return vec![Seed::version_1(id, base_index)];
+        }
+        // Written twice, so that no single bad byte makes the frames unreadable. Never zeros, which a header that did not reach
+        // the disk has, and which a client can guess.
+        let copies = [72, 80].into_iter().filter(|at| bytes.len() >= at + 8).map(|at| secret_at(bytes, at));
+        let mut secrets: Vec<[u8; 8]> = copies.filter(|secret| *secret != [0; 8]).collect();
+        secrets.dedup();
+        secrets.into_iter().map(|secret| Seed::version_2(secret, base_index)).collect()
+    }
+}
+
+fn secret_at(bytes: &[u8], at: usize) -> [u8; 8] {
+    get_u64(bytes, at).to_le_bytes()
 }
 
 /// A summary of the frames of a segment, whether sealed or not.
@@ -142,14 +198,14 @@ pub(crate) struct Contents {
 }
 
 impl Contents {
-    /// A segment with no frames.
-    pub(crate) fn empty(base_index: u64, base_offset: u64, prev_crc: u32) -> Self {
+    /// A segment with no frames yet; the first is to start at `first_frame`.
+    pub(crate) fn empty(base_index: u64, base_offset: u64, prev_crc: u32, first_frame: u64) -> Self {
         Self {
             base_index,
             base_offset,
             next_index: base_index,
             next_offset: base_offset,
-            data_len: SEGMENT_HEADER as u64,
+            data_len: first_frame,
             min_timestamp: i64::MAX,
             max_timestamp: i64::MIN,
             last_term: 0,
@@ -181,6 +237,13 @@ impl Contents {
     }
 }
 
+impl IndexOwner {
+    /// The owner of the index of a segment with these contents.
+    pub(crate) fn of(contents: &Contents, seed: Seed) -> Self {
+        Self { seed, data_len: contents.data_len, last_crc: contents.last_crc }
+    }
+}
+
 /// A decoded footer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Footer {
@@ -190,11 +253,11 @@ pub(crate) struct Footer {
 }
 
 impl Footer {
-    pub(crate) fn encode(&self, seed: u32) -> [u8; FOOTER] {
+    pub(crate) fn encode(&self, seed: Seed) -> [u8; FOOTER] {
         let contents = &self.contents;
         let mut bytes = [0; FOOTER];
         bytes[..8].copy_from_slice(FOOTER_MAGIC);
-        put_u32(&mut bytes, 8, SEGMENT_VERSION);
+        put_u32(&mut bytes, 8, seed.version() as u32);
         put_u32(&mut bytes, 12, FOOTER as u32);
         put_u64(&mut bytes, 16, contents.data_len);
         put_u64(&mut bytes, 24, contents.next_index - contents.base_index);
@@ -207,18 +270,20 @@ impl Footer {
         put_u64(&mut bytes, 80, contents.last_term);
         put_u64(&mut bytes, 88, contents.last_leader);
         bytes[96..128].copy_from_slice(&self.hash);
+        bytes[128..136].copy_from_slice(&seed.secret());
         put_u32(&mut bytes, 136, contents.last_crc);
-        let crc = crc32c::crc32c_append(seed, &bytes[..140]);
+        let crc = crc32c::crc32c_append(seed.crc(), &bytes[..140]);
         put_u32(&mut bytes, 140, crc);
         bytes
     }
 
     /// Decodes the last [`FOOTER`] bytes of a file of `file_len` bytes. `None`: there is no intact footer of this segment.
-    pub(crate) fn decode(bytes: &[u8], file_len: u64, seed: u32) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8], file_len: u64, seed: Seed) -> Option<Self> {
         let intact = bytes.len() == FOOTER
             && &bytes[..8] == FOOTER_MAGIC
-            && get_u32(bytes, 140) == crc32c::crc32c_append(seed, &bytes[..140])
-            && get_u32(bytes, 8) == SEGMENT_VERSION
+            && get_u32(bytes, 140) == crc32c::crc32c_append(seed.crc(), &bytes[..140])
+            && get_u32(bytes, 8) == seed.version() as u32
+            && (seed.version() == SegmentVersion::V1 || secret_at(bytes, 128) == seed.secret())
             && get_u64(bytes, 16).checked_add(FOOTER as u64) == Some(file_len);
         if !intact {
             return None;
@@ -241,9 +306,9 @@ impl Footer {
     }
 
     /// Reads the footer of a file, if it has an intact one.
-    pub(crate) fn read(file: &dyn DiskFile, file_len: u64, seed: u32) -> io::Result<Option<Self>> {
+    pub(crate) fn read(file: &dyn DiskFile, file_len: u64, seed: Seed) -> io::Result<Option<Self>> {
         match file_len.checked_sub(FOOTER as u64) {
-            Some(position) if position >= SEGMENT_HEADER as u64 => {
+            Some(position) if position >= seed.first_frame() => {
                 Ok(Self::decode(&file.read_at(position, FOOTER)?, file_len, seed))
             }
             _ => Ok(None),
@@ -268,13 +333,12 @@ pub(crate) struct Walk {
 pub(crate) fn walk(
     file: &Arc<dyn DiskFile>,
     header: &SegmentHeader,
-    seed: u32,
     end: u64,
     interval: u64,
     mut each: impl FnMut(&FrameHeader, &Bytes),
 ) -> io::Result<Walk> {
-    let mut contents = Contents::empty(header.base_index, header.base_offset, header.prev_crc);
-    let mut reader = FrameReader::new(file.clone(), seed, contents.data_len, end, SCAN_CHUNK);
+    let mut contents = header.no_frames();
+    let mut reader = FrameReader::new(file.clone(), header.seed, contents.data_len, end, SCAN_CHUNK);
     let mut builder = IndexBuilder::new(interval);
     let (mut index, mut durable_mark, mut bad) = (Vec::new(), 0, None);
     loop {
@@ -315,23 +379,29 @@ mod tests {
     #[test]
     fn header_and_footer_round_trip_and_notice_every_flipped_byte() {
         let id = LogId { topic: Uuid::from_u128(9), partition: 1 };
-        let header = SegmentHeader { id, base_index: 3, base_offset: 4, prev_crc: 5, created_ms: 6, durable_mark: 7 };
+        let seed = Seed::version_2(*b"a secret", 3);
+        let header =
+            SegmentHeader { id, base_index: 3, base_offset: 4, prev_crc: 5, created_ms: 6, durable_mark: 7, seed };
         let bytes = header.encode();
         assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
-        let footer = Footer { contents: Contents::empty(3, 4, 5), hash: [8; 32] };
-        let tail = footer.encode(11);
+        let footer = Footer { contents: header.no_frames(), hash: [8; 32] };
+        let tail = footer.encode(seed);
         let file_len = footer.contents.data_len + FOOTER as u64;
-        assert_eq!(Footer::decode(&tail, file_len, 11), Some(footer));
-        assert_eq!(Footer::decode(&tail, file_len, 12), None);
-        for at in 0..SEGMENT_HEADER {
+        assert_eq!(Footer::decode(&tail, file_len, seed), Some(footer));
+        for other in [Seed::version_2(*b"a secret", 4), Seed::version_2(*b"A secret", 3), Seed::version_1(id, 3)] {
+            assert_eq!(Footer::decode(&tail, file_len, other), None);
+        }
+        for at in 0..bytes.len() {
             let mut bytes = bytes;
             bytes[at] ^= 1;
             assert!(SegmentHeader::decode(&bytes).is_err(), "byte {at}");
+            assert!(SegmentHeader::salvage_seeds(&bytes, id, 3).contains(&seed), "byte {at}");
         }
+        assert_eq!(SegmentHeader::salvage_seeds(&[0; 96], id, 3), []);
         for at in 0..FOOTER {
             let mut tail = tail;
             tail[at] ^= 1;
-            assert_eq!(Footer::decode(&tail, file_len, 11), None, "byte {at}");
+            assert_eq!(Footer::decode(&tail, file_len, seed), None, "byte {at}");
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     SegmentInfo,
     disk::DiskFile,
     index::SparseIndex,
+    seed::Seed,
     segment::{Contents, FOOTER},
     writer::WrittenSegment,
 };
@@ -19,6 +20,7 @@ use crate::{
 /// One segment.
 pub(crate) struct Segment {
     pub(crate) contents: Contents,
+    pub(crate) seed: Seed,
     pub(crate) phase: Phase,
 }
 
@@ -32,8 +34,8 @@ pub(crate) enum Phase {
 
 impl Segment {
     /// A segment that is not sealed and not queued to be.
-    pub(crate) fn open(contents: Contents, file: Arc<dyn DiskFile>, index: SparseIndex) -> Self {
-        Self { contents, phase: Phase::Open { file, index, seal_queued: false } }
+    pub(crate) fn open(contents: Contents, seed: Seed, file: Arc<dyn DiskFile>, index: SparseIndex) -> Self {
+        Self { contents, seed, phase: Phase::Open { file, index, seal_queued: false } }
     }
 
     pub(crate) fn is_sealed(&self) -> bool {
@@ -134,7 +136,7 @@ impl SegmentList {
 
     /// Takes over what a round wrote.
     pub(crate) fn apply(&mut self, written: Vec<WrittenSegment>) {
-        for WrittenSegment { new_file, contents, index } in written {
+        for WrittenSegment { new_file, contents, seed, index } in written {
             match (new_file, self.segments.back_mut()) {
                 (None, Some(last)) => {
                     last.contents = contents;
@@ -143,7 +145,7 @@ impl SegmentList {
                     }
                 }
                 (Some(file), _) => {
-                    self.segments.push_back(Segment::open(contents, file, SparseIndex::Memory(index)));
+                    self.segments.push_back(Segment::open(contents, seed, file, SparseIndex::Memory(index)));
                     self.last_is_active = true;
                 }
                 (None, None) => unreachable!("a round adds to a segment that exists"),

@@ -19,6 +19,7 @@ use crate::{
     Appended, DeletedSegments, Done, Entry, LastEntry, LogError, LogPosition, StoredEntry,
     frame::Expect,
     marks::CleanMark,
+    seed::SegmentVersion,
     segment::Contents,
     segments::{Phase, Segment, SegmentList},
     tail::{Tail, last_entry},
@@ -247,8 +248,8 @@ impl LogState {
     pub(crate) fn clean_mark(&self, writer: &Writer) -> CleanMark {
         let Expect { index, offset, prev_crc } = writer.expect();
         let newest = match self.segments.last() {
-            Some(Segment { contents, phase: Phase::Open { .. } }) => *contents,
-            _ => Contents::empty(index, offset, prev_crc),
+            Some(Segment { contents, phase: Phase::Open { .. }, .. }) => *contents,
+            _ => Contents::empty(index, offset, prev_crc, SegmentVersion::V2.header_len() as u64),
         };
         let mut timestamps = self.segments.iter().map(|segment| segment.contents.max_timestamp);
         CleanMark {

@@ -16,12 +16,13 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    EntryKind, LogError, StoredEntry,
+    Entropy, EntryKind, LogError, StoredEntry,
     disk::{DiskFile, OpenMode, write_all_at},
     frame::{Expect, FrameHeader, encode_header, frame_len},
     index::{IndexBuilder, IndexEntry},
     log_dir::LogDir,
-    segment::{Contents, SEGMENT_HEADER, SegmentHeader},
+    seed::{Seed, SegmentVersion},
+    segment::{Contents, SegmentHeader},
 };
 
 /// Payloads up to this many bytes are copied beside their header: cheaper than one more slice for the kernel.
@@ -48,6 +49,7 @@ pub(crate) struct ActiveSegment {
     file: Arc<dyn DiskFile>,
     path: PathBuf,
     contents: Contents,
+    seed: Seed,
     builder: IndexBuilder,
 }
 
@@ -57,6 +59,7 @@ pub(crate) struct WrittenSegment {
     pub(crate) new_file: Option<Arc<dyn DiskFile>>,
     /// What the segment holds now.
     pub(crate) contents: Contents,
+    pub(crate) seed: Seed,
     /// Index entries of the new frames.
     pub(crate) index: Vec<IndexEntry>,
 }
@@ -66,6 +69,8 @@ pub(crate) struct WriteContext<'a> {
     pub(crate) dir: &'a LogDir,
     pub(crate) segment_bytes: u64,
     pub(crate) now_ms: i64,
+    /// Gives new segments their secrets.
+    pub(crate) entropy: &'a dyn Entropy,
     /// Goes into every frame: all entries below are on disk.
     pub(crate) durable_next: u64,
 }
@@ -126,9 +131,15 @@ impl FrameBuffer {
 
 impl ActiveSegment {
     /// Continues a segment that has `contents`; `last` is the position of its last index entry.
-    pub(crate) fn resume(dir: &LogDir, file: Arc<dyn DiskFile>, contents: Contents, last: Option<u64>) -> Self {
+    pub(crate) fn resume(
+        dir: &LogDir,
+        file: Arc<dyn DiskFile>,
+        contents: Contents,
+        seed: Seed,
+        last: Option<u64>,
+    ) -> Self {
         let builder = IndexBuilder::resume(dir.index_interval(), last, contents.max_timestamp);
-        Self { file, path: dir.segment_path(contents.base_index), contents, builder }
+        Self { file, path: dir.segment_path(contents.base_index), contents, seed, builder }
     }
 }
 
@@ -208,7 +219,6 @@ impl Writer {
         let mut batch = FrameBuffer::default();
         // Where the batch starts in the active file.
         let mut start = self.active.as_ref().map_or(0, |active| active.contents.data_len);
-        let mut seed = self.active.as_ref().map_or(0, |active| context.dir.seed(active.contents.base_index));
         for stored in entries {
             let len = frame_len(stored.entry.payload.len());
             let full = self.active.as_ref().is_some_and(|active| {
@@ -223,22 +233,23 @@ impl Writer {
                     let (active, header) = self.create(context)?;
                     batch.put(&header);
                     start = 0;
-                    seed = context.dir.seed(active.contents.base_index);
                     let (file, path) = (active.file.clone(), active.path.clone());
                     self.unsynced.push((file.clone(), path));
                     self.names_unsynced = true;
-                    written.push(WrittenSegment { new_file: Some(file), contents: active.contents, index: Vec::new() });
+                    let (contents, seed) = (active.contents, active.seed);
+                    written.push(WrittenSegment { new_file: Some(file), contents, seed, index: Vec::new() });
                     self.active.insert(active)
                 }
             };
             if written.is_empty() {
-                written.push(WrittenSegment { new_file: None, contents: active.contents, index: Vec::new() });
+                let (contents, seed) = (active.contents, active.seed);
+                written.push(WrittenSegment { new_file: None, contents, seed, index: Vec::new() });
                 if !self.unsynced.iter().any(|(file, _)| Arc::ptr_eq(file, &active.file)) {
                     self.unsynced.push((active.file.clone(), active.path.clone()));
                 }
             }
             let prev_crc = active.contents.last_crc;
-            let (header, crc) = encode_header(stored, context.durable_next, prev_crc, seed);
+            let (header, crc) = encode_header(stored, context.durable_next, prev_crc, active.seed);
             batch.put_frame(&header, &stored.entry.payload);
             let position = active.contents.data_len;
             let entry = &stored.entry;
@@ -272,7 +283,10 @@ impl Writer {
     }
 
     /// Creates the file of the next segment. Its header is written with its first frames.
-    fn create(&self, context: &WriteContext<'_>) -> Result<(ActiveSegment, [u8; SEGMENT_HEADER]), LogError> {
+    fn create(
+        &self,
+        context: &WriteContext<'_>,
+    ) -> Result<(ActiveSegment, [u8; SegmentVersion::V2.header_len()]), LogError> {
         let Expect { index, offset, prev_crc } = self.expect;
         let path = context.dir.segment_path(index);
         let file = context
@@ -287,9 +301,10 @@ impl Writer {
             prev_crc,
             created_ms: context.now_ms,
             durable_mark: context.durable_next,
+            seed: Seed::version_2(context.entropy.secret(), index),
         };
-        let contents = Contents::empty(index, offset, prev_crc);
+        let (contents, seed) = (header.no_frames(), header.seed);
         let builder = IndexBuilder::new(context.dir.index_interval());
-        Ok((ActiveSegment { file, path, contents, builder }, header.encode()))
+        Ok((ActiveSegment { file, path, contents, seed, builder }, header.encode()))
     }
 }

@@ -40,6 +40,7 @@ fn driven(clock: &Arc<ManualClock>) -> StoreConfig {
         threads: Threads::Driven { on_work: None },
         new_node_id: Some(Uuid::from_u128(7)),
         clock: clock.clone(),
+        entropy: Arc::new(Counted::default()),
         ..config()
     }
 }

@@ -21,7 +21,8 @@ use crate::{
     marks::{StartMark, durable_mark},
     open_log::OpenLog,
     reader::{FrameReader, Stop},
-    segment::{Contents, SCAN_CHUNK, SEGMENT_HEADER},
+    seed::Seed,
+    segment::{Contents, SCAN_CHUNK},
     segments::Segment,
     state::LogState,
     workers::Workers,
@@ -266,7 +267,7 @@ fn shorten(log: &OpenLog, contents: &Contents, next: u64) -> Result<(ActiveSegme
     let base_index = contents.base_index;
     let file = dir.open_segment(base_index, OpenMode::Write)?;
     let header = dir.read_header(&*file, base_index)?;
-    let end = position_of(log, &file, contents, next)?;
+    let end = position_of(log, &file, contents, header.seed, next)?;
     let walked = dir.walk(&file, &header, end, |_, _| {})?;
     if let Some(bad) = walked.bad {
         log.metrics().damage_found.add(1);
@@ -277,15 +278,20 @@ fn shorten(log: &OpenLog, contents: &Contents, next: u64) -> Result<(ActiveSegme
     file.set_len(end).map_err(dir.segment_error(base_index, "cut the segment"))?;
     file.sync_data().map_err(dir.segment_error(base_index, "flush the segment"))?;
     let last = walked.index.last().map(|entry| entry.position);
-    let active = ActiveSegment::resume(dir, file.clone(), walked.contents, last);
-    Ok((active, Segment::open(walked.contents, file, SparseIndex::Memory(walked.index))))
+    let active = ActiveSegment::resume(dir, file.clone(), walked.contents, header.seed, last);
+    Ok((active, Segment::open(walked.contents, header.seed, file, SparseIndex::Memory(walked.index))))
 }
 
 /// Where the frame of entry `next` starts.
-fn position_of(log: &OpenLog, file: &Arc<dyn DiskFile>, contents: &Contents, next: u64) -> Result<u64, LogError> {
+fn position_of(
+    log: &OpenLog,
+    file: &Arc<dyn DiskFile>,
+    contents: &Contents,
+    seed: Seed,
+    next: u64,
+) -> Result<u64, LogError> {
     let dir = &log.dir;
-    let seed = dir.seed(contents.base_index);
-    let mut reader = FrameReader::new(file.clone(), seed, SEGMENT_HEADER as u64, contents.data_len, SCAN_CHUNK);
+    let mut reader = FrameReader::new(file.clone(), seed, seed.first_frame(), contents.data_len, SCAN_CHUNK);
     let mut at = contents.base_index;
     loop {
         let position = reader.position();

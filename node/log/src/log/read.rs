@@ -16,7 +16,8 @@ use crate::{
     frame::{Expect, FRAME_HEADER, FrameHeader, frame_len},
     index::{IndexEntry, SparseIndex},
     reader::{FrameReader, Stop},
-    segment::{Contents, SEGMENT_HEADER},
+    seed::Seed,
+    segment::Contents,
     segments::Phase,
     state::LogState,
 };
@@ -48,6 +49,7 @@ pub(super) enum Lookup {
 pub(super) struct ReadPlan {
     file: Arc<dyn DiskFile>,
     contents: Contents,
+    seed: Seed,
     /// File positions.
     start: u64,
     end: u64,
@@ -225,7 +227,7 @@ impl Log {
             let next = state.next_index();
             return Err(LogError::NotStored { index: state.first_index(), next }.into());
         };
-        let contents = segment.contents;
+        let (contents, seed) = (segment.contents, segment.seed);
         let stop = stop.min(contents.next_index);
         let source = match &segment.phase {
             Phase::Open { file, index, .. } => {
@@ -237,13 +239,13 @@ impl Log {
         let (file, start, end) = match source {
             Source::Open(file, start, end) => (file, start, end),
             Source::Sealed => {
-                let sealed = self.log.context.sealed_files.get(&self.log.dir, &contents);
+                let sealed = self.log.context.sealed_files.get(&self.log.dir, &contents, seed);
                 let sealed = sealed.map_err(|error| self.explain(error, generation))?;
                 (sealed.file.clone(), look_up(&sealed.index, lookup), sealed.index.ceiling_position(stop))
             }
         };
-        let start = start.map_or(SEGMENT_HEADER as u64, |entry| entry.position);
-        Ok(ReadPlan { file, contents, start, end: end.unwrap_or(contents.data_len), stop, generation })
+        let start = start.map_or(seed.first_frame(), |entry| entry.position);
+        Ok(ReadPlan { file, contents, seed, start, end: end.unwrap_or(contents.data_len), stop, generation })
     }
 
     /// Reads frames into `found` from index `at` up to the plan's `stop`. Returns false when the budget is used up.
@@ -290,8 +292,7 @@ impl Log {
     }
 
     fn frames(&self, plan: &ReadPlan, chunk: usize) -> FrameReader {
-        let seed = self.log.dir.seed(plan.contents.base_index);
-        FrameReader::new(plan.file.clone(), seed, plan.start, plan.end, chunk)
+        FrameReader::new(plan.file.clone(), plan.seed, plan.start, plan.end, chunk)
     }
 
     /// Index of the data entry that contains `offset`; `None` at or after the end.

@@ -21,7 +21,8 @@ use crate::{
     log_dir::LogDir,
     marks::{CleanMark, StartMark, durable_mark, read_durable_mark},
     reader::FrameReader,
-    segment::{Contents, Footer, HeaderError, SCAN_CHUNK, SEGMENT_HEADER, SEGMENT_VERSION, SegmentHeader},
+    seed::Seed,
+    segment::{Contents, Footer, HeaderError, MAX_SEGMENT_HEADER, SCAN_CHUNK, SEGMENT_VERSION, SegmentHeader},
     segments::{Phase, Segment, SegmentList},
     state::LogState,
     workers::Workers,
@@ -34,6 +35,8 @@ pub(super) struct FoundSegment {
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) file_len: u64,
     pub(super) header: Result<SegmentHeader, HeaderError>,
+    /// The seed in the header; those that it may have had, if it is damaged.
+    seeds: Vec<Seed>,
     footer: Option<Footer>,
 }
 
@@ -179,7 +182,7 @@ fn finish(
         }
         if newest {
             let last = index.len().checked_sub(1).map(|last| index.get(last).position);
-            active = Some(ActiveSegment::resume(dir, file.clone(), segment.contents, last));
+            active = Some(ActiveSegment::resume(dir, file.clone(), segment.contents, segment.seed, last));
         }
     }
     if !clean && keep > 0 {
@@ -196,7 +199,7 @@ impl FoundSegment {
         let error = |action| dir.segment_error(base_index, action);
         let file = dir.open_segment(base_index, OpenMode::Write)?;
         let file_len = file.len().map_err(error("read the segment"))?;
-        let bytes = file.read_at(0, SEGMENT_HEADER).map_err(error("read the segment's header"))?;
+        let bytes = file.read_at(0, MAX_SEGMENT_HEADER).map_err(error("read the segment's header"))?;
         let header = match SegmentHeader::decode(&bytes) {
             Err(HeaderError::Version(found)) => {
                 let path = dir.segment_path(base_index);
@@ -207,9 +210,14 @@ impl FoundSegment {
             }
             other => other,
         };
-        let footer =
-            Footer::read(&*file, file_len, dir.seed(base_index)).map_err(error("read the segment's footer"))?;
-        Ok(Self { base_index, file, file_len, header, footer: footer.filter(|_| header.is_ok()) })
+        let (footer, seeds) = match &header {
+            Ok(header) => {
+                let footer = Footer::read(&*file, file_len, header.seed).map_err(error("read the segment's footer"))?;
+                (footer, vec![header.seed])
+            }
+            Err(_) => (None, SegmentHeader::salvage_seeds(&bytes, dir.id(), base_index)),
+        };
+        Ok(Self { base_index, file, file_len, header, seeds, footer })
     }
 
     /// The file is intact and belongs elsewhere.
@@ -277,14 +285,15 @@ impl Scan {
             let segment = match this.footer {
                 Some(Footer { contents, hash }) => {
                     marked = marked.max(contents.next_index);
-                    Segment { contents, phase: Phase::Sealed { hash } }
+                    Segment { contents, seed: header.seed, phase: Phase::Sealed { hash } }
                 }
                 None => {
                     let file = this.file.clone();
                     let known = clean.filter(|mark| next.is_none() && mark.newest.base_index == this.base_index);
-                    let mapped = known.and_then(|mark| load_index(dir, &mark.newest).map(|index| (mark, index)));
+                    let mapped =
+                        known.and_then(|mark| load_index(dir, &mark.newest, header.seed).map(|index| (mark, index)));
                     if let Some((mark, index)) = mapped {
-                        Segment::open(mark.newest, file, index)
+                        Segment::open(mark.newest, header.seed, file, index)
                     } else {
                         scanned = true;
                         let walked = dir.walk(&file, &header, this.file_len, |_, _| {})?;
@@ -298,7 +307,7 @@ impl Scan {
                             broken = Some(place);
                         }
                         let index = SparseIndex::Memory(walked.index);
-                        Segment::open(walked.contents, file, index)
+                        Segment::open(walked.contents, header.seed, file, index)
                     }
                 }
             };
@@ -385,17 +394,19 @@ fn look_behind(dir: &LogDir, found: &[FoundSegment], place: &Break) -> Result<Be
             behind.marked = behind.marked.max(footer.contents.next_index);
             continue;
         }
-        let start = if at == place.segment { place.position.max(SEGMENT_HEADER as u64) } else { SEGMENT_HEADER as u64 };
-        let seed = dir.seed(segment.base_index);
-        let mut reader = FrameReader::new(segment.file.clone(), seed, start, segment.file_len, SCAN_CHUNK);
-        loop {
-            match reader.resync() {
-                Ok(Some(frame)) => {
-                    behind.marked = behind.marked.max(frame.header.durable_mark);
-                    behind.seen = behind.seen.max(frame.header.index.saturating_add(1));
+        for seed in &segment.seeds {
+            let from = if at == place.segment { place.position } else { 0 };
+            let start = from.max(seed.first_frame());
+            let mut reader = FrameReader::new(segment.file.clone(), *seed, start, segment.file_len, SCAN_CHUNK);
+            loop {
+                match reader.resync() {
+                    Ok(Some(frame)) => {
+                        behind.marked = behind.marked.max(frame.header.durable_mark);
+                        behind.seen = behind.seen.max(frame.header.index.saturating_add(1));
+                    }
+                    Ok(None) => break,
+                    Err(error) => return Err(dir.segment_error(segment.base_index, "read the segment")(error)),
                 }
-                Ok(None) => break,
-                Err(error) => return Err(dir.segment_error(segment.base_index, "read the segment")(error)),
             }
         }
     }
@@ -416,8 +427,8 @@ fn cut_to(dir: &LogDir, segments: &mut Vec<Segment>, cut_at: u64, expect: &mut E
         };
         let file = file.clone();
         let header = dir.read_header(&*file, base_index)?;
-        let (start, end) = (SEGMENT_HEADER as u64, last.contents.data_len);
-        let mut reader = FrameReader::new(file.clone(), dir.seed(base_index), start, end, SCAN_CHUNK);
+        let (seed, end) = (header.seed, last.contents.data_len);
+        let mut reader = FrameReader::new(file.clone(), seed, seed.first_frame(), end, SCAN_CHUNK);
         while let Ok(Some(header)) = reader.peek() {
             if header.index >= cut_at {
                 break;
@@ -425,15 +436,15 @@ fn cut_to(dir: &LogDir, segments: &mut Vec<Segment>, cut_at: u64, expect: &mut E
             reader.skip(&header);
         }
         let walked = dir.walk(&file, &header, reader.position(), |_, _| {})?;
-        *last = Segment::open(walked.contents, file, SparseIndex::Memory(walked.index));
+        *last = Segment::open(walked.contents, header.seed, file, SparseIndex::Memory(walked.index));
     }
     *expect = last.contents.expect();
     Ok(())
 }
 
 /// The index of the newest segment as it was written when the log was closed, in memory so that it can grow.
-fn load_index(dir: &LogDir, contents: &Contents) -> Option<SparseIndex> {
-    match dir.map_index(contents) {
+fn load_index(dir: &LogDir, contents: &Contents, seed: Seed) -> Option<SparseIndex> {
+    match dir.map_index(contents, seed) {
         Ok(index) => Some(SparseIndex::Memory((0..index.len()).map(|at| index.get(at)).collect())),
         Err(error) => {
             let path = dir.index_path(contents.base_index);

@@ -130,7 +130,7 @@ fn plan_cut(
     let mut shorten = None;
     let mut next_index = start;
     if let Some(last) = keep.checked_sub(1) {
-        let Segment { contents, phase } = &scan.segments[last];
+        let Segment { contents, phase, .. } = &scan.segments[last];
         let sealed = matches!(phase, Phase::Sealed { .. });
         next_index = contents.next_index;
         let kept =
@@ -156,10 +156,9 @@ fn plan_cut(
 
 /// The contents of a segment up to its first bad frame, entry `limit`, or the end that `contents` names.
 fn intact_below(dir: &LogDir, found: &FoundSegment, contents: &Contents, limit: u64) -> Result<Contents, LogError> {
-    let Ok(header) = &found.header else { return Ok(Contents::empty(found.base_index, contents.base_offset, 0)) };
-    let mut intact = Contents::empty(header.base_index, header.base_offset, header.prev_crc);
-    let seed = dir.seed(found.base_index);
-    let mut reader = FrameReader::new(found.file.clone(), seed, intact.data_len, contents.data_len, SCAN_CHUNK);
+    let Ok(header) = &found.header else { return Ok(Contents::empty(found.base_index, contents.base_offset, 0, 0)) };
+    let mut intact = header.no_frames();
+    let mut reader = FrameReader::new(found.file.clone(), header.seed, intact.data_len, contents.data_len, SCAN_CHUNK);
     while intact.next_index < limit {
         match reader.next() {
             Ok(Some(frame)) if intact.expect().advance(&frame.header).is_ok() => intact.push(&frame.header),

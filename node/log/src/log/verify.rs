@@ -13,6 +13,7 @@ use crate::{
     ContentHash, LogError,
     disk::OpenMode,
     frame::frame_len,
+    seed::Seed,
     segment::{Contents, FOOTER, Footer, SCAN_CHUNK},
     segments::{Phase, Segment},
 };
@@ -32,7 +33,9 @@ impl Log {
             let (contents, hash, generation) = {
                 let state = self.log.lock();
                 match state.segments().starting_at(base_index) {
-                    Some(Segment { contents, phase: Phase::Sealed { hash } }) => (*contents, *hash, state.generation()),
+                    Some(Segment { contents, phase: Phase::Sealed { hash }, .. }) => {
+                        (*contents, *hash, state.generation())
+                    }
                     _ => return Ok(()),
                 }
             };
@@ -118,7 +121,7 @@ impl Log {
             return damaged(0, base_index, "its frames are not the ones that were written");
         }
         let file_len = file.len().map_err(io("read the segment"))?;
-        let footer = Footer::read(&*file, file_len, dir.seed(base_index)).map_err(io("read the segment's footer"))?;
+        let footer = Footer::read(&*file, file_len, header.seed).map_err(io("read the segment's footer"))?;
         if hasher.finalize() != hash {
             return damaged(contents.data_len, base_index, "the content hash does not match the frames");
         }
@@ -126,7 +129,7 @@ impl Log {
         if footer != Some(written) {
             tracing::warn!(path = ?dir.segment_path(base_index), "the footer was damaged; writing it again");
             self.log.metrics().damage_found.add(1);
-            self.restore_footer(&written)?;
+            self.restore_footer(&written, header.seed)?;
         }
         progress(read + FOOTER as u64);
         // No client asked for these bytes: leave the page cache to reads that clients do.
@@ -134,7 +137,7 @@ impl Log {
     }
 
     /// Writes the footer of a sealed segment again, unless the segment is gone.
-    fn restore_footer(&self, footer: &Footer) -> Result<(), LogError> {
+    fn restore_footer(&self, footer: &Footer, seed: Seed) -> Result<(), LogError> {
         let log = &self.log;
         let _seal = log.lock_seals();
         let base_index = footer.contents.base_index;
@@ -144,7 +147,7 @@ impl Log {
             return Ok(());
         }
         let file = log.dir.open_segment(base_index, OpenMode::Write)?;
-        log.dir.write_footer(&*file, footer).inspect_err(|error| log.fail(error.root().clone()))
+        log.dir.write_footer(&*file, footer, seed).inspect_err(|error| log.fail(error.root().clone()))
     }
 
     fn digest_once(&self, from: u64, to: u64) -> Result<[u8; 32], Interrupted> {

@@ -425,12 +425,12 @@ fn damage_names_file_position_and_entry() {
     let path = log_dir(0).join("00000000000000000000.log");
     let mut bytes = disk.contents(&path).unwrap();
     // The payload of entry 1, whose frame follows the blank entry 0.
-    bytes[80 + 72 + 72] ^= 1;
+    bytes[SEGMENT_HEADER + 72 + 72] ^= 1;
     disk.overwrite(&path, &bytes).unwrap();
     let store = Store::open(Arc::new(disk), Path::new(DIR), config()).unwrap();
     let error = store.open_log(id(0), LogConfig::default()).unwrap_err();
     match &error {
-        LogError::Damaged { path: found, position: 152, index: Some(1), .. } => assert_eq!(*found, path),
+        LogError::Damaged { path: found, position: 168, index: Some(1), .. } => assert_eq!(*found, path),
         other => panic!("{other}"),
     }
     assert_eq!(store.metrics().damage_found.get(), 1);
@@ -532,13 +532,13 @@ fn damage_found_by_a_reader_is_never_served() {
     let disk = closed_log(30);
     let path = log_dir(0).join("00000000000000000000.log");
     let mut bytes = disk.contents(&path).unwrap();
-    bytes[80 + 72 + 72 + 5] ^= 1;
+    bytes[SEGMENT_HEADER + 72 + 72 + 5] ^= 1;
     disk.overwrite(&path, &bytes).unwrap();
     let store = Store::open(Arc::new(disk), Path::new(DIR), config()).unwrap();
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     assert_eq!(log.read(0, 1, 1).unwrap()[0].entry, sample(0));
     let error = log.read(0, 10, usize::MAX).unwrap_err();
-    assert!(matches!(error, LogError::Damaged { position: 152, index: Some(1), .. }), "{error}");
+    assert!(matches!(error, LogError::Damaged { position: 168, index: Some(1), .. }), "{error}");
     assert_eq!(log.read(2, 3, 1).unwrap()[0].entry, sample(2));
     assert!(store.metrics().damage_found.get() > 0);
 }

@@ -607,9 +607,9 @@ fn directories_that_cannot_be_used_are_refused_by_name() {
     open(&disk).close().unwrap();
     let format = Path::new(DIR).join("FORMAT");
     let text = String::from_utf8(memory.contents(&format).unwrap()).unwrap();
-    memory.overwrite(&format, text.replace("chronicle-data 1", "chronicle-data 2").as_bytes()).unwrap();
+    memory.overwrite(&format, text.replace("chronicle-data 2", "chronicle-data 3").as_bytes()).unwrap();
     let error = Store::open(disk.clone(), Path::new(DIR), config()).unwrap_err();
-    assert!(matches!(error, LogError::NewerFormat { found: 2, supported: 1, .. }), "{error}");
+    assert!(matches!(error, LogError::NewerFormat { found: 3, supported: 2, .. }), "{error}");
     memory.overwrite(&format, b"something else").unwrap();
     assert!(matches!(Store::open(disk.clone(), Path::new(DIR), config()), Err(LogError::Damaged { .. })));
     memory.overwrite(&format, text.as_bytes()).unwrap();

@@ -52,13 +52,13 @@ fn each_problem_is_reported_with_its_position_and_the_rest_is_still_shown() {
     let path = &paths[0];
     let mut bytes = disk.contents(path).unwrap();
     bytes[3] ^= 1;
-    bytes[152 + 72] ^= 1;
+    bytes[168 + 72] ^= 1;
     disk.overwrite(path, &bytes).unwrap();
     disk.remove_file(&path.with_extension("idx")).unwrap();
     let segment = SegmentFile::open(&disk, path).unwrap();
     let problems = segment.verify(&disk).unwrap();
     assert!(problems[0].starts_with("header: "), "{problems:?}");
-    assert!(problems.iter().any(|problem| problem.contains("at byte 152: the frame's checksum")), "{problems:?}");
+    assert!(problems.iter().any(|problem| problem.contains("at byte 168: the frame's checksum")), "{problems:?}");
     assert!(problems.last().unwrap().starts_with("index: "), "{problems:?}");
     let frames = segment.stretches().filter(|stretch| matches!(stretch, Ok(Stretch::Frame { .. }))).count();
     assert_eq!(frames as u64, segment.footer().unwrap().next_index - 1);

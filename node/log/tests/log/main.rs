@@ -7,6 +7,7 @@ mod conformance;
 mod damage;
 mod engine;
 mod faults;
+mod format;
 mod inspect;
 mod marks;
 mod model;

@@ -139,7 +139,7 @@ fn a_crash_at_any_step_of_a_cut_leaves_a_log_that_is_damaged_or_cut() {
         let disk = stored_log(close);
         let name = segments(&disk)[1].clone();
         // In a frame of the segment: seen by opening once the footer is broken too.
-        flip(&disk, &name, 80 + 72 + 20);
+        flip(&disk, &name, SEGMENT_HEADER + 72 + 20);
         let len = disk.contents(&log_dir(0).join(&name)).unwrap().len();
         if seen_at_open {
             flip(&disk, &name, len - 1);
@@ -241,7 +241,7 @@ fn damage_that_stopped_an_open_log_can_be_cut_out_after_closing_it() {
     let store = Store::open(Arc::new(disk.clone()), Path::new(DIR), config()).unwrap();
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     fill(&log, 0, 10);
-    flip(&disk, "00000000000000000000.log", 80 + 72 + 72 + 3);
+    flip(&disk, "00000000000000000000.log", SEGMENT_HEADER + 72 + 72 + 3);
     log.roll().unwrap();
     while log.failure().is_none() {
         std::thread::yield_now();
@@ -362,11 +362,12 @@ fn entries_of_a_newer_release_are_never_cut() {
     // An intact frame of an unknown kind after the last one: its checksums are made by hand.
     let path = log_dir(0).join(&newest);
     let mut bytes = disk.contents(&path).unwrap();
-    let seed = crc32c::crc32c_append(crc32c::crc32c(&id_bytes()), &base(&newest).to_le_bytes());
+    let (seed, tag) = seed_and_tag(&bytes);
     let mut frame = [0_u8; 72];
     frame[0..4].copy_from_slice(&64_u32.to_le_bytes());
     frame[8] = 1;
     frame[9] = 77;
+    frame[10..12].copy_from_slice(&tag);
     let header = crc32c::crc32c_append(crc32c::crc32c_append(seed, &frame[..4]), &frame[8..68]);
     frame[68..72].copy_from_slice(&header.to_le_bytes());
     bytes.extend_from_slice(&frame);
@@ -375,12 +376,6 @@ fn entries_of_a_newer_release_are_never_cut() {
     assert!(matches!(store.open_log(id(0), LogConfig::default()), Err(LogError::Damaged { .. })));
     assert!(matches!(store.cut_damaged(id(0)), Err(LogError::Damaged { .. })));
     assert_eq!(disk.contents(&path).unwrap(), bytes);
-}
-
-fn id_bytes() -> [u8; 20] {
-    let mut bytes = [0; 20];
-    bytes[..16].copy_from_slice(id(0).topic.as_bytes());
-    bytes
 }
 
 #[test]

@@ -72,10 +72,10 @@ fn a_digest_is_made_of_what_is_in_the_files_not_of_what_is_in_memory() {
     fill(&log, 0, 10);
     let path = log_dir(0).join("00000000000000000000.log");
     let mut bytes = memory.contents(&path).unwrap();
-    bytes[80 + 72 + 72 + 1] ^= 1;
+    bytes[SEGMENT_HEADER + 72 + 72 + 1] ^= 1;
     memory.overwrite(&path, &bytes).unwrap();
     assert_samples(&log, 0, 10);
-    assert!(matches!(log.digest(0, 10), Err(LogError::Damaged { index: Some(1), position: 152, .. })));
+    assert!(matches!(log.digest(0, 10), Err(LogError::Damaged { index: Some(1), position: 168, .. })));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn a_scrub_reports_how_much_it_read_and_skips_what_is_not_sealed() {
     let [sealed, active] = log.segments()[..] else { panic!("two segments") };
     let mut steps = Vec::new();
     log.scrub(sealed.base_index, &mut |bytes| steps.push(bytes)).unwrap();
-    assert_eq!(steps.iter().sum::<u64>() + 80, sealed.bytes);
+    assert_eq!(steps.iter().sum::<u64>() + SEGMENT_HEADER as u64, sealed.bytes);
     assert!(steps.iter().all(|step| *step < 2 << 20), "{steps:?}");
     log.scrub(active.base_index, &mut |_| panic!("the active segment is not scrubbed")).unwrap();
     log.scrub(3, &mut |_| panic!("no segment starts there")).unwrap();

@@ -13,8 +13,8 @@ use std::{
 
 use bytes::Bytes;
 use chronicle_log::{
-    Appended, Clock, Done, Durability, Entry, EntryKind, Log, LogConfig, LogError, LogId, Store, StoreConfig,
-    disk::{Disk, MemoryDisk},
+    Appended, Clock, Done, Durability, Entropy, Entry, EntryKind, Log, LogConfig, LogError, LogId, Store, StoreConfig,
+    disk::{Disk, MemoryDisk, OpenMode},
 };
 use uuid::Uuid;
 
@@ -53,6 +53,16 @@ impl Clock for ManualClock {
 
     fn wall_ms(&self) -> i64 {
         self.0.load(Relaxed) as i64
+    }
+}
+
+/// Not random, so that a test is its seed and nothing else.
+#[derive(Debug, Default)]
+pub struct Counted(AtomicU64);
+
+impl Entropy for Counted {
+    fn secret(&self) -> [u8; 8] {
+        (self.0.fetch_add(1, Relaxed) + 1).to_be_bytes()
     }
 }
 
@@ -133,6 +143,39 @@ pub fn assert_samples(log: &Log, from: u64, to: u64) {
 
 pub fn memory_mode(flush_interval: Duration) -> LogConfig {
     LogConfig { durability: Durability::Memory { flush_interval }, ..LogConfig::default() }
+}
+
+/// A data directory that the release before format 2 wrote; `kind` is `closed` or `crashed`. Log 0 has the samples 8 to 32 in
+/// segments of up to 1024 bytes (older ones were deleted) and a checkpoint; log 1 has samples 0 to 4 and a key in the
+/// journal.
+pub fn version_1(kind: &str) -> MemoryDisk {
+    fn copy(from: &Path, to: &Path, disk: &MemoryDisk) {
+        disk.create_dir(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let target = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                copy(&entry.path(), &target, disk);
+            } else {
+                disk.open(&target, OpenMode::CreateNew).unwrap();
+                disk.overwrite(&target, &std::fs::read(entry.path()).unwrap()).unwrap();
+            }
+        }
+        disk.sync_dir(to).unwrap();
+    }
+    let disk = MemoryDisk::new();
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/version-1").join(kind), Path::new(DIR), &disk);
+    disk.sync_dir(Path::new("/")).unwrap();
+    disk
+}
+
+/// Bytes of a segment's header.
+pub const SEGMENT_HEADER: usize = 96;
+
+/// The start of all checksums in a segment, and the tag of its frames.
+pub fn seed_and_tag(segment: &[u8]) -> (u32, [u8; 2]) {
+    let seed = crc32c::crc32c_append(crc32c::crc32c(&segment[72..80]), &segment[40..48]);
+    (seed, [segment[72], segment[73]])
 }
 
 pub fn log_dir(n: u32) -> PathBuf {
