@@ -63,6 +63,8 @@ pub(crate) mod engine_key {
     pub(crate) const START: u8 = 2;
     /// Empty: the log is being deleted.
     pub(crate) const DELETING: u8 = 3;
+    /// `LostTail`: what was cut off the log's end when it was opened, until its owner has settled that.
+    pub(crate) const LOST_TAIL: u8 = 5;
 }
 
 pub(crate) type Key = (LogId, Space, u8);

@@ -17,6 +17,7 @@
 //! segments.rs, context.rs         the segments of one log; what the parts of a store share
 //! writer.rs, sealed_files.rs      frames into the newest segment; sealed segments open for reading
 //! log_dir.rs, marks.rs, debug.rs  the directory of one log; its marks in the journal
+//! lost_tail.rs                    what was cut off the end of a log
 //! segment.rs, journal.rs, queue.rs
 //! reader.rs, index.rs, tail.rs, content_hash.rs, data_dir.rs, done.rs, config.rs
 //! frame.rs, barrier.rs, error.rs, disk/real.rs, memory.rs, faulty.rs
@@ -52,6 +53,7 @@ mod journal;
 mod journal_end;
 mod log;
 mod log_dir;
+mod lost_tail;
 mod marks;
 mod metrics;
 mod open_log;
@@ -87,6 +89,7 @@ pub use frame::MAX_PAYLOAD;
 pub use id::LogId;
 pub use journal::MAX_JOURNAL_VALUE;
 pub use log::{Cut, Log};
+pub use lost_tail::LostTail;
 pub use metrics::{Counter, FLUSH_BUCKETS_US, StoreMetrics};
 pub use position::{Appended, DeletedSegments, LastEntry, LogPosition, SegmentInfo};
 pub use store::{LogSummary, Store};

@@ -105,6 +105,11 @@ impl FrameReader {
         Ok(found)
     }
 
+    /// Moves to the next place where a frame may start.
+    pub(crate) fn step(&mut self) {
+        self.position = self.position.saturating_add(8);
+    }
+
     /// Ends the walk: nothing is left.
     pub(crate) fn stop(&mut self) {
         self.position = self.end;

@@ -252,6 +252,13 @@ pub(crate) struct Footer {
     pub(crate) hash: [u8; 32],
 }
 
+/// Whether `start..end` of a file is what is left of a footer that a crash tore: it holds no frames.
+pub(crate) fn is_torn_footer(file: &dyn DiskFile, start: u64, end: u64) -> io::Result<bool> {
+    let len = end.saturating_sub(start);
+    let holds_magic = (FOOTER_MAGIC.len() as u64..=FOOTER as u64).contains(&len);
+    Ok(holds_magic && file.read_at(start, FOOTER_MAGIC.len())? == FOOTER_MAGIC)
+}
+
 impl Footer {
     pub(crate) fn encode(&self, seed: Seed) -> [u8; FOOTER] {
         let contents = &self.contents;

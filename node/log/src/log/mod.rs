@@ -21,8 +21,8 @@ pub use repair::Cut;
 pub(crate) use repair::{cut_out, prune_quarantines};
 
 use crate::{
-    Appended, Done, Entry, LogError, LogId, LogPosition, SegmentInfo, frame::FRAME_HEADER, open_log::OpenLog,
-    segments::Segment, workers::Workers,
+    Appended, Done, Entry, LogError, LogId, LogPosition, LostTail, SegmentInfo, frame::FRAME_HEADER,
+    journal::engine_key, open_log::OpenLog, segments::Segment, workers::Workers,
 };
 
 /// One log, open. Dropping the last handle without [`Log::close`] closes the log in the background, once what was appended is
@@ -112,6 +112,23 @@ impl Log {
             "the log ends before entry {next}, but its {witness} covers entry {index}: entries {next} to {index} are missing"
         );
         Err(LogError::damaged(path, position, Some(next), reason))
+    }
+
+    /// What was cut off the end of this log when it was opened, now or earlier, and has not been settled since. `None` for
+    /// a log that lost nothing, or only what cannot have been acknowledged.
+    pub fn lost_tail(&self) -> Option<LostTail> {
+        LostTail::read(&self.log.context.journal, self.id())
+    }
+
+    /// Forgets [`Log::lost_tail`], once its owner has settled or noted it. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`LogError::Failed`] when the journal has failed, [`LogError::NoSpace`].
+    pub fn forget_lost_tail(&self) -> Result<(), LogError> {
+        match self.lost_tail() {
+            Some(_) => self.workers.put_and_wait(self.id(), engine_key::LOST_TAIL, None),
+            None => Ok(()),
+        }
     }
 
     /// Every segment file, oldest first.

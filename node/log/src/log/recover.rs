@@ -19,6 +19,7 @@ use crate::{
     index::SparseIndex,
     journal::engine_key,
     log_dir::LogDir,
+    lost_tail::{CutPart, LostTail},
     marks::{CleanMark, StartMark, durable_mark, read_durable_mark},
     reader::FrameReader,
     seed::Seed,
@@ -63,6 +64,8 @@ pub(super) struct Survey {
 
 /// Opens a log: its state, built from what is on disk. `known_durable`: the log failed earlier in this process, and nothing
 /// from that index on can be trusted, even if it reads well, since the page cache may hold what the disk does not.
+///
+/// What is cut off its end is in the journal before, as a [`LostTail`].
 pub(crate) fn recover(workers: &Workers, dir: &LogDir, known_durable: Option<u64>) -> Result<LogState, LogError> {
     let Survey { found, start, journal_mark, clean } = Survey::of(workers, dir, known_durable)?;
     if let Some(misplaced) = found.iter().find(|segment| segment.is_misplaced())
@@ -78,7 +81,11 @@ pub(crate) fn recover(workers: &Workers, dir: &LogDir, known_durable: Option<u64
         workers.context.metrics.damage_found.add(1);
         return Err(error);
     }
+    let verdict = scan.verdict();
     scan.leave_out_torn(dir, known_durable)?;
+    if known_durable.is_none_or(|durable| verdict < durable) {
+        note_lost_tail(workers, dir, verdict, &found, &scan)?;
+    }
     let state = finish(workers, dir, found, scan, journal_mark, clean.is_some())?;
     if state.segments().len() > 0 {
         dir.make_durable()?;
@@ -149,6 +156,38 @@ fn fits(mark: &CleanMark, found: &[FoundSegment]) -> bool {
         None => mark.segments == 0,
     };
     same && mark.segments == found.len() as u64
+}
+
+/// Notes in the journal what is about to be cut, unless that cannot have been entries. Durable when it returns: after the cut
+/// nothing else shows it.
+fn note_lost_tail(
+    workers: &Workers,
+    dir: &LogDir,
+    from: u64,
+    found: &[FoundSegment],
+    scan: &Scan,
+) -> Result<(), LogError> {
+    let keep = scan.segments.len();
+    let cut = found.iter().enumerate().filter_map(|(at, segment)| {
+        let start = match scan.segments.get(at).map(|kept| (&kept.phase, kept.contents.data_len)) {
+            None => SEGMENT_HEADER as u64,
+            Some((Phase::Open { .. }, data_len)) if at + 1 == keep => data_len,
+            Some(_) => return None,
+        };
+        Some(CutPart {
+            file: segment.file.clone(),
+            seed: dir.seed(segment.base_index),
+            start,
+            end: segment.file_len,
+            base_index: segment.header.ok().map(|header| header.base_index),
+        })
+    });
+    let lost =
+        LostTail::measure(from, cut.collect()).map_err(|error| LogError::io(dir.path(), "read the cut tail", error))?;
+    let Some(lost) = lost else { return Ok(()) };
+    let before = LostTail::read(&workers.context.journal, dir.id());
+    let lost = before.map_or(lost, |before| before.merge(lost));
+    workers.put_and_wait(dir.id(), engine_key::LOST_TAIL, Some(lost.encode()))
 }
 
 /// Cuts what the scan left out, and builds the state. `clean`: the files are as a clean close left them.

@@ -4,6 +4,7 @@
 
 mod common;
 mod conformance;
+mod cut_tail;
 mod damage;
 mod engine;
 mod faults;
