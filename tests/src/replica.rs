@@ -126,6 +126,21 @@ pub fn flip_in_first_record(path: &Path) -> Result<()> {
     flip_byte(path, first.with_context(|| format!("{}: no data frame", path.display()))?)
 }
 
+/// The offset of the first record of a segment.
+///
+/// # Errors
+/// The segment has no data frame, or cannot be read.
+pub fn first_offset(path: &Path) -> Result<i64> {
+    for stretch in SegmentFile::open(&RealDisk, path)?.stretches() {
+        if let Stretch::Frame { frame, .. } = stretch?
+            && frame.kind == EntryKind::Data
+        {
+            return Ok(i64::try_from(frame.base_offset)?);
+        }
+    }
+    anyhow::bail!("{}: no data frame", path.display())
+}
+
 /// A position inside each data frame of a segment.
 fn data_frames(path: &Path) -> Result<Vec<u64>> {
     let segment = SegmentFile::open(&RealDisk, path)?;

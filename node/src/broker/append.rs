@@ -7,9 +7,7 @@ use chronicle_records::BatchHeader;
 use opentelemetry::KeyValue;
 use tokio::sync::oneshot;
 
-use super::errors::partition_error;
 use super::{Broker, Route, TopicTraffic, request_checks};
-use crate::cluster::Cluster;
 use crate::host::now_ms;
 use crate::model::{ApiError, Expectation, PartitionError, Produce, Produced, Topic, TopicPartition};
 use crate::partition::AppendAnswer;
@@ -18,7 +16,9 @@ use crate::telemetry::traces;
 /// A queued append that waits for its result. Dropping it does not cancel the append.
 pub struct PendingProduce {
     answer: oneshot::Receiver<AppendAnswer>,
-    cluster: Arc<Cluster>,
+    broker: Broker,
+    topic: Topic,
+    number: i32,
     traffic: Arc<TopicTraffic>,
     bytes: usize,
 }
@@ -32,7 +32,7 @@ impl PendingProduce {
         let answer = self.answer.await.unwrap_or_else(|_| {
             Err(PartitionError::unknown(PartitionError::Unavailable("the partition stopped without a response".into())))
         });
-        let produced = answer.map_err(|error| partition_error(error, &self.cluster.state()))?;
+        let produced = answer.map_err(|error| self.broker.leader_error(&self.topic, self.number, error))?;
         if !produced.duplicate {
             self.traffic.appended(produced.record_count.max(0) as u64, self.bytes as u64);
         }
@@ -115,6 +115,7 @@ impl Broker {
         let (traffic, bytes) = (self.inner.traffic.of(&append.topic.name), append.batch.len());
         let answer = partition.submit(append.batch, append.header, append.expectation).await;
         let answer = answer.map_err(|error| self.api_error(error))?;
-        Ok(PendingProduce { answer, cluster: self.inner.cluster.clone(), traffic, bytes })
+        let (broker, number) = (self.clone(), append.target.partition);
+        Ok(PendingProduce { answer, broker, topic: append.topic, number, traffic, bytes })
     }
 }

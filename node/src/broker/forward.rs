@@ -95,38 +95,30 @@ impl Broker {
         let leader = self.reachable_leader(&not_here);
         let Some(leader) = leader else { return Err(self.api_error(not_here)) };
         request.max_wait = request.max_wait.min(Duration::from_millis(self.config().limits.wait_ms_max));
-        let ask = Ask::Read(proto::ForwardedRead {
-            from: Some(match request.from {
-                Position::Offset(offset) => From::Offset(offset),
-                Position::Timestamp(time_ms) => From::TimestampMs(time_ms),
-                Position::Earliest => From::Earliest(true),
-                Position::Latest => From::Latest(true),
-            }),
-            max_bytes: request.max_bytes.clamp(1, READ_BYTES_MAX) as u64,
-            max_wait_ms: request.max_wait.as_millis() as u64,
-        });
-        match self.forward(leader, request.target, ask, READ_PATIENCE + request.max_wait).await {
-            Ok(Answer::Read(answer)) => Ok(Fetched {
-                batches: answer.batches,
-                start_offset: answer.start_offset,
-                next_offset: answer.next_offset,
-                high_watermark: answer.high_watermark,
-                log_start_offset: answer.log_start_offset,
-            }),
-            Ok(Answer::Refused(refusal)) => Err(refusal_in(refusal)),
-            Ok(_) => Err(unexpected()),
-            Err(error) => Err(busy(error)),
-        }
+        let patience = READ_PATIENCE + request.max_wait;
+        fetched_in(self.forward(leader, request.target.clone(), ask_read(&request, false), patience).await)
+    }
+
+    /// Reads from the replica on another node what it has committed, whether or not it leads.
+    pub(super) async fn fetch_from_replica(&self, node: u64, request: &Fetch) -> Result<Fetched, ApiError> {
+        let Some(node) = self.reachable(node) else {
+            return Err(ApiError::new(Reason::Unavailable, "not alive"));
+        };
+        let request = Fetch { max_wait: Duration::ZERO, ..request.clone() };
+        fetched_in(self.forward_once(node, request.target.clone(), ask_read(&request, true)).await)
     }
 
     /// Returns the offsets from the leader of the partition. `here`: why this node cannot answer.
     pub(super) async fn offsets_from_leader(
         &self,
+        topic: &Topic,
         target: &TopicPartition,
         time_ms: Option<i64>,
         here: PartitionError,
     ) -> Result<Offsets, ApiError> {
-        let Some(leader) = self.reachable_leader(&here) else { return Err(self.api_error(here)) };
+        let Some(leader) = self.reachable_leader(&here) else {
+            return Err(self.leader_error(topic, target.partition, here));
+        };
         let ask = Ask::Offsets(proto::ForwardedOffsets { timestamp_ms: time_ms });
         match self.forward(leader, target.clone(), ask, READ_PATIENCE).await {
             Ok(Answer::Offsets(answer)) => Ok(Offsets {
@@ -172,6 +164,12 @@ impl Broker {
             Some(other) => answered(peers.forward(other, request, patience).await?),
             None => Ok(Answer::Refused(refusal)),
         }
+    }
+
+    /// Sends the request to `node` alone.
+    async fn forward_once(&self, node: u64, target: TopicPartition, ask: Ask) -> Result<Answer, ForwardError> {
+        let request = proto::ForwardRequest { topic: target.topic, partition: target.partition, ask: Some(ask) };
+        answered(self.inner.cluster.peers.forward(node, request, READ_PATIENCE).await?)
     }
 
     /// Answers a request that another node forwarded. Never forwards.
@@ -224,9 +222,12 @@ impl Broker {
         let max_bytes = usize::try_from(read.max_bytes).unwrap_or(usize::MAX).clamp(1, READ_BYTES_MAX);
         let max_wait = Duration::from_millis(read.max_wait_ms);
         let request = Fetch { target, from, max_bytes, max_wait };
-        // Only the leader answers: a replica that is behind would report existing records as missing.
         let topic = self.topic(&request.target).await?;
-        let fetched = self.fetch_as_leader(&topic, &request).await.map_err(|error| self.api_error(error))?;
+        // Otherwise only the leader answers: a replica that is behind would report existing records as missing.
+        let fetched = match read.any_replica {
+            true => self.fetch_for_damaged(&topic, &request).await?,
+            false => self.fetch_as_leader(&topic, &request).await.map_err(|error| self.api_error(error))?,
+        };
         if fetched.batches.is_empty() && max_wait.is_zero() {
             // The protocol between nodes encodes this as a refusal.
             return Err(self.api_error(fetched.at_end()));
@@ -238,6 +239,37 @@ impl Broker {
             high_watermark: fetched.high_watermark,
             log_start_offset: fetched.log_start_offset,
         }))
+    }
+}
+
+/// Encodes a read. `any_replica`: the receiver need not lead.
+fn ask_read(request: &Fetch, any_replica: bool) -> Ask {
+    Ask::Read(proto::ForwardedRead {
+        from: Some(match request.from {
+            Position::Offset(offset) => From::Offset(offset),
+            Position::Timestamp(time_ms) => From::TimestampMs(time_ms),
+            Position::Earliest => From::Earliest(true),
+            Position::Latest => From::Latest(true),
+        }),
+        max_bytes: request.max_bytes.clamp(1, READ_BYTES_MAX) as u64,
+        max_wait_ms: request.max_wait.as_millis() as u64,
+        any_replica,
+    })
+}
+
+/// Decodes the answer to a read.
+fn fetched_in(answer: Result<Answer, ForwardError>) -> Result<Fetched, ApiError> {
+    match answer {
+        Ok(Answer::Read(answer)) => Ok(Fetched {
+            batches: answer.batches,
+            start_offset: answer.start_offset,
+            next_offset: answer.next_offset,
+            high_watermark: answer.high_watermark,
+            log_start_offset: answer.log_start_offset,
+        }),
+        Ok(Answer::Refused(refusal)) => Err(refusal_in(refusal)),
+        Ok(_) => Err(unexpected()),
+        Err(error) => Err(busy(error)),
     }
 }
 

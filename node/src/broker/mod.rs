@@ -6,7 +6,7 @@
 //! permissions and serves the node.
 //!
 //! - `append.rs`, `read.rs`, `long_poll.rs`: appends, reads and waits; `forward.rs`: sends requests to the leader when it is
-//!   another node; `request_checks.rs`: the rules for requests;
+//!   another node; `elsewhere.rs`: reads past a damaged replica; `request_checks.rs`: the rules for requests;
 //! - `topic_admin.rs`, `cluster_admin.rs`: changes and descriptions of topics and nodes; `descriptions.rs`: what these return;
 //!   `metrics_view.rs`: what metrics read;
 //! - `authorizer.rs`, `audit.rs`: permissions and quotas, and the audit trail;
@@ -21,6 +21,7 @@ mod authorizer;
 mod cluster_admin;
 mod descriptions;
 mod disk_space;
+mod elsewhere;
 mod errors;
 mod for_caller;
 mod forward;

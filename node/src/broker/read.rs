@@ -5,7 +5,8 @@
 //!
 //! Every replica may return records, which never change. That something is *not* there (past the end, or no record after
 //! a time) only the leader may say, after a proof that it still leads: another node may have acknowledged it meanwhile.
-//! That an offset is below the log start needs no proof, since a log start never goes back.
+//! That an offset is below the log start needs no proof, since a log start never goes back. What a damaged replica cannot
+//! give, another one does (`elsewhere.rs`).
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use super::long_poll::Waited;
 use super::{Broker, Route};
 use crate::model::{
-    ApiError, Fetch, Fetched, Offsets, PartitionError, Position, STORED, TermEnd, Topic, TopicPartition, Want,
+    ApiError, Fetch, Fetched, Offsets, PartitionError, Position, Reason, STORED, TermEnd, Topic, TopicPartition, Want,
     batches_from,
 };
 use crate::partition::{Partition, Progress};
@@ -35,20 +36,30 @@ impl Broker {
     pub async fn fetch(&self, request: Fetch, route: Route) -> Result<Fetched, ApiError> {
         not_negative(request.from)?;
         let topic = self.topic(&request.target).await?;
-        let here = self.fetch_here(&topic, &request).await;
+        match self.fetch_here_or_forward(&topic, &request, route).await {
+            // Boxed: rare, and large.
+            Err(damage) if damage.reason == Reason::DataDamaged => {
+                Box::pin(self.fetch_elsewhere(&topic, &request, damage)).await
+            }
+            fetched => fetched,
+        }
+    }
+
+    async fn fetch_here_or_forward(&self, topic: &Topic, request: &Fetch, route: Route) -> Result<Fetched, ApiError> {
+        let here = self.fetch_here(topic, request).await;
         match (route, &here) {
             (_, Ok(fetched)) if !fetched.batches.is_empty() => {}
             // Resolved by the leader, which has proved that it leads.
             (_, Ok(_)) if request.from == Position::Latest => {}
-            (Route::Leader, _) => return self.fetch_from_leader(topic, request, here).await,
+            (Route::Leader, _) => return self.fetch_from_leader(topic.clone(), request.clone(), here).await,
             (Route::Local, Ok(_)) if !request.max_wait.is_zero() => {}
             (Route::Local, Err(error)) if !is_at_end(request.from, error) => {}
             (Route::Local, _) if request.max_wait.is_zero() => {
-                return self.fetch_from_leader(topic, request, here).await;
+                return self.fetch_from_leader(topic.clone(), request.clone(), here).await;
             }
             // It could not wait here for what the leader has not either: the client goes to the leader.
             (Route::Local, _) => {
-                let proven = self.fetch_as_leader(&topic, &request).await;
+                let proven = self.fetch_as_leader(topic, request).await;
                 return proven.map_err(|error| self.api_error(error));
             }
         }
@@ -92,7 +103,15 @@ impl Broker {
             }
             .await;
         }
-        read.map_err(|error| self.api_error(error))
+        match read {
+            Err(damage @ PartitionError::Damaged { .. }) => {
+                let request =
+                    Fetch { target: want.target.clone(), from: want.from, max_bytes, max_wait: Duration::ZERO };
+                // Boxed: rare, and large.
+                Box::pin(self.fetch_elsewhere(&topic, &request, self.api_error(damage))).await
+            }
+            read => read.map_err(|error| self.api_error(error)),
+        }
     }
 
     /// Reads what the replica on this node has, or receives before the wait ends. [`Position::Latest`], and a time after
@@ -127,13 +146,15 @@ impl Broker {
         let replicas = &self.inner.replicas;
         let mut partition = replicas.open(topic, number).await?;
         let mut progress = *partition.progress().borrow();
-        let mut found = resolve(&partition, from, progress).await?;
+        let id = partition.id();
+        let report = |error: &PartitionError| replicas.report_damage(id, error);
+        let mut found = resolve(&partition, from, progress).await.inspect_err(report)?;
         if found.is_none() {
             // Only the leader knows the end of the log.
             partition = replicas.lead(topic, number).await?;
             partition.read_index().await?;
             progress = *partition.progress().borrow();
-            found = resolve(&partition, from, progress).await?;
+            found = resolve(&partition, from, progress).await.inspect_err(report)?;
         }
         let start = found.unwrap_or(progress.next_offset);
         let (log_start, end) = (partition.log_start(), progress.next_offset);
@@ -151,8 +172,7 @@ impl Broker {
         if start == end {
             replicas.wake_leader(topic, number, &partition);
         } else if max_bytes > 0 {
-            let read = partition.read(start, progress, max_bytes).await;
-            let entries = read.inspect_err(|error| replicas.report_damage(partition.id(), error))?;
+            let entries = partition.read(start, progress, max_bytes).await.inspect_err(report)?;
             let next = entries.last().map(|entry| entry.next_offset()).unwrap_or(start);
             fetched.batches = batches_from(&entries, start)?;
             fetched.next_offset = next as i64;
@@ -181,7 +201,7 @@ impl Broker {
             let progress = *partition.progress().borrow();
             partition.end_of_term(term, progress).await
         };
-        end.await.map_err(|error| self.api_error(error))
+        end.await.map_err(|error| self.leader_error(&topic, target.partition, error))
     }
 
     /// Returns the offsets of a partition, and the first offset at or after a time (milliseconds since the Unix epoch).
@@ -198,8 +218,8 @@ impl Broker {
         let topic = self.topic(target).await?;
         match self.offsets_here(&topic, target.partition, time_ms).await {
             Ok(offsets) => Ok(offsets),
-            Err(error) if route == Route::Leader => self.offsets_from_leader(target, time_ms, error).await,
-            Err(error) => Err(self.api_error(error)),
+            Err(error) if route == Route::Leader => self.offsets_from_leader(&topic, target, time_ms, error).await,
+            Err(error) => Err(self.leader_error(&topic, target.partition, error)),
         }
     }
 

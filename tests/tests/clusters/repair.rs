@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine;
 use chronicle_log::disk::RealDisk;
 use chronicle_log::{LogId, Store, StoreConfig};
 use chronicle_proto::v1;
 use chronicle_tests::cluster::Cluster;
 use chronicle_tests::history::{Following, Load, check_read};
 use chronicle_tests::node::{PATIENCE, output};
-use chronicle_tests::{api, replica};
+use chronicle_tests::{api, replica, tls};
 
 const TOPIC: &str = "repair";
 
@@ -105,6 +106,54 @@ async fn a_flipped_byte_in_the_follower_of_two_replicas_is_repaired() -> Result<
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_byte_in_the_leader_of_two_replicas_is_repaired() -> Result<()> {
     repaired(2, true, |segments| replica::flip_byte(&segments[1], std::fs::metadata(&segments[1])?.len() / 2)).await
+}
+
+/// The record at an offset, as this node returns it: over HTTP, or over gRPC, where the node may only answer or name another.
+async fn record_at(cluster: &Cluster, number: usize, offset: i64, http: bool) -> Result<v1::StoredRecord> {
+    let address = cluster.node(number).address();
+    if !http {
+        let request = v1::ConsumeRequest {
+            partition: api::partition(TOPIC),
+            from: Some(v1::Position { at: Some(v1::position::At::Offset(offset)) }),
+            ..Default::default()
+        };
+        let answer = api::log(address).await?.consume(request).await.map_err(|s| anyhow::anyhow!("{}", api::reason(&s)));
+        return answer?.into_inner().records.into_iter().next().context("a record");
+    }
+    let url = format!("{}/v1/topics/{TOPIC}/partitions/0/records?offset={offset}&max_bytes=1", tls::url(address));
+    let answer = tls::http(address)?.get(url).send().await?;
+    ensure!(answer.status().is_success(), "{}", answer.text().await?);
+    let answer: serde_json::Value = answer.json().await?;
+    let value = answer["records"][0]["value"].as_str().context("a value")?;
+    let value = base64::engine::general_purpose::STANDARD.decode(value)?;
+    Ok(v1::StoredRecord { offset, value: Some(value.into()), ..Default::default() })
+}
+
+/// Other replicas hold the record: nobody is told that it is damaged, not even the one who finds the damage.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_read_of_damage_on_the_leader_returns_the_record() -> Result<()> {
+    // Nothing looks at the damage before the reader does, and nothing is answered from memory.
+    let mut cluster = Cluster::of(3).set("storage.tail-cache-bytes", 0).start().await?;
+    let settings = v1::TopicSettings { segment_bytes: Some(64 << 10), ..Default::default() };
+    cluster.create_topic(TOPIC, 1, 3, Some(settings)).await?;
+    let writing = Load { value_bytes: 1000, ..Load::new(TOPIC) }.start(&cluster.servers())?;
+    writing.progress(600, PATIENCE).await?;
+    let history = writing.stop().await?;
+    let log = cluster.log_id(TOPIC, 0).await?;
+    for (segment, http) in [(1, false), (2, true)] {
+        cluster.caught_up(TOPIC).await?;
+        let leader = cluster.leader(TOPIC, 0).await?;
+        let path = replica::segments(cluster.node(leader).data_dir(), log)?.swap_remove(segment);
+        let offset = replica::first_offset(&path)?;
+        let whole = record_at(&cluster, leader, offset, http).await?;
+        replica::flip_in_first_record(&path)?;
+        let read = record_at(&cluster, leader, offset, http).await.context("the first read")?;
+        ensure!(read.value == whole.value, "offset {offset} differs");
+    }
+    cluster.caught_up(TOPIC).await?;
+    cluster.eventually("replicas that verify finds the same", async |cluster| verify(cluster)).await?;
+    cluster.check_disks(TOPIC, &history).await?;
+    cluster.finish()
 }
 
 fn checkpoint(segments: &[std::path::PathBuf]) -> std::path::PathBuf {
