@@ -80,5 +80,5 @@ pub use codec::Compression;
 pub use error::{BatchError, RecordError};
 pub use header::{BatchHeader, HEADER_LEN, parse_header, patch};
 pub use limits::Limits;
-pub use producers::{FirstSequence, ProducerTable, SequenceCheck};
+pub use producers::{FirstSequence, ProducerLimits, ProducerTable, SequenceCheck};
 pub use record::{MAX_RECORD_HEADERS, Record, Records, records};

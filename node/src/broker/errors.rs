@@ -38,6 +38,7 @@ pub(crate) fn partition_error(error: PartitionError, state: &ControllerState) ->
         PartitionError::OutOfOrderSequence { expected, .. } => {
             ApiError::new(Reason::OutOfOrderSequence, message).with("expected", expected)
         }
+        PartitionError::SequenceReused { .. } => ApiError::new(Reason::OutOfOrderSequence, message),
         PartitionError::Overloaded(_) => ApiError::new(Reason::Overloaded, message),
         PartitionError::DiskFull(_) => ApiError::new(Reason::DiskFull, message),
         PartitionError::DiskFailed(_) => ApiError::new(Reason::DiskFailed, message),

@@ -282,9 +282,12 @@ pub struct PartitionsConfig {
     pub retention_check_ms: u64,
     /// Keys whose versions one partition stores for expected-version appends. Default: 10000000.
     pub versioned_keys_max: usize,
-    /// Idempotent producers whose state one partition stores; beyond that it evicts the producer idle for longest.
-    /// Default: 10000.
+    /// Idempotent producers whose state one partition stores. Beyond that it forgets those that have been idle for longest, but
+    /// none within `producer-keep-ms` after its last append: new producers are rejected instead. Default: 10000.
     pub producers_max: usize,
+    /// Time for which the state of an idempotent producer is stored after its last append, at least, in milliseconds. A request
+    /// that a producer repeats within this time is never stored twice. Default: 600000.
+    pub producer_keep_ms: u64,
 }
 
 impl Default for PartitionsConfig {
@@ -297,6 +300,7 @@ impl Default for PartitionsConfig {
             retention_check_ms: 30_000,
             versioned_keys_max: 10_000_000,
             producers_max: 10_000,
+            producer_keep_ms: 600_000,
         }
     }
 }

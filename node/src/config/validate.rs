@@ -66,6 +66,7 @@ impl Config {
         positive("partitions.retention-check-ms", partitions.retention_check_ms)?;
         positive("partitions.versioned-keys-max", partitions.versioned_keys_max as u64)?;
         positive("partitions.producers-max", partitions.producers_max as u64)?;
+        positive("partitions.producer-keep-ms", partitions.producer_keep_ms)?;
 
         positive("limits.connections-max", limits.connections_max as u64)?;
         positive("limits.connections-per-address-max", limits.connections_per_address_max as u64)?;

@@ -94,6 +94,19 @@ pub enum PartitionError {
         /// The producer's next sequence number.
         expected: i32,
     },
+    /// The sequence number of a stored batch, with other records (KIP-98 assumes that this never happens).
+    #[error(
+        "producer {producer_id}: sequence {sequence}: was used for other records, at offset {base_offset}: \
+         each producer needs an id of its own"
+    )]
+    SequenceReused {
+        /// The producer.
+        producer_id: i64,
+        /// Sequence number of the first record.
+        sequence: i32,
+        /// Offset of the stored record with this sequence number.
+        base_offset: i64,
+    },
     /// A limit of the node is reached; the message names it.
     #[error("{0}")]
     Overloaded(String),

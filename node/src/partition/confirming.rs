@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use futures::future::{BoxFuture, join_all};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +22,8 @@ use crate::raft::{LeaderTerm, RaftGroup};
 /// Most statements that one proof is for.
 const AT_ONCE: usize = 1024;
 
-/// Sends an answer, or the error when there is no proof.
-type Statement = Box<dyn FnOnce(Result<(), PartitionError>) + Send>;
+/// Sends an answer, or the error when there is no proof. What it returns is the rest of its work: a look at the disk.
+type Statement = Box<dyn FnOnce(Result<(), PartitionError>) -> Option<BoxFuture<'static, ()>> + Send>;
 
 /// The statements of one leadership. Its task ends when this is dropped and every statement was sent.
 pub(super) struct Confirming {
@@ -56,14 +57,19 @@ impl Confirming {
 }
 
 impl ConfirmLater {
-    /// Calls `statement` once with the proof that this node led after this call, or with why there is none.
-    pub(super) fn then(&self, statement: impl FnOnce(Result<(), PartitionError>) + Send + 'static) {
+    /// Calls `statement` once with the proof that this node led after this call, or with why there is none, and runs what it
+    /// returns to its end.
+    pub(super) fn then(
+        &self,
+        statement: impl FnOnce(Result<(), PartitionError>) -> Option<BoxFuture<'static, ()>> + Send + 'static,
+    ) {
         let statement: Statement = Box::new(statement);
         let refused = match self.queue.upgrade() {
             Some(queue) => queue.send(statement).err().map(|refused| refused.0),
             None => Some(statement),
         };
         if let Some(statement) = refused {
+            // Without a proof there is no further work.
             statement(Err(unconfirmed()));
         }
     }
@@ -82,9 +88,7 @@ async fn confirm(
             () = failed.cancelled() => Err(unconfirmed()),
             proof = group.confirm(term) => proof.map_err(|error| error.refusal()),
         };
-        for statement in waiting.drain(..) {
-            statement(proof.clone());
-        }
+        join_all(waiting.drain(..).filter_map(|statement| statement(proof.clone()))).await;
     }
 }
 

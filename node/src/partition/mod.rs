@@ -29,6 +29,7 @@ mod leading;
 mod members;
 mod open;
 mod pull;
+mod repeated;
 mod replica;
 mod replica_lag;
 mod replicas;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use chronicle_log::{Log, LogId, StoredEntry};
-use chronicle_records::BatchHeader;
+use chronicle_records::{BatchHeader, ProducerLimits};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -96,7 +96,9 @@ impl Partition {
         placement: Placement,
         promise: Arc<LeasePromise>,
     ) -> Result<Arc<Self>, PartitionError> {
-        let (machine, shared) = PartitionMachine::new(log.clone(), env.config().partitions.producers_max, env.view(id));
+        let partitions = &env.config().partitions;
+        let limits = ProducerLimits { producers: partitions.producers_max, keep_ms: partitions.producer_keep_ms };
+        let (machine, shared) = PartitionMachine::new(log.clone(), limits, env.view(id));
         let founder = placement.founders.contains(&env.cluster.node());
         let start = RaftGroupConfig {
             store: env.cluster.store.clone(),

@@ -16,9 +16,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use chronicle_log::Log;
 use chronicle_records::{BatchHeader, FirstSequence, ProducerTable, SequenceCheck};
+use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::confirming::{ConfirmLater, Confirming};
 use super::environment::Environment;
 use super::keys::{KeyVersions, KeysError};
+use super::repeated::is_repeat;
 use super::state_machine::{AppliedState, PartitionMachine};
 use crate::model::{Expectation, PartitionError, Produced};
 use crate::raft::{LeaderTerm, Proposal, ProposeError, ProposeResult, RaftGroup, Reservation};
@@ -177,6 +179,38 @@ struct WaitingReply {
     /// The answer states what the log contained before the append: it needs a proof of leadership. That the append was stored
     /// is certain once its entry has committed.
     states: bool,
+    /// The append has the sequence number of a stored batch.
+    repeated: Option<Repeated>,
+}
+
+/// An append whose records must be those that are stored at an offset.
+struct Repeated {
+    batch: Bytes,
+    header: BatchHeader,
+    base_offset: i64,
+    log: Arc<Log>,
+    shared: Arc<AppliedState>,
+    /// Counts its bytes.
+    permit: OwnedSemaphorePermit,
+}
+
+impl Repeated {
+    /// Sends the answer if the records are the same.
+    async fn send(self, reply: Reply, answer: AppendAnswer) {
+        let Self { batch, header, base_offset, log, shared, permit } = self;
+        let applied = shared.progress.borrow().index;
+        let same = crate::host::blocking(move || is_repeat(&log, &batch, base_offset, applied)).await;
+        drop(permit);
+        reply.send(match same {
+            Ok(true) => answer,
+            Ok(false) => Err(PartitionError::SequenceReused {
+                producer_id: header.producer_id,
+                sequence: header.base_sequence,
+                base_offset,
+            }),
+            Err(error) => Err(PartitionError::unknown(PartitionError::Internal(error.to_string()))),
+        });
+    }
 }
 
 impl WaitingReply {
@@ -186,9 +220,13 @@ impl WaitingReply {
             return self.reply.send(self.answer);
         }
         let failure = failure.clone();
-        confirm.then(move |proof| match proof {
-            Ok(()) => self.reply.send(self.answer),
-            Err(error) => refuse(self, &failure.get().unwrap_or(error), true),
+        confirm.then(move |proof| {
+            match (proof, self.repeated) {
+                (Ok(()), Some(repeated)) => return Some(repeated.send(self.reply, self.answer).boxed()),
+                (Ok(()), None) => self.reply.send(self.answer),
+                (Err(error), repeated) => refuse(Self { repeated, ..self }, &failure.get().unwrap_or(error), true),
+            }
+            None
         });
     }
 }
@@ -315,15 +353,33 @@ impl Sequencer {
     async fn take(&self, append: Append, tail: &mut SpeculativeTail, draft: &mut Draft, last: &Option<Waiters>) {
         let Append { mut batch, header, expectation, reply, permit, queued, trace } = append;
         self.metrics.stage(Stage::Queue, queued.elapsed());
-        let verdict = match tail.producers.check(&header, FirstSequence::Zero) {
+        let now_ms = self.shared.now_ms();
+        let verdict = match tail.producers.check(&header, FirstSequence::Zero, now_ms) {
             SequenceCheck::Next => match expectation {
                 Some(expectation) => self.expect(&expectation, tail, draft, &header).await,
                 None => Ok(()),
             },
             SequenceCheck::Duplicate { base_offset } => {
                 let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: true });
-                return self.answer_after(WaitingReply { reply, answer, in_log: true, states: true }, draft, last);
+                let repeated = Repeated {
+                    batch: batch.freeze(),
+                    header,
+                    base_offset,
+                    log: self.log.clone(),
+                    shared: self.shared.clone(),
+                    permit,
+                };
+                let waiting = WaitingReply { reply, answer, in_log: true, states: true, repeated: Some(repeated) };
+                return self.answer_after(waiting, draft, last);
             }
+            SequenceCheck::Stored => Err(PartitionError::unknown(PartitionError::Unavailable(format!(
+                "producer {}: sequence {}: was stored before, at an offset that is no longer known",
+                header.producer_id, header.base_sequence
+            )))),
+            SequenceCheck::Full => Err(PartitionError::Overloaded(format!(
+                "producer {}: the partition has as many active producers as partitions.producers-max allows",
+                header.producer_id
+            ))),
             SequenceCheck::Fenced { current } => Err(PartitionError::ProducerFenced {
                 producer_id: header.producer_id,
                 epoch: header.producer_epoch,
@@ -336,12 +392,12 @@ impl Sequencer {
             }),
         };
         if let Err(error) = verdict {
-            let refused = WaitingReply { reply, answer: Err(error), in_log: false, states: true };
+            let refused = WaitingReply { reply, answer: Err(error), in_log: false, states: true, repeated: None };
             return self.answer_after(refused, draft, last);
         }
         let base_offset = tail.next_offset as i64;
         chronicle_records::patch(&mut batch, base_offset, leader_epoch(self.leader.term));
-        tail.producers.appended(&header, base_offset);
+        tail.producers.appended(&header, base_offset, now_ms);
         tail.next_offset += header.record_count as u64;
         if let Some(Ok(keys)) = &mut tail.keys {
             let batches = batch.clone().freeze();
@@ -359,7 +415,7 @@ impl Sequencer {
         }
         draft.records += header.record_count as u32;
         let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: false });
-        draft.waiting.push(WaitingReply { reply, answer, in_log: true, states: false });
+        draft.waiting.push(WaitingReply { reply, answer, in_log: true, states: false, repeated: None });
         draft.sampled.extend(trace.map(|queued| *queued));
         drop(permit);
     }

@@ -8,7 +8,7 @@ use chronicle_client::tcp_connector;
 use chronicle_log::disk::RealDisk;
 use chronicle_log::{Log, LogConfig, LogId, Store, StoreConfig};
 use chronicle_proto::internal::raft_frame::Message;
-use chronicle_records::{BatchBuilder, Compression};
+use chronicle_records::{BatchBuilder, Compression, ProducerLimits};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -72,7 +72,7 @@ impl Led {
             let dir = tempfile::tempdir().unwrap();
             let store = Store::open(Arc::new(RealDisk), dir.path(), StoreConfig::default()).unwrap();
             let log = store.open_log(LOG, LogConfig::default()).unwrap();
-            let (machine, state) = PartitionMachine::new(log.clone(), 100, None);
+            let (machine, state) = PartitionMachine::new(log.clone(), ProducerLimits::default(), None);
             let start = RaftGroupConfig {
                 store: store.clone(),
                 log: log.clone(),

@@ -7,10 +7,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use chronicle_log::Log;
-use chronicle_records::ProducerTable;
+use chronicle_records::{ProducerLimits, ProducerTable};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::views::{self, View};
 use crate::raft::{CommittedEntry, Machine};
@@ -28,10 +29,18 @@ pub struct Progress {
 pub(super) struct AppliedState {
     /// Progress; readers wait on it.
     pub progress: watch::Sender<Progress>,
-    /// Producers as of the applied progress.
+    /// Producers as of the applied progress. Its times are those of [`Self::now_ms`].
     pub producers: Mutex<ProducerTable>,
+    opened: Instant,
     /// The view as of the applied progress; `None`: the topic has none.
     pub view: Option<Mutex<Box<dyn View>>>,
+}
+
+impl AppliedState {
+    /// The clock of the producer table: milliseconds since the partition was opened here.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.opened.elapsed().as_millis() as u64
+    }
 }
 
 /// State machine of a partition group.
@@ -39,7 +48,7 @@ pub(crate) struct PartitionMachine {
     log: Arc<Log>,
     shared: Arc<AppliedState>,
     next_offset: u64,
-    producers_max: usize,
+    producer_limits: ProducerLimits,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -53,14 +62,19 @@ struct Saved {
 
 impl PartitionMachine {
     /// The state machine of a log without a checkpoint, with an empty view or none.
-    pub(super) fn new(log: Arc<Log>, producers_max: usize, view: Option<Box<dyn View>>) -> (Self, Arc<AppliedState>) {
+    pub(super) fn new(
+        log: Arc<Log>,
+        producer_limits: ProducerLimits,
+        view: Option<Box<dyn View>>,
+    ) -> (Self, Arc<AppliedState>) {
         let next_offset = log.position().start_offset;
         let shared = Arc::new(AppliedState {
             progress: watch::Sender::new(Progress { index: None, next_offset }),
-            producers: Mutex::new(ProducerTable::new(producers_max)),
+            producers: Mutex::new(ProducerTable::new(producer_limits)),
+            opened: Instant::now(),
             view: view.map(Mutex::new),
         });
-        (Self { log, shared: shared.clone(), next_offset, producers_max }, shared)
+        (Self { log, shared: shared.clone(), next_offset, producer_limits }, shared)
     }
 
     /// Restores the view as of a checkpoint.
@@ -90,6 +104,7 @@ impl PartitionMachine {
 impl Machine for PartitionMachine {
     fn apply(&mut self, entry: &CommittedEntry<'_>) -> Result<Bytes, String> {
         let Some(data) = entry.data else { return Ok(Bytes::new()) };
+        let now_ms = self.shared.now_ms();
         let mut producers = self.shared.producers.lock();
         let mut view = self.shared.view.as_ref().map(|view| view.lock());
         let mut records = 0u64;
@@ -99,7 +114,7 @@ impl Machine for PartitionMachine {
             if header.base_offset != offset as i64 {
                 return Err(format!("batch: base offset {}: must be {offset}", header.base_offset));
             }
-            producers.appended(&header, header.base_offset);
+            producers.appended(&header, header.base_offset, now_ms);
             if let Some(view) = &mut view {
                 views::apply_batch(&mut ***view, &bytes)?;
             }
@@ -131,7 +146,7 @@ impl Machine for PartitionMachine {
     fn restore(&mut self, bytes: &[u8], applied_index: Option<u64>) -> Result<(), String> {
         let mut saved: Saved = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         self.restore_view(&saved, applied_index)?;
-        saved.producers.set_max(self.producers_max);
+        saved.producers.resume(self.producer_limits, self.shared.now_ms());
         self.next_offset = saved.next_offset;
         *self.shared.producers.lock() = saved.producers;
         self.shared.progress.send_replace(Progress { index: applied_index, next_offset: saved.next_offset });

@@ -69,6 +69,7 @@ pub(super) fn apply_batch(view: &mut dyn View, batch: &bytes::Bytes) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use chronicle_records::ProducerLimits;
     use std::sync::Arc;
 
     use super::super::state_machine::PartitionMachine;
@@ -95,16 +96,20 @@ mod tests {
         let partition = broker.partition(&topic, partition_of("g", topic.partitions)).await.unwrap();
         let progress = *partition.progress().borrow();
         let view = Box::new(GroupTable::default());
-        let (mut machine, shared) = PartitionMachine::new(partition.log.clone(), 10, Some(view));
+        let (mut machine, shared) = PartitionMachine::new(partition.log.clone(), ProducerLimits::default(), Some(view));
         let saved = format!(r#"{{"next_offset":{},"producers":{{"producers":{{}}}}}}"#, progress.next_offset);
         machine.restore(saved.as_bytes(), progress.index).unwrap();
         let live = partition.view(|live: &GroupTable| live.save()).unwrap();
         assert_eq!(shared.view.as_ref().unwrap().lock().save(), live);
         // A checkpoint that contains the view is restored unchanged, also by a topic without a view.
-        let (_, shared) = PartitionMachine::new(partition.log.clone(), 10, Some(Box::new(GroupTable::default())));
+        let (_, shared) = PartitionMachine::new(
+            partition.log.clone(),
+            ProducerLimits::default(),
+            Some(Box::new(GroupTable::default())),
+        );
         assert_ne!(shared.view.as_ref().unwrap().lock().save(), live);
         let whole = machine.save();
-        let (mut plain, _) = PartitionMachine::new(partition.log.clone(), 10, None);
+        let (mut plain, _) = PartitionMachine::new(partition.log.clone(), ProducerLimits::default(), None);
         plain.restore(&whole, progress.index).unwrap();
         machine.restore(&whole, progress.index).unwrap();
         drop(partition);

@@ -112,6 +112,7 @@ async fn a_producer_that_the_partition_does_not_know_begins_at_0() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
     config.partitions.producers_max = 1;
+    config.partitions.producer_keep_ms = 1;
     let broker = start(config).await;
     let (id, epoch) = broker.init_producer().await.unwrap();
     // The first request was refused, and the second was sent before the client had that answer.
@@ -124,13 +125,54 @@ async fn a_producer_that_the_partition_does_not_know_begins_at_0() {
     for sequence in 0..2 {
         put_as(&broker, id, epoch, sequence, "stored").await.unwrap();
     }
-    // Another producer evicts its state. It is refused, and comes back with the next epoch.
+    // Another producer takes its place once it has been idle for a millisecond. It is refused, and comes back with the next epoch.
     let (other, _) = broker.init_producer().await.unwrap();
-    put_as(&broker, other, 0, 0, "other").await.unwrap();
+    while let Err(error) = put_as(&broker, other, 0, 0, "other").await {
+        assert_eq!(error.reason, Reason::Overloaded);
+    }
     let evicted = put_as(&broker, id, epoch, 2, "late").await.unwrap_err();
     assert_eq!((evicted.reason, evicted.value("expected")), (Reason::OutOfOrderSequence, Some("0")));
-    put_as(&broker, id, epoch + 1, 0, "late").await.unwrap();
+    while let Err(error) = put_as(&broker, id, epoch + 1, 0, "late").await {
+        assert_eq!(error.reason, Reason::Overloaded);
+    }
     assert_eq!(all_values(&broker).await, ["stored", "stored", "other", "late"]);
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_may_still_repeat_a_request_is_not_forgotten_for_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.partitions.producers_max = 1;
+    let broker = start(config.clone()).await;
+    let (id, epoch) = broker.init_producer().await.unwrap();
+    put_as(&broker, id, epoch, 0, "stored").await.unwrap();
+    let (other, _) = broker.init_producer().await.unwrap();
+    let refused = put_as(&broker, other, 0, 0, "other").await.unwrap_err();
+    assert_eq!(refused.reason, Reason::Overloaded, "{refused}");
+    assert!(put_as(&broker, id, epoch, 0, "stored").await.unwrap().duplicate);
+    broker.shutdown().await;
+    // A restart forgets the times, not the producers.
+    let broker = start(config).await;
+    assert_eq!(put_as(&broker, other, 0, 0, "other").await.unwrap_err().reason, Reason::Overloaded);
+    assert!(put_as(&broker, id, epoch, 0, "stored").await.unwrap().duplicate);
+    assert_eq!(all_values(&broker).await, ["stored"]);
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_that_is_used_again_for_other_records_is_not_called_a_duplicate() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(config(dir.path())).await;
+    let (id, epoch) = broker.init_producer().await.unwrap();
+    for (sequence, value) in [(0, "a"), (1, "b"), (2, "c")] {
+        put_as(&broker, id, epoch, sequence, value).await.unwrap();
+    }
+    let refused = put_as(&broker, id, epoch, 1, "of another process").await.unwrap_err();
+    assert_eq!((refused.reason, refused.value("expected")), (Reason::OutOfOrderSequence, None), "{refused}");
+    let repeated = put_as(&broker, id, epoch, 1, "b").await.unwrap();
+    assert_eq!((repeated.base_offset, repeated.duplicate), (1, true));
+    assert_eq!(all_values(&broker).await, ["a", "b", "c"]);
     broker.shutdown().await;
 }
 

@@ -263,11 +263,12 @@ impl State {
         }
         let header = header(&request);
         let first = if self.old_rule { FirstSequence::Any } else { FirstSequence::Zero };
-        match self.producers.check(&header, first) {
+        match self.producers.check(&header, first, 0) {
             SequenceCheck::Next => {}
             SequenceCheck::Duplicate { base_offset } => {
                 return Ok(v1::ProduceResponse { base_offset, record_count: count, duplicate: true });
             }
+            SequenceCheck::Stored | SequenceCheck::Full => unreachable!("the table of a fake node has no limits"),
             SequenceCheck::Fenced { .. } => return Err(status(Code::FailedPrecondition, "PRODUCER_FENCED")),
             SequenceCheck::OutOfOrder { expected } => {
                 return Err(status_with(Code::FailedPrecondition, "OUT_OF_ORDER_SEQUENCE", expected));
@@ -278,7 +279,7 @@ impl State {
         {
             return Err(status(Code::FailedPrecondition, "VERSION_CONFLICT"));
         }
-        self.producers.appended(&header, base_offset);
+        self.producers.appended(&header, base_offset, 0);
         self.records.extend(request.records);
         Ok(v1::ProduceResponse { base_offset, record_count: count, duplicate: false })
     }
