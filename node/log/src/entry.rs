@@ -12,8 +12,10 @@ pub enum EntryKind {
     Blank = 2,
     /// A raft membership.
     Membership = 3,
-    /// A setting of the partition.
+    /// A decision about the log that its owner makes and carries out.
     Config = 4,
+    /// Ends its segment: the next entry starts another one. So a segment ends at the same entry in every copy of a log.
+    SegmentEnd = 5,
 }
 
 impl EntryKind {
@@ -24,6 +26,7 @@ impl EntryKind {
             2 => Some(Self::Blank),
             3 => Some(Self::Membership),
             4 => Some(Self::Config),
+            5 => Some(Self::SegmentEnd),
             _ => None,
         }
     }

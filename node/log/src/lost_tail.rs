@@ -17,6 +17,7 @@ use crate::{
     frame::{FRAME_HEADER, FrameHeader},
     journal::{Journal, Space, engine_key},
     reader::{FrameReader, Stop},
+    seed::Seed,
     segment::{SCAN_CHUNK, is_torn_footer},
 };
 
@@ -36,7 +37,7 @@ pub struct LostTail {
 /// A part of a segment file that is about to be cut.
 pub(crate) struct CutPart {
     pub(crate) file: Arc<dyn DiskFile>,
-    pub(crate) seed: u32,
+    pub(crate) seed: Seed,
     /// Where it starts and ends in the file.
     pub(crate) start: u64,
     pub(crate) end: u64,

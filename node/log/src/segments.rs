@@ -111,6 +111,12 @@ impl SegmentList {
         self.segments.binary_search_by_key(&base_index, |segment| segment.contents.base_index).ok()
     }
 
+    /// Bytes of frames in the active segment; 0: there is none.
+    pub(crate) fn active_bytes(&self) -> u64 {
+        let active = self.segments.back().filter(|_| self.last_is_active);
+        active.map_or(0, |active| active.contents.data_len - active.seed.first_frame())
+    }
+
     /// The last segment for which `at_or_before` holds, or the first. `None` if there are no segments.
     pub(crate) fn floor(&self, at_or_before: impl Fn(&Contents) -> bool) -> Option<&Segment> {
         let after = self.segments.partition_point(|segment| at_or_before(&segment.contents));
@@ -136,7 +142,7 @@ impl SegmentList {
 
     /// Takes over what a round wrote.
     pub(crate) fn apply(&mut self, written: Vec<WrittenSegment>) {
-        for WrittenSegment { new_file, contents, seed, index } in written {
+        for WrittenSegment { new_file, contents, seed, index, ended } in written {
             match (new_file, self.segments.back_mut()) {
                 (None, Some(last)) => {
                     last.contents = contents;
@@ -149,6 +155,9 @@ impl SegmentList {
                     self.last_is_active = true;
                 }
                 (None, None) => unreachable!("a round adds to a segment that exists"),
+            }
+            if ended {
+                self.finish_active();
             }
         }
     }

@@ -16,8 +16,8 @@
 use std::collections::VecDeque;
 
 use crate::{
-    Appended, DeletedSegments, Done, Entry, LastEntry, LogError, LogPosition, StoredEntry,
-    frame::Expect,
+    Appended, DeletedSegments, Done, Entry, EntryKind, LastEntry, LogError, LogPosition, StoredEntry,
+    frame::{Expect, frame_len},
     marks::CleanMark,
     seed::SegmentVersion,
     segment::Contents,
@@ -222,6 +222,16 @@ impl LogState {
             bytes: self.segments.file_bytes(),
             segments: self.segments.len(),
         }
+    }
+
+    /// Bytes of the frames, written or not, in the segment that the next entry continues; 0: it starts one. Unless the log reaches
+    /// its segment size, which is seen when the entries are written.
+    pub(crate) fn open_bytes(&self) -> u64 {
+        let unwritten = self.tail.range(self.written_next..self.next_index());
+        unwritten.fold(self.segments.active_bytes(), |bytes, stored| match stored.entry.kind {
+            EntryKind::SegmentEnd => 0,
+            _ => bytes + frame_len(stored.entry.payload.len()),
+        })
     }
 
     /// The error of a log that failed or was closed.

@@ -62,6 +62,14 @@ pub(crate) struct WrittenSegment {
     pub(crate) seed: Seed,
     /// Index entries of the new frames.
     pub(crate) index: Vec<IndexEntry>,
+    /// Its last frame ends it.
+    pub(crate) ended: bool,
+}
+
+impl WrittenSegment {
+    fn new(new_file: Option<Arc<dyn DiskFile>>, contents: Contents, seed: Seed) -> Self {
+        Self { new_file, contents, seed, index: Vec::new(), ended: false }
+    }
 }
 
 /// What a round needs beside the entries.
@@ -236,14 +244,12 @@ impl Writer {
                     let (file, path) = (active.file.clone(), active.path.clone());
                     self.unsynced.push((file.clone(), path));
                     self.names_unsynced = true;
-                    let (contents, seed) = (active.contents, active.seed);
-                    written.push(WrittenSegment { new_file: Some(file), contents, seed, index: Vec::new() });
+                    written.push(WrittenSegment::new(Some(file), active.contents, active.seed));
                     self.active.insert(active)
                 }
             };
             if written.is_empty() {
-                let (contents, seed) = (active.contents, active.seed);
-                written.push(WrittenSegment { new_file: None, contents, seed, index: Vec::new() });
+                written.push(WrittenSegment::new(None, active.contents, active.seed));
                 if !self.unsynced.iter().any(|(file, _)| Arc::ptr_eq(file, &active.file)) {
                     self.unsynced.push((active.file.clone(), active.path.clone()));
                 }
@@ -269,9 +275,14 @@ impl Writer {
                 prev_crc,
             });
             self.expect = active.contents.expect();
+            let ends = entry.kind == EntryKind::SegmentEnd;
             if let Some(last) = written.last_mut() {
                 last.contents = active.contents;
                 last.index.extend(noted);
+                last.ended = ends;
+            }
+            if ends && let Some(active) = self.active.take() {
+                batch.write(&*active.file, &active.path, start)?;
             }
         }
         if let Some(active) = &self.active

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chronicle_log::{Log, LogError, LogId};
+use chronicle_log::{EntryKind, Log, LogError, LogId};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::group_request::Ask;
 use chronicle_proto::internal::raft_frame::Message;
@@ -339,7 +339,8 @@ impl Controller {
     }
 
     async fn propose(&self, term: LeaderTerm, payload: Bytes) -> Result<Bytes, ControllerError> {
-        let proposal = Proposal { record_count: 1, max_timestamp: 0, payload, trace: None, reservation: None };
+        let kind = EntryKind::Data;
+        let proposal = Proposal { kind, record_count: 1, max_timestamp: 0, payload, trace: None, reservation: None };
         let (tx, rx) = tokio::sync::oneshot::channel();
         let done = move |result| {
             let _ = tx.send(result);

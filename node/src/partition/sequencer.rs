@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use chronicle_log::Log;
+use chronicle_log::{EntryKind, Log};
 use chronicle_records::{BatchHeader, FirstSequence, ProducerTable, SequenceCheck};
 use futures::FutureExt;
 use parking_lot::Mutex;
@@ -500,6 +500,7 @@ impl Sequencer {
             held: Some((slot, reservation.clone())),
         }));
         let proposal = Proposal {
+            kind: EntryKind::Data,
             record_count: draft.records,
             max_timestamp: draft.max_timestamp,
             payload: draft.payload.freeze(),

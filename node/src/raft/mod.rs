@@ -8,6 +8,7 @@
 
 mod checkpoint;
 mod contact;
+mod control_entry;
 mod election;
 mod group;
 mod lease;
@@ -26,6 +27,7 @@ mod type_config;
 mod wire;
 
 pub(crate) use checkpoint::checkpoint_index;
+pub use control_entry::{ControlEntry, StartReason};
 pub use group::{
     HEARTBEAT, ProposeError, ProposeResult, RaftGroup, RaftGroupConfig, RaftGroupError, RaftGroupStatus, Role, Roles,
 };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use chronicle_log::{Log, LogError};
+use chronicle_log::{EntryKind, Log, LogError};
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::checkpoint::{damaged, decode_checkpoint, encode_checkpoint, load_checkpoint};
+use super::control_entry::ControlEntry;
 use super::store::{blocking, to_io};
 use super::traced::{Traced, TracedEntry};
 use super::type_config::{Proposal, RaftLogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
@@ -24,8 +25,12 @@ use crate::telemetry::{RaftMetrics, Stage};
 /// One committed entry.
 #[derive(Debug)]
 pub struct CommittedEntry<'a> {
-    /// The data of a data entry; `None` for control entries.
+    /// Its raft index.
+    pub index: u64,
+    /// The data of a data entry; `None` for all others.
     pub data: Option<&'a Proposal>,
+    /// The decision of a control entry; `None` for all others.
+    pub control: Option<ControlEntry>,
 }
 
 /// Applies a group's committed entries. Must be deterministic: the same entries give the same state on every replica.
@@ -164,17 +169,19 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for MachineStore<M> {
             let sampled = self.traced.take(index).map(|entry| (entry, SystemTime::now()));
             let answer = {
                 let mut inner = self.inner.lock();
-                let data = match &entry.payload {
-                    EntryPayload::Normal(data) => Some(data),
-                    EntryPayload::Blank => None,
+                let invalid = |e| io::Error::new(io::ErrorKind::InvalidData, format!("apply raft index {index}: {e}"));
+                let (data, control) = match &entry.payload {
+                    EntryPayload::Normal(data) if data.kind == EntryKind::Data => (Some(data), None),
+                    EntryPayload::Normal(data) => {
+                        (None, Some(ControlEntry::decode(data.kind, &data.payload).map_err(invalid)?))
+                    }
+                    EntryPayload::Blank => (None, None),
                     EntryPayload::Membership(membership) => {
                         inner.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
-                        None
+                        (None, None)
                     }
                 };
-                let answer = inner.machine.apply(&CommittedEntry { data }).map_err(|e| {
-                    io::Error::new(io::ErrorKind::InvalidData, format!("apply raft index {index}: {e}"))
-                })?;
+                let answer = inner.machine.apply(&CommittedEntry { index, data, control }).map_err(invalid)?;
                 inner.last_applied = Some(entry.log_id);
                 // Readers may see the entry before its producer has the response, never later.
                 inner.machine.applied(index);

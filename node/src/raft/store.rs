@@ -21,6 +21,7 @@ use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::control_entry::ControlEntry;
 use super::traced::{Traced, TracedEntry};
 use super::type_config::{
     MembershipRecord, Proposal, RaftEntry, RaftLogId, RaftMembership, RaftVote, TypeConfig, log_id,
@@ -376,7 +377,7 @@ pub(super) fn to_entry(entry: RaftEntry) -> Entry {
     let id = entry.log_id;
     let (kind, record_count, max_timestamp, payload) = match entry.payload {
         EntryPayload::Blank => (EntryKind::Blank, 0, 0, Bytes::new()),
-        EntryPayload::Normal(data) => (EntryKind::Data, data.record_count, data.max_timestamp, data.payload),
+        EntryPayload::Normal(data) => (data.kind, data.record_count, data.max_timestamp, data.payload),
         EntryPayload::Membership(m) => (EntryKind::Membership, 0, 0, MembershipRecord::encode(&m)),
     };
     Entry {
@@ -401,9 +402,13 @@ fn from_stored(stored: StoredEntry) -> io::Result<RaftEntry> {
 /// # Errors
 /// This version does not know the entry's kind or content.
 pub(super) fn from_entry(entry: Entry) -> Result<RaftEntry, String> {
+    if matches!(entry.kind, EntryKind::Config | EntryKind::SegmentEnd) {
+        ControlEntry::decode(entry.kind, &entry.payload)?;
+    }
     let payload = match entry.kind {
         EntryKind::Blank => EntryPayload::Blank,
-        EntryKind::Data => EntryPayload::Normal(Proposal {
+        EntryKind::Data | EntryKind::Config | EntryKind::SegmentEnd => EntryPayload::Normal(Proposal {
+            kind: entry.kind,
             record_count: entry.record_count,
             max_timestamp: entry.max_timestamp,
             payload: entry.payload,
@@ -411,7 +416,6 @@ pub(super) fn from_entry(entry: Entry) -> Result<RaftEntry, String> {
             reservation: None,
         }),
         EntryKind::Membership => EntryPayload::Membership(MembershipRecord::decode(&entry.payload)?),
-        EntryKind::Config => return Err("kind: config entries are not supported by this version".into()),
     };
     Ok(RaftEntry { log_id: log_id(entry.term, entry.leader, entry.index), payload })
 }

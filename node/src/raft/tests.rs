@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chronicle_log::disk::{DiskOperation, Fault, FaultRule, FaultyDisk, MemoryDisk, RealDisk};
-use chronicle_log::{Log, LogConfig, LogError, LogId, Store, StoreConfig};
+use chronicle_log::{EntryKind, Log, LogConfig, LogError, LogId, Store, StoreConfig};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::raft_frame::Message;
 use futures::future::BoxFuture;
@@ -233,7 +233,7 @@ pub(super) async fn lead(group: &RaftGroup<Journal>) -> super::LeaderTerm {
 
 pub(super) fn proposal(text: &str, reservation: Option<Reservation>) -> Proposal {
     let payload = Bytes::copy_from_slice(text.as_bytes());
-    Proposal { record_count: 1, max_timestamp: 0, payload, trace: None, reservation }
+    Proposal { kind: EntryKind::Data, record_count: 1, max_timestamp: 0, payload, trace: None, reservation }
 }
 
 pub(super) async fn propose(

@@ -5,14 +5,18 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use chronicle_log::EntryKind;
 use openraft::raft::responder::Responder;
 use openraft::{LogId, RaftTypeConfig};
 
+use super::control_entry::ControlEntry;
 use crate::telemetry::traces::EntryTrace;
 
-/// A proposal of the leader: the payload of one data entry.
+/// A proposal of the leader: the payload of one data entry, or of a control entry.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proposal {
+    /// What the payload is: [`EntryKind::Data`], or the kind of a [`ControlEntry`].
+    pub kind: EntryKind,
     /// Number of offsets that the entry takes.
     pub record_count: u32,
     /// Largest timestamp of its records, in milliseconds since the Unix epoch.
@@ -23,6 +27,19 @@ pub struct Proposal {
     pub trace: Option<Arc<EntryTrace>>,
     /// What the entry keeps reserved until it is flushed on this node.
     pub reservation: Option<Reservation>,
+}
+
+impl From<ControlEntry> for Proposal {
+    fn from(entry: ControlEntry) -> Self {
+        Self {
+            kind: entry.kind(),
+            record_count: 0,
+            max_timestamp: 0,
+            payload: entry.encode(),
+            trace: None,
+            reservation: None,
+        }
+    }
 }
 
 /// Something that is released when its last clone is dropped: the memory that an entry takes until it is both committed
@@ -53,7 +70,7 @@ impl fmt::Debug for Proposal {
 
 impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} records, {} bytes", self.record_count, self.payload.len())
+        write!(f, "{:?}: {} records, {} bytes", self.kind, self.record_count, self.payload.len())
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) fn entry_out(entry: Entry) -> proto::LogEntry {
 /// The entry is not valid in a log.
 pub(crate) fn entry_in(entry: proto::LogEntry) -> Result<Entry, String> {
     let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_u8);
-    let kind = kind.ok_or_else(|| format!("kind: {}: must be from 1 to 4", entry.kind))?;
+    let kind = kind.ok_or_else(|| format!("kind: {}: must be from 1 to 5", entry.kind))?;
     if kind == EntryKind::Data && entry.record_count == 0 {
         return Err("record_count: 0: must be at least 1".into());
     }

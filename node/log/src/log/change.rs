@@ -138,9 +138,17 @@ impl Log {
         Ok(deleted)
     }
 
-    /// The first index to keep when segments expire by size or by age; pass it to [`Log::delete_before`]. Segments expire, oldest
-    /// first, while those that remain still have `max_bytes`, or while they hold nothing at or after `min_timestamp_ms`.
-    /// Only sealed segments that end at or below `max_index` expire, never the newest. `None`: no segment has expired.
+    /// What [`Log::delete_before`] would keep: the first index after the segments that it would delete. `None`: it would delete
+    /// nothing.
+    pub fn deletable_before(&self, index: u64) -> Option<u64> {
+        let state = self.log.lock();
+        let segments = state.segments();
+        segments.iter().take(segments.deletable_below(index)).last().map(|last| last.contents.next_index)
+    }
+
+    /// The first index to keep when segments expire by size or by age. Segments expire, oldest first, while those that remain
+    /// still have `max_bytes`, or while they hold nothing at or after `min_timestamp_ms`. Only sealed segments that end at or
+    /// below `max_index` expire, the newest only by age. `None`: no segment has expired.
     pub fn retention_index(
         &self,
         max_bytes: Option<u64>,
@@ -151,8 +159,10 @@ impl Log {
         let segments = state.segments();
         let mut remaining = segments.file_bytes();
         let mut keep = None;
-        for segment in segments.iter().take(segments.deletable_below(max_index)) {
-            let too_large = max_bytes.is_some_and(|max| remaining - segment.file_len() >= max);
+        let ended = |segment: &&Segment| segment.is_sealed() && segment.contents.next_index <= max_index;
+        for (at, segment) in segments.iter().take_while(ended).enumerate() {
+            let newest = at + 1 == segments.len();
+            let too_large = !newest && max_bytes.is_some_and(|max| remaining - segment.file_len() >= max);
             let too_old = min_timestamp_ms.is_some_and(|min| segment.contents.max_timestamp < min);
             if !(too_large || too_old) {
                 break;

@@ -136,6 +136,11 @@ impl Log {
         self.log.lock().segments().iter().map(Segment::info).collect()
     }
 
+    /// Bytes of the entries, on disk or not, in the segment that the next entry continues; 0: the next entry starts a segment.
+    pub fn open_bytes(&self) -> u64 {
+        self.log.lock().open_bytes()
+    }
+
     /// The failure that stopped this log, if one did. It accepts nothing more until it is opened again.
     pub fn failure(&self) -> Option<LogError> {
         self.log.lock().failure().cloned()

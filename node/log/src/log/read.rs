@@ -18,7 +18,7 @@ use crate::{
     reader::{FrameReader, Stop},
     seed::Seed,
     segment::Contents,
-    segments::Phase,
+    segments::{Phase, Segment},
     state::LogState,
 };
 
@@ -137,9 +137,23 @@ impl Log {
     /// # Errors
     /// [`LogError::Damaged`].
     pub fn entry_for_time(&self, timestamp_ms: i64, max_index: u64) -> Result<Option<StoredEntry>, LogError> {
+        self.entry_for_time_from(0, timestamp_ms, max_index)
+    }
+
+    /// As [`Log::entry_for_time`], among the entries from `min_index` on.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`].
+    pub fn entry_for_time_from(
+        &self,
+        min_index: u64,
+        timestamp_ms: i64,
+        max_index: u64,
+    ) -> Result<Option<StoredEntry>, LogError> {
         let end = max_index.saturating_add(1);
         'again: loop {
-            let Some(mut at) = retry(|| self.locate_time(timestamp_ms))? else { return Ok(None) };
+            let Some(at) = retry(|| self.locate_time(min_index, timestamp_ms))? else { return Ok(None) };
+            let mut at = at.max(min_index);
             while at < end {
                 let entries = match self.read(at, end, 256 << 10) {
                     Ok(entries) => entries,
@@ -312,10 +326,14 @@ impl Log {
         self.find(&plan, |header| offset < header.next_offset())
     }
 
-    /// Index from which to look for an entry at or after a time; `None` if there is no such entry.
-    fn locate_time(&self, timestamp: i64) -> Result<Option<u64>, Interrupted> {
+    /// Index from which to look for an entry at or after a time, in the segments that do not end below `min_index`; `None` if
+    /// there is no such entry.
+    fn locate_time(&self, min_index: u64, timestamp: i64) -> Result<Option<u64>, Interrupted> {
         let state = self.log.lock();
-        let found = state.segments().iter().find(|segment| segment.contents.max_timestamp >= timestamp);
+        let found = state
+            .segments()
+            .iter()
+            .find(|Segment { contents, .. }| contents.max_timestamp >= timestamp && contents.next_index > min_index);
         match found.map(|segment| segment.contents.base_index) {
             Some(base_index) => {
                 let this = |contents: &Contents| contents.base_index <= base_index;

@@ -10,10 +10,10 @@
 //! Neighbours: `store.rs` opens a log with it; `repair.rs` uses survey and scan to find the damage; `change.rs` shares the
 //! durable steps of a reset. Works on the log's directory and its marks alone: there is no open log yet.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    LogError,
+    EntryKind, LogError,
     disk::{DiskFile, OpenMode},
     frame::Expect,
     index::SparseIndex,
@@ -21,7 +21,7 @@ use crate::{
     log_dir::LogDir,
     lost_tail::{CutPart, LostTail},
     marks::{CleanMark, StartMark, durable_mark, read_durable_mark},
-    reader::FrameReader,
+    reader::{FrameReader, Stop},
     seed::Seed,
     segment::{Contents, Footer, HeaderError, MAX_SEGMENT_HEADER, SCAN_CHUNK, SEGMENT_VERSION, SegmentHeader},
     segments::{Phase, Segment, SegmentList},
@@ -29,6 +29,9 @@ use crate::{
     workers::Workers,
     writer::{ActiveSegment, Writer},
 };
+
+/// Bytes fetched to look at the last frames of a segment.
+const LAST_CHUNK: usize = 16 << 10;
 
 /// A segment file as found.
 pub(super) struct FoundSegment {
@@ -169,14 +172,17 @@ fn note_lost_tail(
 ) -> Result<(), LogError> {
     let keep = scan.segments.len();
     let cut = found.iter().enumerate().filter_map(|(at, segment)| {
+        // With a damaged header the frames may be unreadable: any entry may have been there then.
+        let seed = segment.seeds.first().copied();
+        let seed = seed.unwrap_or_else(|| Seed::version_1(dir.id(), segment.base_index));
         let start = match scan.segments.get(at).map(|kept| (&kept.phase, kept.contents.data_len)) {
-            None => SEGMENT_HEADER as u64,
+            None => seed.first_frame(),
             Some((Phase::Open { .. }, data_len)) if at + 1 == keep => data_len,
             Some(_) => return None,
         };
         Some(CutPart {
             file: segment.file.clone(),
-            seed: dir.seed(segment.base_index),
+            seed,
             start,
             end: segment.file_len,
             base_index: segment.header.ok().map(|header| header.base_index),
@@ -219,7 +225,7 @@ fn finish(
             // What was read may be only in the page cache, left there by a process that was killed.
             file.sync_data().map_err(dir.segment_error(found.base_index, "flush the segment"))?;
         }
-        if newest {
+        if newest && !scan.ends.contains(&segment.contents.next_index) {
             let last = index.len().checked_sub(1).map(|last| index.get(last).position);
             active = Some(ActiveSegment::resume(dir, file.clone(), segment.contents, segment.seed, last));
         }
@@ -276,6 +282,8 @@ pub(super) struct Scan {
     pub(super) marked: u64,
     /// Index after the last intact frame found anywhere, even behind the break.
     pub(super) seen: u64,
+    /// Indexes after the entries that end their segments, of the segments without a footer.
+    ends: BTreeSet<u64>,
     /// A segment had to be walked, or the log is broken.
     scanned: bool,
 }
@@ -294,6 +302,7 @@ impl Scan {
         let mut marked = journal_mark;
         let mut scanned = false;
         let mut broken = None;
+        let mut ends = BTreeSet::new();
         for at in 0..found.len() {
             let this = &found[at];
             let next = found.get(at + 1).map(|next| next.base_index);
@@ -332,10 +341,17 @@ impl Scan {
                     let mapped =
                         known.and_then(|mark| load_index(dir, &mark.newest, header.seed).map(|index| (mark, index)));
                     if let Some((mark, index)) = mapped {
+                        if is_ended(dir, &file, &mark.newest, header.seed, &index)? {
+                            ends.insert(mark.newest.next_index);
+                        }
                         Segment::open(mark.newest, header.seed, file, index)
                     } else {
                         scanned = true;
-                        let walked = dir.walk(&file, &header, this.file_len, |_, _| {})?;
+                        let walked = dir.walk(&file, &header, this.file_len, |frame, _| {
+                            if frame.kind == EntryKind::SegmentEnd {
+                                ends.insert(frame.index.saturating_add(1));
+                            }
+                        })?;
                         marked = marked.max(walked.durable_mark);
                         // Before a newer segment, anything after the last entry is the remains of a footer.
                         let complete = next == Some(walked.contents.next_index) && !walked.contents.is_empty();
@@ -363,7 +379,7 @@ impl Scan {
             seen = seen.max(after.seen);
         }
         let scanned = scanned || broken.is_some();
-        Ok(Self { segments, expect, broken, marked, seen, scanned })
+        Ok(Self { segments, expect, broken, marked, seen, ends, scanned })
     }
 
     /// Index of the entry that should stand at the break; the log's end if there is none.
@@ -479,6 +495,32 @@ fn cut_to(dir: &LogDir, segments: &mut Vec<Segment>, cut_at: u64, expect: &mut E
     }
     *expect = last.contents.expect();
     Ok(())
+}
+
+/// Whether the last frame of a segment that was not walked ends it. A bad frame is left for readers to find.
+fn is_ended(
+    dir: &LogDir,
+    file: &Arc<dyn DiskFile>,
+    contents: &Contents,
+    seed: Seed,
+    index: &SparseIndex,
+) -> Result<bool, LogError> {
+    let base_index = contents.base_index;
+    let start = index.floor_index(contents.next_index.saturating_sub(1));
+    let start = start.map_or(seed.first_frame(), |entry| entry.position);
+    let mut reader = FrameReader::new(file.clone(), seed, start, contents.data_len, LAST_CHUNK);
+    let mut ended = false;
+    loop {
+        match reader.peek() {
+            Ok(Some(header)) => {
+                ended = header.kind == EntryKind::SegmentEnd;
+                reader.skip(&header);
+            }
+            Ok(None) => return Ok(ended),
+            Err(Stop::Bad(_)) => return Ok(false),
+            Err(Stop::Io(error)) => return Err(dir.segment_error(base_index, "read the segment")(error)),
+        }
+    }
 }
 
 /// The index of the newest segment as it was written when the log was closed, in memory so that it can grow.

@@ -6,6 +6,7 @@ mod common;
 mod conformance;
 mod cut_tail;
 mod damage;
+mod ends;
 mod engine;
 mod faults;
 mod format;

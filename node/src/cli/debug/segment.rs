@@ -141,6 +141,7 @@ fn kind(kind: EntryKind) -> &'static str {
         EntryKind::Blank => "blank",
         EntryKind::Membership => "membership",
         EntryKind::Config => "config",
+        EntryKind::SegmentEnd => "end",
     }
 }
 
