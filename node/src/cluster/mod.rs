@@ -6,6 +6,7 @@
 //! Never names `partition/` or `controller/`. Neighbours: `metadata/` (the pure state), `peers/` (connections to other nodes),
 //! `raft/` (the groups).
 
+mod agreed_clock;
 mod fill;
 mod reports;
 mod send;
@@ -101,6 +102,11 @@ impl Cluster {
     /// Returns whether the node is this one, or its heartbeats arrive.
     pub fn alive(&self, node: u64) -> bool {
         node == self.node() || self.peers.liveness().alive(node)
+    }
+
+    /// Returns whether the node is this one, or is alive and runs a release that knows control entries in the logs of partitions.
+    pub(crate) fn knows_control_entries(&self, node: u64) -> bool {
+        node == self.node() || self.peers.liveness().knows_control_entries(node)
     }
 
     /// Returns whether the node can lead: its disk is neither full nor stalled.

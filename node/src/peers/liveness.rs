@@ -7,7 +7,7 @@
 //!
 //! Every pair of nodes always has a heartbeat stream. So this is also where a node finds out that it was removed while
 //! it was not connected: its peers reject its heartbeats with that reason. Heartbeats also say which replicas of a live node are
-//! not in service.
+//! not in service, what the node's clock shows, and what its release can do.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use super::channel::{Me, address, channel, client};
 use super::protocol::{Purpose, group_id, is_refusal, removal, wire_id};
 use super::repeats::Repeats;
+use crate::host::now_ms;
 use crate::identity::PortEncryption;
 use crate::security::Tls;
 
@@ -39,6 +40,10 @@ pub(crate) const REFUSED_AFTER: Duration = Duration::from_millis(200);
 const ANSWER_EVERY: u64 = 5;
 /// Most replicas that a heartbeat reports as not in service.
 const OUT_OF_SERVICE_MAX: usize = 1000;
+/// Bit of a heartbeat's features: the node knows control entries in the logs of partitions.
+const CONTROL_ENTRIES: u64 = 1;
+/// The features of this release.
+const FEATURES: u64 = CONTROL_ENTRIES;
 
 /// Settings of the failure detector.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +89,10 @@ struct PeerState {
     out_of_service: BTreeSet<LogId>,
     /// Encryption of its data port, as last reported; `None`: not reported yet.
     encryption: Option<PortEncryption>,
+    /// Its wall clock, in milliseconds since the Unix epoch, and when that arrived.
+    clock: Option<(i64, Instant)>,
+    /// What its release can do.
+    features: u64,
     /// When it was last suspected.
     dead_since: Option<Instant>,
     /// When it was first monitored.
@@ -184,7 +193,25 @@ impl Liveness {
             certificate_serial,
             certificate_not_after_s,
             out_of_service: self.out_of_service.lock().iter().take(OUT_OF_SERVICE_MAX).map(|id| wire_id(*id)).collect(),
+            clock_ms: Some(now_ms()),
+            features: FEATURES,
         }
+    }
+
+    /// Returns what the clocks of the peers show now, in milliseconds since the Unix epoch: of each live peer whose clock arrived in
+    /// the last `age_max`. Never ahead of the peer's own clock, behind it by the time that the heartbeat took.
+    pub fn peer_clocks(&self, age_max: Duration) -> Vec<i64> {
+        let clock = |peer: &PeerState| {
+            let (clock_ms, at) = peer.clock.filter(|_| peer.alive)?;
+            let age = at.elapsed();
+            (age <= age_max).then(|| clock_ms.saturating_add(age.as_millis() as i64))
+        };
+        self.peers.lock().values().filter_map(clock).collect()
+    }
+
+    /// Whether the peer is alive and its release knows control entries in the logs of partitions.
+    pub fn knows_control_entries(&self, node: u64) -> bool {
+        self.peers.lock().get(&node).is_some_and(|peer| peer.alive && peer.features & CONTROL_ENTRIES != 0)
     }
 
     /// Returns the encryption of this node's data port.
@@ -280,6 +307,8 @@ impl Liveness {
             certificate_serial: beat.certificate_serial.clone(),
             certificate_not_after_s: beat.certificate_not_after_s,
         });
+        peer.clock = beat.clock_ms.map(|clock_ms| (clock_ms, now));
+        peer.features = beat.features;
         peer.dead_since = None;
         peer.boot = boot;
         drop(peers);
@@ -473,6 +502,8 @@ impl PeerState {
             unfit: false,
             out_of_service: BTreeSet::new(),
             encryption: None,
+            clock: None,
+            features: 0,
             dead_since: None,
             since: now,
         }
@@ -519,6 +550,10 @@ mod tests {
         there.set_in_service(group(0), true);
         here.beat(2, &there.own_beat(2));
         assert!(here.in_service(2, group(0)));
+        assert!(here.knows_control_entries(2) && here.peer_clocks(millis(3000)).len() == 1);
+        let earlier = BeatMessage { clock_ms: None, features: 0, ..there.own_beat(3) };
+        here.beat(2, &earlier);
+        assert!(!here.knows_control_entries(2) && here.peer_clocks(millis(3000)).is_empty(), "an earlier release");
         for group in 0..OUT_OF_SERVICE_MAX as u32 + 1 {
             there.set_in_service(LogId { topic: Uuid::from_u128(7), partition: group }, false);
         }

@@ -39,6 +39,10 @@ fn cluster(samples: &mut Samples, broker: &Broker) {
     for (name, help, value) in gauges {
         samples.gauge(name, help, value);
     }
+    if let Some(ahead_ms) = broker.cluster().clock_ahead_ms() {
+        let help = "Wall clock of the node minus the agreed time, the median of the clocks of the live nodes";
+        samples.gauge("clock_offset_seconds", help, ahead_ms as f64 / 1000.0);
+    }
 }
 
 fn partitions(samples: &mut Samples, broker: &Broker) {
