@@ -6,11 +6,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use chronicle_log::{LogError, LogId, LogSummary};
+use tokio::time::Instant;
 
 use super::replicas::{ReplicaTable, Replicas, for_each_bounded};
-use super::{PartitionRole, Replica, ReplicaState};
+use super::{Maintained, PartitionRole, Replica, ReplicaState};
 use crate::cluster::WATCH_INTERVAL;
-use crate::host::{jitter, now_ms};
+use crate::host::jitter;
 use crate::metadata::ControllerState;
 use crate::model::{PartitionError, Topic, TopicSettings};
 
@@ -20,6 +21,10 @@ const TIDY_EVERY: Duration = Duration::from_secs(1);
 const REOPEN_EVERY: Duration = Duration::from_secs(5);
 /// Rate at which segments are scrubbed: slow enough not to affect clients.
 const SCRUB_BYTES_PER_SECOND: u64 = 32 << 20;
+/// How often it is logged that retention waits for an upgrade.
+const LOG_WAIT_EVERY: Duration = Duration::from_secs(3600);
+/// Difference to the agreed time from which this node's clock counts as wrong.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
 
 impl Replicas {
     /// Starts the background tasks, which run until `stop` of [`Replicas::new`].
@@ -212,20 +217,54 @@ async fn close_idle(replicas: Replicas) {
     }
 }
 
-/// Saves checkpoints and deletes segments that retention does not keep.
+/// Saves checkpoints, and decides on the leaders what retention does not keep.
 async fn maintain(replicas: Replicas) {
+    let mut clock = ClockWatch::default();
+    let mut logged_wait: Option<Instant> = None;
     loop {
         tokio::select! {
             () = replicas.inner.stop.cancelled() => return,
             () = replicas.inner.env.cluster.config.pause(|config| config.partitions.retention_check_ms.max(10)) => {}
         }
+        let cluster = &replicas.inner.env.cluster;
+        clock.observe(cluster.clock_ahead_ms());
         open_for_retention(&replicas).await;
         for replica in replicas.all() {
             let ReplicaState::Active(partition) = replica.state() else { continue };
-            if let Err(error) = partition.maintain(now_ms()).await {
-                tracing::warn!(partition = %replica.id(), %error, "partition maintenance failed");
+            match partition.maintain(cluster.agreed_ms()).await {
+                Ok(Maintained::Done) => {}
+                Ok(Maintained::Waits) if logged_wait.is_some_and(|at| at.elapsed() < LOG_WAIT_EVERY) => {}
+                Ok(Maintained::Waits) => {
+                    logged_wait = Some(Instant::now());
+                    tracing::info!(
+                        partition = %replica.id(),
+                        "retention deletes nothing until all members of a partition are alive and run this release"
+                    );
+                }
+                Err(error) => tracing::warn!(partition = %replica.id(), %error, "partition maintenance failed"),
             }
         }
+    }
+}
+
+/// Warns of a clock that differs from those of the other nodes: once, until it is right again.
+#[derive(Default)]
+struct ClockWatch {
+    warned: bool,
+}
+
+impl ClockWatch {
+    /// `ahead_ms`: by how much this node's clock is ahead of the agreed time; `None`: that is not known.
+    fn observe(&mut self, ahead_ms: Option<i64>) {
+        let Some(ahead_ms) = ahead_ms else { return };
+        let wrong = ahead_ms.unsigned_abs() > CLOCK_TOLERANCE.as_millis() as u64;
+        if wrong && !self.warned {
+            tracing::warn!(
+                ahead_ms,
+                "the clock of this node differs from those of the other nodes; check its time synchronisation"
+            );
+        }
+        self.warned = wrong;
     }
 }
 
@@ -238,7 +277,7 @@ async fn open_for_retention(replicas: &Replicas) {
         return;
     }
     let logs = replicas.existing_logs().await;
-    let now = now_ms();
+    let now = cluster.agreed_ms();
     for topic in state.topics.values().filter(limited) {
         for partition in 0..topic.partitions {
             let id = LogId { topic: topic.id, partition: partition as u32 };
@@ -249,6 +288,11 @@ async fn open_for_retention(replicas: &Replicas) {
             // One replica opens, as the leader, and opens the others.
             let leads = cluster.designated(id) == Some(cluster.node());
             if !logs.contains(&id) || !leads || !dormant() {
+                continue;
+            }
+            // It would be opened in vain while another member runs an earlier release.
+            let placement = cluster.placement(id).unwrap_or_default();
+            if placement.voters.iter().any(|node| cluster.alive(*node) && !cluster.knows_control_entries(*node)) {
                 continue;
             }
             let expires = match cluster.store.summary(id) {
@@ -265,12 +309,12 @@ async fn open_for_retention(replicas: &Replicas) {
 }
 
 /// Returns whether retention would delete a segment. Never true when it would not: a partition must not be opened in vain.
-fn may_expire(settings: &TopicSettings, summary: &LogSummary, now_ms: i64) -> bool {
-    // The oldest segment is deleted when the rest is still at least as large as the limit; it has at most this many bytes.
+fn may_expire(settings: &TopicSettings, summary: &LogSummary, now_ms: Option<i64>) -> bool {
+    // The oldest segment is deleted when the rest is still at least as large as the limit; it has at most twice the segment size.
     let too_large = settings.retention_bytes >= 0
         && summary.segments > 1
-        && summary.bytes >= settings.retention_bytes as u64 + settings.segment_bytes as u64;
-    let too_old = settings.retention_ms >= 0
-        && summary.oldest_segment_max_timestamp.is_some_and(|newest| newest < now_ms - settings.retention_ms);
+        && summary.bytes >= settings.retention_bytes as u64 + 2 * settings.segment_bytes as u64;
+    let min_time = now_ms.filter(|_| settings.retention_ms >= 0).map(|now| now.saturating_sub(settings.retention_ms));
+    let too_old = min_time.is_some_and(|min| summary.oldest_segment_max_timestamp.is_some_and(|newest| newest < min));
     too_large || too_old
 }

@@ -223,7 +223,7 @@ impl Replicas {
                 voters: status.voters.into_iter().collect(),
                 learners: status.learners.into_iter().collect(),
                 matched: status.matched.into_iter().collect(),
-                first_offset: position.start_offset,
+                first_offset: partition.log_start(),
                 next_offset: partition.progress().borrow().next_offset,
                 log_bytes: position.bytes,
             }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::confirming::Confirming;
 use super::environment::Environment;
+use super::segment_ends::SegmentEnds;
 use super::sequencer::{Append, Sequencer, SequencerFailure};
 use super::state_machine::{AppliedState, PartitionMachine};
 use crate::model::PartitionError;
@@ -183,6 +184,7 @@ impl LeadershipTask {
             entry_bytes_max: config.entry_bytes_max,
             versioned_keys_max: config.versioned_keys_max,
             confirming: Confirming::start(self.group.clone(), term, failure.failed()),
+            ends: SegmentEnds::new(self.env.clone(), self.group.clone(), self.shared.clone(), &self.log, term),
             failure: failure.clone(),
             metrics: self.env.cluster.metrics.clone(),
         };

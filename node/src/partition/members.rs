@@ -10,6 +10,7 @@ use std::time::Duration;
 use chronicle_proto::internal::group_request::Ask;
 
 use super::open::Partition;
+use super::segment_ends::may_propose_control;
 use crate::cluster::member;
 use crate::raft::RaftGroupError;
 
@@ -40,6 +41,10 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
         let answer = env.cluster.ask(partition.id(), *id, Ask::Status(true)).await?;
         if answer.state != super::ACTIVE {
             return Err(format!("node {id} is {}", answer.state));
+        }
+        // An earlier release would refuse the log as soon as it has a control entry.
+        if may_propose_control(env, group, &partition.shared) && !env.cluster.knows_control_entries(*id) {
+            return Err(format!("node {id} is not alive, or runs an earlier release, which cannot read the log"));
         }
         group.add_learner(*id, member(env.cluster.state().nodes.get(id))).await.map_err(text)?;
         tracing::info!(partition = %partition.id(), node = id, "learner added");

@@ -8,7 +8,7 @@
 //!   replica.rs    the lifecycle of one: dormant, open, filling, failed, closed
 //!     open.rs     an open one; tick.rs runs at a fixed interval (no timers), members.rs changes its voters
 //!       leading.rs    starts and stops the sequencer when leadership is won and lost
-//!         sequencer.rs    owns the order of appends (keys.rs), proposes entries to raft
+//!         sequencer.rs    owns the order of appends (keys.rs), proposes entries to raft; segment_ends.rs ends segments
 //!       state_machine.rs    applies committed entries: offsets, producers, the topic's view (views.rs)
 //! fill_source.rs, pull.rs  which replica a log is copied from, and whether it may be copied to another one
 //! ```
@@ -34,6 +34,7 @@ mod replica;
 mod replica_lag;
 mod replicas;
 mod retention;
+mod segment_ends;
 mod sequencer;
 #[cfg(test)]
 mod sequencer_tests;
@@ -54,6 +55,7 @@ pub(crate) use pull::pull;
 pub use replica::{Filling, Replica, ReplicaState};
 pub use replica_lag::ReplicaLag;
 pub use replicas::Replicas;
+pub use retention::Maintained;
 pub use sequencer::{AppendAnswer, Reply};
 pub use state_machine::Progress;
 pub use views::View;

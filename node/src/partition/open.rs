@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 use super::environment::Environment;
 use super::leading::{Leadership, LeadershipTask, PartitionRole};
 use super::replica_lag::ReplicaLag;
-use super::retention;
 use super::sequencer::{Append, AppendAnswer, Reply};
 use super::state_machine::{AppliedState, PartitionMachine, Progress};
 use super::storage::{on_disk, open_log};
@@ -48,8 +47,9 @@ pub struct Partition {
     leading_task: Mutex<Option<JoinHandle<()>>>,
     pub(super) tick_state: TickState,
     nudged: std::sync::atomic::AtomicBool,
-    settings: TopicSettings,
-    retention: tokio::sync::Mutex<()>,
+    pub(super) settings: TopicSettings,
+    /// Held while retention works. The last log start that this replica has proposed, by term and index.
+    pub(super) retention: tokio::sync::Mutex<Option<(LeaderTerm, u64)>>,
 }
 
 impl Partition {
@@ -137,7 +137,7 @@ impl Partition {
             nudged: Default::default(),
             stop,
             settings,
-            retention: tokio::sync::Mutex::new(()),
+            retention: tokio::sync::Mutex::new(None),
             env,
             group,
         });
@@ -324,9 +324,9 @@ impl Partition {
         self.shared.progress.subscribe()
     }
 
-    /// First retained offset.
+    /// First retained offset: on every replica the one that the leader has decided, once the replica has applied it.
     pub fn log_start(&self) -> u64 {
-        self.log.position().start_offset
+        self.shared.log_start(&self.log)
     }
 
     /// Committed entries from the one that contains `offset` on, about `max_bytes` of them.
@@ -340,6 +340,10 @@ impl Partition {
         max_bytes: usize,
     ) -> Result<Vec<StoredEntry>, PartitionError> {
         let Some(index) = progress.index else { return Ok(Vec::new()) };
+        if offset < self.shared.start().offset {
+            let (offset, earliest, next) = (offset as i64, self.log_start() as i64, progress.next_offset as i64);
+            return Err(PartitionError::OutOfRange { offset, earliest, next });
+        }
         let log = self.log.clone();
         on_disk(move || log.read_at_offset(offset, index, max_bytes)).await
     }
@@ -350,8 +354,8 @@ impl Partition {
     /// As [`Partition::read`].
     pub async fn entry_at_time(&self, time_ms: i64, progress: Progress) -> Result<Option<StoredEntry>, PartitionError> {
         let Some(index) = progress.index else { return Ok(None) };
-        let log = self.log.clone();
-        on_disk(move || log.entry_for_time(time_ms, index)).await
+        let (log, first) = (self.log.clone(), self.shared.start().index);
+        on_disk(move || log.entry_for_time_from(first, time_ms, index)).await
     }
 
     /// Where the records of a leader's term end, among the committed entries; `None`: the log begins after that term. Terms only
@@ -361,9 +365,9 @@ impl Partition {
     /// As [`Partition::read`].
     pub async fn end_of_term(&self, term: u64, progress: Progress) -> Result<Option<TermEnd>, PartitionError> {
         let Some(last) = progress.index else { return Ok(None) };
-        let log = self.log.clone();
+        let (log, agreed) = (self.log.clone(), self.shared.start().index);
         on_disk(move || {
-            let first = log.position().first_index;
+            let first = log.position().first_index.max(agreed);
             // The first entry of a later term lies in `from..=to`; `to` is behind the last entry.
             let (mut from, mut to) = (first, last + 1);
             let mut after = None;
@@ -395,7 +399,7 @@ impl Partition {
         let position = self.log.position();
         PartitionDescription {
             partition: self.id.partition as i32,
-            earliest: position.start_offset as i64,
+            earliest: self.log_start() as i64,
             next: self.shared.progress.borrow().next_offset as i64,
             bytes: position.bytes as i64,
             segments: position.segments as i32,
@@ -407,15 +411,6 @@ impl Partition {
             },
             replicas: Vec::new(),
         }
-    }
-
-    /// Saves a checkpoint when the log has rolled, and deletes segments that the topic's retention does not keep.
-    ///
-    /// # Errors
-    /// When the group or the disk fails.
-    pub async fn maintain(&self, now_ms: i64) -> Result<(), PartitionError> {
-        let _one = self.retention.lock().await;
-        retention::run(&self.log, &self.group, &self.shared, &self.settings, now_ms).await
     }
 
     /// Transfers leadership to another replica: finishes accepted appends first, and rejects new ones.

@@ -29,6 +29,7 @@ use super::confirming::{ConfirmLater, Confirming};
 use super::environment::Environment;
 use super::keys::{KeyVersions, KeysError};
 use super::repeated::is_repeat;
+use super::segment_ends::SegmentEnds;
 use super::state_machine::{AppliedState, PartitionMachine};
 use crate::model::{Expectation, PartitionError, Produced};
 use crate::raft::{LeaderTerm, Proposal, ProposeError, ProposeResult, RaftGroup, Reservation};
@@ -102,6 +103,7 @@ pub(super) struct Sequencer {
     pub(super) versioned_keys_max: usize,
     pub(super) failure: SequencerFailure,
     pub(super) confirming: Confirming,
+    pub(super) ends: SegmentEnds,
     pub(super) metrics: RaftMetrics,
 }
 
@@ -403,7 +405,7 @@ impl Sequencer {
             let batches = batch.clone().freeze();
             if let Err(error) = keys.observe(&batches) {
                 tracing::warn!(%error, "key versions dropped");
-                tail.keys = Some(Err((keys_error(error), self.log.position().start_offset)));
+                tail.keys = Some(Err((keys_error(error), self.shared.log_start(&self.log))));
             }
         }
         if draft.payload.is_empty() {
@@ -434,7 +436,7 @@ impl Sequencer {
                 Err(PartitionError::OffsetConflict { expected: *wanted, current: tail.next_offset })
             }
             Expectation::KeyVersion { key, version } => {
-                let log_start = self.log.position().start_offset;
+                let log_start = self.shared.log_start(&self.log);
                 if matches!(&tail.keys, Some(Err((_, at))) if *at != log_start) {
                     tail.keys = None;
                 }
@@ -499,6 +501,8 @@ impl Sequencer {
             orphaned: false,
             held: Some((slot, reservation.clone())),
         }));
+        // When the group has stopped, the proposal below fails in the same way.
+        let _ = self.ends.before_entry(draft.payload.len()).await;
         let proposal = Proposal {
             kind: EntryKind::Data,
             record_count: draft.records,

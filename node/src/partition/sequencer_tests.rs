@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chronicle_client::tcp_connector;
 use chronicle_log::disk::RealDisk;
-use chronicle_log::{Log, LogConfig, LogId, Store, StoreConfig};
+use chronicle_log::{EntryKind, Log, LogConfig, LogId, Store, StoreConfig};
 use chronicle_proto::internal::raft_frame::Message;
 use chronicle_records::{BatchBuilder, Compression, ProducerLimits};
 use futures::future::BoxFuture;
@@ -19,14 +19,17 @@ use uuid::Uuid;
 
 use super::confirming::Confirming;
 use super::environment::Environment;
+use super::segment_ends::SegmentEnds;
 use super::sequencer::{Append, AppendAnswer, Reply, Sequencer, SequencerFailure};
-use super::state_machine::PartitionMachine;
+use super::state_machine::{AppliedState, PartitionMachine};
 use crate::cluster::Cluster;
 use crate::config::{Config, LinearizableReads, Live};
 use crate::host::Suspension;
-use crate::model::{Expectation, PartitionError};
+use crate::model::{Expectation, PartitionError, Topic, TopicSettings};
 use crate::peers::{AskError, Liveness, LivenessConfig, Peers};
-use crate::raft::{LEASE, LeaderTerm, LeasePromise, RaftGroup, RaftGroupConfig, RaftMember, Role, Transport};
+use crate::raft::{
+    ControlEntry, LEASE, LeaderTerm, LeasePromise, RaftGroup, RaftGroupConfig, RaftMember, Role, Transport,
+};
 
 const LOG: LogId = LogId { topic: Uuid::from_u128(9), partition: 0 };
 
@@ -61,6 +64,9 @@ struct Led {
     members: Vec<Arc<RaftGroup<PartitionMachine>>>,
     running: tokio::task::JoinHandle<()>,
     failure: SequencerFailure,
+    leader: LeaderTerm,
+    env: Arc<Environment>,
+    shared: Arc<AppliedState>,
     disks: Vec<(TempDir, Arc<Store>, Arc<Log>)>,
 }
 
@@ -95,13 +101,14 @@ impl Led {
         let leader = elected(&members[0]).await;
         let (_, store, log) = &disks[0];
         let env = Arc::new(Environment::new(Arc::new(cluster(store.clone())), |_| None));
-        let failure = SequencerFailure::new(env, log.clone());
+        let failure = SequencerFailure::new(env.clone(), log.clone());
         let (queue, receiver) = mpsc::unbounded_channel();
+        let shared = states.swap_remove(0);
         let sequencer = Sequencer {
             group: members[0].clone(),
             leader,
             log: log.clone(),
-            shared: states.swap_remove(0),
+            shared: shared.clone(),
             queue: receiver,
             slots: Arc::new(Semaphore::new(4)),
             budget: Arc::new(Semaphore::new(1 << 16)),
@@ -109,10 +116,11 @@ impl Led {
             versioned_keys_max: 100,
             failure: failure.clone(),
             confirming: Confirming::start(members[0].clone(), leader, failure.failed()),
+            ends: SegmentEnds::new(env.clone(), members[0].clone(), shared.clone(), log, leader),
             metrics: Default::default(),
         };
         let running = tokio::spawn(sequencer.run());
-        Self { queue, groups, members, running, failure, disks }
+        Self { queue, groups, members, running, failure, leader, env, shared, disks }
     }
 
     /// Appends one record with a key, as producer 1.
@@ -200,5 +208,48 @@ async fn a_sequencer_that_is_cut_off_rejects_nothing_for_what_its_log_contains()
             assert!(asked < LEASE, "{answer:?}, {asked:?} after it was cut off");
         }
     }
+    led.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_end_alike_once_it_is_known_that_every_member_reads_their_ends() {
+    let led = Led::new().await;
+    let settings = TopicSettings { segment_bytes: 65_536, ..TopicSettings::default() };
+    let (name, id) = ("t".to_owned(), LOG.topic);
+    let topic = Topic { name, id, partitions: 1, replication_factor: 2, settings, created_ms: 0 };
+    Arc::make_mut(&mut *led.env.cluster.metadata.write()).topics.insert("t".into(), topic);
+    let ends = || {
+        let (env, group, shared) = (led.env.clone(), led.members[0].clone(), led.shared.clone());
+        SegmentEnds::new(env, group, shared, &led.disks[0].2, led.leader)
+    };
+    let kinds = |log: &Log| -> Vec<EntryKind> {
+        log.read(0, u64::MAX, usize::MAX).unwrap().iter().map(|stored| stored.entry.kind).collect()
+    };
+    // Nothing is known of the other member: it may run an earlier release.
+    let before = ends();
+    for _ in 0..5 {
+        before.before_entry(40_000).await.unwrap();
+    }
+    led.append(0, None).await.unwrap();
+    assert!(!kinds(&led.disks[0].2).contains(&EntryKind::SegmentEnd) && !led.shared.has_control_entries());
+
+    // A group that has control entries has only members that read them.
+    led.members[0].propose(led.leader, ControlEntry::SegmentEnd { time_ms: 1 }.into(), |_| {}).await.unwrap();
+    led.append(1, None).await.unwrap();
+    let after = ends();
+    for sequence in 2..5 {
+        after.before_entry(40_000).await.unwrap();
+        led.append(sequence, None).await.unwrap();
+    }
+    let (one, two) = (&led.disks[0].2, &led.disks[1].2);
+    while two.position().next_index < one.position().next_index {
+        tokio::task::yield_now().await;
+    }
+    let bounds = |log: &Log| -> Vec<(u64, u64)> {
+        log.flush().unwrap();
+        log.segments().iter().map(|segment| (segment.base_index, segment.next_index)).collect()
+    };
+    assert_eq!(bounds(one).len(), 4, "{:?}", kinds(one));
+    assert_eq!((bounds(one), kinds(one)), (bounds(two), kinds(two)));
     led.close().await;
 }

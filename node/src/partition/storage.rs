@@ -33,7 +33,8 @@ pub(super) async fn on_disk<T: Send + 'static>(
 
 fn log_config(settings: &TopicSettings) -> LogConfig {
     LogConfig {
-        segment_bytes: settings.segment_bytes.max(0) as u64,
+        // The leader ends segments at their size, by an entry (`segment_ends.rs`). This is what the log does without one.
+        segment_bytes: (settings.segment_bytes.max(0) as u64).saturating_mul(2),
         durability: match settings.durability {
             TopicDurability::Fsync => Durability::Fsync,
             TopicDurability::Memory => Durability::Memory {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::leading::PartitionRole;
 use super::open::Partition;
-use super::{fill_source, members};
+use super::{fill_source, members, retention};
 use crate::model::PartitionError;
 use crate::raft::{RaftGroupStatus, Role};
 
@@ -24,11 +24,14 @@ const PREFERRED_AFTER: Duration = Duration::from_secs(5);
 /// how much a start after a crash has to replay.
 const CHECKPOINT_BYTES: u64 = 64 << 20;
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
+/// Wait before a failed deletion of expired segments is retried.
+const DELETE_RETRY: Duration = Duration::from_secs(1);
 
 impl Partition {
     /// One tick. Does not block: long work runs in separate tasks.
     pub fn tick(self: &Arc<Self>) {
         self.checkpoint_if_grown();
+        self.delete_if_agreed();
         match self.role() {
             PartitionRole::Leading(_) | PartitionRole::Settling => self.tick_as_leader(),
             PartitionRole::Following { leader } => {
@@ -57,6 +60,22 @@ impl Partition {
                 tracing::debug!(partition = %partition.id, %error, "cannot save checkpoint");
             }
             partition.tick_state.saving.store(false, Ordering::Release);
+        });
+    }
+
+    /// Deletes what is below the log start soon after the start was agreed, on every replica, so that it is done before the partition
+    /// is closed again.
+    fn delete_if_agreed(self: &Arc<Self>) {
+        if retention::deletable(self).is_none() || self.tick_state.deleting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let partition = self.clone();
+        self.env.cluster.consensus.spawn(async move {
+            if let Err(error) = partition.delete_expired().await {
+                tracing::warn!(partition = %partition.id, %error, "cannot delete expired segments yet");
+                tokio::time::sleep(DELETE_RETRY).await;
+            }
+            partition.tick_state.deleting.store(false, Ordering::Release);
         });
     }
 

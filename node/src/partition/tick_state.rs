@@ -15,6 +15,8 @@ pub(super) struct TickState {
     pub(super) checkpoint: Mutex<(u64, Option<Instant>)>,
     /// A checkpoint is being saved.
     pub(super) saving: AtomicBool,
+    /// Segments below the agreed start are being deleted.
+    pub(super) deleting: AtomicBool,
     /// The members are being changed, or leadership is being transferred.
     pub(super) changing: AtomicBool,
     /// The replica that should lead instead, and since when.
@@ -29,6 +31,7 @@ impl TickState {
             watcher: Watcher::new(resting),
             checkpoint: Mutex::new((0, None)),
             saving: AtomicBool::new(false),
+            deleting: AtomicBool::new(false),
             changing: AtomicBool::new(false),
             preferred: Mutex::new(None),
             lags: Mutex::default(),

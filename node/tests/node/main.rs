@@ -1,8 +1,8 @@
 //! The node from outside: its broker on a real disk, its listeners over real sockets, its command line.
 //!
 //! One program, because each test program links the whole node. Tests run side by side in it, so none may change the
-//! process: environment, working directory, limits, global state of libraries. `clock.rs` beside this folder simulates time
-//! for its threads and is a program of its own.
+//! process: environment, working directory, limits, global state of libraries. `clock.rs` and `agreed.rs` beside this folder simulate
+//! time for their threads and are programs of their own.
 
 mod access;
 mod broker;
