@@ -12,7 +12,9 @@
 //!
 //! Neighbours: every part of the store holds the [`Journal`]; the [`JournalFile`] belongs to the flush scheduler. Names no log
 //! state and no thread; the values of the engine's own keys are in `marks.rs`, and how much of the file was durable when it was
-//! closed is in `journal_end.rs`.
+//! closed is in `journal_end.rs`. `journal/salvage.rs` reads what is left of a damaged one.
+
+mod salvage;
 
 use std::{
     io::{self, IoSlice},
@@ -20,6 +22,8 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+
+pub use salvage::SalvagedJournal;
 
 use bytes::Bytes;
 use hashbrown::HashMap;

@@ -87,7 +87,7 @@ pub use entry::{Entry, EntryKind, StoredEntry};
 pub use error::LogError;
 pub use frame::MAX_PAYLOAD;
 pub use id::LogId;
-pub use journal::MAX_JOURNAL_VALUE;
+pub use journal::{MAX_JOURNAL_VALUE, SalvagedJournal};
 pub use log::{Cut, Log};
 pub use lost_tail::LostTail;
 pub use metrics::{Counter, FLUSH_BUCKETS_US, StoreMetrics};

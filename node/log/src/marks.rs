@@ -127,7 +127,7 @@ impl StartMark {
         bytes.into()
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         (bytes.len() == 24).then(|| Self {
             first_index: get_u64(bytes, 0),
             start_offset: get_u64(bytes, 8),

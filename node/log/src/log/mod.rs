@@ -8,6 +8,7 @@
 mod change;
 mod checkpoint;
 mod close;
+mod extent;
 mod read;
 mod recover;
 mod repair;

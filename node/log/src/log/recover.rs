@@ -265,6 +265,11 @@ impl FoundSegment {
         Ok(Self { base_index, file, file_len, header, seeds, footer })
     }
 
+    /// It has a footer.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.footer.is_some()
+    }
+
     /// The file is intact and belongs elsewhere.
     pub(super) fn is_misplaced(&self) -> bool {
         matches!(self.header, Err(HeaderError::Misplaced { .. }))

@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::extent::may_have_held;
 use super::recover::{FoundSegment, Scan, Survey};
 use crate::{
     LogError,
@@ -42,6 +43,9 @@ pub struct Cut {
     /// The highest index (exclusive) that any mark or intact frame shows to have been on disk: what this replica may have
     /// acknowledged. Never below `next_index`.
     pub was: u64,
+    /// The highest index (exclusive) that it may have held at most, with frames at the end that cannot be read any more. Never
+    /// below `was`.
+    pub held: u64,
     /// The folder with the files as they were; `None` when no file had anything to cut.
     pub quarantine: Option<PathBuf>,
 }
@@ -74,10 +78,13 @@ pub(crate) fn cut_out(
     let trusted = known_durable.unwrap_or(u64::MAX);
     if from.is_none() && damage.is_none() && !found.iter().any(FoundSegment::is_misplaced) {
         let next_index = scan.verdict().min(trusted);
-        return Ok(Cut { next_index, was: next_index.max(scan.marked.min(trusted)), quarantine: None });
+        let was = next_index.max(scan.marked.min(trusted));
+        return Ok(Cut { next_index, was, held: was, quarantine: None });
     }
     let plan = plan_cut(dir, &found, &scan, from, trusted, start.index)?;
     let was = scan.marked.max(scan.seen).min(trusted).max(plan.next_index);
+    // What a failed log had beyond its last flush was never acknowledged.
+    let held = if known_durable.is_some() { was } else { may_have_held(dir, &found, was)? };
     tracing::warn!(
         log = %dir.id(), next_index = plan.next_index, was,
         damage = %damage.map_or_else(|| "found by reading".to_owned(), |error| error.to_string()),
@@ -96,7 +103,7 @@ pub(crate) fn cut_out(
             tracing::warn!(log = %dir.id(), %error, "cannot remove old quarantine folders");
         }
     }
-    Ok(Cut { next_index: plan.next_index, was, quarantine })
+    Ok(Cut { next_index: plan.next_index, was, held, quarantine })
 }
 
 fn plan_cut(

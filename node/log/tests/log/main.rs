@@ -14,4 +14,5 @@ mod inspect;
 mod marks;
 mod model;
 mod repair;
+mod salvage;
 mod verify;

@@ -211,7 +211,7 @@ fn a_cut_where_everything_reads_well_is_exactly_where_it_was_asked_for() {
         refill(&store, index);
     }
     let store = open_store(&disk);
-    let nothing = Cut { next_index: ENTRIES, was: ENTRIES, quarantine: None };
+    let nothing = Cut { next_index: ENTRIES, was: ENTRIES, held: ENTRIES, quarantine: None };
     assert_eq!(store.cut_from(id(0), ENTRIES + 3).unwrap(), nothing);
     assert_eq!(store.cut_damaged(id(0)).unwrap(), nothing);
     assert_samples(&store.open_log(id(0), LogConfig::default()).unwrap(), 0, ENTRIES);
