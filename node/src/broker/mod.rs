@@ -154,7 +154,7 @@ impl Broker {
             return Readiness::NotReady("stopping".into());
         }
         let Some(controller) = self.inner.controller.get() else {
-            return Readiness::NotReady(self.inner.joining.borrow().clone());
+            return Readiness::NotReady(self.why_no_controller());
         };
         match controller.failure() {
             Some(error) => Readiness::NotReady(format!("controller group: {}", ApiError::from(error))),
@@ -181,9 +181,20 @@ impl Broker {
     /// The controller group on this node.
     pub(crate) fn controller(&self) -> Result<&Arc<Controller>, ApiError> {
         self.inner.controller.get().ok_or_else(|| {
-            let status = self.inner.joining.borrow().clone();
+            let status = self.why_no_controller();
             ApiError::new(Reason::Unavailable, format!("the node is not part of a cluster yet: {status}"))
         })
+    }
+
+    /// Why there is no controller group on this node yet.
+    fn why_no_controller(&self) -> String {
+        match &**self.inner.cluster.controller_repair.lock() {
+            "" => self.inner.joining.borrow().clone(),
+            why => format!(
+                "the log of the controller group is damaged and waits for another node to be repaired from: {why}; if that node \
+                 does not come back, see docs/operations/damage.md"
+            ),
+        }
     }
 
     /// Translates a failure of a partition into an error for a client.

@@ -6,6 +6,7 @@ use chronicle_log::LogId;
 use uuid::Uuid;
 
 use super::{Broker, request_checks};
+use crate::cluster::FILLING;
 use crate::host::now_ms;
 use crate::model::{
     ApiError, NewTopic, PartitionDescription, Reason, SettingsChange, Topic, TopicSettings, unknown_topic,
@@ -111,7 +112,7 @@ impl Broker {
             leader: leader.clone(),
             state: match state {
                 ReplicaState::Failed { error, .. } => format!("failed: {}", self.api_error(error)),
-                ReplicaState::Filling(_) => "filling".into(),
+                ReplicaState::Filling(filling) => filling.describe(),
                 _ if !placement.holds(self.inner.cluster.node()) => "elsewhere".into(),
                 _ => "dormant".into(),
             },
@@ -125,14 +126,14 @@ impl Broker {
                 description.segments = summary.segments as i32;
             }
             // Nothing was ever stored.
-            Ok(None) if !logs.contains(&replica.id()) || description.state == "filling" => {}
+            Ok(None) if !logs.contains(&replica.id()) || description.state.starts_with(FILLING) => {}
             // Not closed cleanly: it has to be opened.
             Ok(None) => match self.partition(topic, partition).await {
                 Ok(open) => return Ok(PartitionDescription { replicas: description.replicas, ..open.describe() }),
                 Err(error) => {
                     description.state = match replica.state() {
                         ReplicaState::Failed { error, .. } => format!("failed: {}", self.api_error(error)),
-                        ReplicaState::Filling(_) => "filling".into(),
+                        ReplicaState::Filling(filling) => filling.describe(),
                         _ => format!("failed: {error}"),
                     }
                 }

@@ -6,9 +6,10 @@
 //!
 //! Invariants:
 //! - A replica that is filling does not vote: its group is not running.
-//! - The mark that it must fill is in the journal before any entry of its log is dropped, and is removed after the last entry is
-//!   on disk. A copy that repairs takes the whole log of its source, including entries that are not committed yet: the leader may
-//!   count this replica towards their majority. The source is a confirmed leader or, in a group of two voters, the other voter.
+//! - The mark that it must fill (`fill_mark.rs`) is in the journal before any entry of its log is dropped, and is removed after the last
+//!   entry is on disk. A copy that repairs takes the whole log of its source, including entries that are not committed yet: the leader
+//!   may count this replica towards their majority. The source is a confirmed leader; without one, in a group of two voters the other
+//!   voter, a voter whose log is known to be whole (`whole_copy.rs`), or the one that a person has named (`decree.rs`).
 //!
 //! Neighbours: `send.rs` is the sender. The partition and the controller choose the source and run the copy.
 
@@ -16,53 +17,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use chronicle_log::{ContentHash, Entry, Log, LogError, LogId, Store, StoredEntry};
+use chronicle_log::{ContentHash, Entry, Log, LogError, StoredEntry};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::pull_response::Part;
 use tokio::sync::oneshot;
 
 use super::Cluster;
+use super::fill_mark::FillReason;
 use crate::host::flushed::journal;
 use crate::peers::wire_id;
-use crate::raft::{KEY_FILL, KEY_PURGED, checkpoint_index, encode_position, entry_in};
+use crate::raft::{KEY_PURGED, checkpoint_index, encode_position, entry_in};
 
 /// Bytes that may be appended and not yet flushed.
 const UNFLUSHED_BYTES: usize = 32 << 20;
 /// Timeout for the next message of a sender.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Why a replica fills its log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum FillReason {
-    /// It is new, or the leader has deleted what it needs next.
-    Behind,
-    /// It has lost entries that it may have acknowledged.
-    Damaged,
-}
-
-/// Returns why a replica must fill its log before its group may run; `None`: it need not.
-pub(crate) fn fill_pending(store: &Store, id: LogId) -> Option<FillReason> {
-    match store.journal_get(id, KEY_FILL)?.first()? {
-        1 => Some(FillReason::Behind),
-        2 => Some(FillReason::Damaged),
-        _ => None,
-    }
-}
-
-/// Stores durably that a replica must fill its log, or (`None`) that its log is filled.
-pub(crate) async fn store_fill_pending(
-    store: &Arc<Store>,
-    id: LogId,
-    reason: Option<FillReason>,
-) -> Result<(), LogError> {
-    let value: &'static [u8] = match reason {
-        None => &[0],
-        Some(FillReason::Behind) => &[1],
-        Some(FillReason::Damaged) => &[2],
-    };
-    journal(store, id, KEY_FILL, Bytes::from_static(value)).await
-}
 
 /// Progress of one filling.
 #[derive(Debug, Default)]
@@ -71,6 +40,8 @@ pub struct FillProgress {
     pub left: AtomicU64,
     /// Received bytes.
     pub done: AtomicU64,
+    /// What the last attempt failed for; empty: none has failed.
+    pub waits_for: parking_lot::Mutex<String>,
 }
 
 /// Fills an open log whose group is not running from the replica on `source`. May be called again after an error: it resumes where
@@ -114,6 +85,7 @@ pub(crate) async fn fill(
         return Err("the sender sent no start message".into());
     };
     progress.left.store(start.bytes, Ordering::Relaxed);
+    progress.waits_for.lock().clear();
     tracing::info!(partition = %id, from, to = start.end, bytes = start.bytes, source, ?reason, "filling log");
     if start.first > from {
         begin_at(cluster, log, &start).await?;

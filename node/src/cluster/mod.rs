@@ -7,11 +7,14 @@
 //! `raft/` (the groups).
 
 mod agreed_clock;
+mod decree;
 mod fill;
+mod fill_mark;
 mod reports;
 mod send;
 mod throttle;
 mod watcher;
+mod whole_copy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,12 +29,17 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub(crate) use decree::{declare_source, end_declaration, is_declared, set_aside};
 pub use fill::FillProgress;
-pub(crate) use fill::{FillReason, fill, fill_pending, store_fill_pending};
+pub(crate) use fill::fill;
+pub(crate) use fill_mark::{FillMark, FillReason, cut_damage, fill_mark, fill_pending, store_fill_pending};
 pub use reports::Reports;
 pub(crate) use send::send_log;
 pub use throttle::Throttle;
 pub use watcher::{WATCH_INTERVAL, Watcher};
+pub(crate) use whole_copy::{
+    ACTIVE, FILLING, check_whole, complete_fill, damaged_response, source_without_leader, with_marks,
+};
 
 use crate::config::{Config, Live};
 use crate::metadata::{ControllerState, NodeInfo, NodeState, Placement, designated_leader, leader_candidates};
@@ -64,6 +72,8 @@ pub struct Cluster {
     pub filling: Arc<Throttle>,
     /// Counters of groups and sequencers.
     pub metrics: RaftMetrics,
+    /// What the repair of the controller group's log on this node waits for; empty: it does not wait.
+    pub(crate) controller_repair: parking_lot::Mutex<String>,
     /// When this process had the data directory to itself: a former process has acknowledged nothing since.
     pub started: Instant,
 }
@@ -80,6 +90,7 @@ impl Cluster {
             led: AtomicUsize::default(),
             filling: Arc::default(),
             metrics: RaftMetrics::default(),
+            controller_repair: parking_lot::Mutex::default(),
             started: Instant::now(),
         }
     }

@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 pub use error::ControllerError;
 
-use crate::cluster::{CONTROLLER_LOG, Cluster, Reports, Watcher, send_log};
+use crate::cluster::{CONTROLLER_LOG, Cluster, Reports, Watcher, check_whole, end_declaration, is_declared, send_log};
 use crate::metadata::{ClusterObservation, CommandOutcome, ControllerCommand, ControllerState, Refusal};
 use crate::model::{PartitionError, Topic};
 use crate::peers::PullStream;
@@ -205,14 +205,43 @@ impl Controller {
         self.group.handle(from, message).await
     }
 
-    /// Sends the log to a node whose own one was damaged. This node must lead the group, which is confirmed with a majority.
+    /// Sends the log to node `from`, whose own one was damaged. This node must lead the group, which is confirmed with a majority;
+    /// without a leader its log must be known to be whole, or declared to be the source.
     ///
     /// # Errors
-    /// When it does not lead.
-    pub(crate) async fn pull(self: &Arc<Self>, request: proto::PullRequest) -> Result<PullStream, tonic::Status> {
-        self.read_index().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    /// When none of this holds.
+    pub(crate) async fn pull(
+        self: &Arc<Self>,
+        from: u64,
+        request: proto::PullRequest,
+    ) -> Result<PullStream, tonic::Status> {
+        if let Err(error) = self.read_index().await {
+            let alone = match self.group.roles().now() {
+                Role::Follower { leader: Some(leader), .. } => !self.cluster.alive(leader) || self.group.leader_gone(),
+                Role::Follower { leader: None, .. } => true,
+                Role::Leader(_) => false,
+            };
+            let refused = |why: String| tonic::Status::unavailable(format!("{error}; {why}"));
+            if !alone || !request.whole {
+                return Err(refused("this node does not lead".into()));
+            }
+            if !is_declared(&self.cluster.store, CONTROLLER_LOG) {
+                let last = self.last_position().await;
+                let checked = check_whole(&self.cluster, CONTROLLER_LOG, &self.status(), last, from).await;
+                checked.map_err(refused)?;
+            }
+            tracing::warn!(
+                to = from,
+                "no leader of the controller group is possible: sending this log, which is whole or declared to be the source"
+            );
+        }
         let held = Box::new(self.clone());
         send_log(self.cluster.clone(), &self.group, self.log.clone(), request, held).await
+    }
+
+    /// Position of the last entry of the log.
+    pub(crate) async fn last_position(&self) -> Option<proto::LogPosition> {
+        self.group.last_position().await
     }
 
     /// Status of the group.
@@ -228,6 +257,9 @@ impl Controller {
     /// One tick of the group: see [`Watcher`].
     fn tick(&self) {
         let status = self.group.status();
+        if (status.is_leader || self.group.heard_leader()) && is_declared(&self.cluster.store, CONTROLLER_LOG) {
+            end_declaration(&self.cluster.store, CONTROLLER_LOG);
+        }
         if status.is_leader {
             let alone = status.voters.len() == 1 && status.learners.is_empty();
             self.watcher.led(&self.cluster, &self.group, alone);

@@ -11,7 +11,10 @@ use std::time::Duration;
 use chronicle_log::{Log, LogConfig, LogError};
 use chronicle_proto::internal::group_request::Ask;
 
-use crate::cluster::{CONTROLLER_LOG, Cluster, FillProgress, FillReason, fill, fill_pending, store_fill_pending};
+use crate::cluster::{
+    CONTROLLER_LOG, Cluster, FillProgress, FillReason, complete_fill, cut_damage, fill, fill_pending,
+    source_without_leader,
+};
 use crate::host::{blocking, jitter};
 
 /// Wait before an interrupted repair is retried.
@@ -38,9 +41,11 @@ pub(super) async fn open_log(cluster: &Arc<Cluster>) -> Result<Arc<Log>, LogErro
         if fill_pending(&cluster.store, CONTROLLER_LOG).is_none() {
             return Ok(log);
         }
-        if let Err(error) = fill_from_leader(cluster, log).await {
+        let filled = fill_from_leader(cluster, log).await;
+        *cluster.controller_repair.lock() = filled.as_ref().err().cloned().unwrap_or_default();
+        if let Err(error) = filled {
             if attempts.is_multiple_of(LOG_EVERY) {
-                tracing::warn!(error, "cannot repair the controller log yet, retrying");
+                tracing::warn!(error, "cannot repair the controller log yet, retrying: see docs/operations/damage.md");
             }
             attempts += 1;
             tokio::time::sleep(jitter(RETRY)).await;
@@ -50,14 +55,7 @@ pub(super) async fn open_log(cluster: &Arc<Cluster>) -> Result<Arc<Log>, LogErro
 
 /// Takes damage that a read has found at raft index `from` out of the closed log, so that the next start fills it.
 pub(super) async fn cut(cluster: &Cluster, from: Option<u64>) -> Result<(), LogError> {
-    store_fill_pending(&cluster.store, CONTROLLER_LOG, Some(FillReason::Damaged)).await?;
-    let store = cluster.store.clone();
-    let cut = blocking(move || match from {
-        Some(index) => store.cut_from(CONTROLLER_LOG, index),
-        None => store.cut_damaged(CONTROLLER_LOG),
-    });
-    // The runtime is shutting down.
-    let cut = cut.await.unwrap_or(Err(LogError::Closed))?;
+    let cut = cut_damage(&cluster.store, CONTROLLER_LOG, from).await?;
     tracing::warn!(
         kept_to = cut.next_index, had_to = cut.was, quarantine = ?cut.quarantine,
         "damaged segments of the controller log moved to quarantine"
@@ -68,14 +66,25 @@ pub(super) async fn cut(cluster: &Cluster, from: Option<u64>) -> Result<(), LogE
 /// Copies what the log lacks, closes it, and removes the mark that it must be filled.
 async fn fill_from_leader(cluster: &Cluster, log: Arc<Log>) -> Result<(), String> {
     let filled = async {
-        let source = leader(cluster).await?;
-        fill(cluster, &log, source, FillReason::Damaged, &FillProgress::default()).await
+        let source = source(cluster).await?;
+        fill(cluster, &log, source, FillReason::Damaged, &FillProgress::default()).await.map(|()| source)
     }
     .await;
     let closed = blocking(move || log.close()).await.map_err(|e| e.to_string())?;
-    filled?;
+    let source = filled?;
     closed.map_err(|e| e.to_string())?;
-    store_fill_pending(&cluster.store, CONTROLLER_LOG, None).await.map_err(|e| e.to_string())
+    complete_fill(cluster, CONTROLLER_LOG, source).await
+}
+
+/// The leader or, without one, the replica that may be whole: it checks that itself.
+async fn source(cluster: &Cluster) -> Result<u64, String> {
+    let found = leader(cluster).await;
+    if found.is_err() {
+        let others = cluster.peers.known_ids().into_iter().collect();
+        let source = source_without_leader(cluster, CONTROLLER_LOG, &others).await;
+        return source.map_or(found, Ok);
+    }
+    found
 }
 
 /// Raft id of the leader of the group, as its replicas on other nodes know it. The leader confirms that when it is asked for its log.

@@ -1,6 +1,7 @@
 //! Where a replica of a partition that is new, far behind or damaged gets its log from ([`crate::cluster::fill`] copies it).
 //!
-//! Invariant: the source of a repair is a confirmed leader or, in a group of two voters, the other voter (`whole_alone` in `pull.rs`).
+//! Invariant: the source of a repair is a confirmed leader; without one, in a group of two voters the other voter (`whole_alone` in
+//! `pull.rs`), a voter whose log is known to be whole, or the one that a person has declared ([`crate::cluster::check_whole`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,10 +11,7 @@ use chronicle_proto::internal as proto;
 use chronicle_proto::internal::group_request::Ask;
 
 use super::environment::Environment;
-use crate::cluster::{FillProgress, FillReason};
-
-/// State of a replica whose group runs, in the responses to [`crate::cluster::Cluster::ask`].
-pub(crate) const ACTIVE: &str = "active";
+use crate::cluster::{ACTIVE, FillProgress, FillReason, source_without_leader};
 
 /// Asks the replica on another node to close together with the leader; returns whether it does.
 pub(super) async fn ask_close(env: &Environment, id: LogId, node: u64, position: proto::LogPosition) -> bool {
@@ -51,7 +49,13 @@ async fn find_source(env: &Environment, id: LogId, reason: FillReason) -> Result
     {
         return Ok(other);
     }
-    find_leader(env, id).await
+    let found = find_leader(env, id).await;
+    if reason == FillReason::Damaged && found.is_err() {
+        let voters = env.cluster.placement(id).map(|placement| placement.voters).unwrap_or_default();
+        let source = source_without_leader(&env.cluster, id, &voters.into_iter().collect()).await;
+        return source.map_or(found, Ok);
+    }
+    found
 }
 
 /// The other voter of a group of two, when its replica is undamaged: the group cannot have a leader while this replica is out of
@@ -69,13 +73,14 @@ async fn other_of_two(env: &Environment, id: LogId) -> Option<u64> {
     (answer.state == ACTIVE && voters == BTreeSet::from([me, other])).then_some(other)
 }
 
-/// Fills an open log whose group is not running. May be called again after an error: it resumes where the log ends.
+/// Fills an open log whose group is not running. May be called again after an error: it resumes where the log ends. Returns the node
+/// that it was filled from.
 pub(super) async fn fill(
     env: &Environment,
     log: &Arc<Log>,
     reason: FillReason,
     progress: &FillProgress,
-) -> Result<(), String> {
+) -> Result<u64, String> {
     let source = find_source(env, log.id(), reason).await?;
-    crate::cluster::fill(&env.cluster, log, source, reason, progress).await
+    crate::cluster::fill(&env.cluster, log, source, reason, progress).await.map(|()| source)
 }

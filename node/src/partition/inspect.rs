@@ -10,7 +10,8 @@ use chronicle_proto::internal as proto;
 use serde::Serialize;
 
 use super::replicas::{Replicas, log_of};
-use super::{ACTIVE, Partition, PartitionRole, Replica, ReplicaState};
+use super::{Partition, PartitionRole, Replica, ReplicaState};
+use crate::cluster::{ACTIVE, FILLING, with_marks};
 use crate::model::{PartitionError, Topic};
 use crate::raft::RaftGroupStatus;
 
@@ -238,9 +239,10 @@ impl Replicas {
             // The state below contains the error.
             let _ = replica.get().await;
         }
-        Ok(match replica.state() {
+        let answer = match replica.state() {
             ReplicaState::Active(partition) => {
                 let mut answer = status_response(&partition.group().status(), ACTIVE);
+                answer.last = partition.group().last_position().await;
                 answer.first_index = partition.log().position().first_index;
                 if let PartitionRole::Leading(_) = partition.role() {
                     answer.leader = self.inner.env.cluster.node();
@@ -248,7 +250,7 @@ impl Replicas {
                 answer
             }
             ReplicaState::Filling(filling) => proto::GroupResponse {
-                state: "filling".into(),
+                state: FILLING.into(),
                 filling_left: filling.progress.left.load(std::sync::atomic::Ordering::Relaxed),
                 ..Default::default()
             },
@@ -258,7 +260,8 @@ impl Replicas {
             ReplicaState::Dormant | ReplicaState::Closed => {
                 proto::GroupResponse { state: "dormant".into(), ..Default::default() }
             }
-        })
+        };
+        Ok(with_marks(&self.inner.env.cluster, id, answer))
     }
 
     /// BLAKE3 of a range of entries of this node's replica; empty while it has not applied them all.

@@ -39,7 +39,7 @@ async fn round(partition: &Arc<Partition>) -> Result<(), String> {
     for id in wanted.iter().filter(|id| !status.voters.contains(id) && !status.learners.contains(id)) {
         // To a replica that is filling, raft would only send the entries that it copies anyway.
         let answer = env.cluster.ask(partition.id(), *id, Ask::Status(true)).await?;
-        if answer.state != super::ACTIVE {
+        if answer.state != crate::cluster::ACTIVE {
             return Err(format!("node {id} is {}", answer.state));
         }
         // An earlier release would refuse the log as soon as it has a control entry.

@@ -46,7 +46,6 @@ mod verify;
 mod views;
 
 pub use environment::{Environment, ViewOf};
-pub(crate) use fill_source::ACTIVE;
 pub use inspect::PartitionTotals;
 pub(crate) use inspect::{Peek, status_response};
 pub use leading::PartitionRole;

@@ -7,10 +7,12 @@ use chronicle_proto::internal as proto;
 use tonic::Status;
 
 use super::environment::Environment;
+use super::open::Partition;
 use super::replica::Replica;
-use crate::cluster::send_log;
+use crate::cluster::{check_whole, is_declared, send_log};
+use crate::model::PartitionError;
 use crate::peers::PullStream;
-use crate::raft::{RaftGroupError, RaftGroupStatus};
+use crate::raft::RaftGroupStatus;
 
 /// Returns whether the replica of `me` is known to hold every entry that may have been acknowledged, without a quorum read: the
 /// only other voter is `from`.
@@ -23,10 +25,11 @@ fn whole_alone(status: &RaftGroupStatus, me: u64, from: u64) -> bool {
     me != from && !status.joint && status.voters == BTreeSet::from([me, from])
 }
 
-/// Serves a replica that fills its log. This node must be the leader, which is confirmed with a majority, or the only other voter.
+/// Serves a replica that fills its log. This node must be the leader, which is confirmed with a majority. For a repair it may also be
+/// the only other voter or, without a leader, a voter whose log is known to be whole or that a person has declared to be the source.
 ///
 /// # Errors
-/// When this node is neither, or does not have the requested entries any more.
+/// When this node is none of these, or does not have the requested entries any more.
 pub(crate) async fn pull(
     env: Arc<Environment>,
     replica: &Arc<Replica>,
@@ -34,15 +37,38 @@ pub(crate) async fn pull(
     request: proto::PullRequest,
 ) -> Result<PullStream, Status> {
     let unavailable = |e: String| Status::unavailable(e);
-    let mut partition = replica.get().await.map_err(|e| unavailable(e.to_string()))?;
+    let partition = replica.get().await.map_err(|e| unavailable(e.to_string()))?;
     if !(request.whole && whole_alone(&partition.group().status(), env.cluster.node(), from_node)) {
-        partition = replica.lead().await.map_err(|e| unavailable(e.to_string()))?;
-        // The replica must receive at least everything that is committed now.
-        partition.group().read_index().await.map_err(|e: RaftGroupError| unavailable(e.to_string()))?;
+        match lead(replica).await {
+            Ok(()) => {}
+            // Another node leads.
+            Err(error @ PartitionError::NotLeader { .. }) => return Err(unavailable(error.to_string())),
+            Err(error) if !request.whole => return Err(unavailable(error.to_string())),
+            Err(error) => may_send_without_leader(&env, &partition, from_node)
+                .await
+                .map_err(|why| unavailable(format!("{error}; {why}")))?,
+        }
     }
     let (cluster, log) = (env.cluster.clone(), partition.log().clone());
     let held = Box::new(partition.clone());
     send_log(cluster, partition.group(), log, request, held).await
+}
+
+/// Makes this node the leader, and confirms it: the replica must receive at least everything that is committed now.
+async fn lead(replica: &Arc<Replica>) -> Result<(), PartitionError> {
+    replica.lead().await?.read_index().await
+}
+
+async fn may_send_without_leader(env: &Environment, partition: &Partition, from: u64) -> Result<(), String> {
+    let (group, id) = (partition.group(), partition.id());
+    if is_declared(&env.cluster.store, id) {
+        tracing::warn!(partition = %id, to = from, "sending the log that a person has declared to be the source");
+        return Ok(());
+    }
+    let last = group.last_position().await;
+    check_whole(&env.cluster, id, &group.status(), last, from).await?;
+    tracing::warn!(partition = %id, to = from, "no leader is possible: sending this log, which holds all that may have been acknowledged");
+    Ok(())
 }
 
 #[cfg(test)]

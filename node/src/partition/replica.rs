@@ -16,7 +16,10 @@ use super::fill_source;
 use super::leading::PartitionRole;
 use super::open::Partition;
 use super::storage::open_log;
-use crate::cluster::{FillProgress, FillReason, fill_pending, store_fill_pending};
+use crate::cluster::{
+    FILLING, FillProgress, FillReason, complete_fill, cut_damage, declare_source, fill_mark, fill_pending, set_aside,
+    store_fill_pending,
+};
 use crate::metadata::Placement;
 use crate::model::PartitionError;
 use crate::raft::LeasePromise;
@@ -26,6 +29,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// Wait before an interrupted fill is retried.
 const FILL_RETRY: Duration = Duration::from_millis(500);
+/// A fill that fails again and again is logged once in so many attempts.
+const LOG_EVERY: u32 = 20;
 /// Time after which a failed replica that is not used is opened again, beyond the wait of its state.
 const REOPEN_AFTER: Duration = Duration::from_secs(20);
 /// How long a request waits for a leader of a partition that it has opened.
@@ -59,6 +64,16 @@ pub struct Filling {
     pub progress: FillProgress,
     stop: CancellationToken,
     task: parking_lot::Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+impl Filling {
+    /// The state, for people: with what it waits for, when the last attempt failed.
+    pub fn describe(&self) -> String {
+        match &**self.progress.waits_for.lock() {
+            "" => FILLING.into(),
+            why => format!("{FILLING}: {why}"),
+        }
+    }
 }
 
 /// The replica of one partition on this node, open or not.
@@ -216,6 +231,10 @@ impl Replica {
             });
         }
         let others = placement.replicas.iter().chain(&placement.voters).any(|node| *node != me);
+        if !others && fill_mark(&self.env.cluster.store, self.id).is_some_and(|mark| mark.votes_lost) {
+            // The journal was repaired: nobody else has votes or entries of this group.
+            store_fill_pending(&self.env.cluster.store, self.id, None).await.map_err(PartitionError::from)?;
+        }
         if let Some(reason) = self.must_fill(&placement).await {
             self.start_filling(reason);
             return Err(self.filling());
@@ -337,15 +356,7 @@ impl Replica {
     /// Removes the damaged end from a closed log, after storing durably that the replica has lost entries. `from`: raft index of
     /// the damage that a read has found; `None`: opening the log finds it, or the damage is not in its entries.
     async fn cut(&self, from: Option<u64>) -> Result<(), PartitionError> {
-        store_fill_pending(&self.env.cluster.store, self.id, Some(FillReason::Damaged))
-            .await
-            .map_err(PartitionError::from)?;
-        let (store, id) = (self.env.cluster.store.clone(), self.id);
-        let cut = crate::host::blocking(move || match from {
-            Some(index) => store.cut_from(id, index),
-            None => store.cut_damaged(id),
-        });
-        let cut = cut.await.map_err(interrupted)?.map_err(PartitionError::from)?;
+        let cut = cut_damage(&self.env.cluster.store, self.id, from).await.map_err(PartitionError::from)?;
         if let Some(quarantine) = cut.quarantine {
             tracing::warn!(
                 partition = %self.id,
@@ -380,13 +391,16 @@ impl Replica {
 
     /// Fills the log; retries until it succeeds.
     async fn fill(&self, reason: FillReason, progress: &FillProgress) {
-        loop {
+        for attempt in 0u32.. {
             // Damage that is found meanwhile makes it a repair.
             let reason = fill_pending(&self.env.cluster.store, self.id).unwrap_or(reason);
             match self.fill_once(reason, progress).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(partition = %self.id, error, "filling the log was interrupted, retrying");
+                    if attempt.is_multiple_of(LOG_EVERY) {
+                        tracing::warn!(partition = %self.id, error, "filling the log was interrupted, retrying");
+                    }
+                    *progress.waits_for.lock() = error;
                     tokio::time::sleep(crate::host::jitter(FILL_RETRY)).await;
                 }
             }
@@ -410,8 +424,56 @@ impl Replica {
         let filled = fill_source::fill(&self.env, &log, reason, progress).await;
         drop(log);
         open.close().await;
-        filled?;
-        store_fill_pending(&self.env.cluster.store, self.id, None).await.map_err(text)
+        complete_fill(&self.env.cluster, self.id, filled?).await
+    }
+
+    /// Makes the log of this replica the truth, on the word of a person. Returns the raft index after its last entry.
+    ///
+    /// # Errors
+    /// Why it cannot be the source.
+    pub(crate) async fn declare_source(self: &Arc<Self>) -> Result<u64, String> {
+        let _changing = self.changing.lock().await;
+        self.end(self.replace_unless_closed()?).await;
+        let (store, id) = (self.env.cluster.store.clone(), self.id);
+        crate::host::blocking(move || declare_source(&store, id)).await.map_err(|error| error.to_string())?
+    }
+
+    /// Sets the whole log of this replica aside, on the word of a person, and fills it from the declared source.
+    ///
+    /// # Errors
+    /// When the files cannot be moved.
+    pub(crate) async fn start_over(self: &Arc<Self>) -> Result<(), String> {
+        let _changing = self.changing.lock().await;
+        self.end(self.replace_unless_closed()?).await;
+        let (store, id) = (self.env.cluster.store.clone(), self.id);
+        let cut = crate::host::blocking(move || set_aside(&store, id)).await;
+        cut.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        self.start_filling(FillReason::Damaged);
+        Ok(())
+    }
+
+    /// Takes the replica out of use, unless it is closed permanently. Returns the previous state.
+    fn replace_unless_closed(&self) -> Result<ReplicaState, String> {
+        let mut state = self.state.write();
+        match *state {
+            ReplicaState::Closed => Err("the replica is closed".into()),
+            _ => Ok(self.replace(&mut state, ReplicaState::Dormant)),
+        }
+    }
+
+    /// Ends what a state has running.
+    async fn end(&self, before: ReplicaState) {
+        match before {
+            ReplicaState::Active(partition) => partition.close().await,
+            ReplicaState::Filling(filling) => {
+                filling.stop.cancel();
+                let task = filling.task.lock().take();
+                if let Some(task) = task {
+                    let _ = task.await;
+                }
+            }
+            ReplicaState::Dormant | ReplicaState::Failed { .. } | ReplicaState::Closed => {}
+        }
     }
 
     fn set(&self, state: ReplicaState) {
@@ -503,17 +565,7 @@ impl Replica {
                 }
                 replica.replace(&mut state, then)
             };
-            match before {
-                ReplicaState::Active(partition) => partition.close().await,
-                ReplicaState::Filling(filling) => {
-                    filling.stop.cancel();
-                    let task = filling.task.lock().take();
-                    if let Some(task) = task {
-                        let _ = task.await;
-                    }
-                }
-                ReplicaState::Dormant | ReplicaState::Failed { .. } | ReplicaState::Closed => {}
-            }
+            replica.end(before).await;
         });
         if let Err(error) = left.await {
             tracing::error!(partition = %self.id, %error, "closing a partition panicked");

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::leading::PartitionRole;
 use super::open::Partition;
 use super::{fill_source, members, retention};
+use crate::cluster::{end_declaration, is_declared};
 use crate::model::PartitionError;
 use crate::raft::{RaftGroupStatus, Role};
 
@@ -32,6 +33,7 @@ impl Partition {
     pub fn tick(self: &Arc<Self>) {
         self.checkpoint_if_grown();
         self.delete_if_agreed();
+        self.end_declaration();
         match self.role() {
             PartitionRole::Leading(_) | PartitionRole::Settling => self.tick_as_leader(),
             PartitionRole::Following { leader } => {
@@ -39,6 +41,14 @@ impl Partition {
                 let rank = self.env.cluster.rank(self.id);
                 self.tick_state.watcher.followed(&self.env.cluster, &self.group, leader, rank);
             }
+        }
+    }
+
+    /// The group has a leader: what a person has declared when it could have none holds no longer.
+    fn end_declaration(&self) {
+        let led = matches!(self.role(), PartitionRole::Leading(_)) || self.group.heard_leader();
+        if led && is_declared(&self.env.cluster.store, self.id) {
+            end_declaration(&self.env.cluster.store, self.id);
         }
     }
 

@@ -36,6 +36,8 @@ pub(crate) use lease::LEASE;
 pub use lease::LeasePromise;
 pub use network::Transport;
 pub use state_machine::{CommittedEntry, Machine};
-pub(crate) use store::{KEY_FILL, KEY_PURGED, encode_position};
+pub(crate) use store::{
+    KEY_DECLARED, KEY_FILL, KEY_PURGED, KEY_VOTE, decode_purged, encode_position, purged_index, stored_term, vote_for,
+};
 pub use type_config::{LeaderTerm, Proposal, RaftMember, Reservation};
 pub(crate) use wire::{entry_in, entry_out};

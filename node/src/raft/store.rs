@@ -30,12 +30,35 @@ use crate::host::flushed::{flushed, journal};
 use crate::telemetry::traces::EntryTrace;
 use crate::telemetry::{RaftMetrics, Stage};
 
-const KEY_VOTE: u8 = 1;
+/// Raft's vote.
+pub(crate) const KEY_VOTE: u8 = 1;
 /// Raft's purge mark: the position before the first entry that raft may read; see [`encode_position`].
 pub(crate) const KEY_PURGED: u8 = 2;
-/// One byte: 0 none, 1 the replica must catch up by copying entries because it is behind, 2 because its log was
-/// damaged.
+/// The mark that the replica must fill its log: see `cluster/fill_mark.rs`.
 pub(crate) const KEY_FILL: u8 = 3;
+/// One byte, 1: a person has declared the replica to be the source of its group, see `cluster/decree.rs`.
+pub(crate) const KEY_DECLARED: u8 = 9;
+
+/// Term of the vote that the journal has of a group, which is durable before any entry of that term; 0: none.
+pub(crate) fn stored_term(store: &Store, id: LogId) -> u64 {
+    let vote = store.journal_get(id, KEY_VOTE).and_then(|bytes| decode_vote(&bytes).ok());
+    vote.map_or(0, |vote| vote.leader_id.term)
+}
+
+/// The value of [`KEY_VOTE`] for a vote for `node` in `term`.
+pub(crate) fn vote_for(term: u64, node: u64) -> Bytes {
+    encode_vote(&RaftVote::new(term, node))
+}
+
+/// Raft index of a group's purge mark.
+pub(crate) fn purged_index(store: &Store, id: LogId) -> Option<u64> {
+    decode_purged(&store.journal_get(id, KEY_PURGED)?)
+}
+
+/// Raft index in the value of [`KEY_PURGED`].
+pub(crate) fn decode_purged(bytes: &[u8]) -> Option<u64> {
+    decode_log_id(bytes).ok().map(|id| id.index)
+}
 
 /// Most bytes that one read returns to openraft; a larger entry is returned alone.
 const READ_BYTES: usize = 4 << 20;

@@ -30,7 +30,7 @@ use crate::model::{Addresses, ApiError, NewTopic, Reason};
 use crate::peers::{Known, Me, PROTOCOL, Peers};
 
 /// Journal key of the controller's log whose value is the durable state of `membership`, as JSON.
-const KEY_MEMBERSHIP: u8 = 10;
+pub(super) const KEY_MEMBERSHIP: u8 = 10;
 /// Pause between two attempts to register with the controller.
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a join waits while its name, address or UUID seems to be in use: the owner may be a process that has just

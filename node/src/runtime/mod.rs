@@ -7,6 +7,7 @@
 //! start.rs         data directory, runtimes, peers, cluster, replicas, broker: opened bottom up, closed top down
 //! join_cluster.rs  bootstraps or joins the cluster, starts the controller group, admits other nodes
 //! peer_calls.rs    answers the calls of other nodes
+//! offline_repair.rs  repairs in the data directory of a stopped node, for the command line
 //! tasks.rs         background tasks of the node
 //! collect.rs       collects the metrics of all parts
 //! ```
@@ -15,6 +16,7 @@
 
 mod collect;
 mod join_cluster;
+mod offline_repair;
 mod peer_calls;
 mod serve;
 mod start;
@@ -30,6 +32,9 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 pub use collect::collect_node;
+pub use offline_repair::{
+    JournalRepairMode, JournalRepairReport, OfflineRepairError, OfflineRole, recover_offline, repair_journal,
+};
 pub use serve::{Serving, StartError, run, run_on};
 
 use crate::broker::Broker;

@@ -11,9 +11,9 @@ use futures::future::BoxFuture;
 use tonic::Status;
 
 use super::Node;
-use crate::cluster::CONTROLLER_LOG;
+use crate::cluster::{ACTIVE, CONTROLLER_LOG, damaged_response, with_marks};
 use crate::controller::{Controller, ControllerError};
-use crate::partition::{ACTIVE, pull, status_response};
+use crate::partition::{pull, status_response};
 use crate::peers::{Handler, PullStream};
 
 impl Handler for Node {
@@ -79,7 +79,7 @@ impl Handler for Node {
         async move {
             let id = crate::peers::named_group(&request.group)?;
             if id == CONTROLLER_LOG {
-                return node.controller().map_err(Status::unavailable)?.pull(request).await;
+                return node.controller().map_err(Status::unavailable)?.pull(from, request).await;
             }
             let replica = node.inner.replicas.placed(id).map_err(|e| Status::unavailable(e.to_string()))?;
             pull(node.inner.replicas.environment().clone(), &replica, from, request).await
@@ -151,7 +151,14 @@ impl Node {
 
     async fn group_status(&self, id: LogId, open: bool) -> Result<proto::GroupResponse, String> {
         match id {
-            CONTROLLER_LOG => Ok(status_response(&self.controller()?.status(), ACTIVE)),
+            CONTROLLER_LOG => match self.controller() {
+                Ok(controller) => {
+                    let mut answer = status_response(&controller.status(), ACTIVE);
+                    answer.last = controller.last_position().await;
+                    Ok(with_marks(&self.inner.cluster, id, answer))
+                }
+                Err(error) => damaged_response(&self.inner.cluster, id).ok_or(error),
+            },
             id => self.inner.replicas.group_status(id, open).await.map_err(text),
         }
     }

@@ -1,5 +1,6 @@
 //! Starting and stopping a node's core.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -252,9 +253,26 @@ async fn open_store(config: &Config, host: &Host, stop: &CancellationToken) -> R
                 stop.run_until_cancelled(tokio::time::sleep(LOCK_RETRY)).await;
             }
             opened => {
-                return opened.map_err(|error| ApiError::from(ControllerError::from(PartitionError::from(error))));
+                return opened.map_err(|error| {
+                    let way_out = way_out(&error, &config.node.data_dir);
+                    let mut error = ApiError::from(ControllerError::from(PartitionError::from(error)));
+                    error.message += &way_out;
+                    error
+                });
             }
         }
+    }
+}
+
+/// What can be done when the data directory does not open, for the error.
+fn way_out(error: &LogError, dir: &Path) -> String {
+    match error.root() {
+        LogError::Damaged { path, .. } if path.starts_with(dir.join("meta")) => format!(
+            ". The journal may have lost votes, so that the node does not start with it. To go on with what can be read of it, and fill \
+             the logs from other nodes: `chronicle debug repair-journal --data {}` (docs/operations/damage.md)",
+            dir.display()
+        ),
+        _ => String::new(),
     }
 }
 

@@ -13,4 +13,5 @@ mod nemesis;
 mod network;
 mod refused;
 mod repair;
+mod sources;
 mod tls;

@@ -117,7 +117,8 @@ async fn record_at(cluster: &Cluster, number: usize, offset: i64, http: bool) ->
             from: Some(v1::Position { at: Some(v1::position::At::Offset(offset)) }),
             ..Default::default()
         };
-        let answer = api::log(address).await?.consume(request).await.map_err(|s| anyhow::anyhow!("{}", api::reason(&s)));
+        let answer =
+            api::log(address).await?.consume(request).await.map_err(|s| anyhow::anyhow!("{}", api::reason(&s)));
         return answer?.into_inner().records.into_iter().next().context("a record");
     }
     let url = format!("{}/v1/topics/{TOPIC}/partitions/0/records?offset={offset}&max_bytes=1", tls::url(address));

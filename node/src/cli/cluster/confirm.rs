@@ -9,7 +9,7 @@ use anyhow::bail;
 ///
 /// # Errors
 /// Any other answer.
-pub(super) fn ask(question: &str, yes: bool) -> anyhow::Result<()> {
+pub(in crate::cli) fn ask(question: &str, yes: bool) -> anyhow::Result<()> {
     if yes || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Ok(());
     }

@@ -4,7 +4,7 @@
 //! for confirmation.
 
 pub(super) mod calls;
-mod confirm;
+pub(super) mod confirm;
 mod outputs;
 mod wait;
 

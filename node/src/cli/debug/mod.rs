@@ -1,9 +1,10 @@
 //! `chronicle debug`: inspects nodes.
 //!
-//! `segment.rs` reads files without a node; `log_level.rs` and `bundle.rs` call each node at its own address.
+//! `segment.rs` reads files without a node, `offline.rs` repairs those of a stopped one; `log_level.rs` and `bundle.rs` call each node at its own address.
 
 mod bundle;
 mod log_level;
+mod offline;
 mod segment;
 
 use anyhow::bail;
@@ -18,6 +19,10 @@ pub(super) enum DebugCommand {
     Segment(segment::SegmentArgs),
     /// Show or change the log filter of running nodes.
     LogLevel(log_level::LogLevelArgs),
+    /// Replace the damaged journal of a stopped node by what can still be read of it.
+    RepairJournal(offline::RepairJournalArgs),
+    /// Make a stopped node the source of a group that cannot recover by itself, or a copy of the source.
+    Recover(offline::RecoverLogArgs),
     /// Collect diagnostics of every reachable node into one .tar.gz.
     Bundle(bundle::BundleArgs),
 }
@@ -26,6 +31,8 @@ pub(super) async fn run(global: &Global, command: DebugCommand) -> anyhow::Resul
     match command {
         DebugCommand::Segment(args) => segment::run(global, &args),
         DebugCommand::LogLevel(args) => log_level::run(global, &args).await,
+        DebugCommand::RepairJournal(args) => offline::journal(global, &args),
+        DebugCommand::Recover(args) => offline::recover(global, &args),
         DebugCommand::Bundle(args) => bundle::run(global, &args).await,
     }
 }
