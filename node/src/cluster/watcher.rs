@@ -75,6 +75,14 @@ impl Watcher {
         let now = Instant::now();
         let liveness = cluster.peers.liveness();
         let mut state = self.state.lock();
+        if group.doubt().is_some() {
+            let group = group.clone();
+            cluster.consensus.spawn(async move {
+                if let Err(error) = group.settle_doubt().await {
+                    tracing::debug!(group = %group.id(), %error, "cannot settle the doubt about the log's end");
+                }
+            });
+        }
         if let Some(leader) = leader.filter(|leader| *leader != cluster.node()) {
             let boot = liveness.boot_of(leader);
             let restarted = match state.leader {

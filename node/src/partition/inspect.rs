@@ -56,6 +56,8 @@ pub struct PartitionTotals {
     pub filling: usize,
     /// Of those, replicas that were damaged.
     pub damaged: usize,
+    /// Open replicas on this node that may have lost entries from the end of their log, and do not know yet.
+    pub in_doubt: usize,
     /// Partitions led by this node without responses from a majority.
     pub quorum_silent: usize,
     /// Highest raft term of an open replica.
@@ -178,6 +180,7 @@ impl Replicas {
             totals.log_bytes += position.bytes;
             totals.segments += position.segments as u64;
             totals.term_max = totals.term_max.max(partition.group().term());
+            totals.in_doubt += usize::from(partition.group().doubt().is_some());
             match partition.role() {
                 PartitionRole::Leading(_) => {
                     totals.leading += 1;
@@ -214,7 +217,10 @@ impl Replicas {
                     (Some(error), _) => format!("failed: {error}"),
                     (None, PartitionRole::Leading(_)) => "leading".into(),
                     (None, PartitionRole::Settling) => "settling".into(),
-                    (None, PartitionRole::Following { .. }) => "following".into(),
+                    (None, PartitionRole::Following { .. }) => match status.doubt {
+                        Some(doubt) => format!("following, in doubt from raft index {}", doubt.from),
+                        None => "following".into(),
+                    },
                 },
                 term: status.term,
                 leader: status.leader,

@@ -405,9 +405,13 @@ impl Partition {
             segments: position.segments as i32,
             term: status.term as i64,
             leader: leader.unwrap_or_default(),
-            state: match self.failure() {
-                Some(error) => format!("failed: {error}"),
-                None => "active".into(),
+            state: match (self.failure(), status.doubt) {
+                (Some(error), _) => format!("failed: {error}"),
+                (None, Some(doubt)) => format!(
+                    "in doubt from raft index {}: its end was cut; waits for a leader or for all other replicas",
+                    doubt.from
+                ),
+                (None, None) => "active".into(),
             },
             replicas: Vec::new(),
         }

@@ -20,9 +20,9 @@ use crate::raft::RaftGroupStatus;
 /// With two voters a majority is both, so every committed entry is in both logs, and a candidate needs the vote of the
 /// other voter. That holds from the entry that made the two the voters: it was proposed only after the joint configuration
 /// before it, which already needs both, was committed. It does not hold while the voters change: the next configuration may not
-/// contain `me`.
+/// contain `me`. Nor does it hold for a log that may have lost its end.
 fn whole_alone(status: &RaftGroupStatus, me: u64, from: u64) -> bool {
-    me != from && !status.joint && status.voters == BTreeSet::from([me, from])
+    me != from && !status.joint && status.doubt.is_none() && status.voters == BTreeSet::from([me, from])
 }
 
 /// Serves a replica that fills its log. This node must be the leader, which is confirmed with a majority. For a repair it may also be

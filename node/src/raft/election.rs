@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A follower grants a vote against a leader only when it considers the leader failed ([`RaftGroup::leader_gone`]), and no
 //!   vote within the lease of a leader that it has acknowledged (`lease.rs`).
+//! - A replica whose log may have lost its end votes for no shorter log, and is no candidate (`doubt.rs`).
 //! - A replica becomes a candidate only after a majority has granted a pre-vote (Raft dissertation, section 9.6), and
 //!   not while another candidate has just got this node's vote: its own election would invalidate that one before it
 //!   completes.
@@ -82,16 +83,24 @@ impl<M: Machine> RaftGroup<M> {
         let mut request = wire::ask_vote_in(request)?;
         // Until the vote is decided, no acknowledgement leaves.
         let mut promised = self.promise.lock().await;
-        let (vote, last) = self
+        let (vote, last, leads) = self
             .raft
-            .with_raft_state(|state| (*state.vote_ref(), state.log_ids.last().copied()))
+            .with_raft_state(|state| {
+                let leads = state.server_state == ServerState::Leader && state.vote_ref().committed;
+                (*state.vote_ref(), state.log_ids.last().copied(), leads)
+            })
             .await
             .map_err(|e| e.to_string())?;
+        let own = proto::VoteResponse {
+            vote: Some(wire::vote_out(&vote)),
+            last: last.as_ref().map(wire::position_out),
+            granted: false,
+            leads,
+        };
         let ballot = (request.vote.leader_id.term, request.vote.leader_id.node_id);
         let authorised = request.leadership_transfer && ballot.0 > vote.leader_id.term;
-        if !authorised && promised.binds(from) {
-            let vote = Some(wire::vote_out(&vote));
-            return Ok(proto::VoteResponse { vote, last: last.as_ref().map(wire::position_out), granted: false });
+        if (!authorised && promised.binds(from)) || self.doubt.bars(request.last_log_id.as_ref()) {
+            return Ok(own);
         }
         let leader = vote.leader_id.node_id;
         let gone = if !vote.committed || leader == from {
@@ -111,8 +120,7 @@ impl<M: Machine> RaftGroup<M> {
             if free && request.last_log_id < last {
                 self.heard.leader_wanted.store(true, Ordering::Relaxed);
             }
-            let vote = Some(wire::vote_out(&vote));
-            return Ok(proto::VoteResponse { vote, last: last.as_ref().map(wire::position_out), granted });
+            return Ok(proto::VoteResponse { granted, ..own });
         }
         // The lease of a failed leader does not restrict votes.
         request.leadership_transfer = authorised || gone;
@@ -145,12 +153,16 @@ impl<M: Machine> RaftGroup<M> {
     /// one, once a leader is known or 200 ms have passed; [`RaftGroup::roles`] shows the result.
     ///
     /// One at a time: a second election would invalidate the votes in flight for the first. A concurrent call returns
-    /// `false` at once, as does one within the lease of a leader that this replica has acknowledged.
+    /// `false` at once, as does one within the lease of a leader that this replica has acknowledged, and one of a replica
+    /// whose log is in doubt, once the other replicas have been asked.
     ///
     /// # Errors
     /// When the group has stopped.
     pub async fn campaign(&self) -> Result<bool, RaftGroupError> {
         let Ok(_one) = self.campaigning.try_lock() else { return Ok(false) };
+        if !self.settle_doubt().await? {
+            return Ok(false);
+        }
         if self.promised() || !self.majority_alive() {
             return Ok(false);
         }
@@ -226,6 +238,9 @@ impl<M: Machine> RaftGroup<M> {
         };
         if request.to != self.node {
             self.heard.candidate();
+        } else if self.doubt().is_some() {
+            let error = "the end of its log is in doubt".into();
+            return Message::TransferDone(proto::TransferResponse { error });
         }
         let request = TransferLeaderRequest::new(from, request.to, request.last.map(wire::position_in));
         match self.raft.handle_transfer_leader(request).await {

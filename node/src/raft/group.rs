@@ -19,6 +19,7 @@ use openraft::raft::linearizable_read::LinearizerOption;
 use openraft::{ChangeMembers, Config, Instant as _, Raft, ServerState, SnapshotPolicy};
 
 use super::contact::LeaderContact;
+use super::doubt::{DoubtState, TailDoubt};
 use super::lease::{LeaderLease, LeasePromise};
 use super::network::{Network, Transport};
 use super::state_machine::{Machine, MachineStore};
@@ -139,6 +140,8 @@ pub struct RaftGroupStatus {
     pub membership_index: u64,
     /// On the leader: the last index known to be stored on each other replica.
     pub matched: BTreeMap<u64, Option<u64>>,
+    /// What this replica may have lost from the end of its log.
+    pub doubt: Option<TailDoubt>,
 }
 
 /// Role of this node in a group.
@@ -224,6 +227,7 @@ pub struct RaftGroup<M: Machine> {
     pub(super) heard: LeaderContact,
     pub(super) promise: Arc<LeasePromise>,
     lease: LeaderLease,
+    pub(super) doubt: DoubtState,
     /// Held while this replica is a candidate.
     pub(super) campaigning: tokio::sync::Mutex<()>,
     checkpointing: tokio::sync::Mutex<()>,
@@ -243,9 +247,10 @@ impl<M: Machine> RaftGroup<M> {
         let RaftGroupConfig { reads, promise, suspension, metrics, .. } = start;
         // The journal also has a vote whose flush failed because the disk was full: no other node may rely on it yet.
         settled(&store, id).await?;
-        let storage = LogStorage::open(store, log.clone(), id, metrics.clone())
+        let storage = LogStorage::open(store.clone(), log.clone(), id, metrics.clone())
             .map_err(|e| RaftGroupError::Raft { group: id, reason: e.to_string() })?;
         let reader = storage.clone();
+        let doubt = DoubtState::open(&store, &log, storage.vote()).await?;
         let failed = |reason: String| match log.failure().or_else(|| reader.damage()) {
             Some(error) => RaftGroupError::Log(error),
             None => RaftGroupError::Raft { group: id, reason },
@@ -285,8 +290,8 @@ impl<M: Machine> RaftGroup<M> {
             // Checkpoints are taken when segments roll; purging follows retention.
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,
-            // When the last, acknowledged entry of a follower was damaged while its node was down, the follower treats
-            // it as a torn write and truncates it; the leader then sends it again.
+            // When the last, acknowledged entry of a follower was damaged while its node was down, the follower cuts it
+            // as it would a torn write (`doubt.rs`); the leader then sends it again.
             allow_log_reversion: Some(true),
             api_channel_size: Some(1024),
             notification_channel_size: Some(1024),
@@ -311,6 +316,7 @@ impl<M: Machine> RaftGroup<M> {
             heard: LeaderContact::new(),
             promise,
             lease: LeaderLease::new(reads, suspension),
+            doubt,
             campaigning: tokio::sync::Mutex::new(()),
             checkpointing: tokio::sync::Mutex::new(()),
         })
@@ -664,6 +670,7 @@ impl<M: Machine> RaftGroup<M> {
             membership_committed: metrics.membership_config.log_id() == metrics.committed_membership_config.log_id(),
             membership_index: metrics.membership_config.log_id().map(|id| id.index).unwrap_or(0),
             matched: matched.map(|(id, at)| (*id, at.as_ref().map(|at| at.index))).collect(),
+            doubt: self.doubt(),
         }
     }
 

@@ -9,6 +9,9 @@
 mod checkpoint;
 mod contact;
 mod control_entry;
+mod doubt;
+#[cfg(test)]
+mod doubt_tests;
 mod election;
 mod group;
 mod lease;
@@ -28,6 +31,7 @@ mod wire;
 
 pub(crate) use checkpoint::checkpoint_index;
 pub use control_entry::{ControlEntry, StartReason};
+pub use doubt::TailDoubt;
 pub use group::{
     HEARTBEAT, ProposeError, ProposeResult, RaftGroup, RaftGroupConfig, RaftGroupError, RaftGroupStatus, Role, Roles,
 };

@@ -103,6 +103,11 @@ impl LogStorage {
         })
     }
 
+    /// Returns the stored vote.
+    pub(super) fn vote(&self) -> Option<RaftVote> {
+        self.state.marks.lock().vote
+    }
+
     /// Whether nothing was ever stored for this group.
     pub(super) fn is_new(&self) -> bool {
         let position = self.state.log.position();

@@ -133,6 +133,7 @@ pub(super) fn voted_out(response: &VoteResponse<TypeConfig>) -> proto::VoteRespo
         vote: Some(vote_out(&response.vote)),
         last: response.last_log_id.as_ref().map(position_out),
         granted: response.vote_granted,
+        leads: false,
     }
 }
 

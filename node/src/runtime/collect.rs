@@ -62,6 +62,11 @@ fn partitions(samples: &mut Samples, broker: &Broker) {
         ("partitions_filling", "Replicas on this node that are copying entries from another replica", totals.filling),
         ("partitions_damaged", "Replicas on this node that lost data and are being repaired", totals.damaged),
         (
+            "partitions_in_doubt",
+            "Open replicas on this node whose log was cut at its end, and that wait to learn whether entries are missing",
+            totals.in_doubt,
+        ),
+        (
             "raft_quorum_silent",
             "Open partitions that this node leads without responses from a majority of replicas",
             totals.quorum_silent,
