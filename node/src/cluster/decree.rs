@@ -15,7 +15,7 @@ use bytes::Bytes;
 use chronicle_log::{Cut, Log, LogConfig, LogError, LogId, Store};
 
 use super::fill_mark::{FillMark, FillReason, fill_mark};
-use crate::raft::{KEY_DECLARED, KEY_FILL, checkpoint_index, purged_index};
+use crate::raft::{KEY_DECLARED, KEY_DOUBT, KEY_FILL, checkpoint_index, purged_index};
 
 /// Returns whether a person has declared this replica to be the source of its group.
 pub(crate) fn is_declared(store: &Store, id: LogId) -> bool {
@@ -47,8 +47,11 @@ pub(crate) fn declare_source(store: &Store, id: LogId) -> Result<u64, String> {
     };
     let usable = make_usable(store, &log);
     let next_index = log.position().next_index;
+    // What may be missing from its end is given up.
+    let settled = put(store, id, KEY_DOUBT, Bytes::new()).and_then(|()| log.forget_lost_tail());
     log.close().map_err(text)?;
     usable?;
+    settled.map_err(text)?;
     put(store, id, KEY_DECLARED, Bytes::from_static(&[1])).map_err(text)?;
     put(store, id, KEY_FILL, Bytes::from_static(&[0])).map_err(text)?;
     tracing::warn!(log = %id, next_index, "declared to be the source of its group: entries that it does not have are lost");

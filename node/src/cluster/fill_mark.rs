@@ -14,7 +14,7 @@ use chronicle_log::{Cut, LogError, LogId, Store};
 
 use crate::host::blocking;
 use crate::host::flushed::journal;
-use crate::raft::{KEY_FILL, stored_term};
+use crate::raft::{KEY_FILL, TailDoubt, stored_term};
 
 /// Why a replica fills its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,9 +118,12 @@ pub(crate) async fn cut_damage(store: &Arc<Store>, id: LogId, from: Option<u64>)
     });
     // The runtime is shutting down.
     let cut = cut.await.unwrap_or(Err(LogError::Closed))?;
+    // What an earlier opening has cut off the end, and is in doubt, counts as well.
+    let doubtful = TailDoubt::stored(store, id).map_or(0, |doubt| doubt.to().saturating_add(1));
+    let may_have_held = cut.held.max(doubtful);
     let held = match before {
-        None => Some(cut.held),
-        Some(mark) => mark.held.map(|held| held.max(cut.held)),
+        None => Some(may_have_held),
+        Some(mark) => mark.held.map(|held| held.max(may_have_held)),
     };
     if let (Some(mark), Some(_)) = (fill_mark(store, id), held) {
         journal(store, id, KEY_FILL, FillMark { held, ..mark }.encode()).await?;

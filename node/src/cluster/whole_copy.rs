@@ -55,7 +55,8 @@ type AtMost = (u64, u64);
 /// What the response of a replica says about the last entry that it has held.
 fn at_most(answer: &proto::GroupResponse) -> Result<AtMost, String> {
     match (&answer.last, answer.state.as_str()) {
-        (Some(last), ACTIVE) => Ok((last.term, last.index + 1)),
+        // The end of its log is in doubt: it may have held more.
+        (Some(last), ACTIVE) => Ok((last.term, last.index + 1).max((answer.held_term, answer.held_end))),
         (None, ACTIVE) if answer.next_index == 0 => Ok((0, 0)),
         (_, FILLING) if answer.held_end > 0 => Ok((answer.held_term, answer.held_end)),
         (_, FILLING) if answer.damaged => Err("is damaged, and does not know up to where it had entries".into()),
@@ -102,6 +103,9 @@ pub(crate) async fn check_whole(
     if status.joint || !status.voters.contains(&me) || !status.voters.contains(&from) {
         return Err("the voters of the group are changing, or are others".into());
     }
+    if status.doubt.is_some() {
+        return Err("the end of this log is in doubt itself".into());
+    }
     let last = last.map_or((0, 0), |last| (last.term, last.index + 1));
     let others = status.voters.iter().copied().filter(|node| *node != me);
     let asked = others.map(|node| async move {
@@ -118,7 +122,7 @@ pub(crate) async fn source_without_leader(cluster: &Cluster, id: LogId, nodes: &
     let asked = asked.map(|node| async move { (node, cluster.ask(id, node, Ask::Status(true)).await) });
     let answers = join_all(asked).await;
     let active = answers.iter().filter_map(|(node, answer)| Some((*node, answer.as_ref().ok()?)));
-    let active = active.filter(|(_, answer)| answer.state == ACTIVE);
+    let active = active.filter(|(_, answer)| answer.state == ACTIVE && (answer.held_end == 0 || answer.declared));
     let longest = active.max_by_key(|(_, answer)| (answer.declared, at_most(answer).unwrap_or_default()));
     longest.map(|(node, _)| node)
 }
@@ -205,6 +209,13 @@ mod tests {
         assert!(!whole((3, 100), &[filling(0, 0), filling(0, 0)]), "both know nothing");
         assert!(!whole((3, 100), &[filling(3, 90), filling(3, 101), filling(3, 101), filling(0, 0)]), "two of five");
         assert!(whole((3, 100), &[filling(3, 90), filling(3, 100), filling(3, 101), filling(0, 0)]), "three of five");
+    }
+
+    #[test]
+    fn a_voter_whose_end_is_in_doubt_may_have_held_more_than_it_has() {
+        let in_doubt = proto::GroupResponse { held_term: 3, held_end: 103, ..active(3, 99) };
+        assert!(whole((3, 103), &[in_doubt.clone(), filling(3, 104)]));
+        assert!(!whole((3, 102), &[in_doubt, filling(3, 104)]));
     }
 
     #[test]

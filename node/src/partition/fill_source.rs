@@ -58,7 +58,7 @@ async fn find_source(env: &Environment, id: LogId, reason: FillReason) -> Result
     found
 }
 
-/// The other voter of a group of two, when its replica is undamaged: the group cannot have a leader while this replica is out of
+/// The other voter of a group of two, when its replica is undamaged and its end not in doubt: the group cannot have a leader while this replica is out of
 /// service. The other voter checks the voters again when it receives the request for its log.
 async fn other_of_two(env: &Environment, id: LogId) -> Option<u64> {
     let placement = env.cluster.placement(id)?;
@@ -70,7 +70,8 @@ async fn other_of_two(env: &Environment, id: LogId) -> Option<u64> {
     };
     let answer = env.cluster.ask(id, other, Ask::Status(true)).await.ok()?;
     let voters: BTreeSet<u64> = answer.voters.into_iter().collect();
-    (answer.state == ACTIVE && voters == BTreeSet::from([me, other])).then_some(other)
+    let whole = answer.state == ACTIVE && answer.held_end == 0;
+    (whole && voters == BTreeSet::from([me, other])).then_some(other)
 }
 
 /// Fills an open log whose group is not running. May be called again after an error: it resumes where the log ends. Returns the node

@@ -310,6 +310,8 @@ pub(crate) fn status_response(status: &RaftGroupStatus, state: &str) -> proto::G
         applied: status.applied.map(|index| index + 1).unwrap_or(0),
         voters: status.voters.iter().copied().collect(),
         learners: status.learners.iter().copied().collect(),
+        held_term: status.doubt.map_or(0, |doubt| doubt.term()),
+        held_end: status.doubt.map_or(0, |doubt| doubt.to().saturating_add(1)),
         ..Default::default()
     }
 }

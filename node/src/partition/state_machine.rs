@@ -225,7 +225,7 @@ mod tests {
         let disk = Arc::new(MemoryDisk::new());
         let store = Store::open(disk, Path::new("/data"), StoreConfig::default()).unwrap();
         let log = store.open_log(LogId { topic: Uuid::from_u128(3), partition: 0 }, LogConfig::default()).unwrap();
-        let (mut machine, shared) = PartitionMachine::new(log, 10, None);
+        let (mut machine, shared) = PartitionMachine::new(log, ProducerLimits::default(), None);
         machine.restore(br#"{"next_offset":100,"producers":{"producers":{}}}"#, Some(20)).unwrap();
         (store, machine, shared)
     }

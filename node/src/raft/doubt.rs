@@ -26,7 +26,7 @@
 //!    after this replica has started: the floor is lowered to the greatest last entry that any of them named. Then 3.
 //! 3. Its own log, when it reaches the floor.
 //! 4. The membership, when there is no other replica: what is lost is lost, and a warning says so.
-//! 5. A person ([`RaftGroup::settle_by_decree`]), when the machines that have the entries never come back.
+//! 5. A person (`cluster/decree.rs`), when the machines that have the entries never come back.
 //!
 //! # Why this is safe
 //!
@@ -78,7 +78,7 @@ use super::wire;
 use crate::host::flushed::journal;
 
 /// [`TailDoubt`], or nothing.
-const KEY_DOUBT: u8 = 5;
+pub(crate) const KEY_DOUBT: u8 = 5;
 /// Longest wait for the answer of another replica.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// A doubt that lasts this long is logged as a warning, and again after each interval.
@@ -106,6 +106,16 @@ impl TailDoubt {
     /// Raft index of the last entry that may be lost, at most.
     pub fn to(&self) -> u64 {
         self.floor.2
+    }
+
+    /// Raft term of that entry, at most.
+    pub fn term(&self) -> u64 {
+        self.floor.0
+    }
+
+    /// The doubt of a replica whose group does not run, as the journal has it.
+    pub(crate) fn stored(store: &Store, id: LogId) -> Option<Self> {
+        Self::decode(&store.journal_get(id, KEY_DOUBT)?)
     }
 
     fn floor(&self) -> RaftLogId {
@@ -178,7 +188,7 @@ impl DoubtState {
     /// When the journal cannot take it.
     pub(super) async fn open(store: &Arc<Store>, log: &Arc<Log>, vote: Option<RaftVote>) -> Result<Self, LogError> {
         let id = log.id();
-        let mut now = store.journal_get(id, KEY_DOUBT).and_then(|bytes| TailDoubt::decode(&bytes));
+        let mut now = TailDoubt::stored(store, id);
         if let Some(lost) = log.lost_tail() {
             let voted = vote.map_or((0, 0), |vote| (vote.leader_id.term, vote.leader_id.node_id));
             let kept = log.position().last.map_or((0, 0), |last| (last.term, last.leader));
@@ -292,22 +302,6 @@ impl<M: Machine> RaftGroup<M> {
             );
         }
         Ok(false)
-    }
-
-    /// Takes the log of this replica as it is, although entries may be missing from its end: for a person who knows that the
-    /// replicas which may have them do not come back.
-    ///
-    /// # Errors
-    /// When the log or the journal has failed.
-    pub async fn settle_by_decree(&self) -> Result<(), RaftGroupError> {
-        let _evidence = self.doubt.evidence.lock().await;
-        let Some(doubt) = self.doubt() else { return Ok(()) };
-        self.doubt.settle().await?;
-        tracing::warn!(
-            group = %self.id, from = doubt.from, to = doubt.to(),
-            "the end of the log was in doubt and is taken as it is, by decree: acknowledged entries may be lost"
-        );
-        Ok(())
     }
 
     async fn standing(&self) -> Result<Standing, RaftGroupError> {

@@ -31,6 +31,7 @@ mod wire;
 
 pub(crate) use checkpoint::checkpoint_index;
 pub use control_entry::{ControlEntry, StartReason};
+pub(crate) use doubt::KEY_DOUBT;
 pub use doubt::TailDoubt;
 pub use group::{
     HEARTBEAT, ProposeError, ProposeResult, RaftGroup, RaftGroupConfig, RaftGroupError, RaftGroupStatus, Role, Roles,

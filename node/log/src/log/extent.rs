@@ -10,7 +10,8 @@ use crate::{
     frame::FRAME_HEADER,
     log_dir::LogDir,
     reader::{FrameReader, Stop},
-    segment::{SCAN_CHUNK, SEGMENT_HEADER},
+    seed::Seed,
+    segment::SCAN_CHUNK,
 };
 
 /// Index (exclusive) above which the log has held no entry, unless it was lost without a trace. Never below `was`.
@@ -19,8 +20,9 @@ pub(super) fn may_have_held(dir: &LogDir, found: &[FoundSegment], was: u64) -> R
         return Ok(was);
     };
     let io = |error| dir.segment_error(newest.base_index, "read the segment")(error);
-    let seed = dir.seed(newest.base_index);
-    let start = SEGMENT_HEADER as u64;
+    // With a damaged header the frames may be unreadable: every 72 bytes count then.
+    let seed = newest.seeds.first().copied().unwrap_or_else(|| Seed::version_1(dir.id(), newest.base_index));
+    let start = seed.first_frame();
     let mut next_index = newest.base_index;
     let mut end = start;
     let mut reader = FrameReader::new(newest.file.clone(), seed, start, newest.file_len, SCAN_CHUNK);

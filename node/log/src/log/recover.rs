@@ -40,7 +40,7 @@ pub(super) struct FoundSegment {
     pub(super) file_len: u64,
     pub(super) header: Result<SegmentHeader, HeaderError>,
     /// The seed in the header; those that it may have had, if it is damaged.
-    seeds: Vec<Seed>,
+    pub(super) seeds: Vec<Seed>,
     footer: Option<Footer>,
 }
 
