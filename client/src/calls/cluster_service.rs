@@ -126,6 +126,20 @@ impl Client {
             .await
     }
 
+    /// Declares the replica of one node to be the truth of a partition that cannot recover by itself. Acknowledged records that it does
+    /// not have are lost. Returns the replicas as they were before.
+    ///
+    /// # Errors
+    /// When the partition has a leader, or the node cannot be the source.
+    pub async fn recover(&self, request: v1::RecoverRequest) -> Result<v1::RecoverResponse, ClientError> {
+        self.connection()
+            .call(Target::Any, Repeat::NotAccepted, true, Duration::ZERO, |channel| {
+                let (mut cluster, request) = (self.cluster(channel), request.clone());
+                async move { cluster.recover(request).await }
+            })
+            .await
+    }
+
     /// Compares the replicas of a topic's partitions (empty: of all topics) by the hashes of their entries, read from disk.
     /// Returns a stream with one response per partition.
     ///

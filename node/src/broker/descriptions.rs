@@ -40,6 +40,23 @@ pub struct NodeDescription {
     pub encryption: Option<PortEncryption>,
 }
 
+/// A replica of a partition that cannot recover by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaRecovery {
+    /// Its node.
+    pub node_id: Uuid,
+    /// `active`, `filling`, `dormant` or `failed: <why>`; empty: the node did not answer.
+    pub state: String,
+    /// It has lost entries that it may have acknowledged.
+    pub damaged: bool,
+    /// Raft index after its last entry.
+    pub next_index: u64,
+    /// Raft index (exclusive) up to which it may have held entries; 0: not known.
+    pub held_end: u64,
+    /// Why the node did not answer, or did not carry out its part; empty: it did.
+    pub error: String,
+}
+
 /// Where a client finds the partitions of a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicMetadata {

@@ -15,7 +15,10 @@ use futures::stream::BoxStream;
 use uuid::Uuid;
 
 use super::read::DEFAULT_FETCH_BYTES;
-use super::{Authorizer, Broker, ClusterStatus, Metadata, NodeDescription, OperationProgress, PendingProduce, Route};
+use super::{
+    Authorizer, Broker, ClusterStatus, Metadata, NodeDescription, OperationProgress, PendingProduce, ReplicaRecovery,
+    Route,
+};
 use crate::controller::unexpected;
 use crate::metadata::{CommandOutcome, ControllerCommand};
 use crate::model::{
@@ -386,6 +389,25 @@ impl ForCaller<'_> {
             .map_or_else(|| "controller".to_owned(), |target| format!("{}/{}", target.topic, target.partition));
         let details = format!("to {to:?}");
         self.changed("transfer-leadership", &what, &details, self.broker.transfer_leadership(target, to).await)
+    }
+
+    /// As [`Broker::recover`]. Requires: admin on the cluster.
+    ///
+    /// # Errors
+    /// As [`Broker::recover`].
+    pub async fn recover(
+        &self,
+        target: TopicPartition,
+        source: &str,
+        dry_run: bool,
+    ) -> Result<Vec<ReplicaRecovery>, ApiError> {
+        self.administer().await?;
+        let recovered = Box::pin(self.broker.recover(&target, source, dry_run)).await;
+        if dry_run {
+            return recovered;
+        }
+        let what = format!("{}/{}", target.topic, target.partition);
+        self.changed("recover", &what, &format!("source {source:?}"), recovered)
     }
 
     /// As [`Broker::verify`]. Requires: admin on the cluster.

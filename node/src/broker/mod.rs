@@ -10,6 +10,7 @@
 //! - `topic_admin.rs`, `cluster_admin.rs`: changes and descriptions of topics and nodes; `descriptions.rs`: what these return;
 //!   `metrics_view.rs`: what metrics read;
 //! - `authorizer.rs`, `audit.rs`: permissions and quotas, and the audit trail;
+//! - `name_source.rs`: a person names the source of a partition;
 //! - `errors.rs`: the table from internal errors to answers; `disk_space.rs`: rejects appends on a full volume.
 //!
 //! Never names a protocol, nor the code that starts and stops the node. Neighbours: `listeners/` and `groups/` above;
@@ -27,6 +28,7 @@ mod for_caller;
 mod forward;
 mod long_poll;
 mod metrics_view;
+mod name_source;
 mod read;
 mod request_checks;
 mod topic_admin;

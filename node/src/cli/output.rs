@@ -38,7 +38,7 @@ impl Table {
         self.rows.push(cells);
     }
 
-    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+    pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0).max(self.headings.len());
         let cell = |row: &[String], column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
         let widths: Vec<usize> = (0..columns)

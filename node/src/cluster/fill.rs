@@ -38,6 +38,8 @@ const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct FillProgress {
     /// Remaining bytes, an estimate.
     pub left: AtomicU64,
+    /// Raft index after the entries that the log had when the filling began.
+    pub kept: AtomicU64,
     /// Received bytes.
     pub done: AtomicU64,
     /// What the last attempt failed for; empty: none has failed.

@@ -257,6 +257,7 @@ impl Replicas {
             }
             ReplicaState::Filling(filling) => proto::GroupResponse {
                 state: FILLING.into(),
+                next_index: filling.progress.kept.load(std::sync::atomic::Ordering::Relaxed),
                 filling_left: filling.progress.left.load(std::sync::atomic::Ordering::Relaxed),
                 ..Default::default()
             },

@@ -420,6 +420,7 @@ impl Replica {
             }
             Err(error) => return Err(error.to_string()),
         };
+        progress.kept.store(log.position().next_index, Ordering::Relaxed);
         let open = ClosedOnDrop(Some(log.clone()));
         let filled = fill_source::fill(&self.env, &log, reason, progress).await;
         drop(log);

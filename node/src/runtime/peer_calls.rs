@@ -134,6 +134,21 @@ impl Node {
                 }
                 Ok(answer)
             }
+            Ask::DeclareSource(_) | Ask::StartOver(_) if id == CONTROLLER_LOG => {
+                Err("the controller group is recovered offline: chronicle debug recover".into())
+            }
+            Ask::DeclareSource(_) => {
+                let replica = self.inner.replicas.placed(id).map_err(text)?;
+                // Completes also when the caller does not wait.
+                let declared = tokio::spawn(async move { replica.declare_source().await });
+                let next_index = declared.await.map_err(text)??;
+                Ok(proto::GroupResponse { accepted: true, next_index, ..Default::default() })
+            }
+            Ask::StartOver(_) => {
+                let replica = self.inner.replicas.placed(id).map_err(text)?;
+                tokio::spawn(async move { replica.start_over().await }).await.map_err(text)??;
+                Ok(proto::GroupResponse { accepted: true, ..Default::default() })
+            }
             Ask::ReadIndex(_) => {
                 let read_index = match id {
                     CONTROLLER_LOG => self.controller()?.read_index().await.map_err(text)?,

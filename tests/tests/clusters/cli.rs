@@ -123,6 +123,12 @@ impl Cluster for Service {
         Ok(Response::new(v1::TransferLeadershipResponse { leader: "c".into() }))
     }
 
+    async fn recover(&self, r: Request<v1::RecoverRequest>) -> Result<Response<v1::RecoverResponse>, Status> {
+        let v1::RecoverRequest { topic, partition, source, dry_run } = r.into_inner();
+        self.0.note(format!("recover [{topic}] {partition} [{source}] {dry_run}"));
+        Ok(Response::new(v1::RecoverResponse::default()))
+    }
+
     type VerifyStream = VerifyStream;
 
     async fn verify(&self, r: Request<v1::VerifyRequest>) -> Result<Response<VerifyStream>, Status> {

@@ -130,6 +130,43 @@ async fn a_person_names_the_source_when_nothing_else_can_tell() -> Result<()> {
     cluster.finish()
 }
 
+/// The same while the nodes run: the command shows what each replica has, and needs no leader.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_names_the_source_while_the_nodes_run() -> Result<()> {
+    let (mut cluster, log, _) = stopped().await?;
+    std::fs::remove_file(&segments(&cluster, 1, log)?[0])?;
+    std::fs::remove_file(segments(&cluster, 0, log)?.pop().context("a segment")?)?;
+    for number in [0, 1] {
+        cluster.node_mut(number).launch()?;
+    }
+    cluster.wait_ready(&[0, 1])?;
+    let run = |cluster: &Cluster, more: &str| -> Result<(bool, String)> {
+        let mut command = cluster.program(1)?;
+        command.args(["cluster", "recover", "--partition", &format!("{TOPIC}/0"), "--source", "node-0", more]);
+        let output = tokio::task::block_in_place(|| output(command))?;
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        Ok((output.status.success(), text))
+    };
+    cluster
+        .eventually("both replicas are known to be damaged", async |cluster| {
+            let (done, said) = run(cluster, "--dry-run")?;
+            ensure!(done && said.matches(" yes ").count() == 2, "{said}");
+            Ok(())
+        })
+        .await?;
+    let (done, said) = run(&cluster, "--yes")?;
+    ensure!(!done && said.contains("1 of 3 replicas did not take part"), "node-2 does not run: {said}");
+    cluster
+        .eventually("an append to the recovered partition", async |cluster| {
+            let leader = cluster.leader(TOPIC, 0).await?;
+            Ok(api::append(&mut api::log(cluster.node(leader).address()).await?, TOPIC, "after".into()).await?)
+        })
+        .await?;
+    let (done, said) = run(&cluster, "--yes")?;
+    ensure!(!done && said.contains("nothing to recover"), "the partition has a leader: {said}");
+    cluster.finish()
+}
+
 /// One bad bit in a journal ends the node with a text that names the way out, which loses nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_journal_is_refused_repaired_by_a_command_and_its_node_filled_again() -> Result<()> {

@@ -603,6 +603,11 @@ impl ClusterService for Service {
         Ok(Response::new(v1::TransferLeadershipResponse { leader: request.into_inner().to }))
     }
 
+    async fn recover(&self, _: Request<v1::RecoverRequest>) -> Result<Response<v1::RecoverResponse>, Status> {
+        self.operation("recover")?;
+        Ok(Response::new(v1::RecoverResponse::default()))
+    }
+
     type VerifyStream = Answers<v1::VerifyResponse>;
 
     async fn verify(&self, request: Request<v1::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {

@@ -56,6 +56,10 @@ impl ClusterCalls {
         Ok(self.client.transfer_leadership(request).await?.leader)
     }
 
+    pub(super) async fn recover(&self, request: v1::RecoverRequest) -> anyhow::Result<v1::RecoverResponse> {
+        Ok(self.client.recover(request).await?)
+    }
+
     /// Returns one response per partition, as they arrive. The timeout bounds the wait for the first.
     pub(super) async fn verify(
         &self,

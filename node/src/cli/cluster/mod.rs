@@ -1,11 +1,12 @@
 //! `chronicle cluster`: shows the state of the cluster and runs operations on its nodes.
 //!
-//! `calls.rs` makes the calls, `outputs.rs` is the output, `wait.rs` waits for the end of an operation, `confirm.rs` asks
+//! `calls.rs` makes the calls, `outputs.rs` is the output, `recover.rs` names the source of a partition, `wait.rs` waits for the end of an operation, `confirm.rs` asks
 //! for confirmation.
 
 pub(super) mod calls;
 pub(super) mod confirm;
 mod outputs;
+mod recover;
 mod wait;
 
 use anyhow::bail;
@@ -34,6 +35,8 @@ pub(super) enum ClusterCommand {
     Transfer(TransferArgs),
     /// Compare the replicas of partitions by hashes of their data on disk.
     Verify(VerifyArgs),
+    /// Recover a partition that cannot recover by itself from the replica of one node: what that one does not have is lost.
+    Recover(recover::RecoverArgs),
     /// Cancel a running operation; replicas that have moved stay moved.
     Cancel(CancelArgs),
 }
@@ -112,6 +115,7 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> anyhow::Res
         }
         ClusterCommand::Transfer(args) => transfer(global, &calls, &args).await,
         ClusterCommand::Verify(args) => verify(global, &calls, &args).await,
+        ClusterCommand::Recover(args) => recover::run(global, &calls, &args).await,
         ClusterCommand::Cancel(args) => {
             let operation = calls.cancel_operation(args.id).await?;
             print_operation(global, &calls, operation).await

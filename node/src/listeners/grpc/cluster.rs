@@ -118,6 +118,20 @@ impl Cluster for ClusterService {
         .await
     }
 
+    async fn recover(
+        &self,
+        request: Request<proto::RecoverRequest>,
+    ) -> Result<Response<proto::RecoverResponse>, Status> {
+        observe(&self.context, ApiOperation::Servers, async {
+            let caller = caller(&request)?;
+            let proto::RecoverRequest { topic, partition, source, dry_run } = request.into_inner();
+            let target = TopicPartition { topic, partition };
+            let replicas = self.context.broker.for_caller(&caller).recover(target, &source, dry_run).await?;
+            Ok(Response::new(convert::recovered(replicas)))
+        })
+        .await
+    }
+
     type VerifyStream = BoxStream<'static, Result<proto::VerifyResponse, Status>>;
 
     async fn verify(&self, request: Request<proto::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {

@@ -10,7 +10,7 @@ use chronicle_records::{Compression, Record};
 
 use uuid::Uuid;
 
-use crate::broker::{ClusterStatus, Metadata, NodeDescription, OperationProgress};
+use crate::broker::{ClusterStatus, Metadata, NodeDescription, OperationProgress, ReplicaRecovery};
 use crate::config::live::FileReport;
 use crate::listeners::context::DEFAULT_TOPIC;
 use crate::metadata::{NodeState, OperationKind, OperationState};
@@ -384,6 +384,18 @@ pub(super) fn operation(view: OperationProgress) -> proto::Operation {
         total: operation.total,
         remaining: view.remaining,
     }
+}
+
+pub(super) fn recovered(replicas: Vec<ReplicaRecovery>) -> proto::RecoverResponse {
+    let replica = |replica: ReplicaRecovery| proto::ReplicaRecovery {
+        node_id: replica.node_id.to_string(),
+        state: replica.state,
+        damaged: replica.damaged,
+        next_index: replica.next_index,
+        held_end: replica.held_end,
+        error: replica.error,
+    };
+    proto::RecoverResponse { replicas: replicas.into_iter().map(replica).collect() }
 }
 
 pub(super) fn verified(verified: VerifiedPartition) -> proto::VerifyResponse {
