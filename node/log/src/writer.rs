@@ -229,8 +229,10 @@ impl Writer {
         let mut start = self.active.as_ref().map_or(0, |active| active.contents.data_len);
         for stored in entries {
             let len = frame_len(stored.entry.payload.len());
+            // An end belongs to the segment that it ends, however large that is.
+            let ends = stored.entry.kind == EntryKind::SegmentEnd;
             let full = self.active.as_ref().is_some_and(|active| {
-                !active.contents.is_empty() && active.contents.data_len + len > context.segment_bytes
+                !ends && !active.contents.is_empty() && active.contents.data_len + len > context.segment_bytes
             });
             if full && let Some(active) = self.active.take() {
                 batch.write(&*active.file, &active.path, start)?;
@@ -275,7 +277,6 @@ impl Writer {
                 prev_crc,
             });
             self.expect = active.contents.expect();
-            let ends = entry.kind == EntryKind::SegmentEnd;
             if let Some(last) = written.last_mut() {
                 last.contents = active.contents;
                 last.index.extend(noted);

@@ -68,6 +68,15 @@ fn segments_end_at_the_same_entries_however_they_were_written() {
 }
 
 #[test]
+fn an_end_belongs_to_the_segment_that_it_ends_also_when_that_is_too_large() {
+    let (_, disk) = memory();
+    let (_store, log) = open_with(&disk, 1024);
+    let large = |index| data(index, 1, 0, vec![7; 5000]);
+    append_durably(&log, vec![large(0), end(1), large(2), end(3), large(4), sample(5), end(6), sample(7)]).unwrap();
+    assert_eq!(bounds(&log), [(0, 2), (2, 4), (4, 5), (5, 7), (7, 8)]);
+}
+
+#[test]
 fn the_bytes_until_the_next_end_count_entries_that_are_not_written_yet() {
     let (_, disk) = memory();
     let (store, log) = open_with(&disk, 1 << 20);
