@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 use crate::common::*;
 use chronicle_log::{
     Cut, Entry, LogConfig, LogError, Store, StoreConfig,
+    debug::{SegmentFile, Stretch},
     disk::{Disk, DiskOperation, Fault, FaultRule, FaultyDisk, MemoryDisk, Trigger},
 };
 
@@ -198,6 +199,46 @@ fn crash_in_cut(disk: &MemoryDisk, step: u64, seen_at_open: bool) -> bool {
         refill(&store, cut);
     }
     finished
+}
+
+#[test]
+fn a_cut_says_how_far_the_log_may_have_gone_behind_its_last_intact_frame() {
+    let disk = MemoryDisk::new();
+    disk.create_dir(Path::new(DIR)).unwrap();
+    disk.sync_dir(Path::new("/")).unwrap();
+    let store = Store::open(Arc::new(disk.clone()), Path::new(DIR), StoreConfig { segment_bytes: 1 << 20, ..config() });
+    let store = store.unwrap();
+    let log = store.open_log(id(0), LogConfig::default()).unwrap();
+    fill(&log, 0, 30);
+    fill(&log, 30, ENTRIES);
+    let killed = disk.fork();
+    drop(log);
+    store.close().unwrap();
+    let name = segments(&killed).pop().unwrap();
+    let segment = SegmentFile::open(&killed, &log_dir(0).join(&name)).unwrap();
+    let frames: Vec<(u64, u64)> = segment
+        .stretches()
+        .filter_map(|stretch| match stretch.unwrap() {
+            Stretch::Frame { position, frame } => Some((position, frame.len)),
+            Stretch::Damage { .. } => None,
+        })
+        .collect();
+    assert_eq!(frames.len() as u64, ENTRIES);
+    // The damage is in the middle, and the last frame is wrong too: no intact frame shows that it was there.
+    let held = |what: &str, last: fn(&mut [u8])| {
+        let disk = killed.fork();
+        let mut bytes = disk.contents(&log_dir(0).join(&name)).unwrap();
+        bytes[frames[20].0 as usize + 20] ^= 1;
+        let (position, len) = frames[ENTRIES as usize - 1];
+        last(&mut bytes[position as usize..(position + len) as usize]);
+        disk.overwrite(&log_dir(0).join(&name), &bytes).unwrap();
+        let cut = open_store(&disk).cut_damaged(id(0)).unwrap();
+        assert_eq!((cut.next_index, cut.was), (20, ENTRIES - 1), "{what}");
+        cut.held
+    };
+    assert_eq!(held("a payload", |frame| frame[80] ^= 1), ENTRIES, "its header tells");
+    assert!(held("all of it", |frame| frame.fill(0xff)) >= ENTRIES);
+    assert_eq!(held("never written", |frame| frame.fill(0)), ENTRIES - 1);
 }
 
 #[test]
