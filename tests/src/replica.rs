@@ -80,12 +80,10 @@ pub fn read(data_dir: &Path, log: LogId) -> Result<Vec<Stored>> {
             if frame.kind != EntryKind::Data {
                 continue;
             }
-            let mut offset = i64::try_from(frame.base_offset)?;
             for batch in split(&frame.payload) {
                 for record in records(&batch?.1, &Limits::default())? {
                     let record = record?;
-                    stored.push(Stored { offset, key: record.key, value: record.value });
-                    offset += 1;
+                    stored.push(Stored { offset: record.offset, key: record.key, value: record.value });
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! The content hash of a run of entries, equal on every replica that holds them.
 //!
-//! BLAKE3 over, for each entry in order, its index, term, leader, base offset, timestamp, record count, kind and payload length
+//! BLAKE3 over, for each entry in order, its index, term, leader, base offset, timestamp, offset count, kind and payload length
 //! (56 bytes), then its payload; see `docs/disk-format.md`. It leaves out what only one replica knows: durable marks, the chain,
 //! and where segments begin.
 

@@ -87,7 +87,7 @@ pub struct FrameInfo {
     pub kind: EntryKind,
     /// Offset of its first record.
     pub base_offset: u64,
-    /// Number of records.
+    /// Number of offsets that it takes.
     pub record_count: u32,
     /// Greatest timestamp, in ms since the Unix epoch.
     pub max_timestamp: i64,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum EntryKind {
-    /// Record batches: takes as many offsets as it has records.
+    /// Record batches: takes as many offsets as it has records, or had when it was appended.
     Data = 1,
     /// Nothing; commits a new leader's term.
     Blank = 2,
@@ -43,7 +43,9 @@ pub struct Entry {
     pub index: u64,
     /// What the payload is.
     pub kind: EntryKind,
-    /// Records in the payload: at least 1 for [`EntryKind::Data`], 0 for every other kind.
+    /// The entry's *offset count*: how many offsets it takes. At least 1 for [`EntryKind::Data`], 0 for every other kind. As many as
+    /// records when they are appended; where records were taken out of a stored entry, which may leave an empty payload, the
+    /// count stays.
     pub record_count: u32,
     /// Greatest record timestamp in the payload, in ms since the Unix epoch. Ignored for control entries.
     pub max_timestamp: i64,
@@ -52,7 +54,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Offsets that this entry takes: its records if it carries data, none otherwise.
+    /// Offsets that this entry takes; none unless it carries data.
     pub fn offsets(&self) -> u64 {
         match self.kind {
             EntryKind::Data => u64::from(self.record_count),

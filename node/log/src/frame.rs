@@ -9,7 +9,7 @@
 //! | 8 | 1 | frame version, 1 |
 //! | 9 | 1 | kind |
 //! | 10 | 2 | tag of the segment; zero in a version 1 segment |
-//! | 12 | 4 | record count |
+//! | 12 | 4 | offset count |
 //! | 16 | 8 | raft term |
 //! | 24 | 8 | leader |
 //! | 32 | 8 | raft index |

@@ -88,9 +88,9 @@ impl Tail {
                 );
             }
             match (entry.kind, entry.record_count) {
-                (EntryKind::Data, 0) => return invalid("record_count", 0, "a data entry has at least one record"),
+                (EntryKind::Data, 0) => return invalid("record_count", 0, "a data entry takes at least one offset"),
                 (EntryKind::Data, _) | (_, 0) => {}
-                (_, count) => return invalid("record_count", u64::from(count), "a control entry has no records"),
+                (_, count) => return invalid("record_count", u64::from(count), "a control entry takes no offsets"),
             }
             let Some(next) = offset.checked_add(entry.offsets()).filter(|next| *next < u64::MAX) else {
                 return invalid("base offset", offset, "offsets end below 2^64 - 1");

@@ -4,13 +4,13 @@
 
 use bytes::Bytes;
 
-use crate::header::{ATTRIBUTES_AT, HEADER_LEN};
+use crate::header::{ATTRIBUTES_AT, HEADER_LEN, check_dense};
 use crate::{BatchError, BatchHeader, Compression, Limits, compression, parse_header, record};
 
-/// Checks that `bytes` are exactly one sound batch, down to every record, and returns its header.
+/// Checks that `bytes` are exactly one sound batch that may be appended, down to every record, and returns its header.
 ///
-/// Beyond [`check_shallow`] it unpacks the records (never past `limits`) and walks them: as many as announced, offset
-/// deltas counting up from 0, timestamps that fit, varints and lengths in range, header names UTF-8, nothing left over.
+/// Beyond [`check_shallow`] it unpacks the records (never past `limits`) and walks them: at least one, as many as announced, offset
+/// deltas counting up from 0 to the last, timestamps that fit, varints and lengths in range, header names UTF-8, nothing left over.
 ///
 /// # Errors
 ///
@@ -20,6 +20,7 @@ pub fn check(bytes: &[u8], limits: &Limits) -> Result<BatchHeader, BatchError> {
         return Err(BatchError::TooLarge { what: "batch", bytes: bytes.len(), limit: limits.max_batch_bytes });
     }
     let header = check_shallow(bytes)?;
+    check_dense(&header)?;
     let count = limits.record_count(&header)?;
     let packed = &bytes[HEADER_LEN..];
     if header.compression == Compression::None {
@@ -32,7 +33,7 @@ pub fn check(bytes: &[u8], limits: &Limits) -> Result<BatchHeader, BatchError> {
 }
 
 /// Checks that `bytes` are exactly one batch with a sound header and the CRC that it states, and returns its header.
-/// The records stay packed.
+/// The records stay packed. A stored batch may have fewer records than it takes offsets.
 ///
 /// # Errors
 ///

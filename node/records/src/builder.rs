@@ -28,6 +28,8 @@ pub struct BatchBuilder {
     /// Room for the header, then the uncompressed records.
     buffer: BytesMut,
     count: i32,
+    /// Offset delta of the next record.
+    next_delta: i32,
     /// Timestamp of the first record; meaningless while there is none.
     base_timestamp: i64,
     max_timestamp: i64,
@@ -51,6 +53,7 @@ impl BatchBuilder {
             base_sequence: -1,
             buffer,
             count: 0,
+            next_delta: 0,
             base_timestamp: 0,
             max_timestamp: 0,
         }
@@ -94,7 +97,11 @@ impl BatchBuilder {
                 rule: "its distance from the first record's must fit 64 bits",
             })
         })?;
-        let offset_delta = i64::from(self.count);
+        let offset_delta = i64::from(self.next_delta);
+        if self.next_delta == i32::MAX {
+            let rule = "it must be below 2,147,483,647";
+            return Err(refused(RecordError::Value { field: "offset delta", value: offset_delta, rule }));
+        }
 
         let (header_count, headers_len) = headers.clone().fold((0usize, 0usize), |(count, len), (name, value)| {
             let len = len.saturating_add(nullable_len(Some(name.as_bytes())));
@@ -145,7 +152,14 @@ impl BatchBuilder {
         self.max_timestamp = if self.count == 0 { timestamp } else { self.max_timestamp.max(timestamp) };
         self.base_timestamp = base_timestamp;
         self.count += 1;
+        self.next_delta += 1;
         Ok(())
+    }
+
+    /// Leaves out this many offsets: those of records that were taken out of a stored batch. Such a batch, which may have no
+    /// record at all, is not one to append ([`check`](crate::check) refuses it). Offsets above `i32::MAX` are not counted.
+    pub fn skip_offsets(&mut self, offsets: i32) {
+        self.next_delta = self.next_delta.saturating_add(offsets.max(0));
     }
 
     /// Records pushed so far.
@@ -167,14 +181,15 @@ impl BatchBuilder {
     ///
     /// # Errors
     ///
-    /// [`BatchError::Count`] when no record was pushed, [`BatchError::Compress`] when the codec fails,
+    /// [`BatchError::Count`] when no record was pushed and no offset left out, [`BatchError::Compress`] when the codec fails,
     /// [`BatchError::TooLarge`] when incompressible records outgrow the format.
     pub fn build(self) -> Result<BytesMut, BatchError> {
-        if self.count == 0 {
+        if self.next_delta == 0 {
             return Err(BatchError::Count { field: "record count", value: 0, rule: "a batch holds at least 1 record" });
         }
         let mut batch = match self.compression {
             Compression::None => self.buffer,
+            _ if self.count == 0 => self.buffer,
             codec => {
                 let mut packed = BytesMut::with_capacity(HEADER_LEN + self.buffer.len() / 2);
                 packed.put_bytes(0, HEADER_LEN);
@@ -192,7 +207,7 @@ impl BatchBuilder {
         put(&mut batch, LEADER_EPOCH_AT, (-1i32).to_be_bytes());
         put(&mut batch, MAGIC_AT, MAGIC.to_be_bytes());
         put(&mut batch, ATTRIBUTES_AT, (self.compression as u16).to_be_bytes());
-        put(&mut batch, LAST_OFFSET_DELTA_AT, (self.count - 1).to_be_bytes());
+        put(&mut batch, LAST_OFFSET_DELTA_AT, (self.next_delta - 1).to_be_bytes());
         put(&mut batch, BASE_TIMESTAMP_AT, self.base_timestamp.to_be_bytes());
         put(&mut batch, MAX_TIMESTAMP_AT, self.max_timestamp.to_be_bytes());
         put(&mut batch, PRODUCER_ID_AT, self.producer_id.to_be_bytes());

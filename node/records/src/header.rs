@@ -55,7 +55,8 @@ pub struct BatchHeader {
     pub is_transactional: bool,
     /// The batch holds a control marker of the transaction protocol, not data.
     pub is_control: bool,
-    /// Offset of the last record, relative to [`base_offset`](Self::base_offset): `record_count - 1`.
+    /// The last offset that the batch takes, relative to [`base_offset`](Self::base_offset): `record_count - 1` as it is appended. Where
+    /// records were taken out of a stored batch it stays as it was.
     pub last_offset_delta: i32,
     /// What the records' timestamps are relative to, in ms since the Unix epoch.
     pub base_timestamp: i64,
@@ -68,15 +69,32 @@ pub struct BatchHeader {
     pub producer_epoch: i16,
     /// Sequence number of the first record, -1 without.
     pub base_sequence: i32,
-    /// Records in the batch: at least 1.
+    /// Records in the batch: at least 1 as it is appended. A stored batch may have fewer than the offsets that it takes, even
+    /// none.
     pub record_count: i32,
 }
 
 impl BatchHeader {
-    /// Offset of the last record (inclusive).
+    /// Last offset that the batch takes (inclusive), whether it still has a record there or not.
     pub fn last_offset(&self) -> i64 {
         // Cannot overflow: `parse_header` refuses a batch for which it would.
         self.base_offset + i64::from(self.last_offset_delta)
+    }
+
+    /// First offset after the batch: where the next one begins.
+    pub fn next_offset(&self) -> i64 {
+        self.last_offset() + 1
+    }
+
+    /// Offsets (and, of an idempotent producer, sequence numbers) that the batch takes: at least 1, and at least its records.
+    pub fn offset_count(&self) -> u32 {
+        // Not negative by `parse_header`.
+        self.last_offset_delta as u32 + 1
+    }
+
+    /// Whether the batch has a record at every offset that it takes.
+    pub fn is_dense(&self) -> bool {
+        i64::from(self.record_count) == i64::from(self.offset_count())
     }
 }
 
@@ -168,14 +186,28 @@ fn field<const N: usize>(header: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
 fn check_counts(header: &BatchHeader) -> Result<(), BatchError> {
     let wrong = |field, value, rule| Err(BatchError::Count { field, value, rule });
     let count = i64::from(header.record_count);
-    if count < 1 {
-        return wrong("record count", count, "a batch holds at least 1 record");
+    if count < 0 {
+        return wrong("record count", count, "it must not be negative");
     }
-    if i64::from(header.last_offset_delta) != count - 1 {
-        return wrong("last offset delta", header.last_offset_delta.into(), "it must be the record count less 1");
+    let last = i64::from(header.last_offset_delta);
+    if last < 0 || last < count - 1 {
+        return wrong("last offset delta", last, "it must be at least 0, and at least the record count less 1");
     }
-    if header.base_offset.checked_add(count).is_none() {
+    if header.base_offset.checked_add(last + 1).is_none() {
         return wrong("base offset", header.base_offset, "the offset behind the last record must fit 63 bits");
+    }
+    Ok(())
+}
+
+/// Checks that a batch which is to be appended has a record at every offset that it takes: only what is stored already may lose
+/// records.
+pub(crate) fn check_dense(header: &BatchHeader) -> Result<(), BatchError> {
+    let wrong = |field, value: i32, rule| Err(BatchError::Count { field, value: value.into(), rule });
+    if header.record_count < 1 {
+        return wrong("record count", header.record_count, "a batch holds at least 1 record");
+    }
+    if !header.is_dense() {
+        return wrong("last offset delta", header.last_offset_delta, "it must be the record count less 1");
     }
     Ok(())
 }

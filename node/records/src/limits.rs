@@ -26,7 +26,7 @@ impl Default for Limits {
 impl Limits {
     /// The record count of `header`, if it keeps to the limit.
     pub(crate) fn record_count(&self, header: &BatchHeader) -> Result<usize, BatchError> {
-        // At least 1 by `parse_header`.
+        // Not negative by `parse_header`.
         let count = header.record_count as usize;
         if count > self.max_records {
             return Err(BatchError::TooManyRecords { count, limit: self.max_records });

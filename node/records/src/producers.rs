@@ -168,7 +168,7 @@ impl ProducerTable {
         if header.base_sequence == expected {
             return SequenceCheck::Next;
         }
-        let records = i64::from(header.record_count);
+        let records = i64::from(header.offset_count());
         for run in producer.runs.iter().rev() {
             let skip = distance(run.sequence, header.base_sequence);
             if skip + records <= run.records {
@@ -188,7 +188,7 @@ impl ProducerTable {
         if header.producer_id < 0 {
             return;
         }
-        let run = Run { sequence: header.base_sequence, base_offset, records: i64::from(header.record_count) };
+        let run = Run { sequence: header.base_sequence, base_offset, records: i64::from(header.offset_count()) };
         if let Some(producer) = self.producers.get_mut(&header.producer_id) {
             producer.last_ms = producer.last_ms.max(now_ms);
             let before = producer.runs.len();

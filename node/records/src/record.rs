@@ -50,10 +50,12 @@ pub fn records(batch: &Bytes, limits: &Limits) -> Result<Records, BatchError> {
     let count = limits.record_count(&header)?;
     let packed = batch.slice(HEADER_LEN..header.length);
     let data = match header.compression {
+        // Nothing is packed where no record is left.
+        _ if count == 0 => packed,
         Compression::None => packed,
         codec => compression::decompress(codec, &packed, limits.max_decompressed_bytes)?.into(),
     };
-    Ok(Records { header, data, at: 0, next: 0, count })
+    Ok(Records { header, data, at: 0, next: 0, count, next_delta: 0 })
 }
 
 /// Iterator over the records of one batch; see [`records`].
@@ -67,6 +69,8 @@ pub struct Records {
     /// Index of the next record; `count + 1` once the end was checked or an error given.
     next: usize,
     count: usize,
+    /// Least offset delta that the next record may have.
+    next_delta: i64,
 }
 
 impl Records {
@@ -78,9 +82,11 @@ impl Records {
     fn read_next(&mut self) -> Result<Record, BatchError> {
         let (raw, taken) = parse(&self.data[self.at..], self.next)?;
         let timestamp = raw.timestamp(&self.header, self.next)?;
+        let next_delta = raw.place(&self.header, self.next_delta, self.next)?;
+        let offset_delta = raw.offset_delta;
         let share = |part: &[u8]| self.data.slice_ref(part);
         let record = Record {
-            offset: self.header.base_offset + self.next as i64,
+            offset: self.header.base_offset + i64::from(offset_delta),
             timestamp,
             key: raw.key.map(share),
             value: raw.value.map(share),
@@ -88,6 +94,7 @@ impl Records {
         };
         self.at += taken;
         self.next += 1;
+        self.next_delta = next_delta;
         Ok(record)
     }
 }
@@ -120,10 +127,11 @@ impl std::iter::FusedIterator for Records {}
 
 /// Checks that `data` is exactly `count` sound records.
 pub(crate) fn walk(data: &[u8], count: usize, header: &BatchHeader) -> Result<(), BatchError> {
-    let mut rest = data;
+    let (mut rest, mut next_delta) = (data, 0);
     for index in 0..count {
         let (raw, taken) = parse(rest, index)?;
         raw.timestamp(header, index)?;
+        next_delta = raw.place(header, next_delta, index)?;
         rest = &rest[taken..];
     }
     check_end(rest.len(), count)
@@ -139,6 +147,7 @@ fn check_end(left: usize, count: usize) -> Result<(), BatchError> {
 /// One record, borrowed.
 struct RawRecord<'a> {
     timestamp_delta: i64,
+    offset_delta: i32,
     key: Option<&'a [u8]>,
     value: Option<&'a [u8]>,
     header_count: usize,
@@ -161,6 +170,17 @@ impl<'a> RawRecord<'a> {
         })
     }
 
+    /// Checks that the record, the `index`-th of its batch, is at an offset delta of at least `least` that the batch takes. Returns
+    /// the least of the next record.
+    fn place(&self, header: &BatchHeader, least: i64, index: usize) -> Result<i64, BatchError> {
+        if (least..=header.last_offset_delta.into()).contains(&self.offset_delta.into()) {
+            return Ok(i64::from(self.offset_delta) + 1);
+        }
+        let (field, value) = ("offset delta", self.offset_delta.into());
+        let rule = "it must be above that of the record before, and at most the last of the batch";
+        Err(BatchError::Record { index, error: RecordError::Value { field, value, rule } })
+    }
+
     fn headers(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + use<'a> {
         let mut cursor = Cursor { rest: self.headers };
         // Never cut short: `parse` has read the same headers before.
@@ -170,10 +190,10 @@ impl<'a> RawRecord<'a> {
 
 /// Parses the record at the front of `data`, the `index`-th of its batch. Returns it and the bytes it takes.
 fn parse(data: &[u8], index: usize) -> Result<(RawRecord<'_>, usize), BatchError> {
-    parse_unplaced(data, index).map_err(|error| BatchError::Record { index, error })
+    parse_unplaced(data).map_err(|error| BatchError::Record { index, error })
 }
 
-fn parse_unplaced(data: &[u8], index: usize) -> Result<(RawRecord<'_>, usize), RecordError> {
+fn parse_unplaced(data: &[u8]) -> Result<(RawRecord<'_>, usize), RecordError> {
     let mut cursor = Cursor { rest: data };
     let length = cursor.varint("record length")?;
     let length = usize::try_from(length).map_err(|_| RecordError::Value {
@@ -187,13 +207,6 @@ fn parse_unplaced(data: &[u8], index: usize) -> Result<(RawRecord<'_>, usize), R
     body.take("record attributes", 1)?;
     let timestamp_delta = body.varlong("timestamp delta")?;
     let offset_delta = body.varint("offset delta")?;
-    if i64::from(offset_delta) != index as i64 {
-        return Err(RecordError::Value {
-            field: "offset delta",
-            value: offset_delta.into(),
-            rule: "it must be the record's position in the batch",
-        });
-    }
     let key = body.nullable("key")?;
     let value = body.nullable("value")?;
 
@@ -215,7 +228,7 @@ fn parse_unplaced(data: &[u8], index: usize) -> Result<(RawRecord<'_>, usize), R
         return Err(RecordError::Leftover { bytes: body.rest.len() });
     }
     let taken = data.len() - cursor.rest.len();
-    Ok((RawRecord { timestamp_delta, key, value, header_count, headers }, taken))
+    Ok((RawRecord { timestamp_delta, offset_delta, key, value, header_count, headers }, taken))
 }
 
 /// Reads fields from the front of a slice.

@@ -67,7 +67,7 @@ impl Broker {
     pub(super) async fn fetch_for_damaged(&self, topic: &Topic, request: &Fetch) -> Result<Fetched, ApiError> {
         let request = Fetch { max_wait: Duration::ZERO, ..request.clone() };
         let fetched = self.fetch_here(topic, &request).await.map_err(|error| self.api_error(error))?;
-        match fetched.batches.is_empty() {
+        match !fetched.has_advanced() {
             true => Err(self.api_error(fetched.at_end())),
             false => Ok(fetched),
         }

@@ -228,7 +228,7 @@ impl Broker {
             true => self.fetch_for_damaged(&topic, &request).await?,
             false => self.fetch_as_leader(&topic, &request).await.map_err(|error| self.api_error(error))?,
         };
-        if fetched.batches.is_empty() && max_wait.is_zero() {
+        if !fetched.has_advanced() && max_wait.is_zero() {
             // The protocol between nodes encodes this as a refusal.
             return Err(self.api_error(fetched.at_end()));
         }

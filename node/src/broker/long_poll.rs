@@ -67,7 +67,7 @@ impl Waited {
 impl Broker {
     /// Waits until the partitions together contain at least `min_bytes` of batches behind the start offsets of the wants.
     /// Also ends when a read of one of them would return an error, a partition stops, or at `deadline`. Each want
-    /// starts at an offset, as [`Broker::read_now`] has resolved it. Safe to drop.
+    /// starts at an offset: the next one of the answer of [`Broker::read_now`]. Safe to drop.
     pub async fn wait_any(&self, wants: &[Want], min_bytes: usize, deadline: Instant) {
         let mut waited = Vec::with_capacity(wants.len());
         for want in wants {

@@ -48,7 +48,7 @@ impl Broker {
     async fn fetch_here_or_forward(&self, topic: &Topic, request: &Fetch, route: Route) -> Result<Fetched, ApiError> {
         let here = self.fetch_here(topic, request).await;
         match (route, &here) {
-            (_, Ok(fetched)) if !fetched.batches.is_empty() => {}
+            (_, Ok(fetched)) if fetched.has_advanced() => {}
             // Resolved by the leader, which has proved that it leads.
             (_, Ok(_)) if request.from == Position::Latest => {}
             (Route::Leader, _) => return self.fetch_from_leader(topic.clone(), request.clone(), here).await,
@@ -123,7 +123,8 @@ impl Broker {
         let mut from = request.from;
         loop {
             let fetched = self.read_once(topic, number, from, max_bytes).await?;
-            if !fetched.batches.is_empty() || request.max_wait.is_zero() {
+            // What has no records left up to the end is passed at once: the caller may be waiting for no more than that end.
+            if fetched.has_advanced() || request.max_wait.is_zero() {
                 return Ok(fetched);
             }
             from = Position::Offset(fetched.start_offset);
@@ -172,9 +173,14 @@ impl Broker {
         if start == end {
             replicas.wake_leader(topic, number, &partition);
         } else if max_bytes > 0 {
-            let entries = partition.read(start, progress, max_bytes).await.inspect_err(report)?;
-            let next = entries.last().map(|entry| entry.next_offset()).unwrap_or(start);
-            fetched.batches = batches_from(&entries, start)?;
+            let mut next = start;
+            // Entries may have no batch left: only the end of the log ends a read without one.
+            while fetched.batches.is_empty() && next < end {
+                let entries = partition.read(next, progress, max_bytes).await.inspect_err(report)?;
+                let Some(last) = entries.last() else { break };
+                fetched.batches = batches_from(&entries, start)?;
+                next = last.next_offset();
+            }
             fetched.next_offset = next as i64;
             let bytes: usize = fetched.batches.iter().map(bytes::Bytes::len).sum();
             self.inner.traffic.of(&topic.name).read(next.saturating_sub(start), bytes as u64);

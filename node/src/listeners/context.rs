@@ -145,7 +145,7 @@ impl Context {
             () = self.stopping.cancelled() => return Err(stopping()),
         };
         // In the protocols of this port, an empty read without a wait is an error; see docs/errors.md.
-        if fetched.batches.is_empty() && max_wait.is_zero() {
+        if !fetched.has_advanced() && max_wait.is_zero() {
             return Err(self.broker.api_error(fetched.at_end()));
         }
         let hold = caller.share.hold(fetched.batches.iter().map(bytes::Bytes::len).sum())?;

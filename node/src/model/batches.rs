@@ -18,7 +18,8 @@ pub struct UndecodableEntry {
     pub source: BatchError,
 }
 
-/// Returns the batches of stored entries, without those that end before `offset`.
+/// Returns the batches of stored entries, without those that end before `offset`. Entries and batches may have no record at or
+/// after `offset` left.
 ///
 /// # Errors
 /// The first entry that does not consist of batches.

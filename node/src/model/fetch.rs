@@ -57,11 +57,12 @@ pub struct TermEnd {
 /// Result of a read.
 #[derive(Debug, Clone)]
 pub struct Fetched {
-    /// Whole stored batches; the first may begin before `start_offset`. Empty at the end of the log.
+    /// Whole stored batches; the first may begin before `start_offset`, and each may have fewer records than it takes offsets, even
+    /// none. Empty at the end of the log.
     pub batches: Vec<Bytes>,
     /// The resolved start of the read.
     pub start_offset: i64,
-    /// Offset of the next read.
+    /// Offset of the next read: above `start_offset` unless nothing was read, also without batches.
     pub next_offset: i64,
     /// First offset not committed yet (exclusive end of what can be read).
     pub high_watermark: i64,
@@ -70,7 +71,12 @@ pub struct Fetched {
 }
 
 impl Fetched {
-    /// What an answer without batches is for callers to whom reading at the end without a wait is an error.
+    /// Whether anything was read: batches, or offsets whose records were all removed.
+    pub fn has_advanced(&self) -> bool {
+        self.next_offset > self.start_offset
+    }
+
+    /// What an answer that has not advanced is for callers to whom reading at the end without a wait is an error.
     pub fn at_end(&self) -> PartitionError {
         PartitionError::OutOfRange {
             offset: self.start_offset,

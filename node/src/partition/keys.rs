@@ -55,7 +55,7 @@ impl KeyVersions {
                 entries => entries?,
             };
             let Some(last) = entries.last() else { return Ok(keys) };
-            offset = last.base_offset + u64::from(last.entry.record_count);
+            offset = last.next_offset();
             for entry in &entries {
                 keys.observe(&entry.entry.payload)?;
             }

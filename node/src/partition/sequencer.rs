@@ -400,7 +400,7 @@ impl Sequencer {
         let base_offset = tail.next_offset as i64;
         chronicle_records::patch(&mut batch, base_offset, leader_epoch(self.leader.term));
         tail.producers.appended(&header, base_offset, now_ms);
-        tail.next_offset += header.record_count as u64;
+        tail.next_offset += u64::from(header.offset_count());
         if let Some(Ok(keys)) = &mut tail.keys {
             let batches = batch.clone().freeze();
             if let Err(error) = keys.observe(&batches) {
@@ -415,7 +415,7 @@ impl Sequencer {
             draft.payload.extend_from_slice(&batch);
             draft.max_timestamp = draft.max_timestamp.max(header.max_timestamp);
         }
-        draft.records += header.record_count as u32;
+        draft.records += header.offset_count();
         let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: false });
         draft.waiting.push(WaitingReply { reply, answer, in_log: true, states: false, repeated: None });
         draft.sampled.extend(trace.map(|queued| *queued));

@@ -161,26 +161,22 @@ impl Machine for PartitionMachine {
         let now_ms = self.shared.now_ms();
         let mut producers = self.shared.producers.lock();
         let mut view = self.shared.view.as_ref().map(|view| view.lock());
-        let mut records = 0u64;
+        let end = self.next_offset + u64::from(data.record_count);
+        let mut offset = self.next_offset;
         for batch in chronicle_records::split(&data.payload) {
             let (header, bytes) = batch.map_err(|e| e.to_string())?;
-            let offset = self.next_offset + records;
-            if header.base_offset != offset as i64 {
-                return Err(format!("batch: base offset {}: must be {offset}", header.base_offset));
+            // Whole batches may have been taken out of a stored entry, as may records.
+            if header.base_offset < offset as i64 || header.next_offset() > end as i64 {
+                let (base, next) = (header.base_offset, header.next_offset());
+                return Err(format!("batch: offsets {base} to {next}: must be within {offset} to {end}"));
             }
             producers.appended(&header, header.base_offset, now_ms);
             if let Some(view) = &mut view {
                 views::apply_batch(&mut ***view, &bytes)?;
             }
-            records += header.record_count as u64;
+            offset = header.next_offset() as u64;
         }
-        if records != u64::from(data.record_count) {
-            return Err(format!(
-                "batches: {records} records: must be {}, the record count of the entry",
-                data.record_count
-            ));
-        }
-        self.next_offset += records;
+        self.next_offset = end;
         Ok(Bytes::new())
     }
 

@@ -48,7 +48,7 @@ pub(crate) fn entry_in(entry: proto::LogEntry) -> Result<Entry, String> {
     let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_u8);
     let kind = kind.ok_or_else(|| format!("kind: {}: must be from 1 to 5", entry.kind))?;
     if kind == EntryKind::Data && entry.record_count == 0 {
-        return Err("record_count: 0: must be at least 1".into());
+        return Err("record_count: 0: a data entry takes at least 1 offset".into());
     }
     Ok(Entry {
         index: entry.index,

@@ -251,7 +251,7 @@ fn segments_are_printed_and_damage_is_found() {
         .map(|line| serde_json::from_slice(line).unwrap())
         .collect();
     let summary = &documents.last().unwrap()["summary"];
-    assert_eq!((&summary["records"], &summary["problems"]), (&2.into(), &Value::Array(Vec::new())), "{summary}");
+    assert_eq!((&summary["offsets"], &summary["problems"]), (&2.into(), &Value::Array(Vec::new())), "{summary}");
     let records: Vec<&Value> =
         documents.iter().filter_map(|document| document["entry"]["records"].as_array()).flatten().collect();
     assert_eq!(
@@ -260,7 +260,7 @@ fn segments_are_printed_and_damage_is_found() {
     );
     let text = String::from_utf8(run(&[]).stdout).unwrap();
     // How many batches they came in is the producer's choice.
-    assert!(text.contains(" 2 records, not sealed: intact"), "{text}");
+    assert!(text.contains(" 2 offsets, not sealed: intact"), "{text}");
 
     let mut bytes = std::fs::read(segment).unwrap();
     let at = bytes.windows(14).position(|bytes| bytes == b"debugged value").unwrap();

@@ -16,6 +16,7 @@ mod ops;
 mod peers;
 mod reads;
 mod serving;
+mod sparse_entries;
 mod stalled_disk;
 mod support;
 mod unopenable;

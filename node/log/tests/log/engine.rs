@@ -99,10 +99,10 @@ fn entries_that_do_not_fit_are_refused_by_name_and_nothing_is_written() {
     assert_eq!(refuse(vec![sample(0), sample(2)]), "entry index 2 does not follow the log: expected 1");
     assert_eq!(
         refuse(vec![data(0, 0, 0, "x")]),
-        "entry 0: record_count is 0, but a data entry has at least one record"
+        "entry 0: record_count is 0, but a data entry takes at least one offset"
     );
     let control = Entry { record_count: 1, ..blank(0) };
-    assert_eq!(refuse(vec![control]), "entry 0: record_count is 1, but a control entry has no records");
+    assert_eq!(refuse(vec![control]), "entry 0: record_count is 1, but a control entry takes no offsets");
     assert_eq!(log.position().next_index, 0);
     fill(&log, 0, 3);
 }

@@ -5,3 +5,4 @@ mod interop;
 mod properties;
 mod refusals;
 mod roundtrip;
+mod sparse;

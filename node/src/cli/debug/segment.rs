@@ -58,8 +58,8 @@ fn segment(out: &mut impl Write, format: Format, args: &SegmentArgs, path: &Path
             let created = format_rfc3339(header.created_ms);
             writeln!(
                 out,
-                "  first index {}, first offset {}, created {created}",
-                header.base_index, header.base_offset
+                "  version {}, first index {}, first offset {}, created {created}",
+                header.version, header.base_index, header.base_offset
             )?;
         }
     }
@@ -78,13 +78,13 @@ fn segment(out: &mut impl Write, format: Format, args: &SegmentArgs, path: &Path
     let sealed = segment.footer().is_some();
     if format == Format::Table {
         let state = if sealed { "sealed" } else { "not sealed" };
-        writeln!(out, "  {frames} entries, {count} records, {state}: {}", verdict(&problems))?;
+        writeln!(out, "  {frames} entries, {count} offsets, {state}: {}", verdict(&problems))?;
         problems.iter().try_for_each(|problem| writeln!(out, "  problem: {problem}"))?;
     } else {
         let file = path.display().to_string();
         let summary = json!({
             "summary": { "file": file, "log": segment.id().to_string(), "bytes": segment.len(), "sealed": sealed,
-                         "entries": frames, "records": count, "problems": problems },
+                         "entries": frames, "offsets": count, "problems": problems },
         });
         print_document(out, format, &summary)?;
     }
@@ -127,7 +127,7 @@ fn print_frame_line(out: &mut impl Write, position: u64, frame: &FrameInfo) -> i
     let bytes = frame.payload.len();
     write!(out, "  byte {position:>10}  index {index:>8}  term {term:>3}  {kind:<10}  {bytes:>8} bytes")?;
     if frame.kind == EntryKind::Data {
-        write!(out, "  {record_count:>6} records from offset {base_offset}")?;
+        write!(out, "  {record_count:>6} offsets from {base_offset}")?;
     }
     match &frame.misplaced {
         Some(reason) => writeln!(out, "  MISPLACED: {reason}"),
@@ -148,7 +148,7 @@ fn kind(kind: EntryKind) -> &'static str {
 /// A record as printed.
 #[derive(Debug, Serialize)]
 struct StoredRecordOutput {
-    offset: u64,
+    offset: i64,
     timestamp: i64,
     key: Option<String>,
     value: Option<String>,
@@ -157,8 +157,7 @@ struct StoredRecordOutput {
     value_bytes: usize,
 }
 
-/// Returns the records of an entry's batches. Offsets come from the frame: a node sets the offsets in the batches when
-/// it serves them.
+/// Returns the records of an entry's batches.
 fn decode(frame: &FrameInfo) -> Result<Vec<StoredRecordOutput>, String> {
     let base64 = |bytes: &Bytes| STANDARD.encode(bytes);
     let mut views = Vec::new();
@@ -168,7 +167,7 @@ fn decode(frame: &FrameInfo) -> Result<Vec<StoredRecordOutput>, String> {
             let record = record.map_err(|error| error.to_string())?;
             let header = |(name, value): &(Bytes, Option<Bytes>)| json!({ "name": String::from_utf8_lossy(name), "value": value.as_ref().map(base64) });
             views.push(StoredRecordOutput {
-                offset: frame.base_offset + views.len() as u64,
+                offset: record.offset,
                 timestamp: record.timestamp,
                 key: record.key.as_ref().map(base64),
                 value: record.value.as_ref().map(base64),

@@ -54,9 +54,17 @@ pub(super) async fn one(context: &Context, call: Call) -> Result<Response<Body>,
     let offset = query
         .number("offset", 0)?
         .ok_or_else(|| ApiError::invalid("offset", "missing", "must be given to read a record"))?;
-    let fetch = Fetch { target: call.target()?, from: Position::Offset(offset), max_bytes: 1, max_wait: wait(&query)? };
-    let (fetched, hold) = context.fetch(&call.caller, fetch, Route::Leader).await?;
-    let (records, _) = decode::records(&fetched, Some(1), usize::MAX)?;
+    let mut fetch =
+        Fetch { target: call.target()?, from: Position::Offset(offset), max_bytes: 1, max_wait: wait(&query)? };
+    let (fetched, records, hold) = loop {
+        let (fetched, hold) = context.fetch(&call.caller, fetch.clone(), Route::Leader).await?;
+        let (records, next) = decode::records(&fetched, Some(1), usize::MAX)?;
+        // There may be no record left at or after the offset in what was read.
+        if !records.is_empty() || next <= fetched.start_offset {
+            break (fetched, records, hold);
+        }
+        fetch.from = Position::Offset(next);
+    };
     let Some(record) = records.first() else {
         let (earliest, next) = (fetched.log_start_offset, fetched.high_watermark);
         let message =
