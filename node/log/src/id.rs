@@ -1,10 +1,12 @@
 //! The name of a log.
 //!
-//! Invariant: one log has one spelling. Neighbours: parsing with an error is in `error.rs`. Imports nothing of the crate.
+//! Invariant: one log has one spelling. Neighbours: parsing with an error is in `error.rs`. Imports only `bytes_le.rs`.
 
 use std::fmt;
 
 use uuid::Uuid;
+
+use crate::bytes_le::get_u32;
 
 /// Names one log: a partition of a topic. Its text form, `<uuid>-<partition>`, is also the name of its directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,6 +24,13 @@ impl LogId {
         let (topic, partition) = name.rsplit_once('-')?;
         let id = Self { topic: Uuid::try_parse(topic).ok()?, partition: partition.parse().ok()? };
         (id.to_string() == name).then_some(id)
+    }
+
+    /// The identity from those bytes.
+    pub(crate) fn from_bytes(bytes: [u8; 20]) -> Self {
+        let mut topic = [0; 16];
+        topic.copy_from_slice(&bytes[..16]);
+        Self { topic: Uuid::from_bytes(topic), partition: get_u32(&bytes, 16) }
     }
 
     /// The identity as it enters checksums and headers: 16 bytes of topic, then the partition, little-endian.

@@ -67,6 +67,8 @@ pub(crate) mod engine_key {
     pub(crate) const START: u8 = 2;
     /// Empty: the log is being deleted.
     pub(crate) const DELETING: u8 = 3;
+    /// A log id: segments that name it belong to this log as well as its own.
+    pub(crate) const ORIGIN: u8 = 4;
     /// `LostTail`: what was cut off the log's end when it was opened, until its owner has settled that.
     pub(crate) const LOST_TAIL: u8 = 5;
 }

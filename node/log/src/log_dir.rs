@@ -33,6 +33,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct LogDir {
     id: LogId,
+    /// The log whose segments this one took over.
+    origin: Option<LogId>,
     path: PathBuf,
     disk: Arc<dyn Disk>,
     index_interval: u64,
@@ -41,14 +43,26 @@ pub(crate) struct LogDir {
 }
 
 impl LogDir {
-    /// The directory of log `id` in `logs`. `durable`: its name is known to survive a crash.
-    pub(crate) fn new(disk: Arc<dyn Disk>, logs: &Path, id: LogId, index_interval: u64, durable: bool) -> Self {
+    /// The directory of log `id` in `logs`, which took over the segments of `origin`. `durable`: its name is known to survive a crash.
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        logs: &Path,
+        id: LogId,
+        origin: Option<LogId>,
+        index_interval: u64,
+        durable: bool,
+    ) -> Self {
         let path = logs.join(id.to_string());
-        Self { id, path, disk, index_interval, durable: AtomicBool::new(durable) }
+        Self { id, origin, path, disk, index_interval, durable: AtomicBool::new(durable) }
     }
 
     pub(crate) fn id(&self) -> LogId {
         self.id
+    }
+
+    /// The logs that a segment in this directory may name: this one, and the one whose segments it took over.
+    pub(crate) fn names(&self) -> impl Iterator<Item = LogId> {
+        [self.id].into_iter().chain(self.origin)
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -1,4 +1,5 @@
-//! What the engine keeps of each log in the journal: how far it was durable, where it starts, whether it was closed cleanly.
+//! What the engine keeps of each log in the journal: how far it was durable, where it starts, whether it was closed cleanly, whose
+//! segments it took over.
 //!
 //! The bytes of the three marks, and how to read them back. Writing one is a `put` of the journal, with the urgency that the
 //! occasion needs.
@@ -25,6 +26,12 @@ pub(crate) fn durable_mark(next: u64) -> Bytes {
 pub(crate) fn read_durable_mark(journal: &Journal, id: LogId) -> u64 {
     let value = journal.get((id, Space::Engine, engine_key::DURABLE_MARK));
     value.filter(|value| value.len() == 8).map_or(0, |value| get_u64(&value, 0))
+}
+
+/// The log whose segments this one took over, if it did.
+pub(crate) fn read_origin(journal: &Journal, id: LogId) -> Option<LogId> {
+    let value = journal.get((id, Space::Engine, engine_key::ORIGIN))?;
+    value.as_ref().try_into().ok().map(LogId::from_bytes)
 }
 
 /// What the journal keeps of a log that was closed cleanly.

@@ -11,7 +11,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use uuid::Uuid;
 
 use crate::{
     EntryKind, LogId,
@@ -138,9 +137,9 @@ impl SegmentHeader {
         if len != version.header_len() {
             return Err(HeaderError::Length(header_len));
         }
-        let mut topic = [0; 16];
-        topic.copy_from_slice(&bytes[16..32]);
-        let id = LogId { topic: Uuid::from_bytes(topic), partition: get_u32(bytes, 32) };
+        let mut id = [0; 20];
+        id.copy_from_slice(&bytes[16..36]);
+        let id = LogId::from_bytes(id);
         let base_index = get_u64(bytes, 40);
         let seed = match version {
             SegmentVersion::V1 => Seed::version_1(id, base_index),
@@ -372,6 +371,8 @@ pub(crate) fn walk(
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]

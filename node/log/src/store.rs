@@ -22,7 +22,7 @@ use crate::{
     journal::{JournalFile, Space, engine_key},
     log,
     log_dir::LogDir,
-    marks::CleanMark,
+    marks::{CleanMark, StartMark, read_origin},
     open_log::{OpenLog, Queues},
     open_logs::OpenLogs,
     queue::{RoundQueue, SealQueue},
@@ -137,13 +137,30 @@ impl Store {
         }
     }
 
+    /// Makes segment files of another log part of a log that was never opened: the caller puts copies of them into the log's
+    /// directory (`logs/<id>` in the data directory), flushed with their names, and [`Store::open_log`] takes them for
+    /// the log's own. Segments that name any third log stay damage. The first of the files starts at `first_index` and `start_offset`. New
+    /// segments name the log itself. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`LogError::AlreadyOpen`]; the failure of the journal.
+    pub fn set_origin(&self, id: LogId, origin: LogId, first_index: u64, start_offset: u64) -> Result<(), LogError> {
+        let claimed = self.claim(id, LogConfig::default())?;
+        let start = StartMark { first_index, start_offset, resetting: false };
+        let put = |key, value| self.workers.put_and_wait(id, key, Some(value));
+        let put = put(engine_key::START, start.encode())
+            .and_then(|()| put(engine_key::ORIGIN, Bytes::copy_from_slice(&origin.to_bytes())));
+        self.unclaim(&claimed);
+        put
+    }
+
     /// Adds a log to the open ones, once the background work of a handle that was dropped is done. The log's files belong to the
     /// caller until [`Self::unclaim`].
     fn claim(&self, id: LogId, config: LogConfig) -> Result<Arc<OpenLog>, LogError> {
         let context = &self.context;
         let durable = self.durable_dirs.lock().contains(&id);
-        let interval = context.config.index_interval_bytes;
-        let dir = LogDir::new(context.data.disk().clone(), context.data.logs(), id, interval, durable);
+        let (interval, origin) = (context.config.index_interval_bytes, read_origin(&context.journal, id));
+        let dir = LogDir::new(context.data.disk().clone(), context.data.logs(), id, origin, interval, durable);
         let log = Arc::new(OpenLog::new(dir, config, context.clone(), self.workers.queues.clone()));
         loop {
             match self.workers.logs.add(&log) {

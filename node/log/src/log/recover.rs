@@ -250,7 +250,7 @@ impl FoundSegment {
                 let path = dir.segment_path(base_index);
                 return Err(LogError::NewerFormat { path, found, supported: SEGMENT_VERSION });
             }
-            Ok(header) if header.id != dir.id() || header.base_index != base_index => {
+            Ok(header) if !dir.names().any(|id| id == header.id) || header.base_index != base_index => {
                 Err(HeaderError::Misplaced { id: header.id, base_index: header.base_index })
             }
             other => other,
@@ -260,7 +260,12 @@ impl FoundSegment {
                 let footer = Footer::read(&*file, file_len, header.seed).map_err(error("read the segment's footer"))?;
                 (footer, vec![header.seed])
             }
-            Err(_) => (None, SegmentHeader::salvage_seeds(&bytes, dir.id(), base_index)),
+            Err(_) => {
+                let of = |id| SegmentHeader::salvage_seeds(&bytes, id, base_index);
+                let mut seeds: Vec<Seed> = dir.names().flat_map(of).collect();
+                seeds.dedup();
+                (None, seeds)
+            }
         };
         Ok(Self { base_index, file, file_len, header, seeds, footer })
     }

@@ -102,7 +102,10 @@ impl Log {
         let file = dir.open_segment(base_index, OpenMode::Read)?;
         file.forget_cached().map_err(io("drop the segment from the page cache"))?;
         let header = dir.read_header(&*file, base_index)?;
-        if header.id != dir.id() || header.base_index != base_index || header.base_offset != contents.base_offset {
+        if !dir.names().any(|id| id == header.id)
+            || header.base_index != base_index
+            || header.base_offset != contents.base_offset
+        {
             return damaged(0, base_index, "its header is not the one that was written");
         }
         let mut hasher = ContentHash::new();

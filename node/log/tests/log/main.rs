@@ -13,6 +13,7 @@ mod format;
 mod inspect;
 mod marks;
 mod model;
+mod origin;
 mod repair;
 mod salvage;
 mod verify;
