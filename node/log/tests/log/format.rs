@@ -30,21 +30,6 @@ fn roomy() -> StoreConfig {
     StoreConfig { segment_bytes: 1 << 20, ..config() }
 }
 
-/// A frame without payload and with both checksums right for a seed: entry `index` at `offset`, with a durable mark behind it.
-fn forged(seed: u32, index: u64, offset: u64) -> [u8; 72] {
-    let mut frame = [0; 72];
-    frame[0..4].copy_from_slice(&64_u32.to_le_bytes());
-    (frame[8], frame[9]) = (1, 2);
-    for (at, value) in [(16, 1), (24, 1), (32, index), (40, offset), (56, index)] {
-        frame[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
-    }
-    let header = crc32c::crc32c_append(crc32c::crc32c_append(seed, &frame[..4]), &frame[8..68]);
-    frame[68..72].copy_from_slice(&header.to_le_bytes());
-    let crc = crc32c::crc32c_append(seed, &frame[8..]);
-    frame[4..8].copy_from_slice(&crc.to_le_bytes());
-    frame
-}
-
 /// A payload that an attacker makes who knows everything but the secret: a forged frame for each seed that can be guessed.
 fn attack(base_index: u64, next_index: u64, next_offset: u64) -> Vec<u8> {
     let mut log = [0; 20];
@@ -54,7 +39,7 @@ fn attack(base_index: u64, next_index: u64, next_offset: u64) -> Vec<u8> {
     for base in [base_index, next_index] {
         for start in [&log[..], &[0; 8], &[]] {
             let seed = crc32c::crc32c_append(crc32c::crc32c(start), &base.to_le_bytes());
-            payload.extend_from_slice(&forged(seed, next_index + 1, next_offset + 1));
+            payload.extend_from_slice(&forged(seed, [0; 2], next_index + 1, next_offset + 1));
         }
     }
     payload

@@ -178,6 +178,23 @@ pub fn seed_and_tag(segment: &[u8]) -> (u32, [u8; 2]) {
     (seed, [segment[72], segment[73]])
 }
 
+/// A frame without payload and with both checksums right for a seed: entry `index` at `offset`, with a durable mark behind the
+/// entry before.
+pub fn forged(seed: u32, tag: [u8; 2], index: u64, offset: u64) -> [u8; 72] {
+    let mut frame = [0; 72];
+    frame[0..4].copy_from_slice(&64_u32.to_le_bytes());
+    (frame[8], frame[9]) = (1, 2);
+    frame[10..12].copy_from_slice(&tag);
+    for (at, value) in [(16, 1), (24, 1), (32, index), (40, offset), (56, index)] {
+        frame[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
+    }
+    let header = crc32c::crc32c_append(crc32c::crc32c_append(seed, &frame[..4]), &frame[8..68]);
+    frame[68..72].copy_from_slice(&header.to_le_bytes());
+    let crc = crc32c::crc32c_append(seed, &frame[8..]);
+    frame[4..8].copy_from_slice(&crc.to_le_bytes());
+    frame
+}
+
 pub fn log_dir(n: u32) -> PathBuf {
     Path::new(DIR).join("logs").join(id(n).to_string())
 }
