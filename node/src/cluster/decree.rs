@@ -91,6 +91,11 @@ pub(crate) fn set_aside(store: &Store, id: LogId) -> Result<Cut, LogError> {
     put(store, id, KEY_FILL, damaged_mark(store, id))?;
     put(store, id, KEY_DECLARED, Bytes::from_static(&[0]))?;
     let cut = store.cut_from(id, 0)?;
+    // It may be ahead of what the source has.
+    let log = store.open_log(id, LogConfig::default())?;
+    let quarantined = log.quarantine_checkpoint();
+    log.close()?;
+    quarantined?;
     tracing::warn!(log = %id, had_to = cut.was, quarantine = ?cut.quarantine, "log set aside");
     Ok(cut)
 }

@@ -217,6 +217,8 @@ impl Controller {
     ) -> Result<PullStream, tonic::Status> {
         if let Err(error) = self.read_index().await {
             let alone = match self.group.roles().now() {
+                // It led before it restarted.
+                Role::Follower { leader: Some(leader), .. } if leader == self.cluster.node() => true,
                 Role::Follower { leader: Some(leader), .. } => !self.cluster.alive(leader) || self.group.leader_gone(),
                 Role::Follower { leader: None, .. } => true,
                 Role::Leader(_) => false,

@@ -96,12 +96,21 @@ async fn leader(cluster: &Cluster) -> Result<u64, String> {
             continue;
         }
         match cluster.ask(CONTROLLER_LOG, node, Ask::Status(true)).await {
-            Ok(answer) if answer.leader != 0 && answer.leader != me => return Ok(answer.leader),
+            // A replica that has restarted names the leader of before.
+            Ok(answer) if answer.leader != 0 && answer.leader != me && leads(cluster, answer.leader).await => {
+                return Ok(answer.leader);
+            }
             Ok(_) => why = format!("node {node} knows no leader of the controller group"),
             Err(error) => why = error,
         }
     }
     Err(why)
+}
+
+/// Whether a node says of itself that it leads.
+async fn leads(cluster: &Cluster, node: u64) -> bool {
+    let answer = cluster.ask(CONTROLLER_LOG, node, Ask::Status(true)).await;
+    answer.is_ok_and(|answer| answer.leader == node)
 }
 
 async fn open(cluster: &Cluster) -> Result<Arc<Log>, LogError> {

@@ -32,7 +32,10 @@ async fn find_leader(env: &Environment, id: LogId) -> Result<u64, String> {
         }
         match env.cluster.ask(id, node, Ask::Lead(true)).await {
             Ok(answer) if answer.leader == node => return Ok(node),
-            Ok(answer) if answer.leader != 0 && answer.leader != me && asked.insert(answer.leader) => {
+            // A replica that has restarted names the leader of before.
+            Ok(answer)
+                if answer.leader != me && env.cluster.serves(answer.leader, id) && asked.insert(answer.leader) =>
+            {
                 return Ok(answer.leader);
             }
             Ok(answer) => why = format!("node {node} does not lead ({})", answer.state),

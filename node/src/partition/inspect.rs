@@ -250,8 +250,12 @@ impl Replicas {
                 let mut answer = status_response(&partition.group().status(), ACTIVE);
                 answer.last = partition.group().last_position().await;
                 answer.first_index = partition.log().position().first_index;
+                let me = self.inner.env.cluster.node();
                 if let PartitionRole::Leading(_) = partition.role() {
-                    answer.leader = self.inner.env.cluster.node();
+                    answer.leader = me;
+                } else if answer.leader == me && !partition.group().status().is_leader {
+                    // It led before it restarted.
+                    answer.leader = 0;
                 }
                 answer
             }
