@@ -54,6 +54,12 @@ nemesis: ## Random faults in a cluster of real processes under load (MINUTES=10;
 	CHRONICLE_TEST_FACTOR=$(or $(MINUTES),10) $(if $(SEED),CHRONICLE_NEMESIS_SEED=$(SEED)) \
 	$(CARGO) test --package chronicle-tests --locked --test clusters -- --nocapture nemesis::
 
+# Two dozen decoders, as many at a time as there are cores.
+fuzz: ## Mutate the input of every decoder (MINUTES=10, SEED=n); an input that fails, or is new, is written to tests/corpus
+	CHRONICLE_FUZZ_SECONDS=$$(( $(or $(MINUTES),10) * 60 * $$(nproc) / 24 )) CHRONICLE_FUZZ_SEED=$(or $(SEED),$(shell date +%s)) \
+	$(CARGO) test --package chronicle-records --package chronicle-log --package chronicle-node --locked \
+	--lib --test records --test log -- --nocapture fuzz::
+
 licences: ## Check the licence of every dependency
 	$(CARGO) test --locked --package chronicle-tests --test repository licences::
 

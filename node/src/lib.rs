@@ -23,3 +23,8 @@ pub mod raft;
 pub mod runtime;
 pub mod security;
 pub mod telemetry;
+
+/// Counts what decoders allocate, for fuzzing.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: chronicle_fuzz::CountingAllocator = chronicle_fuzz::CountingAllocator;

@@ -311,6 +311,14 @@ impl Footer {
         Some(Self { contents, hash })
     }
 
+    /// Whether it describes frames behind this header. A reader that is sent elsewhere by a footer would never find an entry.
+    pub(crate) fn belongs_to(&self, header: &SegmentHeader) -> bool {
+        let Contents { base_index, base_offset, next_index, next_offset, .. } = self.contents;
+        (base_index, base_offset) == (header.base_index, header.base_offset)
+            && next_index >= base_index
+            && next_offset >= base_offset
+    }
+
     /// Reads the footer of a file, if it has an intact one.
     pub(crate) fn read(file: &dyn DiskFile, file_len: u64, seed: Seed) -> io::Result<Option<Self>> {
         match file_len.checked_sub(FOOTER as u64) {

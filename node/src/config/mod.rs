@@ -8,6 +8,8 @@
 //! reloads it while the node runs. `sample.yaml` contains every field with its documentation; docs/configuration.md
 //! includes it.
 
+#[cfg(test)]
+mod config_fuzz;
 pub mod live;
 mod load;
 mod telemetry;

@@ -26,6 +26,8 @@ mod backend;
 mod consumer_group;
 mod for_caller;
 mod group_lag;
+#[cfg(test)]
+mod group_records_fuzz;
 mod offsets;
 mod requests;
 mod sessions;

@@ -5,6 +5,8 @@
 //!
 //! Never names anything else of the node.
 
+#[cfg(test)]
+mod certificate_fuzz;
 mod peer;
 mod principal;
 

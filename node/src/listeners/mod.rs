@@ -16,6 +16,8 @@
 //! `frames.rs` is what `intake.rs` is, for a protocol of length-prefixed frames on a port of its own. `ops.rs` is a separate
 //! port for health and metrics, without data. Neighbours: calls `broker/` and `groups/`.
 
+#[cfg(test)]
+mod bytes_fuzz;
 mod connection;
 mod connection_limits;
 mod context;

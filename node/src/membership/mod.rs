@@ -47,6 +47,8 @@
 mod durable_state;
 mod establish;
 mod founding;
+#[cfg(test)]
+mod hello_fuzz;
 mod joining;
 mod round;
 mod rpc;

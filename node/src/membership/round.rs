@@ -93,7 +93,7 @@ impl Membership {
 }
 
 impl Peer {
-    fn parse(address: &str, hello: HelloResponse) -> Result<(Uuid, Self), String> {
+    pub(super) fn parse(address: &str, hello: HelloResponse) -> Result<(Uuid, Self), String> {
         let node_id = parse_uuid("node_id", &hello.node_id)?;
         let cluster = parse_optional_uuid("cluster_id", &hello.cluster_id)?;
         let promised = parse_optional_uuid("promised", &hello.promised)?;

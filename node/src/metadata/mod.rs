@@ -13,6 +13,8 @@
 mod access_rules;
 mod acl_commands;
 mod balancer;
+#[cfg(test)]
+mod commands_fuzz;
 mod controller_state;
 mod entities;
 #[cfg(test)]

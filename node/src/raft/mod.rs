@@ -28,6 +28,8 @@ mod tests;
 mod traced;
 mod type_config;
 mod wire;
+#[cfg(test)]
+mod wire_fuzz;
 
 pub(crate) use checkpoint::checkpoint_index;
 pub use control_entry::{ControlEntry, StartReason};

@@ -27,6 +27,19 @@ pub(super) fn position_in(position: proto::LogPosition) -> RaftLogId {
     log_id(position.term, position.leader, position.index)
 }
 
+/// First raft index that no node accepts: so far below the end of the numbers that the ones after a position can be computed.
+const INDEX_END: u64 = 1 << 63;
+
+/// The position in a message, if it names one.
+fn position_in_message(field: &str, position: Option<proto::LogPosition>) -> Result<Option<RaftLogId>, String> {
+    match position {
+        Some(position) if position.index >= INDEX_END => {
+            Err(format!("{field}: index {}: must be below {INDEX_END}", position.index))
+        }
+        position => Ok(position.map(position_in)),
+    }
+}
+
 /// Converts an entry for sending to another replica.
 pub(crate) fn entry_out(entry: Entry) -> proto::LogEntry {
     proto::LogEntry {
@@ -74,7 +87,8 @@ pub(super) fn append_out(request: AppendEntriesRequest<TypeConfig>) -> proto::Ap
 pub(super) fn append_in(request: proto::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, String> {
     let entries = request.entries.into_iter().map(|entry| entry_in(entry).and_then(from_entry));
     let entries: Vec<RaftEntry> = entries.collect::<Result<_, _>>()?;
-    let first = request.previous.as_ref().map(|previous| previous.index + 1);
+    let previous = position_in_message("previous", request.previous)?;
+    let first = previous.as_ref().map(|previous| previous.index + 1);
     for (at, entry) in entries.iter().enumerate() {
         // Without a previous entry, the entries begin the log.
         let expected = first.unwrap_or(0) + at as u64;
@@ -84,9 +98,9 @@ pub(super) fn append_in(request: proto::AppendRequest) -> Result<AppendEntriesRe
     }
     Ok(AppendEntriesRequest {
         vote: vote_in(request.vote)?,
-        prev_log_id: request.previous.map(position_in),
+        prev_log_id: previous,
         entries,
-        leader_commit: request.committed.map(position_in),
+        leader_commit: position_in_message("committed", request.committed)?,
     })
 }
 
@@ -107,7 +121,9 @@ pub(super) fn append_done_in(response: proto::AppendResponse) -> Result<AppendEn
     use proto::append_response::Outcome;
     Ok(match response.outcome.ok_or("outcome: missing: must be given")? {
         Outcome::Success(_) => AppendEntriesResponse::Success,
-        Outcome::Partial(partial) => AppendEntriesResponse::PartialSuccess(partial.stored.map(position_in)),
+        Outcome::Partial(partial) => {
+            AppendEntriesResponse::PartialSuccess(position_in_message("stored", partial.stored)?)
+        }
         Outcome::Conflict(_) => AppendEntriesResponse::Conflict,
         Outcome::HigherVote(vote) => AppendEntriesResponse::HigherVote(vote_in(Some(vote))?),
     })
@@ -123,7 +139,7 @@ pub(super) fn ask_vote_out(request: &VoteRequest<TypeConfig>) -> proto::VoteRequ
 }
 
 pub(super) fn ask_vote_in(request: proto::VoteRequest) -> Result<VoteRequest<TypeConfig>, String> {
-    let mut vote = VoteRequest::new(vote_in(request.vote)?, request.last.map(position_in));
+    let mut vote = VoteRequest::new(vote_in(request.vote)?, position_in_message("last", request.last)?);
     vote.leadership_transfer = request.leadership_transfer;
     Ok(vote)
 }
@@ -138,6 +154,6 @@ pub(super) fn voted_out(response: &VoteResponse<TypeConfig>) -> proto::VoteRespo
 }
 
 pub(super) fn voted_in(response: proto::VoteResponse) -> Result<VoteResponse<TypeConfig>, String> {
-    let last = response.last.map(position_in);
+    let last = position_in_message("last", response.last)?;
     Ok(VoteResponse::new(vote_in(response.vote)?, last, response.granted))
 }

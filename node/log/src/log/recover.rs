@@ -258,7 +258,7 @@ impl FoundSegment {
         let (footer, seeds) = match &header {
             Ok(header) => {
                 let footer = Footer::read(&*file, file_len, header.seed).map_err(error("read the segment's footer"))?;
-                (footer, vec![header.seed])
+                (footer.filter(|footer| footer.belongs_to(header)), vec![header.seed])
             }
             Err(_) => {
                 let of = |id| SegmentHeader::salvage_seeds(&bytes, id, base_index);

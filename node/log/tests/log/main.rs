@@ -10,6 +10,7 @@ mod ends;
 mod engine;
 mod faults;
 mod format;
+mod fuzz;
 mod independent_reader;
 mod inspect;
 mod marks;

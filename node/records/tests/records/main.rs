@@ -1,6 +1,7 @@
 //! The public interface of `chronicle-records`, from outside.
 
 mod common;
+mod fuzz;
 mod interop;
 mod properties;
 mod refusals;

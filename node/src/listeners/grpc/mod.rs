@@ -11,6 +11,8 @@ mod consume;
 mod convert;
 mod diagnostics;
 mod groups;
+#[cfg(test)]
+mod grpc_fuzz;
 mod health;
 mod log;
 mod node;

@@ -7,6 +7,8 @@
 mod accept;
 mod append;
 mod body;
+#[cfg(test)]
+mod http_fuzz;
 mod json;
 mod openapi;
 pub mod problem;

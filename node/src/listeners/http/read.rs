@@ -172,7 +172,7 @@ pub(super) async fn many(context: &Context, call: Call) -> Result<Response<Body>
 
 /// Returns the start of a read: from at most one of `offset`, `timestamp` and `from`. Default: the first retained
 /// record.
-fn position(query: &Query) -> Result<Position, ApiError> {
+pub(super) fn position(query: &Query) -> Result<Position, ApiError> {
     let given = ["offset", "timestamp", "from"].into_iter().filter(|name| query.text(name).is_some());
     if let Some(second) = given.clone().nth(1) {
         let value = query.text(second).unwrap_or_default();
