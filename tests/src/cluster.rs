@@ -19,6 +19,7 @@ use chronicle_proto::v1;
 use serde_json::{Value, json};
 
 use crate::api;
+use crate::faults::FaultyMachine;
 use crate::history::History;
 use crate::netns::Network;
 use crate::node::{Node, PATIENCE, Setup};
@@ -42,9 +43,17 @@ pub struct ClusterSetup {
     network: Option<Network>,
     secured: bool,
     authority: Option<Arc<Secured>>,
+    faulty: bool,
 }
 
 impl ClusterSetup {
+    /// Gives each node a machine whose disk and clock can fail ([`Node::machine`]).
+    #[must_use]
+    pub fn faulty(mut self) -> Self {
+        self.faulty = true;
+        self
+    }
+
     /// Sets one field of every node's configuration, as [`Setup::set`].
     #[must_use]
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
@@ -95,7 +104,7 @@ impl ClusterSetup {
     /// # Errors
     /// A folder cannot be created.
     pub fn prepare(self) -> Result<Cluster> {
-        let Self { nodes, template, zones, mut folders, network, secured, authority } = self;
+        let Self { nodes, template, zones, mut folders, network, secured, authority, faulty } = self;
         let secured = match authority {
             Some(authority) => Some(authority),
             None => secured.then(Secured::new).transpose()?,
@@ -105,6 +114,9 @@ impl ClusterSetup {
         let seeds: Vec<String> = setups.iter().map(|setup| setup.address().to_string()).collect();
         for (number, setup) in setups.into_iter().enumerate() {
             let mut setup = setup.set("cluster.bootstrap-expect", nodes).set("cluster.seeds", json!(seeds));
+            if faulty {
+                setup = setup.on(Arc::new(FaultyMachine::new(false)?));
+            }
             if let Some(folder) = folders.remove(&number) {
                 setup = setup.data_dir(folder);
             }
@@ -149,6 +161,7 @@ impl Cluster {
             network: None,
             secured: tls::by_default(),
             authority: None,
+            faulty: false,
         }
     }
 

@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use crate::binary;
+use crate::faults::FaultyMachine;
 
 /// Name of the configuration file in its folder.
 const CONFIG_FILE: &str = "chronicle.yaml";
@@ -35,6 +36,7 @@ pub struct Setup {
     data_port: u16,
     ops_port: u16,
     namespace: Option<String>,
+    machine: Option<Arc<FaultyMachine>>,
 }
 
 impl Default for Setup {
@@ -53,7 +55,15 @@ impl Setup {
             data_port: free_port(),
             ops_port: free_port(),
             namespace: None,
+            machine: None,
         }
+    }
+
+    /// Runs on a machine whose disk and clock can fail.
+    #[must_use]
+    pub fn on(mut self, machine: Arc<FaultyMachine>) -> Self {
+        self.machine = Some(machine);
+        self
     }
 
     /// Listen on this address, inside this network namespace (see [`crate::netns`]).
@@ -155,11 +165,14 @@ impl Setup {
         section["ops"] = json!(SocketAddr::from((self.host, self.ops_port)));
         let file = scratch.join(CONFIG_FILE);
         std::fs::write(&file, serde_json::to_vec_pretty(&Value::Object(tree))?).context("writing the configuration")?;
-        let mut command = match &self.namespace {
-            Some(name) => crate::netns::enter(name, &program()?),
-            None => program()?,
-        };
+        let mut command = program()?;
         command.arg("node").arg("--config").arg(file);
+        if let Some(machine) = &self.machine {
+            command = machine.wrap(&command, dir)?;
+        }
+        if let Some(name) = &self.namespace {
+            command = crate::netns::enter(name, &command);
+        }
         Ok(command)
     }
 }
@@ -258,6 +271,23 @@ impl Node {
     /// How this node was started; start another one like it.
     pub fn setup(&self) -> Setup {
         Setup { data_dir: Some(self.dir.clone()), ..self.setup.clone() }
+    }
+
+    /// The machine that it runs on.
+    ///
+    /// # Panics
+    /// It was not set up with [`Setup::on`].
+    pub fn machine(&self) -> &FaultyMachine {
+        self.setup.machine.as_ref().expect("the node runs on a machine that can fail")
+    }
+
+    /// Whether the process was started and has ended by itself. It can be started again then.
+    ///
+    /// # Errors
+    /// The state of the process cannot be read.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        let Some(running) = &mut self.child else { return Ok(false) };
+        Ok(running.child.try_wait()?.is_some())
     }
 
     /// Process id of the running node.
