@@ -8,6 +8,7 @@ mod cli;
 mod failover;
 mod forwarding;
 mod founding;
+mod harm;
 mod in_doubt;
 mod members;
 mod nemesis;
