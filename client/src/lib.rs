@@ -61,6 +61,7 @@ mod error;
 mod group;
 mod metadata;
 mod metadata_cache;
+mod mutant;
 mod producer;
 mod record;
 mod resolver;

@@ -9,6 +9,8 @@
 
 use chronicle_proto::v1;
 
+use crate::mutant::mutant;
+
 /// The highest epoch: batches store it in 16 bits. After it comes a new producer id.
 const EPOCH_MAX: i32 = i16::MAX as i32;
 
@@ -90,7 +92,10 @@ impl Epoch {
 
     /// Begins the next epoch, or asks for a new id after the last one.
     pub(super) fn begin(&mut self) {
-        let next = |id: v1::InitProducerResponse| v1::InitProducerResponse { epoch: id.epoch + 1, ..id };
+        let next = |id: v1::InitProducerResponse| v1::InitProducerResponse {
+            epoch: id.epoch + i32::from(!mutant!("sequence-used-twice")),
+            ..id
+        };
         let identity = self.identity.filter(|id| id.epoch < EPOCH_MAX).map(next);
         *self = Self { identity, ..Self::default() };
     }

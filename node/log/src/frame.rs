@@ -173,7 +173,9 @@ impl FrameHeader {
     /// Checks the frame's CRC. `frame` starts at the prefix and holds at least header and payload.
     pub(crate) fn check(&self, frame: &[u8], seed: Seed) -> Result<(), FrameError> {
         let end = FRAME_HEADER + self.payload_len;
-        if crc32c::crc32c_append(seed.crc(), &frame[PREFIX..end]) == self.crc { Ok(()) } else { Err(FrameError::Crc) }
+        let matches =
+            crate::mutant!("frame-not-checked") || crc32c::crc32c_append(seed.crc(), &frame[PREFIX..end]) == self.crc;
+        if matches { Ok(()) } else { Err(FrameError::Crc) }
     }
 
     /// First offset after this entry.

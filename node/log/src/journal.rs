@@ -473,7 +473,11 @@ impl JournalFile {
             error @ LogError::NoSpace { .. } => CreateError::Unnamed(error),
             error => CreateError::Named(error),
         })?;
-        disk.sync_dir(dir).map_err(|error| CreateError::Named(flush_failed(&path, DIRECTORY, error)))?;
+        let _ = crate::mutant!("journal-name-not-synced")
+            || disk
+                .sync_dir(dir)
+                .map(|()| true)
+                .map_err(|error| CreateError::Named(flush_failed(&path, DIRECTORY, error)))?;
         Ok(Self {
             disk,
             dir: dir.to_owned(),

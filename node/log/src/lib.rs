@@ -23,7 +23,7 @@
 //! frame.rs, barrier.rs, error.rs, disk/real.rs, memory.rs, faulty.rs
 //! disk/mod.rs, entry.rs, position.rs, metrics.rs, seed.rs, entropy.rs, clock.rs
 //! id.rs
-//! bytes_le.rs
+//! bytes_le.rs, mutant.rs
 //! ```
 //!
 //! An append goes down and up again: [`Log::append`] takes offsets and keeps the entries in memory (`tail.rs`), and queues the log
@@ -56,6 +56,7 @@ mod log_dir;
 mod lost_tail;
 mod marks;
 mod metrics;
+mod mutant;
 mod open_log;
 mod open_logs;
 mod position;
@@ -91,5 +92,8 @@ pub use journal::{MAX_JOURNAL_VALUE, SalvagedJournal};
 pub use log::{Cut, Log};
 pub use lost_tail::LostTail;
 pub use metrics::{Counter, FLUSH_BUCKETS_US, StoreMetrics};
+#[cfg(chronicle_mutants)]
+#[doc(hidden)]
+pub use mutant::is_mutant;
 pub use position::{Appended, DeletedSegments, LastEntry, LogPosition, SegmentInfo};
 pub use store::{LogSummary, Store};

@@ -83,7 +83,7 @@ impl Job {
         };
         let mut state = self.log.lock();
         state.written(written);
-        if !self.log.is_fsync() {
+        if !self.log.is_fsync() || crate::mutant!("answer-before-flush") {
             let answered = state.take_written();
             drop(state);
             self.log.complete(answered, &Ok(()));
@@ -140,7 +140,7 @@ pub(crate) fn barrier(context: &StoreContext, pool: &FlushPool, jobs: &mut [Job]
             owners.push((at, path));
             targets.push(Target::File(file));
         }
-        if job.writer.take_names_unsynced() {
+        if job.writer.take_names_unsynced() && !crate::mutant!("directory-not-synced") {
             let dir = &job.log.dir;
             let mut sync_dir = |path: &Path| {
                 owners.push((at, path.to_owned()));

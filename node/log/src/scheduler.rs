@@ -155,6 +155,7 @@ impl Scheduler {
     fn mark(&mut self, log: &Arc<OpenLog>, now: Duration) {
         let mut state = log.lock();
         match state.mark_timer_fired() {
+            _ if crate::mutant!("mark-never-written") => {}
             MarkDue::Nothing => {}
             MarkDue::Later => {
                 drop(state);

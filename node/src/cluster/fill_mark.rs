@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use chronicle_log::{Cut, LogError, LogId, Store};
+use chronicle_log::{Cut, LogError, LogId, Store, mutant};
 
 use crate::host::blocking;
 use crate::host::flushed::journal;
@@ -81,7 +81,7 @@ pub(crate) fn fill_mark(store: &Store, id: LogId) -> Option<FillMark> {
 
 /// Returns why a replica must fill its log before its group may run; `None`: it need not.
 pub(crate) fn fill_pending(store: &Store, id: LogId) -> Option<FillReason> {
-    fill_mark(store, id).map(|mark| mark.reason)
+    fill_mark(store, id).map(|mark| mark.reason).filter(|_| !mutant!("replica-votes-before-fill"))
 }
 
 /// What a damaged replica can have held at most; `None`: unknown, or it is not damaged.

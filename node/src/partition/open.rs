@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use chronicle_log::{Log, LogId, StoredEntry};
+use chronicle_log::{Log, LogId, StoredEntry, mutant};
 use chronicle_records::{BatchHeader, ProducerLimits};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -306,6 +306,9 @@ impl Partition {
     /// # Errors
     /// [`PartitionError::NotLeader`], or [`PartitionError::NoLeader`] without a majority.
     pub async fn read_index(&self) -> Result<(), PartitionError> {
+        if mutant!("latest-without-proof") {
+            return Ok(());
+        }
         self.group.read_index().await.map(|_| ()).map_err(RaftGroupError::refusal)
     }
 
@@ -344,6 +347,7 @@ impl Partition {
             let (offset, earliest, next) = (offset as i64, self.log_start() as i64, progress.next_offset as i64);
             return Err(PartitionError::OutOfRange { offset, earliest, next });
         }
+        let index = if mutant!("reads-above-commit") { u64::MAX } else { index };
         let log = self.log.clone();
         on_disk(move || log.read_at_offset(offset, index, max_bytes)).await
     }

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use chronicle_log::{EntryKind, Log};
+use chronicle_log::{EntryKind, Log, mutant};
 use chronicle_records::{BatchHeader, FirstSequence, ProducerTable, SequenceCheck};
 use futures::FutureExt;
 use parking_lot::Mutex;
@@ -358,10 +358,13 @@ impl Sequencer {
         let now_ms = self.shared.now_ms();
         let verdict = match tail.producers.check(&header, FirstSequence::Zero, now_ms) {
             SequenceCheck::Next => match expectation {
+                Some(_) if mutant!("conditions-always-hold") => Ok(()),
                 Some(expectation) => self.expect(&expectation, tail, draft, &header).await,
                 None => Ok(()),
             },
+            SequenceCheck::Duplicate { .. } if mutant!("duplicates-not-recognised") => Ok(()),
             SequenceCheck::Duplicate { base_offset } => {
+                let base_offset = base_offset + i64::from(mutant!("duplicate-at-wrong-offset"));
                 let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: true });
                 let repeated = Repeated {
                     batch: batch.freeze(),
@@ -401,7 +404,9 @@ impl Sequencer {
         chronicle_records::patch(&mut batch, base_offset, leader_epoch(self.leader.term));
         tail.producers.appended(&header, base_offset, now_ms);
         tail.next_offset += u64::from(header.offset_count());
-        if let Some(Ok(keys)) = &mut tail.keys {
+        if let Some(Ok(keys)) = &mut tail.keys
+            && !mutant!("key-versions-stand-still")
+        {
             let batches = batch.clone().freeze();
             if let Err(error) = keys.observe(&batches) {
                 tracing::warn!(%error, "key versions dropped");
@@ -417,6 +422,9 @@ impl Sequencer {
         }
         draft.records += header.offset_count();
         let answer = Ok(Produced { base_offset, record_count: header.record_count, duplicate: false });
+        if mutant!("answer-before-commit") {
+            return reply.send(answer);
+        }
         draft.waiting.push(WaitingReply { reply, answer, in_log: true, states: false, repeated: None });
         draft.sampled.extend(trace.map(|queued| *queued));
         drop(permit);
@@ -547,6 +555,9 @@ impl Sequencer {
 
     /// Sends a response once everything proposed before it has committed.
     fn answer_after(&self, waiting: WaitingReply, draft: &mut Draft, last: &Option<Waiters>) {
+        if mutant!("refusals-do-not-wait") {
+            return waiting.reply.send(waiting.answer);
+        }
         if !draft.payload.is_empty() {
             draft.waiting.push(waiting);
             return;

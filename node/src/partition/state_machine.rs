@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use chronicle_log::Log;
+use chronicle_log::{Log, mutant};
 use chronicle_records::{ProducerLimits, ProducerTable};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -181,13 +181,18 @@ impl Machine for PartitionMachine {
     }
 
     fn applied(&mut self, index: u64) {
-        self.shared.progress.send_replace(Progress { index: Some(index), next_offset: self.next_offset });
+        let next_offset = if mutant!("end-before-commit") { self.log.position().next_offset } else { self.next_offset };
+        self.shared.progress.send_replace(Progress { index: Some(index), next_offset });
     }
 
     fn save(&self) -> Vec<u8> {
         let saved = Saved {
             next_offset: self.next_offset,
-            producers: self.shared.producers.lock().clone(),
+            producers: if mutant!("producers-not-saved") {
+                ProducerTable::default()
+            } else {
+                self.shared.producers.lock().clone()
+            },
             view: self.shared.view.as_ref().map(|view| BASE64.encode(view.lock().save())),
             start: *self.shared.agreed.lock(),
         };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use chronicle_log::{EntryKind, Log, LogError};
+use chronicle_log::{EntryKind, Log, LogError, mutant};
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
@@ -232,7 +232,7 @@ impl<M: Machine> RaftSnapshotBuilder<TypeConfig> for MachineStore<M> {
         let saved = bytes.clone();
         blocking(move || {
             // A checkpoint must never be ahead of the log it belongs to (memory durability applies before the flush).
-            log.flush()?;
+            let _ = mutant!("checkpoint-before-log") || log.flush().map(|()| true)?;
             log.save_checkpoint(&saved)
         })
         .await?;

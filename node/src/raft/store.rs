@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use chronicle_log::{Entry, EntryKind, Log, LogError, LogId, Store, StoredEntry};
+use chronicle_log::{Entry, EntryKind, Log, LogError, LogId, Store, StoredEntry, mutant};
 use futures::Stream;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
@@ -279,7 +279,10 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
     }
 
     async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), io::Error> {
-        self.journal(KEY_VOTE, encode_vote(vote)).await?;
+        let kept = journal(&self.state.store, self.state.id, KEY_VOTE, encode_vote(vote));
+        if !mutant!("vote-before-flush") {
+            kept.await.map_err(to_io)?;
+        }
         self.state.marks.lock().vote = Some(*vote);
         Ok(())
     }
@@ -307,6 +310,11 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
             }
         }
         let (began, metrics) = (Instant::now(), self.state.metrics.clone());
+        if mutant!("replica-answers-before-flush") {
+            self.state.log.append(entries, Box::new(|_| ())).map_err(to_io)?;
+            callback.io_completed(Ok(()));
+            return Ok(());
+        }
         if sampled.is_empty() {
             let done = Box::new(move |result: Result<(), LogError>| {
                 metrics.stage(Stage::Flush, began.elapsed());
@@ -346,6 +354,9 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> Result<(), io::Error> {
         let keep = last.or(self.state.marks.lock().purged);
         self.state.traced.cut(keep.map_or(0, |id| id.index + 1));
+        if mutant!("truncation-ignored") {
+            return Ok(());
+        }
         let log = self.state.log.clone();
         blocking(move || match keep {
             Some(id) => log.truncate_after(id.index),

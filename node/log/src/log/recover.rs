@@ -221,7 +221,7 @@ fn finish(
             file.set_len(data_len).map_err(dir.segment_error(found.base_index, "cut the torn tail of the segment"))?;
             metrics.truncated_tail_bytes.add(found.file_len - data_len);
         }
-        if !clean {
+        if !clean && !crate::mutant!("recovered-not-flushed") {
             // What was read may be only in the page cache, left there by a process that was killed.
             file.sync_data().map_err(dir.segment_error(found.base_index, "flush the segment"))?;
         }
@@ -402,7 +402,8 @@ impl Scan {
     pub(super) fn damage(&self, dir: &LogDir, found: &[FoundSegment], known_durable: Option<u64>) -> Option<LogError> {
         let (verdict, marked) = (self.verdict(), self.marked);
         let foreign = self.broken.as_ref().is_some_and(|place| place.foreign);
-        if verdict >= marked.min(known_durable.unwrap_or(u64::MAX)) && !foreign {
+        if crate::mutant!("damage-cut-as-torn") || verdict >= marked.min(known_durable.unwrap_or(u64::MAX)) && !foreign
+        {
             return None;
         }
         Some(match &self.broken {
