@@ -38,6 +38,7 @@ thread_local! {
     static AHEAD_MS: RefCell<Arc<AtomicI64>> = RefCell::default();
 }
 
+#[expect(clippy::disallowed_methods, reason = "the real clock, which the nodes' clocks are ahead of")]
 fn wall() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
 }
@@ -132,6 +133,7 @@ impl Cluster {
         let nodes = std::mem::take(&mut self.nodes);
         // Together: each transfers what it leads as long as another one is there.
         nodes.iter().for_each(|node| node.stop.cancel());
+        #[expect(clippy::disallowed_methods, reason = "the nodes' threads are real")]
         tokio::task::spawn_blocking(|| nodes.into_iter().for_each(Node::stop)).await.unwrap();
     }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chronicle_log::{ContentHash, Entry, Log, LogError, StoredEntry};
+use chronicle_log::{ContentHash, Entry, Log, LogError, StoredEntry, mutant};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::pull_response::Part;
 use tokio::sync::oneshot;

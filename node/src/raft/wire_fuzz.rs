@@ -65,7 +65,7 @@ fn mutated_appends_are_taken_or_refused() {
 #[test]
 fn mutated_votes_and_answers_are_taken_or_refused() {
     let asked = proto::VoteRequest { vote: vote(), last: position(9), leadership_transfer: true, pre_vote: true };
-    let voted = proto::VoteResponse { vote: vote(), last: position(9), granted: true };
+    let voted = proto::VoteResponse { vote: vote(), last: position(9), granted: true, leads: true };
     let done = append_done_out(&AppendEntriesResponse::PartialSuccess(None));
     Fuzz::new("raft-answers").seed(asked.encode_to_vec()).seed(voted.encode_to_vec()).seed(done.encode_to_vec()).run(
         |bytes| {

@@ -14,7 +14,7 @@ impl Chance {
     }
 
     /// A number of 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,7 +24,7 @@ impl Chance {
 
     /// A number below `end`; 0 when that is 0.
     pub fn below(&mut self, end: usize) -> usize {
-        if end == 0 { 0 } else { (self.next() % end as u64) as usize }
+        if end == 0 { 0 } else { (self.draw() % end as u64) as usize }
     }
 
     /// One of `choices`.
@@ -49,7 +49,7 @@ fn once(bytes: &mut Vec<u8>, other: &[u8], chance: &mut Chance) {
     match chance.below(12) {
         // A flipped bit, another byte.
         0 | 1 if !bytes.is_empty() => bytes[at] ^= 1 << chance.below(8),
-        2 if !bytes.is_empty() => bytes[at] = chance.next() as u8,
+        2 if !bytes.is_empty() => bytes[at] = chance.draw() as u8,
         // Cut at the end, cut out in the middle, zeroed.
         3 => bytes.truncate(at),
         4 => drop(bytes.drain(at..at + range(bytes.len() - at, chance))),
@@ -85,7 +85,7 @@ fn once(bytes: &mut Vec<u8>, other: &[u8], chance: &mut Chance) {
             bytes.truncate(at);
             bytes.extend_from_slice(&other[chance.below(other.len())..]);
         }
-        _ => bytes.push(chance.next() as u8),
+        _ => bytes.push(chance.draw() as u8),
     }
 }
 

@@ -37,6 +37,8 @@ struct FileSystem {
     epoch: u64,
     /// The power goes at the n-th change, with a seed.
     fuse: Option<(u64, u64)>,
+    /// So many flushes of files and volumes from now on fail.
+    failing_syncs: u64,
     locks: HashMap<PathBuf, u64>,
     free_bytes: u64,
     dedicated: bool,
@@ -57,6 +59,8 @@ struct FileNode {
     bytes: Vec<u8>,
     durable: Vec<u8>,
     unsynced: Vec<FileChange>,
+    /// A flush failed: `bytes` may hold what the disk will not get.
+    lost: bool,
 }
 
 #[derive(Debug)]
@@ -116,6 +120,7 @@ impl MemoryDisk {
             next_rename: 0,
             epoch: 0,
             fuse: None,
+            failing_syncs: 0,
             locks: HashMap::new(),
             free_bytes: VOLUME_BYTES,
             dedicated: true,
@@ -185,17 +190,71 @@ impl MemoryDisk {
         let mut state = self.state.lock();
         let id = state.resolve(path)?;
         let file = state.file(id)?;
-        *file = FileNode { bytes: bytes.to_vec(), durable: bytes.to_vec(), unsynced: Vec::new() };
+        *file = FileNode { bytes: bytes.to_vec(), durable: bytes.to_vec(), unsynced: Vec::new(), lost: false };
         Ok(())
+    }
+
+    /// Lets the next `count` flushes of a file or of the volume fail, as the page cache of Linux does: what they should have
+    /// written can still be read, counts as clean from then on, and is gone with the power.
+    pub fn fail_syncs(&self, count: u64) {
+        self.state.lock().failing_syncs = count;
+    }
+
+    /// Every file by its path, in the order of the paths, as a reader sees them.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let state = self.state.lock();
+        let mut files = Vec::new();
+        let mut dirs = vec![(PathBuf::from("/"), ROOT)];
+        while let Some((path, id)) = dirs.pop() {
+            let Some(Inode::Dir(dir)) = state.nodes.get(&id) else { continue };
+            for (name, id) in &dir.names {
+                let path = path.join(name);
+                match state.nodes.get(id) {
+                    Some(Inode::Dir(_)) => dirs.push((path, *id)),
+                    Some(Inode::File(_)) => files.push(path),
+                    None => {}
+                }
+            }
+        }
+        files.sort_unstable();
+        files
+    }
+
+    /// Removes a name, durably, as if the disk had lost it by itself.
+    pub fn lose(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.resolve(path)?;
+        let (dir, name) = state.parent(path)?;
+        dir.change(NameChange { gone: Some(name), come: None, half_of: None });
+        dir.sync();
+        Ok(())
+    }
+
+    /// Puts the contents of another file system in the place of this one's, durably: a disk that was replaced, or set back to
+    /// a copy. Every handle fails from now on.
+    pub fn replace_with(&self, other: &Self) {
+        let copy = other.fork();
+        let mut copy = copy.state.lock();
+        let mut state = self.state.lock();
+        state.epoch += 1;
+        state.fuse = None;
+        state.failing_syncs = 0;
+        state.locks.clear();
+        state.nodes = std::mem::take(&mut copy.nodes);
+        state.next_node = copy.next_node;
+        state.next_rename = copy.next_rename;
     }
 
     /// An independent copy of the whole file system, with no handle and no lock on it.
     pub fn fork(&self) -> Self {
         let state = self.state.lock();
         let copy = |node: &Inode| match node {
-            Inode::File(file) => {
-                Inode::File(FileNode { bytes: file.bytes.clone(), durable: file.bytes.clone(), unsynced: Vec::new() })
-            }
+            Inode::File(file) => Inode::File(FileNode {
+                bytes: file.bytes.clone(),
+                durable: file.bytes.clone(),
+                unsynced: Vec::new(),
+                lost: false,
+            }),
             Inode::Dir(dir) => {
                 Inode::Dir(DirNode { names: dir.names.clone(), durable: dir.names.clone(), unsynced: Vec::new() })
             }
@@ -207,6 +266,7 @@ impl MemoryDisk {
             next_rename: state.next_rename,
             epoch: 0,
             fuse: None,
+            failing_syncs: 0,
             locks: HashMap::new(),
             free_bytes: state.free_bytes,
             dedicated: state.dedicated,
@@ -218,6 +278,7 @@ impl MemoryDisk {
 
 impl FileNode {
     fn crash(&mut self, fate: u64, random: &mut SplitMix) {
+        self.lost = false;
         let mut bytes = std::mem::take(&mut self.durable);
         for change in self.unsynced.drain(..) {
             let keep = match fate {
@@ -254,7 +315,27 @@ impl FileNode {
     }
 
     fn sync(&mut self) {
-        self.durable.clone_from(&self.bytes);
+        let changes = std::mem::take(&mut self.unsynced);
+        if !self.lost && changes.len() > 16 {
+            return self.durable.clone_from(&self.bytes);
+        }
+        for change in changes {
+            match change {
+                FileChange::SetLen(len) => self.durable.resize(len as usize, 0),
+                FileChange::Write { position, bytes } => {
+                    let (start, end) = (position as usize, position as usize + bytes.len());
+                    if self.durable.len() < end {
+                        self.durable.resize(end, 0);
+                    }
+                    self.durable[start..end].copy_from_slice(&bytes);
+                }
+            }
+        }
+    }
+
+    /// A flush fails: what waits for it stays readable and never reaches the disk.
+    fn fail_sync(&mut self) {
+        self.lost |= !self.unsynced.is_empty();
         self.unsynced.clear();
     }
 }
@@ -312,6 +393,7 @@ impl FileSystem {
     fn crash(&mut self, seed: u64) {
         self.epoch += 1;
         self.fuse = None;
+        self.failing_syncs = 0;
         self.locks.clear();
         let mut random = SplitMix(seed);
         // How much survives differs between crashes: often nothing, often everything, else a mixture.
@@ -341,6 +423,13 @@ impl FileSystem {
             }
             None => Ok(()),
         }
+    }
+
+    /// Counts a flush, which is to fail when this returns true.
+    fn sync_fails(&mut self) -> bool {
+        let fails = self.failing_syncs > 0;
+        self.failing_syncs -= u64::from(fails);
+        fails
     }
 
     fn resolve(&self, path: &Path) -> io::Result<u64> {
@@ -577,10 +666,15 @@ impl DiskFile for MemoryFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.change(|file| {
-            file.sync();
-            Ok(())
-        })
+        let mut state = self.alive()?;
+        state.burn()?;
+        let fails = state.sync_fails();
+        let file = state.file(self.node)?;
+        match fails {
+            false => file.sync(),
+            true => file.fail_sync(),
+        }
+        if fails { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -642,13 +736,16 @@ impl Volume for MemoryVolume {
             return Err(io::Error::other("the disk lost power since this volume was opened"));
         }
         state.burn()?;
+        let fails = state.sync_fails();
         for node in state.nodes.values_mut() {
             match node {
+                Inode::File(file) if fails => file.fail_sync(),
                 Inode::File(file) => file.sync(),
+                Inode::Dir(_) if fails => {}
                 Inode::Dir(dir) => dir.sync(),
             }
         }
-        Ok(())
+        if fails { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
     }
 
     fn free_bytes(&self) -> io::Result<u64> {

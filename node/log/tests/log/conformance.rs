@@ -148,3 +148,39 @@ fn a_file_on_its_way_to_another_directory_survives_a_crash_in_one_of_them() {
     }
     assert_eq!(places.len(), 3, "{places:?}");
 }
+
+#[test]
+fn what_a_failed_flush_leaves_in_memory_is_gone_with_the_power_even_after_a_later_flush() {
+    let disk = MemoryDisk::new();
+    let path = Path::new("/file");
+    let file = disk.open(path, OpenMode::CreateNew).unwrap();
+    write_all_at(&*file, 0, &mut [IoSlice::new(b"one")]).unwrap();
+    disk.sync_dir(Path::new("/")).unwrap();
+    file.sync_data().unwrap();
+    write_all_at(&*file, 3, &mut [IoSlice::new(b"two")]).unwrap();
+    disk.fail_syncs(1);
+    assert!(file.sync_data().is_err());
+    write_all_at(&*file, 6, &mut [IoSlice::new(b"three")]).unwrap();
+    file.sync_data().unwrap();
+    assert_eq!(disk.contents(path).unwrap(), b"onetwothree");
+    disk.crash(0);
+    assert_eq!(disk.contents(path).unwrap(), b"one\0\0\0three");
+}
+
+#[test]
+fn a_disk_loses_a_file_by_itself_and_takes_the_contents_of_another() {
+    let disk = MemoryDisk::new();
+    let (dir, path) = (Path::new("/d"), Path::new("/d/file"));
+    disk.create_dir(dir).unwrap();
+    disk.open(path, OpenMode::CreateNew).unwrap();
+    disk.volume(dir).unwrap().sync().unwrap();
+    let copy = disk.fork();
+    let mounted = disk.mount();
+    assert_eq!(disk.files(), [path]);
+    disk.lose(path).unwrap();
+    disk.crash(0);
+    assert!(disk.files().is_empty());
+    disk.replace_with(&copy);
+    assert_eq!(disk.files(), [path]);
+    assert!(mounted.list(dir).is_err(), "what was mounted before is dead");
+}

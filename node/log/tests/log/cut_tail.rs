@@ -76,14 +76,14 @@ fn without_a_header_there_is_a_bound_of_what_was_there() {
     let (disk, frames) = killed(12);
     let end = disk.contents(&segment(0)).unwrap().len();
     // The header of the last entry, the ends of both of the last two, and zeros in place of the last entry.
-    let changes: [(&[usize], u64, Option<(u64, u64)>); 3] = [
-        (&[frames[11]], 12, None),
-        (&[frames[11] + 68, frames[11] + FRAME_HEADER], 12, None),
-        (&[frames[11] + FRAME_HEADER + 19], 11, Some((2, 1))),
+    let changes = [
+        (vec![frames[11]], 12, None),
+        (vec![frames[11] + 68, frames[11] + FRAME_HEADER], 12, None),
+        (vec![frames[11] + FRAME_HEADER + 19], 11, Some((2, 1))),
     ];
     for (flips, to, last) in changes {
         let copy = disk.fork();
-        for at in flips {
+        for at in &flips {
             flip(&copy, *at);
         }
         let bytes = (end - frames[11]) as u64;

@@ -24,7 +24,7 @@ fn decode(bytes: &[u8]) -> String {
     let (mut count, mut broken) = (0, None);
     for batch in split(&bytes) {
         let Ok((header, batch)) = batch else { break };
-        let _ = ProducerTable::new(10).check(&header, FirstSequence::Zero);
+        let _ = ProducerTable::default().check(&header, FirstSequence::Zero, 0);
         match records(&batch, &LIMITS) {
             Ok(found) => {
                 for record in found {
@@ -44,7 +44,7 @@ fn decode(bytes: &[u8]) -> String {
 }
 
 /// Makes the length and the CRC of the first batch right.
-fn repair(bytes: &mut Vec<u8>) {
+fn repair(bytes: &mut [u8]) {
     if bytes.len() < 61 {
         return;
     }

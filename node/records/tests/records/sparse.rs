@@ -79,18 +79,18 @@ fn offsets_that_go_back_or_leave_the_batch_are_refused() {
 
 #[test]
 fn the_sequences_of_a_batch_do_not_depend_on_what_was_taken_out_of_it() {
-    let mut table = ProducerTable::new(10);
+    let mut table = ProducerTable::default();
     for (base, kept) in [(0, &[1, 3][..]), (5, &[])] {
         let mut header = parse_header(&sparse(CODECS[0], base, 5, kept)).unwrap();
         header.base_sequence = base as i32;
-        assert_eq!(table.check(&header, FirstSequence::Zero), SequenceCheck::Next);
-        table.appended(&header, base);
+        assert_eq!(table.check(&header, FirstSequence::Zero, 0), SequenceCheck::Next);
+        table.appended(&header, base, 0);
     }
     let mut again = parse_header(&sparse(CODECS[0], 0, 5, &[0, 1, 2, 3, 4])).unwrap();
     again.base_sequence = 5;
-    assert_eq!(table.check(&again, FirstSequence::Zero), SequenceCheck::Duplicate { base_offset: 5 });
+    assert_eq!(table.check(&again, FirstSequence::Zero, 0), SequenceCheck::Duplicate { base_offset: 5 });
     again.base_sequence = 10;
-    assert_eq!(table.check(&again, FirstSequence::Zero), SequenceCheck::Next);
+    assert_eq!(table.check(&again, FirstSequence::Zero, 0), SequenceCheck::Next);
 }
 
 #[test]
