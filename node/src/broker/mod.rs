@@ -55,6 +55,7 @@ use crate::controller::Controller;
 use crate::membership::JoinRefusal;
 use crate::model::{ApiError, PartitionError, Reason, Topic, TopicPartition, unknown_topic};
 use crate::partition::{Partition, Replicas};
+use crate::peers::Expulsion;
 
 /// Where a request may be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,8 +161,12 @@ impl Broker {
         };
         match controller.failure() {
             Some(error) => Readiness::NotReady(format!("controller group: {}", ApiError::from(error))),
-            None if self.inner.cluster.peers.liveness().removed().borrow().is_some() => {
-                Readiness::NotReady(JoinRefusal::Removed.to_string())
+            None if let Some(expelled) = &*self.inner.cluster.peers.liveness().expelled().borrow() => {
+                let refusal = match expelled {
+                    Expulsion::Removed(_) => JoinRefusal::Removed,
+                    Expulsion::RolledBack(_) => JoinRefusal::RolledBack,
+                };
+                Readiness::NotReady(refusal.to_string())
             }
             None if let Some(age) = self.disk_stalled_for() => Readiness::NotReady(format!(
                 "the disk does not respond: a write or flush has been running for {} ms (storage.stall-ms)",

@@ -69,7 +69,10 @@ pub(crate) async fn fill(
         position.last.map(|last| proto::LogPosition { term: last.term, leader: last.leader, index: last.index });
     let request = cluster.peers.request(source, proto::PullRequest { group, from, whole, previous });
     let mut parts = match client.pull(request).await {
-        Ok(answer) => answer.into_inner(),
+        Ok(answer) => {
+            cluster.peers.recognise(source, answer.metadata()).map_err(|e| e.to_string())?;
+            answer.into_inner()
+        }
         Err(status) => {
             if status.code() == tonic::Code::Aborted {
                 truncate_uncommitted(log).await?;

@@ -202,7 +202,10 @@ impl Cluster {
         let group = Some(wire_id(id));
         let request = self.peers.request(node, proto::GroupRequest { group, ask: Some(ask) });
         match tokio::time::timeout(ASK_TIMEOUT, client.group(request)).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Ok(answer)) => {
+                self.peers.recognise(node, answer.metadata()).map_err(|e| e.to_string())?;
+                Ok(answer.into_inner())
+            }
             Ok(Err(status)) => Err(format!("node {node}: {}", status.message())),
             Err(_) => Err(format!("node {node}: no response within {} s", ASK_TIMEOUT.as_secs())),
         }

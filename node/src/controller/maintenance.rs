@@ -73,6 +73,10 @@ impl Maintenance {
         if !known.is_empty() {
             controller.cluster.peers.set_known(&known);
         }
+        let me = controller.cluster.node();
+        for (node, agreed) in state.generations.iter().filter(|(node, _)| **node != me) {
+            controller.cluster.peers.liveness().generations().learn(*node, *agreed);
+        }
         let now = Instant::now();
         let busy = self.work.as_ref().is_some_and(|work| !work.is_finished());
         let leads = matches!(controller.group.roles().now(), Role::Leader(_));
@@ -112,6 +116,7 @@ impl Controller {
             return Ok(());
         }
         let state = self.state();
+        self.agree_on_generations(&state).await?;
         let observed = self.observed();
         let cluster = &self.cluster.config().cluster;
         let config = BalancerConfig {
@@ -126,6 +131,30 @@ impl Controller {
             }
         }
         self.leave_leadership(&state, &observed.alive).await
+    }
+
+    /// Proposes the generations of data directories that the nodes have shown: at each start of a node, and once it is dead. What
+    /// a node shows in between is stored by each node that hears it (`runtime/generation.rs`): an entry of this group for it
+    /// would be a reason to raise the generations again.
+    async fn agree_on_generations(&self, state: &ControllerState) -> Result<(), String> {
+        let generations = self.cluster.peers.liveness().generations();
+        let mut shown = generations.seen();
+        shown.insert(self.cluster.node(), generations.own());
+        for (node, generation) in shown {
+            let member = state.nodes.get(&node).is_some_and(|info| info.state != NodeState::Removed);
+            let news = match state.generations.get(&node) {
+                Some(agreed) if agreed.boot == generation.boot => {
+                    !self.cluster.alive(node) && generation.number > agreed.number
+                }
+                Some(agreed) => generation.number > agreed.number,
+                None => generation.number > 0,
+            };
+            if member && news && state.nodes.len() > 1 {
+                let command = ControllerCommand::NodeGeneration { node, generation };
+                self.command(&command).await.map_err(|e| e.to_string())?;
+            }
+        }
+        Ok(())
     }
 
     /// Raft ids of the nodes that are alive, this one included.

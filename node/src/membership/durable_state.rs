@@ -98,6 +98,8 @@ pub struct Remembered {
     pub giving_up: Vec<Uuid>,
     /// Proposals that it never promises, oldest first.
     pub refused: Vec<Uuid>,
+    /// The name under which the node became a member; empty: none yet, or a version that did not store it.
+    pub name: String,
 }
 
 impl Remembered {
@@ -146,17 +148,36 @@ impl Remembered {
         let promised = self.promised.take_if(|promised| promised.cluster_id == cluster_id);
         let promised = promised.ok_or("it holds no promise for this cluster")?;
         let own = promised.founders.iter().find(|founder| founder.node_id == node_id);
-        let raft_id = own.ok_or("it is not among the founders")?.raft_id;
-        let identity = Identity { cluster_id, raft_id };
+        let own = own.ok_or("it is not among the founders")?;
+        let identity = Identity { cluster_id, raft_id: own.raft_id };
+        self.name = own.name.clone();
         self.own_cluster = Some(OwnCluster { identity, origin: Origin::Founded(promised.founders) });
         self.giving_up.clear();
         Ok(())
     }
 
-    /// Enters the cluster that admitted the node, unless it has a cluster already.
-    pub(super) fn join(&mut self, identity: Identity, members: Vec<Founder>) {
+    /// Enters the cluster that admitted the node as `name`, unless it has a cluster already.
+    pub(super) fn join(&mut self, identity: Identity, members: Vec<Founder>, name: &str) {
         self.forget();
-        self.own_cluster.get_or_insert(OwnCluster { identity, origin: Origin::Joined(members) });
+        if self.own_cluster.is_none() {
+            self.own_cluster = Some(OwnCluster { identity, origin: Origin::Joined(members) });
+            name.clone_into(&mut self.name);
+        }
+    }
+
+    /// Checks that a member still has its name. Stores the name if a version before did not.
+    ///
+    /// # Errors
+    /// The name under which the node became a member.
+    pub(super) fn keep_name(&mut self, name: &str) -> Result<(), String> {
+        if self.own_cluster.is_none() || self.name == name {
+            return Ok(());
+        }
+        if !self.name.is_empty() {
+            return Err(self.name.clone());
+        }
+        name.clone_into(&mut self.name);
+        Ok(())
     }
 
     /// Permanently releases the promise.

@@ -46,7 +46,7 @@ impl Membership {
             seen: seen.iter().map(Uuid::to_string).collect(),
             promised: promised.map_or_else(String::new, |promised| promised.cluster_id.to_string()),
             controller_leader: shown.controller_leader,
-            boot: own.boot,
+            boot: own.start.boot,
         }
     }
 

@@ -71,7 +71,9 @@ impl Membership {
             version: own.version.clone(),
             protocol: PROTOCOL,
             cluster_id: String::new(),
-            boot: own.boot,
+            boot: own.start.boot,
+            generation: own.start.number,
+            lineage: own.start.lineage,
         };
         let late = |_| PeerError::Unavailable(format!("no answer within {} ms", JOIN_TIMEOUT.as_millis()));
         timeout(JOIN_TIMEOUT, self.peers.join(address, request)).await.map_err(late)?
@@ -105,7 +107,10 @@ impl Membership {
             Err(malformed) => return Ok(Err(malformed)),
         };
         let identity = Identity { cluster_id, raft_id: response.raft_id };
-        self.state.change(|memory| memory.join(identity, members)).await.map_err(MembershipError::Memory)?;
+        self.state
+            .change(|memory| memory.join(identity, members, &self.own.name))
+            .await
+            .map_err(MembershipError::Memory)?;
         Ok(Ok(format!("joined cluster {cluster_id}")))
     }
 }

@@ -69,6 +69,7 @@ pub use durable_state::{Founder, Memory, Origin, OwnCluster, Promised, Remembere
 pub use rpc::{JoinRefusal, MembershipRpc, PeerError};
 
 use crate::discovery::Discovery;
+use crate::metadata::DiskGeneration;
 use crate::model::Addresses;
 
 /// Version of the protocol between nodes (`peer.proto`) that this build speaks.
@@ -162,6 +163,17 @@ pub enum MembershipError {
         /// The error message of the cluster.
         message: String,
     },
+    /// The data directory belongs to a member with another name.
+    #[error(
+        "the data directory belongs to node {stored:?}, and this node is {configured:?} (node.name): the directories of two nodes may \
+         be swapped. If the node is to have the new name, run `chronicle debug rename-node --data DIR --name {configured}` first"
+    )]
+    Renamed {
+        /// The name of the member.
+        stored: String,
+        /// The configured name.
+        configured: String,
+    },
     /// The durable state could not be written or read.
     #[error("the node's identity could not be stored or read: {0}")]
     Memory(#[source] std::io::Error),
@@ -180,8 +192,8 @@ pub struct Own {
     pub zone: String,
     /// Software version.
     pub version: String,
-    /// New with every start of the process.
-    pub boot: u64,
+    /// Generation of the data directory when the process started, with the number of the process: new with every start.
+    pub start: DiskGeneration,
     /// Bootstrap a cluster once this many nodes without one are seen, this one included.
     pub bootstrap_expect: u32,
     /// Discovery may find other nodes. When it is false and one node is enough, this node bootstraps without calling
@@ -223,7 +235,7 @@ impl Membership {
     /// Reads the durable state. From here on `hello`, `promise` and `found` can be answered.
     ///
     /// # Errors
-    /// When the durable state cannot be read.
+    /// When the durable state cannot be read, or is that of a member with another name.
     pub async fn open(
         own: Own,
         memory: Arc<dyn Memory>,
@@ -231,8 +243,11 @@ impl Membership {
         discovery: Arc<dyn Discovery>,
         chance: Chance,
     ) -> Result<Self, MembershipError> {
+        let state = durable_state::DurableState::open(memory).await.map_err(MembershipError::Memory)?;
+        let kept = state.change(|memory| memory.keep_name(&own.name)).await.map_err(MembershipError::Memory)?;
+        kept.map_err(|stored| MembershipError::Renamed { stored, configured: own.name.clone() })?;
         Ok(Self {
-            state: durable_state::DurableState::open(memory).await.map_err(MembershipError::Memory)?,
+            state,
             own,
             peers,
             discovery,

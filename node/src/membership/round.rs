@@ -62,7 +62,7 @@ impl Membership {
             match said {
                 Err(why) => round.unreachable.push((address, why)),
                 Ok((node_id, peer)) if node_id == self.own.node_id => {
-                    if peer.hello.boot != self.own.boot {
+                    if peer.hello.boot != self.own.start.boot {
                         return Err(Failed::Refused(MembershipError::Duplicate { node_id, address }));
                     }
                 }

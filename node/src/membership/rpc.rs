@@ -49,10 +49,12 @@ pub enum JoinRefusal {
     Duplicate,
     /// The cluster uses another version of the protocol.
     Protocol,
+    /// The node's data directory is older than one that it has shown before.
+    RolledBack,
 }
 
 impl JoinRefusal {
-    const ALL: [Self; 4] = [Self::Removed, Self::ForeignCluster, Self::Duplicate, Self::Protocol];
+    const ALL: [Self; 5] = [Self::Removed, Self::ForeignCluster, Self::Duplicate, Self::Protocol, Self::RolledBack];
 
     /// The word for this refusal on the wire and in errors.
     pub fn code(self) -> &'static str {
@@ -61,6 +63,7 @@ impl JoinRefusal {
             Self::ForeignCluster => "FOREIGN_CLUSTER",
             Self::Duplicate => "DUPLICATE",
             Self::Protocol => "PROTOCOL",
+            Self::RolledBack => "ROLLED_BACK",
         }
     }
 
@@ -77,6 +80,7 @@ impl fmt::Display for JoinRefusal {
             Self::ForeignCluster => "the node belongs to another cluster",
             Self::Duplicate => "a live node has its UUID, name or address",
             Self::Protocol => "the protocol versions are incompatible",
+            Self::RolledBack => "its data directory was rolled back",
         })
     }
 }

@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::entities::{Joining, NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
+use super::entities::{
+    DiskGeneration, Joining, NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement,
+};
 use super::{AccessRules, Refusal};
 use crate::model::{Addresses, Topic};
 use crate::security::{AclFilter, AclRule, Quota};
@@ -117,6 +119,13 @@ pub enum ControllerCommand {
         state: NodeState,
         /// When.
         now_ms: i64,
+    },
+    /// Reports the latest generation that a node's data directory has shown.
+    NodeGeneration {
+        /// Raft id.
+        node: u64,
+        /// The generation.
+        generation: DiskGeneration,
     },
     /// Starts an operation.
     StartOperation {
@@ -239,6 +248,9 @@ pub struct ControllerState {
     /// Id of the next operation.
     #[serde(default)]
     pub next_operation: u64,
+    /// By raft id: the latest generation of each node's data directory, removed nodes excluded.
+    #[serde(default)]
+    pub generations: BTreeMap<u64, DiskGeneration>,
     /// Access rules and quotas.
     #[serde(default)]
     pub access: AccessRules,
@@ -280,6 +292,7 @@ impl ControllerState {
                 self.settle(topic, partition, voters, index)
             }
             ControllerCommand::SetNodeState { node, state, now_ms } => self.set_node_state(node, state, now_ms),
+            ControllerCommand::NodeGeneration { node, generation } => self.node_generation(node, generation),
             ControllerCommand::StartOperation { kind, node, now_ms } => self.start_operation(kind, node, now_ms),
             ControllerCommand::FinishOperation { id, state, now_ms } => self.finish_operation(id, state, now_ms),
             ControllerCommand::CancelOperation { id, now_ms } => self.cancel_operation(id, now_ms),

@@ -1,4 +1,4 @@
-//! The entities of the controller's state: nodes, placements and operations.
+//! The entities of the controller's state: nodes, generations of their data directories, placements and operations.
 
 use std::fmt;
 
@@ -61,6 +61,36 @@ impl NodeInfo {
     /// Returns whether the node stays in the cluster: it is neither removed nor decommissioning.
     pub fn stays(&self) -> bool {
         matches!(self.state, NodeState::Active | NodeState::Draining)
+    }
+}
+
+/// How far a node's data directory has come. A directory that was rolled back (restored from a snapshot or an older copy) shows
+/// a generation that is [behind](DiskGeneration::behind) one that the node has shown before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DiskGeneration {
+    /// Rises with every start of the node that other nodes have accepted, and while it stores entries. 0: not known, a node of an
+    /// earlier version.
+    pub number: u64,
+    /// Random, new whenever a start raises the number: two directories that continue one older directory have different ones.
+    pub lineage: u64,
+    /// Number of the process that has shown it: random, new with every start.
+    pub boot: u64,
+}
+
+impl DiskGeneration {
+    /// Whether a directory that shows this generation may have forgotten what it stored before it showed `seen`. One process shows
+    /// several numbers, and messages overtake each other. Another process must show a higher number, or the same of one lineage: a
+    /// start that was repeated before other nodes had accepted it.
+    pub fn behind(&self, seen: &Self) -> bool {
+        let newer = self.number > seen.number || (self.number == seen.number && self.lineage == seen.lineage);
+        self.number > 0 && self.boot != seen.boot && !newer
+    }
+
+    /// Keeps the later one of two generations.
+    pub fn advance(&mut self, shown: Self) {
+        if shown.number > self.number {
+            *self = shown;
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! - `controller_state.rs`: [`ControllerState`], and the [`ControllerCommand`]s that change it; `refusal.rs`: why one changes nothing;
 //! - `entities.rs`: the nodes, placements and operations in it;
-//! - `nodes.rs`, `placement.rs`, `operations.rs`, `acl_commands.rs`: how commands change each part of it;
+//! - `nodes.rs`, `disk_generation.rs`, `placement.rs`, `operations.rs`, `acl_commands.rs`: how commands change each part of it;
 //! - `balancer.rs`, `voters.rs`: which commands the leader should propose next, and which nodes should vote.
 //!
 //! Never names raft, peers, or anything that runs. Neighbours: `controller/` replicates it, `cluster/` reads it.
@@ -16,6 +16,7 @@ mod balancer;
 #[cfg(test)]
 mod commands_fuzz;
 mod controller_state;
+mod disk_generation;
 mod entities;
 #[cfg(test)]
 mod fixtures;
@@ -30,7 +31,7 @@ pub use acl_commands::{QUOTAS_MAX, RULES_BYTES_MAX, RULES_MAX};
 pub(crate) use balancer::plan;
 pub use balancer::{BalancerConfig, ClusterObservation};
 pub use controller_state::{CommandOutcome, ControllerCommand, ControllerState, DeletedTopic};
-pub use entities::{NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
+pub use entities::{DiskGeneration, NodeInfo, NodeState, Operation, OperationKind, OperationState, Placement};
 pub use operations::{remaining, waiting_for};
 pub use placement::{designated_leader, leader_candidates};
 pub use refusal::Refusal;

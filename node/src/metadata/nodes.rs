@@ -263,6 +263,7 @@ impl ControllerState {
         for kind in [OperationKind::Decommission, OperationKind::Replace] {
             self.end_operations_of(id, kind, OperationState::Done, now_ms);
         }
+        self.generations.remove(&id);
         // A removed node cannot return with its files, so its report is no longer needed.
         self.deleted.retain_mut(|deleted| !deleted.reported_by(id));
         let gone = self.node(id)?.clone();

@@ -153,7 +153,7 @@ impl Led {
 
 fn cluster(store: Arc<Store>) -> Cluster {
     let second = Duration::from_secs(1);
-    let liveness = LivenessConfig { interval: second, suspect_after: 3 * second, boot: 1 };
+    let liveness = LivenessConfig { interval: second, suspect_after: 3 * second, start: Default::default() };
     let liveness = Liveness::new(liveness, None, Handle::current());
     let peers = Peers::new(tcp_connector(), None, Handle::current(), 1 << 20, liveness);
     Cluster::new(store, Handle::current(), peers, Live::new(Arc::new(Config::default())))

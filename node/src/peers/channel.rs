@@ -12,7 +12,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 use uuid::Uuid;
 
+use super::generations::show;
 use super::protocol::{MESSAGE_BYTES_MAX, Purpose, WINDOW_BYTES};
+use crate::metadata::DiskGeneration;
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -24,8 +26,8 @@ pub struct Me {
     pub cluster: Uuid,
     /// Raft id.
     pub node: u64,
-    /// Random number of this start of the process.
-    pub boot: u64,
+    /// Generation of the data directory when this process started, with the random number of the process.
+    pub start: DiskGeneration,
 }
 
 /// A client for calls to one peer.
@@ -41,7 +43,7 @@ pub(super) fn address<T>(request: &mut tonic::Request<T>, me: Me, to: u64) {
     let cluster = MetadataValue::try_from(me.cluster.to_string()).expect("a UUID is ASCII");
     metadata.insert("chronicle-cluster", cluster);
     metadata.insert("chronicle-from", MetadataValue::from(me.node));
-    metadata.insert("chronicle-boot", MetadataValue::from(me.boot));
+    show(metadata, me.start);
     metadata.insert("chronicle-to", MetadataValue::from(to));
 }
 

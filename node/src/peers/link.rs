@@ -17,6 +17,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::channel::{Me, address, channel, client};
+use super::generations::shown;
+use super::liveness::Liveness;
 use super::protocol::{Purpose, wire_id};
 
 /// Frames queued for the connection.
@@ -39,6 +41,7 @@ struct LinkState {
     window_bytes: usize,
     /// The last attempt to connect failed: requests fail at once until an attempt succeeds.
     down: AtomicBool,
+    liveness: Arc<Liveness>,
 }
 
 #[derive(Default)]
@@ -55,6 +58,7 @@ impl Link {
         address: String,
         connector: Connector,
         window_bytes: usize,
+        liveness: Arc<Liveness>,
     ) -> Arc<Self> {
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
         let state = Arc::new(LinkState {
@@ -62,6 +66,7 @@ impl Link {
             window: Arc::new(Semaphore::new(window_bytes)),
             window_bytes,
             down: AtomicBool::new(false),
+            liveness,
         });
         let stop = CancellationToken::new();
         let task = run(me, to, address.clone(), connector, state.clone(), receiver);
@@ -151,7 +156,10 @@ async fn exchange(
     let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
     address(&mut request, me, to);
     // The peer responds to the headers before the first frame, so this shows whether the peer is reachable.
-    let mut answers = client.exchange(request).await.map_err(|status| status.to_string())?.into_inner();
+    let answers = client.exchange(request).await.map_err(|status| status.to_string())?;
+    // The votes and acknowledgements of an older directory must not count.
+    state.liveness.generations().check(to, shown(answers.metadata())).map_err(|why| why.to_string())?;
+    let mut answers = answers.into_inner();
     state.down.store(false, Ordering::Relaxed);
     *pause = PAUSE_MIN;
     loop {

@@ -6,8 +6,8 @@
 //! against its peers.
 //!
 //! Every pair of nodes always has a heartbeat stream. So this is also where a node finds out that it was removed while
-//! it was not connected: its peers reject its heartbeats with that reason. Heartbeats also say which replicas of a live node are
-//! not in service, what the node's clock shows, and what its release can do.
+//! it was not connected, or that its data directory was rolled back: its peers reject its heartbeats with that reason.
+//! Heartbeats also say which replicas of a live node are not in service, what the node's clock shows, and what its release can do.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -26,10 +26,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::channel::{Me, address, channel, client};
-use super::protocol::{Purpose, group_id, is_refusal, removal, wire_id};
+use super::generations::Generations;
+use super::protocol::{Expulsion, Purpose, expulsion, group_id, is_refusal, wire_id};
 use super::repeats::Repeats;
 use crate::host::now_ms;
 use crate::identity::PortEncryption;
+use crate::metadata::DiskGeneration;
 use crate::security::Tls;
 
 /// Time without a message after which a peer whose port refuses connections is suspected. Longer than the time for which
@@ -52,8 +54,8 @@ pub struct LivenessConfig {
     pub interval: Duration,
     /// Time without a message after which a peer is suspected.
     pub suspect_after: Duration,
-    /// Random, new with every start of the process.
-    pub boot: u64,
+    /// Generation of the data directory when the process started, with the number of the process: random, new with every start.
+    pub start: DiskGeneration,
 }
 
 /// The failure detector: knows which peers are alive.
@@ -67,8 +69,9 @@ pub struct Liveness {
     unfit: AtomicBool,
     /// Groups whose replica on this node is not in service; sent in its heartbeats.
     out_of_service: Mutex<BTreeSet<LogId>>,
-    /// Why this node was removed from the cluster, once a peer has reported it.
-    removed: watch::Sender<Option<String>>,
+    /// Why this node must stop, once a peer has reported it.
+    expelled: watch::Sender<Option<Expulsion>>,
+    generations: Generations,
     watching: Mutex<HashMap<u64, (String, CancellationToken)>>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -110,7 +113,8 @@ impl Liveness {
             changed: watch::Sender::new(0),
             unfit: AtomicBool::new(false),
             out_of_service: Mutex::default(),
-            removed: watch::Sender::new(None),
+            expelled: watch::Sender::new(None),
+            generations: Generations::new(config.start),
             watching: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -122,7 +126,12 @@ impl Liveness {
 
     /// Returns the random number of this process, which its heartbeats contain.
     pub fn boot(&self) -> u64 {
-        self.config.boot
+        self.config.start.boot
+    }
+
+    /// Returns the generations of data directories: this node's, and those that others have shown.
+    pub fn generations(&self) -> &Generations {
+        &self.generations
     }
 
     /// Returns the runtime that serves heartbeats.
@@ -187,7 +196,7 @@ impl Liveness {
         let PortEncryption { certificate_serial, certificate_not_after_s } = self.own_encryption();
         BeatMessage {
             sequence,
-            boot: self.config.boot,
+            boot: self.config.start.boot,
             leaving: false,
             unfit: self.is_unfit(),
             certificate_serial,
@@ -195,6 +204,8 @@ impl Liveness {
             out_of_service: self.out_of_service.lock().iter().take(OUT_OF_SERVICE_MAX).map(|id| wire_id(*id)).collect(),
             clock_ms: Some(now_ms()),
             features: FEATURES,
+            generation: self.generations.own().number,
+            lineage: self.config.start.lineage,
         }
     }
 
@@ -212,6 +223,12 @@ impl Liveness {
     /// Whether the peer is alive and its release knows control entries in the logs of partitions.
     pub fn knows_control_entries(&self, node: u64) -> bool {
         self.peers.lock().get(&node).is_some_and(|peer| peer.alive && peer.features & CONTROL_ENTRIES != 0)
+    }
+
+    /// Returns the last heartbeat of this node: it stops.
+    pub(super) fn leaving_beat(&self) -> BeatMessage {
+        let DiskGeneration { number, lineage, boot } = self.generations.own();
+        BeatMessage { leaving: true, boot, generation: number, lineage, ..Default::default() }
     }
 
     /// Returns the encryption of this node's data port.
@@ -257,23 +274,28 @@ impl Liveness {
         self.changed.subscribe()
     }
 
-    /// Returns why this node was removed, once a peer has reported its removal; `None` until then. Final: the peer
-    /// reports committed metadata, and a removed node is never admitted again.
-    pub fn removed(&self) -> watch::Receiver<Option<String>> {
-        self.removed.subscribe()
+    /// Returns why this node must stop, once a peer has reported it; `None` until then. Final: a removed node is never admitted
+    /// again, and nor is a data directory that was rolled back.
+    pub fn expelled(&self) -> watch::Receiver<Option<Expulsion>> {
+        self.expelled.subscribe()
     }
 
-    /// Classifies the error of a heartbeat stream, and records when it says that this node was removed.
+    /// Records why this node must stop; the first reason counts.
+    pub fn expel(&self, why: Expulsion) {
+        self.expelled.send_if_modified(|expelled| {
+            let news = expelled.is_none();
+            expelled.get_or_insert(why);
+            news
+        });
+    }
+
+    /// Classifies the error of a heartbeat stream, and records when it says that this node must stop.
     fn stream_failure(&self, status: &tonic::Status) -> StreamFailure {
-        if let Some(why) = removal(status) {
-            self.removed.send_if_modified(|removed| {
-                let news = removed.is_none();
-                removed.get_or_insert_with(|| why.to_owned());
-                news
-            });
+        if let Some(why) = expulsion(status) {
+            self.expel(why);
         }
         match is_refusal(status) {
-            true => StreamFailure::Rejected(status.message().to_owned()),
+            true => StreamFailure::Refused(status.message().to_owned()),
             false => StreamFailure::Lost(causes(status)),
         }
     }
@@ -287,7 +309,7 @@ impl Liveness {
         }
     }
 
-    /// Records a heartbeat from the peer.
+    /// Records a heartbeat from the peer, whose generation the caller has checked.
     pub(super) fn beat(&self, node: u64, beat: &BeatMessage) {
         let boot = beat.boot;
         let mut peers = self.peers.lock();
@@ -389,10 +411,13 @@ impl Liveness {
             self.set_beating(node, false);
             match ended {
                 Ok(()) => {}
-                Err(StreamFailure::Rejected(why)) if logged.is_news(&why) => {
+                Err(StreamFailure::Refused(why)) if logged.is_news(&why) => {
                     tracing::warn!(node, address = at, why, "this node is refused");
                 }
-                Err(StreamFailure::Rejected(_)) => {}
+                Err(StreamFailure::Distrusted(why)) if logged.is_news(&why) => {
+                    tracing::warn!(node, address = at, why, "answers of a node are refused");
+                }
+                Err(StreamFailure::Refused(_) | StreamFailure::Distrusted(_)) => {}
                 Err(StreamFailure::Lost(error)) => {
                     // The kernel refuses connections to a closed port: the process has ended.
                     if error.contains("refused") {
@@ -432,8 +457,16 @@ impl Liveness {
                     let _ = beats.try_send(beat);
                 }
                 answer = answers.message() => match answer.map_err(|status| self.stream_failure(&status))? {
-                    Some(answer) if answer.leaving => self.left(node),
+                    Some(answer) if answer.leaving => {
+                        // An older directory counts as dead in any case.
+                        let _ = self.generations.observe(node, shown_in(&answer));
+                        self.left(node);
+                    }
                     Some(answer) => {
+                        let checked = self.generations.observe(node, shown_in(&answer));
+                        checked.map_err(|why| StreamFailure::Distrusted(why.to_string()))?;
+                        // It answers only a caller that it has checked.
+                        self.generations.accepted_by(shown_in(&answer));
                         last_answer = Instant::now();
                         self.beat(node, &answer);
                     }
@@ -486,7 +519,9 @@ impl Liveness {
 /// Why a heartbeat stream has ended.
 enum StreamFailure {
     /// The peer rejects this node.
-    Rejected(String),
+    Refused(String),
+    /// The peer's data directory was rolled back.
+    Distrusted(String),
     /// The connection failed or was lost.
     Lost(String),
 }
@@ -510,6 +545,11 @@ impl PeerState {
     }
 }
 
+/// Returns the generation in a heartbeat.
+pub(super) fn shown_in(beat: &BeatMessage) -> DiskGeneration {
+    DiskGeneration { number: beat.generation, lineage: beat.lineage, boot: beat.boot }
+}
+
 /// Returns a status with its causes: tonic reports a refused connection only in the source.
 fn causes(status: &tonic::Status) -> String {
     let mut text = status.to_string();
@@ -531,10 +571,11 @@ mod tests {
     #[tokio::test]
     async fn a_peer_serves_the_groups_that_its_last_heartbeat_does_not_name() {
         let millis = Duration::from_millis;
-        let config = LivenessConfig { interval: millis(100), suspect_after: millis(1000), boot: 1 };
+        let process = |boot| DiskGeneration { number: 1, lineage: boot, boot };
+        let config = LivenessConfig { interval: millis(100), suspect_after: millis(1000), start: process(1) };
         let (here, there) = (
             Liveness::new(config, None, Handle::current()),
-            Liveness::new(LivenessConfig { boot: 2, ..config }, None, Handle::current()),
+            Liveness::new(LivenessConfig { start: process(2), ..config }, None, Handle::current()),
         );
         let group = |partition| LogId { topic: Uuid::from_u128(7), partition };
         assert!(here.in_service(2, group(0)), "nothing is known of it");

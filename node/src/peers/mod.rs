@@ -9,18 +9,20 @@
 //! - Raft messages in flight to one peer are bounded in bytes (`cluster.peer-window-bytes`), and so are forwarded
 //!   requests.
 //! - A call reaches the node and cluster that it is addressed to, or is rejected with a reason (see `peer.proto`).
+//! - A node whose data directory was rolled back is neither answered nor believed.
 //! - Liveness is a property of nodes: groups have no timers of their own.
 //!
 //! - `transport.rs`: the list of peers and the connections to them; `channel.rs`, `link.rs`, `forwarding.rs`: the kinds
 //!   of these;
 //! - `service.rs`: the receiving side; `liveness.rs`: heartbeats; `protocol.rs`: versions and prefaces; `repeats.rs`:
-//!   limits repeated log lines.
+//!   limits repeated log lines; `generations.rs`: which data directories were rolled back.
 //!
 //! Never names raft, partitions or the controller: they serve requests through [`Handler`]. Neighbours: `listeners/`
 //! accepts; `raft/` and `cluster/` send requests.
 
 mod channel;
 mod forwarding;
+mod generations;
 mod link;
 mod liveness;
 mod protocol;
@@ -30,8 +32,9 @@ mod transport;
 
 pub use channel::{Client, Me};
 pub(crate) use forwarding::{ForwardError, READ_BYTES_MAX};
+pub use generations::{Generations, RolledBack};
 pub use liveness::{Liveness, LivenessConfig};
-pub use protocol::{PROTOCOL, Purpose};
+pub use protocol::{Expulsion, PROTOCOL, Purpose};
 pub(crate) use protocol::{named_group, other_version, wire_id};
 pub use service::{Handler, PeerServer, PullStream};
 pub use transport::{AskError, Known, Peers};

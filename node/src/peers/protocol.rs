@@ -6,6 +6,8 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use super::generations::RolledBack;
+
 /// Version of the protocol between nodes.
 pub const PROTOCOL: u32 = 1;
 
@@ -14,11 +16,22 @@ pub const PROTOCOL: u32 = 1;
 pub(super) const MESSAGE_BYTES_MAX: usize = 300 << 20;
 /// HTTP/2 windows between nodes.
 pub(super) const WINDOW_BYTES: u32 = 16 << 20;
-/// The gRPC metadata key of a rejection that a node acts on, and its value for a node that was removed.
+/// The gRPC metadata key of a rejection that a node acts on, and its values.
 const REFUSAL_KEY: &str = "chronicle-refusal";
 const NODE_REMOVED: &str = "node-removed";
-/// Beginning of the text of that rejection: the code that people and nodes of earlier versions recognise.
+const ROLLED_BACK: &str = "rolled-back";
+/// Beginning of the texts of these rejections: codes that people and nodes of earlier versions recognise.
 const NODE_REMOVED_CODE: &str = "NODE_REMOVED: ";
+const ROLLED_BACK_CODE: &str = "ROLLED_BACK: ";
+
+/// Why other nodes reject this node permanently: it must stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expulsion {
+    /// It was removed from the cluster; with the reason.
+    Removed(String),
+    /// Its data directory was rolled back; with what was seen and what to do.
+    RolledBack(String),
+}
 
 /// Purpose of a connection between nodes. Its first 24 bytes, as many as in HTTP/2's preface, contain it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,15 +75,28 @@ pub(super) fn is_refusal(status: &Status) -> bool {
 
 /// Returns the rejection of a node that was removed from the cluster.
 pub(super) fn removed(why: &str) -> Status {
-    let mut status = Status::permission_denied(format!("{NODE_REMOVED_CODE}{why}"));
-    status.metadata_mut().insert(REFUSAL_KEY, MetadataValue::from_static(NODE_REMOVED));
+    expelled(NODE_REMOVED, format!("{NODE_REMOVED_CODE}{why}"))
+}
+
+/// Returns the rejection of a node whose data directory was rolled back.
+pub(super) fn rolled_back(why: &RolledBack) -> Status {
+    expelled(ROLLED_BACK, format!("{ROLLED_BACK_CODE}{why}"))
+}
+
+fn expelled(reason: &'static str, text: String) -> Status {
+    let mut status = Status::permission_denied(text);
+    status.metadata_mut().insert(REFUSAL_KEY, MetadataValue::from_static(reason));
     status
 }
 
-/// Returns the reason, when a peer rejects this node because it was removed from the cluster.
-pub(super) fn removal(status: &Status) -> Option<&str> {
-    let removed = status.metadata().get(REFUSAL_KEY).is_some_and(|refusal| refusal == NODE_REMOVED);
-    removed.then(|| status.message().trim_start_matches(NODE_REMOVED_CODE))
+/// Returns the reason, when a peer rejects this node permanently.
+pub(super) fn expulsion(status: &Status) -> Option<Expulsion> {
+    let why = |code: &str| status.message().trim_start_matches(code).to_owned();
+    match status.metadata().get(REFUSAL_KEY)?.to_str().ok()? {
+        NODE_REMOVED => Some(Expulsion::Removed(why(NODE_REMOVED_CODE))),
+        ROLLED_BACK => Some(Expulsion::RolledBack(why(ROLLED_BACK_CODE))),
+        _ => None,
+    }
 }
 
 /// Returns the id of a group on the wire.

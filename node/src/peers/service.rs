@@ -22,7 +22,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::protocol::{MESSAGE_BYTES_MAX, WINDOW_BYTES, group_id, is_refusal, removed};
+use super::generations::{show, shown};
+use super::liveness::shown_in;
+use super::protocol::{MESSAGE_BYTES_MAX, WINDOW_BYTES, group_id, is_refusal, removed, rolled_back};
 use super::repeats::Repeats;
 use super::transport::Peers;
 use crate::identity::{NodeClaim, PeerCertificate};
@@ -170,7 +172,16 @@ impl PeerServer {
         if liveness.alive(from) && liveness.boot_of(from) != boot {
             return Err(Status::unavailable(format!("DUPLICATE: another process of node {from} is alive")));
         }
+        // Last: what a copy of a member's directory shows is remembered only once the member is dead.
+        liveness.generations().observe(from, shown(request.metadata())).map_err(|why| rolled_back(&why))?;
         Ok(from)
+    }
+
+    /// Returns a response that shows the generation of this node.
+    fn answer<T>(&self, message: T) -> Response<T> {
+        let mut response = Response::new(message);
+        show(response.metadata_mut(), self.peers.liveness().generations().at_start());
+        response
     }
 
     /// Checks that the certificate of this connection is valid for the caller.
@@ -240,7 +251,7 @@ impl Peer for PeerServer {
                 });
             }
         });
-        Ok(Response::new(ReceiverStream::new(outgoing).boxed()))
+        Ok(self.answer(ReceiverStream::new(outgoing).boxed()))
     }
 
     type BeatStream = BoxStream<'static, Result<proto::BeatMessage, Status>>;
@@ -259,7 +270,7 @@ impl Peer for PeerServer {
                 let beat = tokio::select! {
                     () = stop.cancelled() => {
                         // A heartbeat with `leaving` lets the peer react at once instead of waiting for a timeout.
-                        let _ = answers.try_send(Ok(proto::BeatMessage { leaving: true, ..Default::default() }));
+                        let _ = answers.try_send(Ok(liveness.leaving_beat()));
                         return;
                     }
                     beat = beats.message() => beat,
@@ -268,6 +279,11 @@ impl Peer for PeerServer {
                 // The caller may have been removed since the stream was opened, without having received the decision.
                 if let Some(why) = handler.refusal(from) {
                     let _ = answers.send(Err(removed(&why))).await;
+                    return;
+                }
+                // Another process of the node may have shown a later generation since then.
+                if let Err(why) = liveness.generations().observe(from, shown_in(&beat)) {
+                    let _ = answers.send(Err(rolled_back(&why))).await;
                     return;
                 }
                 if beat.leaving {
@@ -322,12 +338,12 @@ impl Peer for PeerServer {
 
     async fn pull(&self, request: Request<proto::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
         let from = self.caller(&request)?;
-        self.handler.pull(from, request.into_inner()).await.map(Response::new)
+        self.handler.pull(from, request.into_inner()).await.map(|parts| self.answer(parts))
     }
 
     async fn group(&self, request: Request<proto::GroupRequest>) -> Result<Response<proto::GroupResponse>, Status> {
         let from = self.caller(&request)?;
-        self.handler.group(from, request.into_inner()).await.map(Response::new)
+        self.handler.group(from, request.into_inner()).await.map(|answer| self.answer(answer))
     }
 
     async fn forward(

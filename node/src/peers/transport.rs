@@ -11,10 +11,12 @@ use chronicle_proto::internal as proto;
 use chronicle_proto::internal::raft_frame::Message;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 
 use super::channel::{Client, Me, address, channel, client};
 use super::forwarding::{ForwardError, Forwarding};
+use super::generations::shown;
 use super::link::Link;
 use super::liveness::Liveness;
 use super::protocol::Purpose;
@@ -37,7 +39,7 @@ pub enum AskError {
     /// The request was not sent, or may not have arrived.
     #[error("node {0} cannot be reached: {1}")]
     Unreachable(u64, String),
-    /// The peer has no running replica of the group.
+    /// The peer has no running replica of the group, or its response must not be relied on.
     #[error("node {0} rejected the request: {1}")]
     Refused(u64, String),
     /// No response in time.
@@ -189,9 +191,10 @@ impl Peers {
         let me = self.me().ok_or_else(|| unreachable("this node is not part of a cluster yet"))?;
         let address = self.address(to).ok_or_else(|| unreachable("its address is not known"))?;
         let mut links = self.links.write();
-        let link = links
-            .entry(to)
-            .or_insert_with(|| Link::start(&self.runtime, me, to, address, self.connector.clone(), self.window_bytes));
+        let link = links.entry(to).or_insert_with(|| {
+            let liveness = self.liveness.clone();
+            Link::start(&self.runtime, me, to, address, self.connector.clone(), self.window_bytes, liveness)
+        });
         Ok(link.clone())
     }
 
@@ -263,6 +266,15 @@ impl Peers {
             address(&mut request, me, to);
         }
         request
+    }
+
+    /// Checks the metadata of a peer's response.
+    ///
+    /// # Errors
+    /// [`AskError::Refused`]: the peer's data directory was rolled back, and what it says must not be relied on.
+    pub fn recognise(&self, node: u64, metadata: &MetadataMap) -> Result<(), AskError> {
+        let checked = self.liveness.generations().check(node, shown(metadata));
+        checked.map_err(|why| AskError::Refused(node, why.to_string()))
     }
 
     /// Closes every connection.

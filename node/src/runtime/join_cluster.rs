@@ -25,9 +25,9 @@ use crate::host::{jitter, now_ms};
 use crate::membership::{
     Founder, JoinRefusal, MembershipError, MembershipOutcome, Memory, Origin, PeerError, Remembered,
 };
-use crate::metadata::{CommandOutcome, ControllerCommand, NodeInfo, NodeState, Refusal};
+use crate::metadata::{CommandOutcome, ControllerCommand, DiskGeneration, NodeInfo, NodeState, Refusal};
 use crate::model::{Addresses, ApiError, NewTopic, Reason};
-use crate::peers::{Known, Me, PROTOCOL, Peers};
+use crate::peers::{Expulsion, Known, Me, PROTOCOL, Peers};
 
 /// Journal key of the controller's log whose value is the durable state of `membership`, as JSON.
 pub(super) const KEY_MEMBERSHIP: u8 = 10;
@@ -160,7 +160,7 @@ impl Node {
         cluster.peers.identify(Me {
             cluster: identity.cluster_id,
             node: identity.raft_id,
-            boot: cluster.peers.liveness().boot(),
+            start: cluster.peers.liveness().generations().at_start(),
         });
         let named = |node: &Founder| (node.raft_id, Known { name: node.name.clone(), address: node.address.clone() });
         cluster.peers.set_known(&known.iter().map(named).collect::<BTreeMap<_, _>>());
@@ -252,7 +252,12 @@ impl Node {
     /// Returns an error for a permanent refusal, which stops the node; every other error is retried.
     fn judge(&self, error: PeerError) -> Result<(), ApiError> {
         match error {
-            PeerError::Refused(refusal, why) => Err(super::refused(refusal, &why)),
+            PeerError::Refused(refusal, why) => {
+                if refusal == JoinRefusal::RolledBack {
+                    self.inner.cluster.peers.liveness().expel(Expulsion::RolledBack(why.clone()));
+                }
+                Err(super::refused(refusal, &why))
+            }
             PeerError::Unavailable(why) => {
                 tracing::debug!(why, "not registered with the controller yet");
                 Ok(())
@@ -273,6 +278,8 @@ impl Node {
             protocol: PROTOCOL,
             cluster_id: self.inner.cluster.peers.me().map(|me| me.cluster.to_string()).unwrap_or_default(),
             boot: self.inner.cluster.peers.liveness().boot(),
+            generation: self.inner.cluster.peers.liveness().generations().at_start().number,
+            lineage: self.inner.cluster.peers.liveness().generations().at_start().lineage,
         }
     }
 
@@ -323,6 +330,12 @@ impl Node {
                 let at = holder.addresses.data();
                 let why = format!("node {node} is alive at {at}: the joining node has a copy of its data directory");
                 return Err(refuse(JoinRefusal::Duplicate, why));
+            }
+            if let Some(holder) = state.node_of(node).filter(|holder| holder.id != self.inner.cluster.node()) {
+                let (number, lineage, boot) = (request.generation, request.lineage, request.boot);
+                let shown = DiskGeneration { number, lineage, boot };
+                let checked = liveness.generations().check(holder.id, shown);
+                checked.map_err(|why| refuse(JoinRefusal::RolledBack, why))?;
             }
             let known = state.node_of(node).is_some();
             if !known && !controller.warmed_up() {

@@ -8,6 +8,8 @@
 //! join_cluster.rs  bootstraps or joins the cluster, starts the controller group, admits other nodes
 //! peer_calls.rs    answers the calls of other nodes
 //! offline_repair.rs  repairs in the data directory of a stopped node, for the command line
+//! generation.rs    the generation of the data directory, by which a rollback is noticed
+//! offline.rs       changes to the data directory of a node that does not run
 //! tasks.rs         background tasks of the node
 //! collect.rs       collects the metrics of all parts
 //! ```
@@ -15,8 +17,10 @@
 //! Makes no decisions about data. Neighbours: `cli/` above; everything else below.
 
 mod collect;
+mod generation;
 mod join_cluster;
 mod offline_repair;
+mod offline;
 mod peer_calls;
 mod serve;
 mod start;
@@ -35,6 +39,7 @@ pub use collect::collect_node;
 pub use offline_repair::{
     JournalRepairMode, JournalRepairReport, OfflineRepairError, OfflineRole, recover_offline, repair_journal,
 };
+pub use offline::{DirectoryOwner, OfflineDirectory, OfflineError};
 pub use serve::{Serving, StartError, run, run_on};
 
 use crate::broker::Broker;
@@ -43,6 +48,7 @@ use crate::discovery::Discovery;
 use crate::membership::{JoinRefusal, Membership};
 use crate::model::{ApiError, Reason};
 use crate::partition::Replicas;
+use crate::peers::Expulsion;
 use crate::security::Tls;
 
 /// Interval at which the controller group is checked for a failure.
@@ -104,15 +110,17 @@ impl Node {
     }
 
     /// Waits until the node cannot continue, and returns why: the controller group has failed, or the cluster has
-    /// removed the node. Does not return while the node is a healthy member.
+    /// removed the node or found that its data directory was rolled back. Does not return while the node is a healthy member.
     pub async fn failed(&self) -> ApiError {
-        let mut removed = self.inner.cluster.peers.liveness().removed();
+        let mut expelled = self.inner.cluster.peers.liveness().expelled();
         let mut tick = tokio::time::interval(FAILURE_CHECK);
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
-                Ok(why) = removed.wait_for(Option::is_some) => {
-                    return refused(JoinRefusal::Removed, why.as_deref().unwrap_or_default());
+                Ok(expelled) = expelled.wait_for(Option::is_some) => match &*expelled {
+                    Some(Expulsion::Removed(why)) => return refused(JoinRefusal::Removed, why),
+                    Some(Expulsion::RolledBack(why)) => return refused(JoinRefusal::RolledBack, why),
+                    None => {}
                 }
             }
             if let Some(error) = self.inner.broker.controller().ok().and_then(|controller| controller.failure()) {

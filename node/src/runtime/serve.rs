@@ -186,6 +186,8 @@ async fn serve(node: &Node, stop: &CancellationToken, ready: impl FnOnce()) -> O
             }
             Err(error) => return Some(error),
         },
+        // Without a leader nobody answers the registration, but any peer may know that this node must stop.
+        error = node.failed() => return Some(error),
     }
     tokio::select! {
         biased;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::generation;
 use super::join_cluster::{Calls, JournalMemory, advertised};
 use super::{Node, NodeInner};
 use crate::broker::Broker;
@@ -71,20 +72,33 @@ impl Node {
     pub async fn prepare(config: Arc<Config>, host: Host, stop: &CancellationToken) -> Result<Node, ApiError> {
         let tls = security(&config).await?;
         let store = open_store(&config, &host, stop).await?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "two starts of a process must differ, and two copies of a directory"
+        )]
+        let (boot, lineage) = (rand::random::<u64>().max(1), rand::random());
+        let start = match generation::begin(&store, boot, lineage).await {
+            Ok(start) => start,
+            Err(error) => {
+                close_store(store).await;
+                return Err(error);
+            }
+        };
         let mut runtimes = Vec::new();
         let consensus = runtime(&host, "consensus", consensus_threads(), &mut runtimes)?;
         let liveness_runtime = runtime(&host, "liveness", 1, &mut runtimes)?;
-        #[expect(clippy::disallowed_methods, reason = "two starts of a process must differ")]
-        let boot = rand::random::<u64>().max(1);
         let liveness = Liveness::new(
             LivenessConfig {
                 interval: Duration::from_millis(config.cluster.beat_interval_ms),
                 suspect_after: Duration::from_millis(config.cluster.suspect_after_ms),
-                boot,
+                start,
             },
             tls.clone(),
             liveness_runtime,
         );
+        for (node, seen) in generation::remembered(&store) {
+            liveness.generations().learn(node, seen);
+        }
         let window = config.cluster.peer_window_bytes;
         let peers = Peers::new(host.connector, tls.clone(), consensus.clone(), window, liveness);
         let discovered = discover(&config, &store, &peers, boot).await;
@@ -152,6 +166,7 @@ impl Node {
             if let Ok(controller) = inner.broker.controller() {
                 controller.close().await;
             }
+            generation::finish(self).await;
             inner.peer_stop.cancel();
             inner.cluster.peers.close();
             close_store(inner.cluster.store.clone()).await;
@@ -192,7 +207,7 @@ async fn discover(
         addresses,
         zone: config.cluster.zone.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
-        boot,
+        start: peers.liveness().generations().at_start(),
         bootstrap_expect: config.cluster.bootstrap_expect,
         seeded,
     };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Node;
+use super::{Node, generation};
 use crate::cluster::WATCH_INTERVAL;
 
 /// Interval at which rejections that were left out of the audit trail are summarised there, and unused quotas are
@@ -18,6 +18,7 @@ impl Node {
         }
         inner.tasks.spawn(tidy(self.clone()));
         inner.tasks.spawn(maintain_controller(self.clone()));
+        inner.tasks.spawn(generation::run(self.clone()));
         inner.tasks.spawn_on(report_state(self.clone()), &inner.cluster.consensus);
         inner.replicas.start();
     }

@@ -143,7 +143,7 @@ async fn a_copy_of_a_disk_a_foreign_disk_and_a_name_that_is_taken_are_refused() 
     };
 
     // A copy of a member's disk, while the member itself runs.
-    let copied = cluster.encrypt(elsewhere("copied").set("node.name", "another"), "another")?;
+    let copied = cluster.encrypt(elsewhere("copied").set("node.name", "node-2"), "node-2")?;
     let foreign = cluster.encrypt(elsewhere("foreign").set("node.name", "another"), "another")?;
     let namesake = cluster.encrypt(elsewhere("namesake").set("node.name", "node-0"), "node-0")?;
     cluster.terminate(2)?;

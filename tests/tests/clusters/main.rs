@@ -15,5 +15,6 @@ mod nemesis;
 mod network;
 mod refused;
 mod repair;
+mod rolled_back;
 mod sources;
 mod tls;

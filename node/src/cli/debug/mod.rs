@@ -1,10 +1,12 @@
 //! `chronicle debug`: inspects nodes.
 //!
-//! `segment.rs` reads files without a node, `offline.rs` repairs those of a stopped one; `log_level.rs` and `bundle.rs` call each node at its own address.
+//! `segment.rs` reads files without a node; `repair_commands.rs` and `offline_directory.rs` change the data directory of a node that does
+//! not run; `log_level.rs` and `bundle.rs` call each node at its own address.
 
 mod bundle;
 mod log_level;
-mod offline;
+mod offline_directory;
+mod repair_commands;
 mod segment;
 
 use anyhow::bail;
@@ -20,20 +22,26 @@ pub(super) enum DebugCommand {
     /// Show or change the log filter of running nodes.
     LogLevel(log_level::LogLevelArgs),
     /// Replace the damaged journal of a stopped node by what can still be read of it.
-    RepairJournal(offline::RepairJournalArgs),
+    RepairJournal(repair_commands::RepairJournalArgs),
     /// Make a stopped node the source of a group that cannot recover by itself, or a copy of the source.
-    Recover(offline::RecoverLogArgs),
+    Recover(repair_commands::RecoverLogArgs),
     /// Collect diagnostics of every reachable node into one .tar.gz.
     Bundle(bundle::BundleArgs),
+    /// Make the cluster accept the data directory of a stopped node that was restored from a snapshot.
+    AcceptRestored(offline_directory::AcceptRestoredArgs),
+    /// Give a stopped node another name in its data directory.
+    RenameNode(offline_directory::RenameNodeArgs),
 }
 
 pub(super) async fn run(global: &Global, command: DebugCommand) -> anyhow::Result<()> {
     match command {
         DebugCommand::Segment(args) => segment::run(global, &args),
         DebugCommand::LogLevel(args) => log_level::run(global, &args).await,
-        DebugCommand::RepairJournal(args) => offline::journal(global, &args),
-        DebugCommand::Recover(args) => offline::recover(global, &args),
+        DebugCommand::RepairJournal(args) => repair_commands::journal(global, &args),
+        DebugCommand::Recover(args) => repair_commands::recover(global, &args),
         DebugCommand::Bundle(args) => bundle::run(global, &args).await,
+        DebugCommand::AcceptRestored(args) => offline_directory::accept_restored(&args).await,
+        DebugCommand::RenameNode(args) => offline_directory::rename_node(&args).await,
     }
 }
 

@@ -73,7 +73,7 @@ fn a_node_enters_only_the_cluster_that_it_promised_and_never_changes_it() {
     assert_eq!(memory.found(id(100), id(2)), Ok(()));
     assert!(memory.found(id(200), id(2)).unwrap_err().contains("belongs to cluster"));
     assert!(memory.promise(proposal(200, &[1, 2, 3]), id(2), 3, None).unwrap_err().contains("belongs to cluster"));
-    memory.join(Identity { cluster_id: id(300), raft_id: 9 }, Vec::new());
+    memory.join(Identity { cluster_id: id(300), raft_id: 9 }, Vec::new(), "another");
     assert_eq!(memory.own_cluster, Some(own));
 }
 
@@ -85,6 +85,27 @@ fn refusals_are_stored_up_to_a_bound() {
         memory.promise(proposal(cluster, &[1, 2]), id(2), 2, None).unwrap_err();
     }
     assert_eq!((memory.refused.len(), *memory.refused.last().unwrap()), (256, id(1999)));
+}
+
+#[test]
+fn a_member_keeps_its_name() {
+    let mut memory = Remembered::default();
+    assert_eq!(memory.keep_name("a"), Ok(()));
+    assert_eq!(memory.name, "", "without a cluster a node may have any name");
+    let mut proposed = proposal(100, &[1, 2]);
+    proposed.founders[1].name = "b".into();
+    memory.promise(proposed, id(2), 2, None).unwrap();
+    memory.found(id(100), id(2)).unwrap();
+    assert_eq!(memory.keep_name("another"), Err("b".into()));
+    assert_eq!((memory.keep_name("b"), memory.name.as_str()), (Ok(()), "b"));
+
+    let mut joined = Remembered::default();
+    joined.join(Identity { cluster_id: id(100), raft_id: 3 }, Vec::new(), "c");
+    joined.join(Identity { cluster_id: id(200), raft_id: 4 }, Vec::new(), "d");
+    assert_eq!(joined.keep_name("d"), Err("c".into()));
+    // A version before did not store it.
+    joined.name = String::new();
+    assert_eq!((joined.keep_name("d"), joined.name.as_str()), (Ok(()), "d"));
 }
 
 #[test]

@@ -381,7 +381,7 @@ impl World {
             addresses: advertised(&host.address),
             zone: String::new(),
             version: "0.1.0".into(),
-            boot: starts,
+            start: DiskGeneration { number: starts, lineage: starts, boot: starts },
             bootstrap_expect: self.expect,
             seeded,
         };
