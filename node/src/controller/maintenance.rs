@@ -109,6 +109,8 @@ impl Maintenance {
 impl Controller {
     /// One round of the leader's maintenance. `warmed_up`: it has led long enough to know which nodes are alive.
     async fn lead_round(&self, warmed_up: bool) -> Result<(), String> {
+        // A new leader may not have applied yet what was committed before.
+        self.read_index().await.map_err(|e| e.to_string())?;
         if let Err(error) = self.members(warmed_up).await {
             tracing::debug!(error, "cannot change members of the controller group yet");
         }

@@ -535,6 +535,10 @@ impl Reports for Controller {
         .boxed()
     }
 
+    fn current(&self) -> BoxFuture<'_, Result<(), String>> {
+        async move { self.sync().await.map_err(|e| e.to_string()) }.boxed()
+    }
+
     fn topic_files_deleted(&self, topic: Uuid) -> BoxFuture<'_, Result<(), String>> {
         async move {
             let command = ControllerCommand::ForgetTopic { id: topic, node: self.cluster.node() };

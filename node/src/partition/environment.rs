@@ -44,6 +44,18 @@ impl Environment {
         self.cluster.config()
     }
 
+    /// Waits until the metadata is as current as the leader of the controller group confirms. What cannot be undone is done only
+    /// after that: a node that has restarted, or lags, has metadata of the past.
+    ///
+    /// # Errors
+    /// Why it is not known to be current.
+    pub(super) async fn confirm_metadata(&self) -> Result<(), String> {
+        match self.reports.get() {
+            Some(reports) => reports.current().await,
+            None => Err("the metadata that was committed before the start is not applied yet".into()),
+        }
+    }
+
     /// Reports the voters of a partition's group to the controller, as of the membership entry at raft index `index`.
     ///
     /// # Errors

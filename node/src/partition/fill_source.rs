@@ -19,7 +19,7 @@ pub(super) async fn ask_close(env: &Environment, id: LogId, node: u64, position:
 }
 
 /// Finds the leader of the group; opens the partition there if it is dormant.
-async fn find_leader(env: &Environment, id: LogId) -> Result<u64, String> {
+pub(super) async fn find_leader(env: &Environment, id: LogId) -> Result<u64, String> {
     let placement = env.cluster.placement(id).ok_or("the partition was deleted")?;
     let me = env.cluster.node();
     let mut nodes: Vec<u64> = env.cluster.designated(id).into_iter().collect();

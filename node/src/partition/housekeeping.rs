@@ -68,6 +68,7 @@ async fn reconcile(replicas: Replicas) {
     let mut tick = tokio::time::interval(TIDY_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut seen: Weak<ControllerState> = Weak::new();
+    let mut complete = true;
     loop {
         tokio::select! {
             () = replicas.inner.stop.cancelled() => return,
@@ -82,7 +83,7 @@ async fn reconcile(replicas: Replicas) {
         let me = env.cluster.node();
         let pending = state.deleted.iter().any(|deleted| deleted.nodes.contains(&me))
             || state.placements.values().flatten().any(|placement| !placement.settled());
-        if !pending && std::ptr::eq(seen.as_ptr(), Arc::as_ptr(&state)) {
+        if !pending && complete && std::ptr::eq(seen.as_ptr(), Arc::as_ptr(&state)) {
             continue;
         }
         seen = Arc::downgrade(&state);
@@ -98,7 +99,7 @@ async fn reconcile(replicas: Replicas) {
                 replica.restart().await;
             }
         }
-        replicas.reconcile_placements(&state).await;
+        complete = replicas.reconcile_placements(&state).await;
     }
 }
 
@@ -159,17 +160,19 @@ impl Replicas {
         }
     }
 
-    /// Deletes replicas that are not assigned to this node any more, and starts to fill those that are.
-    async fn reconcile_placements(&self, state: &ControllerState) {
+    /// Deletes replicas that are not assigned to this node any more, and starts to fill those that are. Returns `false` when a
+    /// replica could not be deleted yet.
+    async fn reconcile_placements(&self, state: &ControllerState) -> bool {
         let me = self.inner.env.cluster.node();
         let logs = self.existing_logs().await;
+        let mut complete = true;
         for log in &logs {
             let placement = state.placements.get(&log.topic).and_then(|all| all.get(log.partition as usize));
             let moved = placement.is_some_and(|placement| !placement.holds(me));
             if !moved {
                 continue;
             }
-            self.delete_reassigned(*log).await;
+            complete &= self.delete_reassigned(*log).await;
         }
         for (topic, placements) in &state.placements {
             for (partition, placement) in placements.iter().enumerate() {
@@ -189,6 +192,7 @@ impl Replicas {
                 }
             }
         }
+        complete
     }
 }
 

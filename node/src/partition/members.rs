@@ -1,7 +1,8 @@
 //! Changes the members of a partition's group to the target placement; runs on the leader.
 //!
-//! One change at a time: a new replica becomes a learner once its log is filled; when it has caught up, the voters are changed by
-//! joint consensus. After a change of leader, the next step is derived from the log.
+//! Only towards a placement that is confirmed to be current. One change at a time: a new replica becomes a learner once its log is
+//! filled; when it has caught up, the voters are changed by joint consensus. After a change of leader, the next step is derived from
+//! the log.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,13 +27,20 @@ pub(super) async fn reconcile(partition: &Arc<Partition>) {
     }
 }
 
-async fn round(partition: &Arc<Partition>) -> Result<(), String> {
+pub(super) async fn round(partition: &Arc<Partition>) -> Result<(), String> {
     let env = &partition.env;
     let group = partition.group();
     let text = |e: RaftGroupError| e.to_string();
-    let Some(placement) = env.cluster.placement(partition.id()) else { return Ok(()) };
-    let wanted: BTreeSet<u64> = placement.replicas.iter().copied().collect();
+    let target = || -> Option<BTreeSet<u64>> {
+        env.cluster.placement(partition.id()).map(|placement| placement.replicas.into_iter().collect())
+    };
+    let Some(mut wanted) = target() else { return Ok(()) };
     let status = group.status();
+    if status.joint || status.voters != wanted || !status.learners.is_subset(&wanted) {
+        env.confirm_metadata().await?;
+        let Some(confirmed) = target() else { return Ok(()) };
+        wanted = confirmed;
+    }
     if !status.membership_committed {
         return Err("the last change is not committed yet".into());
     }

@@ -29,6 +29,7 @@ mod leading;
 mod members;
 mod open;
 mod pull;
+mod reassigned;
 mod repeated;
 mod replica;
 mod replica_lag;

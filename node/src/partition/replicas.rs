@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::{Environment, Partition, PartitionRole, Replica, ReplicaState};
+use super::{Environment, Partition, PartitionRole, Replica, ReplicaState, reassigned};
 use crate::host::blocking;
 use crate::model::{PartitionError, Topic};
 
@@ -227,15 +227,24 @@ impl Replicas {
         }
     }
 
-    /// Closes and deletes the replica of a log that was reassigned to another node.
-    pub(super) async fn delete_reassigned(&self, id: LogId) {
-        let replica = self.inner.replicas.write().remove(&id);
-        if let Some(replica) = replica {
-            replica.close().await;
+    /// Closes and deletes the replica of a log that was reassigned to another node, once that is certain. Returns `false` when it
+    /// must be tried again.
+    pub(super) async fn delete_reassigned(&self, id: LogId) -> bool {
+        let env = &self.inner.env;
+        if !reassigned::confirm(env, id).await {
+            return false;
         }
-        if self.delete_log(id, "cannot delete a reassigned replica, retrying").await {
+        // Closed and kept in the table, it acknowledges nothing between the check and the deletion.
+        let new = || Arc::new(Replica::new(env.clone(), id));
+        let replica = self.inner.replicas.write().entry(id).or_insert_with(new).clone();
+        replica.close().await;
+        let deleted = reassigned::confirm(env, id).await
+            && self.delete_log(id, "cannot delete a reassigned replica, retrying").await;
+        self.inner.replicas.write().remove(&id);
+        if deleted {
             tracing::info!(partition = %id, "reassigned replica deleted");
         }
+        deleted
     }
 
     /// Deletes the files of a log. Returns `false` when they could not be deleted, after logging the error as `failed`.

@@ -34,6 +34,12 @@ async fn has_replicas(cluster: &Cluster, count: usize) -> Result<()> {
         .eventually("the wanted number of replicas", async |cluster| {
             let replicas = cluster.replicas(TOPIC, 0).await?;
             ensure!(replicas.len() == count, "replicas on {replicas:?}");
+            // What was moved away is deleted.
+            let log = cluster.log_id(TOPIC, 0).await?.to_string();
+            for number in cluster.running().into_iter().filter(|number| !replicas.contains(number)) {
+                let folder = cluster.node(number).data_dir().join("logs").join(&log);
+                ensure!(!folder.exists(), "node-{number} still has {}", folder.display());
+            }
             Ok(())
         })
         .await?;
