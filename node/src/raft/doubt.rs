@@ -57,33 +57,23 @@
 //!
 //! Without a cut nothing of this costs anything. With one, a leader or the voters settle it within a round trip or two.
 //!
-//! Neighbours: `election.rs` asks before every vote; `cluster/watcher.rs` drives the settling.
+//! This file has the rule and its state; `settling.rs` asks the other replicas. Neighbours: `election.rs` asks before every vote.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use chronicle_log::{Log, LogError, LogId, LostTail, Store};
-use chronicle_proto::internal as proto;
-use chronicle_proto::internal::raft_frame::Message;
-use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::group::{RaftGroup, RaftGroupError};
-use super::state_machine::Machine;
 use super::type_config::{RaftLogId, RaftVote, log_id};
-use super::wire;
 use crate::host::flushed::journal;
 
 /// [`TailDoubt`], or nothing.
 pub(crate) const KEY_DOUBT: u8 = 5;
-/// Longest wait for the answer of another replica.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
-/// A doubt that lasts this long is logged as a warning, and again after each interval.
+/// A doubt that lasts this long is logged as a warning.
 const SAY_AFTER: Duration = Duration::from_secs(2);
-const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// What a replica may have lost from the end of its log, as the journal keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +81,7 @@ pub struct TailDoubt {
     /// Raft index of the first entry that may be lost.
     pub from: u64,
     /// Term, leader and raft index that the last lost entry does not exceed.
-    floor: (u64, u64, u64),
+    pub(super) floor: (u64, u64, u64),
 }
 
 impl TailDoubt {
@@ -118,7 +108,7 @@ impl TailDoubt {
         Self::decode(&store.journal_get(id, KEY_DOUBT)?)
     }
 
-    fn floor(&self) -> RaftLogId {
+    pub(super) fn floor(&self) -> RaftLogId {
         let (term, leader, index) = self.floor;
         log_id(term, leader, index)
     }
@@ -159,26 +149,17 @@ pub(super) struct DoubtState {
     log: Arc<Log>,
     now: Mutex<Option<TailDoubt>>,
     /// Locked while the replica settles it.
-    evidence: tokio::sync::Mutex<Evidence>,
+    pub(super) evidence: tokio::sync::Mutex<Evidence>,
 }
 
-struct Evidence {
+/// What other replicas have said.
+pub(super) struct Evidence {
     /// The vote of a leader and its last entry.
-    leader: Option<(RaftVote, RaftLogId)>,
+    pub(super) leader: Option<(RaftVote, RaftLogId)>,
     /// The greatest last entry that the other voters named, if all of them have answered in the last round.
-    round: Option<Option<RaftLogId>>,
+    pub(super) round: Option<Option<RaftLogId>>,
     /// When the next log line is due.
-    say_at: Instant,
-}
-
-/// What a replica knows of its group.
-struct Standing {
-    vote: RaftVote,
-    last: Option<RaftLogId>,
-    /// The other replicas whose answers settle the doubt together.
-    others: BTreeSet<u64>,
-    /// There is no other replica.
-    alone: bool,
+    pub(super) say_at: Instant,
 }
 
 impl DoubtState {
@@ -224,7 +205,7 @@ impl DoubtState {
     }
 
     /// Changes or removes the doubt, durably.
-    async fn put(&self, doubt: Option<TailDoubt>) -> Result<(), LogError> {
+    pub(super) async fn put(&self, doubt: Option<TailDoubt>) -> Result<(), LogError> {
         let bytes = doubt.map_or_else(Bytes::new, |doubt| doubt.encode());
         journal(&self.store, self.id(), KEY_DOUBT, bytes).await?;
         *self.now.lock() = doubt;
@@ -232,14 +213,14 @@ impl DoubtState {
     }
 
     /// Removes the doubt, once everything that settles it is on disk.
-    async fn settle(&self) -> Result<(), LogError> {
+    pub(super) async fn settle(&self) -> Result<(), LogError> {
         let log = self.log.clone();
         crate::host::blocking(move || log.flush()).await.unwrap_or(Err(LogError::Closed))?;
         self.put(None).await
     }
 
     /// Whether the log has this entry, or had it and has deleted it by retention.
-    async fn holds(&self, entry: RaftLogId) -> Result<bool, LogError> {
+    pub(super) async fn holds(&self, entry: RaftLogId) -> Result<bool, LogError> {
         let position = self.log.position();
         if entry.index >= position.next_index || entry.index < position.first_index {
             return Ok(entry.index < position.first_index);
@@ -249,152 +230,6 @@ impl DoubtState {
         let found = read.await.unwrap_or(Err(LogError::Closed))?;
         let found = found.first().map(|stored| (stored.entry.term, stored.entry.leader));
         Ok(found == Some((entry.leader_id.term, entry.leader_id.node_id)))
-    }
-}
-
-impl<M: Machine> RaftGroup<M> {
-    /// What this replica may have lost from the end of its log; `None`: it is not in doubt.
-    pub fn doubt(&self) -> Option<TailDoubt> {
-        self.doubt.now()
-    }
-
-    /// Settles the doubt about the end of this replica's log, if that is possible now; asks the other replicas that are alive.
-    /// Returns whether there is none any more. A call while another one runs returns `false` at once.
-    ///
-    /// # Errors
-    /// When the group has stopped, or its log or the journal has failed.
-    pub async fn settle_doubt(&self) -> Result<bool, RaftGroupError> {
-        if self.doubt().is_none() {
-            return Ok(true);
-        }
-        let Ok(mut evidence) = self.doubt.evidence.try_lock() else { return Ok(false) };
-        // Two rounds of answers, and a look at the floor that results.
-        for _ in 0..3 {
-            let Some(doubt) = self.doubt() else { return Ok(true) };
-            let standing = self.standing().await?;
-            if let Some(by) = self.settled_by(&doubt, &standing, &mut evidence).await? {
-                self.doubt.settle().await?;
-                match standing.alone {
-                    true => tracing::warn!(
-                        group = %self.id, from = doubt.from, to = doubt.to(),
-                        "the end of the log was cut when it was opened, and no other replica has a copy: \
-                         records that were acknowledged just before the crash may be missing"
-                    ),
-                    false => tracing::info!(group = %self.id, by, "the end of the log is not in doubt any more"),
-                }
-                return Ok(true);
-            }
-            let follows = evidence.leader.is_some_and(|(vote, _)| self.transport.alive(vote.leader_id.node_id));
-            if (follows && !self.leader_gone()) || !self.ask_round(&standing, &mut evidence).await? {
-                break;
-            }
-        }
-        let now = Instant::now();
-        if let Some(doubt) = self.doubt()
-            && now >= evidence.say_at
-        {
-            evidence.say_at = now + SAY_EVERY;
-            let others = self.standing().await?.others;
-            tracing::warn!(
-                group = %self.id, from = doubt.from, to = doubt.to(), ?others,
-                "the end of the log is in doubt: this replica elects no leader with a shorter log, and waits for one \
-                 that leads, or for all of these nodes"
-            );
-        }
-        Ok(false)
-    }
-
-    async fn standing(&self) -> Result<Standing, RaftGroupError> {
-        let me = self.node;
-        let read = self.raft.with_raft_state(move |state| {
-            let membership = state.membership_state.effective().membership().clone();
-            let mut others: BTreeSet<u64> = membership.voter_ids().filter(|id| *id != me).collect();
-            // A single voter may have lost the entry that made a learner a voter.
-            if membership.voter_ids().eq([me]) {
-                others.extend(membership.learner_ids());
-            }
-            let alone = others.is_empty() && membership.voter_ids().eq([me]);
-            Standing { vote: *state.vote_ref(), last: state.log_ids.last().copied(), others, alone }
-        });
-        read.await.map_err(|e| self.fatal(e))
-    }
-
-    /// What settles the doubt, if something does.
-    async fn settled_by(
-        &self,
-        doubt: &TailDoubt,
-        standing: &Standing,
-        evidence: &mut Evidence,
-    ) -> Result<Option<&'static str>, RaftGroupError> {
-        if standing.alone {
-            return Ok(Some("the only replica"));
-        }
-        if standing.last >= Some(doubt.floor()) {
-            return Ok(Some("its length"));
-        }
-        evidence.leader.take_if(|(vote, _)| *vote != standing.vote);
-        match evidence.leader {
-            Some((_, last)) if self.doubt.holds(last).await? => Ok(Some("the leader")),
-            _ => Ok(None),
-        }
-    }
-
-    /// Asks the others that are alive for their last entries. Returns whether something may have changed by that.
-    async fn ask_round(&self, standing: &Standing, evidence: &mut Evidence) -> Result<bool, RaftGroupError> {
-        let answers = self.ask_for_last(standing).await;
-        for (id, answer) in &answers {
-            let leads = answer.leads && wire::vote_in(answer.vote).is_ok_and(|vote| vote == standing.vote);
-            if leads
-                && standing.vote.leader_id.node_id == *id
-                && let Some(last) = answer.last
-            {
-                evidence.leader = Some((standing.vote, wire::position_in(last)));
-            }
-        }
-        let all = !standing.others.is_empty() && standing.others.iter().all(|id| answers.contains_key(id));
-        if !all {
-            evidence.round = None;
-            return Ok(evidence.leader.is_some());
-        }
-        let greatest = answers.values().map(|answer| answer.last.map(wire::position_in)).max().flatten();
-        if let Some(before) = evidence.round.replace(greatest) {
-            self.lower_floor(before.max(greatest)).await?;
-        }
-        Ok(true)
-    }
-
-    async fn ask_for_last(&self, standing: &Standing) -> BTreeMap<u64, proto::VoteResponse> {
-        let leader = standing.vote.leader_id.node_id;
-        let mut asked = standing.others.clone();
-        if standing.vote.committed && leader != self.node {
-            asked.insert(leader);
-        }
-        // A pre-vote in the present term: never granted where it matters, it writes nothing, and every release answers it with its
-        // last entry.
-        let ask = proto::VoteRequest {
-            vote: Some(proto::Vote { term: standing.vote.leader_id.term, node: self.node, committed: false }),
-            last: standing.last.as_ref().map(wire::position_out),
-            leadership_transfer: false,
-            pre_vote: true,
-        };
-        let alive = asked.into_iter().filter(|id| self.transport.alive(*id));
-        let answers = join_all(alive.map(|id| async move {
-            match self.transport.ask(id, self.id, Message::Vote(ask), ANSWER_TIMEOUT).await {
-                Ok(Message::VoteDone(done)) => Some((id, done)),
-                _ => None,
-            }
-        }));
-        answers.await.into_iter().flatten().collect()
-    }
-
-    /// All other voters have answered, the longest of them with `greatest`: nothing after that was committed with this replica.
-    async fn lower_floor(&self, greatest: Option<RaftLogId>) -> Result<(), RaftGroupError> {
-        let Some(doubt) = self.doubt() else { return Ok(()) };
-        let floor = greatest.map_or((0, 0, 0), |id| (id.leader_id.term, id.leader_id.node_id, id.index));
-        if floor < doubt.floor {
-            self.doubt.put(Some(TailDoubt { floor, ..doubt })).await?;
-        }
-        Ok(())
     }
 }
 

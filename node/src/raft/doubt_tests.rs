@@ -17,12 +17,12 @@ use super::tests::{Journal, LOG, NoPeers, lead, propose, started};
 use super::{LeaderTerm, RaftGroup, Role, Transport};
 use crate::peers::AskError;
 
-type Running = Arc<Mutex<BTreeMap<u64, Arc<RaftGroup<Journal>>>>>;
+type Reachable = Arc<Mutex<BTreeMap<u64, Arc<RaftGroup<Journal>>>>>;
 
 /// Delivers to the replicas that run.
 struct Direct {
     me: u64,
-    running: Running,
+    running: Reachable,
 }
 
 impl Transport for Direct {
@@ -48,7 +48,7 @@ struct Member {
     store: Arc<Store>,
     log: Arc<Log>,
     group: Arc<RaftGroup<Journal>>,
-    running: Running,
+    running: Reachable,
 }
 
 fn opened(disk: &MemoryDisk) -> (Arc<Store>, Arc<Log>) {
@@ -61,7 +61,7 @@ fn opened(disk: &MemoryDisk) -> (Arc<Store>, Arc<Log>) {
 }
 
 impl Member {
-    async fn start(me: u64, voters: &[u64], disk: MemoryDisk, running: &Running) -> Self {
+    async fn start(me: u64, voters: &[u64], disk: MemoryDisk, running: &Reachable) -> Self {
         let (store, log) = opened(&disk);
         let wire = Arc::new(Direct { me, running: running.clone() });
         let start = started(&store, &log, me, voters, wire);
@@ -172,8 +172,8 @@ fn flip_last(disk: &MemoryDisk, what: Flip) {
 
 /// Three replicas, led by node 1, which all hold "a"; nodes 1 and those in `with_b` hold "b" as well, the last entry, which is
 /// acknowledged.
-async fn three(with_b: &[u64]) -> ([Member; 3], LeaderTerm, Running) {
-    let running = Running::default();
+async fn three(with_b: &[u64]) -> ([Member; 3], LeaderTerm, Reachable) {
+    let running = Reachable::default();
     let one = Member::start(1, &VOTERS, MemoryDisk::new(), &running).await;
     let two = Member::start(2, &VOTERS, MemoryDisk::new(), &running).await;
     let three = Member::start(3, &VOTERS, MemoryDisk::new(), &running).await;
@@ -359,7 +359,7 @@ async fn a_replica_in_doubt_votes_by_the_term_and_the_index_of_what_it_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_replica_goes_on_with_what_it_has() {
-    let running = Running::default();
+    let running = Reachable::default();
     let member = Member::start(1, &[1], MemoryDisk::new(), &running).await;
     let term = member.elected().await;
     for text in ["a", "b"] {

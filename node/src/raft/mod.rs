@@ -21,6 +21,7 @@ mod network;
 #[cfg(test)]
 mod reservation_tests;
 mod runtime;
+mod settling;
 mod state_machine;
 mod store;
 #[cfg(test)]
