@@ -26,8 +26,7 @@ fn mutated_answers_are_understood_or_refused() {
         address: "n1:7400".into(),
         ..Default::default()
     };
-    let promise =
-        PromiseRequest { cluster_id: uuid(2), coordinator: uuid(1), founders: vec![founder], ..Default::default() };
+    let promise = PromiseRequest { cluster_id: uuid(2), coordinator: uuid(1), founders: vec![founder] };
     Fuzz::new("membership").seed(hello.encode_to_vec()).seed(promise.encode_to_vec()).run(|bytes| {
         let hello = HelloResponse::decode(bytes).map(|hello| Peer::parse("n1:7400", hello).map(|_| ()));
         let promise = PromiseRequest::decode(bytes).map(|promise| Promised::try_from(promise).map(|_| ()));

@@ -3,7 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
+
+use super::lease::Ballot;
 
 /// Time for which this node starts no election after it granted its vote or after a leadership transfer was requested.
 /// An election takes two flushes on each side; a slow disk may need this long for them.
@@ -21,6 +24,8 @@ pub(super) struct LeaderContact {
     candidate_ms: AtomicU64,
     /// The last term in which this node led and transferred leadership.
     pub(super) resigned: AtomicU64,
+    /// The latest leader from which an append or a heartbeat has arrived, accepted or not.
+    latest: Mutex<Ballot>,
     started: Instant,
 }
 
@@ -32,6 +37,7 @@ impl LeaderContact {
             leader_ms: AtomicU64::new(0),
             candidate_ms: AtomicU64::new(0),
             resigned: AtomicU64::new(0),
+            latest: Mutex::default(),
             started: Instant::now(),
         }
     }
@@ -46,6 +52,17 @@ impl LeaderContact {
         self.leader_lost.store(false, Ordering::Relaxed);
         // The election has ended.
         self.candidate_ms.store(0, Ordering::Relaxed);
+    }
+
+    /// An append or a heartbeat of `leader` has arrived. To be called before raft sees it.
+    pub(super) fn arrived(&self, leader: Ballot) {
+        let mut latest = self.latest.lock();
+        *latest = leader.max(*latest);
+    }
+
+    /// The latest leader, if it is a later one than `leader`.
+    pub(super) fn later_than(&self, leader: Ballot) -> Option<Ballot> {
+        Some(*self.latest.lock()).filter(|latest| *latest > leader)
     }
 
     pub(super) fn candidate(&self) {

@@ -373,6 +373,7 @@ impl<M: Machine> RaftGroup<M> {
                     Err(why) => return refuse(why),
                 };
                 let leader = request.vote;
+                self.heard.arrived((leader.leader_id.term, leader.leader_id.node_id));
                 let traced = self.storage.traced();
                 let indexes = if traces.is_empty() { Vec::new() } else { traced.received(&traces) };
                 let answer = self.raft.append_entries(request).await;
@@ -425,9 +426,14 @@ impl<M: Machine> RaftGroup<M> {
     /// Makes the promise that belongs to an acknowledgement of `leader`'s message.
     ///
     /// # Errors
-    /// The vote that this replica has granted meanwhile, to be sent instead of the acknowledgement.
+    /// The vote that this replica has granted meanwhile, or that of a later leader whose message has arrived meanwhile, to be
+    /// sent instead of the acknowledgement. openraft acknowledges an append when it is flushed, even if it has accepted another
+    /// leader since: the former leader could commit the entry with that, and the later one, elected without it, does not have it.
     async fn acknowledge(&self, leader: &RaftVote) -> Result<(), RaftVote> {
         let leader = (leader.leader_id.term, leader.leader_id.node_id);
+        if let Some((term, node)) = self.heard.later_than(leader) {
+            return Err(RaftVote::new_committed(term, node));
+        }
         self.promise.acknowledge(leader).await.map_err(|(term, node)| RaftVote::new(term, node))
     }
 

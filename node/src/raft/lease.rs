@@ -15,7 +15,8 @@
 //! - V is L itself. L's own vote ends its leadership in the same step, so that it would not have found its lease at T.
 //! - V acknowledged L's message at a time a, after L sent it: s <= a. V voted before that, or after it.
 //!   - *Before*: V's later term rejects L's message. Where the message was stored before the vote and is acknowledged
-//!     after it, [`LeasePromise::acknowledge`] withholds the acknowledgement: it and the vote take the same lock.
+//!     after it, [`LeasePromise::acknowledge`] withholds the acknowledgement: it and the vote take the same lock. (An
+//!     acknowledgement after the message of a later leader that V did not vote for is withheld as well, for the sake of commits.)
 //!   - *After*: no earlier than a + PROMISE on V's clock, and a + PROMISE >= s + LEASE + MARGIN. L holds its lease until
 //!     s + LEASE on its own clock. So the vote came after T, provided that L's clock runs at no less than
 //!     LEASE / (LEASE + MARGIN) = 2/3 of the rate of V's: clocks of machines differ by less than a thousandth.

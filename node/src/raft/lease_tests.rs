@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
-use chronicle_log::{Log, LogConfig, LogId, Store};
+use chronicle_log::disk::{DiskOperation, Fault, FaultRule, FaultyDisk, RealDisk};
+use chronicle_log::{Log, LogConfig, LogId, Store, StoreConfig};
 use chronicle_proto::internal as proto;
 use chronicle_proto::internal::append_response::Outcome;
 use chronicle_proto::internal::raft_frame::Message;
@@ -111,6 +113,43 @@ async fn an_append_that_was_stored_before_a_vote_is_not_acknowledged_after_it() 
         assert!(!(renewed && granted) || begun.elapsed() >= PROMISE, "round {term}: {outcome:?} and a vote");
         voter.close().await;
     }
+    store.close().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_that_was_stored_before_a_later_leader_came_is_not_acknowledged_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::new(Arc::new(RealDisk));
+    let store = Store::open(Arc::new(disk.clone()), dir.path(), StoreConfig::default()).unwrap();
+    let voter = voter(&store, Arc::new(NoPeers), &no_promise()).await;
+    assert_eq!(voter.heartbeat(1, 2).await, Outcome::Success(true));
+    let entry = proto::LogEntry { term: 1, leader: 2, index: 1, kind: 2, ..Default::default() };
+    let append = proto::AppendRequest {
+        vote: Some(proto::Vote { term: 1, node: 2, committed: true }),
+        previous: voter.group.last_position().await,
+        entries: vec![entry],
+        ..Default::default()
+    };
+    let hang = disk.add(FaultRule::new(DiskOperation::Sync, Fault::Hang).path("/logs/"));
+    let later = async {
+        while voter.log.position().next_index < 2 {
+            tokio::task::yield_now().await;
+        }
+        // Another majority has elected node 3, which does not have the entry.
+        let mut heartbeat = std::pin::pin!(voter.heartbeat(2, 3));
+        let early = futures::poll!(heartbeat.as_mut());
+        disk.remove(hang);
+        match early {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => heartbeat.await,
+        }
+    };
+    let (answer, outcome) = tokio::join!(voter.group.handle(2, Message::Append(append)), later);
+    assert_eq!(outcome, Outcome::Success(true));
+    let Message::AppendDone(done) = answer else { panic!("no response to an append: {answer:?}") };
+    let higher = Outcome::HigherVote(proto::Vote { term: 2, node: 3, committed: true });
+    assert_eq!(done.outcome, Some(higher), "node 2 must not commit it any more");
+    voter.close().await;
     store.close().unwrap();
 }
 

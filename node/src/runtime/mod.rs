@@ -19,8 +19,8 @@
 mod collect;
 mod generation;
 mod join_cluster;
-mod offline_repair;
 mod offline;
+mod offline_repair;
 mod peer_calls;
 mod serve;
 mod start;
@@ -36,10 +36,10 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 pub use collect::collect_node;
+pub use offline::{DirectoryOwner, OfflineDirectory, OfflineError};
 pub use offline_repair::{
     JournalRepairMode, JournalRepairReport, OfflineRepairError, OfflineRole, recover_offline, repair_journal,
 };
-pub use offline::{DirectoryOwner, OfflineDirectory, OfflineError};
 pub use serve::{Serving, StartError, run, run_on};
 
 use crate::broker::Broker;

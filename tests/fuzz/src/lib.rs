@@ -46,7 +46,7 @@ const HUNG: Duration = Duration::from_secs(60);
 pub struct Fuzz {
     name: &'static str,
     seeds: Vec<Vec<u8>>,
-    repair: Option<fn(&mut Vec<u8>)>,
+    repair: Option<fn(&mut [u8])>,
     times: usize,
     plus: usize,
     mutations: usize,
@@ -67,7 +67,7 @@ impl Fuzz {
 
     /// Makes every second mutated input pass checksums, so that what is behind them is reached.
     #[must_use]
-    pub fn repair(mut self, repair: fn(&mut Vec<u8>)) -> Self {
+    pub fn repair(mut self, repair: fn(&mut [u8])) -> Self {
         self.repair = Some(repair);
         self
     }

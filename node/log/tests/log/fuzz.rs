@@ -105,7 +105,7 @@ fn put(bytes: &mut [u8], at: usize, value: u32) {
 }
 
 /// Makes the checksums of a segment's header, frames and footer right, as far as lengths lead.
-fn repair_segment(bytes: &mut Vec<u8>) {
+fn repair_segment(bytes: &mut [u8]) {
     if bytes.len() < 80 {
         return;
     }
@@ -161,7 +161,7 @@ fn mutated_segments_are_inspected() {
 
 #[test]
 fn mutated_indexes_are_used_or_rebuilt() {
-    fn repair(bytes: &mut Vec<u8>) {
+    fn repair(bytes: &mut [u8]) {
         if bytes.len() >= 40 {
             let seed = crc32c::crc32c(&[&log_bytes()[..], &0_u64.to_le_bytes()].concat());
             let crc = crc32c::crc32c_append(crc32c::crc32c_append(seed, &bytes[..36]), &bytes[40..]);
@@ -173,7 +173,7 @@ fn mutated_indexes_are_used_or_rebuilt() {
 
 #[test]
 fn mutated_checkpoints_are_read_or_refused() {
-    fn repair(bytes: &mut Vec<u8>) {
+    fn repair(bytes: &mut [u8]) {
         if bytes.len() >= 24 {
             let crc = crc32c::crc32c_append(crc32c::crc32c(&log_bytes()), &bytes[..12]);
             let crc = crc32c::crc32c_append(crc, &bytes[16..]);
@@ -185,7 +185,7 @@ fn mutated_checkpoints_are_read_or_refused() {
 
 #[test]
 fn mutated_journals_are_opened_or_refused() {
-    fn repair(bytes: &mut Vec<u8>) {
+    fn repair(bytes: &mut [u8]) {
         if bytes.len() < 56 {
             return;
         }
