@@ -4,8 +4,12 @@ DATA ?= data
 # make run RELEASE=1: a slower build, a much faster node.
 PROFILE_FLAG = $(if $(RELEASE),--release,)
 
+# The simulation is a build of everything with other flags, in a target folder of its own; as in .ci/test.
+SIMULATION = CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}/simulation" CARGO_PROFILE_DEV_OPT_LEVEL=1 \
+	RUSTFLAGS="$(RUSTFLAGS) --cfg tokio_unstable --cfg chronicle_mutants"
+
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt fmt-check doc ci bench bench-cluster licences image images clean \
+.PHONY: help run test lint fmt fmt-check doc ci sim mutants nemesis bench bench-cluster licences image images clean \
 	kube-up kube-down kube-smoke test-kube test-kube-full test-charts bench-kube
 
 help: ## List the verbs
@@ -46,9 +50,12 @@ bench-cluster: ## The same for three nodes, about half an hour (BENCH_FLAGS as a
 	@$(MAKE) --no-print-directory bench BENCH_FLAGS="--suite cluster $(BENCH_FLAGS)"
 
 sim: ## Simulate clusters from seeds (SEEDS=2000 SEED=1: how many, and the first)
-	CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}/simulation" RUSTFLAGS="$(RUSTFLAGS) --cfg tokio_unstable" CARGO_PROFILE_DEV_OPT_LEVEL=1 \
-	CHRONICLE_SIMULATION_SEEDS=$(or $(SEEDS),2000) CHRONICLE_SIMULATION_FIRST=$(or $(SEED),1) \
-	$(CARGO) test --package chronicle-simulation --locked
+	$(SIMULATION) CHRONICLE_SIMULATION_SEEDS=$(or $(SEEDS),2000) CHRONICLE_SIMULATION_FIRST=$(or $(SEED),1) \
+	$(CARGO) test --package chronicle-simulation --locked --test seeds -- --nocapture clusters_keep
+
+mutants: ## Show that the simulation finds defects in the real code (MUTANT=name: that one; SEED=0: the first seed)
+	$(SIMULATION) $(if $(MUTANT),CHRONICLE_SIMULATION_MUTANT=$(MUTANT)) CHRONICLE_SIMULATION_FIRST=$(or $(SEED),0) \
+	$(CARGO) test --package chronicle-simulation --locked --test mutants -- --nocapture every_mutant
 
 nemesis: ## Random faults in a cluster of real processes under load (MINUTES=10; SEED=n repeats the order of the faults; root)
 	CHRONICLE_TEST_FACTOR=$(or $(MINUTES),10) $(if $(SEED),CHRONICLE_NEMESIS_SEED=$(SEED)) \

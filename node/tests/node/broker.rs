@@ -442,7 +442,7 @@ async fn a_second_node_on_the_same_directory_and_a_newer_format_are_refused() {
 
     let format = dir.path().join("data/FORMAT");
     let text = std::fs::read_to_string(&format).unwrap();
-    std::fs::write(&format, text.replacen('1', "999", 1)).unwrap();
+    std::fs::write(&format, text.replacen("chronicle-data 2", "chronicle-data 999", 1)).unwrap();
     let Err(newer) = Core::start(Arc::new(config(dir.path()))).await else { panic!("the format is newer") };
     assert!(newer.message.contains("format"), "{newer}");
     std::fs::write(&format, text).unwrap();

@@ -4,10 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use chronicle_log::disk::{Disk, MemoryDisk};
+use chronicle_log::disk::{Disk, FaultyDisk, MemoryDisk};
 use chronicle_log::{Clock, Store, StoreConfig, Threads};
 use chronicle_node::config::Config;
 use chronicle_node::host::{Host, Simulated};
@@ -30,6 +31,8 @@ const RESTART_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) const DATA_DIR: &str = "/data";
 
 thread_local! {
+    /// How many milliseconds the wall clocks of processes are ahead, by the runtime of each.
+    static AHEAD: RefCell<Vec<(tokio::runtime::Id, Arc<AtomicI64>)>> = const { RefCell::new(Vec::new()) };
     /// Last time seen inside a host: what is dropped with a host asks for the time outside of any.
     static LAST: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
@@ -48,12 +51,28 @@ pub(crate) fn set_elapsed(now: Duration) {
     simulated::set_clocks(EPOCH + LAST.get());
 }
 
+/// The true time of day.
+pub(crate) fn wall_ms() -> i64 {
+    (EPOCH + elapsed()).as_millis() as i64
+}
+
+/// What the wall clock of the machine says whose process asks.
+fn since_epoch() -> Duration {
+    let id = tokio::runtime::Handle::try_current().ok().map(|runtime| runtime.id());
+    let ahead = AHEAD.with_borrow(|clocks| {
+        let clock = clocks.iter().rev().find(|(of, _)| Some(*of) == id);
+        clock.map_or(0, |(_, ahead)| ahead.load(Ordering::Relaxed))
+    });
+    Duration::from_millis((wall_ms() + ahead) as u64)
+}
+
 /// Makes this thread a simulated one.
 pub(crate) fn simulate() {
     LAST.set(Duration::ZERO);
+    AHEAD.take();
     simulated::set_clocks(EPOCH);
     chronicle_node::host::simulate(Simulated {
-        since_epoch: || EPOCH + elapsed(),
+        since_epoch,
         // Mostly nothing, sometimes enough for something else to come between.
         blocking_delay: || {
             let mut random = rand::rng();
@@ -62,8 +81,12 @@ pub(crate) fn simulate() {
     });
 }
 
+/// The clocks of one machine.
 #[derive(Debug)]
-struct SimulatedClock;
+struct SimulatedClock {
+    /// Milliseconds that the wall clock is ahead.
+    ahead: Arc<AtomicI64>,
+}
 
 impl Clock for SimulatedClock {
     fn monotonic(&self) -> Duration {
@@ -71,8 +94,17 @@ impl Clock for SimulatedClock {
     }
 
     fn wall_ms(&self) -> i64 {
-        (EPOCH + elapsed()).as_millis() as i64
+        wall_ms() + self.ahead.load(Ordering::Relaxed)
     }
+}
+
+/// How fast a disk does its rounds of writes and flushes.
+#[derive(Debug, Default)]
+pub(crate) struct DiskPace {
+    /// Added to each round, in milliseconds.
+    pub(crate) slow_ms: AtomicU64,
+    /// No round begins.
+    pub(crate) hangs: AtomicBool,
 }
 
 /// What varies from seed to seed.
@@ -84,6 +116,10 @@ pub(crate) struct Knobs {
     pub(crate) disk_ms_max: u64,
     /// Unused partitions go to sleep after this, in milliseconds.
     pub(crate) idle_ms: u64,
+    /// Bytes of recent entries that a node keeps in memory.
+    pub(crate) cache_bytes: u64,
+    /// Idempotent producers whose state a partition keeps.
+    pub(crate) producers_max: usize,
 }
 
 /// One machine.
@@ -93,6 +129,12 @@ pub(crate) struct Machine {
     pub(crate) name: String,
     /// What is left after a crash.
     pub(crate) disk: MemoryDisk,
+    /// Makes operations of the present process fail.
+    pub(crate) faults: Rc<RefCell<FaultyDisk>>,
+    /// How fast the disk is.
+    pub(crate) pace: Arc<DiskPace>,
+    /// Milliseconds that the wall clock is ahead.
+    pub(crate) ahead: Arc<AtomicI64>,
     /// Stops the process that runs now, in order.
     stop: Rc<RefCell<CancellationToken>>,
     config: Config,
@@ -111,12 +153,17 @@ impl Machine {
         config.cluster.seeds = seeds.iter().map(|seed| format!("{seed}:{PORT}")).collect();
         config.cluster.voters = 3;
         config.partitions.idle_ms = knobs.idle_ms;
+        config.partitions.retention_check_ms = 1000;
+        config.partitions.producers_max = knobs.producers_max;
+        config.storage.tail_cache_bytes = knobs.cache_bytes;
         config.storage.reserve_bytes = 0;
         config.listeners.data = ([0, 0, 0, 0], PORT).into();
         let disk = MemoryDisk::new();
         disk.create_dir(Path::new(DATA_DIR))?;
         disk.sync_dir(Path::new("/"))?;
-        Ok(Self { name: name.into(), disk, stop: Rc::default(), config, knobs })
+        let faults = Rc::new(RefCell::new(FaultyDisk::new(Arc::new(disk.clone()))));
+        let (pace, ahead) = (Arc::default(), Arc::default());
+        Ok(Self { name: name.into(), disk, faults, pace, ahead, stop: Rc::default(), config, knobs })
     }
 
     /// The process: the node, started again when it ends for a reason of its own, as a supervisor does. Returns when it was
@@ -124,10 +171,14 @@ impl Machine {
     pub(crate) async fn run(self) -> turmoil::Result {
         let stop = CancellationToken::new();
         self.stop.replace(stop.clone());
+        let runtime = tokio::runtime::Handle::current();
+        AHEAD.with_borrow_mut(|clocks| clocks.push((runtime.id(), self.ahead.clone())));
+        let disk = FaultyDisk::new(Arc::new(self.disk.mount()));
+        self.faults.replace(disk.clone());
         loop {
             note(&self.name, "start");
             let host = Host {
-                open_store: open_store(&self.disk, self.knobs),
+                open_store: self.open_store(disk.clone()),
                 connector: connector(&self.name),
                 runtime: Some(tokio::runtime::Handle::current()),
             };
@@ -157,28 +208,36 @@ impl Machine {
     pub(crate) fn stop(&self) {
         self.stop.borrow().cancel();
     }
-}
 
-fn open_store(disk: &MemoryDisk, knobs: Knobs) -> chronicle_node::host::OpenStore {
-    let disk = disk.mount();
-    Arc::new(move |dir, config| {
-        let wake = Arc::new(Notify::new());
-        let waker = wake.clone();
-        let config = StoreConfig {
-            segment_bytes: knobs.segment_bytes,
-            journal_rewrite_bytes: 64 << 10,
-            threads: Threads::Driven { on_work: Some(Arc::new(move || waker.notify_one())) },
-            clock: Arc::new(SimulatedClock),
-            ..config
-        };
-        let store = Store::open(Arc::new(disk.clone()), dir, config)?;
-        tokio::spawn(drive(Arc::downgrade(&store), wake, knobs.disk_ms_max));
-        Ok(store)
-    })
+    /// Nothing is wrong with the disk and the clock any more.
+    pub(crate) fn heal(&self) {
+        self.faults.borrow().heal();
+        self.pace.slow_ms.store(0, Ordering::Relaxed);
+        self.pace.hangs.store(false, Ordering::Relaxed);
+        self.ahead.store(0, Ordering::Relaxed);
+    }
+
+    fn open_store(&self, disk: FaultyDisk) -> chronicle_node::host::OpenStore {
+        let (knobs, pace, ahead) = (self.knobs, self.pace.clone(), self.ahead.clone());
+        Arc::new(move |dir, config| {
+            let wake = Arc::new(Notify::new());
+            let waker = wake.clone();
+            let config = StoreConfig {
+                segment_bytes: knobs.segment_bytes,
+                journal_rewrite_bytes: 16 << 10,
+                threads: Threads::Driven { on_work: Some(Arc::new(move || waker.notify_one())) },
+                clock: Arc::new(SimulatedClock { ahead: ahead.clone() }),
+                ..config
+            };
+            let store = Store::open(Arc::new(disk.clone()), dir, config)?;
+            tokio::spawn(drive(Arc::downgrade(&store), wake, knobs.disk_ms_max, pace.clone()));
+            Ok(store)
+        })
+    }
 }
 
 /// The store's thread: does its rounds when there is something to do, each after the time that a disk takes.
-async fn drive(store: Weak<Store>, wake: Arc<Notify>, disk_ms_max: u64) {
+async fn drive(store: Weak<Store>, wake: Arc<Notify>, disk_ms_max: u64, pace: Arc<DiskPace>) {
     loop {
         let Some(due) = store.upgrade().map(|store| store.next_due()) else { return };
         let Some(due) = due else {
@@ -191,8 +250,11 @@ async fn drive(store: Weak<Store>, wake: Arc<Notify>, disk_ms_max: u64) {
             let _ = tokio::time::timeout(due - now, wake.notified()).await;
             continue;
         }
-        let delay = rand::rng().random_range(0..=disk_ms_max);
+        let delay = rand::rng().random_range(0..=disk_ms_max) + pace.slow_ms.load(Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(delay)).await;
+        while pace.hangs.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let Some(store) = store.upgrade() else { return };
         if !store.drive() {
             drop(store);

@@ -1,18 +1,20 @@
 //! One simulation from its seed to its verdict.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::task::JoinSet;
 use turmoil::{Builder, Sim};
 
-use crate::load::{Board, Clients};
+use crate::board::{Board, Clients};
 use crate::machine::{Knobs, Machine, set_elapsed, simulate};
-use crate::plan::Plan;
+use crate::plan::{Plan, open_defect};
 use crate::trace::Detail;
-use crate::{network, trace};
+use crate::{network, tally, trace};
 use chronicle_log::simulated;
 
 /// Longest simulated time.
@@ -25,18 +27,18 @@ pub struct Report {
     pub trace: u64,
     /// Lines that were noted.
     pub lines: u64,
-    /// Records acknowledged.
-    pub acknowledged: u64,
-    /// Records stored at the end.
-    pub stored: u64,
-    /// Machines that lost power.
-    pub crashes: u32,
-    /// Times that lines were cut.
-    pub cuts: u32,
-    /// A node joined and another left.
-    pub membership_change: bool,
     /// Simulated time.
     pub simulated: Duration,
+    /// How much was done, by kind: operations by their outcome, faults, checks.
+    pub counts: BTreeMap<&'static str, u64>,
+}
+
+impl std::fmt::Display for Report {
+    /// `KEY=NUMBER` separated by semicolons.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "trace={};lines={};simulated ms={}", self.trace, self.lines, self.simulated.as_millis())?;
+        self.counts.iter().try_for_each(|(kind, count)| write!(f, ";{kind}={count}"))
+    }
 }
 
 /// Runs the simulation of a seed, on a thread of its own.
@@ -73,12 +75,15 @@ fn simulation(seed: u64) -> Result<Report> {
         .tcp_capacity(1 << 16)
         .enable_random_order()
         .build();
+    let producers_expire = open_defect("expiring-producers") && random.random_ratio(1, 3);
     let knobs = Knobs {
         segment_bytes: 1 << random.random_range(12..20),
         disk_ms_max: random.random_range(0..8),
         idle_ms: if random.random() { 1000 } else { 60_000 },
+        cache_bytes: if random.random() { 0 } else { 1 << 20 },
+        producers_max: if producers_expire { 3 } else { 10_000 },
     };
-    let membership_change = random.random_ratio(1, 2);
+    let membership_change = random.random_ratio(1, 3);
     let founders = ["n1", "n2", "n3"].map(String::from);
     let mut names = founders.to_vec();
     if membership_change {
@@ -95,17 +100,13 @@ fn simulation(seed: u64) -> Result<Report> {
     }
     let board = Rc::new(Board::default());
     let servers = founders.iter().map(|name| format!("{name}:{}", network::PORT)).collect::<Vec<_>>().join(",");
-    let pace = Duration::from_millis(random.random_range(5..40));
-    let clients = Clients { board: board.clone(), servers, writers: 4, pace };
-    sim.client("operator", boxed(clients.clone().operator()));
-    for number in 0..clients.writers {
-        sim.client(format!("w{number}"), boxed(clients.clone().writer(number)));
-        sim.client(format!("r{number}"), boxed(clients.clone().reader(number)));
-    }
-    sim.client("checker", boxed(clients.clone().checker()));
+    let pace = Duration::from_millis(random.random_range(8..60));
+    let clients =
+        Clients { board: board.clone(), servers, writers: 4, pace, producers_expire, groups: !membership_change };
+    start(&mut sim, clients);
 
     let mut plan: Option<Plan> = None;
-    let length = Duration::from_secs(random.random_range(6..15));
+    let length = Duration::from_secs(random.random_range(8..20));
     let plan_random = StdRng::seed_from_u64(random.random());
     loop {
         let finished = sim.step().map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -121,7 +122,7 @@ fn simulation(seed: u64) -> Result<Report> {
             if let Some(late) = machines.get(3) {
                 add(&mut sim, late);
             }
-            Plan::new(plan_random.clone(), now, length, membership_change)
+            Plan::new(plan_random.clone(), machines.len(), now, length, membership_change)
         });
         if !plan.step(&mut sim, &machines, &board) {
             trace::note("plan", "everything is mended");
@@ -130,25 +131,65 @@ fn simulation(seed: u64) -> Result<Report> {
         }
     }
     ensure!(board.checked.get(), "the simulation ended before its check");
+    let victims = plan.map(|plan| plan.victims).unwrap_or_default();
+    for (node, machine) in machines.iter().enumerate().filter(|(node, _)| !victims.contains(node)) {
+        let aside = machine.disk.files().into_iter().find(|path| path.to_string_lossy().contains("quarantine-"));
+        ensure!(aside.is_none(), "{}: nothing was damaged on its disk, but there is {aside:?}", names[node]);
+    }
+    tally::count("checks.undamaged disks");
+    if membership_change {
+        tally::count("faults.membership changes");
+    }
     let trace = trace::current();
-    let (crashes, cuts) = plan.map_or((0, 0), |plan| (plan.crashes, plan.cuts));
-    Ok(Report {
-        trace: trace.hash,
-        lines: trace.lines,
-        acknowledged: board.acknowledged.get(),
-        stored: board.stored.get(),
-        crashes,
-        cuts,
-        membership_change,
-        simulated: sim.elapsed(),
-    })
+    Ok(Report { trace: trace.hash, lines: trace.lines, simulated: sim.elapsed(), counts: tally::take() })
+}
+
+/// Starts the operator, the load and the checker. All are tasks of one host: each host costs time at every tick.
+fn start(sim: &mut Sim<'_>, clients: Clients) {
+    sim.client("clients", async move {
+        let mut tasks = JoinSet::new();
+        let busy = || clients.board.busy.set(clients.board.busy.get() + 1);
+        tasks.spawn_local(clients.clone().operator());
+        for number in 0..clients.writers {
+            busy();
+            tasks.spawn_local(clients.clone().writer(number));
+            busy();
+            tasks.spawn_local(clients.clone().reader(number));
+        }
+        if clients.producers_expire {
+            for number in clients.writers..clients.writers + 2 {
+                busy();
+                tasks.spawn_local(clients.clone().crowd(number));
+            }
+        }
+        for number in 0..4 {
+            busy();
+            tasks.spawn_local(clients.clone().bookkeeper(number));
+        }
+        if clients.groups {
+            for number in 0..2 {
+                busy();
+                tasks.spawn_local(clients.clone().committer(number, 0));
+            }
+        }
+        busy();
+        tasks.spawn_local(clients.clone().trail_writer());
+        busy();
+        tasks.spawn_local(clients.clone().trail_reader());
+        tasks.spawn_local(clients.checker());
+        while let Some(ended) = tasks.join_next().await {
+            // A panic of a client goes on in the simulation.
+            let ended: Result<()> = ended.unwrap_or_else(|error| match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(error) => Err(error.into()),
+            });
+            ended.map_err(|error| format!("{error:#}"))?;
+        }
+        Ok(())
+    });
 }
 
 fn add(sim: &mut Sim<'_>, machine: &Machine) {
     let machine = machine.clone();
     sim.host(machine.name.clone(), move || machine.clone().run());
-}
-
-async fn boxed(work: impl Future<Output = Result<()>>) -> turmoil::Result {
-    work.await.map_err(|error| format!("{error:#}").into())
 }

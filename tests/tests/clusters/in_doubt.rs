@@ -28,8 +28,11 @@ async fn a_flipped_bit_in_the_last_acknowledged_record_and_a_lost_leader_lose_no
     let newest = replica::segments(cluster.node(follower).data_dir(), log)?.pop().context("a segment")?;
     replica::flip_in_last_record(&newest)?;
 
-    cluster.restart(follower)?;
-    cluster.restart(behind)?;
+    // Neither is ready before the other one runs.
+    for number in [follower, behind] {
+        cluster.node_mut(number).launch()?;
+    }
+    cluster.wait_ready(&[follower, behind])?;
     let in_doubt = |cluster: &Cluster| -> Result<bool> {
         let metric = |name: &str| Ok::<_, anyhow::Error>(cluster.node(follower).metric(name)? == Some(1.0));
         // A slow machine has given the mark time: then the damage is certain.

@@ -8,7 +8,7 @@ use chronicle_log::{
     disk::{Disk, MemoryDisk, OpenMode},
 };
 
-/// Position of the header's bytes and of the payload's first byte in a frame.
+/// Bytes of a frame before its payload.
 const FRAME_HEADER: usize = 72;
 
 /// A log of `entries` that was killed: each was acknowledged on its own. With the positions of their frames in its only segment.
@@ -75,7 +75,7 @@ fn a_damaged_last_entry_is_known_by_its_header_and_stays_known_until_it_is_settl
 fn without_a_header_there_is_a_bound_of_what_was_there() {
     let (disk, frames) = killed(12);
     let end = disk.contents(&segment(0)).unwrap().len();
-    // The header of the last entry, the ends of both of the last two, and zeros in place of the last entry.
+    // In the last entry: its header; its header and its payload; its payload alone.
     let changes = [
         (vec![frames[11]], 12, None),
         (vec![frames[11] + 68, frames[11] + FRAME_HEADER], 12, None),

@@ -67,7 +67,7 @@ fn shown<T: Display, E: Display>(result: Result<T, E>) -> String {
 }
 
 /// Fuzzes one file of [`directory`].
-fn fuzz_file(name: &'static str, path: &Path, repair: Option<fn(&mut Vec<u8>)>) {
+fn fuzz_file(name: &'static str, path: &Path, repair: Option<fn(&mut [u8])>) {
     let disk = directory();
     let mut fuzz = Fuzz::new(name).seed(disk.contents(path).unwrap()).allowance(64, COST).mutations(1500);
     if let Some(repair) = repair {
