@@ -23,13 +23,14 @@ use super::{Node, refused};
 use crate::cluster::CONTROLLER_LOG;
 use crate::controller::ControllerError;
 use crate::host::flushed::journal;
+use crate::host::now_ms;
 use crate::membership::JoinRefusal;
 use crate::metadata::DiskGeneration;
 use crate::model::{ApiError, PartitionError};
 use crate::peers::Expulsion;
 
 /// Journal key of the controller's log whose value is a [`StoredGeneration`].
-const KEY_GENERATION: u8 = 11;
+pub(super) const KEY_GENERATION: u8 = 11;
 /// Journal key of the controller's log: the latest generations seen of other nodes, JSON by raft id.
 const KEY_GENERATIONS_SEEN: u8 = 12;
 /// Interval at which the generation is raised while the node stores entries. A rollback that forgets less may go unnoticed.
@@ -52,6 +53,13 @@ pub(super) struct StoredGeneration {
 }
 
 impl StoredGeneration {
+    /// A generation beyond those that the cluster has seen of a directory with `number`: the time, which rises as fast as generations at
+    /// least. It counts as accepted, so that the next start raises it and begins a lineage of its own.
+    pub(super) fn beyond(number: u64) -> Self {
+        let number = now_ms().max(0).cast_unsigned().max(number.saturating_add(1));
+        Self { number, lineage: 0, accepted: true, refused: None }
+    }
+
     /// Reads the generation of a data directory.
     pub(super) fn load(store: &Store) -> Self {
         store.journal_get(CONTROLLER_LOG, KEY_GENERATION).and_then(|bytes| Self::decode(&bytes)).unwrap_or_default()
@@ -65,7 +73,7 @@ impl StoredGeneration {
         journal(store, CONTROLLER_LOG, KEY_GENERATION, self.encode()).await
     }
 
-    fn encode(&self) -> Bytes {
+    pub(super) fn encode(&self) -> Bytes {
         let mut bytes = [self.number.to_le_bytes(), self.lineage.to_le_bytes()].concat();
         bytes.push(u8::from(self.accepted) | (u8::from(self.refused.is_some()) << 1));
         bytes.extend(self.refused.iter().flat_map(|why| why.bytes().take(REASON_MAX)));

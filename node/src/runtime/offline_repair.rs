@@ -10,6 +10,7 @@ use std::sync::Arc;
 use chronicle_log::disk::RealDisk;
 use chronicle_log::{LogError, LogId, SalvagedJournal, Store, StoreConfig};
 
+use super::generation::{KEY_GENERATION, StoredGeneration};
 use super::join_cluster::KEY_MEMBERSHIP;
 use crate::cluster::{CONTROLLER_LOG, FillMark, declare_source, set_aside};
 use crate::membership::{Origin, Remembered};
@@ -101,6 +102,9 @@ pub fn repair_journal(dir: &Path, mode: JournalRepairMode) -> Result<JournalRepa
             }
         }
     }
+    // The last raise may be lost, and what the node has shown to others unknown.
+    let generation = StoredGeneration::beyond(0).encode();
+    journal.put(CONTROLLER_LOG, KEY_GENERATION, generation);
     report.quarantine = journal.write()?;
     Ok(report)
 }
