@@ -65,16 +65,21 @@ async fn a_flipped_bit_in_the_last_acknowledged_record_and_a_lost_leader_lose_no
         .await?;
     ensure!(next > last, "offset {next} after {last}");
     cluster.caught_up(TOPIC).await?;
-    for number in 0..3 {
-        let records = api::read_all(cluster.node(number).address(), TOPIC, 1 << 20).await?;
-        let found = records.iter().find(|record| record.offset == last).and_then(|record| record.value.as_deref());
-        ensure!(found == Some(b"last"), "node-{number} has {found:?} at offset {last}");
-    }
     cluster
         .eventually("nobody is in doubt", async |cluster| {
             ensure!(!in_doubt(cluster)?, "the follower");
             Ok(())
         })
         .await?;
+    let leader = cluster.leader(TOPIC, 0).await?;
+    let served = api::read_all(cluster.node(leader).address(), TOPIC, 1 << 20).await?;
+    let found = served.iter().find(|record| record.offset == last).and_then(|record| record.value.as_deref());
+    ensure!(found == Some(b"last"), "the leader serves {found:?} at offset {last}");
+    for number in 0..3 {
+        cluster.terminate(number)?;
+        let stored = replica::read(cluster.node(number).data_dir(), log)?;
+        let found = stored.iter().find(|record| record.offset == last).and_then(|record| record.value.as_deref());
+        ensure!(found == Some(b"last"), "node-{number} has {found:?} at offset {last}");
+    }
     cluster.finish()
 }
