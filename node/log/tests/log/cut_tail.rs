@@ -174,8 +174,9 @@ fn what_cannot_have_been_an_entry_is_no_lost_tail() {
     fill(&log, 10, 11);
     wait_sealed(&log);
     let sealed = memory.contents(&segment(0)).unwrap();
-    drop((log, store));
+    // As a killed process leaves it: closing the log would note its end.
     let footer = memory.fork();
+    drop((log, store));
     footer.remove_file(&segment(10)).unwrap();
     for kept in [143, 100, 8] {
         let disk = footer.fork();
