@@ -2,7 +2,7 @@
 //! asks a supervisor before each of its system calls that changes a file of its data folder (`faults/supervise.c`), and takes its
 //! wall clock from a library that shifts it (`faults/clock.c`). Both are compiled with `cc` when they are first needed.
 //!
-//! The supervisor can also record all of these calls, with their data ([`FaultyMachine::recorded`]).
+//! The supervisor can also record all of these calls, with their data ([`FaultyMachine::recorded`]): see [`crate::powerloss`].
 //!
 //! Invariant: faults end with [`FaultyMachine::heal`]; a restart of the process alone does not end them.
 

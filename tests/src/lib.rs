@@ -6,7 +6,8 @@
 //! [`writer`] writes to one node through crashes, [`history`] to a cluster, and both check the outcome. [`replica`]
 //! reads the disk of a node without the node. [`input`] finds real data to write; [`imports`] finds which source file
 //! imports which; [`collector`] receives spans; [`mount`] makes small, full and read-only volumes; [`tls`] makes
-//! certificates; [`faults`] makes disks and clocks that fail; [`wire`] sends bytes that no library would send. The tests are in `tests/tests`; the benchmark is
+//! certificates; [`faults`] makes disks and clocks that fail, and [`powerloss`] what a power failure can leave of a data
+//! folder; [`wire`] sends bytes that no library would send. The tests are in `tests/tests`; the benchmark is
 //! `tests/src/bin/bench`.
 //!
 //! Variables: `CHRONICLE_TEST_BINARY` names the program to test, `CHRONICLE_TEST_FACTOR` multiplies the duration of the
@@ -26,6 +27,7 @@ pub mod input;
 pub mod mount;
 pub mod netns;
 pub mod node;
+pub mod powerloss;
 pub mod replica;
 pub mod tls;
 pub mod wire;

@@ -11,4 +11,5 @@ mod lifecycle;
 mod live_config;
 mod main_job;
 mod operations;
+mod power;
 mod support;

@@ -23,6 +23,9 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 /// What opening a store and reading its log takes by itself.
 const COST: usize = 1 << 20;
 
+/// Secret of the segment that is made first in [`directory`].
+const FIRST_SECRET: [u8; 8] = 1_u64.to_be_bytes();
+
 fn driven() -> StoreConfig {
     StoreConfig { segment_bytes: 1024, threads: Threads::Driven { on_work: None }, ..config() }
 }
@@ -30,7 +33,9 @@ fn driven() -> StoreConfig {
 /// A sealed segment, one that is not, their indexes, a checkpoint and a journal with the votes of a caller.
 fn directory() -> MemoryDisk {
     let (memory, disk) = memory();
-    let store = Store::open(disk, Path::new(DIR), StoreConfig { segment_bytes: 1024, ..config() }).unwrap();
+    // The secret of the first segment is known: see `FIRST_SECRET`.
+    let entropy = Arc::new(Counted::default());
+    let store = Store::open(disk, Path::new(DIR), StoreConfig { segment_bytes: 1024, entropy, ..config() }).unwrap();
     let log = store.open_log(id(0), LogConfig::default()).unwrap();
     fill(&log, 0, 12);
     wait_sealed(&log);
@@ -104,17 +109,18 @@ fn put(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
-/// Makes the checksums of a segment's header, frames and footer right, as far as lengths lead.
+/// Makes the checksums and tags of a segment's header, frames and footer right, as far as lengths lead.
 fn repair_segment(bytes: &mut [u8]) {
-    if bytes.len() < 80 {
+    if bytes.len() < SEGMENT_HEADER {
         return;
     }
-    let crc = crc32c::crc32c(&bytes[..76]);
-    put(bytes, 76, crc);
-    let seed = crc32c::crc32c_append(crc32c::crc32c(&bytes[16..36]), &bytes[40..48]);
-    let mut at = 80;
+    let crc = crc32c::crc32c(&bytes[..SEGMENT_HEADER - 4]);
+    put(bytes, SEGMENT_HEADER - 4, crc);
+    let (seed, tag) = seed_and_tag(bytes);
+    let mut at = SEGMENT_HEADER;
     while at + 72 <= bytes.len() && &bytes[at..at + 8] != b"CHRNLFTR" {
         let length = u32_at(bytes, at) as usize;
+        bytes[at + 10..at + 12].copy_from_slice(&tag);
         let own = crc32c::crc32c_append(crc32c::crc32c_append(seed, &bytes[at..at + 4]), &bytes[at + 8..at + 68]);
         put(bytes, at + 68, own);
         let Some(frame) = bytes.get(at + 8..at + 8 + length) else { return };
@@ -126,6 +132,19 @@ fn repair_segment(bytes: &mut [u8]) {
         let crc = crc32c::crc32c_append(seed, &bytes[at..at + 140]);
         put(bytes, at + 140, crc);
     }
+}
+
+/// Without a change it changes nothing: otherwise it would make every input one that is refused at once.
+#[test]
+fn a_repair_leaves_a_sound_segment_as_it_is() {
+    let disk = directory();
+    for base in bases(&disk) {
+        let sound = disk.contents(&segment(base)).unwrap();
+        let mut repaired = sound.clone();
+        repair_segment(&mut repaired);
+        assert!(repaired == sound, "segment {base}");
+    }
+    assert_eq!(disk.contents(&segment(0)).unwrap()[72..80], FIRST_SECRET);
 }
 
 #[test]
@@ -163,7 +182,7 @@ fn mutated_segments_are_inspected() {
 fn mutated_indexes_are_used_or_rebuilt() {
     fn repair(bytes: &mut [u8]) {
         if bytes.len() >= 40 {
-            let seed = crc32c::crc32c(&[&log_bytes()[..], &0_u64.to_le_bytes()].concat());
+            let seed = crc32c::crc32c_append(crc32c::crc32c(&FIRST_SECRET), &0_u64.to_le_bytes());
             let crc = crc32c::crc32c_append(crc32c::crc32c_append(seed, &bytes[..36]), &bytes[40..]);
             put(bytes, 36, crc);
         }
@@ -209,4 +228,20 @@ fn mutated_journals_are_opened_or_refused() {
 fn mutated_notes_of_a_directory_are_read_or_refused() {
     fuzz_file("journal-ends", &Path::new(DIR).join("meta/closed"), None);
     fuzz_file("directory-formats", &Path::new(DIR).join("FORMAT"), None);
+}
+
+#[test]
+fn a_footer_that_describes_another_place_is_not_taken() {
+    let disk = directory();
+    let mut bytes = disk.contents(&segment(0)).unwrap();
+    let footer = bytes.len() - 144;
+    // Its first index, beyond every index of the log: a reader that believes it looks for its entries for ever.
+    bytes[footer + 32..footer + 40].copy_from_slice(&(1_u64 << 41).to_le_bytes());
+    repair_segment(&mut bytes);
+    disk.overwrite(&segment(0), &bytes).unwrap();
+    let store = Store::open(Arc::new(disk), Path::new(DIR), driven()).unwrap();
+    let log = store.open_log(id(0), LogConfig::default()).unwrap();
+    assert_eq!(log.position().first_index, 0);
+    assert_samples(&log, 0, 12);
+    assert_eq!(log.entry_for_time(1003, u64::MAX).unwrap().unwrap().entry, sample(3));
 }

@@ -8,6 +8,7 @@ mod cut_tail;
 mod damage;
 mod ends;
 mod engine;
+mod every_file;
 mod faults;
 mod format;
 mod fuzz;
