@@ -123,7 +123,7 @@ enum FileHarm {
 
 /// Everything that is done to a file of this length.
 fn harms(len: usize, older: bool) -> Vec<FileHarm> {
-    let exact = |at: &usize| *at < EXACT || len - at < EXACT || at % STEP == 0;
+    let exact = |at: &usize| *at < EXACT || len - at < EXACT || at.is_multiple_of(STEP);
     let mut all: Vec<FileHarm> = (0..len).filter(exact).map(FileHarm::Flip).collect();
     all.extend((0..len).filter(exact).map(FileHarm::Cut));
     all.extend((0..len).step_by(BLOCK).map(FileHarm::ZeroBlock));
