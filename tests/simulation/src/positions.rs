@@ -14,6 +14,9 @@ use crate::machine::elapsed;
 use crate::tally::count;
 use crate::trace::note;
 
+/// A call that took this long (us) may have been made more than once by the client.
+const REPEATED_US: u64 = 50_000;
+
 /// A call with its answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PositionCall {
@@ -60,7 +63,15 @@ impl PositionsHistory {
                 PositionCall::Commit(offset) => timed.answered.is_some() || read.contains(&offset),
                 PositionCall::Fetch(_) => true,
             };
-            let history: Vec<Timed<PositionCall>> = history.iter().filter(matters).cloned().collect();
+            let mut history: Vec<Timed<PositionCall>> = history.iter().filter(matters).cloned().collect();
+            // The client repeats a commit of which it got no answer: it may take effect twice, with those of others in between.
+            let repeated = |timed: &&Timed<PositionCall>| {
+                let long = timed.answered.is_some_and(|answered| answered - timed.made >= REPEATED_US);
+                long && matches!(timed.call, PositionCall::Commit(offset) if read.contains(&offset))
+            };
+            let again: Vec<_> =
+                history.iter().filter(repeated).map(|timed| Timed { answered: None, ..timed.clone() }).collect();
+            history.extend(again);
             check::<PositionModel>(-1, &history).map_err(|why| anyhow::anyhow!("group {group}: {why}"))?;
             count("checks.linearizable groups");
         }
