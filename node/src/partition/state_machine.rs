@@ -66,9 +66,7 @@ impl AppliedState {
     pub(super) fn log_start(&self, log: &Log) -> u64 {
         self.start().offset.max(log.position().start_offset)
     }
-}
 
-impl AppliedState {
     /// The clock of the producer table: milliseconds since the partition was opened here.
     pub(super) fn now_ms(&self) -> u64 {
         self.opened.elapsed().as_millis() as u64

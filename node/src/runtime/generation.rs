@@ -53,11 +53,16 @@ pub(super) struct StoredGeneration {
 }
 
 impl StoredGeneration {
-    /// A generation beyond those that the cluster has seen of a directory with `number`: the time, which rises as fast as generations at
-    /// least. It counts as accepted, so that the next start raises it and begins a lineage of its own.
-    pub(super) fn beyond(number: u64) -> Self {
-        let number = now_ms().max(0).cast_unsigned().max(number.saturating_add(1));
+    /// The generation that a person gives to a directory. It counts as accepted, so that the next start raises it and begins a
+    /// lineage of its own.
+    pub(super) fn given(number: u64) -> Self {
         Self { number, lineage: 0, accepted: true, refused: None }
+    }
+
+    /// A number beyond those that the cluster has seen of any directory: the time in milliseconds since the Unix epoch, which rises
+    /// as fast as generations at least, also when one snapshot is restored twice.
+    pub(super) fn number_beyond_all() -> u64 {
+        now_ms().max(0).cast_unsigned()
     }
 
     /// Reads the generation of a data directory.

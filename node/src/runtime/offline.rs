@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::generation::StoredGeneration;
 use super::join_cluster::JournalMemory;
-use crate::host::now_ms;
 use crate::membership::{Memory, Remembered};
 
 /// Why the data directory was not changed.
@@ -96,15 +95,12 @@ impl OfflineDirectory {
     /// # Errors
     /// When the generation would not rise, or the directory cannot be written.
     pub async fn accept_restored(&self, number: Option<u64>) -> Result<u64, OfflineError> {
-        // Times rise as fast as generations at least, also when one snapshot is restored twice.
-        let asked = number.unwrap_or_else(|| now_ms().max(0).cast_unsigned());
+        let asked = number.unwrap_or_else(StoredGeneration::number_beyond_all);
         let stored = self.owner.generation;
         if asked <= stored {
             return Err(OfflineError::NotRaised { asked, stored });
         }
-        // Accepted, so that the next start raises it and begins a lineage of its own.
-        let restored = StoredGeneration { number: asked, lineage: 0, accepted: true, refused: None };
-        restored.save(&self.store).await?;
+        StoredGeneration::given(asked).save(&self.store).await?;
         Ok(asked)
     }
 

@@ -103,7 +103,7 @@ pub fn repair_journal(dir: &Path, mode: JournalRepairMode) -> Result<JournalRepa
         }
     }
     // The last raise may be lost, and what the node has shown to others unknown.
-    let generation = StoredGeneration::beyond(0).encode();
+    let generation = StoredGeneration::given(StoredGeneration::number_beyond_all()).encode();
     journal.put(CONTROLLER_LOG, KEY_GENERATION, generation);
     report.quarantine = journal.write()?;
     Ok(report)
